@@ -1,0 +1,74 @@
+# The verbs of this project. The kernel's build does not read this file, but Kbuild.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Verbs may use the same objects and guests, so they run one after the other.
+.NOTPARALLEL:
+
+# A prepared kernel tree to build against; without it, the stock kernel.
+KDIR ?=
+
+in_root := qemu/in-root
+runner := $(in_root) build/target/release/runner
+results := build/results
+
+.PHONY: help
+help: ## List the verbs
+	@printf 'pmem-rs: a persistent memory driver in Rust. Verbs of make:\n\n'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
+	@printf '\nWhat they download and prepare is kept in %s (PMEM_RS_CACHE).\n' \
+		"$${PMEM_RS_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/pmem-rs}"
+
+.PHONY: demo
+demo: build/env runner ## Boot the stock kernel with the driver and show a DAX mount that survives
+	@$(runner) demo --env build/env --results $(results)
+
+.PHONY: check
+check: ## Run host tests, lints and guest tests
+	@tests/check
+
+.PHONY: modules
+modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make modules KDIR=...
+	@if [[ -n "$(KDIR)" ]]; then \
+		qemu/module "$(KDIR)"; \
+	else \
+		kdir=$$(qemu/kdir); qemu/module "$$kdir"; \
+	fi
+
+.PHONY: shell
+shell: build/env runner ## Boot a guest with the module loaded, with a prompt (PMEM_RS_SHELL: more options)
+	@$(runner) shell --env build/env $(PMEM_RS_SHELL)
+
+.PHONY: lint
+lint: ## Check format, kernel clippy, rustdoc, shell scripts, panics and unsafe code
+	@tests/lint
+
+.PHONY: rust-analyzer
+rust-analyzer: ## Write rust-project.json, so that editors understand the module
+	@qemu/rust-analyzer
+
+.PHONY: env
+env: ## Print the paths of what was built as KEY=value, building it first
+	@qemu/env
+
+.PHONY: clean
+clean: ## Remove what was built in the checkout (build/)
+	@rm -rf --one-file-system build
+
+.PHONY: distclean
+distclean: clean ## Also remove the cache: build root, kernels, guest images
+	@qemu/distclean
+
+# Not verbs, but what verbs need.
+
+.PHONY: build/env
+build/env:
+	@qemu/env >/dev/null
+
+.PHONY: runner
+runner:
+	@$(in_root) cargo build --quiet --locked --release -p runner

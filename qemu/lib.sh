@@ -1,0 +1,158 @@
+# What all scripts of qemu/ share: messages, the cache and its locks, and entering the build root's
+# privileges. To be sourced.
+# shellcheck shell=bash
+
+set -euo pipefail
+umask 022
+export LC_ALL=C
+
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=qemu/config
+. "$PROJECT/qemu/config"
+
+# The start of the outermost script, so that all lines of a run count from the same moment.
+export PMEM_RS_STARTED=${PMEM_RS_STARTED:-$EPOCHSECONDS}
+
+# One line for a person, on stderr because stdout carries results.
+say() {
+    printf '[%3d s] %s\n' "$((EPOCHSECONDS - PMEM_RS_STARTED))" "$*" >&2
+}
+
+# die MESSAGE [REMEDY…]
+die() {
+    printf 'pmem-rs: %s\n' "$1" >&2
+    shift
+    (($# == 0)) || printf '         %s\n' "$@" >&2
+    exit 1
+}
+
+# Kbuild passes paths through make and the shell unquoted.
+case $PROJECT in
+*[[:space:]:\']*) die "the checkout's path has a space, a colon or a quote in it, which Kbuild cannot handle: $PROJECT" ;;
+esac
+
+CACHE=${PMEM_RS_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME or PMEM_RS_CACHE must be set}/.cache}/pmem-rs}
+CACHE=$(realpath -m -- "$CACHE")
+case $CACHE in
+*[[:space:]:\']*) die "the cache's path has a space, a colon or a quote in it: $CACHE" "Set PMEM_RS_CACHE to another folder." ;;
+esac
+export PMEM_RS_CACHE=$CACHE
+
+# The file that says that a folder is this project's cache. It has the form that backup programs
+# know to skip, and distclean removes nothing without it.
+cache_tag=$CACHE/CACHEDIR.TAG
+cache_tag_text='Signature: 8a477f597d28d172789f06886806bc55
+# Cache of pmem-rs. `make distclean` removes it.'
+
+# Makes the cache folder, and refuses one that is not ours.
+open_cache() {
+    if [[ -e $cache_tag ]]; then
+        [[ -O $CACHE ]] || die "the cache $CACHE belongs to $(stat -c %U "$CACHE")" \
+            "Set PMEM_RS_CACHE to a folder of your own."
+        return
+    fi
+    mkdir -p "$CACHE" || die "cannot make the cache folder $CACHE" "Set PMEM_RS_CACHE to another folder."
+    [[ -z $(ls -A "$CACHE") ]] || die "$CACHE is neither empty nor a cache of pmem-rs" \
+        "Set PMEM_RS_CACHE to another folder."
+    printf '%s\n' "$cache_tag_text" >"$cache_tag"
+}
+
+# hash WORD… : a short name for all that went into making something.
+hash() {
+    printf '%s\n' "$@" | sha256sum | cut -c1-12
+}
+
+# Waits until no other run makes NAME, and keeps others out until this script ends.
+lock() {
+    local fd
+    exec {fd}>"$CACHE/$1.lock"
+    if ! flock -n "$fd"; then
+        say "$1: waiting for another run that is making it"
+        flock "$fd"
+    fi
+}
+
+# need_space WHAT MIB: there must be room in the cache's file system.
+need_space() {
+    local have
+    have=$(($(df --output=avail -k "$CACHE" | tail -n 1) / 1024))
+    ((have >= $2)) || die "$1 needs $2 MiB in $CACHE, but only $have MiB are free there" \
+        "Make room, or set PMEM_RS_CACHE to a folder on another disk."
+}
+
+# watched LABEL LOG CMD… : runs CMD with its output in LOG, reports every ten seconds that it is
+# still at work and on what, and shows the end of LOG when it fails.
+watched() {
+    local label=$1 log=$2 status=0 began=$EPOCHSECONDS never
+    shift 2
+    mkdir -p "$(dirname "$log")"
+    : >"$log"
+    say "$label"
+    # A pipe that never delivers: read's timeout sleeps without a child that could outlive us.
+    exec {never}<> <(:)
+    while ! read -r -t 10 -u "$never" && kill -0 $$ 2>/dev/null; do
+        say "  $((EPOCHSECONDS - began)) s: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
+    done &
+    watched_ticker=$!
+    trap 'kill "$watched_ticker" 2>/dev/null' EXIT
+    # Not `"$@" || status=$?`, which would switch errexit off inside of a function.
+    set +e
+    (set -e; "$@") >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    kill "$watched_ticker" 2>/dev/null || true
+    wait "$watched_ticker" 2>/dev/null || true
+    trap - EXIT
+    exec {never}>&-
+    if ((status)); then
+        tail -n 30 "$log" >&2
+        die "failed (status $status): $label" "The whole output is in $log"
+    fi
+    say "  done in $((EPOCHSECONDS - began)) s"
+}
+
+inside_root() {
+    [[ -e /.pmem-rs-root ]]
+}
+
+# Runs a command as root, in a user namespace when the caller is not: there the caller appears as
+# root, and the ids that /etc/subuid lends are the others.
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        unshare --user --map-auto --map-root-user -- "$@"
+    fi
+}
+
+# Says what is missing when namespaces cannot be made.
+need_namespaces() {
+    local problem
+    if ((EUID == 0)); then
+        problem=$(unshare --mount --pid --fork true 2>&1) && return
+        die "root, but not allowed to make mount namespaces: $problem" \
+            "In a container, run it privileged (docker run --privileged), or as a user with user namespaces."
+    fi
+    unshare --help | grep -q -e --map-auto ||
+        die "this util-linux is too old to run without root (unshare has no --map-auto, which came with 2.38)" \
+            "Run as root, or on a newer system."
+    command -v newuidmap >/dev/null ||
+        die "newuidmap is missing, which is needed to run without root" "Run: sudo apt-get install uidmap"
+    if [[ $(cat /proc/sys/user/max_user_namespaces) == 0 ]]; then
+        die "neither root nor user namespaces: user.max_user_namespaces is 0" \
+            "Run as root, or: sudo sysctl user.max_user_namespaces=10000"
+    fi
+    if [[ -r /proc/sys/kernel/unprivileged_userns_clone ]] &&
+        [[ $(cat /proc/sys/kernel/unprivileged_userns_clone) == 0 ]]; then
+        die "neither root nor user namespaces: kernel.unprivileged_userns_clone is 0" \
+            "Run as root, or: sudo sysctl kernel.unprivileged_userns_clone=1"
+    fi
+    for file in /etc/subuid /etc/subgid; do
+        grep -q -E "^($(id -un)|$EUID):" "$file" 2>/dev/null ||
+            die "$(id -un) has no entry in $file, which is needed to run without root" \
+                "Run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)"
+    done
+    problem=$(unshare --user --map-auto --map-root-user --mount --pid --fork true 2>&1) && return
+    die "neither root nor user namespaces: $problem" \
+        "Run as root. (Ubuntu: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
+}
