@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bindgen reads: the C interfaces that the bindings of the kernel crate lack.
+ * `bindgen_parameters` says which of their items are wanted.
+ */
+
+/* Forward references to enums confuse bindgen; see rust/bindings/bindings_helper.h. */
+#include <linux/hrtimer_types.h>
+
+#include <linux/badblocks.h>
+#include <linux/blkdev.h>
+#include <linux/cacheflush.h>
+#include <linux/dax.h>
+#include <linux/libnvdimm.h>
+#include <linux/memremap.h>
+#include <linux/nd.h>
+#include "btt.h"
+#include "nd.h"
+#include "pfn.h"
+
+/* bindgen cannot evaluate macros that cast; constants with an initialiser it can. */
+const u32 PMEM_RS_CONST_BLK_FEAT_WRITE_CACHE = (__force u32)BLK_FEAT_WRITE_CACHE;
+const u32 PMEM_RS_CONST_BLK_FEAT_FUA = (__force u32)BLK_FEAT_FUA;
+const u32 PMEM_RS_CONST_BLK_FEAT_SYNCHRONOUS = (__force u32)BLK_FEAT_SYNCHRONOUS;
+const u32 PMEM_RS_CONST_BLK_FEAT_DAX = (__force u32)BLK_FEAT_DAX;
+const u32 PMEM_RS_CONST_BLK_FEAT_IO_STAT = (__force u32)BLK_FEAT_IO_STAT;
+const u32 PMEM_RS_CONST_REQ_OP_MASK = (__force u32)REQ_OP_MASK;
+const u32 PMEM_RS_CONST_REQ_PREFLUSH = (__force u32)REQ_PREFLUSH;
+const u32 PMEM_RS_CONST_REQ_FUA = (__force u32)REQ_FUA;
+const u8 PMEM_RS_CONST_BLK_STS_OK = (__force u8)BLK_STS_OK;
+const u8 PMEM_RS_CONST_BLK_STS_IOERR = (__force u8)BLK_STS_IOERR;
+const u8 PMEM_RS_CONST_BLK_STS_NOTSUPP = (__force u8)BLK_STS_NOTSUPP;
+const u64 PMEM_RS_CONST_ARCH_MEMREMAP_PMEM = ARCH_MEMREMAP_PMEM;
+const u32 PMEM_RS_CONST_ND_DRIVER_NAMESPACE_IO = ND_DRIVER_NAMESPACE_IO;
+const u32 PMEM_RS_CONST_ND_DRIVER_NAMESPACE_PMEM = ND_DRIVER_NAMESPACE_PMEM;
+const int PMEM_RS_CONST_NVDIMM_FLUSH_ASYNC = NVDIMM_FLUSH_ASYNC;
+const bool PMEM_RS_CONST_HAS_UACCESS_FLUSHCACHE =
+	IS_ENABLED(CONFIG_ARCH_HAS_UACCESS_FLUSHCACHE);
+const bool PMEM_RS_CONST_HAS_HIGHMEM = IS_ENABLED(CONFIG_HIGHMEM);
+
+#include "helpers.c"

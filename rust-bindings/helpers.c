@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros of the kernel that Rust cannot call, each under its own
+ * name with the prefix `pmem_rs_helper_`, which the bindings take off again.
+ * No logic here.
+ */
+#include <linux/badblocks.h>
+#include <linux/blkdev.h>
+#include <linux/bvec.h>
+#include <linux/device.h>
+#include <linux/highmem.h>
+#include <linux/io.h>
+#include <linux/mm.h>
+#include <linux/set_memory.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
+#include <linux/uaccess.h>
+#include <linux/uio.h>
+#include "nd.h"
+#include "pmem.h"
+
+void *pmem_rs_helper_page_address(struct page *page);
+void *pmem_rs_helper_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+void pmem_rs_helper_flush_dcache_page(struct page *page);
+void pmem_rs_helper_flush_dcache_page(struct page *page)
+{
+	flush_dcache_page(page);
+}
+
+void *pmem_rs_helper_zero_page_address(void);
+void *pmem_rs_helper_zero_page_address(void)
+{
+	return page_address(ZERO_PAGE(0));
+}
+
+void pmem_rs_helper_memcpy_flushcache(void *dst, const void *src, size_t len);
+void pmem_rs_helper_memcpy_flushcache(void *dst, const void *src, size_t len)
+{
+	memcpy_flushcache(dst, src, len);
+}
+
+size_t pmem_rs_helper_copy_from_iter_flushcache(void *dst, size_t len, struct iov_iter *i);
+size_t pmem_rs_helper_copy_from_iter_flushcache(void *dst, size_t len, struct iov_iter *i)
+{
+	return _copy_from_iter_flushcache(dst, len, i);
+}
+
+void pmem_rs_helper_arch_invalidate_pmem(void *addr, size_t size);
+void pmem_rs_helper_arch_invalidate_pmem(void *addr, size_t size)
+{
+	arch_invalidate_pmem(addr, size);
+}
+
+bool pmem_rs_helper_test_and_clear_pmem_poison(unsigned long pfn);
+bool pmem_rs_helper_test_and_clear_pmem_poison(unsigned long pfn)
+{
+	return test_and_clear_pmem_poison(pfn_to_page(pfn));
+}
+
+int pmem_rs_helper_clear_mce_nospec(unsigned long pfn);
+int pmem_rs_helper_clear_mce_nospec(unsigned long pfn)
+{
+	return clear_mce_nospec(pfn);
+}
+
+int pmem_rs_helper_dev_to_node(struct device *dev);
+int pmem_rs_helper_dev_to_node(struct device *dev)
+{
+	return dev_to_node(dev);
+}
+
+struct kernfs_node *pmem_rs_helper_sysfs_get_dirent(struct kernfs_node *parent, const char *name);
+struct kernfs_node *pmem_rs_helper_sysfs_get_dirent(struct kernfs_node *parent, const char *name)
+{
+	return sysfs_get_dirent(parent, name);
+}
+
+void pmem_rs_helper_bio_end_io_acct(struct bio *bio, unsigned long start_time);
+void pmem_rs_helper_bio_end_io_acct(struct bio *bio, unsigned long start_time)
+{
+	bio_end_io_acct(bio, start_time);
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of bad sectors.
+//!
+//! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
+
+use super::{
+    bindings,
+    kernfs::Dirent, //
+};
+use core::ptr::{
+    addr_of,
+    NonNull, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::SetOnce,
+    types::Opaque, //
+};
+
+/// A run of bad sectors that a [`Badblocks::check`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRange {
+    /// The first bad sector. It may lie before the sectors that were asked about.
+    pub first: u64,
+    /// How many sectors are bad from there on.
+    pub sectors: u64,
+}
+
+/// The bad sectors of a disk.
+///
+/// All operations may be called from any context and by several threads at once; the C side
+/// serialises them with a seqlock.
+///
+/// # Invariants
+///
+/// `inner` was initialised by `badblocks_init` and stays where it is until it is dropped.
+#[pin_data(PinnedDrop)]
+pub struct Badblocks {
+    #[pin]
+    inner: Opaque<bindings::badblocks>,
+    attribute: SetOnce<Dirent>,
+}
+
+// SAFETY: `struct badblocks` may be used and freed by any thread.
+unsafe impl Send for Badblocks {}
+
+// SAFETY: `struct badblocks` is protected by its own seqlock.
+unsafe impl Sync for Badblocks {}
+
+impl Badblocks {
+    /// Creates an empty list.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // INVARIANT: Initialised here, and pinned from here on.
+            inner <- Opaque::try_ffi_init(|slot: *mut bindings::badblocks| {
+                // SAFETY: `slot` is valid for writing. All zeroes is what the C users start from.
+                unsafe { slot.write_bytes(0, 1) };
+
+                // SAFETY: As above.
+                to_result(unsafe { bindings::badblocks_init(slot, 1) })
+            }),
+            attribute: SetOnce::new(),
+        })
+    }
+
+    /// Sets the sysfs attribute that shows the list, whose pollers are to be woken when an entry
+    /// goes. Only the first call has an effect.
+    pub fn set_attribute(&self, attribute: Dirent) {
+        self.attribute.populate(attribute);
+    }
+
+    /// Wakes those who poll the attribute.
+    pub fn notify(&self) {
+        if let Some(attribute) = self.attribute.as_ref() {
+            attribute.notify();
+        }
+    }
+
+    /// Returns whether there are no bad sectors at all.
+    ///
+    /// The answer may be outdated when it arrives, as with the C users of `badblocks::count`.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: By the type invariant the field is initialised. It is written under a lock that
+        // is not taken here; a volatile read of an aligned `int` cannot tear.
+        unsafe { addr_of!((*self.inner.get()).count).read_volatile() == 0 }
+    }
+
+    /// Looks for the first bad sector among the `sectors` ones from `first` on.
+    pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
+        // The C function warns about an empty request.
+        if sectors == 0 || self.is_empty() {
+            return None;
+        }
+
+        let mut bad = BadRange {
+            first: 0,
+            sectors: 0,
+        };
+        // SAFETY: By the type invariant `inner` is initialised; the results go to local variables.
+        let found = unsafe {
+            bindings::badblocks_check(
+                self.inner.get(),
+                first,
+                sectors,
+                &mut bad.first,
+                &mut bad.sectors,
+            )
+        };
+
+        (found != 0).then_some(bad)
+    }
+
+    /// Takes `sectors` sectors from `first` on off the list, and wakes those who poll it.
+    pub fn clear(&self, first: u64, sectors: u64) {
+        if sectors == 0 {
+            return;
+        }
+
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
+        self.notify();
+    }
+
+    /// Returns the C structure, which is valid as long as `self` is.
+    pub(super) fn as_raw(&self) -> NonNull<bindings::badblocks> {
+        NonNull::from(&self.inner).cast()
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Badblocks {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant `inner` is initialised, and nobody uses it any more.
+        unsafe { bindings::badblocks_exit(self.inner.get()) };
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The raw bindings: those of the kernel crate, and what `rust-bindings/` adds to them.
+
+#![allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_upper_case_globals,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn
+)]
+
+pub(super) use kernel::bindings::*;
+use kernel::ffi;
+
+/// `struct dax_device`, which is private to `drivers/dax/`.
+#[repr(C)]
+pub(super) struct dax_device {
+    _opaque: [u8; 0],
+}
+
+/// `struct nd_region`, of which only pointers are used.
+#[repr(C)]
+pub(super) struct nd_region {
+    _opaque: [u8; 0],
+}
+
+include!(env!("PMEM_RS_BINDINGS"));

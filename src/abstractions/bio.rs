@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block I/O requests of bio-based disks.
+//!
+//! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
+//! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h),
+//! [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
+
+use super::bindings;
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// How a request ended, as the block layer counts it (`blk_status_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(bindings::blk_status_t);
+
+impl Status {
+    /// The request was carried out.
+    pub const OK: Self = Self(bindings::BLK_STS_OK);
+    /// The request failed; it surfaces as `EIO`.
+    pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
+    /// The device does not know this operation; it surfaces as `EOPNOTSUPP`.
+    pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
+}
+
+impl From<Error> for Status {
+    fn from(err: Error) -> Self {
+        // SAFETY: A table look-up.
+        Self(unsafe { bindings::errno_to_blk_status(err.to_errno()) })
+    }
+}
+
+impl From<Result> for Status {
+    fn from(result: Result) -> Self {
+        match result {
+            Ok(()) => Self::OK,
+            Err(err) => err.into(),
+        }
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Data is to be read from the device.
+    Read,
+    /// Data is to be written to the device. Without data it is a flush.
+    Write,
+    /// Something else.
+    Other,
+}
+
+/// A request that a driver owns, from its submission until it ends it.
+///
+/// A request that is dropped has failed: it ends with [`Status::IOERR`], so that nobody waits for
+/// ever.
+///
+/// # Invariants
+///
+/// `self.0` is a valid `struct bio` that was submitted to a disk of ours, has not ended, and is
+/// used by nobody else.
+pub struct Bio(NonNull<bindings::bio>);
+
+// SAFETY: A `struct bio` may be worked on and ended by any thread.
+unsafe impl Send for Bio {}
+
+impl Bio {
+    /// Takes over a request.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must have been submitted to a disk of ours and not have ended, and the caller must not
+    /// use it any more.
+    #[inline]
+    pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(bio)
+    }
+
+    /// Gives the request up, without ending it.
+    #[inline]
+    pub(super) fn into_raw(self) -> NonNull<bindings::bio> {
+        ManuallyDrop::new(self).0
+    }
+
+    #[inline]
+    fn raw(&self) -> &bindings::bio {
+        // SAFETY: By the type invariant the pointer is valid, and none of the fields that this file
+        // reads is written before the request ends.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Returns what is asked for.
+    #[inline]
+    pub fn operation(&self) -> Operation {
+        match self.raw().bi_opf & bindings::REQ_OP_MASK {
+            bindings::req_op_REQ_OP_READ => Operation::Read,
+            bindings::req_op_REQ_OP_WRITE => Operation::Write,
+            _ => Operation::Other,
+        }
+    }
+
+    /// Returns whether all that was written before must be durable before this request begins.
+    #[inline]
+    pub fn is_preflush(&self) -> bool {
+        self.raw().bi_opf & bindings::REQ_PREFLUSH != 0
+    }
+
+    /// Returns whether the data of this request must be durable before it ends.
+    #[inline]
+    pub fn is_fua(&self) -> bool {
+        self.raw().bi_opf & bindings::REQ_FUA != 0
+    }
+
+    /// Returns the first sector, counted from the start of the disk in units of 512 bytes.
+    #[inline]
+    pub fn sector(&self) -> u64 {
+        // By value: the structure is packed.
+        let iter = self.raw().bi_iter;
+        iter.bi_sector
+    }
+
+    /// Returns the number of bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        let iter = self.raw().bi_iter;
+        iter.bi_size as usize
+    }
+
+    /// Returns whether there is no data.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the memory of the request, in order.
+    ///
+    /// For operations that have data ([`Operation::Read`] and [`Operation::Write`]).
+    #[inline]
+    pub fn segments(&mut self) -> Segments<'_> {
+        let iter = self.raw().bi_iter;
+        let has_data = !matches!(self.operation(), Operation::Other);
+
+        // INVARIANT: For operations with data, `bi_io_vec` has the `bi_size` bytes that the
+        // iterator counts, from entry `bi_idx` on; for others no byte is counted.
+        Segments {
+            vecs: self.raw().bi_io_vec,
+            index: iter.bi_idx as usize,
+            done: iter.bi_offset,
+            remaining: if has_data { iter.bi_size } else { 0 },
+            _bio: PhantomData,
+        }
+    }
+
+    /// Starts to account the request to `iostat`, if the queue keeps statistics.
+    #[inline]
+    pub fn start_accounting(&self) -> Option<Accounting> {
+        // SAFETY: By the type invariant the request was submitted to a disk, which lives longer
+        // than it, and so does its queue.
+        let features = unsafe { (*(*(*self.raw().bi_bdev).bd_disk).queue).limits.features };
+        if features & bindings::BLK_FEAT_IO_STAT == 0 {
+            return None;
+        }
+
+        // SAFETY: By the type invariant the request is valid.
+        let start = unsafe { bindings::bio_start_io_acct(self.0.as_ptr()) };
+        Some(Accounting { start })
+    }
+
+    /// Ends what [`Self::start_accounting`] started.
+    #[inline]
+    pub fn end_accounting(&self, accounting: Option<Accounting>) {
+        if let Some(Accounting { start }) = accounting {
+            // SAFETY: By the type invariant the request is valid.
+            unsafe { bindings::bio_end_io_acct(self.0.as_ptr(), start) };
+        }
+    }
+
+    /// Ends the request.
+    ///
+    /// Runs the submitter's completion, which may be in any context that the caller is in.
+    #[inline]
+    pub fn end(self, status: Status) {
+        let bio = self.into_raw().as_ptr();
+
+        // A status that a chained part has left must not be overwritten by success.
+        if status != Status::OK {
+            // SAFETY: By the type invariant the request was ours until now.
+            unsafe { (*bio).bi_status = status.0 };
+        }
+
+        // SAFETY: As above; it is not used after this.
+        unsafe { bindings::bio_endio(bio) };
+    }
+}
+
+impl Drop for Bio {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the request is ours; it is not used after this.
+        unsafe {
+            (*self.0.as_ptr()).bi_status = Status::IOERR.0;
+            bindings::bio_endio(self.0.as_ptr());
+        }
+    }
+}
+
+/// The start of a request in the disk's statistics.
+#[must_use = "the request must be accounted for when it is done"]
+pub struct Accounting {
+    start: c_ulong,
+}
+
+/// The memory of a request, a physically contiguous piece at a time.
+///
+/// # Invariants
+///
+/// If `remaining` is not zero, `vecs` is an array whose entries, from `done` bytes into entry
+/// `index` on, have `remaining` bytes or more.
+pub struct Segments<'a> {
+    vecs: *const bindings::bio_vec,
+    index: usize,
+    done: u32,
+    remaining: u32,
+    _bio: PhantomData<&'a mut Bio>,
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = Segment<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Segment<'a>> {
+        if self.remaining == 0 {
+            return None;
+        }
+
+        // SAFETY: By the type invariant there are bytes left, so the entry exists.
+        let vec = unsafe { &*self.vecs.add(self.index) };
+        let len = vec.bv_len.saturating_sub(self.done).min(self.remaining);
+
+        // INVARIANT: The bytes of this piece are within the entry.
+        let segment = Segment {
+            page: vec.bv_page,
+            offset: vec.bv_offset.saturating_add(self.done) as usize,
+            len: len as usize,
+            _bio: PhantomData,
+        };
+
+        // INVARIANT: The entry is used up, or nothing remains; `len` is at most `remaining`. No
+        // overflow: an array of as many entries as `usize` has values does not fit in memory.
+        self.remaining = self.remaining.saturating_sub(len);
+        self.index = self.index.wrapping_add(1);
+        self.done = 0;
+
+        Some(segment)
+    }
+}
+
+/// A physically contiguous piece of the memory of a request.
+///
+/// It may be larger than a page; so is what the block layer calls a multi-page bvec. Since there is
+/// no highmem on any architecture that has persistent memory, it is contiguous in the linear
+/// mapping of the kernel too, and needs not be mapped page by page.
+///
+/// # Invariants
+///
+/// The `len` bytes from `offset` bytes into `page` on belong to a request that is not used by
+/// anybody else for `'a`.
+pub struct Segment<'a> {
+    page: *mut bindings::page,
+    offset: usize,
+    len: usize,
+    _bio: PhantomData<&'a mut Bio>,
+}
+
+const _: () = assert!(
+    !bindings::HAS_HIGHMEM,
+    "the memory of a bio must be in the linear mapping"
+);
+
+impl Segment<'_> {
+    /// Returns the number of bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether there are no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    #[inline]
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        // SAFETY: By the type invariant the page is valid, and without highmem it has an address.
+        let page = unsafe { bindings::page_address(self.page) };
+
+        page.cast::<u8>().wrapping_add(self.offset)
+    }
+
+    #[inline]
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.as_ptr().cast_mut()
+    }
+
+    /// Tells the architecture that the kernel has written, or is about to read, pages that user
+    /// space may have mapped (`flush_dcache_page`). Nothing on x86.
+    #[inline]
+    pub(super) fn flush_dcache(&self) {
+        if bindings::ARCH_IMPLEMENTS_FLUSH_DCACHE_PAGE == 0 {
+            return;
+        }
+
+        let end = self.offset.saturating_add(self.len);
+        let mut offset = self.offset & !(PAGE_SIZE.wrapping_sub(1));
+        while offset < end {
+            // SAFETY: By the type invariant the pages of the piece are valid, and they are
+            // contiguous in the memory map.
+            unsafe {
+                bindings::flush_dcache_page(self.page.add(offset >> kernel::page::PAGE_SHIFT))
+            };
+            offset = offset.saturating_add(PAGE_SIZE);
+        }
+    }
+}

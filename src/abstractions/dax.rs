@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DAX devices: memory that file systems give to user space as it is.
+//!
+//! A translation turns an offset in a device into a kernel address and a page frame number. It is
+//! valid while `dax_read_lock` is held and the device is alive; [`ReadLocked`] is the proof of the
+//! first, the DAX core checks the second before it calls a driver, and [`Extent`], which is the
+//! result, borrows from the proof. Dropping a [`Registration`] (`kill_dax`) waits for all read-side
+//! sections, so afterwards no translation exists outside of what the DAX core and the file systems
+//! have made of it: page table entries, and the entries of their page caches.
+//!
+//! C header: [`include/linux/dax.h`](srctree/include/linux/dax.h)
+
+use super::{
+    bindings,
+    gendisk::{
+        self,
+        GenDisk, //
+    },
+    pmem::PmemSlice,
+    uio::IterSource, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    device,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    page::{
+        PAGE_MASK,
+        PAGE_SHIFT, //
+    },
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        ArcBorrow,
+        UniqueArc, //
+    },
+    types::{
+        ForeignOwnable,
+        NotThreadSafe, //
+    },
+};
+
+/// A held `dax_read_lock`.
+///
+/// It is an SRCU read-side section that all DAX devices of the system share: sleeping is allowed,
+/// and every `kill_dax`, of whichever device, waits for it.
+pub struct ReadGuard {
+    id: c_int,
+    _not_send: NotThreadSafe,
+}
+
+impl ReadGuard {
+    /// Takes the lock. Never blocks.
+    pub fn new() -> Self {
+        Self {
+            // SAFETY: May be called from any context.
+            id: unsafe { bindings::dax_read_lock() },
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// Returns the proof that the lock is held.
+    pub fn locked(&self) -> ReadLocked<'_> {
+        // INVARIANT: The lock is held as long as `self` lives.
+        ReadLocked(PhantomData)
+    }
+}
+
+impl Default for ReadGuard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for ReadGuard {
+    fn drop(&mut self) {
+        // SAFETY: `id` is what `dax_read_lock` returned, on this thread.
+        unsafe { bindings::dax_read_unlock(self.id) };
+    }
+}
+
+/// The proof that this thread holds `dax_read_lock` for `'g`.
+///
+/// # Invariants
+///
+/// The lock is held for `'g`.
+#[derive(Clone, Copy)]
+pub struct ReadLocked<'g>(PhantomData<(&'g ReadGuard, NotThreadSafe)>);
+
+/// Pages of persistent memory as the DAX core wants them: with a kernel address and a page frame
+/// number, under a held `dax_read_lock`.
+pub struct Extent<'g> {
+    slice: PmemSlice<'g>,
+    pfn: usize,
+}
+
+impl<'g> Extent<'g> {
+    /// Makes an extent of the whole pages of `slice`.
+    ///
+    /// # Safety
+    ///
+    /// `pfn` must be the page frame of the first byte of `slice`, which must start at a page, and
+    /// all of its pages must have `struct page`s.
+    pub(super) unsafe fn new(slice: PmemSlice<'g>, pfn: usize) -> Self {
+        Self { slice, pfn }
+    }
+
+    /// Returns the number of whole pages.
+    pub fn nr_pages(&self) -> usize {
+        self.slice.len() >> PAGE_SHIFT
+    }
+}
+
+/// What a translation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessMode {
+    /// An ordinary access, which must not meet bad memory.
+    Normal,
+    /// A write that is to heal bad memory, by [`Operations::recovery_write`].
+    RecoveryWrite,
+}
+
+/// The operations of a DAX device.
+///
+/// All of them are called in process context under `dax_read_lock`, by several threads at once, and
+/// may sleep.
+pub trait Operations: Send + Sync + 'static {
+    /// Translates `nr_pages` pages from `pgoff` on.
+    ///
+    /// Returns the pages from `pgoff` on that may be accessed: fewer than `nr_pages`, but at least
+    /// one, if that is where the good memory ends; it may be more.
+    ///
+    /// # Errors
+    ///
+    /// - [`EHWPOISON`] if there is bad memory among them and `mode` is [`AccessMode::Normal`].
+    /// - [`ERANGE`] if `pgoff` is not within the device.
+    ///
+    /// [`EHWPOISON`]: kernel::error::Error
+    fn direct_access<'g>(
+        &'g self,
+        locked: ReadLocked<'g>,
+        pgoff: usize,
+        nr_pages: usize,
+        mode: AccessMode,
+    ) -> Result<Extent<'g>>;
+
+    /// Overwrites `nr_pages` pages from `pgoff` on with zeroes, past the CPU caches.
+    fn zero_page_range(&self, locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result;
+
+    /// Writes `len` bytes from `source` to `offset` bytes into page `pgoff`, clearing poison on the
+    /// way. Returns how many bytes were written; none if the memory cannot be healed.
+    fn recovery_write(
+        &self,
+        locked: ReadLocked<'_>,
+        pgoff: usize,
+        offset: usize,
+        len: usize,
+        source: &mut IterSource<'_>,
+    ) -> usize;
+}
+
+/// What the DAX core is told about a device when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Properties {
+    /// A CPU cache flush is all that durability takes (`MAP_SYNC` is possible).
+    pub synchronous: bool,
+    /// CPU caches are not durable, so the DAX core must flush them.
+    pub write_cache: bool,
+}
+
+/// A counted reference to a `struct dax_device`, alive or dead.
+///
+/// # Invariants
+///
+/// `self.0` is a valid `struct dax_device`, one of whose references is ours; it is dead before the
+/// last [`Arc`] of this goes.
+pub struct Handle(NonNull<bindings::dax_device>);
+
+// SAFETY: References to a DAX device may be put from any thread.
+unsafe impl Send for Handle {}
+
+// SAFETY: The methods of `Handle` may be called by several threads at once.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// Tells the holder of the device, a file system or a mapped device, that `len` bytes from
+    /// `offset` on have failed. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if there is no holder or it does not handle failures, [`ENXIO`] if the device
+    /// is dead, and what the holder returns.
+    pub fn notify_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+        // SAFETY: By the type invariant the device is valid; it may be dead.
+        to_result(unsafe {
+            bindings::dax_holder_notify_failure(self.0.as_ptr(), offset, len, flags)
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours to put.
+        unsafe { bindings::put_dax(self.0.as_ptr()) };
+    }
+}
+
+/// A DAX device that is alive.
+///
+/// Dropping it kills the device: no translation begins afterwards, and those under way have
+/// finished. That waits for all `dax_read_lock` sections of the system, so none of the locks that
+/// are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may be held.
+///
+/// # Invariants
+///
+/// The device of `handle` was made by `alloc_dax` with `data` as its private data, and is alive.
+pub struct Registration<T: Operations> {
+    handle: Arc<Handle>,
+    data: *mut c_void,
+    _data: PhantomData<Arc<T>>,
+}
+
+// SAFETY: A device may be killed by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: Operations> Send for Registration<T> {}
+
+// SAFETY: Through a shared reference only the handle is accessible, which is `Sync`.
+unsafe impl<T: Operations> Sync for Registration<T> {}
+
+impl<T: Operations> Registration<T> {
+    const OPS: bindings::dax_operations = bindings::dax_operations {
+        direct_access: Some(Self::direct_access_callback),
+        zero_page_range: Some(Self::zero_page_range_callback),
+        recovery_write: Some(Self::recovery_write_callback),
+    };
+
+    /// Makes a device. Nobody can find it until it has a [`Host`]. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
+    pub fn new(data: Arc<T>, properties: Properties) -> Result<Self> {
+        // First of all, since a device that is alive cannot be put.
+        let slot = UniqueArc::new_uninit(GFP_KERNEL)?;
+        let data = data.into_foreign();
+
+        // SAFETY: The operations match the type of the private data, which lives until after the
+        // device is dead.
+        let dev = from_err_ptr(unsafe { bindings::alloc_dax(data, &Self::OPS) })
+            .and_then(|dev| NonNull::new(dev).ok_or(ENOMEM))
+            .inspect_err(|_| {
+                // SAFETY: The pointer comes from `into_foreign`, and no device refers to it.
+                drop(unsafe { Arc::<T>::from_foreign(data) });
+            })?;
+
+        // SAFETY: The device is valid and known to nobody else.
+        unsafe {
+            // Writes of the DAX core go past the CPU caches, its reads survive machine checks.
+            bindings::set_dax_nocache(dev.as_ptr());
+            bindings::set_dax_nomc(dev.as_ptr());
+            if properties.synchronous {
+                bindings::set_dax_synchronous(dev.as_ptr());
+            }
+            bindings::dax_write_cache(dev.as_ptr(), properties.write_cache);
+        }
+
+        // INVARIANT: The device was made with `data`, and one reference came with it. It is dead
+        // before the last `Arc` goes, since `self` has one until it has killed it.
+        Ok(Self {
+            handle: slot.write(Handle(dev)).into(),
+            data,
+            _data: PhantomData,
+        })
+    }
+
+    /// Returns a reference to the device that may outlive its death.
+    pub fn handle(&self) -> Arc<Handle> {
+        self.handle.clone()
+    }
+
+    /// Returns the private data of a device, unless it is dying.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be held for `'g`, since
+    /// before the DAX core saw the device alive.
+    unsafe fn data<'g>(
+        dev: *mut bindings::dax_device,
+        _locked: ReadLocked<'g>,
+    ) -> Option<ArcBorrow<'g, T>> {
+        // SAFETY: By the safety requirements the device is valid.
+        let data = NonNull::new(unsafe { bindings::dax_get_private(dev) })?;
+
+        // SAFETY: The private data is an `Arc<T>` in its foreign form. `Registration::drop` lets go
+        // of it only after `kill_dax`, which waits for the lock that is held for `'g`.
+        Some(unsafe { Arc::<T>::borrow(data.as_ptr()) })
+    }
+
+    unsafe extern "C" fn direct_access_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        nr_pages: c_long,
+        mode: bindings::dax_access_mode,
+        kaddr: *mut *mut c_void,
+        pfn: *mut c_ulong,
+    ) -> c_long {
+        // INVARIANT: `dax_direct_access` calls this with `dax_read_lock` held, and has asserted it
+        // by way of `dax_alive`.
+        let locked = ReadLocked(PhantomData);
+        // SAFETY: The operations of this type are only set for devices of this type; for the lock
+        // see above.
+        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+            return ENXIO.to_errno() as c_long;
+        };
+        let mode = match mode {
+            bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
+            _ => AccessMode::Normal,
+        };
+        let Ok(nr_pages) = usize::try_from(nr_pages) else {
+            return EINVAL.to_errno() as c_long;
+        };
+
+        let extent = match data.direct_access(locked, pgoff, nr_pages, mode) {
+            Ok(extent) => extent,
+            Err(err) => return err.to_errno() as c_long,
+        };
+        // SAFETY: The caller passes null or valid pointers for the results. What becomes of them
+        // after the lock is released is the caller's concern (`docs/architecture.md`).
+        unsafe {
+            if !kaddr.is_null() {
+                *kaddr = extent.slice.as_ptr().cast();
+            }
+            if !pfn.is_null() {
+                *pfn = extent.pfn;
+            }
+        }
+
+        // No overflow: an extent has fewer pages than there are addresses.
+        extent.nr_pages() as c_long
+    }
+
+    unsafe extern "C" fn zero_page_range_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        nr_pages: usize,
+    ) -> c_int {
+        // INVARIANT: As in `direct_access_callback`; here it is `dax_zero_page_range`.
+        let locked = ReadLocked(PhantomData);
+        // SAFETY: As in `direct_access_callback`.
+        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+            return ENXIO.to_errno();
+        };
+
+        match data.zero_page_range(locked, pgoff, nr_pages) {
+            Ok(()) => 0,
+            Err(err) => err.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn recovery_write_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        addr: *mut c_void,
+        len: usize,
+        iter: *mut bindings::iov_iter,
+    ) -> usize {
+        // INVARIANT: As in `direct_access_callback`; here it is `dax_iomap_iter`, by way of
+        // `dax_recovery_write`, which holds the lock since it translated `addr`.
+        let locked = ReadLocked(PhantomData);
+        // SAFETY: As in `direct_access_callback`.
+        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+            return 0;
+        };
+        // SAFETY: The caller passes an iterator of a write, for its own use only.
+        let mut source = unsafe { IterSource::from_raw(iter) };
+
+        // Of the address only the offset in the page is news: the page is `pgoff`.
+        let offset = addr.addr() & !PAGE_MASK;
+        data.recovery_write(locked, pgoff, offset, len, &mut source)
+    }
+}
+
+impl<T: Operations> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device is alive, and ours to kill.
+        unsafe { bindings::kill_dax(self.handle.0.as_ptr()) };
+
+        // SAFETY: By the type invariant the pointer comes from `into_foreign`. The device is dead
+        // and nobody is inside of its operations, so nobody uses the data any more.
+        drop(unsafe { Arc::<T>::from_foreign(self.data) });
+    }
+}
+
+/// The connection of a disk to a DAX device, by which file systems find the device.
+///
+/// # Invariants
+///
+/// `dax_add_host` was called for `disk`, whose reference `_device` is ours.
+pub struct Host {
+    disk: NonNull<bindings::gendisk>,
+    _device: ARef<device::Device>,
+    _handle: Arc<Handle>,
+}
+
+// SAFETY: A host may be removed by any thread.
+unsafe impl Send for Host {}
+
+// SAFETY: Nothing can be done with a shared reference.
+unsafe impl Sync for Host {}
+
+impl Host {
+    /// Connects a disk that is not added yet to a DAX device. May sleep.
+    ///
+    /// For users to find the device, the queue of the disk must have [`Features::DAX`] too.
+    ///
+    /// [`Features::DAX`]: super::gendisk::Features::DAX
+    pub fn new<T: Operations, D: gendisk::Operations>(
+        dax: &Registration<T>,
+        disk: &GenDisk<D>,
+    ) -> Result<Self> {
+        let device = disk.device();
+
+        // SAFETY: Both are valid. The entry is removed before either reference is put.
+        to_result(unsafe { bindings::dax_add_host(dax.handle.0.as_ptr(), disk.as_raw()) })?;
+
+        // INVARIANT: `dax_add_host` has succeeded.
+        Ok(Self {
+            // SAFETY: The pointer of a disk is never null.
+            disk: unsafe { NonNull::new_unchecked(disk.as_raw()) },
+            _device: device,
+            _handle: dax.handle(),
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk is valid and has an entry.
+        unsafe { bindings::dax_remove_host(self.disk.as_ptr()) };
+    }
+}

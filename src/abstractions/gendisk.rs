@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks that take bios as they come (`submit_bio`), without a request queue of blk-mq.
+//!
+//! The kernel crate's `block::mq` is for drivers that work on requests.
+//!
+//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
+//! [`Documentation/block/biovecs.rst`](srctree/Documentation/block/biovecs.rst)
+
+use super::{
+    badblocks::Badblocks,
+    bindings,
+    bio::Bio,
+    kernfs::Dirent,
+    memremap::Node, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::{
+        addr_of_mut,
+        NonNull, //
+    },
+};
+use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    module::this_module,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    types::ForeignOwnable,
+    ModuleMetadata, //
+};
+
+/// What a queue can do (`BLK_FEAT_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// Writes may sit in a cache until a flush.
+    pub const WRITE_CACHE: Self = Self(bindings::BLK_FEAT_WRITE_CACHE);
+    /// Single writes can be made durable.
+    pub const FUA: Self = Self(bindings::BLK_FEAT_FUA);
+    /// Requests end before `submit_bio` returns, so that there is no point in waiting for them.
+    pub const SYNCHRONOUS: Self = Self(bindings::BLK_FEAT_SYNCHRONOUS);
+    /// File systems may look for a DAX device.
+    pub const DAX: Self = Self(bindings::BLK_FEAT_DAX);
+}
+
+impl core::ops::BitOr for Features {
+    type Output = Self;
+
+    fn bitor(self, rhs: Self) -> Self {
+        Self(self.0 | rhs.0)
+    }
+}
+
+/// The limits of a queue, in bytes; see `struct queue_limits`.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The smallest unit that the disk can address.
+    pub logical_block_size: u32,
+    /// The smallest unit that the disk can write without reading first.
+    pub physical_block_size: u32,
+    /// What the queue can do.
+    pub features: Features,
+}
+
+/// The name of a disk, as in `/dev`.
+pub struct DiskName(pub(super) [c_char; bindings::DISK_NAME_LEN as usize]);
+
+/// The operations of a disk.
+pub trait Operations: Send + Sync + 'static {
+    /// The module that the operations belong to; it cannot be unloaded while the disk is open.
+    type OwnerModule: ModuleMetadata;
+
+    /// Carries out a request.
+    ///
+    /// Called in process context, may sleep; several requests may be under way at once. The
+    /// request need not have ended when this returns. Requests may come from before the disk was
+    /// added (while it is being added, for its partition table) until it is removed.
+    fn submit_bio(&self, bio: Bio);
+
+    /// The list that the sysfs attribute `badblocks` of the disk shows and changes.
+    fn badblocks(&self) -> Option<&Badblocks> {
+        None
+    }
+}
+
+/// A disk that has not been added yet, so that nobody can open it.
+///
+/// # Invariants
+///
+/// `disk` is a valid `struct gendisk` that is ours, its operations are those of `T`, and its
+/// private data is an `Arc<T>` in its foreign form, which is ours too.
+pub struct GenDisk<T: Operations> {
+    disk: NonNull<bindings::gendisk>,
+    data: *mut c_void,
+    _data: PhantomData<Arc<T>>,
+}
+
+// SAFETY: A disk may be removed by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: Operations> Send for GenDisk<T> {}
+
+// SAFETY: The methods of `&GenDisk` may be called by several threads at once.
+unsafe impl<T: Operations> Sync for GenDisk<T> {}
+
+impl<T: Operations> GenDisk<T> {
+    const OPS: bindings::block_device_operations = bindings::block_device_operations {
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        submit_bio: Some(Self::submit_bio_callback),
+        ..ZEROED_OPS
+    };
+
+    /// Makes a disk of `sectors` sectors of 512 bytes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the block layer does not accept the limits.
+    pub fn new(
+        name: &DiskName,
+        limits: Limits,
+        sectors: u64,
+        node: Node,
+        data: Arc<T>,
+    ) -> Result<Self> {
+        let mut lim = bindings::queue_limits {
+            logical_block_size: limits.logical_block_size,
+            physical_block_size: limits.physical_block_size,
+            // Memory does not care how much of it is copied at once.
+            max_hw_sectors: u32::MAX,
+            features: limits.features.0,
+            ..Default::default()
+        };
+
+        // SAFETY: The limits are valid for the call. The block layer checks them.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_alloc_disk(
+                &mut lim,
+                node.0,
+                kernel::static_lock_class!().as_ptr(),
+            )
+        })?;
+        let disk = NonNull::new(disk).ok_or(ENOMEM)?;
+
+        let bad = data.badblocks().map(Badblocks::as_raw);
+        let data = data.into_foreign();
+
+        // SAFETY: The disk is valid and known to nobody else. The list of bad blocks belongs to the
+        // data, which outlives the disk's presence in sysfs.
+        unsafe {
+            let raw = disk.as_ptr();
+            (*raw).fops = &Self::OPS;
+            (*raw).private_data = data;
+            (*raw).disk_name = name.0;
+            if let Some(bad) = bad {
+                // CAST: The kernel crate's bindings know the type only by name.
+                (*raw).bb = bad.as_ptr().cast();
+            }
+            bindings::set_capacity(raw, sectors);
+        }
+
+        // INVARIANT: As just set.
+        Ok(Self {
+            disk,
+            data,
+            _data: PhantomData,
+        })
+    }
+
+    /// Returns the C structure.
+    pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
+        self.disk.as_ptr()
+    }
+
+    /// `disk_to_dev()`
+    pub(super) fn device_raw(&self) -> *mut bindings::device {
+        // SAFETY: By the type invariant the disk is valid, and a disk always has `part0`.
+        unsafe { addr_of_mut!((*(*self.disk.as_ptr()).part0).bd_device) }
+    }
+
+    /// Returns a reference to the device of the disk.
+    pub fn device(&self) -> ARef<device::Device> {
+        // SAFETY: The device is valid, it is part of the disk, of which we have a reference.
+        unsafe { device::Device::get_device(self.device_raw()) }
+    }
+
+    /// Adds the disk, so that it appears in `/dev` and sysfs and can be opened. May sleep, and reads
+    /// the partition table, for which requests are submitted.
+    ///
+    /// `parent` becomes the parent in the device tree.
+    pub fn add(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let parent = core::ptr::from_ref(parent).cast_mut().cast();
+
+        // SAFETY: The disk is valid and not added. `parent` is a valid device, of which the disk
+        // takes a reference.
+        to_result(unsafe {
+            bindings::device_add_disk(parent, self.as_raw(), core::ptr::null_mut())
+        })?;
+
+        // INVARIANT: The disk has been added.
+        Ok(Registration { disk: self })
+    }
+
+    unsafe extern "C" fn submit_bio_callback(bio: *mut bindings::bio) {
+        let Some(bio) = NonNull::new(bio) else {
+            return;
+        };
+
+        // SAFETY: The block layer passes a valid request to a disk with these operations, so the
+        // private data is an `Arc<T>`. It lives until `del_gendisk` has waited for all that are
+        // inside of this function.
+        let data = unsafe {
+            Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data)
+        };
+
+        // SAFETY: The block layer hands the request over.
+        data.submit_bio(unsafe { Bio::from_raw(bio) });
+    }
+}
+
+/// All fields null, for what a disk leaves out.
+const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
+
+impl<T: Operations> Drop for GenDisk<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk is ours; it has not been added, or been deleted
+        // again, so the private data is not used any more.
+        unsafe {
+            bindings::put_disk(self.disk.as_ptr());
+            drop(Arc::<T>::from_foreign(self.data));
+        }
+    }
+}
+
+/// A disk that can be opened.
+///
+/// Dropping it removes the disk: no new request is accepted, file systems on it are told to sync
+/// and shut down, and requests that are under way are waited for. This sleeps; see
+/// `docs/architecture.md` for what it may wait for.
+///
+/// # Invariants
+///
+/// The disk has been added.
+pub struct Registration<T: Operations> {
+    disk: GenDisk<T>,
+}
+
+impl<T: Operations> Registration<T> {
+    /// Returns the disk.
+    pub(super) fn disk(&self) -> &GenDisk<T> {
+        &self.disk
+    }
+
+    /// Returns an attribute of the disk in sysfs, for notifications.
+    pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
+        // SAFETY: By the type invariant the disk has been added, and `self` is borrowed, so it is
+        // not being deleted.
+        unsafe { Dirent::of_device(self.disk.device_raw(), name) }
+    }
+}
+
+impl<T: Operations> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk has been added. What remains of it is dropped
+        // after this.
+        unsafe { bindings::del_gendisk(self.disk.as_raw()) };
+    }
+}
+
+/// The size of a page, as a limit of a queue.
+pub const PAGE_BLOCK: u32 = PAGE_SIZE as u32;

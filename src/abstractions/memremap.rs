@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings of physical memory that is not System RAM, with and without `struct page`s.
+//!
+//! Neither kind is managed by a device: who owns the value owns the mapping, and may keep it for
+//! longer than a driver is bound.
+//!
+//! C headers: [`include/linux/memremap.h`](srctree/include/linux/memremap.h),
+//! [`include/linux/io.h`](srctree/include/linux/io.h)
+
+use super::{
+    bindings,
+    dax::{
+        Extent,
+        ReadLocked, //
+    },
+    pmem::PmemSlice, //
+};
+use core::{
+    ptr::NonNull, //
+};
+use kernel::{
+    container_of,
+    error::from_err_ptr,
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    types::Opaque, //
+};
+
+/// A NUMA node, or "no node in particular".
+#[derive(Clone, Copy)]
+pub struct Node(pub(super) c_int);
+
+/// What a [`Pagemap`] is to be made of: a physical range, and where its `struct page`s live.
+///
+/// # Invariants
+///
+/// `start..start + len` does not wrap and is the only range of `pgmap`; `pgmap` is otherwise
+/// zeroed, apart from what describes the memory for the `struct page`s.
+pub struct PagemapConfig {
+    pgmap: bindings::dev_pagemap,
+    start: PhysAddr,
+    len: ResourceSize,
+}
+
+impl PagemapConfig {
+    /// A range of `len` bytes from `start` on, whose `struct page`s live in System RAM.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the range is empty or wraps.
+    pub fn new(start: PhysAddr, len: ResourceSize) -> Result<Self> {
+        let mut pgmap = bindings::dev_pagemap::default();
+
+        pgmap.nr_range = 1;
+        let end = last(start, len)?;
+        // SAFETY: With one range it is this member of the union that is used.
+        unsafe { *pgmap.__bindgen_anon_1.range.as_mut() = bindings::range { start, end } };
+
+        // INVARIANT: As just set.
+        Ok(Self { pgmap, start, len })
+    }
+
+    /// Takes over what C code has filled in.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is not exactly one range, or if it is empty or wraps.
+    ///
+    /// # Safety
+    ///
+    /// `pgmap` must have been zeroed before, and may describe an altmap only within memory that
+    /// may be used for it.
+    pub(super) unsafe fn from_raw(pgmap: bindings::dev_pagemap) -> Result<Self> {
+        if pgmap.nr_range != 1 {
+            return Err(EINVAL);
+        }
+
+        // SAFETY: With one range it is this member that is set.
+        let range = unsafe { *pgmap.__bindgen_anon_1.range.as_ref() };
+        let len = range
+            .end
+            .checked_sub(range.start)
+            .and_then(|len| len.checked_add(1))
+            .ok_or(EINVAL)?;
+        last(range.start, len)?;
+
+        // INVARIANT: By the checks above, and by the safety requirements.
+        Ok(Self {
+            pgmap,
+            start: range.start,
+            len,
+        })
+    }
+
+    /// Returns the first address of the range.
+    pub fn start(&self) -> PhysAddr {
+        self.start
+    }
+
+    /// Returns the length of the range in bytes.
+    pub fn len(&self) -> ResourceSize {
+        self.len
+    }
+
+    /// Returns whether the range has no bytes, which it never does.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The last address of a range.
+fn last(start: PhysAddr, len: ResourceSize) -> Result<PhysAddr> {
+    len.checked_sub(1)
+        .and_then(|rest| start.checked_add(rest))
+        .ok_or(EINVAL)
+}
+
+/// What the memory management asks of the owner of a [`Pagemap`].
+pub trait PagemapOperations: Send + Sync + 'static {
+    /// The `len` bytes from `offset` bytes into the range on have failed; tell those who use them.
+    ///
+    /// Called by `memory_failure()` in process context, may sleep; it holds `mf_mutex` and a
+    /// reference to the pgmap. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
+    ///
+    /// # Errors
+    ///
+    /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory.
+    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
+}
+
+/// A pgmap: the `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the
+/// linear map of the kernel.
+///
+/// Dropping it waits for the references to the pgmap and takes pages and mapping away. It does not
+/// wait for references to single pages: fs-dax pages hold none to the pgmap.
+///
+/// # Invariants
+///
+/// `inner.pgmap` was passed to `memremap_pages`, which mapped `inner.len` bytes at `addr`.
+pub struct Pagemap<T: PagemapOperations> {
+    inner: Pin<KBox<Inner<T>>>,
+    addr: NonNull<u8>,
+}
+
+#[pin_data]
+struct Inner<T> {
+    #[pin]
+    pgmap: Opaque<bindings::dev_pagemap>,
+    start: PhysAddr,
+    len: usize,
+    ops: T,
+}
+
+// SAFETY: A pgmap may be used and taken down by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: PagemapOperations> Send for Pagemap<T> {}
+
+// SAFETY: Through a shared reference only slices are made, and `T` is `Sync`.
+unsafe impl<T: PagemapOperations> Sync for Pagemap<T> {}
+
+impl<T: PagemapOperations> Pagemap<T> {
+    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+        memory_failure: Some(Self::memory_failure_callback),
+        folio_free: None,
+        migrate_to_ram: None,
+        folio_split: None,
+    };
+
+    /// Makes the `struct page`s of a range and maps it.
+    ///
+    /// May sleep, takes the memory hotplug lock. The caller must have reserved the range (see
+    /// [`MemRegion`]): the C side warns about ranges that overlap RAM or another pgmap.
+    ///
+    /// [`MemRegion`]: super::ioport::MemRegion
+    pub fn new(config: PagemapConfig, node: Node, ops: T) -> Result<Self> {
+        let PagemapConfig { pgmap, start, len } = config;
+        let len = usize::try_from(len).map_err(|_| EOVERFLOW)?;
+
+        let inner = KBox::pin_init::<Error>(
+            try_pin_init!(Inner {
+                pgmap: Opaque::new(pgmap),
+                start,
+                len,
+                ops,
+            }),
+            GFP_KERNEL,
+        )?;
+
+        let raw = inner.pgmap.get();
+        // SAFETY: The C side does not know the structure yet, so it may be written.
+        unsafe {
+            (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_FS_DAX;
+            (*raw).ops = &Self::OPS;
+            (*raw).owner = raw.cast();
+        }
+
+        // SAFETY: By the invariant of `PagemapConfig` and the lines above, the structure is as
+        // `memremap_pages` expects it. It is pinned, and stays until `memunmap_pages`.
+        let addr = from_err_ptr(unsafe { bindings::memremap_pages(raw, node.0) })?;
+
+        // INVARIANT: `memremap_pages` has succeeded.
+        Ok(Self {
+            inner,
+            addr: NonNull::new(addr.cast()).ok_or(ENOMEM)?,
+        })
+    }
+
+    /// Returns the operations that the memory management calls.
+    pub fn ops(&self) -> &T {
+        &self.inner.ops
+    }
+
+    /// Returns all of the memory.
+    #[inline]
+    pub fn slice(&self) -> PmemSlice<'_> {
+        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
+        unsafe { PmemSlice::from_raw_parts(self.addr, self.inner.len) }
+    }
+
+    /// Returns the whole pages of the `len` bytes from `offset` bytes into the range on, for the DAX
+    /// core, or [`None`] if they are not all within the range or do not start at a page.
+    #[inline]
+    pub fn extent<'g>(
+        &'g self,
+        _locked: ReadLocked<'g>,
+        offset: usize,
+        len: usize,
+    ) -> Option<Extent<'g>> {
+        let slice = self.slice().get(offset, len)?;
+        let phys = self.inner.start.checked_add(offset as u64)?;
+        if phys % (PAGE_SIZE as u64) != 0 {
+            return None;
+        }
+
+        // SAFETY: The pages of the slice have `struct page`s, since it is a part of a pgmap, and
+        // `phys` is the physical address of its first byte.
+        Some(unsafe { Extent::new(slice, (phys >> PAGE_SHIFT) as usize) })
+    }
+
+    /// Takes the hwpoison mark off the pages in the `len` bytes from `offset` bytes into the range
+    /// on, and makes the linear mapping of those that had one normal again.
+    ///
+    /// For use after the poison of the medium itself was cleared, or the next access raises another
+    /// machine check. May sleep.
+    pub fn unpoison(&self, offset: usize, len: usize) {
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.inner.len) else {
+            return;
+        };
+        // No overflow: the range does not wrap, by the invariant of `PagemapConfig`.
+        let first = self.inner.start.wrapping_add(offset as u64) >> PAGE_SHIFT;
+        let beyond = self.inner.start.wrapping_add(end as u64) >> PAGE_SHIFT;
+
+        for pfn in first..beyond {
+            // SAFETY: The page frame is in the range, so it has a `struct page` and a place in the
+            // linear mapping.
+            unsafe {
+                if bindings::test_and_clear_pmem_poison(pfn as c_ulong) {
+                    bindings::clear_mce_nospec(pfn as c_ulong);
+                }
+            }
+        }
+    }
+
+    unsafe extern "C" fn memory_failure_callback(
+        pgmap: *mut bindings::dev_pagemap,
+        pfn: c_ulong,
+        nr_pages: c_ulong,
+        flags: c_int,
+    ) -> c_int {
+        // SAFETY: The memory management passes the pgmap that the operations belong to, which is
+        // a field of `Inner`. It holds a reference, so `memunmap_pages` has not returned yet.
+        let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Inner<T>, pgmap) };
+
+        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.start);
+        let len = (nr_pages as u64).checked_mul(PAGE_SIZE as u64);
+        let (Some(offset), Some(len)) = (offset, len) else {
+            return EINVAL.to_errno();
+        };
+
+        match inner.ops.memory_failure(offset, len, flags) {
+            Ok(()) => 0,
+            Err(err) => err.to_errno(),
+        }
+    }
+}
+
+impl<T: PagemapOperations> Drop for Pagemap<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant `memremap_pages` has succeeded. Slices and extents borrow
+        // from `self`, so there are none.
+        unsafe { bindings::memunmap_pages(self.inner.pgmap.get()) };
+    }
+}
+
+/// A mapping of a physical range that has no `struct page`s.
+///
+/// # Invariants
+///
+/// `memremap` mapped `len` bytes at `addr`.
+pub struct Memremap {
+    addr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: A mapping may be used and taken down by any thread.
+unsafe impl Send for Memremap {}
+
+// SAFETY: Through a shared reference only slices are made.
+unsafe impl Sync for Memremap {}
+
+impl Memremap {
+    /// Maps `len` bytes of persistent memory from `start` on, as the architecture maps such memory
+    /// (`ARCH_MEMREMAP_PMEM`). May sleep.
+    pub fn new(start: PhysAddr, len: ResourceSize) -> Result<Self> {
+        let size = usize::try_from(len).map_err(|_| EOVERFLOW)?;
+        last(start, len)?;
+
+        // SAFETY: Whatever the range is, the C function either maps it or fails.
+        let addr = unsafe { bindings::memremap(start, size, bindings::ARCH_MEMREMAP_PMEM as usize) };
+
+        // INVARIANT: `memremap` has succeeded.
+        Ok(Self {
+            addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
+            len: size,
+        })
+    }
+
+    /// Returns all of the memory.
+    #[inline]
+    pub fn slice(&self) -> PmemSlice<'_> {
+        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
+        unsafe { PmemSlice::from_raw_parts(self.addr, self.len) }
+    }
+}
+
+impl Drop for Memremap {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the mapping is ours. Slices borrow from `self`, so there
+        // are none.
+        unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
+    }
+}
+

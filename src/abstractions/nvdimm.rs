@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `nd` bus of libnvdimm: its devices and its drivers.
+//!
+//! A provider (NFIT, a device tree, virtio) describes *regions* of persistent memory; a region is
+//! cut into *namespaces*. A namespace may carry an info block that gives it a personality: *pfn*
+//! (fsdax, with `struct page`s), *btt* (sectors that do not tear) or *dax* (devdax). A personality
+//! is a device of its own that claims the namespace. Namespaces, pfn and btt devices are offered to
+//! the same drivers; [`Device::kind`] tells them apart.
+//!
+//! C headers: [`include/linux/nd.h`](srctree/include/linux/nd.h),
+//! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h),
+//! [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
+
+use super::{
+    bindings,
+    gendisk,
+    memremap::Node, //
+};
+use core::{
+    marker::PhantomData,
+    mem::offset_of, //
+};
+use kernel::{
+    device::{
+        self,
+        Bound,
+        Core,
+        CoreInternal, //
+    },
+    driver,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    types::Opaque,
+    ThisModule, //
+};
+
+mod namespace;
+mod region;
+
+pub use namespace::{
+    BttAttachment,
+    Claim,
+    EnabledNamespace,
+    Namespace,
+    PfnConfig, //
+};
+pub use region::{
+    Region,
+    RegionAccess, //
+};
+
+/// The kinds of devices that a driver serves, as a set (`ND_DRIVER_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceTypes(c_ulong);
+
+impl DeviceTypes {
+    /// Namespaces, and the personalities on them: `ND_DRIVER_NAMESPACE_IO` in regions without
+    /// labels, `ND_DRIVER_NAMESPACE_PMEM` in regions with labels.
+    pub const NAMESPACE: Self = Self(
+        (bindings::ND_DRIVER_NAMESPACE_IO | bindings::ND_DRIVER_NAMESPACE_PMEM) as c_ulong,
+    );
+}
+
+/// Something that happened to a region or a namespace while its driver was bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The list of bad memory has changed.
+    RevalidatePoison,
+    /// The region has changed, for instance to read-only.
+    RevalidateRegion,
+}
+
+/// A driver of devices on the `nd` bus.
+///
+/// All callbacks are called in process context with the lock of the device held; they may sleep.
+pub trait Driver {
+    /// What the driver keeps for a bound device. It is dropped after [`Driver::unbind`].
+    type Data<'bound>: Send + 'bound;
+
+    /// The devices that the bus offers to the driver.
+    const TYPES: DeviceTypes;
+
+    /// Binds a device.
+    ///
+    /// # Errors
+    ///
+    /// Any error lets the bus offer the device to the next driver. [`EOPNOTSUPP`] is special: the
+    /// bus creates a new seed, an empty device of the same kind for user space to configure, as it
+    /// does after success. Therefore empty seeds must be refused with another error.
+    fn probe<'bound>(
+        dev: &'bound Device<Core<'_>>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
+
+    /// Unbinds a device; what the driver holds by RAII is dropped after this.
+    fn unbind<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        let _ = (dev, this);
+    }
+
+    /// The system shuts down or reboots; the device stays bound.
+    fn shutdown<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        let _ = (dev, this);
+    }
+
+    /// Something happened to the device.
+    fn notify<'bound>(
+        dev: &'bound Device<Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+        event: Event,
+    ) {
+        let _ = (dev, this, event);
+    }
+}
+
+/// An adapter for the registration of drivers on the `nd` bus.
+pub struct Adapter<T: Driver>(T);
+
+// SAFETY:
+// - `struct nd_device_driver` is a C type declared as `repr(C)`.
+// - `T::Data` is the type of the driver's device private data.
+// - `struct nd_device_driver` embeds a `struct device_driver`, at the given offset.
+unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
+    type DriverType = bindings::nd_device_driver;
+    type DriverData<'bound> = T::Data<'bound>;
+    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, drv);
+}
+
+// SAFETY: A call to `unregister` for a given instance of `DriverType` is guaranteed to be valid if
+// a preceding call to `register` has been successful.
+unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
+    unsafe fn register(
+        ndrv: &Opaque<Self::DriverType>,
+        name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> Result {
+        // SAFETY: It is safe to set the fields of `struct nd_device_driver` on initialization.
+        unsafe {
+            (*ndrv.get()).drv.name = name.as_char_ptr();
+            (*ndrv.get()).type_ = T::TYPES.0;
+            (*ndrv.get()).probe = Some(Self::probe_callback);
+            (*ndrv.get()).remove = Some(Self::remove_callback);
+            (*ndrv.get()).shutdown = Some(Self::shutdown_callback);
+            (*ndrv.get()).notify = Some(Self::notify_callback);
+        }
+
+        // SAFETY: `ndrv` is a valid `DriverType`, and stays until `unregister`.
+        to_result(unsafe {
+            bindings::__nd_driver_register(ndrv.get(), module.as_ptr(), name.as_char_ptr())
+        })
+    }
+
+    unsafe fn unregister(ndrv: &Opaque<Self::DriverType>) {
+        // SAFETY: `ndrv` is a registered `DriverType`. `nd_driver_unregister()` does just this.
+        unsafe { bindings::driver_unregister(&raw mut (*ndrv.get()).drv) };
+    }
+}
+
+impl<T: Driver> Adapter<T> {
+    extern "C" fn probe_callback(dev: *mut bindings::device) -> c_int {
+        // SAFETY: The bus only ever calls the probe callback with a valid pointer to a device on
+        // it.
+        //
+        // INVARIANT: `dev` is valid for the duration of the callback.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        from_result(|| {
+            let data = T::probe(dev);
+
+            dev.as_ref().set_drvdata(data)?;
+            Ok(0)
+        })
+    }
+
+    extern "C" fn remove_callback(dev: *mut bindings::device) {
+        // SAFETY: As in `probe_callback`.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        // SAFETY: The bus calls this only after a successful `probe_callback`, which has set the
+        // data, and the device is not fully unbound yet.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::unbind(dev, data);
+    }
+
+    extern "C" fn shutdown_callback(dev: *mut bindings::device) {
+        // SAFETY: As in `probe_callback`.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        // SAFETY: The bus calls this only for devices with a driver, under the device's lock, so
+        // `probe_callback` has set the data, and nobody unbinds the device meanwhile.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::shutdown(dev, data);
+    }
+
+    extern "C" fn notify_callback(dev: *mut bindings::device, event: bindings::nvdimm_event) {
+        // SAFETY: As in `probe_callback`.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+        let event = match event {
+            bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON => Event::RevalidatePoison,
+            bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION => Event::RevalidateRegion,
+            _ => {
+                dev_warn!(dev, "ignoring unknown event {}\n", event);
+                return;
+            }
+        };
+
+        // SAFETY: As in `shutdown_callback`; here it is `nd_device_notify` that holds the lock.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::notify(dev, data, event);
+    }
+}
+
+/// What a device on the bus is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A namespace without a personality.
+    Namespace,
+    /// The pfn personality of a namespace (fsdax).
+    Pfn,
+    /// The btt personality of a namespace (sector mode).
+    Btt,
+}
+
+/// A device on the `nd` bus that is offered to drivers of [`DeviceTypes::NAMESPACE`]: a namespace, or a pfn or btt device.
+///
+/// # Invariants
+///
+/// A [`Device`] represents a valid `struct device` of one of these kinds, whose parent is a region.
+#[repr(transparent)]
+pub struct Device<Ctx: device::DeviceContext = device::Normal>(
+    Opaque<bindings::device>,
+    PhantomData<Ctx>,
+);
+
+impl<Ctx: device::DeviceContext> Device<Ctx> {
+    fn as_raw(&self) -> *mut bindings::device {
+        self.0.get()
+    }
+
+    /// Returns what the device is.
+    pub fn kind(&self) -> Kind {
+        // SAFETY: By the type invariant the device is valid.
+        let (is_btt, is_pfn) = unsafe {
+            (
+                bindings::is_nd_btt(self.as_raw()),
+                bindings::is_nd_pfn(self.as_raw()),
+            )
+        };
+
+        match (is_btt, is_pfn) {
+            (true, _) => Kind::Btt,
+            (_, true) => Kind::Pfn,
+            _ => Kind::Namespace,
+        }
+    }
+
+    /// Returns the NUMA node of the device.
+    pub fn node(&self) -> Node {
+        // SAFETY: By the type invariant the device is valid.
+        Node(unsafe { bindings::dev_to_node(self.as_raw()) })
+    }
+}
+
+impl Device<Bound> {
+    /// Returns the region that the device is in.
+    ///
+    /// The region stays bound to its own driver for at least as long as the device: the driver of
+    /// the region removes the devices in it first.
+    pub fn region(&self) -> &Region {
+        // SAFETY: By the type invariant the parent is a region. A bound device has a bound region.
+        unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
+    }
+
+    /// Makes a disk on this device read-only or writable, as the region is, and says so in the log.
+    pub fn sync_read_only<T: gendisk::Operations>(&self, disk: &gendisk::Registration<T>) {
+        let disk = disk.disk();
+
+        // The C function takes the region from the parent of the disk.
+        //
+        // SAFETY: The device of a disk is valid, and its parent is set before it is added.
+        if unsafe { (*disk.device_raw()).parent } != self.as_raw() {
+            return;
+        }
+
+        // SAFETY: The parent of the disk is `self`, whose parent is a region.
+        unsafe { bindings::nvdimm_check_and_set_ro(disk.as_raw()) };
+    }
+}
+
+// SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic
+// argument.
+kernel::impl_device_context_deref!(unsafe { Device });
+
+impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
+    fn as_ref(&self) -> &device::Device<Ctx> {
+        let ptr: *const Self = self;
+
+        // SAFETY: Both are transparent wrappers of `struct device`, and by the type invariant it is
+        // valid.
+        unsafe { &*ptr.cast() }
+    }
+}
+
+// SAFETY: A `Device` can be released from any thread.
+unsafe impl Send for Device {}
+
+// SAFETY: `Device` can be shared among threads because all methods of `Device` are thread safe.
+unsafe impl Sync for Device {}
+
+// SAFETY: Same as `Device<Normal>`: `Bound` is a zero-sized type-state marker that does not affect
+// thread safety.
+unsafe impl Sync for Device<Bound> {}

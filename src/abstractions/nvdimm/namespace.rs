@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Namespaces, and the personalities that claim them.
+
+use super::{
+    bindings,
+    Device,
+    Kind, //
+};
+use crate::abstractions::{
+    gendisk::DiskName,
+    memremap::PagemapConfig, //
+};
+use core::{
+    mem::ManuallyDrop,
+    ops::Range,
+    ptr::NonNull, //
+};
+use kernel::{
+    device::{
+        Bound,
+        Core, //
+    },
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// The namespace behind a device that is being bound or is bound.
+///
+/// It cannot be resized, reconfigured or claimed by anybody else meanwhile.
+///
+/// # Invariants
+///
+/// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it.
+#[derive(Clone, Copy)]
+pub struct Namespace<'bound> {
+    dev: &'bound Device<Bound>,
+    ndns: NonNull<bindings::nd_namespace_common>,
+}
+
+// SAFETY: What can be done with a namespace may be done by any thread.
+unsafe impl Send for Namespace<'_> {}
+
+// SAFETY: As above; nothing is written through a shared reference.
+unsafe impl Sync for Namespace<'_> {}
+
+/// The outcome of looking for a personality on a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// There is no info block: the namespace is raw.
+    Raw,
+    /// There is an info block, and a device for its personality has been made, which now owns the
+    /// namespace.
+    Claimed,
+}
+
+impl<'bound> Namespace<'bound> {
+    /// Finds the namespace behind a device that is being bound. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ENODEV`] if the device is an empty seed, or the namespace is too small or incomplete.
+    /// - [`EBUSY`] or [`ENXIO`] if another personality uses the namespace.
+    /// - [`EACCES`] if the media are locked.
+    /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment.
+    pub fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self> {
+        // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
+        // bound, so its lock is held.
+        let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })?;
+
+        // INVARIANT: For a namespace this is the device itself; for a personality it is what the
+        // device has claimed, which it cannot give up while it has a driver.
+        Ok(Self {
+            dev,
+            ndns: NonNull::new(ndns).ok_or(ENODEV)?,
+        })
+    }
+
+    /// The part of the namespace that has its physical range.
+    ///
+    /// `to_nd_namespace_io()`: all kinds of namespaces that reach a driver start with it.
+    fn io(&self) -> *mut bindings::nd_namespace_io {
+        self.ndns.as_ptr().cast()
+    }
+
+    /// Returns the name of the namespace.
+    pub fn name(&self) -> &'bound CStr {
+        // Not `CStr::from_char_ptr`: it has a path that panics, should the length overflow.
+        //
+        // SAFETY: By the type invariant the namespace is valid for `'bound`, so its device has a
+        // name, a C string, which does not change once the device has been added.
+        unsafe {
+            let name = bindings::dev_name(&raw const (*self.ndns.as_ptr()).dev);
+            let len = bindings::strlen(name).wrapping_add(1);
+            CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(name.cast(), len))
+        }
+    }
+
+    /// Returns the physical range of the namespace.
+    pub fn range(&self) -> Result<Range<PhysAddr>> {
+        // SAFETY: By the type invariant the namespace is valid, and it is not resized.
+        let (start, last) = unsafe { ((*self.io()).res.start, (*self.io()).res.end) };
+
+        Ok(start..last.checked_add(1).ok_or(EOVERFLOW)?)
+    }
+
+    /// Returns the smallest unit that its disk is to address, in bytes.
+    pub fn sector_size(&self) -> u32 {
+        // SAFETY: By the type invariant the namespace is valid.
+        unsafe { bindings::pmem_sector_size(self.ndns.as_ptr()) }
+    }
+
+    /// Returns the name that its disk is to have.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] for a namespace that cannot have a disk.
+    pub fn disk_name(&self) -> Result<DiskName> {
+        let mut name = DiskName([0; bindings::DISK_NAME_LEN as usize]);
+
+        // SAFETY: By the type invariant the namespace is valid. The buffer is as long as that of a
+        // disk, which is what the C function writes to.
+        let ptr = unsafe {
+            bindings::nvdimm_namespace_disk_name(self.ndns.as_ptr(), name.0.as_mut_ptr())
+        };
+        if ptr.is_null() {
+            return Err(EINVAL);
+        }
+
+        Ok(name)
+    }
+
+    /// Returns whether a raw namespace is to have `struct page`s (it is in a region of a provider
+    /// that asks for them, as the legacy one does).
+    pub fn wants_pages(&self) -> bool {
+        // SAFETY: The device is valid and on the nd bus.
+        self.dev.kind() == Kind::Namespace
+            && unsafe { bindings::pmem_should_map_pages(self.dev.as_raw()) }
+    }
+
+    /// Makes the info block at the start of the namespace accessible to libnvdimm. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the range is in use, [`ENOMEM`].
+    pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
+        // `nd_info_block_reserve()`
+        let size = (8 * 1024_usize).next_multiple_of(PAGE_SIZE) as ResourceSize;
+
+        // SAFETY: The device is being bound, so what this leaves to devres if it fails half-way is
+        // released when the probe fails or the device is unbound.
+        to_result(unsafe {
+            bindings::devm_namespace_enable(self.dev.as_raw(), self.ndns.as_ptr(), size)
+        })?;
+
+        // INVARIANT: It has just been enabled.
+        Ok(EnabledNamespace { namespace: self })
+    }
+
+    /// Gives the namespace of a btt device to the btt driver, which makes a disk of it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is not a btt, or is not fully configured.
+    pub fn attach_btt(self) -> Result<BttAttachment<'bound>> {
+        if self.dev.kind() != Kind::Btt {
+            return Err(ENODEV);
+        }
+
+        // SAFETY: The namespace is claimed by a btt device, which is being bound.
+        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
+
+        // INVARIANT: It has just been attached.
+        Ok(BttAttachment { dev: self.dev })
+    }
+}
+
+/// A namespace whose info block is accessible to libnvdimm. Dropping this ends the access.
+///
+/// # Invariants
+///
+/// `devm_namespace_enable` was called for the namespace.
+pub struct EnabledNamespace<'bound> {
+    namespace: Namespace<'bound>,
+}
+
+impl EnabledNamespace<'_> {
+    /// Looks for an info block of any personality, and makes the device for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
+    pub fn claim(&self) -> Result<Claim> {
+        let dev = self.namespace.dev.as_raw();
+        let ndns = self.namespace.ndns.as_ptr();
+
+        // For every kind of info block: zero if it is there and has been claimed, `EOPNOTSUPP` if
+        // it is there and cannot be used, another error if it is not there.
+        //
+        // SAFETY: The namespace is enabled, by the type invariant, for a device that is valid.
+        let btt = unsafe { bindings::nd_btt_probe(dev, ndns) };
+        if btt == 0 {
+            return Ok(Claim::Claimed);
+        }
+        for probe in [bindings::nd_pfn_probe, bindings::nd_dax_probe] {
+            // SAFETY: As above.
+            match to_result(unsafe { probe(dev, ndns) }) {
+                Ok(()) => return Ok(Claim::Claimed),
+                Err(err) if err == EOPNOTSUPP => return Err(err),
+                Err(_) => {}
+            }
+        }
+
+        Ok(Claim::Raw)
+    }
+
+    /// Reads the info block of a pfn device, or writes it if the device is new. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
+    /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration;
+    ///   libnvdimm says in the log why.
+    /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or makes no sense.
+    pub fn setup_pfn(self) -> Result<(Self, PfnConfig)> {
+        let dev = self.namespace.dev;
+        if dev.kind() != Kind::Pfn {
+            return Err(ENODEV);
+        }
+
+        let mut pgmap = bindings::dev_pagemap::default();
+        // While it clears errors in the memory map, the function disables the namespace and enables
+        // it again, and may fail in between. What is enabled after a failure is for devres to find
+        // out, so nothing is disabled here then.
+        let enabled = ManuallyDrop::new(self);
+        // SAFETY: The device is a pfn device that is being bound, and its namespace is enabled.
+        let (ret, pfn_sb) = unsafe {
+            let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
+            (
+                bindings::nvdimm_setup_pfn(nd_pfn, &mut pgmap),
+                (*nd_pfn).pfn_sb,
+            )
+        };
+        to_result(ret)?;
+        let enabled = ManuallyDrop::into_inner(enabled);
+
+        // SAFETY: After success the device has an info block, in memory that lives as long as it
+        // is bound.
+        let data_offset = u64::from_le(unsafe { (*pfn_sb).dataoff });
+        // SAFETY: The structure was zeroed. The altmap is in the namespace, before the data: the
+        // info block has been validated.
+        let pages = unsafe { PagemapConfig::from_raw(pgmap) }?;
+
+        Ok((enabled, PfnConfig { pages, data_offset }))
+    }
+}
+
+impl Drop for EnabledNamespace<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the namespace is enabled.
+        unsafe {
+            bindings::devm_namespace_disable(
+                self.namespace.dev.as_raw(),
+                self.namespace.ndns.as_ptr(),
+            )
+        };
+    }
+}
+
+/// What the info block of a pfn device says.
+pub struct PfnConfig {
+    /// The range that is to have `struct page`s.
+    pub pages: PagemapConfig,
+    /// Where in the range the data begins, in bytes. Before it are info block and, if they live on
+    /// the media, `struct page`s.
+    pub data_offset: u64,
+}
+
+/// A namespace in the hands of the btt driver. Dropping this removes the btt disk.
+///
+/// # Invariants
+///
+/// `dev` is a btt device, attached by `nvdimm_namespace_attach_btt`.
+pub struct BttAttachment<'bound> {
+    dev: &'bound Device<Bound>,
+}
+
+impl BttAttachment<'_> {
+    /// Makes the disk read-only or writable, as the region is, and says so in the log.
+    pub fn sync_read_only(&self) {
+        // SAFETY: By the type invariant the device is an attached btt, so it has a disk, whose
+        // parent is the btt device, whose parent is a region.
+        unsafe {
+            let nd_btt = bindings::to_nd_btt(self.dev.as_raw());
+            bindings::nvdimm_check_and_set_ro((*(*nd_btt).btt).btt_disk);
+        }
+    }
+
+    /// Adds what is now known to be bad to the list of the namespace. May sleep, takes the lock of
+    /// the bus.
+    pub fn revalidate_poison(&self) {
+        // SAFETY: By the type invariant the device is an attached btt, so it has a namespace, whose
+        // list was initialised when it was enabled.
+        unsafe {
+            let nd_btt = bindings::to_nd_btt(self.dev.as_raw());
+            // `to_nd_namespace_io()`
+            let nsio = (*nd_btt).ndns.cast::<bindings::nd_namespace_io>();
+            let range = bindings::range {
+                start: (*nsio).res.start,
+                end: (*nsio).res.end,
+            };
+            bindings::nvdimm_badblocks_populate(
+                bindings::to_nd_region((*self.dev.as_raw()).parent),
+                &raw mut (*nsio).bb,
+                &range,
+            );
+        }
+    }
+}
+
+impl Drop for BttAttachment<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device is an attached btt.
+        unsafe { bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(self.dev.as_raw())) };
+    }
+}

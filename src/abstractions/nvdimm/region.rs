@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Regions: what the namespaces in them have in common.
+
+use super::{
+    bindings,
+    Device, //
+};
+use crate::abstractions::{
+    badblocks::Badblocks,
+    bio::{
+        Bio,
+        Status, //
+    },
+};
+use core::ops::Range;
+use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
+    devres,
+    error::to_result,
+    io::PhysAddr,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Srcu, //
+    },
+};
+
+/// A region that is bound to its driver.
+///
+/// # Invariants
+///
+/// A reference to this is a pointer to a valid `struct nd_region`, which stays bound for the
+/// lifetime of the reference.
+#[repr(transparent)]
+pub struct Region(kernel::types::Opaque<bindings::nd_region>);
+
+impl Region {
+    /// Makes a reference from a pointer.
+    ///
+    /// # Safety
+    ///
+    /// The region must be valid and bound for `'a`.
+    pub(super) unsafe fn from_raw<'a>(region: *mut bindings::nd_region) -> &'a Self {
+        // SAFETY: By the safety requirements; the wrapper is transparent.
+        unsafe { &*region.cast() }
+    }
+
+    fn as_raw(&self) -> *mut bindings::nd_region {
+        self.0.get()
+    }
+
+    /// Returns whether writes need a flush of the region to be durable, or [`None`] if the platform
+    /// does not tell.
+    pub fn has_flush(&self) -> Option<bool> {
+        // SAFETY: By the type invariant the region is valid.
+        match unsafe { bindings::nvdimm_has_flush(self.as_raw()) } {
+            0 => Some(false),
+            1.. => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Returns whether there are CPU caches between a store and the persistent memory.
+    pub fn has_cache(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid.
+        unsafe { bindings::nvdimm_has_cache(self.as_raw()) != 0 }
+    }
+
+    /// Returns whether flushing the CPU caches is all that durability takes.
+    pub fn is_synchronous(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid.
+        unsafe { bindings::is_nvdimm_sync(self.as_raw()) }
+    }
+
+    /// Adds what is known to be bad in a physical range to a list, whose first sector is at the
+    /// start of the range. May sleep, takes the lock of the bus.
+    pub fn populate_badblocks(&self, badblocks: &Badblocks, range: &Range<PhysAddr>) {
+        let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else {
+            return;
+        };
+        let range = bindings::range {
+            start: range.start,
+            end: last,
+        };
+
+        // SAFETY: By the type invariants both are valid; the range is only read.
+        unsafe {
+            bindings::nvdimm_badblocks_populate(
+                self.as_raw(),
+                badblocks.as_raw().as_ptr(),
+                &range,
+            )
+        };
+    }
+}
+
+/// Access to the region of a device for those who may outlive the binding: requests that come in
+/// while a device is being unbound, and whoever holds what is left of it.
+///
+/// A region can only be flushed, and its poison only be cleared, while it is bound. So access goes
+/// through an SRCU read-side section, and ends when the device is unbound: [`Self::new`] registers
+/// with the device for that. After it every operation fails with [`ENXIO`].
+///
+/// Lock order: device lock, then the SRCU domain of this type. The operations call into the provider
+/// of the region and may sleep there; they take none of the driver's locks, and not the device lock,
+/// under which a device is unbound.
+#[pin_data]
+pub struct RegionAccess {
+    #[pin]
+    srcu: Srcu,
+    bound: Atomic<bool>,
+    dev: ARef<device::Device>,
+}
+
+impl RegionAccess {
+    /// Gives access to the region that `dev` is in, for as long as `dev` is bound. May sleep.
+    pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
+        let access = Arc::pin_init(
+            try_pin_init!(Self {
+                srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
+                bound: Atomic::new(true),
+                dev: {
+                    let dev: &device::Device = dev.as_ref();
+                    dev.into()
+                },
+            }),
+            GFP_KERNEL,
+        )?;
+
+        devres::register(dev.as_ref(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
+        Ok(access)
+    }
+
+    /// Calls `f` with the device and its region, unless the device has been unbound.
+    fn with<R>(
+        &self,
+        f: impl FnOnce(*mut bindings::device, *mut bindings::nd_region) -> R,
+    ) -> Result<R> {
+        let _guard = self.srcu.read_lock();
+
+        // No order is needed: `revoke` waits for all read-side sections that may have seen `true`,
+        // and what they saw was initialised before the `Arc` was shared.
+        if !self.bound.load(Relaxed) {
+            return Err(ENXIO);
+        }
+
+        let dev: *const device::Device = &*self.dev;
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let dev = dev.cast_mut().cast::<bindings::device>();
+        // SAFETY: The device is valid, and, until the guard is dropped, bound; so its parent is a
+        // bound region.
+        let region = unsafe { bindings::to_nd_region((*dev).parent) };
+
+        Ok(f(dev, region))
+    }
+
+    /// Makes all that was written to the region so far durable. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound.
+    pub fn flush(&self) -> Result {
+        self.with(|_, region| {
+            // SAFETY: `with` passes a bound region.
+            to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
+        })?
+    }
+
+    /// Makes all that was written to the region so far durable, and then ends the request. The
+    /// request may end later, if the flush is asynchronous. May sleep.
+    pub fn flush_and_end(&self, bio: Bio) {
+        let bio = bio.into_raw();
+
+        let result = self.with(|_, region| {
+            // SAFETY: `with` passes a bound region. The request is ours; if this returns
+            // `NVDIMM_FLUSH_ASYNC`, it is the flush that ends it.
+            unsafe { bindings::nvdimm_flush(region, bio.as_ptr()) }
+        });
+
+        let status = match result {
+            Ok(bindings::NVDIMM_FLUSH_ASYNC) => return,
+            Ok(errno) => to_result(errno).into(),
+            Err(err) => Status::from(err),
+        };
+        // SAFETY: The flush has not taken the request over.
+        unsafe { Bio::from_raw(bio) }.end(status);
+    }
+
+    /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared from
+    /// there. May sleep, calls into the provider (for NFIT an ACPI method).
+    ///
+    /// # Errors
+    ///
+    /// What the provider answers; [`ENXIO`] if the device was unbound.
+    pub fn clear_poison(&self, phys: PhysAddr, len: usize) -> Result<usize> {
+        let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
+
+        let cleared = self.with(|dev, _| {
+            // SAFETY: `with` passes a bound device on the nd bus.
+            unsafe { bindings::nvdimm_clear_poison(dev, phys, len) }
+        })?;
+
+        usize::try_from(cleared).map_err(|_| {
+            // CAST: A negative result is an errno.
+            Error::from_errno(cleared as c_int)
+        })
+    }
+
+    /// Returns the device, for messages.
+    pub fn device(&self) -> &device::Device {
+        &self.dev
+    }
+
+    fn revoke(&self) {
+        self.bound.store(false, Relaxed);
+        self.srcu.synchronize();
+    }
+}
+
+/// Ends the access when the device is unbound.
+struct RevokeOnUnbind(Arc<RegionAccess>);
+
+impl Drop for RevokeOnUnbind {
+    fn drop(&mut self) {
+        self.0.revoke();
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copying to and from persistent memory.
+//!
+//! Persistent memory is ordinary memory with two peculiarities. A store is durable only once it has
+//! left the CPU caches, so writes use the cache-flushing copies; and a load from a failed cell
+//! raises a machine check, so reads use the copies that survive it. What is still on its way to the
+//! memory controller after a write is flushed by [`RegionAccess::flush`].
+//!
+//! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
+//! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h) (`copy_mc_to_kernel`),
+//! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h) (`arch_invalidate_pmem`).
+//!
+//! [`RegionAccess::flush`]: super::nvdimm::RegionAccess::flush
+
+use super::{
+    bindings,
+    bio::Segment,
+    uio::IterSource, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// A part of a mapped range of persistent memory, borrowed for `'a`.
+///
+/// It has a length and operations, and no address: whatever the holder does with it goes through
+/// the copies of this module. Other CPUs, user space and devices may access the same bytes at any
+/// time, so there is no way to make a Rust reference to them either.
+///
+/// # Invariants
+///
+/// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
+/// len` does not wrap.
+#[derive(Clone, Copy)]
+pub struct PmemSlice<'a> {
+    addr: NonNull<u8>,
+    len: usize,
+    _mapping: PhantomData<&'a ()>,
+}
+
+impl<'a> PmemSlice<'a> {
+    /// Makes a slice of the `len` bytes from `addr` on.
+    ///
+    /// # Safety
+    ///
+    /// For all of `'a`, the bytes must be mapped writable in the kernel, and `addr + len` must not
+    /// wrap.
+    #[inline]
+    pub(super) unsafe fn from_raw_parts(addr: NonNull<u8>, len: usize) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            addr,
+            len,
+            _mapping: PhantomData,
+        }
+    }
+
+    /// The address, for the DAX core.
+    #[inline]
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.addr.as_ptr()
+    }
+
+    /// Returns the length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether the slice has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the `len` bytes from `offset` on, or [`None`] if they are not all within the slice.
+    #[inline]
+    pub fn get(&self, offset: usize, len: usize) -> Option<PmemSlice<'a>> {
+        if len > self.len.checked_sub(offset)? {
+            return None;
+        }
+
+        // INVARIANT: `offset + len <= self.len`, so this is a part of a slice that upholds it.
+        Some(Self {
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `offset` is
+            // at most its length.
+            addr: unsafe { self.addr.add(offset) },
+            len,
+            _mapping: PhantomData,
+        })
+    }
+
+    /// Reads into the memory of a bio, as many bytes as both have.
+    ///
+    /// Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] if the medium raised a machine check; the segment then holds an unspecified mix of
+    /// old and new bytes.
+    #[inline]
+    pub fn read_into(&self, segment: &mut Segment<'_>) -> Result {
+        let len = self.len.min(segment.len());
+
+        // SAFETY: By the type invariants of `Self` and of `Segment`, both sides have `len` bytes;
+        // `copy_mc_to_kernel` is the copy for a source that may raise a machine check.
+        let rest = unsafe {
+            bindings::copy_mc_to_kernel(
+                segment.as_mut_ptr().cast(),
+                self.addr.as_ptr().cast(),
+                len as c_uint,
+            )
+        };
+        segment.flush_dcache();
+
+        if rest != 0 {
+            return Err(EIO);
+        }
+        Ok(())
+    }
+
+    /// Writes from the memory of a bio, as many bytes as both have, past the CPU caches.
+    ///
+    /// Does not sleep. The bytes are durable after the next flush of the region.
+    #[inline]
+    pub fn write_from(&self, segment: &Segment<'_>) {
+        let len = self.len.min(segment.len());
+
+        segment.flush_dcache();
+        // SAFETY: By the type invariants of `Self` and of `Segment`, both sides have `len` bytes.
+        unsafe {
+            bindings::memcpy_flushcache(self.addr.as_ptr().cast(), segment.as_ptr().cast(), len)
+        };
+    }
+
+    /// Writes zeroes past the CPU caches.
+    ///
+    /// Does not sleep. The zeroes are durable after the next flush of the region.
+    pub fn zero(&self) {
+        // SAFETY: The zero page always exists.
+        let zero_page = unsafe { bindings::zero_page_address() };
+        let mut rest = *self;
+
+        while !rest.is_empty() {
+            let len = rest.len.min(PAGE_SIZE);
+
+            // SAFETY: By the type invariant `rest` has `len` bytes, and `len` is at most the size
+            // of the zero page.
+            unsafe { bindings::memcpy_flushcache(rest.addr.as_ptr().cast(), zero_page, len) };
+
+            match rest.get(len, rest.len.saturating_sub(len)) {
+                Some(next) => rest = next,
+                None => break,
+            }
+        }
+    }
+
+    /// Writes from `source` past the CPU caches, and returns how many bytes there were.
+    ///
+    /// The source may be user memory: may sleep if the source may.
+    pub fn write_from_iter(&self, source: &mut IterSource<'_>) -> usize {
+        // SAFETY: By the type invariant `self` has `len` bytes; `source` is a valid source by its
+        // own invariant.
+        unsafe {
+            bindings::copy_from_iter_flushcache(
+                self.addr.as_ptr().cast(),
+                self.len,
+                source.as_raw(),
+            )
+        }
+    }
+
+    /// Drops the CPU's cached copies of the bytes.
+    ///
+    /// For use after poison was cleared, so that the poisoned lines are not read from the caches.
+    /// Does not sleep.
+    pub fn invalidate(&self) {
+        // SAFETY: By the type invariant the bytes are mapped. Nothing of what is in the caches is
+        // worth keeping: the caller says so, and the memory is not Rust's.
+        unsafe { bindings::arch_invalidate_pmem(self.addr.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Whether the cache-flushing copies really flush on this architecture.
+///
+/// Where they do not, writes cannot be guaranteed to persist.
+pub const HAS_FLUSHCACHE: bool = bindings::HAS_UACCESS_FLUSHCACHE;

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a bound device consists of, and in which order it is taken apart.
+
+use super::{
+    disk::{
+        self,
+        Abilities, //
+    },
+    pmem::Pmem,
+    range::{
+        Layout,
+        PmemRange, //
+    },
+};
+use crate::abstractions::{
+    dax,
+    gendisk,
+    memremap::PagemapConfig,
+    nvdimm::{
+        BttAttachment,
+        Claim,
+        Device,
+        Kind,
+        Namespace,
+        RegionAccess, //
+    },
+    pmem::HAS_FLUSHCACHE, //
+};
+use kernel::{
+    device::{
+        Bound,
+        Core, //
+    },
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+/// A device that is bound to the driver.
+pub enum Binding<'bound> {
+    /// A btt device: the btt driver has the namespace, and makes the disk.
+    Btt(BttAttachment<'bound>, Arc<RegionAccess>),
+    /// A raw namespace or a pfn device: the disk is ours.
+    Disk(Attached),
+}
+
+impl<'bound> Binding<'bound> {
+    /// Binds a device, if there is a namespace behind it that is for this driver.
+    ///
+    /// A namespace with an info block is not: the device of its personality is bound instead.
+    pub fn new(dev: &'bound Device<Core<'_>>) -> Result<Self> {
+        let namespace = Namespace::probe(dev)?;
+
+        match dev.kind() {
+            Kind::Btt => {
+                let region = RegionAccess::new(dev)?;
+                Ok(Self::Btt(namespace.attach_btt()?, region))
+            }
+            Kind::Pfn => {
+                let (enabled, pfn) = namespace.enable()?.setup_pfn()?;
+                // The disk has the range to itself.
+                drop(enabled);
+
+                let layout = Layout::Pages {
+                    config: pfn.pages,
+                    data_offset: pfn.data_offset,
+                };
+                Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
+            }
+            Kind::Namespace => {
+                let enabled = namespace.enable()?;
+                if enabled.claim()? == Claim::Claimed {
+                    return Err(ENXIO);
+                }
+                drop(enabled);
+
+                let range = namespace.range()?;
+                let layout = if namespace.wants_pages() {
+                    let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
+                    Layout::Pages {
+                        config: PagemapConfig::new(range.start, len)?,
+                        data_offset: 0,
+                    }
+                } else {
+                    Layout::Plain(range)
+                };
+                Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
+            }
+        }
+    }
+
+    fn region(&self) -> &RegionAccess {
+        match self {
+            Self::Btt(_, region) => region,
+            Self::Disk(attached) => &attached.pmem.region,
+        }
+    }
+
+    /// Makes everything that was written so far durable.
+    pub fn flush(&self) {
+        let region = self.region();
+
+        if let Err(err) = region.flush() {
+            dev_err!(
+                region.device(),
+                "flush failed ({}): the latest writes may be lost\n",
+                err.to_errno()
+            );
+        }
+    }
+
+    /// Brings the list of bad blocks up to date with what the region knows.
+    pub fn revalidate_poison(&self, dev: &Device<Bound>) {
+        match self {
+            Self::Btt(btt, _) => btt.revalidate_poison(),
+            Self::Disk(attached) => {
+                let pmem = &attached.pmem;
+
+                dev.region()
+                    .populate_badblocks(&pmem.badblocks, pmem.range.phys());
+                pmem.badblocks.notify();
+            }
+        }
+    }
+
+    /// Makes the disk read-only or writable, as the region is.
+    pub fn revalidate_region(&self, dev: &Device<Bound>) {
+        match self {
+            Self::Btt(btt, _) => btt.sync_read_only(),
+            Self::Disk(attached) => dev.sync_read_only(&attached.disk),
+        }
+    }
+}
+
+/// The disk, the DAX device and the memory of a bound device.
+///
+/// The fields go in the order in which they stand here, and that order matters:
+///
+/// 1. `disk`: no new requests, and those under way are waited for. The DAX device is still alive, so
+///    a file system on the disk can sync and shut down in order.
+/// 2. `_host`: nobody finds the DAX device any more. (By now nobody can open the disk to look.)
+/// 3. `_dax`: no translation begins, and those under way are waited for.
+/// 4. `_flush`: what was written until here is made durable.
+/// 5. `pmem`: with the last reference the pages, the mapping and the reservation go, and after them
+///    the last reference to the DAX device, which a failing page may still want to tell.
+pub struct Attached {
+    disk: gendisk::Registration<Pmem>,
+    _host: Option<dax::Host>,
+    _dax: Option<dax::Registration<Pmem>>,
+    _flush: FlushOnDrop,
+    pmem: Arc<Pmem>,
+}
+
+impl Attached {
+    /// Makes the disk for a namespace.
+    ///
+    /// If any step fails, what was made before is dropped, in reverse order.
+    fn new(dev: &Device<Core<'_>>, namespace: Namespace<'_>, layout: Layout) -> Result<Self> {
+        let region = dev.region();
+        let node = dev.node();
+        let reserve = namespace.range()?;
+
+        let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
+        let range = PmemRange::new(reserve.clone(), name, layout, node).inspect_err(|err| {
+            if *err == EBUSY {
+                dev_err!(
+                    dev,
+                    "[mem {:#x}-{:#x}] is in use; /proc/iomem shows by whom, unbind that first\n",
+                    reserve.start,
+                    reserve.end.saturating_sub(1)
+                );
+            } else {
+                dev_err!(
+                    dev,
+                    "cannot map [mem {:#x}-{:#x}]: error {}\n",
+                    reserve.start,
+                    reserve.end.saturating_sub(1),
+                    err.to_errno()
+                );
+            }
+        })?;
+        let range = Arc::new(range, GFP_KERNEL)?;
+
+        let pmem = Arc::pin_init(
+            Pmem::new(range, RegionAccess::new(dev)?, namespace.sector_size()),
+            GFP_KERNEL,
+        )?;
+        region.populate_badblocks(&pmem.badblocks, pmem.range.phys());
+        let flush = FlushOnDrop(pmem.region.clone());
+
+        let dax = if pmem.range.has_pages() {
+            let properties = dax::Properties {
+                synchronous: region.is_synchronous(),
+                write_cache: region.has_cache(),
+            };
+            match dax::Registration::new(pmem.clone(), properties) {
+                Ok(dax) => {
+                    pmem.range.set_dax(dax.handle());
+                    Some(dax)
+                }
+                // The architecture cannot have DAX devices; the disk works without.
+                Err(err) if err == EOPNOTSUPP => None,
+                Err(err) => return Err(err),
+            }
+        } else {
+            None
+        };
+
+        let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
+        if has_flush.is_none() {
+            dev_warn!(dev, "unable to guarantee persistence of writes\n");
+        }
+        let abilities = Abilities {
+            fua: has_flush.unwrap_or(false),
+            dax: dax.is_some(),
+        };
+        let disk = disk::new(&namespace.disk_name()?, abilities, node, pmem.clone())?;
+        let host = match &dax {
+            Some(dax) => Some(dax::Host::new(dax, &disk)?),
+            None => None,
+        };
+
+        let disk = disk.add(dev.as_ref())?;
+        dev.sync_read_only(&disk);
+        match disk.attribute(c"badblocks") {
+            Some(attribute) => pmem.badblocks.set_attribute(attribute),
+            None => dev_warn!(dev, "'badblocks' notification disabled\n"),
+        }
+
+        Ok(Self {
+            disk,
+            _host: host,
+            _dax: dax,
+            _flush: flush,
+            pmem,
+        })
+    }
+}
+
+/// Makes everything that was written durable when it is dropped.
+struct FlushOnDrop(Arc<RegionAccess>);
+
+impl Drop for FlushOnDrop {
+    fn drop(&mut self) {
+        if let Err(err) = self.0.flush() {
+            dev_err!(
+                self.0.device(),
+                "flush failed ({}): the latest writes may be lost\n",
+                err.to_errno()
+            );
+        }
+    }
+}

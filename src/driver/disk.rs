@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The block device: `/dev/pmemN`.
+//!
+//! A request is copied when it is submitted, and has ended when that returns, unless its flush is
+//! asynchronous (virtio).
+
+use super::{
+    geometry::{
+        Span,
+        SECTOR_SHIFT, //
+    },
+    pmem::Pmem, //
+};
+use crate::abstractions::{
+    badblocks::Badblocks,
+    bio::{
+        Bio,
+        Operation,
+        Status, //
+    },
+    gendisk::{
+        self,
+        DiskName,
+        Features,
+        GenDisk,
+        Limits,
+        PAGE_BLOCK, //
+    },
+    memremap::Node, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// What the disk is to be able to do beyond reading and writing.
+pub struct Abilities {
+    /// Single writes can be made durable by flushing the region.
+    pub fua: bool,
+    /// There is a DAX device for file systems to find.
+    pub dax: bool,
+}
+
+/// Makes the disk for `pmem`.
+pub fn new(
+    name: &DiskName,
+    abilities: Abilities,
+    node: Node,
+    pmem: Arc<Pmem>,
+) -> Result<GenDisk<Pmem>> {
+    let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS;
+    if abilities.fua {
+        features = features | Features::FUA;
+    }
+    if abilities.dax {
+        features = features | Features::DAX;
+    }
+    let limits = Limits {
+        logical_block_size: pmem.block_size,
+        physical_block_size: PAGE_BLOCK,
+        features,
+    };
+    let sectors = pmem.range.size() >> SECTOR_SHIFT;
+
+    GenDisk::new(name, limits, sectors as u64, node, pmem)
+}
+
+impl gendisk::Operations for Pmem {
+    type OwnerModule = crate::LocalModule;
+
+    fn submit_bio(&self, mut bio: Bio) {
+        if bio.is_preflush() {
+            if let Err(err) = self.region.flush() {
+                return bio.end(err.into());
+            }
+        }
+
+        let status = if bio.is_empty() {
+            Status::OK
+        } else {
+            let accounting = bio.start_accounting();
+            let status = self.transfer(&mut bio);
+            bio.end_accounting(accounting);
+            status
+        };
+
+        if bio.is_fua() && status == Status::OK {
+            self.region.flush_and_end(bio);
+        } else {
+            bio.end(status);
+        }
+    }
+
+    fn badblocks(&self) -> Option<&Badblocks> {
+        Some(&self.badblocks)
+    }
+}
+
+impl Pmem {
+    /// Copies the data of a request.
+    #[inline]
+    fn transfer(&self, bio: &mut Bio) -> Status {
+        let operation = bio.operation();
+        if operation == Operation::Other {
+            return Status::NOTSUPP;
+        }
+        // The block layer has checked this, except for requests that a stacked device remapped.
+        let Some(span) =
+            Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
+        else {
+            return Status::IOERR;
+        };
+
+        let mut done = 0_usize;
+        for mut segment in bio.segments() {
+            let Some(span) = span.part(done, segment.len()) else {
+                return Status::IOERR;
+            };
+            let result = match operation {
+                Operation::Read => self.read(span, &mut segment),
+                _ => self.write(span, &segment),
+            };
+            if let Err(err) = result {
+                return err.into();
+            }
+            done = done.saturating_add(segment.len());
+        }
+        Status::OK
+    }
+}

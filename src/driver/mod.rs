@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the driver does, one noun a file.
+//!
+//! - [`nd_driver`]: how devices on the nd bus come and go.
+//! - [`binding`]: what a bound device consists of, and in which order it is taken apart.
+//! - [`range`](mod@range): the memory: reservation, mapping, `struct page`s.
+//! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
+//! - [`disk`]: the block device.
+//! - [`dax`]: the DAX device.
+//! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
+
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
+
+pub mod binding;
+pub mod dax;
+pub mod disk;
+pub mod geometry;
+pub mod nd_driver;
+pub mod pmem;
+pub mod range;

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How devices on the nd bus come and go.
+
+use super::binding::Binding;
+use crate::abstractions::nvdimm::{
+    self,
+    Device,
+    DeviceTypes,
+    Event, //
+};
+use kernel::{
+    device::Core,
+    prelude::*, //
+};
+
+/// The driver for namespaces, and for the pfn and btt devices that claim them.
+pub struct NdDriver;
+
+impl nvdimm::Driver for NdDriver {
+    type Data<'bound> = Binding<'bound>;
+
+    const TYPES: DeviceTypes = DeviceTypes::NAMESPACE;
+
+    fn probe<'bound>(
+        dev: &'bound Device<Core<'_>>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        Binding::new(dev)
+    }
+
+    fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        this.flush();
+    }
+
+    fn notify<'bound>(
+        dev: &'bound Device<Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+        event: Event,
+    ) {
+        match event {
+            Event::RevalidatePoison => this.revalidate_poison(dev),
+            Event::RevalidateRegion => this.revalidate_region(dev),
+        }
+    }
+}
