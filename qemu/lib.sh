@@ -42,7 +42,7 @@ export PMEM_RS_CACHE=$CACHE
 # know to skip, and distclean removes nothing without it.
 cache_tag=$CACHE/CACHEDIR.TAG
 cache_tag_text='Signature: 8a477f597d28d172789f06886806bc55
-# Cache of pmem-rs. `make distclean` removes it.'
+# Cache of pmem-rs, which make distclean removes.'
 
 # Makes the cache folder, and refuses one that is not ours.
 open_cache() {
