@@ -42,7 +42,7 @@ mod namespace;
 mod region;
 
 pub use namespace::{
-    BttAttachment,
+    Btt,
     Claim,
     EnabledNamespace,
     Namespace,

@@ -18,7 +18,7 @@ use crate::abstractions::{
     gendisk,
     memremap::PagemapConfig,
     nvdimm::{
-        BttAttachment,
+        Btt,
         Claim,
         Device,
         Kind,
@@ -27,11 +27,13 @@ use crate::abstractions::{
     },
     pmem::HAS_FLUSHCACHE, //
 };
+use core::ops::Range;
 use kernel::{
     device::{
         Bound,
         Core, //
     },
+    io::PhysAddr,
     prelude::*,
     str::CString,
     sync::Arc, //
@@ -39,8 +41,9 @@ use kernel::{
 
 /// A device that is bound to the driver.
 pub enum Binding<'bound> {
-    /// A btt device: the btt driver has the namespace, and makes the disk.
-    Btt(BttAttachment<'bound>, Arc<RegionAccess>),
+    /// A btt device: the btt driver has the namespace, and makes the disk. It flushes every write
+    /// that it makes, so that nothing is left to be flushed when it goes.
+    Btt(Btt<'bound>, Arc<RegionAccess>),
     /// A raw namespace or a pfn device: the disk is ours.
     Disk(Attached),
 }
@@ -51,6 +54,12 @@ impl<'bound> Binding<'bound> {
     /// A namespace with an info block is not: the device of its personality is bound instead.
     pub fn new(dev: &'bound Device<Core<'_>>) -> Result<Self> {
         let namespace = Namespace::probe(dev)?;
+        let range = namespace.range()?;
+        let enable = || {
+            namespace
+                .enable()
+                .inspect_err(|err| report_unusable(dev, &range, *err))
+        };
 
         match dev.kind() {
             Kind::Btt => {
@@ -58,7 +67,7 @@ impl<'bound> Binding<'bound> {
                 Ok(Self::Btt(namespace.attach_btt()?, region))
             }
             Kind::Pfn => {
-                let (enabled, pfn) = namespace.enable()?.setup_pfn()?;
+                let (enabled, pfn) = enable()?.setup_pfn()?;
                 // The disk has the range to itself.
                 drop(enabled);
 
@@ -69,13 +78,12 @@ impl<'bound> Binding<'bound> {
                 Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
             }
             Kind::Namespace => {
-                let enabled = namespace.enable()?;
+                let enabled = enable()?;
                 if enabled.claim()? == Claim::Claimed {
                     return Err(ENXIO);
                 }
                 drop(enabled);
 
-                let range = namespace.range()?;
                 let layout = if namespace.wants_pages() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
                     Layout::Pages {
@@ -83,7 +91,7 @@ impl<'bound> Binding<'bound> {
                         data_offset: 0,
                     }
                 } else {
-                    Layout::Plain(range)
+                    Layout::Plain(range.clone())
                 };
                 Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
             }
@@ -162,24 +170,8 @@ impl Attached {
         let reserve = namespace.range()?;
 
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
-        let range = PmemRange::new(reserve.clone(), name, layout, node).inspect_err(|err| {
-            if *err == EBUSY {
-                dev_err!(
-                    dev,
-                    "[mem {:#x}-{:#x}] is in use; /proc/iomem shows by whom, unbind that first\n",
-                    reserve.start,
-                    reserve.end.saturating_sub(1)
-                );
-            } else {
-                dev_err!(
-                    dev,
-                    "cannot map [mem {:#x}-{:#x}]: error {}\n",
-                    reserve.start,
-                    reserve.end.saturating_sub(1),
-                    err.to_errno()
-                );
-            }
-        })?;
+        let range = PmemRange::new(reserve.clone(), name, layout, node)
+            .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
         let range = Arc::new(range, GFP_KERNEL)?;
 
         let pmem = Arc::pin_init(
@@ -235,6 +227,28 @@ impl Attached {
             _flush: flush,
             pmem,
         })
+    }
+}
+
+/// Says in the log why the memory of a device cannot be used, and what to do about it.
+fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) {
+    let (start, last) = (range.start, range.end.saturating_sub(1));
+
+    if err == EBUSY {
+        dev_err!(
+            dev,
+            "[mem {:#x}-{:#x}] is in use; /proc/iomem shows by whom, unbind that first\n",
+            start,
+            last
+        );
+    } else {
+        dev_err!(
+            dev,
+            "cannot map [mem {:#x}-{:#x}]: error {}\n",
+            start,
+            last,
+            err.to_errno()
+        );
     }
 }
 

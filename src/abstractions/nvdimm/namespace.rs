@@ -18,9 +18,11 @@ use core::{
 };
 use kernel::{
     device::{
+        self,
         Bound,
         Core, //
     },
+    devres,
     error::{
         from_err_ptr,
         to_result, //
@@ -30,7 +32,8 @@ use kernel::{
         ResourceSize, //
     },
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::aref::ARef, //
 };
 
 /// The namespace behind a device that is being bound or is bound.
@@ -165,12 +168,13 @@ impl<'bound> Namespace<'bound> {
         Ok(EnabledNamespace { namespace: self })
     }
 
-    /// Gives the namespace of a btt device to the btt driver, which makes a disk of it. May sleep.
+    /// Gives the namespace of a btt device to the btt driver, which makes a disk of it. The disk is
+    /// removed when the device is unbound, after the driver's data was dropped. May sleep.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if the device is not a btt, or is not fully configured.
-    pub fn attach_btt(self) -> Result<BttAttachment<'bound>> {
+    pub fn attach_btt(self) -> Result<Btt<'bound>> {
         if self.dev.kind() != Kind::Btt {
             return Err(ENODEV);
         }
@@ -178,8 +182,13 @@ impl<'bound> Namespace<'bound> {
         // SAFETY: The namespace is claimed by a btt device, which is being bound.
         to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
 
-        // INVARIANT: It has just been attached.
-        Ok(BttAttachment { dev: self.dev })
+        let dev: &device::Device<Bound> = self.dev.as_ref();
+        let dev: &device::Device = dev;
+        // If this fails, the btt is detached at once.
+        devres::register(self.dev.as_ref(), DetachBtt(dev.into()), GFP_KERNEL)?;
+
+        // INVARIANT: It has just been attached, and will be until the device is unbound.
+        Ok(Btt { dev: self.dev })
     }
 }
 
@@ -284,16 +293,16 @@ pub struct PfnConfig {
     pub data_offset: u64,
 }
 
-/// A namespace in the hands of the btt driver. Dropping this removes the btt disk.
+/// A namespace in the hands of the btt driver.
 ///
 /// # Invariants
 ///
-/// `dev` is a btt device, attached by `nvdimm_namespace_attach_btt`.
-pub struct BttAttachment<'bound> {
+/// `dev` is a btt device, and for `'bound` it is attached (`nvdimm_namespace_attach_btt`).
+pub struct Btt<'bound> {
     dev: &'bound Device<Bound>,
 }
 
-impl BttAttachment<'_> {
+impl Btt<'_> {
     /// Makes the disk read-only or writable, as the region is, and says so in the log.
     pub fn sync_read_only(&self) {
         // SAFETY: By the type invariant the device is an attached btt, so it has a disk, whose
@@ -326,9 +335,18 @@ impl BttAttachment<'_> {
     }
 }
 
-impl Drop for BttAttachment<'_> {
+/// Takes a namespace back from the btt driver when it is dropped.
+///
+/// It belongs to devres, so that no driver can keep it from being dropped: the btt disk uses
+/// memory that is unmapped when the device is unbound.
+struct DetachBtt(ARef<device::Device>);
+
+impl Drop for DetachBtt {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the device is an attached btt.
-        unsafe { bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(self.dev.as_raw())) };
+        let dev: *const device::Device = &*self.0;
+
+        // SAFETY: The device is a btt that was attached, since `attach_btt` made this for it.
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        unsafe { bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(dev.cast_mut().cast())) };
     }
 }

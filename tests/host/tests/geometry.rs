@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Properties of the driver's arithmetic, checked against the same in 128 bits.
+//!
+//! The tests are built with overflow checks, so they also show that nothing overflows: the inputs
+//! are drawn from all values, with a bias to the edges.
+
+use host::geometry::{data_area, Span};
+use proptest::prelude::*;
+
+const PAGE_SHIFT: usize = 12;
+const PAGE: usize = 1 << PAGE_SHIFT;
+
+/// Any value; often one near zero, near the middle, or near the largest.
+fn edgy() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0..=0x10000_u64,
+        (u64::MAX - 0x10000)..=u64::MAX,
+        ((1 << 54) - 0x1000)..=((1 << 55) + 0x1000_u64),
+        (0_u32..64, -4096_i64..=4096)
+            .prop_map(|(shift, delta)| (1_u64 << shift).wrapping_add_signed(delta)),
+    ]
+}
+
+fn edgy_size() -> impl Strategy<Value = usize> {
+    edgy().prop_map(|value| value as usize)
+}
+
+/// Sizes, and requests that often fit them.
+fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
+    prop_oneof![
+        (edgy_size(), edgy(), edgy_size()),
+        (1_usize..1 << 20).prop_flat_map(|size| {
+            (
+                Just(size),
+                0..=(size as u64 >> 9) + 1,
+                0..=size + 1024,
+            )
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_request_is_accepted_if_and_only_if_it_is_whole_blocks_within_the_device(
+        (size, sector, len) in device_and_request(),
+        block_shift in 9_u32..=12,
+    ) {
+        let block = 1_u32 << block_shift;
+        let offset = u128::from(sector) << 9;
+        let fits = offset + len as u128 <= size as u128
+            && offset % u128::from(block) == 0
+            && len as u128 % u128::from(block) == 0;
+
+        let span = Span::of_request(sector, len, block, size);
+
+        prop_assert_eq!(span.is_some(), fits);
+        if let Some(span) = span {
+            prop_assert_eq!(span.offset as u128, offset);
+            prop_assert_eq!(span.len, len);
+        }
+    }
+
+    #[test]
+    fn pages_are_accepted_if_and_only_if_they_are_within_the_device(
+        (size, pgoff, nr) in device_and_request(),
+    ) {
+        let pgoff = pgoff as usize;
+        let end = (pgoff as u128 + nr as u128) << PAGE_SHIFT;
+
+        let span = Span::of_pages(pgoff, nr, PAGE_SHIFT, size);
+
+        prop_assert_eq!(span.is_some(), nr > 0 && end <= size as u128);
+        if let Some(span) = span {
+            prop_assert_eq!(span.offset as u128, (pgoff as u128) << PAGE_SHIFT);
+            prop_assert_eq!(span.len as u128, (nr as u128) << PAGE_SHIFT);
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_device_ends_at_its_last_whole_page(size in edgy_size(), pgoff in edgy_size()) {
+        let whole = (size as u128) >> PAGE_SHIFT << PAGE_SHIFT;
+
+        match Span::from_page(pgoff, PAGE_SHIFT, size) {
+            Some(span) => {
+                prop_assert_eq!(span.offset as u128, (pgoff as u128) << PAGE_SHIFT);
+                prop_assert_eq!(span.offset as u128 + span.len as u128, whole);
+                prop_assert!(span.len >= PAGE);
+            }
+            None => prop_assert!((pgoff as u128 + 1) << PAGE_SHIFT > whole),
+        }
+    }
+
+    #[test]
+    fn rounding_to_pages_is_the_smallest_that_covers(offset in edgy_size(), len in edgy_size()) {
+        let span = Span { offset, len };
+        let end = offset as u128 + len as u128;
+
+        match span.round_to_pages(PAGE_SHIFT) {
+            Some(pages) => {
+                let pages_end = pages.offset as u128 + pages.len as u128;
+                prop_assert_eq!(pages.offset % PAGE, 0);
+                prop_assert_eq!(pages.len % PAGE, 0);
+                prop_assert!(pages.offset <= offset && offset - pages.offset < PAGE);
+                prop_assert!(pages_end >= end && pages_end - end < PAGE as u128);
+            }
+            None => prop_assert!(end + PAGE as u128 > usize::MAX as u128),
+        }
+    }
+
+    #[test]
+    fn a_part_is_within_the_whole(
+        offset in 0..1_usize << 40, len in 0..1_usize << 40,
+        skip in edgy_size(), part_len in edgy_size(),
+    ) {
+        let whole = Span { offset, len };
+
+        match whole.part(skip, part_len) {
+            Some(part) => {
+                prop_assert_eq!(part.offset, offset + skip);
+                prop_assert_eq!(part.len, part_len);
+                prop_assert!(skip + part_len <= len);
+            }
+            None => prop_assert!(skip as u128 + part_len as u128 > len as u128),
+        }
+    }
+
+    #[test]
+    fn the_segments_of_a_request_cover_it_without_gaps(
+        cuts in proptest::collection::vec(1_usize..=64, 1..20),
+        sector in 0..1_u64 << 40,
+    ) {
+        // Segments of a bio are multiples of a sector, and follow each other.
+        let len = cuts.iter().sum::<usize>() << 9;
+        let size = ((sector as usize) << 9) + len;
+        let whole = Span::of_request(sector, len, 512, size);
+        prop_assert!(whole.is_some());
+        let whole = whole.unwrap();
+
+        let mut done = 0;
+        for cut in cuts {
+            let part = whole.part(done, cut << 9);
+            prop_assert_eq!(part, Some(Span { offset: whole.offset + done, len: cut << 9 }));
+            done += cut << 9;
+        }
+        prop_assert_eq!(done, whole.len);
+        prop_assert_eq!(whole.part(done, 1), None);
+    }
+
+    #[test]
+    fn sectors_are_all_that_are_touched(offset in 0..1_usize << 50, len in 0..1_usize << 50) {
+        let (first, count) = Span { offset, len }.sectors();
+        let (first, count) = (first as usize, count as usize);
+
+        prop_assert!(first * 512 <= offset && offset < (first + 1) * 512);
+        prop_assert!((first + count) * 512 >= offset + len);
+        if len > 0 {
+            prop_assert!((first + count - 1) * 512 < offset + len);
+        }
+    }
+
+    #[test]
+    fn sectors_never_overflow(offset in edgy_size(), len in edgy_size()) {
+        let (first, count) = Span { offset, len }.sectors();
+
+        prop_assert_eq!(first as usize, offset >> 9);
+        prop_assert!(first.checked_add(count).is_some());
+    }
+
+    #[test]
+    fn what_is_good_ends_before_the_bad_page_unless_that_is_the_first(
+        pgoff in 0_usize..1 << 20, nr in 1_usize..=4096, bad_sector in edgy(),
+    ) {
+        let span = Span { offset: pgoff << PAGE_SHIFT, len: nr << PAGE_SHIFT };
+
+        if let Some(good) = span.up_to_bad(bad_sector, PAGE_SHIFT) {
+            let bad = u128::from(bad_sector) << 9;
+            let end = good.offset as u128 + good.len as u128;
+
+            prop_assert_eq!(good.offset, span.offset);
+            prop_assert_eq!(good.len % PAGE, 0);
+            prop_assert!(good.len >= PAGE && good.len <= span.len);
+            // It is either all good, or one page that is to be healed.
+            prop_assert!(end <= bad || good.len == PAGE);
+            // And no shorter than need be.
+            prop_assert!(good.len == span.len || good.len == PAGE || end + PAGE as u128 > bad);
+        } else {
+            prop_assert!(bad_sector > u64::MAX >> 9);
+        }
+    }
+
+    #[test]
+    fn the_data_area_is_what_follows_the_offset(
+        start in edgy(), len in edgy(), data_offset in edgy(),
+    ) {
+        let end = u128::from(start) + u128::from(len);
+        let data = u128::from(start) + u128::from(data_offset);
+
+        match data_area(start, len, data_offset) {
+            Some(area) => {
+                prop_assert_eq!(u128::from(area.start), data);
+                prop_assert_eq!(u128::from(area.end), end);
+                prop_assert!(area.start < area.end);
+            }
+            None => prop_assert!(end > u128::from(u64::MAX) || data >= end),
+        }
+    }
+}
+
+#[test]
+fn a_run_of_bad_sectors_that_begins_before_the_span_leaves_one_page() {
+    let span = Span {
+        offset: 16 * PAGE,
+        len: 8 * PAGE,
+    };
+
+    // The C driver's subtraction underflows here, and yields all of the span.
+    assert_eq!(
+        span.up_to_bad(0, PAGE_SHIFT),
+        Some(Span {
+            offset: 16 * PAGE,
+            len: PAGE
+        })
+    );
+}
