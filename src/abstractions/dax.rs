@@ -302,6 +302,11 @@ impl<T: Operations> Registration<T> {
         Some(unsafe { Arc::<T>::borrow(data.as_ptr()) })
     }
 
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
+    /// held since `dev` was seen alive; `kaddr` and `pfn` must be null or
+    /// valid for writing.
     unsafe extern "C" fn direct_access_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -310,11 +315,9 @@ impl<T: Operations> Registration<T> {
         kaddr: *mut *mut c_void,
         pfn: *mut c_ulong,
     ) -> c_long {
-        // INVARIANT: `dax_direct_access` calls this with `dax_read_lock` held, and has asserted it
-        // by way of `dax_alive`.
+        // INVARIANT: By the safety requirements. `dax_direct_access` asserts it, in `dax_alive`.
         let locked = ReadLocked(PhantomData);
-        // SAFETY: The operations of this type are only set for devices of this type; for the lock
-        // see above.
+        // SAFETY: By the safety requirements.
         let Some(data) = (unsafe { Self::data(dev, locked) }) else {
             return ENXIO.to_errno() as c_long;
         };
@@ -330,8 +333,8 @@ impl<T: Operations> Registration<T> {
             Ok(extent) => extent,
             Err(err) => return err.to_errno() as c_long,
         };
-        // SAFETY: The caller passes null or valid pointers for the results. What becomes of them
-        // after the lock is released is the caller's concern (`docs/architecture.md`).
+        // SAFETY: By the safety requirements. What becomes of the results after the lock is released
+        // is the caller's concern (`docs/architecture.md`).
         unsafe {
             if !kaddr.is_null() {
                 *kaddr = extent.slice.as_ptr().cast();
@@ -345,14 +348,18 @@ impl<T: Operations> Registration<T> {
         extent.nr_pages() as c_long
     }
 
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
+    /// held since `dev` was seen alive.
     unsafe extern "C" fn zero_page_range_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
         nr_pages: usize,
     ) -> c_int {
-        // INVARIANT: As in `direct_access_callback`; here it is `dax_zero_page_range`.
+        // INVARIANT: By the safety requirements; the caller is `dax_zero_page_range`.
         let locked = ReadLocked(PhantomData);
-        // SAFETY: As in `direct_access_callback`.
+        // SAFETY: By the safety requirements.
         let Some(data) = (unsafe { Self::data(dev, locked) }) else {
             return ENXIO.to_errno();
         };
@@ -363,6 +370,11 @@ impl<T: Operations> Registration<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
+    /// held since `dev` was seen alive; `iter` must be a valid source, for
+    /// the use of this call alone.
     unsafe extern "C" fn recovery_write_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -370,14 +382,14 @@ impl<T: Operations> Registration<T> {
         len: usize,
         iter: *mut bindings::iov_iter,
     ) -> usize {
-        // INVARIANT: As in `direct_access_callback`; here it is `dax_iomap_iter`, by way of
-        // `dax_recovery_write`, which holds the lock since it translated `addr`.
+        // INVARIANT: By the safety requirements. The caller is `dax_iomap_iter`, by way of
+        // `dax_recovery_write`; it holds the lock since it translated `addr`.
         let locked = ReadLocked(PhantomData);
-        // SAFETY: As in `direct_access_callback`.
+        // SAFETY: By the safety requirements.
         let Some(data) = (unsafe { Self::data(dev, locked) }) else {
             return 0;
         };
-        // SAFETY: The caller passes an iterator of a write, for its own use only.
+        // SAFETY: By the safety requirements.
         let mut source = unsafe { IterSource::from_raw(iter) };
 
         // Of the address only the offset in the page is news: the page is `pgoff`.

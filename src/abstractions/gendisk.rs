@@ -144,11 +144,7 @@ impl<T: Operations> GenDisk<T> {
 
         // SAFETY: The limits are valid for the call. The block layer checks them.
         let disk = from_err_ptr(unsafe {
-            bindings::__blk_alloc_disk(
-                &mut lim,
-                node.0,
-                kernel::static_lock_class!().as_ptr(),
-            )
+            bindings::__blk_alloc_disk(&mut lim, node.0, kernel::static_lock_class!().as_ptr())
         })?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;
 
@@ -198,7 +194,7 @@ impl<T: Operations> GenDisk<T> {
     /// the partition table, for which requests are submitted.
     ///
     /// `parent` becomes the parent in the device tree.
-    pub fn add(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
+    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let parent = core::ptr::from_ref(parent).cast_mut().cast();
 
@@ -212,19 +208,21 @@ impl<T: Operations> GenDisk<T> {
         Ok(Registration { disk: self })
     }
 
+    /// # Safety
+    ///
+    /// For the block layer only: `bio` must have been submitted to a disk with these operations, and
+    /// be handed over.
     unsafe extern "C" fn submit_bio_callback(bio: *mut bindings::bio) {
         let Some(bio) = NonNull::new(bio) else {
             return;
         };
 
-        // SAFETY: The block layer passes a valid request to a disk with these operations, so the
-        // private data is an `Arc<T>`. It lives until `del_gendisk` has waited for all that are
+        // SAFETY: By the safety requirements the request is valid, and the disk has these operations,
+        // so its private data is an `Arc<T>`. It lives until `del_gendisk` has waited for all that are
         // inside of this function.
-        let data = unsafe {
-            Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data)
-        };
+        let data = unsafe { Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data) };
 
-        // SAFETY: The block layer hands the request over.
+        // SAFETY: By the safety requirements.
         data.submit_bio(unsafe { Bio::from_raw(bio) });
     }
 }

@@ -70,11 +70,7 @@ impl Drop for MemRegion {
         // SAFETY: By the type invariant the region is ours to release. The name is dropped after
         // this.
         unsafe {
-            bindings::__release_region(
-                addr_of_mut!(bindings::iomem_resource),
-                self.start,
-                self.len,
-            )
+            bindings::__release_region(addr_of_mut!(bindings::iomem_resource), self.start, self.len)
         };
     }
 }

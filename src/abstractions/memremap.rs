@@ -57,9 +57,10 @@ impl PagemapConfig {
     ///
     /// [`EINVAL`] if the range is empty or wraps.
     pub fn new(start: PhysAddr, len: ResourceSize) -> Result<Self> {
-        let mut pgmap = bindings::dev_pagemap::default();
-
-        pgmap.nr_range = 1;
+        let mut pgmap = bindings::dev_pagemap {
+            nr_range: 1,
+            ..Default::default()
+        };
         let end = last(start, len)?;
         // SAFETY: With one range it is this member of the union that is used.
         unsafe { *pgmap.__bindgen_anon_1.range.as_mut() = bindings::range { start, end } };
@@ -268,14 +269,17 @@ impl<T: PagemapOperations> Pagemap<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the memory management only: `pgmap` must be that of a `Pagemap<T>`, with a reference held.
     unsafe extern "C" fn memory_failure_callback(
         pgmap: *mut bindings::dev_pagemap,
         pfn: c_ulong,
         nr_pages: c_ulong,
         flags: c_int,
     ) -> c_int {
-        // SAFETY: The memory management passes the pgmap that the operations belong to, which is
-        // a field of `Inner`. It holds a reference, so `memunmap_pages` has not returned yet.
+        // SAFETY: By the safety requirements the pgmap is a field of `Inner`, and `memunmap_pages` has
+        // not returned yet.
         let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Inner<T>, pgmap) };
 
         let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.start);
@@ -323,7 +327,8 @@ impl Memremap {
         last(start, len)?;
 
         // SAFETY: Whatever the range is, the C function either maps it or fails.
-        let addr = unsafe { bindings::memremap(start, size, bindings::ARCH_MEMREMAP_PMEM as usize) };
+        let addr =
+            unsafe { bindings::memremap(start, size, bindings::ARCH_MEMREMAP_PMEM as usize) };
 
         // INVARIANT: `memremap` has succeeded.
         Ok(Self {
@@ -347,4 +352,3 @@ impl Drop for Memremap {
         unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
     }
 }
-

@@ -60,9 +60,8 @@ pub struct DeviceTypes(c_ulong);
 impl DeviceTypes {
     /// Namespaces, and the personalities on them: `ND_DRIVER_NAMESPACE_IO` in regions without
     /// labels, `ND_DRIVER_NAMESPACE_PMEM` in regions with labels.
-    pub const NAMESPACE: Self = Self(
-        (bindings::ND_DRIVER_NAMESPACE_IO | bindings::ND_DRIVER_NAMESPACE_PMEM) as c_ulong,
-    );
+    pub const NAMESPACE: Self =
+        Self((bindings::ND_DRIVER_NAMESPACE_IO | bindings::ND_DRIVER_NAMESPACE_PMEM) as c_ulong);
 }
 
 /// Something that happened to a region or a namespace while its driver was bound.
@@ -106,11 +105,7 @@ pub trait Driver {
     }
 
     /// Something happened to the device.
-    fn notify<'bound>(
-        dev: &'bound Device<Core<'_>>,
-        this: Pin<&Self::Data<'bound>>,
-        event: Event,
-    ) {
+    fn notify<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>, event: Event) {
         let _ = (dev, this, event);
     }
 }

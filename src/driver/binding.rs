@@ -213,7 +213,7 @@ impl Attached {
             None => None,
         };
 
-        let disk = disk.add(dev.as_ref())?;
+        let disk = disk.register(dev.as_ref())?;
         dev.sync_read_only(&disk);
         match disk.attribute(c"badblocks") {
             Some(attribute) => pmem.badblocks.set_attribute(attribute),

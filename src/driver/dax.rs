@@ -35,7 +35,8 @@ impl dax::Operations for Pmem {
         } else {
             // Only what was asked for is known to be good.
             let asked = nr_pages.min(rest.len >> PAGE_SHIFT).max(1);
-            let asked = Span::of_pages(pgoff, asked, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+            let asked =
+                Span::of_pages(pgoff, asked, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
             match (self.bad(asked), mode) {
                 (None, _) => asked,
                 (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
@@ -51,8 +52,7 @@ impl dax::Operations for Pmem {
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
-        let span =
-            Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+        let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
 
         self.zero(span)
     }

@@ -32,11 +32,7 @@ impl nvdimm::Driver for NdDriver {
         this.flush();
     }
 
-    fn notify<'bound>(
-        dev: &'bound Device<Core<'_>>,
-        this: Pin<&Self::Data<'bound>>,
-        event: Event,
-    ) {
+    fn notify<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>, event: Event) {
         match event {
             Event::RevalidatePoison => this.revalidate_poison(dev),
             Event::RevalidateRegion => this.revalidate_region(dev),

@@ -138,10 +138,7 @@ impl Pmem {
             .start
             .checked_add(span.offset as u64)
             .ok_or(EIO)?;
-        let cleared = self
-            .region
-            .clear_poison(phys, span.len)
-            .map_err(|_| EIO)?;
+        let cleared = self.region.clear_poison(phys, span.len).map_err(|_| EIO)?;
 
         let cleared = span.part(0, cleared.min(span.len)).ok_or(EIO)?;
         if cleared.len > 0 {

@@ -144,9 +144,12 @@ impl<'bound> Namespace<'bound> {
     /// Returns whether a raw namespace is to have `struct page`s (it is in a region of a provider
     /// that asks for them, as the legacy one does).
     pub fn wants_pages(&self) -> bool {
-        // SAFETY: The device is valid and on the nd bus.
-        self.dev.kind() == Kind::Namespace
-            && unsafe { bindings::pmem_should_map_pages(self.dev.as_raw()) }
+        if self.dev.kind() != Kind::Namespace {
+            return false;
+        }
+
+        // SAFETY: The device is valid, and a namespace.
+        unsafe { bindings::pmem_should_map_pages(self.dev.as_raw()) }
     }
 
     /// Makes the info block at the start of the namespace accessible to libnvdimm. May sleep.
@@ -347,6 +350,8 @@ impl Drop for DetachBtt {
 
         // SAFETY: The device is a btt that was attached, since `attach_btt` made this for it.
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
-        unsafe { bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(dev.cast_mut().cast())) };
+        unsafe {
+            bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(dev.cast_mut().cast()))
+        };
     }
 }

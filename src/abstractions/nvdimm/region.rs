@@ -94,11 +94,7 @@ impl Region {
 
         // SAFETY: By the type invariants both are valid; the range is only read.
         unsafe {
-            bindings::nvdimm_badblocks_populate(
-                self.as_raw(),
-                badblocks.as_raw().as_ptr(),
-                &range,
-            )
+            bindings::nvdimm_badblocks_populate(self.as_raw(), badblocks.as_raw().as_ptr(), &range)
         };
     }
 }
