@@ -5,6 +5,7 @@
 set -euo pipefail
 umask 022
 export LC_ALL=C
+PATH=$PATH:/usr/sbin:/sbin # where an ordinary user does not have chroot
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=qemu/config
@@ -91,7 +92,7 @@ watched() {
     # A pipe that never delivers: read's timeout sleeps without a child that could outlive us.
     exec {never}<> <(:)
     while ! read -r -t 10 -u "$never" && kill -0 $$ 2>/dev/null; do
-        say "  $((EPOCHSECONDS - began)) s: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
+        say "  still at it after $((EPOCHSECONDS - began)) s: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
     done &
     watched_ticker=$!
     trap 'kill "$watched_ticker" 2>/dev/null' EXIT
@@ -115,21 +116,24 @@ inside_root() {
     [[ -e /.pmem-rs-root ]]
 }
 
-# Runs a command as root, in a user namespace when the caller is not: there the caller appears as
-# root, and the ids that /etc/subuid lends are the others.
+# The namespaces that the build root is made and entered in, as options of unshare. Without root,
+# one is a user namespace, in which the caller appears as root and the ids that /etc/subuid lends
+# are the others.
+namespaces=(--mount --pid --fork --kill-child)
+if ((EUID != 0)); then
+    namespaces+=(--user --map-auto --map-root-user)
+fi
+
+# Runs a command with the rights over the build root's files.
 as_root() {
-    if ((EUID == 0)); then
-        "$@"
-    else
-        unshare --user --map-auto --map-root-user -- "$@"
-    fi
+    unshare "${namespaces[@]}" --mount-proc -- "$@"
 }
 
 # Says what is missing when namespaces cannot be made.
 need_namespaces() {
     local problem
     if ((EUID == 0)); then
-        problem=$(unshare --mount --pid --fork true 2>&1) && return
+        problem=$(unshare "${namespaces[@]}" true 2>&1) && return
         die "root, but not allowed to make mount namespaces: $problem" \
             "In a container, run it privileged (docker run --privileged), or as a user with user namespaces."
     fi
@@ -152,7 +156,7 @@ need_namespaces() {
             die "$(id -un) has no entry in $file, which is needed to run without root" \
                 "Run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)"
     done
-    problem=$(unshare --user --map-auto --map-root-user --mount --pid --fork true 2>&1) && return
+    problem=$(unshare "${namespaces[@]}" true 2>&1) && return
     die "neither root nor user namespaces: $problem" \
         "Run as root. (Ubuntu: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
 }
