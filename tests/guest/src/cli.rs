@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line, which comes from the kernel's for PID 1 and from PID 1 for tests.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::driver::Driver;
+use crate::lab::{Lab, Skip};
+use crate::{suites, tidy};
+
+/// The exit code of a test that cannot be done here, as kselftest has it.
+pub const SKIP_CODE: i32 = 4;
+/// What stands before the reason for that.
+pub const SKIP_MARK: &str = "skipped: ";
+
+#[derive(Parser)]
+#[command(about = "Runs inside a test guest")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// As PID 1: run a suite and switch the machine off.
+    Run {
+        suite: String,
+        #[command(flatten)]
+        args: TestArgs,
+        /// When done, wait for the power to be cut instead.
+        #[arg(long)]
+        hold: bool,
+    },
+    /// As PID 1: load the driver and start a shell on the console.
+    Shell {
+        #[arg(long)]
+        driver: Driver,
+    },
+    /// Run one test.
+    Test {
+        suite: String,
+        test: String,
+        #[command(flatten)]
+        args: TestArgs,
+    },
+    /// Put back in order what a test has left.
+    Tidy,
+}
+
+/// What tests depend on.
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// The driver under test.
+    #[arg(long)]
+    pub driver: Driver,
+    /// Where random numbers start.
+    #[arg(long)]
+    pub seed: u64,
+}
+
+impl TestArgs {
+    /// The words from which these arguments are parsed again.
+    pub fn words(&self) -> Vec<String> {
+        [
+            "--driver",
+            self.driver.name(),
+            "--seed",
+            &self.seed.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+}
+
+/// Runs as a child of the supervisor.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(reason) => {
+                println!("{SKIP_MARK}{reason}");
+                ExitCode::from(SKIP_CODE as u8)
+            }
+            None => {
+                println!("{error:?}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Test { suite, test, args } => {
+            let suite = suites::find(&suite)?;
+            let stream = suite
+                .tests
+                .iter()
+                .position(|candidate| candidate.name == test);
+            let stream = stream.with_context(|| format!("{} has no test `{test}`", suite.name))?;
+            let mut lab = Lab::new(args.driver, args.seed, stream as u64);
+            (suite.tests[stream].run)(&mut lab)
+        }
+        Command::Tidy => tidy::main(),
+        Command::Run { .. } | Command::Shell { .. } => {
+            anyhow::bail!("only PID 1 of a guest can do this")
+        }
+    }
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Other programs: starting them, and saying what went wrong when they fail.
+
+use std::ffi::OsStr;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Where the guest image keeps its programs. PID 1 starts with an empty environment.
+pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command that finds the programs of the image.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env("PATH", PATH)
+        .env("HOME", "/")
+        .env("TERM", "dumb");
+    command
+}
+
+/// Runs a program to its end and returns what it printed; a failure carries both of its outputs.
+pub fn run(program: &str, args: &[&str]) -> Result<String> {
+    let line = || format!("{program} {}", args.join(" "));
+    let output = command(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("cannot start `{}`", line()))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "`{}`: {}\n{}{}",
+            line(),
+            output.status,
+            stdout,
+            stderr.trim_end()
+        );
+    }
+    Ok(stdout)
+}
+
+/// Runs a program that must fail, and returns what it said on its way out.
+pub fn run_expecting_failure(program: &str, args: &[&str]) -> Result<String> {
+    let output = command(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("cannot start `{program}`"))?;
+    if output.status.success() {
+        bail!(
+            "`{program} {}` succeeded, and should have failed",
+            args.join(" ")
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver under test, as a module that can be loaded and removed.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::command::run;
+use crate::nd::{Device, settle};
+
+/// A driver for NVDIMM namespaces.
+///
+/// The module and the nd driver that it registers bear the same name in both cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Driver {
+    /// The one this project is about.
+    PmemRs,
+    /// The in-tree driver, by which the tests themselves are judged.
+    NdPmem,
+}
+
+impl Driver {
+    /// The name of the module and of the driver on the nd bus.
+    pub fn name(self) -> &'static str {
+        match self {
+            Driver::PmemRs => "pmem_rs",
+            Driver::NdPmem => "nd_pmem",
+        }
+    }
+
+    /// The driver that competes for the same devices.
+    pub fn other(self) -> Driver {
+        match self {
+            Driver::PmemRs => Driver::NdPmem,
+            Driver::NdPmem => Driver::PmemRs,
+        }
+    }
+
+    /// Loads the module and waits until it has taken the devices that are there.
+    pub fn load(self) -> Result<()> {
+        run("modprobe", &[self.name()])?;
+        settle()
+    }
+
+    /// Removes the module, which unbinds it from all its devices.
+    pub fn unload(self) -> Result<()> {
+        run("rmmod", &[self.name()]).map(drop)
+    }
+
+    /// Whether the module is loaded.
+    pub fn is_loaded(self) -> bool {
+        Path::new("/sys/module").join(self.name()).exists()
+    }
+
+    /// Whether the module is part of the guest image.
+    pub fn is_available(self) -> bool {
+        run("modinfo", &["-F", "name", self.name()]).is_ok()
+    }
+
+    /// The devices on the nd bus that this driver holds.
+    pub fn devices(self) -> Result<Vec<Device>> {
+        let devices = Device::all()?;
+        Ok(devices
+            .into_iter()
+            .filter(|device| device.driver().as_deref() == Some(self.name()))
+            .collect())
+    }
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Errors that a test expects.
+
+use std::fmt::Debug;
+use std::io;
+
+use anyhow::{Result, bail};
+use nix::errno::Errno;
+
+/// Checks that an operation failed, and with one of the errors that are right for it.
+pub fn expect<T: Debug>(what: &str, result: io::Result<T>, right: &[Errno]) -> Result<Errno> {
+    match result {
+        Ok(value) => bail!("{what}: succeeded with {value:?}, expected {right:?}"),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if right.contains(&errno) => Ok(errno),
+            _ => bail!("{what}: failed with `{error}`, expected {right:?}"),
+        },
+    }
+}

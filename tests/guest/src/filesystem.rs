@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File systems: made, mounted and checked.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, umount2};
+
+use crate::command::run;
+
+/// A file system that has DAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+}
+
+impl FileSystem {
+    /// The name that `mount -t` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+        }
+    }
+
+    /// Makes the file system, with blocks of a page and files laid out in units that a PMD maps.
+    pub fn make(self, node: &str) -> Result<()> {
+        match self {
+            FileSystem::Ext4 => {
+                let layout = "stride=512,stripe_width=512,lazy_itable_init=0";
+                run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", layout, node])
+            }
+            // DAX and reflink exclude each other when all of the device is mounted with `dax`.
+            FileSystem::Xfs => {
+                let layout = ["-m", "reflink=0", "-d", "su=2m,sw=1"];
+                run("mkfs.xfs", &[&["-q", "-f"], &layout[..], &[node]].concat())
+            }
+        }
+        .map(drop)
+    }
+
+    /// Mounts the file system under `/mnt`, in a directory that is called like the disk.
+    pub fn mount(self, node: &str, options: &str) -> Result<Mount> {
+        let point = mount_point(node);
+        fs::create_dir_all(&point)?;
+        let target = point.to_string_lossy().into_owned();
+        run("mount", &["-t", self.name(), "-o", options, node, &target])?;
+        Ok(Mount {
+            node: node.to_owned(),
+            point,
+        })
+    }
+
+    /// Checks an unmounted file system, without changing it.
+    pub fn check(self, node: &str) -> Result<()> {
+        match self {
+            FileSystem::Ext4 => run("e2fsck", &["-f", "-n", node]),
+            FileSystem::Xfs => run("xfs_repair", &["-n", node]),
+        }
+        .with_context(|| format!("the {} on {node} is not clean", self.name()))
+        .map(drop)
+    }
+}
+
+fn mount_point(node: &str) -> PathBuf {
+    Path::new("/mnt").join(node.trim_start_matches("/dev/"))
+}
+
+/// A mounted file system, unmounted when it is dropped.
+#[derive(Debug)]
+pub struct Mount {
+    node: String,
+    point: PathBuf,
+}
+
+impl Mount {
+    /// A file system that an earlier step has mounted and left.
+    pub fn of(node: &str) -> Mount {
+        Mount {
+            node: node.to_owned(),
+            point: mount_point(node),
+        }
+    }
+
+    /// Leaves it mounted for a later step.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    /// A path in the file system.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.point.join(name)
+    }
+
+    /// The options in effect.
+    pub fn options(&self) -> Result<Vec<String>> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let line = mounts
+            .lines()
+            .find(|line| {
+                line.split(' ')
+                    .nth(1)
+                    .is_some_and(|point| Path::new(point) == self.point)
+            })
+            .with_context(|| format!("{} is not in /proc/mounts", self.point.display()))?;
+        let options = line.split(' ').nth(3).unwrap_or_default();
+        Ok(options.split(',').map(str::to_owned).collect())
+    }
+
+    /// Checks that the mount has an option in effect.
+    pub fn expect_option(&self, option: &str) -> Result<()> {
+        let options = self.options()?;
+        ensure!(
+            options.iter().any(|found| found == option),
+            "mounted with {options:?}, no {option}"
+        );
+        Ok(())
+    }
+
+    /// Unmounts, and says so if that fails.
+    pub fn unmount(self) -> Result<()> {
+        umount2(&self.point, MntFlags::empty())
+            .with_context(|| format!("unmounting {} ({})", self.point.display(), self.node))?;
+        self.leave();
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A test that failed leaves its mount behind; if it cannot go, the cleanup after the test
+        // says so.
+        let _ = umount2(&self.point, MntFlags::empty());
+    }
+}

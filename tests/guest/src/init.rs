@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! PID 1: brings the machine up, has the work done, and switches the machine off.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::cli::{Cli, Command, TestArgs};
+use crate::command::{command, run};
+use crate::driver::Driver;
+use crate::ktap::Ktap;
+use crate::{suites, supervisor, syscall, sysfs};
+
+/// Carries results; kernel messages go to the first port.
+const RESULTS: &str = "/dev/ttyS1";
+const CONSOLE: &str = "/dev/ttyS0";
+/// Which driver is under test, for processes that are not told.
+const DRIVER_FILE: &str = "/run/driver";
+
+/// Never returns: if PID 1 ended, the kernel would panic.
+pub fn main() -> ! {
+    // A machine that cannot be brought up says why on the console, and the runner sees that no
+    // results came.
+    if let Err(error) = up().and_then(|()| work()) {
+        println!("pmem-rs guest: {error:?}");
+    }
+    nix::unistd::sync();
+    let error = reboot(RebootMode::RB_POWER_OFF).unwrap_err();
+    panic!("the machine does not switch off: {error}");
+}
+
+fn up() -> Result<()> {
+    let flags = MsFlags::empty();
+    for (kind, point) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/mnt"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("tracefs", "/sys/kernel/tracing"),
+    ] {
+        fs::create_dir_all(point).with_context(|| format!("making {point}"))?;
+        mount(Some(kind), point, Some(kind), flags, None::<&str>)
+            .with_context(|| format!("mounting {kind} on {point}"))?;
+    }
+    // A hung task is reported while its test still runs, not two minutes later.
+    sysfs::write("/proc/sys/kernel/hung_task_timeout_secs", "30")
+}
+
+fn work() -> Result<()> {
+    match Cli::try_parse()?.command {
+        Command::Run { suite, args, hold } => run_suite(&suite, &args, hold),
+        Command::Shell { driver } => shell(driver),
+        Command::Test { .. } | Command::Tidy => anyhow::bail!("PID 1 does not do this"),
+    }
+}
+
+/// Loads the buses that make namespaces appear, and then the driver that takes them.
+fn load(driver: Driver) -> Result<()> {
+    fs::write(DRIVER_FILE, driver.name())?;
+    run("modprobe", &["-a", "nfit", "nd_e820", "device_dax"])?;
+    driver.load()
+}
+
+/// The driver under test.
+pub fn driver_under_test() -> Result<Driver> {
+    let name = sysfs::read(DRIVER_FILE)?;
+    Driver::from_str(&name, false).map_err(|error| anyhow::anyhow!("{DRIVER_FILE}: {error}"))
+}
+
+fn run_suite(name: &str, args: &TestArgs, hold: bool) -> Result<()> {
+    let mut ktap = Ktap::open(Path::new(RESULTS))?;
+    let release = sysfs::read("/proc/sys/kernel/osrelease")?;
+    ktap.start(&format!(
+        "kernel {release}, driver {}, seed {}",
+        args.driver.name(),
+        args.seed
+    ))?;
+    load(args.driver)?;
+    supervisor::run(suites::find(name)?, args, &mut ktap)?;
+    if hold {
+        ktap.remark("waiting for the power to be cut")?;
+        loop {
+            nix::unistd::pause();
+        }
+    }
+    ktap.remark("done")
+}
+
+fn shell(driver: Driver) -> Result<()> {
+    load(driver)?;
+    println!(
+        "\nThe namespaces belong to {}. Things to try:",
+        driver.name()
+    );
+    println!("  ndctl list -RN");
+    println!("  ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
+    println!("  mkfs.ext4 /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt");
+    println!(
+        "  echo pfn0.0 > /sys/bus/nd/drivers/{}/unbind",
+        driver.name()
+    );
+    println!("Ctrl-D switches the guest off, Ctrl-A X ends it at once.\n");
+    let open = || OpenOptions::new().read(true).write(true).open(CONSOLE);
+    let terminal = open()?;
+    let mut shell = command("sh");
+    shell.env("PS1", "guest# ").env("TERM", "vt100").arg("-i");
+    shell
+        .stdin(open()?)
+        .stdout(open()?)
+        .stderr(Stdio::from(open()?));
+    // SAFETY: between fork and exec this makes two system calls and takes no lock.
+    unsafe {
+        shell.pre_exec(move || {
+            nix::unistd::setsid()?;
+            syscall::set_controlling_terminal(&terminal)
+        });
+    }
+    let shell = shell.spawn().context("starting the shell")?;
+    let shell = Pid::from_raw(shell.id().try_into()?);
+    while waitpid(None, None)?.pid() != Some(shell) {}
+    Ok(())
+}

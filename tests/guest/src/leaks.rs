@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver may leave behind.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::sysfs;
+
+/// The resources that a bound driver holds, at one moment.
+pub struct Holdings {
+    iomem: String,
+    mappings: Vec<String>,
+    available_kib: u64,
+}
+
+/// How much less memory may be available after a loop: what the kernel's caches take at random.
+/// The struct pages of one 512 MiB namespace are 8 MiB, so a loop that leaks them shows.
+const TOLERANCE_KIB: u64 = 24 << 10;
+
+impl Holdings {
+    /// Takes stock.
+    pub fn now() -> Result<Holdings> {
+        // Caches would blur the picture.
+        sysfs::write("/proc/sys/vm/drop_caches", "3")?;
+        let mappings = fs::read_to_string("/proc/vmallocinfo")?
+            .lines()
+            .filter(|line| line.contains(" phys="))
+            .map(|line| {
+                line.split_whitespace()
+                    .skip(1)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect();
+        Ok(Holdings {
+            iomem: fs::read_to_string("/proc/iomem")?,
+            mappings,
+            available_kib: available()?,
+        })
+    }
+
+    /// Checks that nothing more is held now than was then.
+    pub fn expect_unchanged(&self) -> Result<()> {
+        let now = Holdings::now()?;
+        ensure!(
+            now.iomem == self.iomem,
+            "/proc/iomem was\n{}and is\n{}",
+            self.iomem,
+            now.iomem
+        );
+        ensure!(
+            now.mappings == self.mappings,
+            "device memory was mapped by {:#?} and is by {:#?}",
+            self.mappings,
+            now.mappings,
+        );
+        let lost = self.available_kib.saturating_sub(now.available_kib);
+        ensure!(lost < TOLERANCE_KIB, "{lost} KiB of memory are gone");
+        Ok(())
+    }
+}
+
+fn available() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line
+        .and_then(|rest| rest.split_whitespace().next())
+        .context("no MemAvailable")?;
+    Ok(number.parse()?)
+}
+
+/// The name that reserves a physical range in `/proc/iomem`, inside of the persistent memory that
+/// the firmware announced there.
+pub fn reservation(start: u64) -> Result<Option<String>> {
+    let iomem = fs::read_to_string("/proc/iomem")?;
+    let prefix = format!("{start:08x}-");
+    let names = iomem
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix(&prefix))
+        .filter_map(|rest| rest.split_once(" : "))
+        .map(|(_, name)| name.to_owned());
+    Ok(names
+        .last()
+        .filter(|name| !name.starts_with("Persistent Memory")))
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The program that a test guest runs, and the only one it starts with.
+//!
+//! The kernel starts it as PID 1 (`rdinit=/pmem-rs/guest`); it mounts what a Linux system needs,
+//! loads the driver under test, and then runs one suite. Every test is a process of its own, made
+//! by starting this same program again with `test`, so that a test that crashes or hangs is one
+//! failed test. Results leave the guest as KTAP on the second serial port, where no kernel message
+//! can get between them.
+//!
+//! - [`init`] brings the machine up and down, [`supervisor`] runs the tests, [`ktap`] writes.
+//! - [`suites`] holds the tests.
+//! - The rest is what tests are made of: the nd bus and its devices ([`nd`], [`ndctl`]), disks,
+//!   file systems, mappings.
+
+mod cli;
+mod command;
+mod disk;
+mod driver;
+mod errno;
+mod filesystem;
+mod infoblock;
+mod init;
+mod ktap;
+mod lab;
+mod leaks;
+mod mapping;
+mod messages;
+mod nd;
+mod ndctl;
+mod sectors;
+mod suites;
+mod supervisor;
+mod syscall;
+mod sysfs;
+mod tidy;
+mod tracing;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::main();
+    }
+    cli::main()
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files mapped into memory.
+//!
+//! The memory of a mapping changes under its user: another mapping, a `pwrite` or the unbinding of
+//! the device may get at it, and an access may end in a signal. So no reference into it is ever
+//! made; bytes are copied in and out.
+
+use std::arch::x86_64::{_mm_clflush, _mm_sfence};
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, mmap_anonymous, msync, munmap};
+
+use crate::syscall::in_child;
+
+/// What one page-table entry of the middle level covers.
+pub const PMD: usize = 2 << 20;
+
+const CACHE_LINE: usize = 64;
+
+/// How a file is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// `MAP_SHARED`: what is written goes to the file.
+    Shared,
+    /// `MAP_SHARED_VALIDATE | MAP_SYNC`: in addition, what is written is durable as soon as it has
+    /// left the CPU cache. Only DAX files have this.
+    Synchronous,
+    /// `MAP_PRIVATE`: what is written stays with the process.
+    Private,
+}
+
+impl Sharing {
+    fn flags(self) -> MapFlags {
+        match self {
+            Sharing::Shared => MapFlags::MAP_SHARED,
+            Sharing::Synchronous => MapFlags::MAP_SHARED_VALIDATE | MapFlags::MAP_SYNC,
+            Sharing::Private => MapFlags::MAP_PRIVATE,
+        }
+    }
+}
+
+/// A part of a file in memory, readable and writable, from the start of the file.
+///
+/// # Invariants
+///
+/// `start` is the start of a mapping of `len` bytes that belongs to this object.
+pub struct Mapping {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file, at an address that a PMD can map if the file allows.
+    pub fn new(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let room = NonZeroUsize::new(len + PMD).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: this maps fresh memory, at an address of the kernel's choice.
+        let reserved =
+            unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
+        let aligned = (reserved.as_ptr() as usize).next_multiple_of(PMD);
+        let flags = sharing.flags() | MapFlags::MAP_FIXED;
+        // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing uses.
+        match unsafe { mmap(NonZeroUsize::new(aligned), size, prot, flags, file, 0) } {
+            // INVARIANT: that range was just mapped and is handed to this object. What is left of
+            // the reservation around it is address space only; it stays until the process ends.
+            Ok(start) => Ok(Mapping { start, len }),
+            Err(error) => {
+                // SAFETY: the range is the reservation, and nothing was mapped over it.
+                unsafe { munmap(reserved, room.get()) }?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "outside of the mapping"
+        );
+        // SAFETY: by the invariant and the check above, the result is within the mapping.
+        unsafe { self.start.as_ptr().cast::<u8>().add(offset) }
+    }
+
+    /// Copies bytes out of the mapping.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let from = self.at(offset, bytes.len());
+        // SAFETY: `from` has that many bytes, and no reference into the mapping exists.
+        unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies bytes out of the mapping into a new buffer.
+    pub fn to_vec(&self, offset: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.read(offset, &mut bytes);
+        bytes
+    }
+
+    /// Copies bytes into the mapping.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: `to` has that many bytes, and no reference into the mapping exists.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// Reads one byte, so that its page is faulted in for reading.
+    pub fn load(&self, offset: usize) -> u8 {
+        // SAFETY: the byte is within the mapping.
+        unsafe { self.at(offset, 1).read_volatile() }
+    }
+
+    /// Writes one byte, so that its page is faulted in for writing.
+    pub fn store(&self, offset: usize, byte: u8) {
+        // SAFETY: the byte is within the mapping.
+        unsafe { self.at(offset, 1).write_volatile(byte) }
+    }
+
+    /// `msync(MS_SYNC)` on the whole mapping.
+    pub fn sync(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
+        unsafe { msync(self.start, self.len, MsFlags::MS_SYNC) }?;
+        Ok(())
+    }
+
+    /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
+    /// the mapping is [`Sharing::Synchronous`].
+    pub fn flush_cpu_cache(&self) {
+        for line in (0..self.len).step_by(CACHE_LINE) {
+            // SAFETY: the byte is within the mapping; flushing its line changes no contents.
+            unsafe { _mm_clflush(self.at(line, 1)) }
+        }
+        // SAFETY: every x86-64 CPU has this instruction.
+        unsafe { _mm_sfence() }
+    }
+
+    /// Reads a byte in a process of its own, which the access may kill, and says how that ended.
+    pub fn load_in_child(&self, offset: usize) -> io::Result<nix::sys::wait::WaitStatus> {
+        in_child(|| {
+            self.load(offset);
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant the range belongs to this object, and no reference into it exists.
+        let unmapped = unsafe { munmap(self.start, self.len) };
+        unmapped.expect("a mapping of one's own can be unmapped");
+    }
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Namespaces as `ndctl` makes and shows them.
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::command::run;
+use crate::nd::Device;
+
+/// What a namespace is used as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The bare range as a disk, without struct pages.
+    Raw,
+    /// A disk that file systems can map, with struct pages kept in RAM.
+    FsdaxMem,
+    /// A disk that file systems can map, with struct pages kept on the media.
+    FsdaxDev,
+    /// A disk whose sectors are written whole or not at all (btt).
+    Sector,
+    /// A character device that processes map without a file system.
+    Devdax,
+}
+
+impl Mode {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            // Without a size, ndctl gives raw namespaces sectors of 4096 bytes.
+            Mode::Raw => &["-m", "raw", "-l", "512"],
+            Mode::FsdaxMem => &["-m", "fsdax", "-M", "mem"],
+            Mode::FsdaxDev => &["-m", "fsdax", "-M", "dev"],
+            Mode::Sector => &["-m", "sector"],
+            Mode::Devdax => &["-m", "devdax"],
+        }
+    }
+}
+
+/// A namespace as `ndctl list` describes it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Namespace {
+    /// The namespace device.
+    pub dev: String,
+    /// `raw`, `fsdax`, `sector` or `devdax`.
+    pub mode: String,
+    /// Where an fsdax or devdax namespace has its struct pages: `mem` or `dev`.
+    pub map: Option<String>,
+    /// The bytes that users have.
+    pub size: u64,
+    /// The logical block size.
+    pub sector_size: Option<u64>,
+    /// What the start of an fsdax or devdax namespace is aligned to.
+    pub align: Option<u64>,
+    /// The disk, while the namespace is enabled.
+    pub blockdev: Option<String>,
+    /// `disabled` if no driver holds the namespace.
+    pub state: Option<String>,
+}
+
+/// Turns a namespace, whatever it is used as, into one of the wanted mode. What it held is lost.
+pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Namespace> {
+    reconfigure_with(namespace, mode, &[])
+}
+
+/// As [`reconfigure`], with more arguments for `ndctl create-namespace`.
+pub fn reconfigure_with(namespace: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
+    let mut args = vec!["create-namespace", "-f", "-e", namespace.name()];
+    args.extend(mode.arguments());
+    args.extend(more);
+    run("ndctl", &args)?;
+    show(namespace)
+}
+
+/// Makes a further namespace in a region that has room.
+pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
+    let mut args = vec!["create-namespace", "-r", region.name()];
+    args.extend(mode.arguments());
+    args.extend(more);
+    let text = run("ndctl", &args)?;
+    // The sizes in this answer are for people; only the name of what was made is of use.
+    #[derive(Deserialize)]
+    struct Created {
+        dev: String,
+    }
+    let created: Created =
+        serde_json::from_str(&text).with_context(|| format!("ndctl said: {text}"))?;
+    show(&Device::named(created.dev))
+}
+
+/// Looks at one namespace, enabled or not.
+pub fn show(namespace: &Device) -> Result<Namespace> {
+    list(&["-n", namespace.name()])?
+        .into_iter()
+        .next()
+        .with_context(|| format!("ndctl does not list {namespace}"))
+}
+
+/// Lists all namespaces that have a size.
+pub fn list_all() -> Result<Vec<Namespace>> {
+    list(&[])
+}
+
+fn list(more: &[&str]) -> Result<Vec<Namespace>> {
+    let mut args = vec!["list", "-N", "-i"];
+    args.extend(more);
+    let text = run("ndctl", &args)?;
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_str(&text).with_context(|| format!("ndctl said: {text}"))
+}

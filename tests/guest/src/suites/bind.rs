@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking devices and giving them back: aliases, sysfs bind and unbind, loading and removing the
+//! module.
+
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Result, ensure};
+
+use super::{Suite, Test};
+use crate::command::{run, run_expecting_failure};
+use crate::disk::Access;
+use crate::filesystem::FileSystem;
+use crate::lab::{Lab, Prepared, Skip};
+use crate::leaks::{Holdings, reservation};
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, expect_same, stamped};
+
+pub const SUITE: Suite = Suite {
+    name: "bind",
+    tests: &[
+        Test::new("alias_names_the_module", alias_names_the_module),
+        Test::new("modprobe_by_alias_binds", modprobe_by_alias_binds),
+        Test::new("unbind_and_bind_fsdax_mem", |lab| {
+            bind_loop(lab, Mode::FsdaxMem, 50)
+        })
+        .within(120),
+        Test::new("unbind_and_bind_fsdax_dev", |lab| {
+            bind_loop(lab, Mode::FsdaxDev, 20)
+        })
+        .within(120),
+        Test::new("unbind_and_bind_raw", |lab| bind_loop(lab, Mode::Raw, 50)).within(120),
+        Test::new("remove_and_load_the_module", remove_and_load).within(120),
+        Test::new("module_stays_while_disk_is_open", module_stays_while_open),
+        Test::new("module_stays_while_mounted", module_stays_while_mounted),
+        Test::new("range_is_reserved_while_bound", range_is_reserved),
+        Test::new("unbind_writes_dirty_pages_back", unbind_writes_back),
+        Test::new("open_file_is_dead_after_unbind", open_file_is_dead),
+        Test::new("unbind_of_a_mounted_idle_disk", unbind_mounted_idle),
+        Test::new("switch_between_drivers", switch_drivers),
+    ],
+};
+
+/// Both drivers match the devices; with the blacklist applied only the one under test is left.
+fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
+    let alias = lab.namespace(0)?.get("modalias")?;
+    let found = run("modprobe", &["-b", "-R", &alias])?;
+    ensure!(
+        found.trim() == lab.driver.name(),
+        "{alias} is for {:?}",
+        found.split_whitespace()
+    );
+    let declared = run("modinfo", &["-F", "alias", lab.driver.name()])?;
+    // The device types of namespace_io and namespace_pmem in `linux/ndctl.h`.
+    for wanted in ["nd:t4*", "nd:t5*"] {
+        ensure!(
+            declared.lines().any(|line| line == wanted),
+            "{wanted} is not in {declared:?}"
+        );
+    }
+    Ok(())
+}
+
+/// What udev does when a namespace appears.
+fn modprobe_by_alias_binds(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let alias = bound.get("modalias")?;
+    lab.driver.unload()?;
+    bound.expect_driver(None)?;
+    ensure!(!disk.exists(), "{disk} is still there without a driver");
+    run("modprobe", &["-b", &alias])?;
+    bound.expect_driver(Some(lab.driver))?;
+    ensure!(disk.exists(), "{disk} did not come back");
+    Ok(())
+}
+
+fn bind_loop(lab: &mut Lab, mode: Mode, times: usize) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(mode)?;
+    let right = stamped(1 << 20, 1);
+    disk.open(Access::Buffered)?.write_all_at(&right, 0)?;
+    // The first round fills caches that stay filled.
+    bound.unbind()?;
+    bound.bind(lab.driver)?;
+    let before = Holdings::now()?;
+    for _ in 0..times {
+        bound.unbind()?;
+        ensure!(!disk.exists(), "{disk} is there after unbind");
+        bound.bind(lab.driver)?;
+        ensure!(disk.exists(), "{disk} is not there after bind");
+    }
+    before.expect_unchanged()?;
+    let mut found = Buffer::new(right.len());
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+    expect_same("what was written before the loop", &found, &right)
+}
+
+fn remove_and_load(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    lab.driver.unload()?;
+    lab.driver.load()?;
+    let before = Holdings::now()?;
+    for _ in 0..10 {
+        lab.driver.unload()?;
+        ensure!(!disk.exists(), "{disk} is there without the module");
+        lab.driver.load()?;
+        bound.expect_driver(Some(lab.driver))?;
+        ensure!(disk.exists(), "{disk} is not there with the module");
+    }
+    before.expect_unchanged()
+}
+
+fn expect_module_in_use(lab: &Lab) -> Result<()> {
+    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    ensure!(lab.driver.is_loaded(), "the module is gone");
+    Ok(())
+}
+
+fn module_stays_while_open(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let Prepared { disk, .. } = lab.prepare(mode)?;
+        let open = disk.open_read_only()?;
+        expect_module_in_use(lab)?;
+        drop(open);
+        lab.driver.unload()?;
+        lab.driver.load()?;
+        ensure!(disk.exists(), "{disk} did not come back");
+    }
+    Ok(())
+}
+
+fn module_stays_while_mounted(lab: &mut Lab) -> Result<()> {
+    let Prepared { disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    FileSystem::Ext4.make(&disk.node_str())?;
+    let mount = FileSystem::Ext4.mount(&disk.node_str(), "dax=always")?;
+    expect_module_in_use(lab)?;
+    mount.unmount()?;
+    lab.driver.unload()
+}
+
+fn range_is_reserved(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
+        let Prepared {
+            namespace, bound, ..
+        } = lab.prepare(mode)?;
+        let start = namespace.resource()?;
+        let by = reservation(start)?;
+        ensure!(
+            by.is_some(),
+            "{mode:?}: nobody has reserved {start:#x} while bound"
+        );
+        bound.unbind()?;
+        let by = reservation(start)?;
+        ensure!(
+            by.is_none(),
+            "{mode:?}: {start:#x} is still reserved by {by:?} after unbind"
+        );
+        bound.bind(lab.driver)?;
+    }
+    Ok(())
+}
+
+/// A write that has not left the page cache is not lost when the device is taken away in order.
+fn unbind_writes_back(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let right = stamped(1 << 20, 2);
+    let file = disk.open(Access::Buffered)?;
+    file.write_all_at(&right, 4096)?;
+    bound.unbind()?;
+    drop(file);
+    bound.bind(lab.driver)?;
+    let mut found = Buffer::new(right.len());
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 4096)?;
+    expect_same("what was in the page cache at unbind", &found, &right)
+}
+
+/// Whoever has the disk open when it goes can neither read nor write, and can close it.
+fn open_file_is_dead(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let file = disk.open(Access::Direct)?;
+    let mut buffer = Buffer::new(4096);
+    file.read_exact_at(&mut buffer, 0)?;
+    bound.unbind()?;
+    let read = file.read_at(&mut buffer, 0);
+    ensure!(
+        matches!(read, Ok(0) | Err(_)),
+        "read {read:?} bytes of a disk that is gone"
+    );
+    let written = file.write_at(&buffer, 0);
+    ensure!(
+        matches!(written, Ok(0) | Err(_)),
+        "wrote {written:?} bytes to a disk that is gone"
+    );
+    // The same device, bound again while the old file is still open, is not the old file's.
+    bound.bind(lab.driver)?;
+    let read = file.read_at(&mut buffer, 0);
+    ensure!(
+        matches!(read, Ok(0) | Err(_)),
+        "read {read:?} bytes through the old file"
+    );
+    drop(file);
+    disk.open(Access::Direct)?.read_exact_at(&mut buffer, 0)?;
+    Ok(())
+}
+
+/// Nobody has anything mapped or open, so even a driver that is not safe in use must manage.
+fn unbind_mounted_idle(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let node = disk.node_str();
+    FileSystem::Ext4.make(&node)?;
+    let mount = FileSystem::Ext4.mount(&node, "dax=never")?;
+    std::fs::write(mount.path("file"), b"before unbind")?;
+    bound.unbind()?;
+    mount.unmount()?;
+    bound.bind(lab.driver)?;
+    let mount = FileSystem::Ext4.mount(&node, "dax=never")?;
+    let found = std::fs::read(mount.path("file"))?;
+    expect_same("the file written before unbind", &found, b"before unbind")?;
+    mount.unmount()?;
+    FileSystem::Ext4.check(&node)
+}
+
+fn switch_drivers(lab: &mut Lab) -> Result<()> {
+    let other = lab.driver.other();
+    if !other.is_available() {
+        return Err(Skip("the image has only one of the two drivers").into());
+    }
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    other.load()?;
+    bound.expect_driver(Some(lab.driver))?;
+    for round in 0..5 {
+        for (from, to) in [(lab.driver, other), (other, lab.driver)] {
+            let right = stamped(1 << 20, round);
+            disk.open(Access::Buffered)?.write_all_at(&right, 0)?;
+            bound.expect_driver(Some(from))?;
+            bound.unbind()?;
+            bound.bind(to)?;
+            let mut found = Buffer::new(right.len());
+            disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+            expect_same(
+                &format!("from {} to {}", from.name(), to.name()),
+                &found,
+                &right,
+            )?;
+        }
+    }
+    other.unload()?;
+    bound.expect_driver(Some(lab.driver))
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests that a disk must refuse, and disks that refuse to be written.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Result, ensure};
+use nix::errno::Errno;
+
+use super::{Suite, Test};
+use crate::disk::{Access, Disk};
+use crate::errno;
+use crate::lab::{Lab, Prepared};
+use crate::nd::Device;
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, Model, SECTOR, expect_same};
+use crate::syscall;
+
+pub const SUITE: Suite = Suite {
+    name: "block_errors",
+    tests: &[
+        Test::new("unaligned_direct_requests", unaligned),
+        Test::new("requests_past_the_end", past_the_end),
+        Test::new("discard_is_not_supported", discard),
+        Test::new("zeroing_a_range", zero_out),
+        Test::new("read_only_disk", read_only_disk),
+        Test::new("read_only_region", read_only_region),
+        Test::new("read_only_region_at_probe", read_only_region_at_probe),
+    ],
+};
+
+fn unaligned(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        let file = disk.open(Access::Direct)?;
+        let before = Model::of(&file, 0, 64 << 10)?;
+        let mut bytes = Buffer::stamped(8192, 3);
+        for (what, at, range) in [
+            ("offset", 100, 0..4096),
+            ("offset and length", 511, 0..513),
+            ("length", 0, 0..1000),
+            ("length of one byte", 0, 0..1),
+            ("memory", 0, 1..4097),
+        ] {
+            let result = file.write_at(&bytes[range.clone()], at);
+            errno::expect(
+                &format!("writing with unaligned {what}"),
+                result,
+                &[Errno::EINVAL],
+            )?;
+            let result = file.read_at(&mut bytes[range], at);
+            errno::expect(
+                &format!("reading with unaligned {what}"),
+                result,
+                &[Errno::EINVAL],
+            )?;
+        }
+        before.check_all(&file)?;
+    }
+    Ok(())
+}
+
+fn past_the_end(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        let end = disk.bytes()?;
+        for access in [Access::Direct, Access::Buffered] {
+            let file = disk.open(access)?;
+            let mut bytes = Buffer::stamped(4096, 9);
+            for at in [end, end + SECTOR as u64, end * 4] {
+                let result = file.write_at(&bytes, at);
+                errno::expect(
+                    &format!("writing at {at:#x} ({access:?})"),
+                    result,
+                    &[Errno::ENOSPC],
+                )?;
+                ensure!(
+                    file.read_at(&mut bytes, at)? == 0,
+                    "read something at {at:#x} ({access:?})"
+                );
+            }
+            // A request that begins inside ends at the end.
+            let bytes = Buffer::stamped(4096, 10);
+            let last = end - SECTOR as u64;
+            ensure!(
+                file.write_at(&bytes, last)? == SECTOR,
+                "written past the end ({access:?})"
+            );
+            file.sync_all()?;
+            let mut found = Buffer::new(4096);
+            ensure!(
+                file.read_at(&mut found, last)? == SECTOR,
+                "read past the end ({access:?})"
+            );
+            expect_same("the last sector", &found[..SECTOR], &bytes[..SECTOR])?;
+        }
+    }
+    Ok(())
+}
+
+fn discard(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    let file = disk.open(Access::Direct)?;
+    let right = Buffer::stamped(64 << 10, 21);
+    file.write_all_at(&right, 0)?;
+    let result = syscall::discard(&file, 0, right.len() as u64);
+    errno::expect("BLKDISCARD", result, &[Errno::EOPNOTSUPP])?;
+    let mut found = Buffer::new(right.len());
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("what was not discarded", &found, &right)
+}
+
+fn zero_out(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        let file = disk.open(Access::Direct)?;
+        let right = Buffer::stamped(4 << 20, 22);
+        file.write_all_at(&right, 0)?;
+        let mut model = Model::of(&file, 0, right.len())?;
+        for (start, len) in [
+            (0, SECTOR),
+            (4096 + SECTOR, 3 * SECTOR),
+            (1 << 20, (2 << 20) - SECTOR),
+        ] {
+            syscall::zero_out(&file, start as u64, len as u64)?;
+            model.zeroed(start, len);
+        }
+        model.check_all(&file)?;
+        let result = syscall::zero_out(&file, 100, SECTOR as u64);
+        errno::expect("BLKZEROOUT at an odd place", result, &[Errno::EINVAL])?;
+        let result = syscall::zero_out(&file, disk.bytes()?, SECTOR as u64);
+        errno::expect("BLKZEROOUT past the end", result, &[Errno::EINVAL])?;
+    }
+    Ok(())
+}
+
+/// What the block layer answers to a write on a disk that is read-only.
+fn expect_write_refused(disk: &Disk, open_before: &File) -> Result<()> {
+    disk.expect("ro", "1")?;
+    let result = open_for_writing(disk);
+    errno::expect(
+        "opening a read-only disk for writing",
+        result,
+        &[Errno::EACCES, Errno::EROFS],
+    )?;
+    let result = open_before.write_at(&Buffer::stamped(4096, 30), 0);
+    let right = [Errno::EPERM, Errno::EROFS, Errno::EIO];
+    errno::expect("writing to a read-only disk", result, &right)?;
+    Ok(())
+}
+
+fn open_for_writing(disk: &Disk) -> io::Result<File> {
+    File::options().write(true).open(disk.node())
+}
+
+fn read_only_disk(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    let file = disk.open(Access::Direct)?;
+    let right = Buffer::stamped(4096, 31);
+    file.write_all_at(&right, 0)?;
+    syscall::set_read_only(&file, true)?;
+    let refused = expect_write_refused(&disk, &file);
+    let mut found = Buffer::new(4096);
+    file.read_exact_at(&mut found, 0)?;
+    syscall::set_read_only(&file, false)?;
+    refused?;
+    expect_same("the disk that was read-only", &found, &right)?;
+    disk.expect("ro", "0")?;
+    file.write_all_at(&right, 0)?;
+    Ok(())
+}
+
+/// The driver is told when the region becomes read-only, and when it is writable again.
+fn read_only_region(lab: &mut Lab) -> Result<()> {
+    let region = Device::named("region0");
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        let file = disk.open(Access::Direct)?;
+        region.set("read_only", "1")?;
+        let refused = expect_write_refused(&disk, &file);
+        file.read_exact_at(&mut Buffer::new(4096), 0)?;
+        region.set("read_only", "0")?;
+        refused?;
+        disk.expect("ro", "0")?;
+        file.write_all_at(&Buffer::stamped(4096, 32), 0)?;
+    }
+    Ok(())
+}
+
+fn read_only_region_at_probe(lab: &mut Lab) -> Result<()> {
+    let region = Device::named("region0");
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let right = Buffer::stamped(4096, 33);
+    disk.open(Access::Direct)?.write_all_at(&right, 0)?;
+    bound.unbind()?;
+    region.set("read_only", "1")?;
+    bound.bind(lab.driver)?;
+    disk.expect("ro", "1")?;
+    let result = open_for_writing(&disk);
+    errno::expect(
+        "opening a read-only disk for writing",
+        result,
+        &[Errno::EACCES, Errno::EROFS],
+    )?;
+    let mut found = Buffer::new(4096);
+    disk.open_read_only()?.read_exact_at(&mut found, 0)?;
+    expect_same("the read-only disk", &found, &right)?;
+    region.set("read_only", "0")?;
+    disk.expect("ro", "0")
+}

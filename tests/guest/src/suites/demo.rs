@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The demonstration: each step is a test, and says what it does in words for people.
+//!
+//! ext4 and xfs have an NVDIMM each. The steps of a file system are called `ext4_…` and `xfs_…`, so
+//! that the runner can put them side by side.
+
+use std::fs::{self, File};
+
+use anyhow::{Result, ensure};
+
+use super::{Suite, Test};
+use crate::command::run;
+use crate::disk::Disk;
+use crate::driver::Driver;
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::filesystem::Mount;
+use crate::lab::{Lab, holder};
+use crate::mapping::{Mapping, Sharing};
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use crate::sectors::{expect_same, stamped};
+use crate::syscall::is_dax;
+
+pub const FIRST_BOOT: Suite = Suite {
+    name: "demo_first_boot",
+    tests: &[
+        Test::step("driver_by_modprobe_rule", driver_by_modprobe_rule),
+        Test::step("driver_by_sysfs", driver_by_sysfs),
+        Test::step("ext4_create_namespace", |lab| create_namespace(lab, Ext4)),
+        Test::step("ext4_make_and_mount", |lab| make_and_mount(lab, Ext4)),
+        Test::step("ext4_write_through_mapping", |lab| {
+            write_through_mapping(lab, Ext4)
+        }),
+        Test::step("ext4_read_back", |lab| read_back(lab, Ext4)),
+        Test::step("ext4_unbind_and_bind", |lab| unbind_and_bind(lab, Ext4)),
+        Test::step("ext4_compare_after_bind", |lab| compare(lab, Ext4)),
+        Test::step("xfs_create_namespace", |lab| create_namespace(lab, Xfs)),
+        Test::step("xfs_make_and_mount", |lab| make_and_mount(lab, Xfs)),
+        Test::step("xfs_write_through_mapping", |lab| {
+            write_through_mapping(lab, Xfs)
+        }),
+        Test::step("xfs_read_back", |lab| read_back(lab, Xfs)),
+        Test::step("xfs_unbind_and_bind", |lab| unbind_and_bind(lab, Xfs)),
+        Test::step("xfs_compare_after_bind", |lab| compare(lab, Xfs)),
+    ],
+};
+
+pub const SECOND_BOOT: Suite = Suite {
+    name: "demo_second_boot",
+    tests: &[
+        Test::step("ext4_compare_after_reboot", |lab| compare(lab, Ext4)),
+        Test::step("xfs_compare_after_reboot", |lab| compare(lab, Xfs)),
+    ],
+};
+
+const LEN: usize = 16 << 20;
+const MIB: usize = LEN >> 20;
+
+fn namespace(lab: &Lab, fs: FileSystem) -> Result<Device> {
+    lab.namespace(match fs {
+        Ext4 => 0,
+        Xfs => 1,
+    })
+}
+
+fn disk(lab: &Lab, fs: FileSystem) -> Result<Disk> {
+    Ok(Disk::named(holder(&namespace(lab, fs)?)?.disk_name()?))
+}
+
+/// What the file holds: something else on each file system, and in each run with another seed.
+fn contents(lab: &Lab, fs: FileSystem) -> Vec<u8> {
+    let tag = lab.random.get_seed()[0];
+    stamped(LEN, (u64::from(tag) << 8) | fs as u64)
+}
+
+fn list(devices: &[Device]) -> String {
+    devices
+        .iter()
+        .map(Device::name)
+        .collect::<Vec<_>>()
+        .join(" and ")
+}
+
+fn driver_by_modprobe_rule(lab: &mut Lab) -> Result<()> {
+    let name = lab.driver.name();
+    let alias = namespace(lab, Ext4)?.get("modalias")?;
+    let candidates = run("modprobe", &["-R", &alias])?;
+    println!("Modules that drive a device with the alias {alias}:");
+    println!(
+        "  {}",
+        candidates.split_whitespace().collect::<Vec<_>>().join(", ")
+    );
+    println!("A rule in /etc/modprobe.d decides between them:");
+    println!("  blacklist {}", lab.driver.other().name());
+    lab.driver.unload()?;
+    println!("So `modprobe {alias}`, which is what udev does, loads {name}:");
+    run("modprobe", &["-b", &alias])?;
+    crate::nd::settle()?;
+    let devices = lab.driver.devices()?;
+    ensure!(!devices.is_empty(), "{name} has taken no device");
+    ensure!(
+        !lab.driver.other().is_loaded(),
+        "{} is loaded",
+        lab.driver.other().name()
+    );
+    println!("  {name} has taken {}", list(&devices));
+    Ok(())
+}
+
+/// The same by hand, with both modules loaded.
+fn driver_by_sysfs(lab: &mut Lab) -> Result<()> {
+    let (ours, theirs) = (lab.driver, lab.driver.other());
+    ensure!(
+        theirs.is_available(),
+        "{} is not in the image",
+        theirs.name()
+    );
+    theirs.load()?;
+    let device = holder(&namespace(lab, Ext4)?)?;
+    let change = |from: Driver, to: Driver| -> Result<()> {
+        println!(
+            "  echo {device} > /sys/bus/nd/drivers/{}/unbind",
+            from.name()
+        );
+        println!("  echo {device} > /sys/bus/nd/drivers/{}/bind", to.name());
+        device.unbind()?;
+        device.bind(to)?;
+        println!("    {device} now belongs to {}", to.name());
+        Ok(())
+    };
+    println!(
+        "With {} loaded as well, sysfs moves a device from one to the other:",
+        theirs.name()
+    );
+    change(ours, theirs)?;
+    change(theirs, ours)?;
+    theirs.unload()
+}
+
+fn create_namespace(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let namespace = namespace(lab, fs)?;
+    println!("ndctl create-namespace -f -e {namespace} -m fsdax -M mem");
+    let made = ndctl::reconfigure(&namespace, Mode::FsdaxMem)?;
+    let bound = holder(&namespace)?;
+    bound.expect_driver(Some(lab.driver))?;
+    println!(
+        "  {} MiB, driven by {}, as /dev/{}",
+        made.size >> 20,
+        lab.driver.name(),
+        disk(lab, fs)?
+    );
+    Ok(())
+}
+
+fn make_and_mount(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let node = disk(lab, fs)?.node_str();
+    println!("mkfs.{} {node}; mount -o dax=always {node}", fs.name());
+    fs.make(&node)?;
+    let mount = fs.mount(&node, "dax=always")?;
+    mount.expect_option("dax=always")?;
+    println!("  mounted with {}", mount.options()?.join(","));
+    mount.leave();
+    Ok(())
+}
+
+fn write_through_mapping(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let mount = Mount::of(&disk(lab, fs)?.node_str());
+    let path = mount.path("file");
+    println!(
+        "A program maps {} with MAP_SYNC and writes {MIB} MiB through the mapping",
+        path.display()
+    );
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    ensure!(is_dax(&path)?, "statx does not call it a DAX file");
+    nix::fcntl::fallocate(
+        &file,
+        nix::fcntl::FallocateFlags::empty(),
+        0,
+        i64::try_from(LEN)?,
+    )?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Synchronous)?;
+    mapping.write(0, &contents(lab, fs));
+    mapping.flush_cpu_cache();
+    println!("  durable by flushing the CPU cache, without a system call");
+    mount.leave();
+    Ok(())
+}
+
+fn read_back(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let mount = Mount::of(&disk(lab, fs)?.node_str());
+    println!("Another program reads the file with read(2)");
+    let found = fs::read(mount.path("file"))?;
+    expect_same("the file", &found, &contents(lab, fs))?;
+    println!("  all {MIB} MiB are what was written");
+    mount.unmount()
+}
+
+fn unbind_and_bind(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let disk = disk(lab, fs)?;
+    let bound = holder(&namespace(lab, fs)?)?;
+    println!(
+        "Unmounted; the device is taken away from {} and given back",
+        lab.driver.name()
+    );
+    bound.unbind()?;
+    ensure!(!disk.exists(), "/dev/{disk} is still there");
+    println!("  unbound: /dev/{disk} is gone");
+    bound.bind(lab.driver)?;
+    ensure!(disk.exists(), "/dev/{disk} did not come back");
+    println!("  bound: /dev/{disk} is back");
+    Ok(())
+}
+
+fn compare(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    holder(&namespace(lab, fs)?)?.expect_driver(Some(lab.driver))?;
+    let node = disk(lab, fs)?.node_str();
+    println!("mount -o dax=always {node}, and the file is compared");
+    let mount = fs.mount(&node, "dax=always")?;
+    let found = fs::read(mount.path("file"))?;
+    expect_same("the file", &found, &contents(lab, fs))?;
+    mount.unmount()?;
+    fs.check(&node)?;
+    println!(
+        "  all {MIB} MiB are the same, and the {} is clean",
+        fs.name()
+    );
+    Ok(())
+}

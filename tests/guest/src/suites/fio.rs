@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! fio, which knows workloads of its own, verifies what it wrote.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Suite, Test};
+use crate::command::run;
+use crate::filesystem::FileSystem;
+use crate::lab::Lab;
+use crate::ndctl::Mode;
+
+pub const SUITE: Suite = Suite {
+    name: "fio",
+    tests: &[
+        Test::new("psync_raw", |lab| on_disk(lab, Mode::Raw, "psync", 1)).within(120),
+        Test::new("psync_fsdax", |lab| {
+            on_disk(lab, Mode::FsdaxMem, "psync", 1)
+        })
+        .within(120),
+        Test::new("libaio_fsdax", |lab| {
+            on_disk(lab, Mode::FsdaxMem, "libaio", 16)
+        })
+        .within(120),
+        Test::new("io_uring_fsdax", |lab| {
+            on_disk(lab, Mode::FsdaxMem, "io_uring", 16)
+        })
+        .within(120),
+        Test::new("mmap_on_dax_file", mmap_on_dax_file).within(120),
+    ],
+};
+
+fn on_disk(lab: &mut Lab, mode: Mode, engine: &str, depth: u32) -> Result<()> {
+    let disk = lab.prepare(mode)?.disk;
+    let more = [
+        "--direct=1",
+        "--bsrange=512-64k",
+        "--blockalign=512",
+        &format!("--iodepth={depth}"),
+    ];
+    verify(&disk.node(), engine, &more)
+}
+
+fn mmap_on_dax_file(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    FileSystem::Ext4.make(&disk.node_str())?;
+    let mount = FileSystem::Ext4.mount(&disk.node_str(), "dax=always")?;
+    verify(&mount.path("file"), "mmap", &["--bs=4k"])?;
+    mount.unmount()?;
+    FileSystem::Ext4.check(&disk.node_str())
+}
+
+/// Writes at random places, reads everything back and compares checksums; fio fails if one differs.
+fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
+    const SIZE: &str = "--size=8m";
+    let file = format!("--filename={}", file.display());
+    let engine = format!("--ioengine={engine}");
+    let common = [
+        "--name=verify",
+        "--rw=randwrite",
+        "--verify=crc32c",
+        "--do_verify=1",
+        SIZE,
+    ];
+    let report = ["--verify_fatal=1", "--output-format=json", &file, &engine];
+    let text = run("fio", &[&common[..], &report[..], more].concat())?;
+    // fio may put remarks before its report.
+    let json = text
+        .find('{')
+        .map(|start| &text[start..])
+        .context("fio reported nothing")?;
+    let result: Value = serde_json::from_str(json).with_context(|| format!("fio said: {text}"))?;
+    let job = &result["jobs"][0];
+    ensure!(job["error"] == 0, "fio's job failed: {}", job["error"]);
+    for direction in ["read", "write"] {
+        let bytes = job[direction]["io_bytes"].as_u64();
+        ensure!(bytes >= Some(8 << 20), "{direction}: {bytes:?} bytes");
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The tests, by suite. A suite is what one boot of a guest runs; the runner knows the machine that
+//! each needs.
+
+mod bind;
+mod block;
+mod block_errors;
+mod dax;
+mod dax_layout;
+mod demo;
+mod dm;
+mod fio;
+mod legacy;
+mod modes;
+mod partitions;
+mod persistence;
+mod probe;
+mod several;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::lab::Lab;
+
+/// What one boot runs.
+pub struct Suite {
+    pub name: &'static str,
+    pub tests: &'static [Test],
+}
+
+/// A test. It runs in a process of its own and has failed if it returns an error.
+pub struct Test {
+    pub name: &'static str,
+    /// How long it may take under emulation on a busy machine.
+    pub limit: Duration,
+    /// What it leaves behind stays, for the tests after it.
+    pub leaves_state: bool,
+    pub run: fn(&mut Lab) -> Result<()>,
+}
+
+impl Test {
+    const fn new(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Test {
+        Test {
+            name,
+            limit: Duration::from_secs(60),
+            leaves_state: false,
+            run,
+        }
+    }
+
+    /// A step of a longer story.
+    const fn step(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Test {
+        Test {
+            leaves_state: true,
+            ..Test::new(name, run)
+        }
+    }
+
+    const fn within(mut self, seconds: u64) -> Test {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+}
+
+const ALL: &[Suite] = &[
+    bind::SUITE,
+    modes::SUITE,
+    block::SUITE,
+    block_errors::SUITE,
+    fio::SUITE,
+    dax::EXT4,
+    dax::XFS,
+    partitions::SUITE,
+    several::SUITE,
+    dm::SUITE,
+    probe::SUITE,
+    legacy::SUITE,
+    persistence::WRITE,
+    persistence::AFTER_POWER_CUT,
+    persistence::AFTER_POWER_OFF,
+    demo::FIRST_BOOT,
+    demo::SECOND_BOOT,
+];
+
+/// Finds a suite by its name.
+pub fn find(name: &str) -> Result<&'static Suite> {
+    ALL.iter()
+        .find(|suite| suite.name == name)
+        .with_context(|| format!("no suite `{name}`"))
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What each mode of a namespace becomes, and what the disk says about itself.
+
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+
+use super::{Suite, Test};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::errno;
+use crate::lab::{Lab, Prepared, holder};
+use crate::mapping::PMD;
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use crate::sectors::{Buffer, SECTOR, expect_same};
+use crate::{syscall, sysfs};
+
+pub const SUITE: Suite = Suite {
+    name: "modes",
+    tests: &[
+        Test::new("raw", |lab| check_disk(lab, Mode::Raw, "0")),
+        Test::new("fsdax_mem", |lab| check_disk(lab, Mode::FsdaxMem, "1")),
+        Test::new("fsdax_dev", |lab| check_disk(lab, Mode::FsdaxDev, "1")),
+        Test::new("raw_with_4k_sectors", raw_with_4k_sectors),
+        Test::new("force_raw_shows_the_whole_range", force_raw),
+        Test::new("sector_is_handed_to_btt", sector),
+        Test::new("devdax_is_left_to_its_driver", devdax),
+        Test::new("from_mode_to_mode", from_mode_to_mode).within(120),
+        Test::new("empty_seeds_are_refused", seeds_are_refused),
+        Test::new("write_cache_attribute", write_cache),
+        Test::new("badblocks_attribute", badblocks),
+    ],
+};
+
+/// Checks that the disk says the right things, and that all of it is there and no more.
+fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
+    let Prepared {
+        namespace, disk, ..
+    } = lab.prepare(mode)?;
+    let listed = ndctl::show(&namespace)?;
+    let expected = match mode {
+        Mode::FsdaxMem => ("fsdax", Some("mem")),
+        Mode::FsdaxDev => ("fsdax", Some("dev")),
+        _ => ("raw", None),
+    };
+    ensure!(
+        (listed.mode.as_str(), listed.map.as_deref()) == expected,
+        "ndctl lists {listed:?}"
+    );
+    ensure!(
+        listed.state.is_none(),
+        "ndctl says it is {:?}",
+        listed.state
+    );
+    ensure!(
+        listed.sector_size == Some(512),
+        "ndctl lists sectors of {:?}",
+        listed.sector_size
+    );
+    let align = listed.map.is_some().then_some(PMD as u64);
+    ensure!(
+        listed.align == align,
+        "ndctl lists an alignment of {:?}",
+        listed.align
+    );
+
+    let file = disk.open(Access::Direct)?;
+    let bytes = disk.bytes()?;
+    ensure!(
+        bytes == listed.size,
+        "the disk has {bytes} bytes, the namespace {}",
+        listed.size
+    );
+    ensure!(syscall::logical_block_size(&file)? == 512);
+    ensure!(syscall::physical_block_size(&file)? == 4096);
+    disk.expect("queue/logical_block_size", "512")?;
+    disk.expect("queue/physical_block_size", "4096")?;
+    disk.expect("queue/dax", dax)?;
+    // The emulated NVDIMM has no flush hints, so a write is durable once it has left the CPU cache
+    // and FUA needs no separate step.
+    disk.expect("queue/fua", "0")?;
+    disk.expect("queue/write_cache", "write back")?;
+    disk.expect("queue/rotational", "0")?;
+    disk.expect("ro", "0")?;
+
+    let right = Buffer::stamped(SECTOR, 7);
+    let mut found = Buffer::new(SECTOR);
+    for at in [0, bytes - SECTOR as u64] {
+        file.write_all_at(&right, at)?;
+        file.read_exact_at(&mut found, at)?;
+        expect_same(&format!("the sector at {at:#x}"), &found, &right)?;
+    }
+    ensure!(
+        file.read_at(&mut found, bytes)? == 0,
+        "there are bytes after the end"
+    );
+    Ok(())
+}
+
+fn raw_with_4k_sectors(lab: &mut Lab) -> Result<()> {
+    let made = ndctl::reconfigure_with(&lab.namespace(0)?, Mode::Raw, &["-l", "4096"])?;
+    let disk = Disk::named(made.blockdev.context("no disk")?);
+    disk.expect("queue/logical_block_size", "4096")?;
+    let file = disk.open(Access::Direct)?;
+    let mut sector = Buffer::new(SECTOR);
+    let result = file.read_at(&mut sector, SECTOR as u64);
+    errno::expect("reading half a kilobyte of it", result, &[Errno::EINVAL])?;
+    file.read_exact_at(&mut Buffer::new(4096), 4096)?;
+    Ok(())
+}
+
+/// `force_raw` keeps the driver from looking at what is on the media.
+fn force_raw(lab: &mut Lab) -> Result<()> {
+    let Prepared {
+        namespace,
+        bound,
+        disk,
+    } = lab.prepare(Mode::FsdaxMem)?;
+    let usable = disk.bytes()?;
+    bound.unbind()?;
+    bound.set("namespace", "")?;
+    namespace.set("force_raw", "1")?;
+    namespace.bind(lab.driver)?;
+    let raw = Disk::named(namespace.disk_name()?);
+    let size: u64 = namespace.get("size")?.parse()?;
+    ensure!(
+        raw.bytes()? == size && size > usable,
+        "{} bytes, namespace {size}",
+        raw.bytes()?
+    );
+    raw.expect("queue/dax", "0")?;
+    let mut signature = [0; 16];
+    raw.open_read_only()?.read_exact_at(&mut signature, 4096)?;
+    ensure!(
+        signature.starts_with(b"NVDIMM_PFN_INFO"),
+        "the info block starts {signature:02x?}"
+    );
+    namespace.unbind()
+}
+
+fn sector(lab: &mut Lab) -> Result<()> {
+    let namespace = lab.namespace(0)?;
+    let made = ndctl::reconfigure(&namespace, Mode::Sector)?;
+    ensure!(made.mode == "sector", "ndctl made {made:?}");
+    let btt = holder(&namespace)?;
+    ensure!(
+        btt.name().starts_with("btt"),
+        "{namespace} is held by {btt}"
+    );
+    btt.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(made.blockdev.context("no disk")?);
+    ensure!(disk.name().ends_with('s'), "the disk is called {disk}");
+
+    let right = Buffer::stamped(256 << 10, 11);
+    disk.open(Access::Direct)?.write_all_at(&right, 1 << 20)?;
+    btt.unbind()?;
+    ensure!(!disk.exists(), "{disk} is there after unbind");
+    btt.bind(lab.driver)?;
+    let mut found = Buffer::new(right.len());
+    disk.open(Access::Direct)?
+        .read_exact_at(&mut found, 1 << 20)?;
+    expect_same("what was written before unbind", &found, &right)?;
+
+    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    ensure!(!disk.exists(), "{disk} outlives its namespace");
+    run("ndctl", &["create-namespace", "-m", "raw", "-l", "512"])?;
+    Ok(())
+}
+
+fn devdax(lab: &mut Lab) -> Result<()> {
+    let namespace = lab.namespace(0)?;
+    let made = ndctl::reconfigure(&namespace, Mode::Devdax)?;
+    ensure!(
+        made.mode == "devdax" && made.blockdev.is_none(),
+        "ndctl made {made:?}"
+    );
+    let dax = holder(&namespace)?;
+    ensure!(
+        dax.driver().as_deref() == Some("dax_pmem"),
+        "{dax} has the driver {:?}",
+        dax.driver()
+    );
+    namespace.expect_driver(None)?;
+    let disks = Disk::all("pmem")?;
+    ensure!(disks.is_empty(), "there are disks: {disks:?}");
+
+    // Nor does it come between when it is asked for the namespace again.
+    let result = namespace.try_bind(lab.driver);
+    errno::expect(
+        "binding a namespace that devdax holds",
+        result,
+        &[Errno::ENXIO],
+    )?;
+    dax.unbind()?;
+    let result = dax.try_bind(lab.driver);
+    errno::expect("binding a dax device", result, &[Errno::ENODEV])?;
+    Ok(())
+}
+
+fn from_mode_to_mode(lab: &mut Lab) -> Result<()> {
+    let namespace = lab.namespace(0)?;
+    let modes = [
+        Mode::Raw,
+        Mode::FsdaxMem,
+        Mode::Sector,
+        Mode::Devdax,
+        Mode::FsdaxDev,
+        Mode::Raw,
+        Mode::Sector,
+    ];
+    for mode in modes {
+        let made = ndctl::reconfigure(&namespace, mode)?;
+        let disks = Disk::all("pmem")?;
+        let wanted = usize::from(mode != Mode::Devdax);
+        ensure!(disks.len() == wanted, "{mode:?} has the disks {disks:?}");
+        if let Some(disk) = made.blockdev {
+            let mut block = Buffer::new(4096);
+            Disk::named(disk)
+                .open(Access::Direct)?
+                .read_exact_at(&mut block, 0)?;
+        }
+        let listed = ndctl::list_all()?;
+        let used: Vec<_> = listed
+            .iter()
+            .filter(|namespace| namespace.size > 0)
+            .collect();
+        ensure!(used.len() == 1, "{mode:?}: ndctl lists {used:?}");
+    }
+    Ok(())
+}
+
+/// libnvdimm keeps an empty device of each kind for the next namespace and makes a new one when
+/// that is taken. A driver that takes it although it is empty sets off an endless row of them.
+fn seeds_are_refused(lab: &mut Lab) -> Result<()> {
+    lab.prepare(Mode::FsdaxMem)?;
+    let before = Device::all()?;
+    let idle = |device: &&Device| {
+        let kind = device
+            .name()
+            .trim_end_matches(|letter: char| !letter.is_alphabetic());
+        matches!(kind, "namespace" | "pfn" | "btt") && device.driver().is_none()
+    };
+    let seeds: Vec<_> = before.iter().filter(idle).collect();
+    ensure!(
+        !seeds.is_empty(),
+        "there are no empty devices among {before:?}"
+    );
+    for _ in 0..20 {
+        for seed in &seeds {
+            let result = seed.try_bind(lab.driver);
+            let right = [Errno::ENODEV, Errno::ENXIO];
+            errno::expect(&format!("binding the empty {seed}"), result, &right)?;
+        }
+    }
+    let after = Device::all()?;
+    ensure!(
+        after == before,
+        "the devices were {before:?} and are {after:?}"
+    );
+    Ok(())
+}
+
+/// Whether the CPU cache must be flushed for data to be durable can be overridden.
+fn write_cache(lab: &mut Lab) -> Result<()> {
+    let Prepared { disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let attribute = disk.path("dax/write_cache");
+    disk.expect("dax/write_cache", "1")?;
+    for value in ["0", "1"] {
+        sysfs::write(&attribute, value)?;
+        disk.expect("dax/write_cache", value)?;
+    }
+    let result = sysfs::try_write(&attribute, "perhaps");
+    errno::expect("writing nonsense", result, &[Errno::EINVAL])?;
+    disk.expect("dax/write_cache", "1")
+}
+
+/// A sector that is known to be bad is not read; others are.
+fn badblocks(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    disk.expect("badblocks", "")?;
+    sysfs::write(disk.path("badblocks"), "64 2\n")?;
+    disk.expect("badblocks", "64 2")?;
+    let file = disk.open(Access::Direct)?;
+    let mut sector = Buffer::new(SECTOR);
+    for (number, bad) in [(63, false), (64, true), (65, true), (66, false)] {
+        let result = file.read_at(&mut sector, number * SECTOR as u64);
+        match bad {
+            true => drop(errno::expect(
+                "reading a bad sector",
+                result,
+                &[Errno::EIO],
+            )?),
+            false => ensure!(result? == SECTOR, "a good sector is read short"),
+        }
+    }
+    drop(file);
+    // They are what the hardware reports, so what was only noted by hand is gone after a rebind.
+    bound.unbind()?;
+    bound.bind(lab.driver)?;
+    disk.expect("badblocks", "")
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Partitions of a pmem disk.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Suite, Test};
+use crate::command::{command, run_expecting_failure};
+use crate::disk::{Access, Disk};
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::lab::{Lab, Prepared};
+use crate::mapping::{Mapping, PMD, Sharing};
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, Model, expect_same, stamped};
+use crate::syscall::is_dax;
+
+pub const SUITE: Suite = Suite {
+    name: "partitions",
+    tests: &[
+        Test::new("ext4_with_dax_beside_block_io", |lab| {
+            dax_beside_block_io(lab, Ext4)
+        }),
+        Test::new("xfs_with_dax_beside_block_io", |lab| {
+            dax_beside_block_io(lab, Xfs)
+        }),
+        Test::new("partitions_come_back_after_rebind", come_back),
+        Test::new("unaligned_partition_has_no_dax", unaligned),
+    ],
+};
+
+/// Two halves, each starting at a multiple of 2 MiB.
+const ALIGNED: &str = "label: gpt\nstart=4096, size=800000\nstart=806912, size=200704\n";
+/// One that starts within a page.
+const UNALIGNED: &str = "label: gpt\nstart=4097, size=204800\n";
+
+fn cut(disk: &Disk, table: &str) -> Result<()> {
+    let mut sfdisk = command("sfdisk")
+        .args(["--quiet", "--wipe", "always", "--no-tell-kernel"])
+        .arg(disk.node())
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("starting sfdisk")?;
+    sfdisk
+        .stdin
+        .take()
+        .context("sfdisk takes no input")?
+        .write_all(table.as_bytes())?;
+    let status = sfdisk.wait()?;
+    ensure!(status.success(), "sfdisk: {status}");
+    crate::command::run("blockdev", &["--rereadpt", &disk.node_str()])?;
+    Ok(())
+}
+
+fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    cut(&disk, ALIGNED)?;
+    let (first, second) = (disk.partition(1), disk.partition(2));
+    ensure!(
+        second.bytes()? == 200_704 * 512,
+        "{second} has {} bytes",
+        second.bytes()?
+    );
+    let file = second.open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(4 << 20, 1), 0)?;
+    let model = Model::of(&file, 0, 4 << 20)?;
+    model.check("the second partition", 0, &stamped(4 << 20, 1))?;
+
+    fs.make(&first.node_str())?;
+    let mount = fs.mount(&first.node_str(), "dax=always")?;
+    let path = mount.path("file");
+    std::fs::write(&path, stamped(PMD, 2))?;
+    ensure!(is_dax(&path)?, "no DAX on an aligned partition");
+    let open = Access::Buffered.open(&path)?;
+    let mapping = Mapping::new(&open, PMD, Sharing::Synchronous)?;
+    expect_same(
+        "through the mapping",
+        &mapping.to_vec(0, PMD),
+        &stamped(PMD, 2),
+    )?;
+    mapping.write(0, &stamped(PMD, 3));
+    drop((mapping, open));
+    expect_same("through read", &std::fs::read(&path)?, &stamped(PMD, 3))?;
+    mount.unmount()?;
+    fs.check(&first.node_str())?;
+    // Neither partition has got at the other's sectors.
+    model.check_all(&file)
+}
+
+fn come_back(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    cut(&disk, ALIGNED)?;
+    let second = disk.partition(2);
+    let right = Buffer::stamped(1 << 20, 4);
+    second.open(Access::Direct)?.write_all_at(&right, 4096)?;
+    for _ in 0..5 {
+        bound.unbind()?;
+        ensure!(!second.exists(), "{second} is there after unbind");
+        bound.bind(lab.driver)?;
+        ensure!(second.exists(), "{second} is not there after bind");
+    }
+    let mut found = Buffer::new(right.len());
+    second
+        .open(Access::Direct)?
+        .read_exact_at(&mut found, 4096)?;
+    expect_same("the second partition", &found, &right)
+}
+
+fn unaligned(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    cut(&disk, UNALIGNED)?;
+    let first = disk.partition(1);
+    let right = Buffer::stamped(1 << 20, 5);
+    let file = first.open(Access::Direct)?;
+    file.write_all_at(&right, 512)?;
+    let mut found = Buffer::new(right.len());
+    file.read_exact_at(&mut found, 512)?;
+    expect_same("the unaligned partition", &found, &right)?;
+    // The partition's first sector is in the middle of the disk's page.
+    let mut found = Buffer::new(right.len());
+    disk.open(Access::Direct)?
+        .read_exact_at(&mut found, 4098 * 512)?;
+    expect_same("the same sectors of the disk", &found, &right)?;
+    drop(file);
+
+    let node = first.node_str();
+    Ext4.make(&node)?;
+    std::fs::create_dir_all("/mnt/refused")?;
+    run_expecting_failure(
+        "mount",
+        &["-t", "ext4", "-o", "dax=always", &node, "/mnt/refused"],
+    )?;
+    let mount = Ext4.mount(&node, "defaults")?;
+    std::fs::write(mount.path("file"), &*right)?;
+    ensure!(
+        !is_dax(&mount.path("file"))?,
+        "DAX on an unaligned partition"
+    );
+    mount.unmount()?;
+    Ext4.check(&node)
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Several namespaces at once, in two regions and in one.
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Suite, Test};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::filesystem::FileSystem::Ext4;
+use crate::lab::{Lab, Prepared, Skip, holder};
+use crate::mapping::{Mapping, Sharing};
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use crate::sectors::{Buffer, expect_same, stamped};
+
+pub const SUITE: Suite = Suite {
+    name: "several",
+    tests: &[
+        Test::new("two_regions_are_independent", two_regions),
+        Test::new("one_goes_while_the_other_is_used", one_goes),
+        Test::new("one_goes_while_the_other_is_mapped", one_goes_while_mapped),
+        Test::new("each_driver_has_one", each_driver_has_one),
+        Test::new("two_namespaces_in_one_region", two_in_one_region),
+    ],
+};
+
+const LEN: usize = 8 << 20;
+
+fn expect_contents(disk: &Disk, tag: u64) -> Result<()> {
+    let mut found = Buffer::new(LEN);
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+    expect_same(&format!("what {disk} holds"), &found, &stamped(LEN, tag))
+}
+
+fn two_regions(lab: &mut Lab) -> Result<()> {
+    let first = lab.prepare_in(0, Mode::FsdaxMem)?;
+    let second = lab.prepare_in(1, Mode::Raw)?;
+    ensure!(first.disk != second.disk, "both are {}", first.disk);
+    first
+        .disk
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::stamped(LEN, 1), 0)?;
+    second
+        .disk
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::stamped(LEN, 2), 0)?;
+    expect_contents(&first.disk, 1)?;
+    expect_contents(&second.disk, 2)?;
+    first.bound.unbind()?;
+    expect_contents(&second.disk, 2)?;
+    second.bound.unbind()?;
+    first.bound.bind(lab.driver)?;
+    expect_contents(&first.disk, 1)?;
+    second.bound.bind(lab.driver)?;
+    expect_contents(&second.disk, 2)
+}
+
+/// Unbinds and binds one namespace again and again while a thread does I/O on the other.
+fn one_goes(lab: &mut Lab) -> Result<()> {
+    let stays = lab.prepare_in(0, Mode::FsdaxMem)?;
+    let goes = lab.prepare_in(1, Mode::FsdaxMem)?;
+    let file = stays.disk.open(Access::Direct)?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let user = scope.spawn(|| -> Result<u64> {
+            let mut rounds = 0;
+            while !over.load(Ordering::Relaxed) {
+                rounds += 1;
+                let right = Buffer::stamped(1 << 20, rounds);
+                let mut found = Buffer::new(1 << 20);
+                file.write_all_at(&right, 0)?;
+                file.read_exact_at(&mut found, 0)?;
+                expect_same("the disk that stays", &found, &right)?;
+            }
+            Ok(rounds)
+        });
+        let result = (0..10).try_for_each(|_| {
+            goes.bound.unbind()?;
+            goes.bound.bind(lab.driver)
+        });
+        over.store(true, Ordering::Relaxed);
+        let rounds = user
+            .join()
+            .map_err(|_| anyhow::anyhow!("the user panicked"))??;
+        ensure!(rounds > 0, "the user has done nothing");
+        result
+    })
+}
+
+fn one_goes_while_mapped(lab: &mut Lab) -> Result<()> {
+    let stays = lab.prepare_in(0, Mode::FsdaxMem)?;
+    let goes = lab.prepare_in(1, Mode::FsdaxMem)?;
+    let node = stays.disk.node_str();
+    Ext4.make(&node)?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    std::fs::write(mount.path("file"), stamped(LEN, 1))?;
+    let file = Access::Buffered.open(&mount.path("file"))?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+    for round in 1..=5 {
+        goes.bound.unbind()?;
+        expect_same("the mapping", &mapping.to_vec(0, LEN), &stamped(LEN, round))?;
+        mapping.write(0, &stamped(LEN, round + 1));
+        goes.bound.bind(lab.driver)?;
+    }
+    drop((mapping, file));
+    mount.unmount()?;
+    Ext4.check(&node)
+}
+
+/// Both drivers are loaded, and each has a namespace.
+fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
+    let other = lab.driver.other();
+    if !other.is_available() {
+        return Err(Skip("the image has only one of the two drivers").into());
+    }
+    let ours = lab.prepare_in(0, Mode::FsdaxMem)?;
+    let theirs = lab.prepare_in(1, Mode::FsdaxMem)?;
+    theirs.bound.unbind()?;
+    other.load()?;
+    theirs.bound.expect_driver(Some(other))?;
+    ours.bound.expect_driver(Some(lab.driver))?;
+    for (tag, prepared) in [(1, &ours), (2, &theirs)] {
+        let node = prepared.disk.node_str();
+        Ext4.make(&node)?;
+        let mount = Ext4.mount(&node, "dax=always")?;
+        std::fs::write(mount.path("file"), stamped(LEN, tag))?;
+        mount.unmount()?;
+    }
+    // What one driver wrote, the other reads.
+    for (prepared, to) in [(&ours, other), (&theirs, lab.driver)] {
+        prepared.bound.unbind()?;
+        prepared.bound.bind(to)?;
+    }
+    for (tag, prepared) in [(1, &ours), (2, &theirs)] {
+        let node = prepared.disk.node_str();
+        let mount = Ext4.mount(&node, "dax=always")?;
+        expect_same(
+            "the file",
+            &std::fs::read(mount.path("file"))?,
+            &stamped(LEN, tag),
+        )?;
+        mount.unmount()?;
+        Ext4.check(&node)?;
+    }
+    ours.bound.unbind()?;
+    other.unload()?;
+    ours.bound.bind(lab.driver)
+}
+
+fn two_in_one_region(lab: &mut Lab) -> Result<()> {
+    let region = Device::named("region1");
+    let Prepared { namespace, .. } = lab.prepare_in(1, Mode::FsdaxMem)?;
+    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    let mut disks = Vec::new();
+    for (tag, mode) in [(1, Mode::FsdaxMem), (2, Mode::FsdaxDev)] {
+        let made = ndctl::create(&region, mode, &["-s", "128M"])?;
+        let disk = Disk::named(made.blockdev.context("no disk")?);
+        let bound = holder(&Device::named(made.dev))?;
+        bound.expect_driver(Some(lab.driver))?;
+        disk.open(Access::Direct)?
+            .write_all_at(&Buffer::stamped(LEN, tag), 0)?;
+        disks.push((tag, disk, bound));
+    }
+    ensure!(disks[0].1 != disks[1].1, "both are {}", disks[0].1);
+    for (_, _, bound) in &disks {
+        bound.unbind()?;
+        for (tag, disk, other) in disks.iter().filter(|(_, _, other)| other != bound) {
+            other.expect_driver(Some(lab.driver))?;
+            expect_contents(disk, *tag)?;
+        }
+        bound.bind(lab.driver)?;
+    }
+    disks
+        .iter()
+        .try_for_each(|(tag, disk, _)| expect_contents(disk, *tag))
+}

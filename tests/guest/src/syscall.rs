@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System calls that neither the standard library nor `nix` wraps safely.
+//!
+//! Together with [`crate::mapping`] this is all the unsafe code of the guest.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::ForkResult;
+
+/// The constants of `linux/fs.h` that the `libc` crate lacks.
+mod request {
+    nix::ioctl_write_ptr_bad!(
+        set_read_only,
+        nix::request_code_none!(0x12, 93),
+        libc::c_int
+    );
+    nix::ioctl_read_bad!(
+        logical_block_size,
+        nix::request_code_none!(0x12, 104),
+        libc::c_int
+    );
+    nix::ioctl_read_bad!(
+        physical_block_size,
+        nix::request_code_none!(0x12, 123),
+        libc::c_uint
+    );
+    nix::ioctl_read!(bytes, 0x12, 114, libc::size_t);
+    nix::ioctl_write_ptr_bad!(discard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_read_bad!(block_of_file, nix::request_code_none!(0, 1), libc::c_int);
+    nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+}
+
+fn iovec_count(len: usize) -> libc::c_int {
+    libc::c_int::try_from(len).expect("more buffers than a system call takes")
+}
+
+fn file_offset(offset: u64) -> libc::off_t {
+    libc::off_t::try_from(offset).expect("an offset that no file has")
+}
+
+/// `preadv2(2)`: a vectored read at an offset, with `RWF_` flags.
+pub fn preadv2(
+    file: &File,
+    buffers: &mut [IoSliceMut<'_>],
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    let count = iovec_count(buffers.len());
+    // SAFETY: `IoSliceMut` has the layout of `iovec`, and each names memory that is borrowed
+    // mutably for the whole call.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            buffers.as_mut_ptr().cast(),
+            count,
+            file_offset(offset),
+            flags,
+        )
+    };
+    Ok(Errno::result(read)? as usize)
+}
+
+/// `pwritev2(2)`: a vectored write at an offset, with `RWF_` flags.
+pub fn pwritev2(
+    file: &File,
+    buffers: &[IoSlice<'_>],
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    let count = iovec_count(buffers.len());
+    // SAFETY: `IoSlice` has the layout of `iovec`, and each names memory that is borrowed for the
+    // whole call.
+    let written = unsafe {
+        libc::pwritev2(
+            file.as_raw_fd(),
+            buffers.as_ptr().cast(),
+            count,
+            file_offset(offset),
+            flags,
+        )
+    };
+    Ok(Errno::result(written)? as usize)
+}
+
+/// Whether `statx(2)` says that the file is accessed with DAX.
+pub fn is_dax(path: &Path) -> io::Result<bool> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = MaybeUninit::<libc::statx>::uninit();
+    // SAFETY: the name is a C string, and `found` has room for the answer.
+    let result = unsafe {
+        libc::statx(
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            0,
+            libc::STATX_BASIC_STATS,
+            found.as_mut_ptr(),
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: the call succeeded, so the kernel filled it in.
+    let found = unsafe { found.assume_init() };
+    Ok(found.stx_attributes & libc::STATX_ATTR_DAX as u64 != 0)
+}
+
+/// `BLKGETSIZE64`: the size of a block device.
+pub fn block_device_bytes(disk: &File) -> io::Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: the pointer is to a number of the type that the request fills in.
+    unsafe { request::bytes(disk.as_raw_fd(), &mut bytes) }?;
+    Ok(bytes as u64)
+}
+
+/// `BLKSSZGET`: the smallest unit that the disk can address.
+pub fn logical_block_size(disk: &File) -> io::Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: as above.
+    unsafe { request::logical_block_size(disk.as_raw_fd(), &mut bytes) }?;
+    Ok(bytes as u64)
+}
+
+/// `BLKPBSZGET`: the smallest unit that the disk can write without reading.
+pub fn physical_block_size(disk: &File) -> io::Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: as above.
+    unsafe { request::physical_block_size(disk.as_raw_fd(), &mut bytes) }?;
+    Ok(u64::from(bytes))
+}
+
+/// `BLKROSET`: makes a disk read-only or writable, as `blockdev --setro` does.
+pub fn set_read_only(disk: &File, read_only: bool) -> io::Result<()> {
+    // SAFETY: the pointer is to a number of the type that the request reads.
+    unsafe { request::set_read_only(disk.as_raw_fd(), &libc::c_int::from(read_only)) }?;
+    Ok(())
+}
+
+/// `BLKDISCARD`: tells the disk that a range is not needed any more.
+pub fn discard(disk: &File, start: u64, len: u64) -> io::Result<()> {
+    // SAFETY: the request reads two numbers.
+    unsafe { request::discard(disk.as_raw_fd(), &[start, len]) }?;
+    Ok(())
+}
+
+/// `BLKZEROOUT`: makes a range read as zeros.
+pub fn zero_out(disk: &File, start: u64, len: u64) -> io::Result<()> {
+    // SAFETY: the request reads two numbers.
+    unsafe { request::zero_out(disk.as_raw_fd(), &[start, len]) }?;
+    Ok(())
+}
+
+/// `FIBMAP`: which block of the device holds a block of a file.
+pub fn block_of_file(file: &File, block: u32) -> io::Result<u64> {
+    let mut number = libc::c_int::try_from(block).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a number of the type that the request reads and fills in.
+    unsafe { request::block_of_file(file.as_raw_fd(), &mut number) }?;
+    u64::try_from(number).map_err(io::Error::other)
+}
+
+/// Gives the calling process a terminal, so that a shell on it has job control.
+pub fn set_controlling_terminal(terminal: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the request takes a number and touches no memory.
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Runs `work` in a process of its own and says how that process ended: for accesses that may
+/// raise a signal.
+pub fn in_child(work: impl FnOnce()) -> io::Result<WaitStatus> {
+    // SAFETY: a test process has a single thread when it calls this, so no lock can be held by a
+    // thread that the child does not have.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(waitpid(child, None)?),
+        ForkResult::Child => {
+            let code = if catch_unwind(AssertUnwindSafe(work)).is_ok() {
+                0
+            } else {
+                101
+            };
+            // SAFETY: this ends the process without running anything of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DAX faults as the kernel's tracepoints see them.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::sysfs;
+
+const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// Records the faults on DAX files of all processes for as long as it lives.
+pub struct FaultTrace(());
+
+impl FaultTrace {
+    /// Forgets what was recorded before and starts.
+    pub fn start() -> Result<FaultTrace> {
+        let tracefs = Path::new(TRACEFS);
+        sysfs::write(tracefs.join("trace"), "\n")?;
+        sysfs::write(tracefs.join("events/fs_dax/enable"), "1")?;
+        Ok(FaultTrace(()))
+    }
+
+    /// How many faults were served with a whole PMD.
+    ///
+    /// `VM_FAULT_NOPAGE` is what the file system returns when the entry is in the page table.
+    pub fn pmds_installed(&self) -> Result<usize> {
+        self.count("dax_pmd_fault_done:", "NOPAGE")
+    }
+
+    /// How many faults were served with a single page.
+    pub fn pages_installed(&self) -> Result<usize> {
+        self.count("dax_pte_fault_done:", "NOPAGE")
+    }
+
+    fn count(&self, event: &str, result: &str) -> Result<usize> {
+        let trace =
+            fs::read_to_string(Path::new(TRACEFS).join("trace")).context("reading the trace")?;
+        Ok(trace
+            .lines()
+            .filter(|line| line.contains(event) && line.contains(result))
+            .count())
+    }
+}
+
+impl Drop for FaultTrace {
+    fn drop(&mut self) {
+        // Recording costs time but does no harm, so there is nobody to tell.
+        let _ = sysfs::write(Path::new(TRACEFS).join("events/fs_dax/enable"), "0");
+    }
+}

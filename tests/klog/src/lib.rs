@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What kernel messages and taint flags mean to a test run.
+//!
+//! The guest reads `/dev/kmsg` after every test, and the runner reads the whole console of a guest,
+//! also of one that died. Both have to agree on which message is trouble, so it is decided here.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+/// Pieces of a kernel message that mean that something went wrong.
+///
+/// The list errs on the side of noticing: a message that turns out to be harmless belongs into
+/// [`HARMLESS`], with its reason.
+const TROUBLE: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "Oops",
+    "kernel BUG at",
+    "Kernel panic",
+    "panicked at",
+    "general protection fault",
+    "Unable to handle kernel",
+    "unable to handle page fault",
+    "Call Trace:",
+    "blocked for more than",
+    "detected stall",
+    "self-detected stall",
+    "soft lockup",
+    "hard LOCKUP",
+    "possible circular locking",
+    "possible recursive locking",
+    "suspicious RCU usage",
+    "inconsistent lock state",
+    "lockdep is turned off",
+    "DEBUG_LOCKS_WARN_ON",
+    "refcount_t:",
+    "list_add corruption",
+    "list_del corruption",
+    "UBSAN:",
+    "KASAN:",
+    "kmemleak:",
+    "Bad page",
+    "cannot create duplicate filename",
+    "Busy inodes after unmount",
+];
+
+/// Pieces of messages that match [`TROUBLE`] and are no trouble, with the reason.
+const HARMLESS: &[&str] = &[
+    // Boot-time announcements of what the kernel can check, not findings.
+    "kmemleak: Kernel memory leak detector",
+    "page_poison:",
+];
+
+/// Returns whether a kernel message says that something went wrong.
+///
+/// Continuation lines of a report (registers, frames of a trace) do not count: the line that opens
+/// the report does.
+pub fn is_trouble(message: &str) -> bool {
+    TROUBLE.iter().any(|piece| message.contains(piece))
+        && !HARMLESS.iter().any(|piece| message.contains(piece))
+}
+
+/// Why a kernel calls itself tainted: the bits of `/proc/sys/kernel/tainted`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taint(u64);
+
+impl Taint {
+    /// An out-of-tree module was loaded. Expected: the driver is one.
+    pub const OUT_OF_TREE: Taint = Taint(1 << 12);
+    /// An unsigned module was loaded. Expected: a test build is not signed.
+    pub const UNSIGNED: Taint = Taint(1 << 13);
+
+    /// The letters that the kernel prints in reports, by bit number.
+    const LETTERS: &'static str = "PFSRMBUDAWCIOELKXTNJ";
+
+    /// Parses the contents of `/proc/sys/kernel/tainted`.
+    pub fn parse(text: &str) -> Option<Taint> {
+        text.trim().parse().ok().map(Taint)
+    }
+
+    /// Returns the flags that loading the module under test does not explain.
+    pub fn unexpected(self) -> Taint {
+        Taint(self.0 & !(Self::OUT_OF_TREE.0 | Self::UNSIGNED.0))
+    }
+
+    /// Returns the flags that are set here and were not set in `before`.
+    pub fn since(self, before: Taint) -> Taint {
+        Taint(self.0 & !before.0)
+    }
+
+    /// Returns whether no flag is set.
+    pub fn is_clean(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letters = Self::LETTERS
+            .char_indices()
+            .filter(|(bit, _)| self.0 & (1 << bit) != 0);
+        write!(f, "{} (", self.0)?;
+        for (_, letter) in letters {
+            write!(f, "{letter}")?;
+        }
+        write!(f, ")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_trouble() {
+        for line in [
+            "[   19.1] BUG: kernel NULL pointer dereference, address: 0000000000000000",
+            "[   19.1] WARNING: CPU: 0 PID: 1 at mm/memremap.c:116 memunmap_pages+0x1/0x2",
+            "INFO: task umount:123 blocked for more than 120 seconds.",
+            "rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "rust_kernel: panicked at src/lib.rs:3:5:",
+        ] {
+            assert!(is_trouble(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn everyday_messages_are_not() {
+        for line in [
+            "pmem_rs: loading out-of-tree module taints kernel.",
+            "pmem_rs: module verification failed: signature and/or required key missing - tainting kernel",
+            "nd_pmem btt0.0: No existing arenas",
+            "EXT4-fs (pmem0): mounted filesystem r/w with ordered data mode.",
+            "kmemleak: Kernel memory leak detector initialized (mem pool available: 15667)",
+        ] {
+            assert!(!is_trouble(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn only_the_module_itself_may_taint() {
+        let loaded = Taint::parse("12288\n").unwrap();
+        assert!(loaded.unexpected().is_clean());
+        let warned = Taint::parse("12800").unwrap();
+        assert_eq!(warned.unexpected().to_string(), "512 (W)");
+        assert!(warned.since(warned).is_clean());
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs suites, one guest at a time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::env::Env;
+use crate::guest::{End, Guest};
+use crate::ktap::{self, Failures};
+use crate::machine::{Machine, Serial, Software};
+use crate::report::{Report, Subject, Total};
+use crate::suites::{self, Boot, Power};
+use crate::{Setup, image};
+
+/// How many lines of the console are shown of a guest that died or hung.
+const CONSOLE_TAIL: usize = 40;
+/// How many complaints of the kernel are shown.
+const COMPLAINTS: usize = 10;
+
+/// Everything that is the same for all boots of a run.
+pub struct Bench {
+    pub env: Env,
+    pub image: PathBuf,
+    pub results: PathBuf,
+    pub subject: Subject,
+}
+
+impl Bench {
+    /// Prepares the image.
+    pub fn new(setup: &Setup, seed: u64) -> Result<Bench> {
+        let env = Env::read(&setup.env)?;
+        fs::create_dir_all(&setup.results)?;
+        let results = fs::canonicalize(&setup.results)?;
+        let image = image::build(&env, setup.driver, &results.join("image"))?;
+        let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
+        Ok(Bench {
+            env,
+            image,
+            results,
+            subject,
+        })
+    }
+
+    /// Boots once, and again if the guest dies before its init runs: the emulator itself is known to
+    /// fail then (once in about a hundred boots). Whatever happens after that is a result.
+    pub fn boot(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        mut on_line: impl FnMut(&str),
+    ) -> Result<Report> {
+        let dir = self.results.join(boot.suite);
+        fs::create_dir_all(&dir)?;
+        let start = Instant::now();
+        let mut boots = 0;
+        loop {
+            boots += 1;
+            let (end, mut report) = self.boot_once(machine, backing, boot, &dir, &mut on_line)?;
+            if end == End::DiedBooting && boots == 1 {
+                for file in ["console.log", "ktap.log"] {
+                    fs::rename(dir.join(file), dir.join(format!("died-booting-{file}")))?;
+                }
+                continue;
+            }
+            report.boots = boots;
+            report.seconds = start.elapsed().as_secs_f64();
+            report.keep(&dir.join("results.json"))?;
+            return Ok(report);
+        }
+    }
+
+    fn boot_once(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        dir: &Path,
+        on_line: &mut impl FnMut(&str),
+    ) -> Result<(End, Report)> {
+        let [console, stream] = ["console.log", "ktap.log"].map(|name| dir.join(name));
+        for log in [&console, &stream] {
+            fs::write(log, "")?;
+        }
+        let seed = self.subject.seed.to_string();
+        let mut words = vec![
+            "run",
+            boot.suite,
+            "--driver",
+            self.subject.driver,
+            "--seed",
+            &seed,
+        ];
+        if boot.end == Power::Cut {
+            words.push("--hold");
+        }
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let software = Software {
+            kernel: &self.env.kernel,
+            image: &self.image,
+            words: &words,
+        };
+        let ports = [Serial::File(&console), Serial::File(&stream)];
+        let command = machine.command(&software, backing, ports);
+        let line = command
+            .get_args()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+
+        let mut failures = Failures::default();
+        let end = Guest::start(command, &console, &stream)?.follow(|line| {
+            failures.line(line);
+            on_line(line);
+        })?;
+        let unfinished = failures.unfinished();
+        failures.found.extend(unfinished);
+
+        let results = ktap::parse(&self.env, &stream, &dir.join("ktap.json"), boot.suite)?;
+        let mut troubles = complaints(&console)?;
+        match &end {
+            End::Orderly => {}
+            End::Hung(reason) => {
+                troubles.push(format!("{reason} and was ended{}", tail(&console)?))
+            }
+            End::Died => troubles.push(format!("the guest died{}", tail(&console)?)),
+            End::DiedBooting => {
+                troubles.push(format!("the guest did not come up{}", tail(&console)?))
+            }
+        }
+        if end == End::Orderly && results.counts.errors > 0 {
+            troubles.push(format!(
+                "the results have {} mistakes in their form",
+                results.counts.errors
+            ));
+        }
+        if end == End::Orderly && results.tests.is_empty() {
+            troubles.push("the guest ran no tests".to_owned());
+        }
+        let report = Report {
+            suite: boot.suite,
+            subject: self.subject.clone(),
+            boots: 1,
+            seconds: 0.0,
+            counts: results.counts,
+            failures: failures.found,
+            troubles,
+            machine: line,
+            tests: results.tests,
+        };
+        Ok((end, report))
+    }
+}
+
+/// What the kernel complained about on the console.
+fn complaints(console: &Path) -> Result<Vec<String>> {
+    let text = read(console)?;
+    let complaints = text.lines().filter(|line| klog::is_trouble(line));
+    Ok(complaints
+        .take(COMPLAINTS)
+        .map(|line| format!("kernel: {}", line.trim()))
+        .collect())
+}
+
+fn tail(console: &Path) -> Result<String> {
+    let text = read(console)?;
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let shown = lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n    | ");
+    Ok(format!(
+        "; its console, {}, ends with\n    | {shown}",
+        console.display()
+    ))
+}
+
+fn read(console: &Path) -> Result<String> {
+    let bytes = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The `check` command. Returns whether all was well.
+pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
+    let suites = suites::select(names)?;
+    let start = Instant::now();
+    let bench = Bench::new(setup, seed)?;
+    println!(
+        "guest tests of {} on {}, seed {seed}, results in {}",
+        bench.subject.driver,
+        bench.subject.release,
+        bench.results.display(),
+    );
+    let mut total = Total::default();
+    for suite in suites {
+        let backing = bench.results.join(suite.name);
+        suite.machine.create_backing(&backing)?;
+        for boot in suite.boots {
+            let report = bench.boot(&suite.machine, &backing, boot, |_| {})?;
+            report.print();
+            total.add(&report);
+        }
+        suite.machine.remove_backing(&backing)?;
+    }
+    total.print(start.elapsed());
+    Ok(total.failed == 0)
+}

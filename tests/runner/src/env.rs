@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What has been built: `KEY=value` lines, as `make env` prints them. One file describes one kernel.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// A kernel and what belongs to it.
+pub struct Env {
+    /// The module under test. It need not exist if the in-tree driver is tested.
+    pub module: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The guest image that holds tools and the kernel's own modules.
+    pub image: PathBuf,
+    /// The kernel's source, which has the KTAP parser.
+    pub source: PathBuf,
+    /// The kernel's release string.
+    pub release: String,
+}
+
+impl Env {
+    /// Reads a file and checks that what it names is there.
+    pub fn read(path: &Path) -> Result<Env> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let values: HashMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .collect();
+        let value = |key: &str| {
+            let value = values
+                .get(key)
+                .with_context(|| format!("{} has no {key}", path.display()))?;
+            Ok::<_, anyhow::Error>((*value).to_owned())
+        };
+        let env = Env {
+            module: value("KO")?.into(),
+            kernel: value("VMLINUZ")?.into(),
+            image: value("INITRD")?.into(),
+            source: value("KSRC")?.into(),
+            release: value("RELEASE")?,
+        };
+        for file in [&env.kernel, &env.image, &env.source] {
+            ensure!(
+                file.exists(),
+                "{} names {}, which is not there",
+                path.display(),
+                file.display()
+            );
+        }
+        Ok(env)
+    }
+}

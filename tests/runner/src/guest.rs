@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A running guest: followed line by line, and ended when it does not get on.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// No line for so long means that the guest hangs. The guest itself ends tests that take too long,
+/// so this is longer than any test may take.
+const SILENCE_LIMIT: Duration = Duration::from_secs(200);
+/// How long a guest may take in all.
+const TOTAL_LIMIT: Duration = Duration::from_secs(900);
+/// How long it may take to switch itself off.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the guest says when it has done everything.
+const DONE: &str = "# done";
+/// What it says when it wants its power cut.
+const HOLDING: &str = "# waiting for the power to be cut";
+
+/// How a guest ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// It did its work, and went or was ended as planned.
+    Orderly,
+    /// It ended before its init had run, which can be the emulator's fault.
+    DiedBooting,
+    /// It ended in the middle of its work.
+    Died,
+    /// It made no progress any more and was ended; the reason says which limit it hit.
+    Hung(String),
+}
+
+/// A guest that runs.
+pub struct Guest {
+    qemu: Child,
+    console: Tail,
+    results: Tail,
+    started: Instant,
+    last_line: Instant,
+    /// Whether the guest's init has said that it is up.
+    up: bool,
+}
+
+impl Guest {
+    /// Starts the machine. `console` and `results` are the files that its serial ports go to.
+    pub fn start(mut machine: Command, console: &Path, results: &Path) -> Result<Guest> {
+        let qemu = machine
+            .stdin(Stdio::null())
+            .spawn()
+            .context("starting QEMU")?;
+        let now = Instant::now();
+        Ok(Guest {
+            qemu,
+            console: Tail::of(console),
+            results: Tail::of(results),
+            started: now,
+            last_line: now,
+            up: false,
+        })
+    }
+
+    /// Follows the guest to its end, and passes on every line of its results.
+    pub fn follow(mut self, mut on_line: impl FnMut(&str)) -> Result<End> {
+        let mut finished = None;
+        loop {
+            // Whether it runs is asked first: what it wrote before it ended is read after that.
+            let running = self.qemu.try_wait()?.is_none();
+            let (results, console) = (self.results.new_lines()?, self.console.new_lines()?);
+            if !results.is_empty() || !console.is_empty() {
+                self.last_line = Instant::now();
+            }
+            for line in &results {
+                self.up |= line.starts_with("KTAP version");
+                match line.as_str() {
+                    DONE => finished = Some(Instant::now()),
+                    HOLDING => return Ok(End::Orderly),
+                    _ => on_line(line),
+                }
+            }
+            if !running {
+                return Ok(match (self.up, finished) {
+                    (_, Some(_)) => End::Orderly,
+                    (true, None) => End::Died,
+                    (false, None) => End::DiedBooting,
+                });
+            }
+            if let Some(reason) = self.overdue(finished) {
+                return Ok(if self.up {
+                    End::Hung(reason)
+                } else {
+                    End::DiedBooting
+                });
+            }
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    fn overdue(&self, finished: Option<Instant>) -> Option<String> {
+        let checks = [
+            (Some(self.last_line), SILENCE_LIMIT, "said nothing"),
+            (Some(self.started), TOTAL_LIMIT, "was not done"),
+            (finished, POWER_OFF_LIMIT, "did not switch itself off"),
+        ];
+        checks.iter().find_map(|(since, limit, what)| {
+            let late = since.is_some_and(|since| since.elapsed() > *limit);
+            late.then(|| format!("the guest {what} for {} s", limit.as_secs()))
+        })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to kill, only to reap.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Reads a file that grows.
+struct Tail {
+    path: PathBuf,
+    position: u64,
+    partial: Vec<u8>,
+}
+
+impl Tail {
+    fn of(path: &Path) -> Tail {
+        Tail {
+            path: path.to_owned(),
+            position: 0,
+            partial: Vec::new(),
+        }
+    }
+
+    /// The lines that have been completed since the last call.
+    fn new_lines(&mut self) -> Result<Vec<String>> {
+        // QEMU makes the file when it starts.
+        let Ok(mut file) = File::open(&self.path) else {
+            return Ok(Vec::new());
+        };
+        file.seek(SeekFrom::Start(self.position))?;
+        let read = file.read_to_end(&mut self.partial)?;
+        self.position += read as u64;
+        let Some(end) = self.partial.iter().rposition(|&byte| byte == b'\n') else {
+            return Ok(Vec::new());
+        };
+        let complete: Vec<u8> = self.partial.drain(..=end).collect();
+        Ok(String::from_utf8_lossy(&complete)
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect())
+    }
+}

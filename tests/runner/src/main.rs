@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Boots test guests under QEMU, follows them and collects their results.
+//!
+//! - [`env`] says which kernel, module and image to use; [`image`] adds the module and the test
+//!   program to the image.
+//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
+//! - [`ktap`] reads results, [`report`] keeps them.
+//! - [`suites`] lists what can be run; [`check`], [`demo`] and [`shell`] are the commands.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod demo;
+mod env;
+mod guest;
+mod image;
+mod ktap;
+mod machine;
+mod report;
+mod shell;
+mod suites;
+mod tool;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Parser)]
+#[command(about = "Boots test guests and collects their results")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run guest tests: all suites, or those that are named.
+    Check {
+        #[command(flatten)]
+        setup: Setup,
+        /// Where random numbers start; without it every run is another one.
+        #[arg(long)]
+        seed: Option<u64>,
+        suites: Vec<String>,
+    },
+    /// Show that a file system with DAX works on the driver, step by step.
+    Demo {
+        #[command(flatten)]
+        setup: Setup,
+    },
+    /// Start a guest with the driver loaded and a prompt.
+    Shell {
+        #[command(flatten)]
+        setup: Setup,
+    },
+}
+
+/// What all commands need to know.
+#[derive(Args)]
+struct Setup {
+    /// The file that says what has been built (KEY=value lines).
+    #[arg(long)]
+    env: PathBuf,
+    /// Where results are kept.
+    #[arg(long, default_value = "build/results")]
+    results: PathBuf,
+    /// The driver that gets the devices.
+    #[arg(long, default_value = "pmem_rs")]
+    driver: Driver,
+}
+
+/// The two drivers that a guest can be run with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Driver {
+    /// The one this project is about.
+    PmemRs,
+    /// The in-tree driver, by which the tests themselves are judged.
+    NdPmem,
+}
+
+impl Driver {
+    /// The name of the module.
+    fn name(self) -> &'static str {
+        match self {
+            Driver::PmemRs => "pmem_rs",
+            Driver::NdPmem => "nd_pmem",
+        }
+    }
+
+    /// The module that must keep its hands off.
+    fn other(self) -> Driver {
+        match self {
+            Driver::PmemRs => Driver::NdPmem,
+            Driver::NdPmem => Driver::PmemRs,
+        }
+    }
+}
+
+/// A seed that differs from run to run, short enough to be typed.
+fn random_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::from(now.subsec_nanos()) % 1_000_000
+}
+
+fn main() -> Result<ExitCode> {
+    let success = match Cli::parse().command {
+        Command::Check {
+            setup,
+            seed,
+            suites,
+        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites)?,
+        Command::Demo { setup } => demo::run(&setup, random_seed())?,
+        Command::Shell { setup } => shell::run(&setup)?,
+    };
+    Ok(if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is kept of a boot, and how a person hears of it.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::env::Env;
+use crate::ktap::{Counts, Failure};
+use crate::tool::sha256;
+
+/// What was tested, to the bit.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subject {
+    pub driver: &'static str,
+    pub release: String,
+    pub kernel_sha256: String,
+    pub image_sha256: String,
+    pub module_sha256: Option<String>,
+    pub seed: u64,
+}
+
+impl Subject {
+    /// Takes the checksums.
+    pub fn of(env: &Env, driver: &'static str, image: &Path, seed: u64) -> Result<Subject> {
+        let module = env
+            .module
+            .exists()
+            .then(|| sha256(&env.module))
+            .transpose()?;
+        Ok(Subject {
+            driver,
+            release: env.release.clone(),
+            kernel_sha256: sha256(&env.kernel)?,
+            image_sha256: sha256(image)?,
+            module_sha256: module,
+            seed,
+        })
+    }
+}
+
+/// The results of one boot.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub suite: &'static str,
+    pub subject: Subject,
+    /// How often the machine was booted: twice if the first guest died before its init ran.
+    pub boots: u32,
+    pub seconds: f64,
+    pub counts: Counts,
+    pub failures: Vec<Failure>,
+    /// What went wrong outside of tests: a guest that died or hung, or a kernel that complained.
+    pub troubles: Vec<String>,
+    /// The command line of the machine.
+    pub machine: Vec<String>,
+    /// The tests in order, and whether they passed. It is also in the parser's report.
+    #[serde(skip)]
+    pub tests: Vec<(String, bool)>,
+}
+
+impl Report {
+    /// How many tests passed.
+    pub fn passed(&self) -> u64 {
+        self.counts.passed
+    }
+
+    /// How many failed. Trouble outside of tests counts as one.
+    pub fn failed(&self) -> u64 {
+        let trouble = u64::from(!self.troubles.is_empty());
+        self.counts.failed + self.counts.crashed + trouble
+    }
+
+    /// How many could not be done here.
+    pub fn skipped(&self) -> u64 {
+        self.counts.skipped
+    }
+
+    /// Writes it down.
+    pub fn keep(&self, path: &Path) -> Result<()> {
+        Ok(serde_json::to_writer_pretty(File::create(path)?, self)?)
+    }
+
+    /// One line, and what is to be known of failures.
+    pub fn print(&self) {
+        let Report {
+            suite,
+            seconds,
+            boots,
+            ..
+        } = self;
+        let mut line = format!("{suite:<28} {:>4} passed", self.passed());
+        for (number, what) in [(self.failed(), "failed"), (self.skipped(), "skipped")] {
+            if number > 0 {
+                line += &format!(", {number} {what}");
+            }
+        }
+        println!("{line:<64} {seconds:>6.1} s");
+        if *boots > 1 {
+            println!("  booted {boots} times: a guest died before its init ran");
+        }
+        for failure in &self.failures {
+            println!("  not ok {suite}.{}", failure.test);
+            for note in &failure.diagnostics {
+                println!("    # {note}");
+            }
+        }
+        for trouble in &self.troubles {
+            println!("  trouble: {trouble}");
+        }
+    }
+}
+
+/// The sum of several boots.
+#[derive(Default)]
+pub struct Total {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
+}
+
+impl Total {
+    /// Adds one.
+    pub fn add(&mut self, report: &Report) {
+        self.passed += report.passed();
+        self.failed += report.failed();
+        self.skipped += report.skipped();
+    }
+
+    /// Prints the last line.
+    pub fn print(&self, time: Duration) {
+        println!("guest tests took {:.0} s", time.as_secs_f64());
+        let skipped = if self.skipped > 0 {
+            format!(", {} skipped", self.skipped)
+        } else {
+            String::new()
+        };
+        println!("{} passed, {} failed{skipped}", self.passed, self.failed);
+    }
+}

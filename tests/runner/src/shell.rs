@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An interactive guest.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::env::Env;
+use crate::machine::{Serial, Software};
+use crate::{Setup, image, suites};
+
+/// The `shell` command. Returns whether the machine ended in order.
+pub fn run(setup: &Setup) -> Result<bool> {
+    let env = Env::read(&setup.env)?;
+    let dir = setup.results.join("shell");
+    fs::create_dir_all(&dir)?;
+    let image = image::build(&env, setup.driver, &dir)?;
+    let words = ["shell", "--driver", setup.driver.name()].map(str::to_owned);
+    let software = Software {
+        kernel: &env.kernel,
+        image: &image,
+        words: &words,
+    };
+    println!(
+        "Booting a guest with {}; Ctrl-A X ends it.",
+        setup.driver.name()
+    );
+    let ports = [Serial::Terminal, Serial::Nowhere];
+    let status = suites::ONE
+        .command(&software, &dir, ports)
+        .status()
+        .context("starting QEMU")?;
+    Ok(status.success())
+}

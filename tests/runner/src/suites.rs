@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What can be run, and the machine that each needs. The tests themselves are the guest's.
+
+use anyhow::{Context, Result};
+
+use crate::machine::{Machine, Nvdimm};
+
+/// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
+pub struct Suite {
+    pub name: &'static str,
+    pub machine: Machine,
+    pub boots: &'static [Boot],
+}
+
+/// One boot: it runs one of the guest's suites.
+pub struct Boot {
+    pub suite: &'static str,
+    pub end: Power,
+}
+
+/// How a boot ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// The guest switches itself off.
+    Off,
+    /// The guest is killed while it runs.
+    Cut,
+}
+
+impl Boot {
+    pub const fn off(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Off,
+        }
+    }
+
+    const fn cut(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Cut,
+        }
+    }
+}
+
+/// An NVDIMM on which xfs fits.
+pub const ONE: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512)],
+    kernel_words: "",
+};
+const TWO: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(256)],
+    kernel_words: "",
+};
+/// Memory that only the command line calls persistent, in the middle of the guest's.
+const LEGACY: Machine = Machine {
+    nvdimms: &[],
+    kernel_words: "memmap=512M!1G",
+};
+const KEPT: Machine = Machine {
+    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(64)],
+    kernel_words: "",
+};
+
+const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
+    Suite {
+        name: boots[0].suite,
+        machine,
+        boots,
+    }
+}
+
+/// In the order in which they are run: what everything else depends on comes first.
+pub const ALL: &[Suite] = &[
+    simple(ONE, &[Boot::off("bind")]),
+    simple(ONE, &[Boot::off("modes")]),
+    simple(ONE, &[Boot::off("probe")]),
+    simple(ONE, &[Boot::off("block")]),
+    simple(ONE, &[Boot::off("block_errors")]),
+    simple(ONE, &[Boot::off("fio")]),
+    simple(ONE, &[Boot::off("ext4")]),
+    simple(ONE, &[Boot::off("xfs")]),
+    simple(ONE, &[Boot::off("partitions")]),
+    simple(TWO, &[Boot::off("several")]),
+    simple(TWO, &[Boot::off("dm")]),
+    simple(LEGACY, &[Boot::off("legacy")]),
+    Suite {
+        name: "persistence",
+        machine: KEPT,
+        boots: &[
+            Boot::cut("persistence_write"),
+            Boot::off("persistence_after_power_cut"),
+            Boot::off("persistence_after_power_off"),
+        ],
+    },
+];
+
+/// Picks suites by name; none means all.
+pub fn select(names: &[String]) -> Result<Vec<&'static Suite>> {
+    if names.is_empty() {
+        return Ok(ALL.iter().collect());
+    }
+    let find = |name: &String| {
+        let known = || {
+            ALL.iter()
+                .map(|suite| suite.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let found = ALL.iter().find(|suite| suite.name == name);
+        found.with_context(|| format!("no suite `{name}`; there are {}", known()))
+    };
+    names.iter().map(find).collect()
+}
