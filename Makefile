@@ -56,8 +56,8 @@ env: ## Print the paths of what was built as KEY=value, building it first
 	@qemu/env
 
 .PHONY: clean
-clean: ## Remove what was built in the checkout (build/)
-	@rm -rf --one-file-system build
+clean: ## Remove what was built in the checkout
+	@rm -rf --one-file-system build rust-project.json
 
 .PHONY: distclean
 distclean: clean ## Also remove the cache: build root, kernels, guest images

@@ -81,6 +81,21 @@ need_space() {
         "Make room, or set PMEM_RS_CACHE to a folder on another disk."
 }
 
+# What to do about a failure that a step's output names.
+explain() { # LOG
+    local package
+    package=$(grep -o -E -m 1 "Unable to locate package .*|Package .* has no installation candidate" "$1" || true)
+    if [[ -n $package ]]; then
+        echo "$suite does not have a package that is wanted ($package): correct the list in qemu/config."
+    elif grep -q -i -E 'No space left on device|not enough free space' "$1"; then
+        echo "Make room in $CACHE or in /tmp, or set PMEM_RS_CACHE to a folder on another disk."
+    elif grep -q -E '^(Err|E: Failed to fetch)' "$1"; then
+        echo "Is $mirror reachable from here? Set PMEM_RS_MIRROR for another mirror, http_proxy for a proxy."
+    else
+        echo "What was complete is kept: running it again continues from there."
+    fi
+}
+
 # watched LABEL LOG CMD… : runs CMD with its output in LOG, reports every ten seconds that it is
 # still at work and on what, and shows the end of LOG when it fails.
 watched() {
@@ -106,8 +121,8 @@ watched() {
     trap - EXIT
     exec {never}>&-
     if ((status)); then
-        tail -n 30 "$log" >&2
-        die "failed (status $status): $label" "The whole output is in $log"
+        tail -n 20 "$log" >&2
+        die "failed (status $status): $label" "$(explain "$log")" "The whole output is in $log"
     fi
     say "  done in $((EPOCHSECONDS - began)) s"
 }
