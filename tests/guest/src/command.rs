@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail};
 /// Where the guest image keeps its programs. PID 1 starts with an empty environment.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How many lines of a failed program's output are kept: some print their whole manual.
+const COMPLAINT: usize = 12;
+
 /// A command that finds the programs of the image.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -20,7 +23,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a program to its end and returns what it printed; a failure carries both of its outputs.
+/// Runs a program to its end and returns what it printed; a failure carries how both of its outputs begin.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let line = || format!("{program} {}", args.join(" "));
     let output = command(program)
@@ -29,14 +32,9 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
         .with_context(|| format!("cannot start `{}`", line()))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "`{}`: {}\n{}{}",
-            line(),
-            output.status,
-            stdout,
-            stderr.trim_end()
-        );
+        let said = stdout + &String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said.lines().take(COMPLAINT).collect();
+        bail!("`{}`: {}\n{}", line(), output.status, said.join("\n"));
     }
     Ok(stdout)
 }

@@ -35,7 +35,14 @@ impl FileSystem {
             }
             // DAX and reflink exclude each other when all of the device is mounted with `dax`.
             FileSystem::Xfs => {
-                let layout = ["-m", "reflink=0", "-d", "su=2m,sw=1"];
+                let layout = [
+                    "-m",
+                    "reflink=0",
+                    "-d",
+                    "su=2m,sw=1,agcount=2",
+                    "-l",
+                    "size=64m",
+                ];
                 run("mkfs.xfs", &[&["-q", "-f"], &layout[..], &[node]].concat())
             }
         }

@@ -96,6 +96,13 @@ impl Device {
         Ok(())
     }
 
+    /// Gives up the namespace that this pfn, btt or dax device has claimed.
+    pub fn give_up_namespace(&self) -> Result<()> {
+        // An empty write would not reach the kernel, an empty line does.
+        self.set("namespace", "\n")?;
+        settle()
+    }
+
     /// The physical address where the device starts. Disabled pfn devices do not tell.
     pub fn resource(&self) -> Result<u64> {
         let text = self.get("resource")?;

@@ -26,8 +26,7 @@ pub enum Mode {
 impl Mode {
     fn arguments(self) -> &'static [&'static str] {
         match self {
-            // Without a size, ndctl gives raw namespaces sectors of 4096 bytes.
-            Mode::Raw => &["-m", "raw", "-l", "512"],
+            Mode::Raw => &["-m", "raw"],
             Mode::FsdaxMem => &["-m", "fsdax", "-M", "mem"],
             Mode::FsdaxDev => &["-m", "fsdax", "-M", "dev"],
             Mode::Sector => &["-m", "sector"],
@@ -59,7 +58,10 @@ pub struct Namespace {
 
 /// Turns a namespace, whatever it is used as, into one of the wanted mode. What it held is lost.
 pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Namespace> {
-    reconfigure_with(namespace, mode, &[])
+    // Without a size, the sectors stay as large as they were in the mode before. A namespace
+    // without a label has no choice, and says so by not having the attribute.
+    let choice = mode != Mode::Sector && namespace.path("sector_size").exists();
+    reconfigure_with(namespace, mode, if choice { &["-l", "512"] } else { &[] })
 }
 
 /// As [`reconfigure`], with more arguments for `ndctl create-namespace`.

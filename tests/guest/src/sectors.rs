@@ -31,6 +31,14 @@ impl Buffer {
         }
     }
 
+    /// Makes a buffer that starts with a page, for disks whose sectors are as large.
+    pub fn of_pages(len: usize, tag: u64) -> Buffer {
+        let mut buffer = Buffer::new(len);
+        buffer.range = buffer.range.start - SECTOR..buffer.range.end - SECTOR;
+        stamp(&mut buffer, tag);
+        buffer
+    }
+
     /// Makes a buffer of stamped bytes.
     pub fn stamped(len: usize, tag: u64) -> Buffer {
         let mut buffer = Buffer::new(len);

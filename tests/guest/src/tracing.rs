@@ -18,7 +18,8 @@ impl FaultTrace {
     /// Forgets what was recorded before and starts.
     pub fn start() -> Result<FaultTrace> {
         let tracefs = Path::new(TRACEFS);
-        sysfs::write(tracefs.join("trace"), "\n")?;
+        // The file is emptied by being opened for it, not by what is written.
+        fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
         sysfs::write(tracefs.join("events/fs_dax/enable"), "1")?;
         Ok(FaultTrace(()))
     }

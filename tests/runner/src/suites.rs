@@ -50,7 +50,7 @@ pub const ONE: Machine = Machine {
     kernel_words: "",
 };
 const TWO: Machine = Machine {
-    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(256)],
+    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     kernel_words: "",
 };
 /// Memory that only the command line calls persistent, in the middle of the guest's.
@@ -59,7 +59,7 @@ const LEGACY: Machine = Machine {
     kernel_words: "memmap=512M!1G",
 };
 const KEPT: Machine = Machine {
-    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(64)],
+    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
 };
 

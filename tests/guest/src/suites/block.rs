@@ -16,8 +16,9 @@ use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::lab::Lab;
 use crate::ndctl::Mode;
-use crate::sectors::{Buffer, Model, SECTOR, expect_same, stamp};
+use crate::sectors::{Buffer, Model, SECTOR, expect_same};
 use crate::syscall::{preadv2, pwritev2};
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "block",
@@ -321,13 +322,19 @@ fn nowait(lab: &mut Lab) -> Result<()> {
     }
 }
 
-/// The counters move by what was done, neither more nor less.
+/// The counters move by what was done, neither more nor less, and not at all while counting is off.
 fn statistics(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;
+    sysfs::write(disk.path("queue/iostats"), "0")?;
+    let before = disk.statistics()?;
+    file.write_all_at(&Buffer::stamped(4096, 1), 0)?;
+    let done = disk.statistics()?.since(before);
+    ensure!(done.writes == 0, "counting is off, and still: {done:?}");
+
+    sysfs::write(disk.path("queue/iostats"), "1")?;
     for sectors in [1, 7, 8, 100, 2048] {
-        let mut bytes = Buffer::new(sectors * SECTOR);
-        stamp(&mut bytes, sectors as u64);
+        let mut bytes = Buffer::stamped(sectors * SECTOR, sectors as u64);
 
         let before = disk.statistics()?;
         file.write_all_at(&bytes, 0)?;

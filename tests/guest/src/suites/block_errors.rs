@@ -3,7 +3,6 @@
 //! Requests that a disk must refuse, and disks that refuse to be written.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
@@ -136,23 +135,26 @@ fn zero_out(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the block layer answers to a write on a disk that is read-only.
-fn expect_write_refused(disk: &Disk, open_before: &File) -> Result<()> {
+/// Checks that the disk says it is read-only, and that a write does nothing but fail, whether the
+/// file was opened before or after the change.
+fn expect_write_refused(disk: &Disk, opened_before: &File) -> Result<()> {
     disk.expect("ro", "1")?;
-    let result = open_for_writing(disk);
-    errno::expect(
-        "opening a read-only disk for writing",
-        result,
-        &[Errno::EACCES, Errno::EROFS],
-    )?;
-    let result = open_before.write_at(&Buffer::stamped(4096, 30), 0);
-    let right = [Errno::EPERM, Errno::EROFS, Errno::EIO];
-    errno::expect("writing to a read-only disk", result, &right)?;
-    Ok(())
-}
-
-fn open_for_writing(disk: &Disk) -> io::Result<File> {
-    File::options().write(true).open(disk.node())
+    let mut before = Buffer::new(4096);
+    opened_before.read_exact_at(&mut before, 0)?;
+    for file in [
+        opened_before,
+        &disk.open(Access::Direct)?,
+        &disk.open(Access::Buffered)?,
+    ] {
+        let result = file.write_at(&Buffer::stamped(4096, 30), 0);
+        errno::expect("writing to a read-only disk", result, &[Errno::EPERM])?;
+        let result = syscall::zero_out(file, 0, 4096);
+        let right = [Errno::EPERM, Errno::EBADF, Errno::EACCES];
+        errno::expect("zeroing a read-only disk", result, &right)?;
+    }
+    let mut after = Buffer::new(4096);
+    opened_before.read_exact_at(&mut after, 0)?;
+    expect_same("the read-only disk", &after, &before)
 }
 
 fn read_only_disk(lab: &mut Lab) -> Result<()> {
@@ -162,11 +164,8 @@ fn read_only_disk(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&right, 0)?;
     syscall::set_read_only(&file, true)?;
     let refused = expect_write_refused(&disk, &file);
-    let mut found = Buffer::new(4096);
-    file.read_exact_at(&mut found, 0)?;
     syscall::set_read_only(&file, false)?;
     refused?;
-    expect_same("the disk that was read-only", &found, &right)?;
     disk.expect("ro", "0")?;
     file.write_all_at(&right, 0)?;
     Ok(())
@@ -180,7 +179,6 @@ fn read_only_region(lab: &mut Lab) -> Result<()> {
         let file = disk.open(Access::Direct)?;
         region.set("read_only", "1")?;
         let refused = expect_write_refused(&disk, &file);
-        file.read_exact_at(&mut Buffer::new(4096), 0)?;
         region.set("read_only", "0")?;
         refused?;
         disk.expect("ro", "0")?;
@@ -198,12 +196,7 @@ fn read_only_region_at_probe(lab: &mut Lab) -> Result<()> {
     region.set("read_only", "1")?;
     bound.bind(lab.driver)?;
     disk.expect("ro", "1")?;
-    let result = open_for_writing(&disk);
-    errno::expect(
-        "opening a read-only disk for writing",
-        result,
-        &[Errno::EACCES, Errno::EROFS],
-    )?;
+    expect_write_refused(&disk, &disk.open(Access::Direct)?)?;
     let mut found = Buffer::new(4096);
     disk.open_read_only()?.read_exact_at(&mut found, 0)?;
     expect_same("the read-only disk", &found, &right)?;

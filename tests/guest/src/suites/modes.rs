@@ -108,8 +108,11 @@ fn raw_with_4k_sectors(lab: &mut Lab) -> Result<()> {
     let mut sector = Buffer::new(SECTOR);
     let result = file.read_at(&mut sector, SECTOR as u64);
     errno::expect("reading half a kilobyte of it", result, &[Errno::EINVAL])?;
-    file.read_exact_at(&mut Buffer::new(4096), 4096)?;
-    Ok(())
+    let right = Buffer::of_pages(8192, 8);
+    file.write_all_at(&right, 4096)?;
+    let mut found = Buffer::of_pages(8192, 0);
+    file.read_exact_at(&mut found, 4096)?;
+    expect_same("what was written", &found, &right)
 }
 
 /// `force_raw` keeps the driver from looking at what is on the media.
@@ -121,7 +124,7 @@ fn force_raw(lab: &mut Lab) -> Result<()> {
     } = lab.prepare(Mode::FsdaxMem)?;
     let usable = disk.bytes()?;
     bound.unbind()?;
-    bound.set("namespace", "")?;
+    bound.give_up_namespace()?;
     namespace.set("force_raw", "1")?;
     namespace.bind(lab.driver)?;
     let raw = Disk::named(namespace.disk_name()?);
@@ -154,12 +157,13 @@ fn sector(lab: &mut Lab) -> Result<()> {
     let disk = Disk::named(made.blockdev.context("no disk")?);
     ensure!(disk.name().ends_with('s'), "the disk is called {disk}");
 
-    let right = Buffer::stamped(256 << 10, 11);
+    // btt works in whole sectors, and its sectors are as large as pages.
+    let right = Buffer::of_pages(256 << 10, 11);
     disk.open(Access::Direct)?.write_all_at(&right, 1 << 20)?;
     btt.unbind()?;
     ensure!(!disk.exists(), "{disk} is there after unbind");
     btt.bind(lab.driver)?;
-    let mut found = Buffer::new(right.len());
+    let mut found = Buffer::of_pages(right.len(), 0);
     disk.open(Access::Direct)?
         .read_exact_at(&mut found, 1 << 20)?;
     expect_same("what was written before unbind", &found, &right)?;
@@ -217,7 +221,7 @@ fn from_mode_to_mode(lab: &mut Lab) -> Result<()> {
         let wanted = usize::from(mode != Mode::Devdax);
         ensure!(disks.len() == wanted, "{mode:?} has the disks {disks:?}");
         if let Some(disk) = made.blockdev {
-            let mut block = Buffer::new(4096);
+            let mut block = Buffer::of_pages(4096, 0);
             Disk::named(disk)
                 .open(Access::Direct)?
                 .read_exact_at(&mut block, 0)?;

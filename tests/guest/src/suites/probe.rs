@@ -111,12 +111,17 @@ fn claimed_namespace(lab: &mut Lab) -> Result<()> {
     bound.bind(lab.driver)?;
     find_mark(&disk)?;
 
-    // And the other way round: one that is in use as it is cannot be claimed.
+    // And the other way round: while one is in use as it is, a pfn device that claims it is idle.
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
-    let seed = seed()?;
-    let result = crate::sysfs::try_write(seed.path("namespace"), namespace.name());
-    errno::expect("claiming a namespace in use", result, &[Errno::EBUSY])?;
-    namespace.expect_driver(Some(lab.driver))
+    let pfn = claim(&namespace, &[("mode", "ram"), ("uuid", UUID)])?;
+    let result = pfn.try_bind(lab.driver);
+    errno::expect(
+        "binding a claim on a namespace in use",
+        result,
+        &[Errno::EBUSY],
+    )?;
+    namespace.expect_driver(Some(lab.driver))?;
+    pfn.give_up_namespace()
 }
 
 /// The pfn device that the region keeps for the next fsdax namespace.
@@ -186,10 +191,9 @@ impl Patient {
         } = lab.prepare(mode)?;
         leave_mark(&disk)?;
         bound.unbind()?;
-        bound.set("namespace", "")?;
-        settle()?;
+        bound.give_up_namespace()?;
         let good = Self::with_whole_range(lab, &namespace, |disk| {
-            InfoBlock::read(&disk.open(Access::Direct)?)
+            InfoBlock::read(&disk.open(Access::Buffered)?)
         })?;
         ensure!(
             good.with(Field::Mode, good.get(Field::Mode)) == good,
@@ -214,7 +218,7 @@ impl Patient {
     /// Puts another info block in place and lets the driver look at the namespace again.
     fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
         Self::with_whole_range(lab, &self.namespace, |disk| {
-            block.write(&disk.open(Access::Direct)?)
+            block.write(&disk.open(Access::Buffered)?)
         })?;
         let result = self.namespace.try_bind(lab.driver);
         settle()?;
@@ -235,8 +239,7 @@ impl Patient {
         pfn.expect_driver(Some(lab.driver))?;
         find_mark(&Disk::named(pfn.disk_name()?))?;
         pfn.unbind()?;
-        pfn.set("namespace", "")?;
-        settle()
+        pfn.give_up_namespace()
     }
 }
 
