@@ -71,4 +71,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release -p runner
+	@$(in_root) cargo build --quiet --locked --release -p guest -p runner
