@@ -28,25 +28,23 @@ impl FileSystem {
 
     /// Makes the file system, with blocks of a page and files laid out in units that a PMD maps.
     pub fn make(self, node: &str) -> Result<()> {
-        match self {
+        self.make_with(node, &[])
+    }
+
+    /// As [`FileSystem::make`], with more arguments.
+    pub fn make_with(self, node: &str, more: &[&str]) -> Result<()> {
+        let (program, layout): (_, &[&str]) = match self {
             FileSystem::Ext4 => {
                 let layout = "stride=512,stripe_width=512,lazy_itable_init=0";
-                run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", layout, node])
+                ("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", layout])
             }
-            // DAX and reflink exclude each other when all of the device is mounted with `dax`.
+            // With more allocation groups the log would not fit into one.
             FileSystem::Xfs => {
-                let layout = [
-                    "-m",
-                    "reflink=0",
-                    "-d",
-                    "su=2m,sw=1,agcount=2",
-                    "-l",
-                    "size=64m",
-                ];
-                run("mkfs.xfs", &[&["-q", "-f"], &layout[..], &[node]].concat())
+                let layout = "su=2m,sw=1,agcount=2";
+                ("mkfs.xfs", &["-q", "-f", "-d", layout, "-l", "size=64m"])
             }
-        }
-        .map(drop)
+        };
+        run(program, &[layout, more, &[node]].concat()).map(drop)
     }
 
     /// Mounts the file system under `/mnt`, in a directory that is called like the disk.
