@@ -53,7 +53,8 @@ open_cache() {
         return
     fi
     mkdir -p "$CACHE" || die "cannot make the cache folder $CACHE" "Set PMEM_RS_CACHE to another folder."
-    [[ -z $(ls -A "$CACHE") ]] || die "$CACHE is neither empty nor a cache of pmem-rs" \
+    # Another run may be making it too, and writes the tag first.
+    [[ -z $(ls -A "$CACHE") || -e $cache_tag ]] || die "$CACHE is neither empty nor a cache of pmem-rs" \
         "Set PMEM_RS_CACHE to another folder."
     printf '%s\n' "$cache_tag_text" >"$cache_tag"
 }
