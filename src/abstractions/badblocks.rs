@@ -90,11 +90,15 @@ impl Badblocks {
 
     /// Looks for the first bad sector among the `sectors` ones from `first` on.
     pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
-        // The C function warns about an empty request.
-        if sectors == 0 || self.is_empty() {
+        if self.is_empty() {
             return None;
         }
 
+        chunks(first, sectors).find_map(|(first, sectors)| self.check_chunk(first, sectors))
+    }
+
+    /// As [`Self::check`], for a number of sectors that [`chunks`] made.
+    fn check_chunk(&self, first: u64, sectors: u64) -> Option<BadRange> {
         let mut bad = BadRange {
             first: 0,
             sectors: 0,
@@ -119,8 +123,10 @@ impl Badblocks {
             return;
         }
 
-        // SAFETY: By the type invariant `inner` is initialised.
-        unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
+        for (first, sectors) in chunks(first, sectors) {
+            // SAFETY: By the type invariant `inner` is initialised.
+            unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
+        }
         self.notify();
     }
 
@@ -128,6 +134,27 @@ impl Badblocks {
     pub(super) fn as_raw(&self) -> NonNull<bindings::badblocks> {
         NonNull::from(&self.inner).cast()
     }
+}
+
+/// Cuts a request into parts that the C functions can handle.
+///
+/// They take 64-bit numbers of sectors, but count with an `int`: from 1 TiB on they warn, and may
+/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty request.
+fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+    const MAX: u64 = 1 << 30;
+    let mut rest = sectors.min(u64::MAX.saturating_sub(first));
+    let mut next = first;
+
+    core::iter::from_fn(move || {
+        let len = rest.min(MAX);
+        if len == 0 {
+            return None;
+        }
+        let chunk = (next, len);
+        rest = rest.saturating_sub(len);
+        next = next.saturating_add(len);
+        Some(chunk)
+    })
 }
 
 #[pinned_drop]

@@ -90,17 +90,25 @@ impl Bio {
         ManuallyDrop::new(self).0
     }
 
+    /// Returns the flags and the operation.
     #[inline]
-    fn raw(&self) -> &bindings::bio {
-        // SAFETY: By the type invariant the pointer is valid, and none of the fields that this file
-        // reads is written before the request ends.
-        unsafe { self.0.as_ref() }
+    fn opf(&self) -> u32 {
+        // SAFETY: By the type invariant the request is valid. Other CPUs may change other fields
+        // (those that count chained parts), so no reference to all of it is made.
+        unsafe { (*self.0.as_ptr()).bi_opf }
+    }
+
+    /// Returns where the request stands in its memory and on the disk.
+    #[inline]
+    fn iter(&self) -> bindings::bvec_iter {
+        // SAFETY: As in `opf`.
+        unsafe { (*self.0.as_ptr()).bi_iter }
     }
 
     /// Returns what is asked for.
     #[inline]
     pub fn operation(&self) -> Operation {
-        match self.raw().bi_opf & bindings::REQ_OP_MASK {
+        match self.opf() & bindings::REQ_OP_MASK {
             bindings::req_op_REQ_OP_READ => Operation::Read,
             bindings::req_op_REQ_OP_WRITE => Operation::Write,
             _ => Operation::Other,
@@ -110,28 +118,25 @@ impl Bio {
     /// Returns whether all that was written before must be durable before this request begins.
     #[inline]
     pub fn is_preflush(&self) -> bool {
-        self.raw().bi_opf & bindings::REQ_PREFLUSH != 0
+        self.opf() & bindings::REQ_PREFLUSH != 0
     }
 
     /// Returns whether the data of this request must be durable before it ends.
     #[inline]
     pub fn is_fua(&self) -> bool {
-        self.raw().bi_opf & bindings::REQ_FUA != 0
+        self.opf() & bindings::REQ_FUA != 0
     }
 
     /// Returns the first sector, counted from the start of the disk in units of 512 bytes.
     #[inline]
     pub fn sector(&self) -> u64 {
-        // By value: the structure is packed.
-        let iter = self.raw().bi_iter;
-        iter.bi_sector
+        self.iter().bi_sector
     }
 
     /// Returns the number of bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        let iter = self.raw().bi_iter;
-        iter.bi_size as usize
+        self.iter().bi_size as usize
     }
 
     /// Returns whether there is no data.
@@ -140,21 +145,32 @@ impl Bio {
         self.len() == 0
     }
 
-    /// Returns the memory of the request, in order.
-    ///
-    /// For operations that have data ([`Operation::Read`] and [`Operation::Write`]).
+    /// Returns the memory of a write, in order. Of other requests there is none.
     #[inline]
-    pub fn segments(&mut self) -> Segments<'_> {
-        let iter = self.raw().bi_iter;
-        let has_data = !matches!(self.operation(), Operation::Other);
+    pub fn segments(&self) -> Segments<'_> {
+        self.segments_of(Operation::Write)
+    }
 
-        // INVARIANT: For operations with data, `bi_io_vec` has the `bi_size` bytes that the
-        // iterator counts, from entry `bi_idx` on; for others no byte is counted.
+    /// Returns the memory of a read, in order, to be filled. Of other requests there is none: what
+    /// is written from may be memory that nobody may change, such as the zero page.
+    #[inline]
+    pub fn segments_to_fill(&mut self) -> SegmentsToFill<'_> {
+        SegmentsToFill(self.segments_of(Operation::Read))
+    }
+
+    #[inline]
+    fn segments_of(&self, operation: Operation) -> Segments<'_> {
+        let iter = self.iter();
+        let is_wanted = self.operation() == operation;
+
+        // INVARIANT: A read or write has the `bi_size` bytes that the iterator counts, from entry
+        // `bi_idx` on; for others no byte is counted.
         Segments {
-            vecs: self.raw().bi_io_vec,
+            // SAFETY: As in `opf`.
+            vecs: unsafe { (*self.0.as_ptr()).bi_io_vec },
             index: iter.bi_idx as usize,
             done: iter.bi_offset,
-            remaining: if has_data { iter.bi_size } else { 0 },
+            remaining: if is_wanted { iter.bi_size } else { 0 },
             _bio: PhantomData,
         }
     }
@@ -164,7 +180,11 @@ impl Bio {
     pub fn start_accounting(&self) -> Option<Accounting> {
         // SAFETY: By the type invariant the request was submitted to a disk, which lives longer
         // than it, and so does its queue.
-        let features = unsafe { (*(*(*self.raw().bi_bdev).bd_disk).queue).limits.features };
+        let features = unsafe {
+            let queue = (*(*(*self.0.as_ptr()).bi_bdev).bd_disk).queue;
+            // sysfs may change it meanwhile.
+            (&raw const (*queue).limits.features).read_volatile()
+        };
         if features & bindings::BLK_FEAT_IO_STAT == 0 {
             return None;
         }
@@ -228,7 +248,7 @@ pub struct Segments<'a> {
     index: usize,
     done: u32,
     remaining: u32,
-    _bio: PhantomData<&'a mut Bio>,
+    _bio: PhantomData<&'a Bio>,
 }
 
 impl<'a> Iterator for Segments<'a> {
@@ -262,6 +282,19 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
+/// The memory of a read, a physically contiguous piece at a time.
+pub struct SegmentsToFill<'a>(Segments<'a>);
+
+impl<'a> Iterator for SegmentsToFill<'a> {
+    type Item = SegmentToFill<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<SegmentToFill<'a>> {
+        // INVARIANT: `Bio::segments_to_fill` makes this for reads only.
+        self.0.next().map(SegmentToFill)
+    }
+}
+
 /// A physically contiguous piece of the memory of a request.
 ///
 /// It may be larger than a page; so is what the block layer calls a multi-page bvec. Since there is
@@ -270,13 +303,13 @@ impl<'a> Iterator for Segments<'a> {
 ///
 /// # Invariants
 ///
-/// The `len` bytes from `offset` bytes into `page` on belong to a request that is not used by
-/// anybody else for `'a`.
+/// The `len` bytes from `offset` bytes into `page` on belong to a request that does not end during
+/// `'a`.
 pub struct Segment<'a> {
     page: *mut bindings::page,
     offset: usize,
     len: usize,
-    _bio: PhantomData<&'a mut Bio>,
+    _bio: PhantomData<&'a Bio>,
 }
 
 const _: () = assert!(
@@ -305,11 +338,6 @@ impl Segment<'_> {
         page.cast::<u8>().wrapping_add(self.offset)
     }
 
-    #[inline]
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.as_ptr().cast_mut()
-    }
-
     /// Tells the architecture that the kernel has written, or is about to read, pages that user
     /// space may have mapped (`flush_dcache_page`). Nothing on x86.
     #[inline]
@@ -328,5 +356,37 @@ impl Segment<'_> {
             };
             offset = offset.saturating_add(PAGE_SIZE);
         }
+    }
+}
+
+/// A physically contiguous piece of the memory of a read.
+///
+/// # Invariants
+///
+/// The request is a read, so the memory is there to be written to.
+pub struct SegmentToFill<'a>(Segment<'a>);
+
+impl SegmentToFill<'_> {
+    /// Returns the number of bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[inline]
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_ptr().cast_mut()
+    }
+
+    /// See [`Segment::flush_dcache`].
+    #[inline]
+    pub(super) fn flush_dcache(&self) {
+        self.0.flush_dcache();
     }
 }

@@ -3,7 +3,7 @@
 //! DAX devices: memory that file systems give to user space as it is.
 //!
 //! A translation turns an offset in a device into a kernel address and a page frame number. It is
-//! valid while `dax_read_lock` is held and the device is alive; [`ReadLocked`] is the proof of the
+//! valid while `dax_read_lock` is held and the device is alive. [`ReadLocked`] is the proof of the
 //! first, the DAX core checks the second before it calls a driver, and [`Extent`], which is the
 //! result, borrows from the proof. Dropping a [`Registration`] (`kill_dax`) waits for all read-side
 //! sections, so afterwards no translation exists outside of what the DAX core and the file systems
@@ -47,52 +47,17 @@ use kernel::{
     },
 };
 
-/// A held `dax_read_lock`.
-///
-/// It is an SRCU read-side section that all DAX devices of the system share: sleeping is allowed,
-/// and every `kill_dax`, of whichever device, waits for it.
-pub struct ReadGuard {
-    id: c_int,
-    _not_send: NotThreadSafe,
-}
-
-impl ReadGuard {
-    /// Takes the lock. Never blocks.
-    pub fn new() -> Self {
-        Self {
-            // SAFETY: May be called from any context.
-            id: unsafe { bindings::dax_read_lock() },
-            _not_send: NotThreadSafe,
-        }
-    }
-
-    /// Returns the proof that the lock is held.
-    pub fn locked(&self) -> ReadLocked<'_> {
-        // INVARIANT: The lock is held as long as `self` lives.
-        ReadLocked(PhantomData)
-    }
-}
-
-impl Default for ReadGuard {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for ReadGuard {
-    fn drop(&mut self) {
-        // SAFETY: `id` is what `dax_read_lock` returned, on this thread.
-        unsafe { bindings::dax_read_unlock(self.id) };
-    }
-}
-
 /// The proof that this thread holds `dax_read_lock` for `'g`.
+///
+/// The lock is an SRCU read-side section that all DAX devices of the system share: sleeping is
+/// allowed inside, and every `kill_dax`, of whichever device, waits for it. The DAX core takes it
+/// around every call of [`Operations`], which is where this comes from.
 ///
 /// # Invariants
 ///
 /// The lock is held for `'g`.
 #[derive(Clone, Copy)]
-pub struct ReadLocked<'g>(PhantomData<(&'g ReadGuard, NotThreadSafe)>);
+pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 
 /// Pages of persistent memory as the DAX core wants them: with a kernel address and a page frame
 /// number, under a held `dax_read_lock`.
@@ -190,6 +155,18 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
+    /// Returns whether the DAX core flushes the CPU caches on behalf of the device.
+    pub fn write_cache(&self) -> bool {
+        // SAFETY: By the type invariant the device is valid.
+        unsafe { bindings::dax_write_cache_enabled(self.0.as_ptr()) }
+    }
+
+    /// Tells the DAX core whether to flush the CPU caches on behalf of the device.
+    pub fn set_write_cache(&self, enabled: bool) {
+        // SAFETY: By the type invariant the device is valid; the flag is set atomically.
+        unsafe { bindings::dax_write_cache(self.0.as_ptr(), enabled) };
+    }
+
     /// Tells the holder of the device, a file system or a mapped device, that `len` bytes from
     /// `offset` on have failed. May sleep.
     ///
@@ -214,14 +191,17 @@ impl Drop for Handle {
 
 /// A DAX device that is alive.
 ///
-/// Dropping it kills the device: no translation begins afterwards, and those under way have
-/// finished. That waits for all `dax_read_lock` sections of the system, so none of the locks that
+/// Dropping it kills the device: nobody finds it any more, no translation begins afterwards, and those
+/// under way have finished. That waits for all `dax_read_lock` sections of the system, so none of the locks that
 /// are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may be held.
 ///
 /// # Invariants
 ///
 /// The device of `handle` was made by `alloc_dax` with `data` as its private data, and is alive.
 pub struct Registration<T: Operations> {
+    /// Goes before the device dies: who finds the device under `dax_read_lock` relies on
+    /// `kill_dax` waiting for him.
+    host: Option<Host>,
     handle: Arc<Handle>,
     data: *mut c_void,
     _data: PhantomData<Arc<T>>,
@@ -240,7 +220,7 @@ impl<T: Operations> Registration<T> {
         recovery_write: Some(Self::recovery_write_callback),
     };
 
-    /// Makes a device. Nobody can find it until it has a [`Host`]. May sleep.
+    /// Makes a device. Nobody can find it until it has a host. May sleep.
     ///
     /// # Errors
     ///
@@ -249,10 +229,11 @@ impl<T: Operations> Registration<T> {
         // First of all, since a device that is alive cannot be put.
         let slot = UniqueArc::new_uninit(GFP_KERNEL)?;
         let data = data.into_foreign();
+        let ops: &'static bindings::dax_operations = &Self::OPS;
 
         // SAFETY: The operations match the type of the private data, which lives until after the
         // device is dead.
-        let dev = from_err_ptr(unsafe { bindings::alloc_dax(data, &Self::OPS) })
+        let dev = from_err_ptr(unsafe { bindings::alloc_dax(data, ops) })
             .and_then(|dev| NonNull::new(dev).ok_or(ENOMEM))
             .inspect_err(|_| {
                 // SAFETY: The pointer comes from `into_foreign`, and no device refers to it.
@@ -273,10 +254,32 @@ impl<T: Operations> Registration<T> {
         // INVARIANT: The device was made with `data`, and one reference came with it. It is dead
         // before the last `Arc` goes, since `self` has one until it has killed it.
         Ok(Self {
+            host: None,
             handle: slot.write(Handle(dev)).into(),
             data,
             _data: PhantomData,
         })
+    }
+
+    /// Lets file systems find the device through a disk that is not added yet. May sleep.
+    ///
+    /// For them to look for it, the queue of the disk must have [`Features::DAX`] too. A device has
+    /// one host; another one takes the place of the first.
+    ///
+    /// [`Features::DAX`]: super::gendisk::Features::DAX
+    pub fn set_host<D: gendisk::Operations>(&mut self, disk: &GenDisk<D>) -> Result {
+        let device = disk.device();
+
+        // SAFETY: Both are valid. The entry is removed before either reference is put.
+        to_result(unsafe { bindings::dax_add_host(self.handle.0.as_ptr(), disk.as_raw()) })?;
+
+        // INVARIANT: `dax_add_host` has succeeded.
+        self.host = Some(Host {
+            // SAFETY: The pointer of a disk is never null.
+            disk: unsafe { NonNull::new_unchecked(disk.as_raw()) },
+            _device: device,
+        });
+        Ok(())
     }
 
     /// Returns a reference to the device that may outlive its death.
@@ -400,6 +403,8 @@ impl<T: Operations> Registration<T> {
 
 impl<T: Operations> Drop for Registration<T> {
     fn drop(&mut self) {
+        self.host = None;
+
         // SAFETY: By the type invariant the device is alive, and ours to kill.
         unsafe { bindings::kill_dax(self.handle.0.as_ptr()) };
 
@@ -414,41 +419,9 @@ impl<T: Operations> Drop for Registration<T> {
 /// # Invariants
 ///
 /// `dax_add_host` was called for `disk`, whose reference `_device` is ours.
-pub struct Host {
+struct Host {
     disk: NonNull<bindings::gendisk>,
     _device: ARef<device::Device>,
-    _handle: Arc<Handle>,
-}
-
-// SAFETY: A host may be removed by any thread.
-unsafe impl Send for Host {}
-
-// SAFETY: Nothing can be done with a shared reference.
-unsafe impl Sync for Host {}
-
-impl Host {
-    /// Connects a disk that is not added yet to a DAX device. May sleep.
-    ///
-    /// For users to find the device, the queue of the disk must have [`Features::DAX`] too.
-    ///
-    /// [`Features::DAX`]: super::gendisk::Features::DAX
-    pub fn new<T: Operations, D: gendisk::Operations>(
-        dax: &Registration<T>,
-        disk: &GenDisk<D>,
-    ) -> Result<Self> {
-        let device = disk.device();
-
-        // SAFETY: Both are valid. The entry is removed before either reference is put.
-        to_result(unsafe { bindings::dax_add_host(dax.handle.0.as_ptr(), disk.as_raw()) })?;
-
-        // INVARIANT: `dax_add_host` has succeeded.
-        Ok(Self {
-            // SAFETY: The pointer of a disk is never null.
-            disk: unsafe { NonNull::new_unchecked(disk.as_raw()) },
-            _device: device,
-            _handle: dax.handle(),
-        })
-    }
 }
 
 impl Drop for Host {

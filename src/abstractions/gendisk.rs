@@ -22,6 +22,7 @@ use core::{
     },
 };
 use kernel::{
+    container_of,
     device::{
         self,
         Bound, //
@@ -33,9 +34,11 @@ use kernel::{
     module::this_module,
     page::PAGE_SIZE,
     prelude::*,
+    str::as_char_ptr_in_const_context,
     sync::{
         aref::ARef,
-        Arc, //
+        Arc,
+        ArcBorrow, //
     },
     types::ForeignOwnable,
     ModuleMetadata, //
@@ -78,8 +81,20 @@ pub struct Limits {
 /// The name of a disk, as in `/dev`.
 pub struct DiskName(pub(super) [c_char; bindings::DISK_NAME_LEN as usize]);
 
+/// An attribute in sysfs that shows `0` or `1`, and takes whatever means no or yes (`kstrtobool()`).
+pub struct BoolAttribute<T> {
+    /// The directory in that of the disk.
+    pub directory: &'static CStr,
+    /// The name of the file, which everybody may read and root may write.
+    pub name: &'static CStr,
+    /// Returns the value.
+    pub show: fn(&T) -> bool,
+    /// Changes the value.
+    pub store: fn(&T, bool) -> Result,
+}
+
 /// The operations of a disk.
-pub trait Operations: Send + Sync + 'static {
+pub trait Operations: Send + Sync + Sized + 'static {
     /// The module that the operations belong to; it cannot be unloaded while the disk is open.
     type OwnerModule: ModuleMetadata;
 
@@ -89,6 +104,9 @@ pub trait Operations: Send + Sync + 'static {
     /// request need not have ended when this returns. Requests may come from before the disk was
     /// added (while it is being added, for its partition table) until it is removed.
     fn submit_bio(&self, bio: Bio);
+
+    /// An attribute that the disk has in sysfs beyond those of all disks.
+    const ATTRIBUTE: Option<BoolAttribute<Self>> = None;
 
     /// The list that the sysfs attribute `badblocks` of the disk shows and changes.
     fn badblocks(&self) -> Option<&Badblocks> {
@@ -151,11 +169,12 @@ impl<T: Operations> GenDisk<T> {
         let bad = data.badblocks().map(Badblocks::as_raw);
         let data = data.into_foreign();
 
+        let ops: &'static bindings::block_device_operations = &Self::OPS;
         // SAFETY: The disk is valid and known to nobody else. The list of bad blocks belongs to the
         // data, which outlives the disk's presence in sysfs.
         unsafe {
             let raw = disk.as_ptr();
-            (*raw).fops = &Self::OPS;
+            (*raw).fops = ops;
             (*raw).private_data = data;
             (*raw).disk_name = name.0;
             if let Some(bad) = bad {
@@ -194,18 +213,24 @@ impl<T: Operations> GenDisk<T> {
     /// the partition table, for which requests are submitted.
     ///
     /// `parent` becomes the parent in the device tree.
-    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
+    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<'_, T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let parent = core::ptr::from_ref(parent).cast_mut().cast();
+        let groups = if T::ATTRIBUTE.is_some() {
+            Self::GROUPS.as_ptr().cast_mut()
+        } else {
+            core::ptr::null_mut()
+        };
 
         // SAFETY: The disk is valid and not added. `parent` is a valid device, of which the disk
-        // takes a reference.
-        to_result(unsafe {
-            bindings::device_add_disk(parent, self.as_raw(), core::ptr::null_mut())
-        })?;
+        // takes a reference. The groups are in static memory.
+        to_result(unsafe { bindings::device_add_disk(parent, self.as_raw(), groups) })?;
 
         // INVARIANT: The disk has been added.
-        Ok(Registration { disk: self })
+        Ok(Registration {
+            disk: self,
+            _parent: PhantomData,
+        })
     }
 
     /// # Safety
@@ -227,6 +252,105 @@ impl<T: Operations> GenDisk<T> {
     }
 }
 
+// The tables for the attribute, if there is one; otherwise they are not used.
+impl<T: Operations> GenDisk<T> {
+    const ATTRIBUTE: bindings::device_attribute = bindings::device_attribute {
+        // With lockdep there are more fields.
+        #[allow(clippy::needless_update)]
+        attr: bindings::attribute {
+            name: match T::ATTRIBUTE {
+                Some(attribute) => as_char_ptr_in_const_context(attribute.name),
+                None => core::ptr::null(),
+            },
+            mode: 0o644,
+            ..pin_init::zeroed()
+        },
+        __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+            show: Some(Self::show_callback),
+        },
+        __bindgen_anon_2: bindings::device_attribute__bindgen_ty_2 {
+            store: Some(Self::store_callback),
+        },
+    };
+
+    const ATTRIBUTES: &'static [*const bindings::attribute; 2] =
+        &[&raw const Self::ATTRIBUTE_REF.attr, core::ptr::null()];
+
+    const ATTRIBUTE_REF: &'static bindings::device_attribute = &Self::ATTRIBUTE;
+
+    const GROUP: &'static bindings::attribute_group = &bindings::attribute_group {
+        name: match T::ATTRIBUTE {
+            Some(attribute) => as_char_ptr_in_const_context(attribute.directory),
+            None => core::ptr::null(),
+        },
+        __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+            attrs_const: Self::ATTRIBUTES.as_ptr(),
+        },
+        ..pin_init::zeroed()
+    };
+
+    const GROUPS: &'static [*const bindings::attribute_group; 2] =
+        &[&raw const *Self::GROUP, core::ptr::null()];
+
+    /// Returns the data of the disk that a device is part of.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be the device of a `GenDisk<T>` that is not dropped during `'a`.
+    unsafe fn data_of<'a>(dev: *mut bindings::device) -> ArcBorrow<'a, T> {
+        // SAFETY: By the safety requirements; `dev_to_disk()`.
+        unsafe {
+            let part0 = container_of!(dev, bindings::block_device, bd_device);
+            Arc::<T>::borrow((*(*part0).bd_disk).private_data)
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For sysfs only: `dev` must be the device of a `GenDisk<T>` that is being kept from deletion,
+    /// `buf` a page.
+    unsafe extern "C" fn show_callback(
+        dev: *mut bindings::device,
+        _attribute: *mut bindings::device_attribute,
+        buf: *mut c_char,
+    ) -> isize {
+        // SAFETY: By the safety requirements.
+        let data = unsafe { Self::data_of(dev) };
+        let value = T::ATTRIBUTE.is_some_and(|attribute| (attribute.show)(&data));
+
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::sysfs_emit(buf, c"%d\n".as_char_ptr(), c_int::from(value)) as isize }
+    }
+
+    /// # Safety
+    ///
+    /// For sysfs only: `dev` must be the device of a `GenDisk<T>` that is being kept from deletion,
+    /// `buf` a C string of `len` bytes.
+    unsafe extern "C" fn store_callback(
+        dev: *mut bindings::device,
+        _attribute: *mut bindings::device_attribute,
+        buf: *const c_char,
+        len: usize,
+    ) -> isize {
+        let mut value = false;
+        // SAFETY: By the safety requirements.
+        let parsed = to_result(unsafe { bindings::kstrtobool(buf, &mut value) });
+
+        let result = parsed.and_then(|()| {
+            // SAFETY: By the safety requirements.
+            let data = unsafe { Self::data_of(dev) };
+            match T::ATTRIBUTE {
+                Some(attribute) => (attribute.store)(&data, value),
+                None => Err(EINVAL),
+            }
+        });
+        match result {
+            Ok(()) => len as isize,
+            Err(err) => err.to_errno() as isize,
+        }
+    }
+}
+
 /// All fields null, for what a disk leaves out.
 const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
 
@@ -244,17 +368,19 @@ impl<T: Operations> Drop for GenDisk<T> {
 /// A disk that can be opened.
 ///
 /// Dropping it removes the disk: no new request is accepted, file systems on it are told to sync
-/// and shut down, and requests that are under way are waited for. This sleeps; see
-/// `docs/architecture.md` for what it may wait for.
+/// and shut down, and those who are inside of [`Operations::submit_bio`] are waited for. This sleeps;
+/// see `docs/architecture.md` for what it may wait for.
 ///
 /// # Invariants
 ///
 /// The disk has been added.
-pub struct Registration<T: Operations> {
+pub struct Registration<'bound, T: Operations> {
     disk: GenDisk<T>,
+    /// The disk is to be gone before its parent is unbound.
+    _parent: PhantomData<&'bound device::Device<Bound>>,
 }
 
-impl<T: Operations> Registration<T> {
+impl<T: Operations> Registration<'_, T> {
     /// Returns the disk.
     pub(super) fn disk(&self) -> &GenDisk<T> {
         &self.disk
@@ -268,7 +394,7 @@ impl<T: Operations> Registration<T> {
     }
 }
 
-impl<T: Operations> Drop for Registration<T> {
+impl<T: Operations> Drop for Registration<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the disk has been added. What remains of it is dropped
         // after this.

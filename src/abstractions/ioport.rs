@@ -20,8 +20,8 @@ use kernel::{
 
 /// A reserved range of physical memory addresses, as `/proc/iomem` shows it.
 ///
-/// It owns its name, so it may outlive whatever it was named after. The reservation is given up
-/// when this is dropped.
+/// It owns its name, so it may outlive whatever it was named after. It cannot overlap System RAM,
+/// which is reserved from the start. The reservation is given up when this is dropped.
 ///
 /// # Invariants
 ///
@@ -62,6 +62,29 @@ impl MemRegion {
             len,
             _name: name,
         })
+    }
+
+    /// Returns the first address.
+    pub fn start(&self) -> PhysAddr {
+        self.start
+    }
+
+    /// Returns the length in bytes.
+    pub fn len(&self) -> ResourceSize {
+        self.len
+    }
+
+    /// Returns whether the region has no bytes, which it never does.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns whether the `len` bytes from `start` on are all in the region.
+    pub fn contains(&self, start: PhysAddr, len: ResourceSize) -> bool {
+        start
+            .checked_sub(self.start)
+            .and_then(|offset| offset.checked_add(len))
+            .is_some_and(|end| end <= self.len)
     }
 }
 

@@ -14,7 +14,8 @@ use kernel::prelude::*;
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct kernfs_node`, and one of its references is ours.
+/// `self.0` is a valid `struct kernfs_node`, and one of its references is ours. What
+/// [`Dirent::of_device`] returns is a file, as `kernfs_notify` demands.
 pub struct Dirent(NonNull<bindings::kernfs_node>);
 
 // SAFETY: References to a `struct kernfs_node` may be put from any thread.
@@ -24,7 +25,8 @@ unsafe impl Send for Dirent {}
 unsafe impl Sync for Dirent {}
 
 impl Dirent {
-    /// Looks up the attribute `name` in the sysfs directory of a device.
+    /// Looks up the attribute `name` in the sysfs directory of a device. [`None`] if there is none,
+    /// or if it is not a file.
     ///
     /// # Safety
     ///
@@ -34,7 +36,12 @@ impl Dirent {
         let node = unsafe { bindings::sysfs_get_dirent((*dev).kobj.sd, name.as_char_ptr()) };
 
         // INVARIANT: `sysfs_get_dirent` took a reference, which is now ours.
-        NonNull::new(node).map(Self)
+        let dirent = Self(NonNull::new(node)?);
+
+        // SAFETY: The node is valid; its type does not change.
+        let flags = u32::from(unsafe { (*dirent.0.as_ptr()).flags });
+        (flags & bindings::KERNFS_TYPE_MASK == bindings::kernfs_node_type_KERNFS_FILE)
+            .then_some(dirent)
     }
 
     /// Wakes those who poll the attribute. Callable from any context.

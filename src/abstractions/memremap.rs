@@ -3,7 +3,8 @@
 //! Mappings of physical memory that is not System RAM, with and without `struct page`s.
 //!
 //! Neither kind is managed by a device: who owns the value owns the mapping, and may keep it for
-//! longer than a driver is bound.
+//! longer than a driver is bound. A mapping owns the reservation of what it maps, so that nobody else
+//! can map or use it for as long.
 //!
 //! C headers: [`include/linux/memremap.h`](srctree/include/linux/memremap.h),
 //! [`include/linux/io.h`](srctree/include/linux/io.h)
@@ -14,6 +15,7 @@ use super::{
         Extent,
         ReadLocked, //
     },
+    ioport::MemRegion,
     pmem::PmemSlice, //
 };
 use core::{
@@ -38,20 +40,24 @@ use kernel::{
 #[derive(Clone, Copy)]
 pub struct Node(pub(super) c_int);
 
-/// What a [`Pagemap`] is to be made of: a physical range, and where its `struct page`s live.
+/// What a [`Pagemap`] is to be made of: a physical range, where its `struct page`s live, and where its
+/// data begins.
 ///
 /// # Invariants
 ///
 /// `start..start + len` does not wrap and is the only range of `pgmap`; `pgmap` is otherwise
-/// zeroed, apart from what describes the memory for the `struct page`s.
+/// zeroed, apart from what describes the memory for the `struct page`s. `data_offset` is less than
+/// `len`, and the pages from there on are not used for `struct page`s.
 pub struct PagemapConfig {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,
     len: ResourceSize,
+    data_offset: ResourceSize,
 }
 
 impl PagemapConfig {
-    /// A range of `len` bytes from `start` on, whose `struct page`s live in System RAM.
+    /// A range of `len` bytes from `start` on, whose `struct page`s live in System RAM. All of it is
+    /// data.
     ///
     /// # Errors
     ///
@@ -66,25 +72,34 @@ impl PagemapConfig {
         unsafe { *pgmap.__bindgen_anon_1.range.as_mut() = bindings::range { start, end } };
 
         // INVARIANT: As just set.
-        Ok(Self { pgmap, start, len })
+        Ok(Self {
+            pgmap,
+            start,
+            len,
+            data_offset: 0,
+        })
     }
 
     /// Takes over what C code has filled in.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is not exactly one range, or if it is empty or wraps.
+    /// [`EINVAL`] if there is not exactly one range, if it is empty or wraps, or if there is no data
+    /// in it.
     ///
     /// # Safety
     ///
-    /// `pgmap` must have been zeroed before, and may describe an altmap only within memory that
-    /// may be used for it.
-    pub(super) unsafe fn from_raw(pgmap: bindings::dev_pagemap) -> Result<Self> {
+    /// `pgmap` must have been zeroed before. If it describes an altmap, this must be in the first
+    /// `data_offset` bytes of the range, which must be free to be used for it.
+    pub(super) unsafe fn from_raw(
+        pgmap: bindings::dev_pagemap,
+        data_offset: ResourceSize,
+    ) -> Result<Self> {
         if pgmap.nr_range != 1 {
             return Err(EINVAL);
         }
 
-        // SAFETY: With one range it is this member that is set.
+        // SAFETY: With one range it is this member of the union that is used.
         let range = unsafe { *pgmap.__bindgen_anon_1.range.as_ref() };
         let len = range
             .end
@@ -92,28 +107,17 @@ impl PagemapConfig {
             .and_then(|len| len.checked_add(1))
             .ok_or(EINVAL)?;
         last(range.start, len)?;
+        if data_offset >= len {
+            return Err(EINVAL);
+        }
 
         // INVARIANT: By the checks above, and by the safety requirements.
         Ok(Self {
             pgmap,
             start: range.start,
             len,
+            data_offset,
         })
-    }
-
-    /// Returns the first address of the range.
-    pub fn start(&self) -> PhysAddr {
-        self.start
-    }
-
-    /// Returns the length of the range in bytes.
-    pub fn len(&self) -> ResourceSize {
-        self.len
-    }
-
-    /// Returns whether the range has no bytes, which it never does.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
@@ -126,7 +130,7 @@ fn last(start: PhysAddr, len: ResourceSize) -> Result<PhysAddr> {
 
 /// What the memory management asks of the owner of a [`Pagemap`].
 pub trait PagemapOperations: Send + Sync + 'static {
-    /// The `len` bytes from `offset` bytes into the range on have failed; tell those who use them.
+    /// The `len` bytes from `offset` bytes into the data on have failed; tell those who use them.
     ///
     /// Called by `memory_failure()` in process context, may sleep; it holds `mf_mutex` and a
     /// reference to the pgmap. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
@@ -140,23 +144,30 @@ pub trait PagemapOperations: Send + Sync + 'static {
 /// A pgmap: the `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the
 /// linear map of the kernel.
 ///
+/// Offsets are those of the data: what is before it in the range, such as `struct page`s that live
+/// there, is not accessible.
+///
 /// Dropping it waits for the references to the pgmap and takes pages and mapping away. It does not
 /// wait for references to single pages: fs-dax pages hold none to the pgmap.
 ///
 /// # Invariants
 ///
-/// `inner.pgmap` was passed to `memremap_pages`, which mapped `inner.len` bytes at `addr`.
+/// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
+/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s.
 pub struct Pagemap<T: PagemapOperations> {
+    data: NonNull<u8>,
+    len: usize,
     inner: Pin<KBox<Inner<T>>>,
-    addr: NonNull<u8>,
+    // Goes last.
+    _reservation: MemRegion,
 }
 
 #[pin_data]
 struct Inner<T> {
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
-    start: PhysAddr,
-    len: usize,
+    /// Where the data is in physical memory.
+    phys: PhysAddr,
     ops: T,
 }
 
@@ -174,42 +185,62 @@ impl<T: PagemapOperations> Pagemap<T> {
         folio_split: None,
     };
 
-    /// Makes the `struct page`s of a range and maps it.
+    /// Makes the `struct page`s of a range and maps it. May sleep, takes the memory hotplug lock.
     ///
-    /// May sleep, takes the memory hotplug lock. The caller must have reserved the range (see
-    /// [`MemRegion`]): the C side warns about ranges that overlap RAM or another pgmap.
+    /// # Errors
     ///
-    /// [`MemRegion`]: super::ioport::MemRegion
-    pub fn new(config: PagemapConfig, node: Node, ops: T) -> Result<Self> {
-        let PagemapConfig { pgmap, start, len } = config;
-        let len = usize::try_from(len).map_err(|_| EOVERFLOW)?;
+    /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
+    /// it (`memremap_compat_align()`), [`ENOMEM`], and what the architecture fails with.
+    pub fn new(config: PagemapConfig, reservation: MemRegion, node: Node, ops: T) -> Result<Self> {
+        let PagemapConfig {
+            pgmap,
+            start,
+            len,
+            data_offset,
+        } = config;
+        // SAFETY: A constant of the architecture.
+        let align = unsafe { bindings::memremap_compat_align() } as ResourceSize;
+        let misaligned = (start | len) & align.wrapping_sub(1) != 0;
+        if misaligned || !reservation.contains(start, len) {
+            return Err(EINVAL);
+        }
+        // No wrap-around: the offset is less than the length of a range that does not wrap.
+        let phys = start.wrapping_add(data_offset);
+        let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
+        let data_offset = usize::try_from(data_offset)?;
 
         let inner = KBox::pin_init::<Error>(
             try_pin_init!(Inner {
                 pgmap: Opaque::new(pgmap),
-                start,
-                len,
+                phys,
                 ops,
             }),
             GFP_KERNEL,
         )?;
 
         let raw = inner.pgmap.get();
+        let ops: &'static bindings::dev_pagemap_ops = &Self::OPS;
         // SAFETY: The C side does not know the structure yet, so it may be written.
         unsafe {
             (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_FS_DAX;
-            (*raw).ops = &Self::OPS;
+            (*raw).ops = ops;
             (*raw).owner = raw.cast();
         }
 
         // SAFETY: By the invariant of `PagemapConfig` and the lines above, the structure is as
-        // `memremap_pages` expects it. It is pinned, and stays until `memunmap_pages`.
+        // `memremap_pages` expects it. It is pinned, and stays until `memunmap_pages`. The range is
+        // reserved, so it is neither RAM nor in another pgmap.
         let addr = from_err_ptr(unsafe { bindings::memremap_pages(raw, node.0) })?;
 
-        // INVARIANT: `memremap_pages` has succeeded.
+        // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the data is
+        // what follows the offset.
         Ok(Self {
+            // SAFETY: An address in the linear mapping is not null, and the range is mapped there
+            // beyond the offset.
+            data: unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) },
+            len: data_len,
             inner,
-            addr: NonNull::new(addr.cast()).ok_or(ENOMEM)?,
+            _reservation: reservation,
         })
     }
 
@@ -218,15 +249,20 @@ impl<T: PagemapOperations> Pagemap<T> {
         &self.inner.ops
     }
 
-    /// Returns all of the memory.
+    /// Returns where the data is in physical memory.
+    pub fn phys(&self) -> PhysAddr {
+        self.inner.phys
+    }
+
+    /// Returns the data.
     #[inline]
     pub fn slice(&self) -> PmemSlice<'_> {
         // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
-        unsafe { PmemSlice::from_raw_parts(self.addr, self.inner.len) }
+        unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
     }
 
-    /// Returns the whole pages of the `len` bytes from `offset` bytes into the range on, for the DAX
-    /// core, or [`None`] if they are not all within the range or do not start at a page.
+    /// Returns the whole pages of the `len` bytes from `offset` on, for the DAX core, or [`None`] if
+    /// they are not all within the data or do not start at a page.
     #[inline]
     pub fn extent<'g>(
         &'g self,
@@ -235,31 +271,35 @@ impl<T: PagemapOperations> Pagemap<T> {
         len: usize,
     ) -> Option<Extent<'g>> {
         let slice = self.slice().get(offset, len)?;
-        let phys = self.inner.start.checked_add(offset as u64)?;
+        let phys = self.inner.phys.checked_add(offset as u64)?;
         if phys % (PAGE_SIZE as u64) != 0 {
             return None;
         }
 
-        // SAFETY: The pages of the slice have `struct page`s, since it is a part of a pgmap, and
-        // `phys` is the physical address of its first byte.
+        // SAFETY: By the type invariant the pages of the data have `struct page`s, and `phys` is the
+        // physical address of the first byte of the slice.
         Some(unsafe { Extent::new(slice, (phys >> PAGE_SHIFT) as usize) })
     }
 
-    /// Takes the hwpoison mark off the pages in the `len` bytes from `offset` bytes into the range
-    /// on, and makes the linear mapping of those that had one normal again.
+    /// Takes the hwpoison mark off the pages that are wholly in the `len` bytes from `offset` on, and
+    /// makes the linear mapping of those that had one normal again.
     ///
     /// For use after the poison of the medium itself was cleared, or the next access raises another
     /// machine check. May sleep.
     pub fn unpoison(&self, offset: usize, len: usize) {
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.inner.len) else {
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
             return;
         };
-        // No overflow: the range does not wrap, by the invariant of `PagemapConfig`.
-        let first = self.inner.start.wrapping_add(offset as u64) >> PAGE_SHIFT;
-        let beyond = self.inner.start.wrapping_add(end as u64) >> PAGE_SHIFT;
+        // No wrap-around: the range does not, by the invariant of `PagemapConfig`.
+        let first = self
+            .inner
+            .phys
+            .wrapping_add(offset as u64)
+            .div_ceil(PAGE_SIZE as u64);
+        let beyond = self.inner.phys.wrapping_add(end as u64) >> PAGE_SHIFT;
 
         for pfn in first..beyond {
-            // SAFETY: The page frame is in the range, so it has a `struct page` and a place in the
+            // SAFETY: The page frame is in the data, so it has a `struct page` and a place in the
             // linear mapping.
             unsafe {
                 if bindings::test_and_clear_pmem_poison(pfn as c_ulong) {
@@ -282,10 +322,12 @@ impl<T: PagemapOperations> Pagemap<T> {
         // not returned yet.
         let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Inner<T>, pgmap) };
 
-        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.start);
+        // What is before the data is no concern of its users; the memory management knows what to
+        // do then.
+        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.phys);
         let len = (nr_pages as u64).checked_mul(PAGE_SIZE as u64);
         let (Some(offset), Some(len)) = (offset, len) else {
-            return EINVAL.to_errno();
+            return EOPNOTSUPP.to_errno();
         };
 
         match inner.ops.memory_failure(offset, len, flags) {
@@ -307,10 +349,12 @@ impl<T: PagemapOperations> Drop for Pagemap<T> {
 ///
 /// # Invariants
 ///
-/// `memremap` mapped `len` bytes at `addr`.
+/// `memremap` mapped the `len` bytes of `reservation` at `addr`.
 pub struct Memremap {
     addr: NonNull<u8>,
     len: usize,
+    // Goes after the mapping.
+    reservation: MemRegion,
 }
 
 // SAFETY: A mapping may be used and taken down by any thread.
@@ -320,21 +364,31 @@ unsafe impl Send for Memremap {}
 unsafe impl Sync for Memremap {}
 
 impl Memremap {
-    /// Maps `len` bytes of persistent memory from `start` on, as the architecture maps such memory
+    /// Maps all of a reserved range as the architecture maps persistent memory
     /// (`ARCH_MEMREMAP_PMEM`). May sleep.
-    pub fn new(start: PhysAddr, len: ResourceSize) -> Result<Self> {
-        let size = usize::try_from(len).map_err(|_| EOVERFLOW)?;
-        last(start, len)?;
+    pub fn new(reservation: MemRegion) -> Result<Self> {
+        let len = usize::try_from(reservation.len())?;
 
-        // SAFETY: Whatever the range is, the C function either maps it or fails.
-        let addr =
-            unsafe { bindings::memremap(start, size, bindings::ARCH_MEMREMAP_PMEM as usize) };
+        // SAFETY: The C function either maps the range or fails; it is reserved, so it is not RAM.
+        let addr = unsafe {
+            bindings::memremap(
+                reservation.start(),
+                len,
+                bindings::ARCH_MEMREMAP_PMEM as usize,
+            )
+        };
 
         // INVARIANT: `memremap` has succeeded.
         Ok(Self {
             addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
-            len: size,
+            len,
+            reservation,
         })
+    }
+
+    /// Returns where the memory is in physical memory.
+    pub fn phys(&self) -> PhysAddr {
+        self.reservation.start()
     }
 
     /// Returns all of the memory.

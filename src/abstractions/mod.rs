@@ -12,8 +12,9 @@
 //!   longer than the `dax_read_lock` under which they were made.
 //! - What the C side may call at any time (bio, DAX, sysfs, memory failure) reaches only data that
 //!   is owned by the registration through which it is called, or that checks at run time whether it
-//!   is still there ([`nvdimm::RegionAccess`]); leaking a Rust value can leak memory, but not leave
-//!   a pointer behind.
+//!   is still there ([`nvdimm::RegionAccess`]). Leaking a registration leaks that data with it. (As
+//!   with the registrations of the kernel crate, what is leaked must not be used once the module
+//!   is gone.)
 
 mod bindings;
 

@@ -15,7 +15,10 @@
 
 use super::{
     bindings,
-    bio::Segment,
+    bio::{
+        Segment,
+        SegmentToFill, //
+    },
     uio::IterSource, //
 };
 use core::{
@@ -96,7 +99,7 @@ impl<'a> PmemSlice<'a> {
         })
     }
 
-    /// Reads into the memory of a bio, as many bytes as both have.
+    /// Reads into the memory of a read request, as many bytes as both have.
     ///
     /// Does not sleep.
     ///
@@ -105,11 +108,11 @@ impl<'a> PmemSlice<'a> {
     /// [`EIO`] if the medium raised a machine check; the segment then holds an unspecified mix of
     /// old and new bytes.
     #[inline]
-    pub fn read_into(&self, segment: &mut Segment<'_>) -> Result {
+    pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
         let len = self.len.min(segment.len());
 
-        // SAFETY: By the type invariants of `Self` and of `Segment`, both sides have `len` bytes;
-        // `copy_mc_to_kernel` is the copy for a source that may raise a machine check.
+        // SAFETY: By the type invariants both sides have `len` bytes, and those of the segment are
+        // there to be written to; `copy_mc_to_kernel` is the copy for a source that may raise a machine check.
         let rest = unsafe {
             bindings::copy_mc_to_kernel(
                 segment.as_mut_ptr().cast(),
@@ -125,7 +128,7 @@ impl<'a> PmemSlice<'a> {
         Ok(())
     }
 
-    /// Writes from the memory of a bio, as many bytes as both have, past the CPU caches.
+    /// Writes from the memory of a write request, as many bytes as both have, past the CPU caches.
     ///
     /// Does not sleep. The bytes are durable after the next flush of the region.
     #[inline]

@@ -45,7 +45,7 @@ pub enum Binding<'bound> {
     /// that it makes, so that nothing is left to be flushed when it goes.
     Btt(Btt<'bound>, Arc<RegionAccess>),
     /// A raw namespace or a pfn device: the disk is ours.
-    Disk(Attached),
+    Disk(Attached<'bound>),
 }
 
 impl<'bound> Binding<'bound> {
@@ -55,47 +55,36 @@ impl<'bound> Binding<'bound> {
     pub fn new(dev: &'bound Device<Core<'_>>) -> Result<Self> {
         let namespace = Namespace::probe(dev)?;
         let range = namespace.range()?;
-        let enable = || {
-            namespace
-                .enable()
-                .inspect_err(|err| report_unusable(dev, &range, *err))
+
+        if dev.kind() == Kind::Btt {
+            let region = RegionAccess::new(dev)?;
+            return Ok(Self::Btt(namespace.attach_btt()?, region));
+        }
+
+        let enabled = namespace
+            .enable()
+            .inspect_err(|err| report_unusable(dev, &range, *err))?;
+        // With the namespace disabled again, the disk has the range to itself.
+        let (namespace, layout) = if dev.kind() == Kind::Pfn {
+            let (enabled, pages) = enabled.setup_pfn()?;
+
+            (enabled.disable(), Layout::Pages(pages))
+        } else {
+            if enabled.claim()? == Claim::Claimed {
+                return Err(ENXIO);
+            }
+            let namespace = enabled.disable();
+
+            let layout = if namespace.wants_pages() {
+                let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
+                Layout::Pages(PagemapConfig::new(range.start, len)?)
+            } else {
+                Layout::Plain
+            };
+            (namespace, layout)
         };
 
-        match dev.kind() {
-            Kind::Btt => {
-                let region = RegionAccess::new(dev)?;
-                Ok(Self::Btt(namespace.attach_btt()?, region))
-            }
-            Kind::Pfn => {
-                let (enabled, pfn) = enable()?.setup_pfn()?;
-                // The disk has the range to itself.
-                drop(enabled);
-
-                let layout = Layout::Pages {
-                    config: pfn.pages,
-                    data_offset: pfn.data_offset,
-                };
-                Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
-            }
-            Kind::Namespace => {
-                let enabled = enable()?;
-                if enabled.claim()? == Claim::Claimed {
-                    return Err(ENXIO);
-                }
-                drop(enabled);
-
-                let layout = if namespace.wants_pages() {
-                    let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
-                    Layout::Pages {
-                        config: PagemapConfig::new(range.start, len)?,
-                        data_offset: 0,
-                    }
-                } else {
-                    Layout::Plain(range.clone())
-                };
-                Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
-            }
-        }
+        Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
     }
 
     fn region(&self) -> &RegionAccess {
@@ -126,7 +115,7 @@ impl<'bound> Binding<'bound> {
                 let pmem = &attached.pmem;
 
                 dev.region()
-                    .populate_badblocks(&pmem.badblocks, pmem.range.phys());
+                    .populate_badblocks(&pmem.badblocks, &pmem.range.phys());
                 pmem.badblocks.notify();
             }
         }
@@ -147,24 +136,27 @@ impl<'bound> Binding<'bound> {
 ///
 /// 1. `disk`: no new requests, and those under way are waited for. The DAX device is still alive, so
 ///    a file system on the disk can sync and shut down in order.
-/// 2. `_host`: nobody finds the DAX device any more. (By now nobody can open the disk to look.)
-/// 3. `_dax`: no translation begins, and those under way are waited for.
-/// 4. `_flush`: what was written until here is made durable.
-/// 5. `pmem`: with the last reference the pages, the mapping and the reservation go, and after them
+/// 2. `_dax`: nobody finds the DAX device any more, no translation begins, and those under way are
+///    waited for.
+/// 3. `_flush`: what was written until here is made durable.
+/// 4. `pmem`: with the last reference the pages, the mapping and the reservation go, and after them
 ///    the last reference to the DAX device, which a failing page may still want to tell.
-pub struct Attached {
-    disk: gendisk::Registration<Pmem>,
-    _host: Option<dax::Host>,
+pub struct Attached<'bound> {
+    disk: gendisk::Registration<'bound, Pmem>,
     _dax: Option<dax::Registration<Pmem>>,
     _flush: FlushOnDrop,
     pmem: Arc<Pmem>,
 }
 
-impl Attached {
+impl<'bound> Attached<'bound> {
     /// Makes the disk for a namespace.
     ///
     /// If any step fails, what was made before is dropped, in reverse order.
-    fn new(dev: &Device<Core<'_>>, namespace: Namespace<'_>, layout: Layout) -> Result<Self> {
+    fn new(
+        dev: &'bound Device<Core<'_>>,
+        namespace: Namespace<'_>,
+        layout: Layout,
+    ) -> Result<Self> {
         let region = dev.region();
         let node = dev.node();
         let reserve = namespace.range()?;
@@ -178,26 +170,23 @@ impl Attached {
             Pmem::new(range, RegionAccess::new(dev)?, namespace.sector_size()),
             GFP_KERNEL,
         )?;
-        region.populate_badblocks(&pmem.badblocks, pmem.range.phys());
+        region.populate_badblocks(&pmem.badblocks, &pmem.range.phys());
         let flush = FlushOnDrop(pmem.region.clone());
 
-        let dax = if pmem.range.has_pages() {
-            let properties = dax::Properties {
-                synchronous: region.is_synchronous(),
-                write_cache: region.has_cache(),
-            };
-            match dax::Registration::new(pmem.clone(), properties) {
-                Ok(dax) => {
-                    pmem.range.set_dax(dax.handle());
-                    Some(dax)
-                }
-                // The architecture cannot have DAX devices; the disk works without.
-                Err(err) if err == EOPNOTSUPP => None,
-                Err(err) => return Err(err),
-            }
-        } else {
-            None
+        let properties = dax::Properties {
+            synchronous: region.is_synchronous(),
+            write_cache: region.has_cache(),
         };
+        let mut dax = match dax::Registration::new(pmem.clone(), properties) {
+            Ok(dax) => Some(dax),
+            // The architecture cannot have DAX devices; the disk works without.
+            Err(err) if err == EOPNOTSUPP => None,
+            Err(err) => return Err(err),
+        };
+        if let Some(dax) = &dax {
+            pmem.dax.populate(dax.handle());
+            pmem.range.set_dax(dax.handle());
+        }
 
         let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
         if has_flush.is_none() {
@@ -205,13 +194,12 @@ impl Attached {
         }
         let abilities = Abilities {
             fua: has_flush.unwrap_or(false),
-            dax: dax.is_some(),
+            dax: dax.is_some() && pmem.range.has_pages(),
         };
         let disk = disk::new(&namespace.disk_name()?, abilities, node, pmem.clone())?;
-        let host = match &dax {
-            Some(dax) => Some(dax::Host::new(dax, &disk)?),
-            None => None,
-        };
+        if let Some(dax) = &mut dax {
+            dax.set_host(&disk)?;
+        }
 
         let disk = disk.register(dev.as_ref())?;
         dev.sync_read_only(&disk);
@@ -222,7 +210,6 @@ impl Attached {
 
         Ok(Self {
             disk,
-            _host: host,
             _dax: dax,
             _flush: flush,
             pmem,
@@ -237,14 +224,15 @@ fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) 
     if err == EBUSY {
         dev_err!(
             dev,
-            "[mem {:#x}-{:#x}] is in use; /proc/iomem shows by whom, unbind that first\n",
+            "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
+             unbind that first\n",
             start,
             last
         );
     } else {
         dev_err!(
             dev,
-            "cannot map [mem {:#x}-{:#x}]: error {}\n",
+            "could not map [mem {:#x}-{:#x}]: error {}\n",
             start,
             last,
             err.to_errno()

@@ -21,6 +21,7 @@ use crate::abstractions::{
     },
     gendisk::{
         self,
+        BoolAttribute,
         DiskName,
         Features,
         GenDisk,
@@ -69,6 +70,20 @@ pub fn new(
 impl gendisk::Operations for Pmem {
     type OwnerModule = crate::LocalModule;
 
+    // Whether `fsync` flushes the CPU caches. To be switched off only where they are durable.
+    const ATTRIBUTE: Option<BoolAttribute<Self>> = Some(BoolAttribute {
+        directory: c"dax",
+        name: c"write_cache",
+        show: |pmem| pmem.dax.as_ref().is_some_and(|dax| dax.write_cache()),
+        store: |pmem, enabled| {
+            pmem.dax
+                .as_ref()
+                .ok_or(EOPNOTSUPP)?
+                .set_write_cache(enabled);
+            Ok(())
+        },
+    });
+
     fn submit_bio(&self, mut bio: Bio) {
         if bio.is_preflush() {
             if let Err(err) = self.region.flush() {
@@ -80,9 +95,9 @@ impl gendisk::Operations for Pmem {
             Status::OK
         } else {
             let accounting = bio.start_accounting();
-            let status = self.transfer(&mut bio);
+            let result = self.transfer(&mut bio);
             bio.end_accounting(accounting);
-            status
+            result.into()
         };
 
         if bio.is_fua() && status == Status::OK {
@@ -100,32 +115,30 @@ impl gendisk::Operations for Pmem {
 impl Pmem {
     /// Copies the data of a request.
     #[inline]
-    fn transfer(&self, bio: &mut Bio) -> Status {
-        let operation = bio.operation();
-        if operation == Operation::Other {
-            return Status::NOTSUPP;
-        }
+    fn transfer(&self, bio: &mut Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let Some(span) =
+        let mut rest =
             Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
-        else {
-            return Status::IOERR;
-        };
+                .ok_or(EIO)?;
 
-        let mut done = 0_usize;
-        for mut segment in bio.segments() {
-            let Some(span) = span.part(done, segment.len()) else {
-                return Status::IOERR;
-            };
-            let result = match operation {
-                Operation::Read => self.read(span, &mut segment),
-                _ => self.write(span, &segment),
-            };
-            if let Err(err) = result {
-                return err.into();
+        match bio.operation() {
+            Operation::Read => {
+                for mut segment in bio.segments_to_fill() {
+                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
+                    self.read(span, &mut segment)?;
+                    rest = after;
+                }
+                Ok(())
             }
-            done = done.saturating_add(segment.len());
+            Operation::Write => {
+                for segment in bio.segments() {
+                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
+                    self.write(span, &segment)?;
+                    rest = after;
+                }
+                Ok(())
+            }
+            Operation::Other => Err(EOPNOTSUPP),
         }
-        Status::OK
     }
 }

@@ -8,8 +8,6 @@
 //!
 //! Only `core` is used; `tests/host` compiles this file for the host and tests it there.
 
-use core::ops::Range;
-
 /// The unit of the block layer, whatever the size of a block of the disk, is `1 << SECTOR_SHIFT`.
 pub const SECTOR_SHIFT: u32 = 9;
 
@@ -87,6 +85,40 @@ impl Span {
         })
     }
 
+    /// The first `len` bytes of the span, and the rest, if it has as many.
+    #[inline]
+    pub fn split(self, len: usize) -> Option<(Self, Self)> {
+        let first = self.part(0, len)?;
+        let rest = self.part(len, self.len.checked_sub(len)?)?;
+
+        Some((first, rest))
+    }
+
+    /// The part of the span that is in the page of its first bad sector, and what follows that page
+    /// in the span. What is before the page is good.
+    ///
+    /// `bad_sector` may lie before the span: a run of bad sectors is reported by its start.
+    pub fn split_at_bad(self, bad_sector: u64, page_shift: usize) -> Option<(Self, Self)> {
+        let page = 1_usize.checked_shl(u32::try_from(page_shift).ok()?)?;
+        let bad = usize::try_from(bad_sector.checked_mul(1 << SECTOR_SHIFT)?).ok()?;
+        let bad_page = bad.max(self.offset) & !page.checked_sub(1)?;
+
+        let start = bad_page.max(self.offset);
+        let end = bad_page
+            .checked_add(page)?
+            .min(self.offset.checked_add(self.len)?);
+        let in_page = self.part(
+            start.checked_sub(self.offset)?,
+            end.checked_sub(start).filter(|len| *len > 0)?,
+        )?;
+        let rest = self.part(
+            end.checked_sub(self.offset)?,
+            self.len.checked_sub(end.checked_sub(self.offset)?)?,
+        )?;
+
+        Some((in_page, rest))
+    }
+
     /// The sectors that the span touches: the first one, and how many.
     #[inline]
     pub fn sectors(self) -> (u64, u64) {
@@ -110,14 +142,4 @@ impl Span {
 
         self.part(0, good.max(page).min(self.len))
     }
-}
-
-/// The part of a physical range that holds data, when its first `data_offset` bytes do not.
-///
-/// [`None`] if nothing is left for data, or the range wraps.
-pub fn data_area(start: u64, len: u64, data_offset: u64) -> Option<Range<u64>> {
-    let end = start.checked_add(len)?;
-    let data = start.checked_add(data_offset)?;
-
-    (data < end).then_some(data..end)
 }

@@ -14,12 +14,20 @@ use crate::abstractions::{
         BadRange,
         Badblocks, //
     },
-    bio::Segment,
+    bio::{
+        Segment,
+        SegmentToFill, //
+    },
+    dax,
     nvdimm::RegionAccess, //
 };
 use kernel::{
+    page::PAGE_SHIFT,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        SetOnce, //
+    },
 };
 
 /// The memory of a device, with what is known to be bad in it.
@@ -37,6 +45,8 @@ pub struct Pmem {
     pub region: Arc<RegionAccess>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
+    /// The DAX device, once there is one.
+    pub dax: SetOnce<Arc<dax::Handle>>,
 }
 
 impl Pmem {
@@ -51,6 +61,7 @@ impl Pmem {
             badblocks <- Badblocks::new(),
             region,
             block_size,
+            dax: SetOnce::new(),
         })
     }
 
@@ -71,7 +82,7 @@ impl Pmem {
     ///
     /// [`EIO`] if the memory is bad or not there.
     #[inline]
-    pub fn read(&self, span: Span, segment: &mut Segment<'_>) -> Result {
+    pub fn read(&self, span: Span, segment: &mut SegmentToFill<'_>) -> Result {
         if self.bad(span).is_some() {
             return Err(EIO);
         }
@@ -109,19 +120,36 @@ impl Pmem {
         Ok(())
     }
 
-    /// Clears the poison in `span` if there is any, and takes it off the list of bad blocks.
+    /// Heals the bad memory in `span`, if there is any, and takes it off the list of bad blocks.
     #[inline]
     fn make_writable(&self, span: Span) -> Result {
-        if self.bad(span).is_none() {
-            return Ok(());
+        match self.bad(span) {
+            None => Ok(()),
+            Some(bad) => self.heal(span, bad),
         }
+    }
 
-        let cleared = self.clear_poison(span)?;
-        self.forget_bad(cleared);
-        if cleared.len < span.len {
-            return Err(EIO);
+    /// Heals the pages of `span` that have bad memory, one at a time: firmware does not clear the
+    /// poison of larger pieces reliably.
+    #[cold]
+    fn heal(&self, span: Span, mut bad: BadRange) -> Result {
+        let mut rest = span;
+
+        loop {
+            let (page, after) = rest.split_at_bad(bad.first, PAGE_SHIFT).ok_or(EIO)?;
+
+            let cleared = self.clear_poison(page)?;
+            self.forget_bad(cleared);
+            if cleared.len < page.len {
+                return Err(EIO);
+            }
+
+            rest = after;
+            match self.bad(rest) {
+                None => return Ok(()),
+                Some(next) => bad = next,
+            }
         }
-        Ok(())
     }
 
     /// Clears the poison in `span`, and returns how much from its start on is good now. The list of

@@ -42,8 +42,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it.
-#[derive(Clone, Copy)]
+/// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it. It is neither
+/// enabled nor attached.
 pub struct Namespace<'bound> {
     dev: &'bound Device<Bound>,
     ndns: NonNull<bindings::nd_namespace_common>,
@@ -158,13 +158,14 @@ impl<'bound> Namespace<'bound> {
     ///
     /// [`EBUSY`] if the range is in use, [`ENOMEM`].
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
-        // `nd_info_block_reserve()`
-        let size = (8 * 1024_usize).next_multiple_of(PAGE_SIZE) as ResourceSize;
-
         // SAFETY: The device is being bound, so what this leaves to devres if it fails half-way is
         // released when the probe fails or the device is unbound.
         to_result(unsafe {
-            bindings::devm_namespace_enable(self.dev.as_raw(), self.ndns.as_ptr(), size)
+            bindings::devm_namespace_enable(
+                self.dev.as_raw(),
+                self.ndns.as_ptr(),
+                info_block_reserve(),
+            )
         })?;
 
         // INVARIANT: It has just been enabled.
@@ -186,9 +187,8 @@ impl<'bound> Namespace<'bound> {
         to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
 
         let dev: &device::Device<Bound> = self.dev.as_ref();
-        let dev: &device::Device = dev;
         // If this fails, the btt is detached at once.
-        devres::register(self.dev.as_ref(), DetachBtt(dev.into()), GFP_KERNEL)?;
+        devres::register(dev, DetachBtt(dev.into()), GFP_KERNEL)?;
 
         // INVARIANT: It has just been attached, and will be until the device is unbound.
         Ok(Btt { dev: self.dev })
@@ -204,7 +204,15 @@ pub struct EnabledNamespace<'bound> {
     namespace: Namespace<'bound>,
 }
 
-impl EnabledNamespace<'_> {
+impl<'bound> EnabledNamespace<'bound> {
+    /// Ends the access.
+    pub fn disable(self) -> Namespace<'bound> {
+        let namespace = Namespace { ..self.namespace };
+
+        drop(self);
+        namespace
+    }
+
     /// Looks for an info block of any personality, and makes the device for it. May sleep.
     ///
     /// # Errors
@@ -242,7 +250,7 @@ impl EnabledNamespace<'_> {
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration;
     ///   libnvdimm says in the log why.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or makes no sense.
-    pub fn setup_pfn(self) -> Result<(Self, PfnConfig)> {
+    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig)> {
         let dev = self.namespace.dev;
         if dev.kind() != Kind::Pfn {
             return Err(ENODEV);
@@ -267,12 +275,29 @@ impl EnabledNamespace<'_> {
         // SAFETY: After success the device has an info block, in memory that lives as long as it
         // is bound.
         let data_offset = u64::from_le(unsafe { (*pfn_sb).dataoff });
-        // SAFETY: The structure was zeroed. The altmap is in the namespace, before the data: the
-        // info block has been validated.
-        let pages = unsafe { PagemapConfig::from_raw(pgmap) }?;
+        // libnvdimm does not check this for `map=dev`, and computes the altmap from it.
+        if data_offset < info_block_reserve() {
+            dev_err!(
+                dev,
+                "info block: the data cannot start at {:#x}, where the info block is\n",
+                data_offset
+            );
+            return Err(EINVAL);
+        }
+        // SAFETY: The structure was zeroed. An altmap is between the info block and the data: that
+        // is how `__nvdimm_setup_pfn()` computes it, from a `data_offset` that leaves room for
+        // both.
+        let pages = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;
 
-        Ok((enabled, PfnConfig { pages, data_offset }))
+        Ok((enabled, pages))
     }
+}
+
+/// How much at the start of a namespace is kept for info blocks: `nd_info_block_reserve()`.
+fn info_block_reserve() -> ResourceSize {
+    const SIZE: usize = 8 * 1024;
+
+    SIZE.max(PAGE_SIZE) as ResourceSize
 }
 
 impl Drop for EnabledNamespace<'_> {
@@ -285,15 +310,6 @@ impl Drop for EnabledNamespace<'_> {
             )
         };
     }
-}
-
-/// What the info block of a pfn device says.
-pub struct PfnConfig {
-    /// The range that is to have `struct page`s.
-    pub pages: PagemapConfig,
-    /// Where in the range the data begins, in bytes. Before it are info block and, if they live on
-    /// the media, `struct page`s.
-    pub data_offset: u64,
 }
 
 /// A namespace in the hands of the btt driver.

@@ -114,25 +114,28 @@ pub struct RegionAccess {
     #[pin]
     srcu: Srcu,
     bound: Atomic<bool>,
+    // In the order in which they are put: releasing the device still uses the region.
     dev: ARef<device::Device>,
+    _region: ARef<device::Device>,
 }
 
 impl RegionAccess {
     /// Gives access to the region that `dev` is in, for as long as `dev` is bound. May sleep.
     pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
+        // SAFETY: By its type invariant the device is valid, and has a parent.
+        let region = unsafe { device::Device::get_device((*dev.as_raw()).parent) };
+        let generic: &device::Device<Bound> = dev.as_ref();
         let access = Arc::pin_init(
             try_pin_init!(Self {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
                 bound: Atomic::new(true),
-                dev: {
-                    let dev: &device::Device = dev.as_ref();
-                    dev.into()
-                },
+                dev: generic.into(),
+                _region: region,
             }),
             GFP_KERNEL,
         )?;
 
-        devres::register(dev.as_ref(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
+        devres::register(generic, RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
         Ok(access)
     }
 
@@ -171,8 +174,12 @@ impl RegionAccess {
         })?
     }
 
-    /// Makes all that was written to the region so far durable, and then ends the request. The
-    /// request may end later, if the flush is asynchronous. May sleep.
+    /// Makes all that was written to the region so far durable, and then ends the request. May
+    /// sleep.
+    ///
+    /// If the flush is asynchronous, as with virtio, the request ends later, and is then no concern
+    /// of this type: the provider ends all such requests before it removes the region
+    /// (`virtio_pmem_remove()`).
     pub fn flush_and_end(&self, bio: Bio) {
         let bio = bio.into_raw();
 

@@ -5,7 +5,7 @@
 //! The tests are built with overflow checks, so they also show that nothing overflows: the inputs
 //! are drawn from all values, with a bias to the edges.
 
-use host::geometry::{data_area, Span};
+use host::geometry::Span;
 use proptest::prelude::*;
 
 const PAGE_SHIFT: usize = 12;
@@ -31,13 +31,8 @@ fn edgy_size() -> impl Strategy<Value = usize> {
 fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
     prop_oneof![
         (edgy_size(), edgy(), edgy_size()),
-        (1_usize..1 << 20).prop_flat_map(|size| {
-            (
-                Just(size),
-                0..=(size as u64 >> 9) + 1,
-                0..=size + 1024,
-            )
-        }),
+        (1_usize..1 << 20)
+            .prop_flat_map(|size| { (Just(size), 0..=(size as u64 >> 9) + 1, 0..=size + 1024,) }),
     ]
 }
 
@@ -138,14 +133,18 @@ proptest! {
         prop_assert!(whole.is_some());
         let whole = whole.unwrap();
 
-        let mut done = 0;
+        let (mut done, mut rest) = (0, whole);
         for cut in cuts {
-            let part = whole.part(done, cut << 9);
-            prop_assert_eq!(part, Some(Span { offset: whole.offset + done, len: cut << 9 }));
+            let split = rest.split(cut << 9);
+            prop_assert!(split.is_some());
+            let (part, after) = split.unwrap();
+            prop_assert_eq!(part, Span { offset: whole.offset + done, len: cut << 9 });
             done += cut << 9;
+            rest = after;
         }
         prop_assert_eq!(done, whole.len);
-        prop_assert_eq!(whole.part(done, 1), None);
+        prop_assert_eq!(rest.len, 0);
+        prop_assert_eq!(rest.split(1), None);
     }
 
     #[test]
@@ -191,19 +190,61 @@ proptest! {
     }
 
     #[test]
-    fn the_data_area_is_what_follows_the_offset(
-        start in edgy(), len in edgy(), data_offset in edgy(),
+    fn healing_meets_every_page_with_bad_sectors_once_and_no_other(
+        first_sector in 0_usize..64, sectors in 1_usize..128,
+        runs in proptest::collection::vec((0_usize..200, 1_usize..24), 0..6),
     ) {
-        let end = u128::from(start) + u128::from(len);
-        let data = u128::from(start) + u128::from(data_offset);
+        let whole = Span { offset: first_sector << 9, len: sectors << 9 };
+        let end = whole.offset + whole.len;
+        // As `badblocks_check` answers: the start of the first run that overlaps, which may lie
+        // before the span.
+        let check = |span: Span| {
+            let (first, count) = span.sectors();
+            runs.iter()
+                .filter(|(start, len)| {
+                    count > 0 && (*start as u64) < first + count && (start + len) as u64 > first
+                })
+                .map(|(start, _)| *start as u64)
+                .min()
+        };
+        let has_bad = |page: usize| {
+            let part = (page * PAGE).max(whole.offset)..((page + 1) * PAGE).min(end);
+            !part.is_empty()
+                && runs.iter().any(|(start, len)| {
+                    start << 9 < part.end && (start + len) << 9 > part.start
+                })
+        };
 
-        match data_area(start, len, data_offset) {
-            Some(area) => {
-                prop_assert_eq!(u128::from(area.start), data);
-                prop_assert_eq!(u128::from(area.end), end);
-                prop_assert!(area.start < area.end);
-            }
-            None => prop_assert!(end > u128::from(u64::MAX) || data >= end),
+        let mut healed = Vec::new();
+        let mut rest = whole;
+        while let Some(bad) = check(rest) {
+            let split = rest.split_at_bad(bad, PAGE_SHIFT);
+            prop_assert!(split.is_some());
+            let (page, after) = split.unwrap();
+            // A part of one page, and all of the span that is in it.
+            let number = page.offset >> PAGE_SHIFT;
+            prop_assert_eq!(page.offset, (number * PAGE).max(whole.offset));
+            prop_assert_eq!(page.offset + page.len, ((number + 1) * PAGE).min(end));
+            prop_assert!(page.len > 0);
+            prop_assert_eq!(after.offset, page.offset + page.len);
+            prop_assert_eq!(after.offset + after.len, end);
+            healed.push(number);
+            rest = after;
+        }
+
+        let wanted: Vec<usize> = (0..=end >> PAGE_SHIFT).filter(|page| has_bad(*page)).collect();
+        prop_assert_eq!(healed, wanted);
+    }
+
+    #[test]
+    fn splitting_at_bad_sectors_never_overflows(
+        offset in edgy_size(), len in edgy_size(), bad in edgy(),
+    ) {
+        if let Some((page, rest)) = (Span { offset, len }).split_at_bad(bad, PAGE_SHIFT) {
+            prop_assert!(page.len > 0 && page.len <= PAGE);
+            prop_assert!(page.offset >= offset);
+            prop_assert_eq!(rest.offset, page.offset + page.len);
+            prop_assert_eq!(rest.offset as u128 + rest.len as u128, offset as u128 + len as u128);
         }
     }
 }
