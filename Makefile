@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: GPL-2.0
+
 # The verbs of this project. The kernel's build does not read this file, but Kbuild.
 
 .DEFAULT_GOAL := help
@@ -11,6 +13,8 @@ SHELL := /bin/bash
 
 # A prepared kernel tree to build against; without it, the stock kernel.
 KDIR ?=
+# More arguments for what a verb runs.
+ARGS ?=
 
 in_root := qemu/in-root
 runner := $(in_root) build/target/release/runner
@@ -40,8 +44,8 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 	fi
 
 .PHONY: shell
-shell: build/env runner ## Boot a guest with the module loaded, with a prompt (PMEM_RS_SHELL: more options)
-	@$(runner) shell --env build/env $(PMEM_RS_SHELL)
+shell: build/env runner ## Boot a guest with the module loaded and a prompt (ARGS=--help: options)
+	@$(runner) shell --env build/env $(ARGS)
 
 .PHONY: lint
 lint: ## Check format, kernel clippy, rustdoc, shell scripts, panics and unsafe code

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: GPL-2.0
+
 # What all scripts of qemu/ share: messages, the cache and its locks, and entering the build root's
 # privileges. To be sourced.
 # shellcheck shell=bash
@@ -62,6 +64,11 @@ open_cache() {
 # hash WORD… : a short name for all that went into making something.
 hash() {
     printf '%s\n' "$@" | sha256sum | cut -c1-12
+}
+
+# What scripts do, without their comments: the part of them that decides what they make.
+code() {
+    sed -E '/^[[:space:]]*(#|$)/d' "$@"
 }
 
 # Waits until no other run makes NAME, and keeps others out until this script ends.
