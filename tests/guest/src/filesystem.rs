@@ -70,7 +70,8 @@ impl FileSystem {
     }
 }
 
-fn mount_point(node: &str) -> PathBuf {
+/// Where a file system is mounted.
+pub fn mount_point(node: &str) -> PathBuf {
     Path::new("/mnt").join(node.trim_start_matches("/dev/"))
 }
 

@@ -71,7 +71,7 @@ fn work() -> Result<()> {
 /// Loads the buses that make namespaces appear, and then the driver that takes them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
-    run("modprobe", &["-a", "nfit", "nd_e820", "device_dax"])?;
+    run("modprobe", &["-a", "nfit", "nd_e820", "device_dax", "loop"])?;
     driver.load()
 }
 
@@ -82,6 +82,8 @@ pub fn driver_under_test() -> Result<Driver> {
 }
 
 fn run_suite(name: &str, args: &TestArgs, hold: bool) -> Result<()> {
+    // From here on the console has everything, for those who look into a failure.
+    sysfs::write("/proc/sys/kernel/printk", "8")?;
     let mut ktap = Ktap::open(Path::new(RESULTS))?;
     let release = sysfs::read("/proc/sys/kernel/osrelease")?;
     ktap.start(&format!(

@@ -49,20 +49,17 @@ impl Messages {
         Ok(&self.seen)
     }
 
-    /// Checks that a message that contains `piece` has come, or comes within a moment.
-    pub fn expect(&mut self, piece: &str) -> Result<String> {
+    /// Checks that a message has come, or comes within a moment, that contains one of `pieces`.
+    pub fn expect(&mut self, pieces: &[&str]) -> Result<String> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            if let Some(found) = self
-                .so_far()?
-                .iter()
-                .find(|message| message.contains(piece))
-            {
+            let says = |message: &&String| pieces.iter().any(|piece| message.contains(piece));
+            if let Some(found) = self.so_far()?.iter().find(says) {
                 return Ok(found.clone());
             }
             if Instant::now() > deadline {
                 bail!(
-                    "no kernel message says `{piece}`; there were: {:#?}",
+                    "no kernel message says {pieces:?}; there were: {:#?}",
                     self.seen
                 );
             }

@@ -2,19 +2,19 @@
 
 //! Runs tests one after the other, each in a process of its own, and looks at the kernel in between.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
-use std::process::{ChildStdout, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use klog::Taint;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2};
 
 use crate::cli::{SKIP_CODE, SKIP_MARK, TestArgs};
 use crate::command::command;
@@ -145,15 +145,16 @@ fn tidy(ktap: &mut Ktap) -> Result<bool> {
 /// Returns how it ended and the last line that it printed.
 fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End, String)> {
     let deadline = Instant::now() + limit;
-    let mut child = command("/proc/self/exe")
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let child = command("/proc/self/exe")
         .args(words)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .process_group(0)
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
         .spawn()
         .context("starting a process for the test")?;
     let pid = Pid::from_raw(child.id().try_into()?);
-    let mut output = Output::of(child.stdout.take().context("the child has no stdout")?)?;
+    let mut output = Output::of(reader.into())?;
 
     let mut end = None;
     while end.is_none() && Instant::now() < deadline {
@@ -167,8 +168,9 @@ fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End,
             wait_for_death(pid)?
         }
     };
-    // Nothing that the test started may live on; there may be nothing left to kill.
-    let _ = killpg(pid, Signal::SIGKILL);
+    // Nothing that the test started may live on. From PID 1 this reaches all other processes, and it
+    // is no error that there are none.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     output.forward(Duration::ZERO, ktap)?;
     output.finish(ktap)?;
     Ok((end, output.last_line))
@@ -206,13 +208,13 @@ fn reap(pid: Pid) -> Result<Option<End>> {
 
 /// The output of a test on its way into the KTAP stream.
 struct Output {
-    pipe: ChildStdout,
+    pipe: File,
     partial: Vec<u8>,
     last_line: String,
 }
 
 impl Output {
-    fn of(pipe: ChildStdout) -> Result<Output> {
+    fn of(pipe: File) -> Result<Output> {
         // The end of file may never come: what the test has started may hold the pipe open.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(Output {

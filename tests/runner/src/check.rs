@@ -14,7 +14,7 @@ use crate::ktap::{self, Failures};
 use crate::machine::{Machine, Serial, Software};
 use crate::report::{Report, Subject, Total};
 use crate::suites::{self, Boot, Power};
-use crate::{Setup, image};
+use crate::{Setup, image, selftest};
 
 /// How many lines of the console are shown of a guest that died or hung.
 const CONSOLE_TAIL: usize = 40;
@@ -182,7 +182,7 @@ fn read(console: &Path) -> Result<String> {
 
 /// The `check` command. Returns whether all was well.
 pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
-    let suites = suites::select(names)?;
+    let selection = suites::select(names)?;
     let start = Instant::now();
     let bench = Bench::new(setup, seed)?;
     println!(
@@ -192,7 +192,12 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
         bench.results.display(),
     );
     let mut total = Total::default();
-    for suite in suites {
+    if selection.selftest {
+        let report = selftest::run(&bench)?;
+        report.print();
+        total.add(&report);
+    }
+    for suite in selection.suites {
         let backing = bench.results.join(suite.name);
         suite.machine.create_backing(&backing)?;
         for boot in suite.boots {

@@ -161,7 +161,7 @@ impl Machine {
             .arg(software.image);
         let words = software.words.join(" ");
         let line = format!(
-            "console=ttyS0 panic=-1 quiet {} rdinit=/pmem-rs/guest -- {words}",
+            "console=ttyS0 loglevel=5 panic=-1 {} rdinit=/pmem-rs/guest -- {words}",
             self.kernel_words,
         );
         qemu.args(["-append", &line]);

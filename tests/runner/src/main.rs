@@ -18,6 +18,7 @@ mod image;
 mod ktap;
 mod machine;
 mod report;
+mod selftest;
 mod shell;
 mod suites;
 mod tool;
@@ -109,19 +110,26 @@ fn random_seed() -> u64 {
     u64::from(now.subsec_nanos()) % 1_000_000
 }
 
-fn main() -> Result<ExitCode> {
-    let success = match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("runner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether all was well.
+fn run(command: Command) -> Result<bool> {
+    match command {
         Command::Check {
             setup,
             seed,
             suites,
-        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites)?,
-        Command::Demo { setup } => demo::run(&setup, random_seed())?,
-        Command::Shell { setup } => shell::run(&setup)?,
-    };
-    Ok(if success {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites),
+        Command::Demo { setup } => demo::run(&setup, random_seed()),
+        Command::Shell { setup } => shell::run(&setup),
+    }
 }

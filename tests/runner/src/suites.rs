@@ -2,7 +2,7 @@
 
 //! What can be run, and the machine that each needs. The tests themselves are the guest's.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 use crate::machine::{Machine, Nvdimm};
 
@@ -96,20 +96,40 @@ pub const ALL: &[Suite] = &[
     },
 ];
 
+/// The name of the tests of the runner itself, which have guests of their own.
+pub const SELFTEST: &str = "selftest";
+
+/// What was asked for.
+pub struct Selection {
+    pub selftest: bool,
+    pub suites: Vec<&'static Suite>,
+}
+
 /// Picks suites by name; none means all.
-pub fn select(names: &[String]) -> Result<Vec<&'static Suite>> {
+pub fn select(names: &[String]) -> Result<Selection> {
     if names.is_empty() {
-        return Ok(ALL.iter().collect());
+        let suites = ALL.iter().collect();
+        return Ok(Selection {
+            selftest: true,
+            suites,
+        });
     }
-    let find = |name: &String| {
-        let known = || {
-            ALL.iter()
-                .map(|suite| suite.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let found = ALL.iter().find(|suite| suite.name == name);
-        found.with_context(|| format!("no suite `{name}`; there are {}", known()))
+    let mut selection = Selection {
+        selftest: false,
+        suites: Vec::new(),
     };
-    names.iter().map(find).collect()
+    for name in names {
+        match ALL.iter().find(|suite| suite.name == name) {
+            Some(suite) => selection.suites.push(suite),
+            None if name == SELFTEST => selection.selftest = true,
+            None => {
+                let known: Vec<&str> = ALL.iter().map(|suite| suite.name).collect();
+                bail!(
+                    "no suite `{name}`; there are {SELFTEST}, {}",
+                    known.join(", ")
+                )
+            }
+        }
+    }
+    Ok(selection)
 }

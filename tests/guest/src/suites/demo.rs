@@ -14,11 +14,11 @@ use crate::command::run;
 use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
-use crate::filesystem::Mount;
+use crate::filesystem::{Mount, mount_point};
 use crate::lab::{Lab, holder};
 use crate::mapping::{Mapping, Sharing};
 use crate::nd::Device;
-use crate::ndctl::{self, Mode};
+use crate::ndctl;
 use crate::sectors::{expect_same, stamped};
 use crate::syscall::is_dax;
 
@@ -138,12 +138,31 @@ fn driver_by_sysfs(lab: &mut Lab) -> Result<()> {
     theirs.unload()
 }
 
+/// Runs a command and shows it.
+fn shown(program: &str, args: &[&str]) -> Result<String> {
+    println!("{program} {}", args.join(" "));
+    run(program, args)
+}
+
 fn create_namespace(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let namespace = namespace(lab, fs)?;
-    println!("ndctl create-namespace -f -e {namespace} -m fsdax -M mem");
-    let made = ndctl::reconfigure(&namespace, Mode::FsdaxMem)?;
-    let bound = holder(&namespace)?;
-    bound.expect_driver(Some(lab.driver))?;
+    let args = [
+        "create-namespace",
+        "-f",
+        "-e",
+        namespace.name(),
+        "-m",
+        "fsdax",
+        "-M",
+        "mem",
+    ];
+    shown("ndctl", &args)?;
+    let made = ndctl::show(&namespace)?;
+    ensure!(
+        made.mode == "fsdax" && made.map.as_deref() == Some("mem"),
+        "ndctl made {made:?}"
+    );
+    holder(&namespace)?.expect_driver(Some(lab.driver))?;
     println!(
         "  {} MiB, driven by {}, as /dev/{}",
         made.size >> 20,
@@ -155,13 +174,26 @@ fn create_namespace(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 
 fn make_and_mount(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let node = disk(lab, fs)?.node_str();
-    println!("mkfs.{} {node}; mount -o dax=always {node}", fs.name());
-    fs.make(&node)?;
-    let mount = fs.mount(&node, "dax=always")?;
-    mount.expect_option("dax=always")?;
+    let force = match fs {
+        Ext4 => "-F",
+        Xfs => "-f",
+    };
+    shown(&format!("mkfs.{}", fs.name()), &["-q", force, &node])?;
+    let mount = mount(fs, &node)?;
     println!("  mounted with {}", mount.options()?.join(","));
     mount.leave();
     Ok(())
+}
+
+fn mount(fs: FileSystem, node: &str) -> Result<Mount> {
+    println!(
+        "mount -t {} -o dax=always {node} {}",
+        fs.name(),
+        mount_point(node).display()
+    );
+    let mount = fs.mount(node, "dax=always")?;
+    mount.expect_option("dax=always")?;
+    Ok(mount)
 }
 
 fn write_through_mapping(lab: &mut Lab, fs: FileSystem) -> Result<()> {
@@ -219,8 +251,7 @@ fn unbind_and_bind(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 fn compare(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     holder(&namespace(lab, fs)?)?.expect_driver(Some(lab.driver))?;
     let node = disk(lab, fs)?.node_str();
-    println!("mount -o dax=always {node}, and the file is compared");
-    let mount = fs.mount(&node, "dax=always")?;
+    let mount = mount(fs, &node)?;
     let found = fs::read(mount.path("file"))?;
     expect_same("the file", &found, &contents(lab, fs))?;
     mount.unmount()?;

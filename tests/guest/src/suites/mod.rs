@@ -11,6 +11,7 @@ mod dax_layout;
 mod demo;
 mod dm;
 mod fio;
+mod harness;
 mod legacy;
 mod modes;
 mod partitions;
@@ -80,6 +81,8 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    harness::FAULTS,
+    harness::PANIC,
     demo::FIRST_BOOT,
     demo::SECOND_BOOT,
 ];

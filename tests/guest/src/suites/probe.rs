@@ -80,7 +80,7 @@ fn busy_range(lab: &mut Lab, offset: u64) -> Result<()> {
         let mut messages = Messages::from_now()?;
         let result = bound.try_bind(lab.driver);
         errno::expect("binding while a part is busy", result, &[Errno::EBUSY])?;
-        let said = messages.expect("could not reserve")?;
+        let said = messages.expect(&["could not reserve", "is in use"])?;
         println!("the kernel says: {said}");
         bound.expect_driver(None)?;
         ensure!(!disk.exists(), "{disk} is there");
@@ -150,7 +150,7 @@ fn unsatisfiable_alignment(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
     errno::expect("aligning 512 MiB to 1 GiB", result, &[Errno::ENXIO])?;
-    messages.expect("unable to satisfy requested alignment")?;
+    messages.expect(&["unable to satisfy requested alignment"])?;
     pfn.expect_driver(None)?;
     before.expect_unchanged()?;
 
@@ -314,7 +314,7 @@ fn unusable_info_block(lab: &mut Lab) -> Result<()> {
             let mut messages = Messages::from_now()?;
             let result = patient.probe_with(lab, &block)?;
             errno::expect(what, result, &[Errno::EOPNOTSUPP])?;
-            messages.expect(message)?;
+            messages.expect(&[message])?;
             patient.namespace.expect_driver(None)?;
             ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
             patient.recover(lab)?;
