@@ -167,6 +167,9 @@ fn complaints(console: &Path) -> Result<Vec<String>> {
 
 fn tail(console: &Path) -> Result<String> {
     let text = read(console)?;
+    if text.trim().is_empty() {
+        return Ok(" without a word on its console".to_owned());
+    }
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     let shown = lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n    | ");
     Ok(format!(
