@@ -174,11 +174,13 @@ fn create_namespace(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 
 fn make_and_mount(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let node = disk(lab, fs)?.node_str();
-    let force = match fs {
-        Ext4 => "-F",
-        Xfs => "-f",
+    // On a small device mkfs.ext4 makes blocks of 1 KiB, and DAX needs blocks of a page.
+    let options: &[&str] = match fs {
+        Ext4 => &["-q", "-F", "-b", "4096"],
+        Xfs => &["-q", "-f"],
     };
-    shown(&format!("mkfs.{}", fs.name()), &["-q", force, &node])?;
+    let arguments = [options, &[&node]].concat();
+    shown(&format!("mkfs.{}", fs.name()), &arguments)?;
     let mount = mount(fs, &node)?;
     println!("  mounted with {}", mount.options()?.join(","));
     mount.leave();
