@@ -3,7 +3,6 @@
 //! PID 1: brings the machine up, has the work done, and switches the machine off.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -117,20 +116,13 @@ fn shell(driver: Driver) -> Result<()> {
     );
     println!("Ctrl-D switches the guest off, Ctrl-A X ends it at once.\n");
     let open = || OpenOptions::new().read(true).write(true).open(CONSOLE);
-    let terminal = open()?;
     let mut shell = command("sh");
     shell.env("PS1", "guest# ").env("TERM", "vt100").arg("-i");
     shell
         .stdin(open()?)
         .stdout(open()?)
         .stderr(Stdio::from(open()?));
-    // SAFETY: between fork and exec this makes two system calls and takes no lock.
-    unsafe {
-        shell.pre_exec(move || {
-            nix::unistd::setsid()?;
-            syscall::set_controlling_terminal(&terminal)
-        });
-    }
+    syscall::own_terminal(&mut shell, open()?);
     let shell = shell.spawn().context("starting the shell")?;
     let shell = Pid::from_raw(shell.id().try_into()?);
     while waitpid(None, None)?.pid() != Some(shell) {}

@@ -73,17 +73,17 @@ fn available() -> Result<u64> {
     Ok(number.parse()?)
 }
 
-/// The name that reserves a physical range in `/proc/iomem`, inside of the persistent memory that
-/// the firmware announced there.
+/// The name under which a physical range that starts here is reserved in `/proc/iomem`, inside of
+/// the persistent memory that the firmware announced.
 pub fn reservation(start: u64) -> Result<Option<String>> {
     let iomem = fs::read_to_string("/proc/iomem")?;
     let prefix = format!("{start:08x}-");
-    let names = iomem
+    // What is reserved within a range follows it.
+    let innermost = iomem
         .lines()
+        .rev()
         .filter_map(|line| line.trim_start().strip_prefix(&prefix))
-        .filter_map(|rest| rest.split_once(" : "))
-        .map(|(_, name)| name.to_owned());
-    Ok(names
-        .last()
-        .filter(|name| !name.starts_with("Persistent Memory")))
+        .find_map(|rest| rest.split_once(" : "));
+    let name = innermost.map(|(_, name)| name.to_owned());
+    Ok(name.filter(|name| !name.starts_with("Persistent Memory")))
 }

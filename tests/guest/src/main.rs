@@ -13,6 +13,8 @@
 //! - The rest is what tests are made of: the nd bus and its devices ([`nd`], [`ndctl`]), disks,
 //!   file systems, mappings.
 
+#![deny(unsafe_code)]
+
 mod cli;
 mod command;
 mod disk;
@@ -24,6 +26,7 @@ mod init;
 mod ktap;
 mod lab;
 mod leaks;
+#[allow(unsafe_code)]
 mod mapping;
 mod messages;
 mod nd;
@@ -31,6 +34,7 @@ mod ndctl;
 mod sectors;
 mod suites;
 mod supervisor;
+#[allow(unsafe_code)]
 mod syscall;
 mod sysfs;
 mod tidy;

@@ -11,8 +11,10 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, mmap_anonymous, msync, munmap};
 
 use crate::syscall::in_child;
@@ -120,6 +122,34 @@ impl Mapping {
         unsafe { self.at(offset, 1).write_volatile(byte) }
     }
 
+    /// Writes a part of the mapping to another file. With `O_DIRECT` the kernel hands the pages
+    /// themselves to the device.
+    pub fn write_to(&self, from: usize, len: usize, file: &File, offset: i64) -> io::Result<()> {
+        let bytes = self.at(from, len).cast::<c_void>();
+        // SAFETY: `bytes` has that many bytes, and no reference into the mapping exists.
+        let written = unsafe { libc::pwrite(file.as_raw_fd(), bytes, len, offset) };
+        complete(written, len)
+    }
+
+    /// Reads a part of another file into the mapping.
+    pub fn read_from(&self, to: usize, len: usize, file: &File, offset: i64) -> io::Result<()> {
+        let bytes = self.at(to, len).cast::<c_void>();
+        // SAFETY: `bytes` has room for that many bytes, and no reference into the mapping exists.
+        let read = unsafe { libc::pread(file.as_raw_fd(), bytes, len, offset) };
+        complete(read, len)
+    }
+
+    /// Puts the pages of a part of the mapping into a pipe, and returns how many bytes that were.
+    pub fn give_to_pipe(&self, from: usize, len: usize, pipe: &OwnedFd) -> io::Result<usize> {
+        let part = libc::iovec {
+            iov_base: self.at(from, len).cast(),
+            iov_len: len,
+        };
+        // SAFETY: `part` names bytes of the mapping, which the kernel reads.
+        let given = unsafe { libc::vmsplice(pipe.as_raw_fd(), &part, 1, 0) };
+        Ok(Errno::result(given)? as usize)
+    }
+
     /// `msync(MS_SYNC)` on the whole mapping.
     pub fn sync(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
@@ -144,6 +174,17 @@ impl Mapping {
             self.load(offset);
         })
     }
+}
+
+/// Checks the result of a system call that should have moved `len` bytes.
+fn complete(moved: isize, len: usize) -> io::Result<()> {
+    let moved = Errno::result(moved)? as usize;
+    if moved == len {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "only {moved} of {len} bytes were moved"
+    )))
 }
 
 impl Drop for Mapping {

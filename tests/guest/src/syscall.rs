@@ -8,10 +8,12 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -165,12 +167,19 @@ pub fn block_of_file(file: &File, block: u32) -> io::Result<u64> {
     u64::try_from(number).map_err(io::Error::other)
 }
 
-/// Gives the calling process a terminal, so that a shell on it has job control.
-pub fn set_controlling_terminal(terminal: &impl AsFd) -> io::Result<()> {
-    // SAFETY: the request takes a number and touches no memory.
-    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
-    Errno::result(result)?;
-    Ok(())
+/// Makes the program that `command` starts the leader of a session that owns a terminal, so that a
+/// shell has job control.
+pub fn own_terminal(command: &mut Command, terminal: File) {
+    let become_leader = move || {
+        nix::unistd::setsid()?;
+        // SAFETY: the request takes a number and touches no memory.
+        let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) };
+        Errno::result(result)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec this makes two system calls; it takes no lock and allocates
+    // nothing.
+    unsafe { command.pre_exec(become_leader) };
 }
 
 /// Runs `work` in a process of its own and says how that process ended: for accesses that may

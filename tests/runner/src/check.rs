@@ -30,12 +30,16 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Prepares the image.
-    pub fn new(setup: &Setup, seed: u64) -> Result<Bench> {
+    /// Prepares the image, in a folder of its own for each command.
+    pub fn new(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
         let env = Env::read(&setup.env)?;
         fs::create_dir_all(&setup.results)?;
         let results = fs::canonicalize(&setup.results)?;
-        let image = image::build(&env, setup.driver, &results.join("image"))?;
+        let image = image::build(
+            &env,
+            setup.driver,
+            &results.join(format!("{command}-image")),
+        )?;
         let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
         Ok(Bench {
             env,
@@ -187,7 +191,7 @@ fn read(console: &Path) -> Result<String> {
 pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
     let selection = suites::select(names)?;
     let start = Instant::now();
-    let bench = Bench::new(setup, seed)?;
+    let bench = Bench::new(setup, "check", seed)?;
     println!(
         "guest tests of {} on {}, seed {seed}, results in {}",
         bench.subject.driver,

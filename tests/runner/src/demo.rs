@@ -23,7 +23,7 @@ const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 /// The `demo` command. Returns whether all was well.
 pub fn run(setup: &Setup, seed: u64) -> Result<bool> {
     let start = Instant::now();
-    let bench = Bench::new(setup, seed)?;
+    let bench = Bench::new(setup, "demo", seed)?;
     let backing = bench.results.join("demo");
     MACHINE.create_backing(&backing)?;
     println!(

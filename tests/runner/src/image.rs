@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use crate::Driver;
 use crate::env::Env;
@@ -21,12 +21,11 @@ const ALIGNMENT: u64 = 512;
 
 /// Makes the image for one driver in `dir` and returns its path.
 pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
-    if driver == Driver::PmemRs && !env.module.exists() {
-        bail!(
-            "{} is not there: build the module first",
-            env.module.display()
-        );
-    }
+    ensure!(
+        driver != Driver::PmemRs || env.module.exists(),
+        "{} is not there: build the module first",
+        env.module.display()
+    );
     let base = dir.join("base");
     let overlay = dir.join("overlay");
     for tree in [&base, &overlay] {
@@ -37,18 +36,24 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
     }
     run(Command::new("unmkinitramfs").arg(&env.image).arg(&base))
         .context("unpacking the base image")?;
+    // An image with an early part, for microcode, unpacks into several trees.
+    let main = if base.join("main").exists() {
+        base.join("main")
+    } else {
+        base.clone()
+    };
 
-    add_module(env, &base, &overlay)?;
+    add_module(env, &main, &overlay)?;
     add_rule(driver, &overlay)?;
-    add_program(&base, &overlay)?;
+    add_program(&main, &overlay)?;
 
-    let archive = dir.join("overlay.cpio");
+    let archive = fs::canonicalize(dir)?.join("overlay.cpio");
     let pack = "find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 > \"$0\"";
     let mut shell = Command::new("sh");
     run(shell
         .current_dir(&overlay)
         .args(["-ec", pack])
-        .arg(fs::canonicalize(dir)?.join("overlay.cpio")))
+        .arg(&archive))
     .context("packing the archive")?;
     let image = dir.join("initrd.img");
     concatenate(&[&env.image, &archive], &image)?;
@@ -59,42 +64,29 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
 /// Puts the module under test beside the stock modules and makes their index anew, so that
 /// `modprobe` finds it by name and by alias.
 fn add_module(env: &Env, base: &Path, overlay: &Path) -> Result<()> {
-    // An image with an early part for microcode unpacks into several trees.
     let modules = Path::new("usr/lib/modules").join(&env.release);
-    let root = [base.to_owned(), base.join("main")]
-        .into_iter()
-        .find(|root| root.join(&modules).exists());
-    let root = root.with_context(|| format!("the base image has no {}", modules.display()))?;
+    let index = base.join(&modules);
+    ensure!(
+        index.exists(),
+        "the base image has no {}",
+        modules.display()
+    );
     if env.module.exists() {
-        let updates = root.join(&modules).join("updates");
-        fs::create_dir_all(&updates)?;
-        fs::copy(&env.module, updates.join("pmem_rs.ko"))?;
+        for tree in [base, overlay] {
+            let updates = tree.join(&modules).join("updates");
+            fs::create_dir_all(&updates)?;
+            fs::copy(&env.module, updates.join("pmem_rs.ko"))?;
+        }
     }
     run(Command::new("depmod")
         .arg("-b")
-        .arg(root.join("usr"))
+        .arg(base.join("usr"))
         .arg(&env.release))?;
-    copy_tree(&root.join(&modules), &overlay.join(&modules), &|path| {
-        path.is_dir() && path.ends_with("updates")
-            || path.components().any(|part| part.as_os_str() == "updates")
-            || path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("modules."))
-    })
-}
-
-/// Copies what `wanted` picks, one level after the other.
-fn copy_tree(from: &Path, to: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let path = entry?.path();
-        let Some(name) = path.file_name().filter(|_| wanted(&path)) else {
-            continue;
-        };
-        if path.is_dir() {
-            copy_tree(&path, &to.join(name), wanted)?;
-        } else {
-            fs::copy(&path, to.join(name))?;
+    fs::create_dir_all(overlay.join(&modules))?;
+    for entry in fs::read_dir(&index)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("modules.") {
+            fs::copy(entry.path(), overlay.join(&modules).join(entry.file_name()))?;
         }
     }
     Ok(())
@@ -130,7 +122,7 @@ fn add_program(base: &Path, overlay: &Path) -> Result<()> {
         let parent = fs::canonicalize(parent)?;
         let name = library.file_name().context("a library without a name")?;
         let inside = parent.strip_prefix("/")?.join(name);
-        if !base.join(&inside).exists() && !base.join("main").join(&inside).exists() {
+        if !base.join(&inside).exists() {
             fs::create_dir_all(overlay.join(&inside).parent().unwrap_or(overlay))?;
             fs::copy(library, overlay.join(&inside))?;
         }

@@ -2,7 +2,7 @@
 
 //! Boots test guests under QEMU, follows them and collects their results.
 //!
-//! - [`env`] says which kernel, module and image to use; [`image`] adds the module and the test
+//! - [`mod@env`] says which kernel, module and image to use; [`image`] adds the module and the test
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.

@@ -2,8 +2,6 @@
 
 //! An interactive guest.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 
 use crate::env::Env;
@@ -13,8 +11,7 @@ use crate::{Setup, image, suites};
 /// The `shell` command. Returns whether the machine ended in order.
 pub fn run(setup: &Setup) -> Result<bool> {
     let env = Env::read(&setup.env)?;
-    let dir = setup.results.join("shell");
-    fs::create_dir_all(&dir)?;
+    let dir = setup.results.join("shell-image");
     let image = image::build(&env, setup.driver, &dir)?;
     let words = ["shell", "--driver", setup.driver.name()].map(str::to_owned);
     let software = Software {

@@ -9,10 +9,12 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::wait::WaitStatus;
 
 use super::dax_layout::{
     hole_reads_zero, punched_hole_reads_zero, sigbus_past_the_end, truncated_tail_is_zero,
+};
+use super::dax_pages::{
+    buffer_of_direct_io, direct_io_on_a_dax_file, pages_in_a_pipe, private_mapping_is_copied,
 };
 use super::{Suite, Test};
 use crate::disk::Access;
@@ -22,8 +24,8 @@ use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PMD, Sharing};
 use crate::ndctl::Mode;
-use crate::sectors::{Buffer, expect_same, stamped};
-use crate::syscall::{in_child, is_dax};
+use crate::sectors::{expect_same, stamped};
+use crate::syscall::is_dax;
 use crate::tracing::FaultTrace;
 
 pub const PAGE: usize = 4096;
@@ -53,6 +55,8 @@ macro_rules! dax_suite {
                 msync_and_fsync,
                 private_mapping_is_copied,
                 direct_io_on_a_dax_file,
+                buffer_of_direct_io,
+                pages_in_a_pipe,
                 copy_of_a_large_file,
                 contents_survive_rebind,
                 hole_reads_zero,
@@ -348,63 +352,6 @@ fn msync_and_fsync(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     )?;
     mount.unmount()?;
     fs.check(&prepared.disk.node_str())
-}
-
-/// What a process writes to a private mapping is its own: neither the file nor the process that it
-/// was forked from sees it.
-fn private_mapping_is_copied(lab: &mut Lab, fs: FileSystem) -> Result<()> {
-    const LEN: usize = 2 * PMD;
-    let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
-    let file = bench.allocated("file", LEN)?;
-    file.write_all_at(&stamped(LEN, 1), 0)?;
-    let mapping = Mapping::new(&file, LEN, Sharing::Private)?;
-    // Some pages are mapped before the fork, some are not.
-    for page in (0..PMD).step_by(PAGE) {
-        mapping.load(page);
-    }
-    let child = in_child(|| {
-        mapping.write(0, &stamped(LEN, 2));
-        let found = mapping.to_vec(0, LEN);
-        expect_same("what the child wrote", &found, &stamped(LEN, 2)).unwrap();
-    })?;
-    ensure!(
-        matches!(child, WaitStatus::Exited(_, 0)),
-        "the child: {child:?}"
-    );
-    expect_same(
-        "the parent's mapping",
-        &mapping.to_vec(0, LEN),
-        &stamped(LEN, 1),
-    )?;
-
-    mapping.write(PAGE, &stamped(PAGE, 3));
-    let mut found = vec![0; LEN];
-    file.read_exact_at(&mut found, 0)?;
-    expect_same("the file", &found, &stamped(LEN, 1))?;
-    expect_same(
-        "the copied page",
-        &mapping.to_vec(PAGE, PAGE),
-        &stamped(PAGE, 3),
-    )?;
-    drop((mapping, file));
-    bench.finish()
-}
-
-fn direct_io_on_a_dax_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
-    const LEN: usize = 1 << 20;
-    let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
-    let plain = bench.allocated("file", LEN)?;
-    let direct = Access::Direct.open(&bench.mount.path("file"))?;
-    let mapping = Mapping::new(&plain, LEN, Sharing::Shared)?;
-    let right = Buffer::stamped(LEN, 1);
-    direct.write_all_at(&right, 0)?;
-    expect_same("seen through the mapping", &mapping.to_vec(0, LEN), &right)?;
-    mapping.write(0, &stamped(LEN, 2));
-    let mut found = Buffer::new(LEN);
-    direct.read_exact_at(&mut found, 0)?;
-    expect_same("read with O_DIRECT", &found, &stamped(LEN, 2))?;
-    drop((mapping, plain, direct));
-    bench.finish()
 }
 
 fn copy_of_a_large_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {

@@ -8,6 +8,7 @@ mod block;
 mod block_errors;
 mod dax;
 mod dax_layout;
+mod dax_pages;
 mod demo;
 mod dm;
 mod fio;
