@@ -109,7 +109,7 @@ fn shell(driver: Driver) -> Result<()> {
     );
     println!("  ndctl list -RN");
     println!("  ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
-    println!("  mkfs.ext4 /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt");
+    println!("  mkfs.ext4 -b 4096 /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt");
     println!(
         "  echo pfn0.0 > /sys/bus/nd/drivers/{}/unbind",
         driver.name()
