@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DAX faults as the kernel's tracepoints see them.
+//! What the kernel does, as its own tracing sees it: faults on DAX files, calls of a function.
 
 use std::fs;
 use std::path::Path;
@@ -50,5 +50,44 @@ impl Drop for FaultTrace {
     fn drop(&mut self) {
         // Recording costs time but does no harm, so there is nobody to tell.
         let _ = sysfs::write(Path::new(TRACEFS).join("events/fs_dax/enable"), "0");
+    }
+}
+
+/// Counts how often a kernel function is called, by whomever, for as long as it lives.
+pub struct CallCount(());
+
+impl CallCount {
+    const EVENT: &str = "pmem_rs/counted";
+
+    /// Starts counting the calls of `function`.
+    pub fn start(function: &str) -> Result<CallCount> {
+        let tracefs = Path::new(TRACEFS);
+        fs::write(
+            tracefs.join("kprobe_events"),
+            format!("p:{} {function}\n", Self::EVENT),
+        )
+        .with_context(|| format!("placing a probe on {function}"))?;
+        fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
+        sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "1")?;
+        Ok(CallCount(()))
+    }
+
+    /// How many calls there were.
+    pub fn so_far(&self) -> Result<usize> {
+        let trace =
+            fs::read_to_string(Path::new(TRACEFS).join("trace")).context("reading the trace")?;
+        Ok(trace
+            .lines()
+            .filter(|line| line.contains(": counted:"))
+            .count())
+    }
+}
+
+impl Drop for CallCount {
+    fn drop(&mut self) {
+        let tracefs = Path::new(TRACEFS);
+        // A probe that is left behind is replaced by the next one.
+        let _ = sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "0");
+        let _ = fs::write(tracefs.join("kprobe_events"), "");
     }
 }

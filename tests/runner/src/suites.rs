@@ -78,6 +78,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("probe")]),
     simple(ONE, &[Boot::off("block")]),
     simple(ONE, &[Boot::off("block_errors")]),
+    simple(ONE, &[Boot::off("flush")]),
     simple(ONE, &[Boot::off("fio")]),
     simple(ONE, &[Boot::off("ext4")]),
     simple(ONE, &[Boot::off("xfs")]),

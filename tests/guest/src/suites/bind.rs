@@ -225,30 +225,40 @@ fn unbind_mounted_idle(lab: &mut Lab) -> Result<()> {
     FileSystem::Ext4.check(&node)
 }
 
+/// What one driver writes, the other reads, at both ends of the disk: they agree on where it lies.
 fn switch_drivers(lab: &mut Lab) -> Result<()> {
+    const LEN: usize = 1 << 20;
     let other = lab.driver.other();
     if !other.is_available() {
         return Err(Skip("the image has only one of the two drivers").into());
     }
-    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
-    other.load()?;
-    bound.expect_driver(Some(lab.driver))?;
-    for round in 0..5 {
-        for (from, to) in [(lab.driver, other), (other, lab.driver)] {
-            let right = stamped(1 << 20, round);
-            disk.open(Access::Buffered)?.write_all_at(&right, 0)?;
+    for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
+        let Prepared { bound, disk, .. } = lab.prepare(mode)?;
+        other.load()?;
+        let bytes = disk.bytes()?;
+        for (tag, from, to) in [(1, lab.driver, other), (2, other, lab.driver)] {
             bound.expect_driver(Some(from))?;
+            let file = disk.open(Access::Direct)?;
+            for at in [0, bytes - LEN as u64] {
+                file.write_all_at(&Buffer::stamped(LEN, tag), at)?;
+            }
+            drop(file);
             bound.unbind()?;
             bound.bind(to)?;
-            let mut found = Buffer::new(right.len());
-            disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
-            expect_same(
-                &format!("from {} to {}", from.name(), to.name()),
-                &found,
-                &right,
-            )?;
+            ensure!(
+                disk.bytes()? == bytes,
+                "{mode:?}: {} bytes of {bytes}",
+                disk.bytes()?
+            );
+            let file = disk.open(Access::Direct)?;
+            for at in [0, bytes - LEN as u64] {
+                let what = format!("{mode:?}: from {} to {}, {at:#x}", from.name(), to.name());
+                let mut found = Buffer::new(LEN);
+                file.read_exact_at(&mut found, at)?;
+                expect_same(&what, &found, &stamped(LEN, tag))?;
+            }
         }
+        other.unload()?;
     }
-    other.unload()?;
-    bound.expect_driver(Some(lab.driver))
+    Ok(())
 }

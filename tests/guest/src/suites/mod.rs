@@ -12,6 +12,7 @@ mod dax_pages;
 mod demo;
 mod dm;
 mod fio;
+mod flush;
 mod harness;
 mod legacy;
 mod modes;
@@ -71,6 +72,7 @@ const ALL: &[Suite] = &[
     modes::SUITE,
     block::SUITE,
     block_errors::SUITE,
+    flush::SUITE,
     fio::SUITE,
     dax::EXT4,
     dax::XFS,
