@@ -87,23 +87,11 @@ impl<'bound> Binding<'bound> {
         Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
     }
 
-    fn region(&self) -> &RegionAccess {
-        match self {
-            Self::Btt(_, region) => region,
-            Self::Disk(attached) => &attached.pmem.region,
-        }
-    }
-
-    /// Makes everything that was written so far durable.
+    /// Makes everything that was written so far durable, or says in the log that it could not.
     pub fn flush(&self) {
-        let region = self.region();
-
-        if let Err(err) = region.flush() {
-            dev_err!(
-                region.device(),
-                "flush failed ({}): the latest writes may be lost\n",
-                err.to_errno()
-            );
+        match self {
+            Self::Btt(_, region) => flush_or_report(region),
+            Self::Disk(attached) => flush_or_report(&attached.pmem.region),
         }
     }
 
@@ -240,17 +228,22 @@ fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) 
     }
 }
 
+/// Makes everything that was written durable, or says in the log that it could not.
+fn flush_or_report(region: &RegionAccess) {
+    if let Err(err) = region.flush() {
+        dev_err!(
+            region.device(),
+            "flush failed ({}): the latest writes may be lost\n",
+            err.to_errno()
+        );
+    }
+}
+
 /// Makes everything that was written durable when it is dropped.
 struct FlushOnDrop(Arc<RegionAccess>);
 
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        if let Err(err) = self.0.flush() {
-            dev_err!(
-                self.0.device(),
-                "flush failed ({}): the latest writes may be lost\n",
-                err.to_errno()
-            );
-        }
+        flush_or_report(&self.0);
     }
 }
