@@ -60,16 +60,30 @@ impl CallCount {
     const EVENT: &str = "pmem_rs/counted";
 
     /// Starts counting the calls of `function`.
-    pub fn start(function: &str) -> Result<CallCount> {
+    pub fn of(function: &str) -> Result<CallCount> {
+        Self::of_probe(function, None)
+    }
+
+    /// Starts counting those calls of `function` whose second argument is not null.
+    pub fn of_with_second(function: &str) -> Result<CallCount> {
+        Self::of_probe(&format!("{function} second=%si"), Some("second != 0"))
+    }
+
+    fn of_probe(probe: &str, filter: Option<&str>) -> Result<CallCount> {
         let tracefs = Path::new(TRACEFS);
         fs::write(
             tracefs.join("kprobe_events"),
-            format!("p:{} {function}\n", Self::EVENT),
+            format!("p:{} {probe}\n", Self::EVENT),
         )
-        .with_context(|| format!("placing a probe on {function}"))?;
+        .with_context(|| format!("placing a probe: {probe}"))?;
+        let count = CallCount(());
         fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
-        sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "1")?;
-        Ok(CallCount(()))
+        let event = tracefs.join("events").join(Self::EVENT);
+        if let Some(filter) = filter {
+            sysfs::write(event.join("filter"), filter)?;
+        }
+        sysfs::write(event.join("enable"), "1")?;
+        Ok(count)
     }
 
     /// How many calls there were.

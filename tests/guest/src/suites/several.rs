@@ -6,16 +6,18 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::{Access, Disk};
-use crate::filesystem::FileSystem::Ext4;
+use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::lab::{Lab, Prepared, Skip, holder};
 use crate::mapping::{Mapping, Sharing};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same, stamped};
+use crate::tracing::CallCount;
 
 pub const SUITE: Suite = Suite {
     name: "several",
@@ -24,6 +26,8 @@ pub const SUITE: Suite = Suite {
         Test::new("one_goes_while_the_other_is_used", one_goes),
         Test::new("one_goes_while_the_other_is_mapped", one_goes_while_mapped),
         Test::new("each_driver_has_one", each_driver_has_one),
+        Test::new("xfs_zeroes_pages_in_place", zero_pages_in_place),
+        // It leaves the region in two parts, so it comes last.
         Test::new("two_namespaces_in_one_region", two_in_one_region),
     ],
 };
@@ -149,6 +153,43 @@ fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
     ours.bound.unbind()?;
     other.unload()?;
     ours.bound.bind(lab.driver)
+}
+
+/// The realtime volume of an xfs is on a device of its own and given out in large units. A hole
+/// within a unit cannot be given back, so its pages are zeroed where they are, by the driver.
+fn zero_pages_in_place(lab: &mut Lab) -> Result<()> {
+    const PAGE: usize = 4096;
+    let data = lab.prepare_in(0, Mode::FsdaxMem)?.disk.node_str();
+    let realtime = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
+    let volume = format!("rtdev={realtime},extsize=64k");
+    Xfs.make_with(
+        &data,
+        &["-m", "reflink=0", "-d", "rtinherit=1", "-r", &volume],
+    )?;
+    let mount = Xfs.mount(&data, &format!("dax=always,rtdev={realtime}"))?;
+    let path = mount.path("file");
+    std::fs::write(&path, stamped(LEN, 1))?;
+    let file = Access::Buffered.open(&path)?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+    expect_same("before", &mapping.to_vec(0, LEN), &stamped(LEN, 1))?;
+
+    let calls = CallCount::of("dax_zero_page_range")?;
+    let mut right = stamped(LEN, 1);
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for (page, count) in [(1, 1), (21, 3), (1000, 8)] {
+        let (at, len) = (page * PAGE, count * PAGE);
+        fallocate(&file, punch, i64::try_from(at)?, i64::try_from(len)?)?;
+        right[at..at + len].fill(0);
+    }
+    let calls = calls.so_far()?;
+    ensure!(
+        calls == 12,
+        "the driver was asked to zero {calls} pages, expected 12"
+    );
+    expect_same("through the mapping", &mapping.to_vec(0, LEN), &right)?;
+    drop((mapping, file));
+    expect_same("through read", &std::fs::read(&path)?, &right)?;
+    mount.unmount()
 }
 
 fn two_in_one_region(lab: &mut Lab) -> Result<()> {
