@@ -164,3 +164,90 @@ impl PinnedDrop for Badblocks {
         unsafe { bindings::badblocks_exit(self.inner.get()) };
     }
 }
+
+#[kunit_tests(pmem_rs_badblocks)]
+mod tests {
+    use super::*;
+
+    fn list_of(runs: &[(u64, u64)]) -> Result<Pin<KBox<Badblocks>>> {
+        let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
+
+        for (first, sectors) in runs {
+            // SAFETY: The list is initialised.
+            let all = unsafe { bindings::badblocks_set(list.inner.get(), *first, *sectors, 1) };
+            assert!(all);
+        }
+        Ok(list)
+    }
+
+    #[test]
+    fn a_new_list_is_empty() -> Result {
+        let list = list_of(&[])?;
+
+        assert!(list.is_empty());
+        assert!(list.check(0, u64::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_is_found_by_all_that_overlap_it() -> Result {
+        let list = list_of(&[(100, 8)])?;
+        let run = BadRange {
+            first: 100,
+            sectors: 8,
+        };
+
+        assert!(!list.is_empty());
+        assert!(list.check(92, 8).is_none());
+        assert!(list.check(92, 9) == Some(run));
+        assert!(list.check(104, 1) == Some(run));
+        assert!(list.check(107, 50) == Some(run));
+        assert!(list.check(108, 50).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn of_several_runs_the_first_is_found() -> Result {
+        let list = list_of(&[(5000, 1), (300, 2), (40, 3)])?;
+
+        assert!(list.check(0, 10000).is_some_and(|bad| bad.first == 40));
+        assert!(list.check(43, 10000).is_some_and(|bad| bad.first == 300));
+        assert!(list.check(302, 10000).is_some_and(|bad| bad.first == 5000));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_cleared_is_good() -> Result {
+        let list = list_of(&[(100, 8)])?;
+
+        list.clear(102, 2);
+        assert!(list.check(102, 2).is_none());
+        assert!(list.check(100, 2).is_some());
+        assert!(list.check(104, 4).is_some());
+        list.clear(0, 1 << 40);
+        assert!(list.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_asked_about_no_sectors() -> Result {
+        let list = list_of(&[(100, 8)])?;
+
+        assert!(list.check(104, 0).is_none());
+        list.clear(104, 0);
+        assert!(list.check(104, 1).is_some());
+        Ok(())
+    }
+
+    // With these lengths the C function warns, or does not return.
+    #[test]
+    fn more_sectors_than_an_int_can_count() -> Result {
+        let list = list_of(&[(5, 1), (1 << 33, 4)])?;
+
+        assert!(list.check(6, 1 << 31).is_none());
+        assert!(list.check(6, 1 << 32).is_none());
+        assert!(list.check(6, 1 << 34).is_some_and(|bad| bad.first == 1 << 33));
+        assert!(list.check(6, u64::MAX).is_some_and(|bad| bad.first == 1 << 33));
+        Ok(())
+    }
+}

@@ -430,3 +430,215 @@ impl Drop for Host {
         unsafe { bindings::dax_remove_host(self.disk.as_ptr()) };
     }
 }
+
+#[kunit_tests(pmem_rs_dax)]
+mod tests {
+    use super::*;
+    use core::ptr::null_mut;
+    use kernel::{
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Completion, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue, //
+    };
+
+    const PROPERTIES: Properties = Properties {
+        synchronous: true,
+        write_cache: false,
+    };
+
+    /// Eight pages of ordinary memory, from which nothing is read, and the page frame number 1234.
+    struct Memory(KVec<u8>);
+
+    const PAGE_SIZE: usize = kernel::page::PAGE_SIZE;
+
+    impl Operations for Memory {
+        fn direct_access<'g>(
+            &'g self,
+            _locked: ReadLocked<'g>,
+            pgoff: usize,
+            _nr_pages: usize,
+            mode: AccessMode,
+        ) -> Result<Extent<'g>> {
+            if mode == AccessMode::RecoveryWrite {
+                return Err(EHWPOISON);
+            }
+            let start = NonNull::from(self.0.as_slice()).cast();
+            // SAFETY: The vector has the bytes for as long as it is borrowed.
+            let all = unsafe { PmemSlice::from_raw_parts(start, 8 * PAGE_SIZE) };
+            let offset = pgoff * PAGE_SIZE;
+            let len = (8 * PAGE_SIZE).checked_sub(offset).ok_or(ERANGE)?;
+            let slice = all.get(offset, len).ok_or(ERANGE)?;
+            // SAFETY: Nobody uses the number.
+            Ok(unsafe { Extent::new(slice, 1234 + pgoff) })
+        }
+
+        fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
+            if (pgoff, nr_pages) == (3, 1) {
+                Ok(())
+            } else {
+                Err(ERANGE)
+            }
+        }
+
+        fn recovery_write(
+            &self,
+            _: ReadLocked<'_>,
+            pgoff: usize,
+            offset: usize,
+            len: usize,
+            _: &mut IterSource<'_>,
+        ) -> usize {
+            pgoff + offset + len
+        }
+    }
+
+    fn device() -> Result<Registration<Memory>> {
+        let memory = Memory(KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?);
+
+        Registration::new(Arc::new(memory, GFP_KERNEL)?, PROPERTIES)
+    }
+
+    /// `dax_direct_access()` under `dax_read_lock()`, as a file system calls it.
+    fn access(handle: &Handle, pgoff: usize, mode: bindings::dax_access_mode) -> (c_long, usize) {
+        let mut pfn = 0;
+        // SAFETY: The device is valid, and the lock is held around the call. The address, which is
+        // not asked for, would be of no use after it.
+        let pages = unsafe {
+            let id = bindings::dax_read_lock();
+            let pages = bindings::dax_direct_access(
+                handle.0.as_ptr(),
+                pgoff,
+                4,
+                mode,
+                null_mut(),
+                &mut pfn,
+            );
+            bindings::dax_read_unlock(id);
+            pages
+        };
+        (pages, pfn)
+    }
+
+    #[test]
+    fn a_translation_is_what_the_driver_says() -> Result {
+        let device = device()?;
+        let handle = device.handle();
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+
+        assert!(access(&handle, 0, normal) == (4, 1234));
+        assert!(access(&handle, 6, normal) == (2, 1240));
+        assert_eq!(access(&handle, 9, normal).0, ERANGE.to_errno() as c_long);
+        let recovery = bindings::dax_access_mode_DAX_RECOVERY_WRITE;
+        assert_eq!(access(&handle, 0, recovery).0, EHWPOISON.to_errno() as c_long);
+        Ok(())
+    }
+
+    #[test]
+    fn a_dead_device_translates_nothing() -> Result {
+        let device = device()?;
+        let handle = device.handle();
+
+        drop(device);
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+        assert_eq!(access(&handle, 0, normal).0, ENXIO.to_errno() as c_long);
+        assert!(handle.notify_failure(0, 1, 0) == Err(ENXIO));
+        Ok(())
+    }
+
+    // What the DAX core calls after it has seen the device alive may see it die meanwhile.
+    #[test]
+    fn a_dying_device_is_told_from_a_live_one() -> Result {
+        let device = device()?;
+        let handle = device.handle();
+        let dev = handle.0.as_ptr();
+        type Device = Registration<Memory>;
+        // SAFETY: The lock is held, as far as a device without users can tell.
+        let zero = |pgoff| unsafe { Device::zero_page_range_callback(dev, pgoff, 1) };
+
+        assert_eq!(zero(3), 0);
+        assert_eq!(zero(4), ERANGE.to_errno());
+        drop(device);
+        assert_eq!(zero(3), ENXIO.to_errno());
+        // SAFETY: As above; the iterator is not used.
+        let written = unsafe {
+            Device::recovery_write_callback(dev, 1, null_mut(), PAGE_SIZE, null_mut())
+        };
+        assert_eq!(written, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_recovery_is_told_page_and_offset() -> Result {
+        let device = device()?;
+        let addr = core::ptr::without_provenance_mut::<c_void>(5 * PAGE_SIZE + 7);
+
+        // SAFETY: The lock is held, as far as a device without users can tell; the iterator is not
+        // used.
+        let sum = unsafe {
+            Registration::<Memory>::recovery_write_callback(
+                device.handle.0.as_ptr(),
+                100,
+                addr,
+                4000,
+                null_mut(),
+            )
+        };
+        assert_eq!(sum, 100 + 7 + 4000);
+        Ok(())
+    }
+
+    #[test]
+    fn the_write_cache_can_be_switched() -> Result {
+        let device = device()?;
+        let handle = device.handle();
+
+        assert!(!handle.write_cache());
+        handle.set_write_cache(true);
+        assert!(handle.write_cache());
+        Ok(())
+    }
+
+    #[pin_data]
+    struct Reader {
+        #[pin]
+        entered: Completion,
+        left: Atomic<bool>,
+    }
+
+    #[test]
+    fn death_waits_for_those_who_translate() -> Result {
+        let device = device()?;
+        let reader = Arc::pin_init(
+            pin_init!(Reader {
+                entered <- Completion::new(),
+                left: Atomic::new(false),
+            }),
+            GFP_KERNEL,
+        )?;
+
+        let inside = reader.clone();
+        workqueue::system().try_spawn(GFP_KERNEL, move || {
+            // SAFETY: May be called from any context.
+            let id = unsafe { bindings::dax_read_lock() };
+            inside.entered.complete_all();
+            fsleep(Delta::from_millis(100));
+            inside.left.store(true, Relaxed);
+            // SAFETY: `id` comes from `dax_read_lock`, on this thread.
+            unsafe { bindings::dax_read_unlock(id) };
+        })?;
+
+        reader.entered.wait_for_completion();
+        drop(device);
+        assert!(reader.left.load(Relaxed));
+        Ok(())
+    }
+}

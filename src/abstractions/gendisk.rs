@@ -404,3 +404,156 @@ impl<T: Operations> Drop for Registration<'_, T> {
 
 /// The size of a page, as a limit of a queue.
 pub const PAGE_BLOCK: u32 = PAGE_SIZE as u32;
+
+#[kunit_tests(pmem_rs_gendisk)]
+mod tests {
+    use super::*;
+    use crate::abstractions::bio::{
+        Operation,
+        Status, //
+    };
+    use kernel::{
+        faux,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+    };
+
+    /// A disk that reads as nothing, and counts what it is asked for.
+    struct Counter {
+        reads: Atomic<u64>,
+        bytes: Atomic<u64>,
+        odd: Atomic<u64>,
+    }
+
+    impl Operations for Counter {
+        type OwnerModule = crate::LocalModule;
+
+        const ATTRIBUTE: Option<BoolAttribute<Self>> = Some(BoolAttribute {
+            directory: c"test",
+            name: c"odd",
+            show: |counter| counter.odd.load(Relaxed) != 0,
+            store: |counter, value| {
+                counter.odd.store(u64::from(value), Relaxed);
+                Ok(())
+            },
+        });
+
+        fn submit_bio(&self, mut bio: Bio) {
+            if bio.operation() == Operation::Read {
+                self.reads.fetch_add(1, Relaxed);
+                // Of a read there is nothing to be written from.
+                let from: usize = bio.segments().map(|segment| segment.len()).sum();
+                let to: usize = bio.segments_to_fill().map(|segment| segment.len()).sum();
+                if from != 0 || to != bio.len() || bio.is_preflush() || bio.is_fua() {
+                    self.odd.fetch_add(1, Relaxed);
+                }
+                self.bytes.fetch_add(to as u64, Relaxed);
+            }
+            let accounting = bio.start_accounting();
+            bio.end_accounting(accounting);
+            bio.end(Status::IOERR);
+        }
+    }
+
+    fn counter() -> Result<Arc<Counter>> {
+        Ok(Arc::new(
+            Counter {
+                reads: Atomic::new(0),
+                bytes: Atomic::new(0),
+                odd: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn disk(data: Arc<Counter>, logical_block_size: u32) -> Result<GenDisk<Counter>> {
+        let mut name = DiskName([0; bindings::DISK_NAME_LEN as usize]);
+        for (to, from) in name.0.iter_mut().zip(b"pmem_rs_test") {
+            *to = *from as c_char;
+        }
+        let limits = Limits {
+            logical_block_size,
+            physical_block_size: PAGE_BLOCK,
+            features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
+        };
+
+        GenDisk::new(&name, limits, 2048, Node(0), data)
+    }
+
+    #[test]
+    fn impossible_limits_are_refused() -> Result {
+        assert!(disk(counter()?, 7).is_err_and(|err| err == EINVAL));
+        assert!(disk(counter()?, 1 << 30).is_err_and(|err| err == EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn limits_are_what_was_asked_for() -> Result {
+        let disk = disk(counter()?, 4096)?;
+
+        // SAFETY: The disk is valid, and nobody else knows it.
+        let limits = unsafe { &(*(*disk.as_raw()).queue).limits };
+        assert_eq!(limits.logical_block_size, 4096);
+        assert_eq!(limits.physical_block_size, PAGE_BLOCK);
+        assert!(limits.features & bindings::BLK_FEAT_WRITE_CACHE != 0);
+        assert!(limits.features & bindings::BLK_FEAT_FUA == 0);
+        assert!(limits.features & bindings::BLK_FEAT_DAX == 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_that_was_not_added_lets_its_data_go() -> Result {
+        let data = counter()?;
+
+        drop(disk(data.clone(), 512)?);
+        assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_is_asked_for_its_partitions_and_lets_its_data_go() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let data = counter()?;
+
+        let disk = disk(data.clone(), 512)?.register(faux.as_ref().as_ref())?;
+        assert!(data.reads.load(Relaxed) > 0);
+        assert!(data.bytes.load(Relaxed) >= 512);
+        assert_eq!(data.odd.load(Relaxed), 0);
+        assert!(disk.attribute(c"ro").is_some());
+        // It has no list of bad blocks.
+        assert!(disk.attribute(c"badblocks").is_none());
+        assert!(disk.attribute(c"holders").is_none());
+
+        drop(disk);
+        assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn an_attribute_is_shown_and_stored() -> Result {
+        let disk = disk(counter()?, 512)?;
+        let dev = disk.device_raw();
+        let mut page = KVec::from_elem(0_u8, PAGE_SIZE, GFP_KERNEL)?;
+        // `sysfs_emit()` wants a page that is aligned as one; so large an allocation is.
+        let buf: *mut c_char = page.as_mut_ptr().cast();
+        type Disk = GenDisk<Counter>;
+
+        // SAFETY: The disk is valid, and the buffers are what sysfs passes.
+        unsafe {
+            let store = |text: &CStr| {
+                let len = text.to_bytes().len();
+                Disk::store_callback(dev, core::ptr::null_mut(), text.as_char_ptr(), len)
+            };
+            assert_eq!(store(c"yes"), 3);
+            assert_eq!(Disk::show_callback(dev, core::ptr::null_mut(), buf), 2);
+            assert_eq!(page.first(), Some(&b'1'));
+            assert_eq!(store(c"perhaps"), EINVAL.to_errno() as isize);
+            assert_eq!(store(c"0\n"), 2);
+            assert_eq!(Disk::show_callback(dev, core::ptr::null_mut(), buf), 2);
+        }
+        assert_eq!(page.first(), Some(&b'0'));
+        Ok(())
+    }
+}

@@ -97,3 +97,69 @@ impl Drop for MemRegion {
         };
     }
 }
+
+/// A range that nothing uses, for tests.
+#[cfg(CONFIG_KUNIT = "y")]
+pub(super) fn free_range(len: ResourceSize) -> Result<PhysAddr> {
+    // SAFETY: `iomem_resource` always exists; the name is static.
+    let region = kernel::error::from_err_ptr(unsafe {
+        bindings::request_free_mem_region(
+            addr_of_mut!(bindings::iomem_resource),
+            len as c_ulong,
+            c"pmem_rs test".as_char_ptr(),
+        )
+    })?;
+
+    // SAFETY: The region is ours. It is given back at once, for a test to take it.
+    unsafe {
+        let start = (*region).start;
+        // It may be larger than was asked for.
+        let len = bindings::resource_size(region);
+        bindings::__release_region(addr_of_mut!(bindings::iomem_resource), start, len);
+        Ok(start)
+    }
+}
+
+#[kunit_tests(pmem_rs_ioport)]
+mod tests {
+    use super::*;
+
+    const LEN: ResourceSize = 4 << 20;
+
+    fn request(start: PhysAddr, len: ResourceSize) -> Result<MemRegion> {
+        MemRegion::request(start, len, CString::try_from_fmt(fmt!("pmem_rs test"))?)
+    }
+
+    #[test]
+    fn a_range_has_one_owner_at_a_time() -> Result {
+        let start = free_range(LEN)?;
+        let region = request(start, LEN)?;
+
+        assert!(request(start, LEN).is_err_and(|err| err == EBUSY));
+        assert!(request(start + LEN - 1, 1).is_err_and(|err| err == EBUSY));
+        drop(region);
+        request(start, LEN)?;
+        Ok(())
+    }
+
+    // On a PC there is RAM at 1 MiB.
+    #[cfg(CONFIG_X86 = "y")]
+    #[test]
+    fn ram_cannot_be_reserved() {
+        assert!(request(1 << 20, 1).is_err_and(|err| err == EBUSY));
+    }
+
+    #[test]
+    fn a_region_contains_its_parts() -> Result {
+        let start = free_range(LEN)?;
+        let region = request(start, LEN)?;
+
+        assert!(region.contains(start, LEN));
+        assert!(region.contains(start + 4096, LEN - 4096));
+        assert!(region.contains(start + LEN, 0));
+        assert!(!region.contains(start, LEN + 1));
+        assert!(!region.contains(start - 1, 1));
+        assert!(!region.contains(start + 1, u64::MAX));
+        Ok(())
+    }
+}

@@ -57,3 +57,35 @@ impl Drop for Dirent {
         unsafe { bindings::kernfs_put(self.0.as_ptr()) };
     }
 }
+
+#[kunit_tests(pmem_rs_kernfs)]
+mod tests {
+    use super::*;
+    use kernel::{
+        device,
+        faux, //
+    };
+
+    #[test]
+    fn only_files_can_be_notified() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_kernfs", None)?;
+        let dev: &device::Device<device::Bound> = faux.as_ref().as_ref();
+        let find = |name| {
+            // SAFETY: The device has been added, and is not deleted before the end of the test.
+            // CAST: `device::Device` is a transparent wrapper of `struct device`.
+            unsafe { Dirent::of_device(core::ptr::from_ref(dev).cast_mut().cast(), name) }
+        };
+
+        assert!(find(c"power").is_none());
+        assert!(find(c"nonesuch").is_none());
+        let uevent = find(c"uevent");
+        assert!(uevent.is_some());
+
+        // Still valid when the device is gone.
+        drop(faux);
+        if let Some(uevent) = uevent {
+            uevent.notify();
+        }
+        Ok(())
+    }
+}

@@ -406,3 +406,145 @@ impl Drop for Memremap {
         unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
     }
 }
+
+#[kunit_tests(pmem_rs_memremap)]
+mod tests {
+    use super::*;
+    use crate::abstractions::ioport::free_range;
+    use kernel::{
+        str::CString,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
+        },
+    };
+
+    // A section of the memory map, so that all architectures can map it.
+    const LEN: ResourceSize = 128 << 20;
+
+    /// Remembers what failed last.
+    struct LastFailure {
+        offset: Atomic<u64>,
+        len: Atomic<u64>,
+    }
+
+    impl PagemapOperations for Arc<LastFailure> {
+        fn memory_failure(&self, offset: u64, len: u64, _flags: c_int) -> Result {
+            self.offset.store(offset, Relaxed);
+            self.len.store(len, Relaxed);
+            Ok(())
+        }
+    }
+
+    fn last_failure() -> Result<Arc<LastFailure>> {
+        Ok(Arc::new(
+            LastFailure {
+                offset: Atomic::new(u64::MAX),
+                len: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn reserve(start: PhysAddr, len: ResourceSize) -> Result<MemRegion> {
+        MemRegion::request(start, len, CString::try_from_fmt(fmt!("pmem_rs test"))?)
+    }
+
+    /// The pages of a range where there is no memory; nothing may be read or written.
+    fn pages(start: PhysAddr, data_offset: ResourceSize) -> Result<Pagemap<Arc<LastFailure>>> {
+        let mut config = PagemapConfig::new(start, LEN)?;
+        config.data_offset = data_offset;
+
+        Pagemap::new(config, reserve(start, LEN)?, Node(0), last_failure()?)
+    }
+
+    #[test]
+    fn a_range_must_be_there_and_not_wrap() {
+        assert!(PagemapConfig::new(0, 0).is_err());
+        assert!(PagemapConfig::new(u64::MAX, 2).is_err());
+        assert!(PagemapConfig::new(u64::MAX, 1).is_ok());
+    }
+
+    #[test]
+    fn pages_come_and_go_with_their_reservation() -> Result {
+        let start = free_range(LEN)?;
+
+        for _ in 0..3 {
+            let pages = pages(start, 0)?;
+            assert_eq!(pages.slice().len() as u64, LEN);
+            assert_eq!(pages.phys(), start);
+            assert!(reserve(start, LEN).is_err());
+            drop(pages);
+        }
+        reserve(start, LEN)?;
+        Ok(())
+    }
+
+    #[test]
+    fn data_begins_at_its_offset() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+
+        assert_eq!(pages.phys(), start + (2 << 20));
+        assert_eq!(pages.slice().len() as u64, LEN - (2 << 20));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_outside_of_the_reservation_are_refused() -> Result {
+        let start = free_range(LEN)?;
+        let reservation = reserve(start, LEN / 2)?;
+
+        let refused = Pagemap::new(
+            PagemapConfig::new(start, LEN)?,
+            reservation,
+            Node(0),
+            last_failure()?,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+        // And the reservation is not lost.
+        reserve(start, LEN)?;
+        Ok(())
+    }
+
+    #[test]
+    fn misaligned_pages_are_refused() -> Result {
+        let start = free_range(LEN)?;
+        let reservation = reserve(start, LEN)?;
+
+        let refused = Pagemap::new(
+            PagemapConfig::new(start + 4096, LEN / 2)?,
+            reservation,
+            Node(0),
+            last_failure()?,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn failures_are_reported_by_offset_in_the_data() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let report = |phys: PhysAddr, nr_pages| {
+            // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+            unsafe {
+                Pagemap::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.inner.pgmap.get(),
+                    (phys >> PAGE_SHIFT) as c_ulong,
+                    nr_pages,
+                    0,
+                )
+            }
+        };
+
+        assert_eq!(report(start + (2 << 20) + 0x3000, 2), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
+        assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
+        assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        Ok(())
+    }
+}

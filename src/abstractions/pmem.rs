@@ -194,3 +194,84 @@ impl<'a> PmemSlice<'a> {
 ///
 /// Where they do not, writes cannot be guaranteed to persist.
 pub const HAS_FLUSHCACHE: bool = bindings::HAS_UACCESS_FLUSHCACHE;
+
+#[kunit_tests(pmem_rs_pmem)]
+mod tests {
+    use super::*;
+
+    /// Ordinary memory will do: the copies do not care.
+    fn memory(len: usize) -> Result<KVec<u8>> {
+        Ok(KVec::from_elem(0xaa, len, GFP_KERNEL)?)
+    }
+
+    fn slice(memory: &mut KVec<u8>) -> PmemSlice<'_> {
+        // SAFETY: The vector has the bytes, for as long as it is borrowed.
+        unsafe {
+            PmemSlice::from_raw_parts(
+                NonNull::new_unchecked(memory.as_mut_ptr()),
+                memory.as_slice().len(),
+            )
+        }
+    }
+
+    #[test]
+    fn parts_are_within_the_whole() -> Result {
+        let mut memory = memory(100)?;
+        let whole = slice(&mut memory);
+
+        assert_eq!(whole.get(40, 60).map(|part| part.len()), Some(60));
+        assert_eq!(whole.get(100, 0).map(|part| part.len()), Some(0));
+        assert!(whole.get(40, 61).is_none());
+        assert!(whole.get(101, 0).is_none());
+        assert!(whole.get(1, usize::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn zeroes_go_where_they_should() -> Result {
+        let mut memory = memory(3 * PAGE_SIZE)?;
+
+        slice(&mut memory)
+            .get(1, 2 * PAGE_SIZE + 5)
+            .ok_or(EINVAL)?
+            .zero();
+
+        let expected = |index: usize| {
+            if (1..2 * PAGE_SIZE + 6).contains(&index) {
+                0
+            } else {
+                0xaa
+            }
+        };
+        assert!(memory
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == expected(index)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_source_is_copied_as_far_as_it_goes() -> Result {
+        let mut memory = memory(64)?;
+        let mut source = [0x55_u8; 16];
+        let mut kvec = bindings::kvec {
+            iov_base: source.as_mut_ptr().cast(),
+            iov_len: source.len(),
+        };
+        let mut iter = bindings::iov_iter::default();
+
+        // SAFETY: Iterator, vector and source live until the end of the test.
+        let mut iter = unsafe {
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &mut kvec, 1, 16);
+            IterSource::from_raw(&mut iter)
+        };
+        let part = slice(&mut memory).get(8, 32).ok_or(EINVAL)?;
+        assert_eq!(part.write_from_iter(&mut iter), 16);
+
+        assert!(memory
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == if (8..24).contains(&index) { 0x55 } else { 0xaa }));
+        Ok(())
+    }
+}

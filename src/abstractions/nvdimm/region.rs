@@ -237,3 +237,77 @@ impl Drop for RevokeOnUnbind {
         self.0.revoke();
     }
 }
+
+#[kunit_tests(pmem_rs_region)]
+mod tests {
+    use super::*;
+    use kernel::{
+        faux,
+        sync::Completion,
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue, //
+    };
+
+    /// Access to the "region" of a device that has none: nothing may be called with it.
+    fn access(faux: &faux::Registration) -> Result<Arc<RegionAccess>> {
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        Arc::pin_init(
+            try_pin_init!(RegionAccess {
+                srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
+                bound: Atomic::new(true),
+                dev: generic.into(),
+                _region: generic.into(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    #[test]
+    fn after_revocation_nothing_reaches_the_region() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let access = access(&faux)?;
+
+        drop(RevokeOnUnbind(access.clone()));
+
+        assert!(access.flush() == Err(ENXIO));
+        assert!(access.clear_poison(0, 512).is_err_and(|err| err == ENXIO));
+        Ok(())
+    }
+
+    #[pin_data]
+    struct User {
+        #[pin]
+        entered: Completion,
+        left: Atomic<bool>,
+        access: Arc<RegionAccess>,
+    }
+
+    #[test]
+    fn revocation_waits_for_those_inside() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let user = Arc::pin_init(
+            try_pin_init!(User {
+                entered <- Completion::new(),
+                left: Atomic::new(false),
+                access: access(&faux)?,
+            }),
+            GFP_KERNEL,
+        )?;
+
+        let inside = user.clone();
+        workqueue::system().try_spawn(GFP_KERNEL, move || {
+            let _guard = inside.access.srcu.read_lock();
+            inside.entered.complete_all();
+            fsleep(Delta::from_millis(100));
+            inside.left.store(true, Relaxed);
+        })?;
+
+        user.entered.wait_for_completion();
+        user.access.revoke();
+        assert!(user.left.load(Relaxed));
+        Ok(())
+    }
+}
