@@ -35,6 +35,10 @@ demo: build/env runner ## Boot the stock kernel with the driver and show a DAX m
 check: ## Run host tests, lints and guest tests
 	@tests/check
 
+.PHONY: check-full
+check-full: ## As check, and the guest tests on a kernel with KUnit and all checkers
+	@tests/check full
+
 .PHONY: modules
 modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make modules KDIR=...
 	@if [[ -n "$(KDIR)" ]]; then \

@@ -23,7 +23,9 @@ mod errno;
 mod filesystem;
 mod infoblock;
 mod init;
+mod kmemleak;
 mod ktap;
+mod kunit;
 mod lab;
 mod leaks;
 #[allow(unsafe_code)]

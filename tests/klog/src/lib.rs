@@ -29,6 +29,7 @@ const TROUBLE: &[&str] = &[
     "self-detected stall",
     "soft lockup",
     "hard LOCKUP",
+    "sleeping function called from invalid context",
     "possible circular locking",
     "possible recursive locking",
     "suspicious RCU usage",
@@ -72,6 +73,9 @@ impl Taint {
     /// An unsigned module was loaded. Expected: a test build is not signed.
     pub const UNSIGNED: Taint = Taint(1 << 13);
 
+    /// KUnit has run. Expected of a kernel that has it.
+    pub const TEST: Taint = Taint(1 << 18);
+
     /// The letters that the kernel prints in reports, by bit number.
     const LETTERS: &'static str = "PFSRMBUDAWCIOELKXTNJ";
 
@@ -82,7 +86,7 @@ impl Taint {
 
     /// Returns the flags that loading the module under test does not explain.
     pub fn unexpected(self) -> Taint {
-        Taint(self.0 & !(Self::OUT_OF_TREE.0 | Self::UNSIGNED.0))
+        Taint(self.0 & !(Self::OUT_OF_TREE.0 | Self::UNSIGNED.0 | Self::TEST.0))
     }
 
     /// Returns the flags that are set here and were not set in `before`.

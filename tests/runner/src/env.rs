@@ -20,6 +20,8 @@ pub struct Env {
     pub source: PathBuf,
     /// The kernel's release string.
     pub release: String,
+    /// The module with planted bugs, which a kernel has that can notice them: the debug kernel.
+    pub planted: Option<PathBuf>,
 }
 
 impl Env {
@@ -43,6 +45,7 @@ impl Env {
             image: value("INITRD")?.into(),
             source: value("KSRC")?.into(),
             release: value("RELEASE")?,
+            planted: values.get("PLANTED").map(PathBuf::from),
         };
         for file in [&env.kernel, &env.image, &env.source] {
             ensure!(

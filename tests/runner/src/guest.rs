@@ -13,9 +13,9 @@ use anyhow::{Context, Result};
 
 /// No line for so long means that the guest hangs. The guest itself ends tests that take too long,
 /// so this is longer than any test may take.
-const SILENCE_LIMIT: Duration = Duration::from_secs(200);
+const SILENCE_LIMIT: Duration = Duration::from_secs(500);
 /// How long a guest may take in all.
-const TOTAL_LIMIT: Duration = Duration::from_secs(900);
+const TOTAL_LIMIT: Duration = Duration::from_secs(1800);
 /// How long it may take to switch itself off.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);

@@ -71,6 +71,9 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
     }
 }
 
+/// The tests inside the module, for kernels that have KUnit.
+const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+
 /// In the order in which they are run: what everything else depends on comes first.
 pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
@@ -106,10 +109,11 @@ pub struct Selection {
     pub suites: Vec<&'static Suite>,
 }
 
-/// Picks suites by name; none means all.
-pub fn select(names: &[String]) -> Result<Selection> {
+/// Picks suites by name; none means all. A debug kernel has one more.
+pub fn select(names: &[String], debug: bool) -> Result<Selection> {
+    let all: Vec<&'static Suite> = debug.then_some(&KUNIT).into_iter().chain(ALL).collect();
     if names.is_empty() {
-        let suites = ALL.iter().collect();
+        let suites = all;
         return Ok(Selection {
             selftest: true,
             suites,
@@ -120,11 +124,11 @@ pub fn select(names: &[String]) -> Result<Selection> {
         suites: Vec::new(),
     };
     for name in names {
-        match ALL.iter().find(|suite| suite.name == name) {
+        match all.iter().find(|suite| suite.name == name) {
             Some(suite) => selection.suites.push(suite),
             None if name == SELFTEST => selection.selftest = true,
             None => {
-                let known: Vec<&str> = ALL.iter().map(|suite| suite.name).collect();
+                let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
                 bail!(
                     "no suite `{name}`; there are {SELFTEST}, {}",
                     known.join(", ")

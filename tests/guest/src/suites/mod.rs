@@ -18,6 +18,7 @@ mod legacy;
 mod modes;
 mod partitions;
 mod persistence;
+mod planted;
 mod probe;
 mod several;
 
@@ -86,6 +87,7 @@ const ALL: &[Suite] = &[
     persistence::AFTER_POWER_OFF,
     harness::FAULTS,
     harness::PANIC,
+    planted::SUITE,
     demo::FIRST_BOOT,
     demo::SECOND_BOOT,
 ];

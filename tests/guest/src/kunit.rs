@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit: the tests inside the module, which the kernel runs when it is loaded. debugfs keeps their
+//! results, and each becomes a test of this program's own stream.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ktap::{Ktap, Outcome};
+
+/// The name of the suite that reports them.
+pub const SUITE: &str = "kunit";
+
+/// Where the kernel keeps results, a folder for each suite, its own suites among them.
+const RESULTS: &str = "/sys/kernel/debug/kunit";
+/// What the suites of the module are called.
+const PREFIX: &str = "pmem_rs_";
+
+/// Lines that structure a suite's own stream, and would confuse the one that they become part of.
+const FORM: &[&str] = &["KTAP version", "Subtest:", "speed:", "1.."];
+
+/// The result of one test case, with what it said.
+#[derive(Debug, PartialEq, Eq)]
+struct Case {
+    name: String,
+    passed: bool,
+    notes: Vec<String>,
+}
+
+/// Reports all test cases of the module.
+pub fn report(ktap: &mut Ktap) -> Result<()> {
+    let mut cases = Vec::new();
+    let mut suites = Vec::new();
+    for entry in fs::read_dir(RESULTS).with_context(|| format!("reading {RESULTS}"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) {
+            suites.push(name);
+        }
+    }
+    suites.sort();
+    ensure!(!suites.is_empty(), "the module has no KUnit suites");
+    for suite in suites {
+        let path = Path::new(RESULTS).join(&suite).join("results");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path:?}"))?;
+        let found = cases_of(&suite, &text);
+        ensure!(!found.is_empty(), "{suite} has no results:\n{text}");
+        cases.extend(found);
+    }
+
+    ktap.begin(SUITE, cases.len())?;
+    for case in cases {
+        ktap.note(&case.notes.join("\n"))?;
+        let outcome = if case.passed {
+            Outcome::Passed
+        } else {
+            Outcome::Failed
+        };
+        ktap.result(&case.name, &outcome)?;
+    }
+    ktap.end(SUITE)
+}
+
+/// Takes the cases out of a suite's KTAP: they are indented by one level, the suite itself is not.
+fn cases_of(suite: &str, text: &str) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut notes = Vec::new();
+    for line in text.lines() {
+        let Some(line) = line.strip_prefix("    ") else {
+            continue;
+        };
+        let (passed, rest) = match line.strip_prefix("not ok ") {
+            Some(rest) => (false, rest),
+            None => match line.strip_prefix("ok ") {
+                Some(rest) => (true, rest),
+                None => {
+                    let note = line.trim_start_matches("# ");
+                    if !FORM.iter().any(|form| note.starts_with(form)) && !note.contains(".speed:")
+                    {
+                        notes.push(note.to_owned());
+                    }
+                    continue;
+                }
+            },
+        };
+        let name = rest.split(' ').nth(1).unwrap_or(rest);
+        cases.push(Case {
+            name: format!("{}.{name}", suite.trim_start_matches(PREFIX)),
+            passed,
+            notes: std::mem::take(&mut notes),
+        });
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_found_with_what_they_said() {
+        let text = "KTAP version 1\n\n1..1\n    KTAP version 1\n    # Subtest: pmem_rs_x\n    1..2\n    \
+                    ok 1 good\n    # bad: ASSERTION FAILED at x.rs:1\n    not ok 2 bad\n\
+                    # pmem_rs_x: pass:1 fail:1 skip:0 total:2\nnot ok 1 pmem_rs_x\n";
+        let cases = cases_of("pmem_rs_x", text);
+        assert_eq!(cases.len(), 2);
+        assert_eq!(cases[0].name, "x.good");
+        assert!(cases[0].passed);
+        assert_eq!(cases[1].name, "x.bad");
+        assert!(!cases[1].passed);
+        assert_eq!(cases[1].notes, ["bad: ASSERTION FAILED at x.rs:1"]);
+    }
+}
