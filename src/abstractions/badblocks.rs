@@ -246,8 +246,12 @@ mod tests {
 
         assert!(list.check(6, 1 << 31).is_none());
         assert!(list.check(6, 1 << 32).is_none());
-        assert!(list.check(6, 1 << 34).is_some_and(|bad| bad.first == 1 << 33));
-        assert!(list.check(6, u64::MAX).is_some_and(|bad| bad.first == 1 << 33));
+        assert!(list
+            .check(6, 1 << 34)
+            .is_some_and(|bad| bad.first == 1 << 33));
+        assert!(list
+            .check(6, u64::MAX)
+            .is_some_and(|bad| bad.first == 1 << 33));
         Ok(())
     }
 }

@@ -538,7 +538,10 @@ mod tests {
         assert!(access(&handle, 6, normal) == (2, 1240));
         assert_eq!(access(&handle, 9, normal).0, ERANGE.to_errno() as c_long);
         let recovery = bindings::dax_access_mode_DAX_RECOVERY_WRITE;
-        assert_eq!(access(&handle, 0, recovery).0, EHWPOISON.to_errno() as c_long);
+        assert_eq!(
+            access(&handle, 0, recovery).0,
+            EHWPOISON.to_errno() as c_long
+        );
         Ok(())
     }
 
@@ -569,9 +572,8 @@ mod tests {
         drop(device);
         assert_eq!(zero(3), ENXIO.to_errno());
         // SAFETY: As above; the iterator is not used.
-        let written = unsafe {
-            Device::recovery_write_callback(dev, 1, null_mut(), PAGE_SIZE, null_mut())
-        };
+        let written =
+            unsafe { Device::recovery_write_callback(dev, 1, null_mut(), PAGE_SIZE, null_mut()) };
         assert_eq!(written, 0);
         Ok(())
     }

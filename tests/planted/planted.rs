@@ -11,8 +11,7 @@ use core::{
     ptr, //
 };
 use kernel::{
-    new_mutex,
-    new_spinlock,
+    new_mutex, new_spinlock,
     prelude::*,
     sync::{
         Mutex,
