@@ -7,15 +7,22 @@
 #include <linux/badblocks.h>
 #include <linux/blkdev.h>
 #include <linux/bvec.h>
+#include <linux/dax.h>
 #include <linux/device.h>
+#include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/io.h>
+#include <linux/libnvdimm.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/percpu-refcount.h>
+#include <linux/sched.h>
 #include <linux/set_memory.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
 #include <linux/uaccess.h>
 #include <linux/uio.h>
+#include <linux/wait_bit.h>
 #include "nd.h"
 #include "pmem.h"
 
@@ -83,4 +90,100 @@ void pmem_rs_helper_bio_end_io_acct(struct bio *bio, unsigned long start_time);
 void pmem_rs_helper_bio_end_io_acct(struct bio *bio, unsigned long start_time)
 {
 	bio_end_io_acct(bio, start_time);
+}
+
+bool pmem_rs_helper_atomic_inc_not_zero(atomic_t *v);
+bool pmem_rs_helper_atomic_inc_not_zero(atomic_t *v)
+{
+	return atomic_inc_not_zero(v);
+}
+
+bool pmem_rs_helper_dax_mapping(struct address_space *mapping);
+bool pmem_rs_helper_dax_mapping(struct address_space *mapping)
+{
+	return dax_mapping(mapping);
+}
+
+void pmem_rs_helper_filemap_invalidate_lock(struct address_space *mapping);
+void pmem_rs_helper_filemap_invalidate_lock(struct address_space *mapping)
+{
+	filemap_invalidate_lock(mapping);
+}
+
+void pmem_rs_helper_filemap_invalidate_unlock(struct address_space *mapping);
+void pmem_rs_helper_filemap_invalidate_unlock(struct address_space *mapping)
+{
+	filemap_invalidate_unlock(mapping);
+}
+
+struct page *pmem_rs_helper_pfn_to_page(unsigned long pfn);
+struct page *pmem_rs_helper_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+unsigned long pmem_rs_helper_page_to_pfn(const struct page *page);
+unsigned long pmem_rs_helper_page_to_pfn(const struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+struct folio *pmem_rs_helper_page_folio(struct page *page);
+struct folio *pmem_rs_helper_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
+int pmem_rs_helper_folio_ref_count(const struct folio *folio);
+int pmem_rs_helper_folio_ref_count(const struct folio *folio)
+{
+	return folio_ref_count(folio);
+}
+
+unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio);
+unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio)
+{
+	return folio_nr_pages(folio);
+}
+
+bool pmem_rs_helper_dax_page_is_idle(struct page *page);
+bool pmem_rs_helper_dax_page_is_idle(struct page *page)
+{
+	return dax_page_is_idle(page);
+}
+
+long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout);
+long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout)
+{
+	return wait_var_event_timeout(page, dax_page_is_idle(page), timeout);
+}
+
+void pmem_rs_helper_arch_wb_cache_pmem(void *addr, size_t size);
+void pmem_rs_helper_arch_wb_cache_pmem(void *addr, size_t size)
+{
+	arch_wb_cache_pmem(addr, size);
+}
+
+bool pmem_rs_helper_percpu_ref_tryget_live(struct percpu_ref *ref);
+bool pmem_rs_helper_percpu_ref_tryget_live(struct percpu_ref *ref)
+{
+	return percpu_ref_tryget_live(ref);
+}
+
+void pmem_rs_helper_percpu_ref_get(struct percpu_ref *ref);
+void pmem_rs_helper_percpu_ref_get(struct percpu_ref *ref)
+{
+	percpu_ref_get(ref);
+}
+
+void pmem_rs_helper_percpu_ref_put(struct percpu_ref *ref);
+void pmem_rs_helper_percpu_ref_put(struct percpu_ref *ref)
+{
+	percpu_ref_put(ref);
+}
+
+void pmem_rs_helper_cond_resched(void);
+void pmem_rs_helper_cond_resched(void)
+{
+	cond_resched();
 }

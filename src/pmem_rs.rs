@@ -19,18 +19,46 @@ use kernel::{
 pub mod abstractions;
 pub mod driver;
 
-use abstractions::nvdimm;
+use abstractions::{
+    module::Installed,
+    nvdimm, //
+};
+use driver::retired::{
+    Shared,
+    SHARED, //
+};
+use kernel::{
+    debugfs::{
+        Dir,
+        File, //
+    },
+    sync::Arc, //
+};
 
-/// The module: nothing but the registration of its driver.
+/// The module: the registration of its driver, and what all devices share. The fields go in the
+/// order in which they stand here.
 #[pin_data]
 pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
+    #[pin]
+    _retired: File<Arc<Shared>>,
+    _debugfs: Dir,
+    _shared: Installed<Shared>,
 }
 
 impl InPlaceModule for PmemModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        let debugfs = Dir::new(c"pmem_rs");
+
         try_pin_init!(Self {
+            _shared: SHARED.install(Shared::new()?)?,
+            _retired <- debugfs.read_callback_file(
+                c"retired",
+                SHARED.get().ok_or(ENODEV)?,
+                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show(f),
+            ),
+            _debugfs: debugfs.clone(),
             _nd_driver <- kernel::driver::Registration::new(Self::NAME, module),
         })
     }
@@ -43,4 +71,11 @@ module! {
     description: "Persistent memory block and DAX driver",
     license: "GPL v2",
     alias: ["pmem", "nd:t4*", "nd:t5*"],
+    params: {
+        revoke_timeout_ms: u32 {
+            default: 10000,
+            description: "How long unbind waits for pinned pages before it retires the range, in \
+                          milliseconds; 0: for as long as it takes (default: 10000)",
+        },
+    },
 }

@@ -17,6 +17,7 @@ use super::{
         self,
         GenDisk, //
     },
+    memremap::Exposure,
     pmem::PmemSlice,
     uio::IterSource, //
 };
@@ -37,6 +38,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        barrier::{
+            smp_mb,
+            Full, //
+        },
         Arc,
         ArcBorrow,
         UniqueArc, //
@@ -45,6 +50,13 @@ use kernel::{
         ForeignOwnable,
         NotThreadSafe, //
     },
+};
+
+mod mapping;
+
+pub use mapping::{
+    FileMapping,
+    Revoked, //
 };
 
 /// The proof that this thread holds `dax_read_lock` for `'g`.
@@ -64,6 +76,7 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 pub struct Extent<'g> {
     slice: PmemSlice<'g>,
     pfn: usize,
+    exposure: &'g Exposure,
 }
 
 impl<'g> Extent<'g> {
@@ -72,9 +85,21 @@ impl<'g> Extent<'g> {
     /// # Safety
     ///
     /// `pfn` must be the page frame of the first byte of `slice`, which must start at a page, and
-    /// all of its pages must have `struct page`s.
-    pub(super) unsafe fn new(slice: PmemSlice<'g>, pfn: usize) -> Self {
-        Self { slice, pfn }
+    /// all of its pages must have `struct page`s, whose exposure is recorded in `exposure`.
+    pub(super) unsafe fn new(slice: PmemSlice<'g>, pfn: usize, exposure: &'g Exposure) -> Self {
+        Self {
+            slice,
+            pfn,
+            exposure,
+        }
+    }
+
+    /// Returns the first page frame number of at most `nr_pages` pages, which are exposed from here
+    /// on: page tables, page caches and pins may refer to them after the guard is gone.
+    #[inline]
+    fn expose(&self, nr_pages: usize) -> usize {
+        self.exposure.add(self.pfn, nr_pages.min(self.nr_pages()));
+        self.pfn
     }
 
     /// Returns the number of whole pages.
@@ -165,6 +190,24 @@ impl Handle {
     pub fn set_write_cache(&self, enabled: bool) {
         // SAFETY: By the type invariant the device is valid; the flag is set atomically.
         unsafe { bindings::dax_write_cache(self.0.as_ptr(), enabled) };
+    }
+
+    /// Returns whether the device is alive. If it is not, no translation begins any more, and of
+    /// the page faults that have begun one, the entry in the page cache of the file is visible, and
+    /// locked (see [`FileMapping::may_use`]).
+    pub fn is_alive(&self) -> bool {
+        // SAFETY: By the type invariant the device is valid. The lock is put on the same thread.
+        let alive = unsafe {
+            let id = bindings::dax_read_lock();
+            let alive = bindings::dax_alive(self.0.as_ptr());
+            bindings::dax_read_unlock(id);
+            alive
+        };
+
+        // A fault locks its entry, passes the full barrier of `srcu_read_lock`, and looks whether
+        // the device is alive; here it is the other way round.
+        smp_mb(Full);
+        alive
     }
 
     /// Tells the holder of the device, a file system or a mapped device, that `len` bytes from
@@ -337,13 +380,14 @@ impl<T: Operations> Registration<T> {
             Err(err) => return err.to_errno() as c_long,
         };
         // SAFETY: By the safety requirements. What becomes of the results after the lock is released
-        // is the caller's concern (`docs/architecture.md`).
+        // is what revocation is for (`docs/lifetimes.md`).
         unsafe {
             if !kaddr.is_null() {
                 *kaddr = extent.slice.as_ptr().cast();
             }
+            // Only those ask for a page frame who are going to map it, or to keep it.
             if !pfn.is_null() {
-                *pfn = extent.pfn;
+                *pfn = extent.expose(nr_pages);
             }
         }
 
@@ -456,7 +500,7 @@ mod tests {
     };
 
     /// Eight pages of ordinary memory, from which nothing is read, and the page frame number 1234.
-    struct Memory(KVec<u8>);
+    struct Memory(KVec<u8>, Exposure);
 
     const PAGE_SIZE: usize = kernel::page::PAGE_SIZE;
 
@@ -478,7 +522,7 @@ mod tests {
             let len = (8 * PAGE_SIZE).checked_sub(offset).ok_or(ERANGE)?;
             let slice = all.get(offset, len).ok_or(ERANGE)?;
             // SAFETY: Nobody uses the number.
-            Ok(unsafe { Extent::new(slice, 1234 + pgoff) })
+            Ok(unsafe { Extent::new(slice, 1234 + pgoff, &self.1) })
         }
 
         fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -502,7 +546,10 @@ mod tests {
     }
 
     fn device() -> Result<Registration<Memory>> {
-        let memory = Memory(KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?);
+        let memory = Memory(
+            KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?,
+            Exposure::new(&(1234..1242))?,
+        );
 
         Registration::new(Arc::new(memory, GFP_KERNEL)?, PROPERTIES)
     }

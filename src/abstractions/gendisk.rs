@@ -11,12 +11,15 @@ use super::{
     badblocks::Badblocks,
     bindings,
     bio::Bio,
+    completion::Completion,
     kernfs::Dirent,
     memremap::Node, //
 };
 use core::{
+    cell::Cell,
     marker::PhantomData,
     ptr::{
+        addr_of,
         addr_of_mut,
         NonNull, //
     },
@@ -114,12 +117,22 @@ pub trait Operations: Send + Sync + Sized + 'static {
     }
 }
 
+/// What a disk is watched with: who has it open may close it long after the driver is done with it.
+struct Watch {
+    /// Completed whenever somebody closes the disk or a partition of it.
+    closed: Arc<Completion>,
+    /// Nobody else refers to the watch: whoever closes the disk last frees it. Protected by the open
+    /// mutex of the disk.
+    orphaned: Cell<bool>,
+}
+
 /// A disk that has not been added yet, so that nobody can open it.
 ///
 /// # Invariants
 ///
 /// `disk` is a valid `struct gendisk` that is ours, its operations are those of `T`, and its
-/// private data is an `Arc<T>` in its foreign form, which is ours too.
+/// private data is an `Arc<T>` in its foreign form, which is ours too. The data of its queue is a
+/// [`Watch`], which stays until nobody has the disk open any more.
 pub struct GenDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
     data: *mut c_void,
@@ -136,10 +149,13 @@ impl<T: Operations> GenDisk<T> {
     const OPS: bindings::block_device_operations = bindings::block_device_operations {
         owner: this_module::<T::OwnerModule>().as_ptr(),
         submit_bio: Some(Self::submit_bio_callback),
+        release: Some(release_callback),
         ..ZEROED_OPS
     };
 
     /// Makes a disk of `sectors` sectors of 512 bytes. May sleep.
+    ///
+    /// `closed` is completed whenever somebody closes it, even after it was removed.
     ///
     /// # Errors
     ///
@@ -150,7 +166,15 @@ impl<T: Operations> GenDisk<T> {
         sectors: u64,
         node: Node,
         data: Arc<T>,
+        closed: Arc<Completion>,
     ) -> Result<Self> {
+        let watch = KBox::new(
+            Watch {
+                closed,
+                orphaned: Cell::new(false),
+            },
+            GFP_KERNEL,
+        )?;
         let mut lim = bindings::queue_limits {
             logical_block_size: limits.logical_block_size,
             physical_block_size: limits.physical_block_size,
@@ -175,6 +199,7 @@ impl<T: Operations> GenDisk<T> {
         unsafe {
             let raw = disk.as_ptr();
             (*raw).fops = ops;
+            (*(*raw).queue).queuedata = KBox::into_raw(watch).cast();
             (*raw).private_data = data;
             (*raw).disk_name = name.0;
             if let Some(bad) = bad {
@@ -213,7 +238,7 @@ impl<T: Operations> GenDisk<T> {
     /// the partition table, for which requests are submitted.
     ///
     /// `parent` becomes the parent in the device tree.
-    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<'_, T>> {
+    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let parent = core::ptr::from_ref(parent).cast_mut().cast();
         let groups = if T::ATTRIBUTE.is_some() {
@@ -227,10 +252,7 @@ impl<T: Operations> GenDisk<T> {
         to_result(unsafe { bindings::device_add_disk(parent, self.as_raw(), groups) })?;
 
         // INVARIANT: The disk has been added.
-        Ok(Registration {
-            disk: self,
-            _parent: PhantomData,
-        })
+        Ok(Registration { disk: self })
     }
 
     /// # Safety
@@ -354,12 +376,52 @@ impl<T: Operations> GenDisk<T> {
 /// All fields null, for what a disk leaves out.
 const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
 
+/// # Safety
+///
+/// For the block layer only: `disk` must be a [`GenDisk`], with its open mutex held.
+unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
+    // SAFETY: By the safety requirements and the type invariant of `GenDisk`; somebody had the disk
+    // open until now.
+    let watch = unsafe { (*(*disk).queue).queuedata.cast::<Watch>() };
+
+    // SAFETY: As above.
+    unsafe {
+        (*watch).closed.complete();
+        if (*watch).orphaned.get() && !is_open(disk) {
+            drop(KBox::from_raw(watch));
+        }
+    }
+}
+
+/// Whether anybody has a disk or a partition of it open.
+///
+/// # Safety
+///
+/// The disk must be valid, with its open mutex held.
+unsafe fn is_open(disk: *mut bindings::gendisk) -> bool {
+    // SAFETY: By the safety requirements; the counter is changed under the mutex.
+    unsafe { addr_of!((*(*disk).part0).bd_openers.counter).read_volatile() != 0 }
+}
+
 impl<T: Operations> Drop for GenDisk<T> {
     fn drop(&mut self) {
+        let raw = self.disk.as_ptr();
+
         // SAFETY: By the type invariant the disk is ours; it has not been added, or been deleted
-        // again, so the private data is not used any more.
+        // again, so nobody can open it and the private data is not used any more. Who still has it
+        // open closes it under the mutex.
         unsafe {
-            bindings::put_disk(self.disk.as_ptr());
+            let mutex = addr_of_mut!((*raw).open_mutex);
+            bindings::mutex_lock(mutex);
+            let watch = (*(*raw).queue).queuedata.cast::<Watch>();
+            if is_open(raw) {
+                (*watch).orphaned.set(true);
+            } else {
+                drop(KBox::from_raw(watch));
+            }
+            bindings::mutex_unlock(mutex);
+
+            bindings::put_disk(raw);
             drop(Arc::<T>::from_foreign(self.data));
         }
     }
@@ -369,18 +431,18 @@ impl<T: Operations> Drop for GenDisk<T> {
 ///
 /// Dropping it removes the disk: no new request is accepted, file systems on it are told to sync
 /// and shut down, and those who are inside of [`Operations::submit_bio`] are waited for. This sleeps;
-/// see `docs/architecture.md` for what it may wait for.
+/// see `docs/lifetimes.md` for what it may wait for.
+///
+/// The disk holds a reference to its parent, but is to be removed before the parent leaves sysfs.
 ///
 /// # Invariants
 ///
 /// The disk has been added.
-pub struct Registration<'bound, T: Operations> {
+pub struct Registration<T: Operations> {
     disk: GenDisk<T>,
-    /// The disk is to be gone before its parent is unbound.
-    _parent: PhantomData<&'bound device::Device<Bound>>,
 }
 
-impl<T: Operations> Registration<'_, T> {
+impl<T: Operations> Registration<T> {
     /// Returns the disk.
     pub(super) fn disk(&self) -> &GenDisk<T> {
         &self.disk
@@ -392,13 +454,158 @@ impl<T: Operations> Registration<'_, T> {
         // not being deleted.
         unsafe { Dirent::of_device(self.disk.device_raw(), name) }
     }
+
+    /// Returns who may have claimed the disk. May sleep.
+    pub fn claims(&self) -> Result<Claims> {
+        let disk = self.disk.as_raw();
+        // SAFETY: By the type invariant the disk is valid.
+        let whole = unsafe { BlockDevice::get((*disk).part0) }.ok_or(ENXIO)?;
+        let mut partitions = KVec::new();
+        let mut index: c_ulong = 0;
+
+        loop {
+            partitions.reserve(1, GFP_KERNEL)?;
+            // SAFETY: The disk is valid; its table has block devices, which are freed only after an
+            // RCU grace period.
+            let partition = unsafe {
+                bindings::rcu_read_lock();
+                let found = bindings::xa_find_after(
+                    addr_of_mut!((*disk).part_tbl),
+                    &mut index,
+                    c_ulong::MAX,
+                    bindings::XA_PRESENT,
+                );
+                let partition = BlockDevice::get(found.cast());
+                bindings::rcu_read_unlock();
+                if found.is_null() {
+                    break;
+                }
+                partition
+            };
+            if let Some(partition) = partition {
+                partitions.push(partition, GFP_KERNEL)?;
+            }
+        }
+
+        Ok(Claims { whole, partitions })
+    }
 }
 
-impl<T: Operations> Drop for Registration<'_, T> {
+impl<T: Operations> Drop for Registration<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the disk has been added. What remains of it is dropped
         // after this.
         unsafe { bindings::del_gendisk(self.disk.as_raw()) };
+    }
+}
+
+/// A reference to a disk or partition.
+///
+/// # Invariants
+///
+/// One reference of the device is ours.
+struct BlockDevice(NonNull<bindings::block_device>);
+
+// SAFETY: References may be used and put by any thread.
+unsafe impl Send for BlockDevice {}
+
+impl BlockDevice {
+    /// Takes a reference, unless the last one is just being put.
+    ///
+    /// # Safety
+    ///
+    /// `bdev` must be null, or not be freed during the call.
+    unsafe fn get(bdev: *mut bindings::block_device) -> Option<Self> {
+        let bdev = NonNull::new(bdev)?;
+        // SAFETY: By the safety requirements.
+        let kobj = unsafe {
+            bindings::kobject_get_unless_zero(addr_of_mut!((*bdev.as_ptr()).bd_device.kobj))
+        };
+
+        // INVARIANT: The reference was just taken.
+        (!kobj.is_null()).then_some(Self(bdev))
+    }
+
+    /// Returns whether somebody inside of the kernel who cannot be told that the device goes has
+    /// claimed it, and how many claims there are.
+    fn claim(&self) -> (bool, c_int) {
+        let raw = self.0.as_ptr();
+
+        // SAFETY: By the type invariant the device is valid. Holder and operations change together
+        // under the lock; the number is only read.
+        unsafe {
+            let lock = addr_of_mut!((*raw).bd_holder_lock);
+            bindings::mutex_lock(lock);
+            let holder = (*raw).bd_holder;
+            let untold = !holder.is_null()
+                && (*raw).bd_holder_ops.is_null()
+                && !self.is_file(holder.cast_const());
+            let claims = addr_of!((*raw).bd_holders).read_volatile();
+            bindings::mutex_unlock(lock);
+            (untold, claims)
+        }
+    }
+
+    /// Returns whether a holder is a file by which a program has opened the device with `O_EXCL`: then
+    /// it is the `struct file` itself (`blkdev_open()`).
+    ///
+    /// A holder may be anything, down to the address of a string, so it is looked at as something that
+    /// may not be there. Only a file of this device has its mapping in that place.
+    fn is_file(&self, holder: *const c_void) -> bool {
+        let mut mapping: *mut bindings::address_space = core::ptr::null_mut();
+        let field = holder.wrapping_byte_add(core::mem::offset_of!(bindings::file, f_mapping));
+
+        // SAFETY: The function survives whatever the address is; it writes to a local variable. The
+        // device is valid by the type invariant.
+        unsafe {
+            bindings::copy_from_kernel_nofault(
+                (&raw mut mapping).cast(),
+                field,
+                core::mem::size_of_val(&mapping),
+            ) == 0
+                && mapping == (*self.0.as_ptr()).bd_mapping
+        }
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::put_device(addr_of_mut!((*self.0.as_ptr()).bd_device)) };
+    }
+}
+
+/// Who has claimed a disk, or partitions of it, for himself.
+///
+/// File systems have operations by which they are told when the disk goes. Others inside of the kernel,
+/// such as device-mapper, md and swap, have none. They may have translated the memory behind the disk, and
+/// keep the addresses until they close it. Programs that have opened it with `O_EXCL` cannot.
+pub struct Claims {
+    whole: BlockDevice,
+    partitions: KVec<BlockDevice>,
+}
+
+impl Claims {
+    /// Returns whether there is anybody inside of the kernel who cannot be told that the disk goes.
+    /// May sleep.
+    ///
+    /// The answer changes from true to false before the `closed` of the disk is completed, and, once
+    /// the disk has been removed, never back.
+    pub fn are_left(&self) -> bool {
+        let mut of_partitions: c_int = 0;
+        for partition in &self.partitions {
+            let (untold, claims) = partition.claim();
+            if untold {
+                return true;
+            }
+            of_partitions = of_partitions.saturating_add(claims);
+        }
+
+        // Claims of partitions count as claims of the whole disk too, with a holder that stands for
+        // all of them (`bd_finish_claiming()`). Whoever has claimed a partition that was made after
+        // the list was is among the others.
+        let (untold, claims) = self.whole.claim();
+        untold && claims != of_partitions
     }
 }
 

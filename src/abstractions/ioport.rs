@@ -8,14 +8,18 @@
 //! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
 use super::bindings;
-use core::ptr::addr_of_mut;
+use core::ptr::{
+    addr_of_mut,
+    NonNull, //
+};
 use kernel::{
     io::{
         PhysAddr,
         ResourceSize, //
     },
     prelude::*,
-    str::CString, //
+    str::CString,
+    sync::SetOnce, //
 };
 
 /// A reserved range of physical memory addresses, as `/proc/iomem` shows it.
@@ -25,12 +29,21 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours and points to `name`.
+/// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours, is `region`, and points
+/// to one of the names.
 pub struct MemRegion {
     start: PhysAddr,
     len: ResourceSize,
-    _name: CString,
+    region: NonNull<bindings::resource>,
+    name: CString,
+    other_name: SetOnce<CString>,
 }
+
+// SAFETY: A region may be used and released by any thread.
+unsafe impl Send for MemRegion {}
+
+// SAFETY: As above; `rename` stores a pointer, atomically.
+unsafe impl Sync for MemRegion {}
 
 impl MemRegion {
     /// Reserves `len` bytes from `start` on.
@@ -52,16 +65,34 @@ impl MemRegion {
                 0,
             )
         };
-        if region.is_null() {
-            return Err(EBUSY);
-        }
 
         // INVARIANT: The region has just been requested.
         Ok(Self {
             start,
             len,
-            _name: name,
+            region: NonNull::new(region).ok_or(EBUSY)?,
+            name,
+            other_name: SetOnce::new(),
         })
+    }
+
+    /// Returns the name that the region was made with.
+    pub fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    /// Gives the region another name. Only the first call has an effect.
+    pub fn rename(&self, name: CString) {
+        if !self.other_name.populate(name) {
+            return;
+        }
+        if let Some(name) = self.other_name.as_ref() {
+            // SAFETY: By the type invariant the region is ours. Both names live as long as it does, so
+            // readers may see either.
+            unsafe {
+                addr_of_mut!((*self.region.as_ptr()).name).write_volatile(name.as_char_ptr())
+            };
+        }
     }
 
     /// Returns the first address.

@@ -6,6 +6,10 @@
 //! longer than a driver is bound. A mapping owns the reservation of what it maps, so that nobody else
 //! can map or use it for as long.
 //!
+//! References to fs-dax pages do not keep the pgmap. [`Pagemap`] therefore remembers which of its
+//! pages were ever [exposed](Exposure), and does not go before all of these are idle: nobody has a
+//! reference, and no entry of a page cache names them.
+//!
 //! C headers: [`include/linux/memremap.h`](srctree/include/linux/memremap.h),
 //! [`include/linux/io.h`](srctree/include/linux/io.h)
 
@@ -19,7 +23,13 @@ use super::{
     pmem::PmemSlice, //
 };
 use core::{
-    ptr::NonNull, //
+    marker::PhantomData,
+    ops::Range,
+    ptr::{
+        addr_of,
+        addr_of_mut,
+        NonNull, //
+    },
 };
 use kernel::{
     container_of,
@@ -33,6 +43,15 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
+    str::CString,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Msecs, //
+    },
     types::Opaque, //
 };
 
@@ -141,25 +160,158 @@ pub trait PagemapOperations: Send + Sync + 'static {
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
 }
 
+/// Which pages of a [`Pagemap`] the DAX core was ever told the frame numbers of.
+///
+/// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. They are
+/// remembered by chunks, so that the record is small, and so that marking one that is marked already,
+/// which is the rule, is a load and a test.
+pub struct Exposure {
+    /// The chunk that the first bit is about.
+    first: usize,
+    bits: KVec<Atomic<usize>>,
+}
+
+impl Exposure {
+    /// A chunk has the pages of a page middle directory.
+    const SHIFT: u32 = bindings::PMD_ORDER;
+    const BITS: usize = usize::BITS as usize;
+
+    /// Makes an empty record for these page frames.
+    pub(super) fn new(frames: &Range<u64>) -> Result<Self> {
+        let first = usize::try_from(frames.start >> Self::SHIFT)?;
+        let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
+        let chunks = last.saturating_sub(first).saturating_add(1);
+
+        let words = chunks.div_ceil(Self::BITS);
+        let mut bits = KVec::with_capacity(words, GFP_KERNEL)?;
+        for _ in 0..words {
+            bits.push(Atomic::new(0), GFP_KERNEL)?;
+        }
+        Ok(Self { first, bits })
+    }
+
+    /// The word and the bit for the chunk of a page frame.
+    #[inline]
+    fn place(&self, chunk: usize) -> Option<(&Atomic<usize>, usize)> {
+        let bit = chunk.wrapping_sub(self.first);
+        let word = self.bits.get(bit / Self::BITS)?;
+
+        Some((word, 1 << (bit % Self::BITS)))
+    }
+
+    /// Adds the `nr_pages` page frames from `pfn` on.
+    #[inline]
+    pub(super) fn add(&self, pfn: usize, nr_pages: usize) {
+        let mut chunk = pfn >> Self::SHIFT;
+        let last = pfn.wrapping_add(nr_pages.wrapping_sub(1)) >> Self::SHIFT;
+
+        while chunk <= last {
+            if let Some((word, mask)) = self.place(chunk) {
+                if word.load(Relaxed) & mask == 0 {
+                    Self::set(word, mask);
+                }
+            }
+            chunk = chunk.wrapping_add(1);
+        }
+    }
+
+    /// No order is needed: who looks for exposed pages has waited for those who expose them, in
+    /// `kill_dax`, or for the locked entries of their page caches.
+    #[cold]
+    fn set(word: &Atomic<usize>, mask: usize) {
+        let mut old = word.load(Relaxed);
+
+        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
+            old = current;
+        }
+    }
+
+    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that is
+    /// not itself exposed.
+    fn next(&self, pfn: usize) -> Option<usize> {
+        let from = pfn >> Self::SHIFT;
+        let mut chunk = from;
+
+        while let Some((word, mask)) = self.place(chunk) {
+            let word = word.load(Relaxed);
+            if word & mask != 0 {
+                return Some(pfn.max(chunk << Self::SHIFT));
+            }
+            chunk = if word == 0 {
+                // On to the next word.
+                let bit = chunk.wrapping_sub(self.first);
+                chunk.wrapping_add(Self::BITS.wrapping_sub(bit % Self::BITS))
+            } else {
+                chunk.wrapping_add(1)
+            };
+        }
+        None
+    }
+}
+
+/// A page that somebody uses, and the rest of its folio.
+///
+/// What it says may be outdated when it arrives, if translations can still begin.
+pub struct UsedPage<'a> {
+    page: NonNull<bindings::page>,
+    frames: Range<u64>,
+    references: u32,
+    _pages: PhantomData<&'a ()>,
+}
+
+impl UsedPage<'_> {
+    /// Returns the page frames of the folio.
+    pub fn frames(&self) -> Range<u64> {
+        self.frames.clone()
+    }
+
+    /// Returns whether somebody has a reference: a page table, a pipe, a DMA engine. Otherwise it is
+    /// only the page cache of a file that names the page.
+    pub fn is_referenced(&self) -> bool {
+        self.references != 0
+    }
+
+    /// Waits for the last reference to be put, for at most `limit` milliseconds. Sleeps.
+    pub fn wait_idle(&self, limit: Msecs) {
+        // SAFETY: The page is one of a pgmap that is borrowed.
+        unsafe {
+            bindings::wait_dax_page_idle_timeout(self.page.as_ptr(), msecs_to_jiffies(limit))
+        };
+    }
+}
+
+/// How many pages are in use; see [`Pagemap::count_used`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PagesInUse {
+    /// Pages that somebody has a reference to.
+    pub referenced: u64,
+    /// Pages that only the page cache of a file names.
+    pub cached: u64,
+}
+
 /// A pgmap: the `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the
 /// linear map of the kernel.
 ///
 /// Offsets are those of the data: what is before it in the range, such as `struct page`s that live
 /// there, is not accessible.
 ///
-/// Dropping it waits for the references to the pgmap and takes pages and mapping away. It does not
-/// wait for references to single pages: fs-dax pages hold none to the pgmap.
+/// Dropping it waits, for as long as it takes, until no exposed page is in use, and for the references
+/// to the pgmap, and takes pages and mapping away. Who does not want to wait looks first
+/// ([`Self::first_used`]).
 ///
 /// # Invariants
 ///
 /// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
-/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s.
+/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. All of its pages
+/// that anybody but `self` was told of are in `exposure`.
 pub struct Pagemap<T: PagemapOperations> {
     data: NonNull<u8>,
     len: usize,
+    exposure: Exposure,
+    memmap_on_media: bool,
     inner: Pin<KBox<Inner<T>>>,
     // Goes last.
-    _reservation: MemRegion,
+    reservation: MemRegion,
 }
 
 #[pin_data]
@@ -208,6 +360,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         let phys = start.wrapping_add(data_offset);
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
+        let exposure = Exposure::new(&frames(phys, data_len))?;
+        let memmap_on_media = pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0;
 
         let inner = KBox::pin_init::<Error>(
             try_pin_init!(Inner {
@@ -239,8 +393,10 @@ impl<T: PagemapOperations> Pagemap<T> {
             // beyond the offset.
             data: unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) },
             len: data_len,
+            exposure,
+            memmap_on_media,
             inner,
-            _reservation: reservation,
+            reservation,
         })
     }
 
@@ -278,7 +434,106 @@ impl<T: PagemapOperations> Pagemap<T> {
 
         // SAFETY: By the type invariant the pages of the data have `struct page`s, and `phys` is the
         // physical address of the first byte of the slice.
-        Some(unsafe { Extent::new(slice, (phys >> PAGE_SHIFT) as usize) })
+        Some(unsafe { Extent::new(slice, (phys >> PAGE_SHIFT) as usize, &self.exposure) })
+    }
+
+    /// Returns the page frames of the data.
+    pub fn frames(&self) -> Range<u64> {
+        frames(self.inner.phys, self.len)
+    }
+
+    /// Returns whether the `struct page`s are on the media, so that they go when these go.
+    pub fn memmap_is_on_media(&self) -> bool {
+        self.memmap_on_media
+    }
+
+    /// Returns whether any page was ever exposed.
+    pub fn is_exposed(&self) -> bool {
+        self.exposure.next(self.frames().start as usize).is_some()
+    }
+
+    /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
+    /// as there are exposed pages.
+    pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+        let frames = self.frames();
+        let mut next = from.max(frames.start);
+
+        loop {
+            let pfn = self.exposure.next(usize::try_from(next).ok()?)? as u64;
+            if pfn >= frames.end {
+                return None;
+            }
+
+            // SAFETY: The frame is one of the data, which has `struct page`s. The page of a folio
+            // belongs to the same file, so the folio is in the data too. The fields are read as the
+            // C code does, without a lock.
+            let (page, first, pages, references, named) = unsafe {
+                let folio = bindings::page_folio(bindings::pfn_to_page(pfn as c_ulong));
+                let page = addr_of_mut!((*folio).__bindgen_anon_1.page);
+                let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
+                let mapping = addr_of!((*fields).mapping).read_volatile();
+                let share = addr_of!((*fields).__bindgen_anon_2.share).read_volatile();
+                (
+                    page,
+                    bindings::page_to_pfn(page) as u64,
+                    bindings::folio_nr_pages(folio) as u64,
+                    bindings::folio_ref_count(folio),
+                    !mapping.is_null() || share != 0,
+                )
+            };
+            let end = first.saturating_add(pages).max(pfn.saturating_add(1));
+
+            if references != 0 || named {
+                return Some(UsedPage {
+                    page: NonNull::new(page)?,
+                    frames: first..end,
+                    references: references.unsigned_abs(),
+                    _pages: PhantomData,
+                });
+            }
+            next = end;
+        }
+    }
+
+    /// Counts the pages that are in use. Does not sleep; takes as long as there are exposed pages.
+    pub fn count_used(&self) -> PagesInUse {
+        let mut count = PagesInUse::default();
+        let mut next = 0;
+
+        while let Some(page) = self.first_used(next) {
+            let pages = page.frames.end.saturating_sub(page.frames.start);
+            let sum = if page.is_referenced() {
+                &mut count.referenced
+            } else {
+                &mut count.cached
+            };
+            *sum = sum.saturating_add(pages);
+            next = page.frames.end;
+        }
+        count
+    }
+
+    /// Writes the CPU caches back for these page frames, as far as they are in the data.
+    pub fn write_back(&self, pfns: Range<u64>) {
+        let frames = self.frames();
+        let (start, end) = (pfns.start.max(frames.start), pfns.end.min(frames.end));
+
+        // No overflow: the frames are in the data, whose length in bytes is a `usize`.
+        let offset = start.saturating_sub(frames.start) << PAGE_SHIFT;
+        let len = end.saturating_sub(start) << PAGE_SHIFT;
+        if let Some(slice) = self.slice().get(offset as usize, len as usize) {
+            slice.write_back();
+        }
+    }
+
+    /// Gives the reservation another name in `/proc/iomem`. Only the first call has an effect.
+    pub fn rename_reservation(&self, name: CString) {
+        self.reservation.rename(name);
+    }
+
+    /// Returns the name that the reservation was made with.
+    pub fn reservation_name(&self) -> &CStr {
+        self.reservation.name()
     }
 
     /// Takes the hwpoison mark off the pages that are wholly in the `len` bytes from `offset` on, and
@@ -339,10 +594,37 @@ impl<T: PagemapOperations> Pagemap<T> {
 
 impl<T: PagemapOperations> Drop for Pagemap<T> {
     fn drop(&mut self) {
+        // How long a page that is only named by a page cache is left alone, in milliseconds.
+        const PATIENCE: Msecs = 100;
+
+        while let Some(page) = self.first_used(0) {
+            page.wait_idle(PATIENCE);
+            if !page.is_referenced() {
+                // SAFETY: May sleep here.
+                unsafe { bindings::msleep(PATIENCE) };
+            }
+        }
+
+        if self.is_exposed() {
+            // Whoever put the last reference to a page may not be done with its `struct page` yet:
+            // `free_zone_device_folio()` reads it after that, in a section that can be preempted, but
+            // does not sleep. Lockless walkers of page tables are in RCU read-side sections.
+            // SAFETY: May sleep here.
+            unsafe {
+                bindings::synchronize_rcu();
+                bindings::synchronize_rcu_tasks();
+            }
+        }
+
         // SAFETY: By the type invariant `memremap_pages` has succeeded. Slices and extents borrow
-        // from `self`, so there are none.
+        // from `self`, so there are none, and no exposed page is in use.
         unsafe { bindings::memunmap_pages(self.inner.pgmap.get()) };
     }
+}
+
+/// The page frames of the `len` bytes from `phys` on.
+fn frames(phys: PhysAddr, len: usize) -> Range<u64> {
+    (phys >> PAGE_SHIFT)..(phys.saturating_add(len as u64) >> PAGE_SHIFT)
 }
 
 /// A mapping of a physical range that has no `struct page`s.
@@ -397,6 +679,16 @@ impl Memremap {
         // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
         unsafe { PmemSlice::from_raw_parts(self.addr, self.len) }
     }
+
+    /// Gives the reservation another name in `/proc/iomem`. Only the first call has an effect.
+    pub fn rename_reservation(&self, name: CString) {
+        self.reservation.rename(name);
+    }
+
+    /// Returns the name that the reservation was made with.
+    pub fn reservation_name(&self) -> &CStr {
+        self.reservation.name()
+    }
 }
 
 impl Drop for Memremap {
@@ -411,16 +703,7 @@ impl Drop for Memremap {
 mod tests {
     use super::*;
     use crate::abstractions::ioport::free_range;
-    use kernel::{
-        str::CString,
-        sync::{
-            atomic::{
-                Atomic,
-                Relaxed, //
-            },
-            Arc, //
-        },
-    };
+    use kernel::sync::Arc;
 
     // A section of the memory map, so that all architectures can map it.
     const LEN: ResourceSize = 128 << 20;
@@ -545,6 +828,62 @@ mod tests {
         assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
         assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
         assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_exposed_is_found() -> Result {
+        const CHUNK: u64 = 1 << Exposure::SHIFT;
+        let exposure = Exposure::new(&(1000 * CHUNK + 7..2000 * CHUNK))?;
+        let start = 1000 * CHUNK as usize;
+
+        assert_eq!(exposure.next(start), None);
+        exposure.add(start + 70 * CHUNK as usize + 3, 1);
+        exposure.add(start + 70 * CHUNK as usize + 3, 1);
+        assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
+        assert_eq!(
+            exposure.next(start + 70 * CHUNK as usize + 9),
+            Some(start + 70 * CHUNK as usize + 9)
+        );
+        assert_eq!(exposure.next(start + 71 * CHUNK as usize), None);
+        // Two pages on either side of a border, and what is not there at all.
+        exposure.add(start + 801 * CHUNK as usize - 1, 2);
+        exposure.add(0, 1);
+        exposure.add(3000 * CHUNK as usize, 1);
+        assert_eq!(
+            exposure.next(start + 71 * CHUNK as usize),
+            Some(start + 800 * CHUNK as usize)
+        );
+        assert_eq!(
+            exposure.next(start + 801 * CHUNK as usize),
+            Some(start + 801 * CHUNK as usize)
+        );
+        assert_eq!(exposure.next(start + 802 * CHUNK as usize), None);
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_are_referenced_are_waited_for() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 0)?;
+        let pfn = (start >> PAGE_SHIFT) + 5;
+
+        assert!(pages.first_used(0).is_none());
+        // SAFETY: The frame has a page; the count is that of a page that was just mapped.
+        let page = unsafe { bindings::pfn_to_page(pfn as c_ulong) };
+        // SAFETY: As above; nobody else knows the page.
+        unsafe { (*page)._refcount.counter = 1 };
+        // As long as it was not exposed, it cannot have been.
+        assert!(pages.first_used(0).is_none());
+        pages.exposure.add(pfn as usize, 1);
+        assert!(pages
+            .first_used(0)
+            .is_some_and(|page| page.is_referenced() && page.frames() == (pfn..pfn + 1)));
+        assert_eq!(pages.count_used().referenced, 1);
+        // SAFETY: As above.
+        unsafe { (*page)._refcount.counter = 0 };
+        assert!(pages.first_used(0).is_none());
+        assert!(pages.is_exposed());
         Ok(())
     }
 }

@@ -20,11 +20,17 @@ mod bindings;
 
 pub mod badblocks;
 pub mod bio;
+pub mod completion;
 pub mod dax;
+pub mod fs;
 pub mod gendisk;
 pub mod ioport;
 pub mod kernfs;
+pub mod kobject;
 pub mod memremap;
+pub mod module;
 pub mod nvdimm;
+pub mod percpu_ref;
 pub mod pmem;
 pub mod uio;
+pub mod workqueue;

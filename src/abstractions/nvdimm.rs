@@ -271,7 +271,7 @@ impl Device<Bound> {
     }
 
     /// Makes a disk on this device read-only or writable, as the region is, and says so in the log.
-    pub fn sync_read_only<T: gendisk::Operations>(&self, disk: &gendisk::Registration<'_, T>) {
+    pub fn sync_read_only<T: gendisk::Operations>(&self, disk: &gendisk::Registration<T>) {
         let disk = disk.disk();
 
         // The C function takes the region from the parent of the disk.

@@ -179,6 +179,15 @@ impl<'a> PmemSlice<'a> {
         }
     }
 
+    /// Writes the CPU's cached copies of the bytes back to the medium.
+    ///
+    /// For what others have stored there with ordinary stores. Does not sleep. The bytes are durable
+    /// after the next flush of the region.
+    pub fn write_back(&self) {
+        // SAFETY: By the type invariant the bytes are mapped.
+        unsafe { bindings::arch_wb_cache_pmem(self.addr.as_ptr().cast(), self.len) };
+    }
+
     /// Drops the CPU's cached copies of the bytes.
     ///
     /// For use after poison was cleared, so that the poisoned lines are not read from the caches.

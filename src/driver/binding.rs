@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a bound device consists of, and in which order it is taken apart.
+//! What a bound device consists of, and how it is put together.
 
 use super::{
     disk::{
@@ -12,10 +12,15 @@ use super::{
         Layout,
         PmemRange, //
     },
+    retired::SHARED,
+    unbind::{
+        flush_or_report,
+        Parts,
+        Unbind, //
+    },
 };
 use crate::abstractions::{
     dax,
-    gendisk,
     memremap::PagemapConfig,
     nvdimm::{
         Btt,
@@ -25,6 +30,7 @@ use crate::abstractions::{
         Namespace,
         RegionAccess, //
     },
+    percpu_ref::Counted,
     pmem::HAS_FLUSHCACHE, //
 };
 use core::ops::Range;
@@ -36,7 +42,8 @@ use kernel::{
     io::PhysAddr,
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::Arc,
+    time::Msecs, //
 };
 
 /// A device that is bound to the driver.
@@ -45,7 +52,7 @@ pub enum Binding<'bound> {
     /// that it makes, so that nothing is left to be flushed when it goes.
     Btt(Btt<'bound>, Arc<RegionAccess>),
     /// A raw namespace or a pfn device: the disk is ours.
-    Disk(Attached<'bound>),
+    Disk(Attached),
 }
 
 impl<'bound> Binding<'bound> {
@@ -91,7 +98,11 @@ impl<'bound> Binding<'bound> {
     pub fn flush(&self) {
         match self {
             Self::Btt(_, region) => flush_or_report(region),
-            Self::Disk(attached) => flush_or_report(&attached.pmem.region),
+            Self::Disk(attached) => {
+                if let Some(parts) = &attached.parts {
+                    flush_or_report(&parts.pmem.region);
+                }
+            }
         }
     }
 
@@ -100,11 +111,11 @@ impl<'bound> Binding<'bound> {
         match self {
             Self::Btt(btt, _) => btt.revalidate_poison(),
             Self::Disk(attached) => {
-                let pmem = &attached.pmem;
-
-                dev.region()
-                    .populate_badblocks(&pmem.badblocks, &pmem.range.phys());
-                pmem.badblocks.notify();
+                if let Some(Parts { pmem, .. }) = &attached.parts {
+                    dev.region()
+                        .populate_badblocks(&pmem.badblocks, &pmem.range.phys());
+                    pmem.badblocks.notify();
+                }
             }
         }
     }
@@ -113,38 +124,30 @@ impl<'bound> Binding<'bound> {
     pub fn revalidate_region(&self, dev: &Device<Bound>) {
         match self {
             Self::Btt(btt, _) => btt.sync_read_only(),
-            Self::Disk(attached) => dev.sync_read_only(&attached.disk),
+            Self::Disk(attached) => {
+                if let Some(parts) = &attached.parts {
+                    dev.sync_read_only(&parts.disk);
+                }
+            }
         }
     }
 }
 
 /// The disk, the DAX device and the memory of a bound device.
 ///
-/// The fields go in the order in which they stand here, and that order matters:
-///
-/// 1. `disk`: no new requests, and those under way are waited for. The DAX device is still alive, so
-///    a file system on the disk can sync and shut down in order.
-/// 2. `_dax`: nobody finds the DAX device any more, no translation begins, and those under way are
-///    waited for.
-/// 3. `_flush`: what was written until here is made durable.
-/// 4. `pmem`: with the last reference the pages, the mapping and the reservation go, and after them
-///    the last reference to the DAX device, which a failing page may still want to tell.
-pub struct Attached<'bound> {
-    disk: gendisk::Registration<'bound, Pmem>,
-    _dax: Option<dax::Registration<Pmem>>,
-    _flush: FlushOnDrop,
-    pmem: Arc<Pmem>,
+/// Dropping it takes the device away; see [`unbind`](super::unbind) for the order.
+pub struct Attached {
+    /// Until it is dropped.
+    parts: Option<Parts>,
+    unbind: Arc<Unbind>,
+    limit: Msecs,
 }
 
-impl<'bound> Attached<'bound> {
+impl Attached {
     /// Makes the disk for a namespace.
     ///
     /// If any step fails, what was made before is dropped, in reverse order.
-    fn new(
-        dev: &'bound Device<Core<'_>>,
-        namespace: Namespace<'_>,
-        layout: Layout,
-    ) -> Result<Self> {
+    fn new(dev: &Device<Core<'_>>, namespace: Namespace<'_>, layout: Layout) -> Result<Self> {
         let region = dev.region();
         let node = dev.node();
         let reserve = namespace.range()?;
@@ -152,14 +155,18 @@ impl<'bound> Attached<'bound> {
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
         let range = PmemRange::new(reserve.clone(), name, layout, node)
             .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
-        let range = Arc::new(range, GFP_KERNEL)?;
+        let range = Counted::new(range)?;
 
         let pmem = Arc::pin_init(
-            Pmem::new(range, RegionAccess::new(dev)?, namespace.sector_size()),
+            Pmem::new(
+                range.hold().ok_or(ENXIO)?,
+                RegionAccess::new(dev)?,
+                namespace.sector_size(),
+            ),
             GFP_KERNEL,
         )?;
-        region.populate_badblocks(&pmem.badblocks, &pmem.range.phys());
-        let flush = FlushOnDrop(pmem.region.clone());
+        region.populate_badblocks(&pmem.badblocks, &range.phys());
+        let unbind = Unbind::new(reserve, pmem.region.clone())?;
 
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
@@ -173,7 +180,7 @@ impl<'bound> Attached<'bound> {
         };
         if let Some(dax) = &dax {
             pmem.dax.populate(dax.handle());
-            pmem.range.set_dax(dax.handle());
+            range.set_dax(dax.handle());
         }
 
         let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
@@ -182,9 +189,15 @@ impl<'bound> Attached<'bound> {
         }
         let abilities = Abilities {
             fua: has_flush.unwrap_or(false),
-            dax: dax.is_some() && pmem.range.has_pages(),
+            dax: dax.is_some() && range.has_pages(),
         };
-        let disk = disk::new(&namespace.disk_name()?, abilities, node, pmem.clone())?;
+        let disk = disk::new(
+            &namespace.disk_name()?,
+            abilities,
+            node,
+            pmem.clone(),
+            unbind.closed(),
+        )?;
         if let Some(dax) = &mut dax {
             dax.set_host(&disk)?;
         }
@@ -197,11 +210,23 @@ impl<'bound> Attached<'bound> {
         }
 
         Ok(Self {
-            disk,
-            _dax: dax,
-            _flush: flush,
-            pmem,
+            parts: Some(Parts {
+                disk,
+                dax,
+                pmem,
+                range,
+            }),
+            unbind,
+            limit: crate::module_parameters::revoke_timeout_ms.value(),
         })
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.unbind.clone().run(parts, self.limit);
+        }
     }
 }
 
@@ -209,7 +234,16 @@ impl<'bound> Attached<'bound> {
 fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) {
     let (start, last) = (range.start, range.end.saturating_sub(1));
 
-    if err == EBUSY {
+    let retired = SHARED.get().and_then(|shared| shared.find(range));
+    if let Some(retired) = retired {
+        dev_err!(
+            dev,
+            "could not reserve [mem {:#x}-{:#x}]: retired {}\n",
+            start,
+            last,
+            *retired
+        );
+    } else if err == EBUSY {
         dev_err!(
             dev,
             "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
@@ -225,25 +259,5 @@ fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) 
             last,
             err.to_errno()
         );
-    }
-}
-
-/// Makes everything that was written durable, or says in the log that it could not.
-fn flush_or_report(region: &RegionAccess) {
-    if let Err(err) = region.flush() {
-        dev_err!(
-            region.device(),
-            "flush failed ({}): the latest writes may be lost\n",
-            err.to_errno()
-        );
-    }
-}
-
-/// Makes everything that was written durable when it is dropped.
-struct FlushOnDrop(Arc<RegionAccess>);
-
-impl Drop for FlushOnDrop {
-    fn drop(&mut self) {
-        flush_or_report(&self.0);
     }
 }

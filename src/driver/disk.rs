@@ -19,6 +19,7 @@ use crate::abstractions::{
         Operation,
         Status, //
     },
+    completion::Completion,
     gendisk::{
         self,
         BoolAttribute,
@@ -43,12 +44,13 @@ pub struct Abilities {
     pub dax: bool,
 }
 
-/// Makes the disk for `pmem`.
+/// Makes the disk for `pmem`. `closed` is completed whenever somebody closes it.
 pub fn new(
     name: &DiskName,
     abilities: Abilities,
     node: Node,
     pmem: Arc<Pmem>,
+    closed: Arc<Completion>,
 ) -> Result<GenDisk<Pmem>> {
     let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS;
     if abilities.fua {
@@ -64,7 +66,7 @@ pub fn new(
     };
     let sectors = pmem.range.size() >> SECTOR_SHIFT;
 
-    GenDisk::new(name, limits, sectors as u64, node, pmem)
+    GenDisk::new(name, limits, sectors as u64, node, pmem, closed)
 }
 
 impl gendisk::Operations for Pmem {

@@ -3,7 +3,10 @@
 //! What the driver does, one noun a file.
 //!
 //! - [`nd_driver`]: how devices on the nd bus come and go.
-//! - [`binding`]: what a bound device consists of, and in which order it is taken apart.
+//! - [`binding`]: what a bound device consists of, and how it is put together.
+//! - [`unbind`]: how it is taken away from those who use it: revoke, drain, retire.
+//! - [`lifecycle`]: what may follow what in that; plain Rust, tested and model-checked on the host too.
+//! - [`retired`]: what unbind could not wait for.
 //! - [`range`](mod@range): the memory: reservation, mapping, `struct page`s.
 //! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
 //! - [`disk`]: the block device.
@@ -24,6 +27,9 @@ pub mod binding;
 pub mod dax;
 pub mod disk;
 pub mod geometry;
+pub mod lifecycle;
 pub mod nd_driver;
 pub mod pmem;
 pub mod range;
+pub mod retired;
+pub mod unbind;

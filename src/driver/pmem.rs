@@ -19,7 +19,8 @@ use crate::abstractions::{
         SegmentToFill, //
     },
     dax,
-    nvdimm::RegionAccess, //
+    nvdimm::RegionAccess,
+    percpu_ref::Hold, //
 };
 use kernel::{
     page::PAGE_SHIFT,
@@ -36,8 +37,8 @@ use kernel::{
 /// [`RegionAccess::flush`].
 #[pin_data]
 pub struct Pmem {
-    /// The memory itself.
-    pub range: Arc<PmemRange>,
+    /// The memory itself, which stays as long as disk and DAX device do.
+    pub range: Hold<PmemRange>,
     /// What is known to be bad, in sectors from the start of the data.
     #[pin]
     pub badblocks: Badblocks,
@@ -52,7 +53,7 @@ pub struct Pmem {
 impl Pmem {
     /// Brings the parts together, with an empty list of bad blocks.
     pub fn new(
-        range: Arc<PmemRange>,
+        range: Hold<PmemRange>,
         region: Arc<RegionAccess>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {

@@ -17,7 +17,9 @@ use crate::abstractions::{
         Node,
         Pagemap,
         PagemapConfig,
-        PagemapOperations, //
+        PagemapOperations,
+        PagesInUse,
+        UsedPage, //
     },
     pmem::PmemSlice, //
 };
@@ -126,6 +128,72 @@ impl PmemRange {
     pub fn unpoison(&self, offset: usize, len: usize) {
         if let Self::Pages(pages) = self {
             pages.unpoison(offset, len);
+        }
+    }
+
+    /// Returns the page frames of the data; none if there are no `struct page`s.
+    pub fn frames(&self) -> Range<u64> {
+        match self {
+            Self::Pages(pages) => pages.frames(),
+            Self::Plain(_) => 0..0,
+        }
+    }
+
+    /// Returns whether the `struct page`s are on the media.
+    pub fn memmap_is_on_media(&self) -> bool {
+        match self {
+            Self::Pages(pages) => pages.memmap_is_on_media(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Returns whether anybody was ever told a page frame number.
+    pub fn is_exposed(&self) -> bool {
+        match self {
+            Self::Pages(pages) => pages.is_exposed(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Returns the first page from frame `from` on that somebody uses.
+    pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+        match self {
+            Self::Pages(pages) => pages.first_used(from),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// Counts the pages that are in use.
+    pub fn count_used(&self) -> PagesInUse {
+        match self {
+            Self::Pages(pages) => pages.count_used(),
+            Self::Plain(_) => PagesInUse::default(),
+        }
+    }
+
+    /// Writes the CPU caches back for these page frames.
+    pub fn write_back(&self, frames: Range<u64>) {
+        if let Self::Pages(pages) = self {
+            pages.write_back(frames);
+        }
+    }
+
+    /// Says in `/proc/iomem` that the range is retired. If there is no memory for that, it is not said.
+    pub fn mark_retired(&self) {
+        let Ok(name) = CString::try_from_fmt(fmt!("{} (retired by pmem_rs)", &*self.name())) else {
+            return;
+        };
+        match self {
+            Self::Pages(pages) => pages.rename_reservation(name),
+            Self::Plain(plain) => plain.rename_reservation(name),
+        }
+    }
+
+    /// The name in `/proc/iomem`.
+    fn name(&self) -> &CStr {
+        match self {
+            Self::Pages(pages) => pages.reservation_name(),
+            Self::Plain(plain) => plain.reservation_name(),
         }
     }
 

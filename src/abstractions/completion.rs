@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Completions that can be waited for with a limit.
+//!
+//! The kernel crate's `sync::Completion` waits for as long as it takes.
+//!
+//! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
+
+use super::bindings;
+use kernel::{
+    prelude::*,
+    time::{
+        msecs_to_jiffies,
+        Msecs, //
+    },
+    types::Opaque, //
+};
+
+/// A `struct completion`.
+///
+/// # Invariants
+///
+/// `inner` was initialised by `init_completion` and stays where it is.
+#[pin_data]
+pub struct Completion {
+    #[pin]
+    inner: Opaque<bindings::completion>,
+}
+
+// SAFETY: A completion may be used by any thread.
+unsafe impl Send for Completion {}
+
+// SAFETY: A completion is protected by its own lock.
+unsafe impl Sync for Completion {}
+
+impl Completion {
+    /// Creates a completion that nobody has completed.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // INVARIANT: Initialised here, and pinned from here on.
+            inner <- Opaque::ffi_init(|slot: *mut bindings::completion| {
+                // SAFETY: `slot` is valid for writing.
+                unsafe { bindings::init_completion(slot) };
+            }),
+        })
+    }
+
+    /// Lets one wait end, one that is under way or a later one. May be called from any context.
+    pub fn complete(&self) {
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe { bindings::complete(self.inner.get()) };
+    }
+
+    /// Lets all waits end, now and later. May be called from any context.
+    pub fn complete_all(&self) {
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe { bindings::complete_all(self.inner.get()) };
+    }
+
+    /// Waits, uninterruptibly, for as long as it takes. Sleeps.
+    pub fn wait(&self) {
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe { bindings::wait_for_completion(self.inner.get()) };
+    }
+
+    /// Waits, uninterruptibly, for at most `limit` milliseconds. Sleeps. Returns whether the
+    /// completion was completed.
+    pub fn wait_timeout(&self, limit: Msecs) -> bool {
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe {
+            bindings::wait_for_completion_timeout(self.inner.get(), msecs_to_jiffies(limit)) != 0
+        }
+    }
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Work queues of one's own.
+//!
+//! The kernel crate's `workqueue` has those of the system only. A module whose work may outlive
+//! the devices that it was for needs one that it can wait for before its code goes.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use super::bindings;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    workqueue::Queue, //
+};
+
+/// A work queue whose items may run on any CPU, and may sleep for long.
+///
+/// Dropping it waits for all of its work.
+///
+/// # Invariants
+///
+/// `self.0` is a valid work queue that is ours.
+pub struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: A work queue may be used and destroyed by any thread.
+unsafe impl Send for OwnedQueue {}
+
+// SAFETY: As above.
+unsafe impl Sync for OwnedQueue {}
+
+impl OwnedQueue {
+    /// Makes a queue. May sleep.
+    pub fn new(name: &'static CStr) -> Result<Self> {
+        // SAFETY: The format has one string, and that is what follows. 0 is the default for how
+        // many items run at once.
+        let queue = unsafe {
+            bindings::alloc_workqueue_noprof(
+                c"%s".as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND,
+                0,
+                name.as_char_ptr(),
+            )
+        };
+
+        // INVARIANT: Just made.
+        Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
+    }
+}
+
+impl Deref for OwnedQueue {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        // SAFETY: By the type invariant the queue is valid for as long as `self` is.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the queue is ours.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}

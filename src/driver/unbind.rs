@@ -1,0 +1,609 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a device is taken away: revoke, drain, retire.
+//!
+//! Unbind hands everything to a worker and waits for it, but not for ever. The worker
+//!
+//! 1. references the files that use the memory, so that removing the disk does not evict them, which
+//!    would wait for pinned pages;
+//! 2. removes the disk: file systems on it sync and shut down in order while DAX still works;
+//! 3. lets a second work item kill the DAX device, since that waits for every DAX read and write of the
+//!    system, and these may hang in a page fault of their own for as long as a user likes;
+//! 4. as soon as no translation can begin, *revokes*: goes through the DAX files of all mounted file
+//!    systems, unmaps the memory, waits for page faults that are under way, writes dirty pages back and
+//!    deletes the entries of the page caches;
+//! 5. *drains*: waits for pages that are pinned, for those who are inside of the DAX device, and for
+//!    claims of the disk that cannot be told;
+//! 6. frees pages, mapping and reservation.
+//!
+//! If that takes longer than unbind may wait, the range is *retired*: it stays as it is, is listed, and
+//! the worker goes on by itself. See `docs/lifetimes.md` for what may hold on to what, and for the
+//! order of the locks.
+
+use super::{
+    lifecycle::{
+        Drained,
+        Lifecycle,
+        PageUse,
+        State,
+        StateCell,
+        Step,
+        Users,
+        Walk, //
+    },
+    pmem::Pmem,
+    range::PmemRange,
+    retired::SHARED, //
+};
+use crate::abstractions::{
+    completion::Completion,
+    dax,
+    fs,
+    gendisk::{
+        self,
+        Claims, //
+    },
+    kobject,
+    module::ModuleRef,
+    nvdimm::RegionAccess,
+    percpu_ref::Counted, //
+};
+use core::ops::Range;
+use kernel::{
+    device::Device,
+    fmt,
+    impl_has_work,
+    io::PhysAddr,
+    module::this_module,
+    new_mutex,
+    new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic,
+        Msecs, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// How long the worker waits at a time for what wakes it up, before it looks for itself.
+const LOOK: Msecs = 1000;
+/// How long it leaves the DAX device to die before it goes on without it.
+const DEATH: Msecs = 200;
+/// How often a wait without limit is mentioned in the log, in looks.
+const MENTION: u32 = 30;
+
+impl StateCell for Atomic<u32> {
+    fn new(value: u32) -> Self {
+        Atomic::new(value)
+    }
+
+    fn load(&self) -> u32 {
+        self.load(Acquire)
+    }
+
+    fn replace(&self, old: u32, new: u32) -> bool {
+        self.cmpxchg(old, new, Full).is_ok()
+    }
+}
+
+/// What a bound device consists of, for as long as it is bound.
+pub struct Parts {
+    /// The disk.
+    pub disk: gendisk::Registration<Pmem>,
+    /// The DAX device.
+    pub dax: Option<dax::Registration<Pmem>>,
+    /// What the two share.
+    pub pmem: Arc<Pmem>,
+    /// The memory.
+    pub range: Counted<PmemRange>,
+}
+
+/// What revocation has done, for the log.
+#[derive(Clone, Copy, Default)]
+struct Report {
+    inodes: u64,
+    pages: u64,
+    micros: i64,
+}
+
+/// The way of a device from bound to gone.
+///
+/// It is made when the device is bound, so that taking it away needs no memory that may not be there.
+#[pin_data]
+pub struct Unbind {
+    lifecycle: Lifecycle<Atomic<u32>>,
+    phys: Range<PhysAddr>,
+    region: Arc<RegionAccess>,
+    /// Completed whenever somebody closes the disk.
+    closed: Arc<Completion>,
+    /// For the worker.
+    #[pin]
+    parts: Mutex<Option<Parts>>,
+    /// For the work item that kills it.
+    #[pin]
+    dax: Mutex<Option<dax::Registration<Pmem>>>,
+    /// Nobody is inside of the DAX device any more.
+    #[pin]
+    dead: Completion,
+    /// As above, for those who only look.
+    is_dead: Atomic<bool>,
+    /// No file uses the memory any more, except for pinned pages.
+    is_revoked: Atomic<bool>,
+    /// Somebody who cannot be told still has the disk.
+    is_claimed: Atomic<bool>,
+    /// The memory, for those who ask who uses it.
+    #[pin]
+    range: Mutex<Option<Arc<Counted<PmemRange>>>>,
+    #[pin]
+    report: Mutex<Report>,
+    /// Keeps the code for a worker that unbind does not wait for.
+    #[pin]
+    module: Mutex<Option<ModuleRef>>,
+    #[pin]
+    done: Completion,
+    #[pin]
+    work: Work<Unbind, 0>,
+    #[pin]
+    kill: Work<Unbind, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Unbind { self.work }
+    impl HasWork<Self, 1> for Unbind { self.kill }
+}
+
+impl WorkItem<0> for Unbind {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.take_away();
+    }
+}
+
+impl WorkItem<1> for Unbind {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.kill_dax();
+    }
+}
+
+impl Unbind {
+    /// Prepares for the end of a device that uses the physical range `phys`.
+    pub fn new(phys: Range<PhysAddr>, region: Arc<RegionAccess>) -> Result<Arc<Self>> {
+        let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                lifecycle: Lifecycle::new(),
+                phys,
+                region,
+                closed,
+                parts <- new_mutex!(None, "pmem_rs::Unbind::parts"),
+                dax <- new_mutex!(None, "pmem_rs::Unbind::dax"),
+                dead <- Completion::new(),
+                is_dead: Atomic::new(false),
+                is_revoked: Atomic::new(false),
+                is_claimed: Atomic::new(false),
+                range <- new_mutex!(None, "pmem_rs::Unbind::range"),
+                report <- new_mutex!(Report::default(), "pmem_rs::Unbind::report"),
+                module <- new_mutex!(None, "pmem_rs::Unbind::module"),
+                done <- Completion::new(),
+                work <- new_work!("pmem_rs::Unbind::work"),
+                kill <- new_work!("pmem_rs::Unbind::kill"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Returns the completion for [`gendisk::GenDisk::new`].
+    pub fn closed(&self) -> Arc<Completion> {
+        self.closed.clone()
+    }
+
+    /// Returns the physical range.
+    pub fn phys(&self) -> Range<PhysAddr> {
+        self.phys.clone()
+    }
+
+    fn device(&self) -> &Device {
+        self.region.device()
+    }
+
+    /// Takes the device away. Returns when it is gone, or retired after `limit` milliseconds; 0 means
+    /// to wait for as long as it takes.
+    ///
+    /// Called while the device is being unbound, with its lock held. Sleeps.
+    pub fn run(self: Arc<Self>, parts: Parts, limit: Msecs) {
+        if !self.lifecycle.begin() {
+            return;
+        }
+        // The `struct page`s on the media go with it, whoever uses them.
+        let limit = if parts.range.memmap_is_on_media() {
+            0
+        } else {
+            limit
+        };
+        *self.parts.lock() = Some(parts);
+
+        let queued = SHARED
+            .get()
+            .is_some_and(|shared| shared.queue.enqueue::<_, 0>(self.clone()).is_ok());
+        if !queued {
+            self.take_away();
+        }
+
+        if limit == 0 || !self.done.wait_timeout(limit) {
+            self.wait_on(limit);
+        }
+        self.tell_user_space();
+    }
+
+    /// Waits on, after the first wait was in vain, until the range can be retired.
+    fn wait_on(self: &Arc<Self>, limit: Msecs) {
+        let mut looks: u32 = 0;
+
+        loop {
+            if limit != 0 && self.is_revoked.load(Acquire) && self.retire() {
+                return;
+            }
+            if self.done.wait_timeout(LOOK) {
+                return;
+            }
+            looks = looks.wrapping_add(1);
+            if looks % MENTION == 0 {
+                dev_warn!(self.device(), "still waiting to be unbound: {}\n", **self);
+            }
+        }
+    }
+
+    /// Leaves the range to the worker. Returns whether it is retired now.
+    fn retire(self: &Arc<Self>) -> bool {
+        // While the module is being unloaded, there is nobody to leave it to.
+        let Some(module) = ModuleRef::try_get(this_module::<crate::LocalModule>()) else {
+            return false;
+        };
+        let Some(shared) = SHARED.get() else {
+            return false;
+        };
+        *self.module.lock() = Some(module);
+        // Before the state changes: from then on the worker may take it off again.
+        if shared.add(self.clone()).is_err() {
+            return false;
+        }
+        if !self.lifecycle.retire() {
+            shared.remove(self);
+            return false;
+        }
+
+        if let Some(range) = &*self.range.lock() {
+            range.mark_retired();
+        }
+        // It is the last time that the region can be reached.
+        self.flush();
+        dev_warn!(
+            self.device(),
+            "retired {}; it is freed when they are done, and cannot be bound until then\n",
+            **self
+        );
+        true
+    }
+
+    /// Makes what was written durable, or says in the log that it could not.
+    fn flush(&self) {
+        flush_or_report(&self.region);
+    }
+
+    /// Sends an event with what was revoked.
+    fn tell_user_space(&self) {
+        let report = *self.report.lock();
+        if report.inodes == 0 {
+            return;
+        }
+
+        let retired = u32::from(self.lifecycle.state() == State::Retired);
+        let variables = || -> Result<_> {
+            Ok([
+                CString::try_from_fmt(fmt!("PMEM_RS_REVOKED={}", report.pages))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_INODES={}", report.inodes))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_RETIRED={}", retired))?,
+            ])
+        };
+        let sent = variables().and_then(|[pages, inodes, retired]| {
+            kobject::notify_change(self.device(), [&*pages, &*inodes, &*retired])
+        });
+        if let Err(err) = sent {
+            dev_warn!(
+                self.device(),
+                "could not send an event: error {}\n",
+                err.to_errno()
+            );
+        }
+    }
+
+    /// What the second work item does.
+    fn kill_dax(&self) {
+        let dax = self.dax.lock().take();
+
+        drop(dax);
+        self.is_dead.store(true, Release);
+        self.dead.complete_all();
+    }
+
+    /// What the worker does.
+    fn take_away(self: &Arc<Self>) {
+        let began = Instant::<Monotonic>::now();
+        let Some(parts) = self.parts.lock().take() else {
+            return;
+        };
+        let Parts {
+            disk,
+            dax,
+            pmem,
+            range,
+        } = parts;
+        let frames = range.frames();
+
+        // It is no harm if they are not all found: then the disk may take longer to go.
+        let mut files = if range.is_exposed() {
+            self.find_files(&frames).unwrap_or_default()
+        } else {
+            KVec::new()
+        };
+        let claims = disk.claims();
+        // Those who still use the memory after disk and DAX device are gone.
+        let users = pmem.range.clone();
+        drop(disk);
+        drop(pmem);
+        range.kill();
+        self.end_translations(dax);
+
+        let range = match Arc::new(range, GFP_KERNEL) {
+            Ok(range) => range,
+            // Nobody can look at it then, but the owner still waits.
+            Err(_) => {
+                drop(users);
+                return self.finish(None, files);
+            }
+        };
+        *self.range.lock() = Some(range.clone());
+        self.drain(&range, &mut files, claims.as_ref().ok(), began);
+        drop(users);
+        self.finish(Some(range), files);
+    }
+
+    /// Lets the DAX device die, and returns when no translation can begin any more.
+    fn end_translations(self: &Arc<Self>, dax: Option<dax::Registration<Pmem>>) {
+        let Some(dax) = dax else {
+            return self.kill_dax();
+        };
+        let handle = dax.handle();
+        *self.dax.lock() = Some(dax);
+
+        let queued = SHARED
+            .get()
+            .is_some_and(|shared| shared.queue.enqueue::<_, 1>(self.clone()).is_ok());
+        if !queued {
+            self.kill_dax();
+        }
+        while !self.dead.wait_timeout(DEATH) {
+            if !handle.is_alive() {
+                break;
+            }
+        }
+    }
+
+    fn find_files(&self, frames: &Range<u64>) -> Result<KVec<fs::Inode>> {
+        fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
+            file.may_use(frames)
+        })
+    }
+
+    /// Revokes and waits until nobody uses the range any more.
+    fn drain(
+        &self,
+        range: &PmemRange,
+        files: &mut KVec<fs::Inode>,
+        claims: Option<&Claims>,
+        began: Instant<Monotonic>,
+    ) {
+        let mut walk = Walk::None;
+        let mut next = 0;
+        let mut pause = Delta::from_millis(1);
+
+        loop {
+            let page = range.first_used(next);
+            // Who never asked for a page frame has no address either.
+            let claimed = range.is_exposed() && claims.is_some_and(|claims| claims.are_left());
+            self.is_claimed.store(claimed, Relaxed);
+            let users = Users {
+                dead: self.is_dead.load(Acquire),
+                walk,
+                page: page.as_ref().map(|page| {
+                    if page.is_referenced() {
+                        PageUse::Referenced
+                    } else {
+                        PageUse::Cached
+                    }
+                }),
+                claimed,
+            };
+
+            match users.next_step() {
+                Step::Walk => {
+                    if walk == Walk::Complete {
+                        // Somebody else is about to let go of what is left. Do not run in circles.
+                        fsleep(pause);
+                        pause = (pause + pause).min(Delta::from_secs(1));
+                    }
+                    if self.revoke(range, files) {
+                        walk = if users.dead {
+                            Walk::Complete
+                        } else {
+                            Walk::Early
+                        };
+                        self.report_revoked(range, began);
+                    } else {
+                        fsleep(Delta::from_millis(100));
+                    }
+                }
+                Step::AwaitTranslations => {
+                    self.dead.wait_timeout(LOOK);
+                }
+                Step::AwaitPage => {
+                    if let Some(page) = page {
+                        // Those before it are idle, and stay so.
+                        next = page.frames().start;
+                        page.wait_idle(LOOK);
+                        pause = Delta::from_millis(1);
+                    }
+                }
+                Step::AwaitClaims => {
+                    self.closed.wait_timeout(LOOK);
+                }
+                Step::Free => return,
+            }
+        }
+    }
+
+    /// Goes through the files once. Returns whether that was possible.
+    fn revoke(&self, range: &PmemRange, files: &mut KVec<fs::Inode>) -> bool {
+        if !range.is_exposed() {
+            return true;
+        }
+        let frames = range.frames();
+        let Ok(found) = self.find_files(&frames) else {
+            return false;
+        };
+
+        let mut report = Report::default();
+        for file in &found {
+            let revoked = file
+                .mapping()
+                .revoke(&frames, |dirty| range.write_back(dirty));
+
+            report.pages = report.pages.saturating_add(revoked.pages);
+            if revoked != dax::Revoked::default() && !files.iter().any(|known| known.is(file)) {
+                report.inodes = report.inodes.saturating_add(1);
+            }
+        }
+
+        // The new ones stay too, for as long as their pages may be pinned.
+        for file in found {
+            if !files.iter().any(|known| known.is(&file)) && files.push(file, GFP_KERNEL).is_err() {
+                return false;
+            }
+        }
+        let mut sum = self.report.lock();
+        sum.pages = sum.pages.saturating_add(report.pages);
+        sum.inodes = sum.inodes.saturating_add(report.inodes);
+        true
+    }
+
+    /// Says once that no file uses the memory any more.
+    fn report_revoked(&self, range: &PmemRange, began: Instant<Monotonic>) {
+        if self.is_revoked.load(Relaxed) {
+            return;
+        }
+        if self.lifecycle.state() == State::Dying {
+            self.flush();
+        }
+
+        let report = {
+            let mut report = self.report.lock();
+            report.micros = began.elapsed().as_micros_ceil();
+            *report
+        };
+        if range.is_exposed() {
+            dev_info!(
+                self.device(),
+                "revoked: {} inodes, {} pages, {} us\n",
+                report.inodes,
+                report.pages,
+                report.micros
+            );
+        }
+        self.is_revoked.store(true, Release);
+    }
+
+    /// Frees the range, which nobody uses any more.
+    fn finish(&self, range: Option<Arc<Counted<PmemRange>>>, files: KVec<fs::Inode>) {
+        let drained = self.lifecycle.drained();
+
+        drop(self.range.lock().take());
+        drop(range);
+        self.lifecycle.freed();
+
+        if drained == Some(Drained::Late) {
+            if let Some(shared) = SHARED.get() {
+                shared.remove(self);
+            }
+            dev_info!(self.device(), "the retired range is free\n");
+        }
+        self.done.complete_all();
+
+        // The last reference to a file may evict it, and the last one to its file system unmount it. Nobody
+        // waits for that.
+        drop(files);
+        // The module may go as soon as the queue is empty.
+        drop(self.module.lock().take());
+    }
+}
+
+/// Who uses the range, in words.
+impl fmt::Display for Unbind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "[mem {:#x}-{:#x}]: in use by",
+            self.phys.start,
+            self.phys.end.saturating_sub(1)
+        )?;
+
+        if let Some(range) = &*self.range.lock() {
+            let used = range.count_used();
+            if used.referenced != 0 {
+                write!(f, " [pins of {} pages]", used.referenced)?;
+            }
+            if used.cached != 0 {
+                write!(f, " [page caches, {} pages]", used.cached)?;
+            }
+        }
+        if self.is_claimed.load(Relaxed) {
+            f.write_str(" [a holder of the disk: device-mapper, md or swap]")?;
+        }
+        if !self.is_dead.load(Acquire) {
+            f.write_str(" [translation: a DAX read or write that hangs somewhere in the system]")?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes everything that was written durable, or says in the log that it could not.
+pub fn flush_or_report(region: &RegionAccess) {
+    if let Err(err) = region.flush() {
+        dev_err!(
+            region.device(),
+            "flush failed ({}): the latest writes may be lost\n",
+            err.to_errno()
+        );
+    }
+}
