@@ -140,6 +140,9 @@ struct Search<F> {
 }
 
 impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
+    /// How many inodes are passed with the list locked.
+    const BATCH: u32 = 1024;
+
     fn visit_type(&mut self, name: &CStr) {
         // SAFETY: The name is a string.
         let fs_type = unsafe { bindings::get_fs_type(name.as_char_ptr()) };
@@ -191,6 +194,7 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
         };
         let mut referenced: *mut bindings::inode = core::ptr::null_mut();
         let mut result = Ok(());
+        let mut passed: u32 = 0;
 
         // SAFETY: The lock is valid.
         unsafe { bindings::spin_lock(lock) };
@@ -201,8 +205,13 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
             // it is in the list and the lock is held.
             let inode = unsafe { container_of!(entry, bindings::inode, i_sb_list) };
 
+            // SAFETY: As above.
+            let candidate = unsafe { has_dax_entries(inode) };
+            // From time to time others get the lock and the CPU.
+            passed = passed.wrapping_add(1);
+            let pause = passed % Self::BATCH == 0;
             // SAFETY: As above; `igrab` fails for inodes that are on their way out.
-            let got = unsafe { has_dax_entries(inode) && !bindings::igrab(inode).is_null() };
+            let got = (candidate || pause) && unsafe { !bindings::igrab(inode).is_null() };
             if got {
                 // SAFETY: The lock is held. The inode that was referenced before is not needed to
                 // find the way on any more.
@@ -214,10 +223,15 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
                 }
                 referenced = inode;
 
-                // SAFETY: The inode is referenced.
-                result = unsafe { self.visit_inode(sb, inode) };
-                // SAFETY: The lock is valid.
-                unsafe { bindings::spin_lock(lock) };
+                if candidate {
+                    // SAFETY: The inode is referenced.
+                    result = unsafe { self.visit_inode(sb, inode) };
+                }
+                // SAFETY: May sleep here. The lock is valid.
+                unsafe {
+                    bindings::cond_resched();
+                    bindings::spin_lock(lock);
+                }
                 if result.is_err() {
                     break;
                 }

@@ -155,7 +155,7 @@ impl Attached {
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
         let range = PmemRange::new(reserve.clone(), name, layout, node)
             .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
-        let range = Counted::new(range)?;
+        let range = Arc::new(Counted::new(range)?, GFP_KERNEL)?;
 
         let pmem = Arc::pin_init(
             Pmem::new(

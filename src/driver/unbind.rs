@@ -113,7 +113,7 @@ pub struct Parts {
     /// What the two share.
     pub pmem: Arc<Pmem>,
     /// The memory.
-    pub range: Counted<PmemRange>,
+    pub range: Arc<Counted<PmemRange>>,
 }
 
 /// What revocation has done, for the log.
@@ -368,7 +368,13 @@ impl Unbind {
         } else {
             KVec::new()
         };
-        let claims = disk.claims();
+        let claims = loop {
+            match disk.claims() {
+                Ok(claims) => break claims,
+                // Not to know them is not to know whether the memory may go.
+                Err(_) => fsleep(Delta::from_millis(100)),
+            }
+        };
         // Those who still use the memory after disk and DAX device are gone.
         let users = pmem.range.clone();
         drop(disk);
@@ -376,18 +382,10 @@ impl Unbind {
         range.kill();
         self.end_translations(dax);
 
-        let range = match Arc::new(range, GFP_KERNEL) {
-            Ok(range) => range,
-            // Nobody can look at it then, but the owner still waits.
-            Err(_) => {
-                drop(users);
-                return self.finish(None, files);
-            }
-        };
         *self.range.lock() = Some(range.clone());
-        self.drain(&range, &mut files, claims.as_ref().ok(), began);
+        self.drain(&range, &mut files, &claims, began);
         drop(users);
-        self.finish(Some(range), files);
+        self.finish(range, files);
     }
 
     /// Lets the DAX device die, and returns when no translation can begin any more.
@@ -422,7 +420,7 @@ impl Unbind {
         &self,
         range: &PmemRange,
         files: &mut KVec<fs::Inode>,
-        claims: Option<&Claims>,
+        claims: &Claims,
         began: Instant<Monotonic>,
     ) {
         let mut walk = Walk::None;
@@ -432,7 +430,7 @@ impl Unbind {
         loop {
             let page = range.first_used(next);
             // Who never asked for a page frame has no address either.
-            let claimed = range.is_exposed() && claims.is_some_and(|claims| claims.are_left());
+            let claimed = range.is_exposed() && claims.are_left();
             self.is_claimed.store(claimed, Relaxed);
             let users = Users {
                 dead: self.is_dead.load(Acquire),
@@ -545,9 +543,10 @@ impl Unbind {
     }
 
     /// Frees the range, which nobody uses any more.
-    fn finish(&self, range: Option<Arc<Counted<PmemRange>>>, files: KVec<fs::Inode>) {
+    fn finish(&self, range: Arc<Counted<PmemRange>>, files: KVec<fs::Inode>) {
         let drained = self.lifecycle.drained();
 
+        // Others look at it under the lock only, so the last reference is the one that was passed.
         drop(self.range.lock().take());
         drop(range);
         self.lifecycle.freed();
