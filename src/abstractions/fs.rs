@@ -7,7 +7,8 @@
 
 use super::{
     bindings,
-    dax::FileMapping, //
+    dax::FileMapping,
+    list::Stack, //
 };
 use core::ptr::{
     addr_of,
@@ -115,10 +116,10 @@ impl Drop for Inode {
 pub fn dax_inodes(
     module: &'static ThisModule,
     wanted: impl FnMut(FileMapping<'_>) -> bool,
-) -> Result<KVec<Inode>> {
+) -> Result<Stack<Inode>> {
     let mut search = Search {
         wanted,
-        found: KVec::new(),
+        found: Stack::new(),
         result: Ok(()),
     };
 
@@ -135,7 +136,7 @@ pub fn dax_inodes(
 
 struct Search<F> {
     wanted: F,
-    found: KVec<Inode>,
+    found: Stack<Inode>,
     result: Result,
 }
 
@@ -265,7 +266,6 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
         if !(self.wanted)(mapping) {
             return Ok(());
         }
-        self.found.reserve(1, GFP_KERNEL)?;
 
         // SAFETY: By the safety requirements both are valid. `igrab` cannot fail for an inode that is
         // referenced. An active reference exists as long as the superblock is not dying, which it is
@@ -279,8 +279,7 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
         };
 
         // INVARIANT: Both references were just taken.
-        self.found.push(Inode(inode), GFP_KERNEL)?;
-        Ok(())
+        self.found.push(Inode(inode))
     }
 }
 

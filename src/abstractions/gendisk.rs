@@ -13,6 +13,7 @@ use super::{
     bio::Bio,
     completion::Completion,
     kernfs::Dirent,
+    list::Stack,
     memremap::Node, //
 };
 use core::{
@@ -460,11 +461,10 @@ impl<T: Operations> Registration<T> {
         let disk = self.disk.as_raw();
         // SAFETY: By the type invariant the disk is valid.
         let whole = unsafe { BlockDevice::get((*disk).part0) }.ok_or(ENXIO)?;
-        let mut partitions = KVec::new();
+        let mut partitions = Stack::new();
         let mut index: c_ulong = 0;
 
         loop {
-            partitions.reserve(1, GFP_KERNEL)?;
             // SAFETY: The disk is valid; its table has block devices, which are freed only after an
             // RCU grace period.
             let partition = unsafe {
@@ -483,7 +483,7 @@ impl<T: Operations> Registration<T> {
                 partition
             };
             if let Some(partition) = partition {
-                partitions.push(partition, GFP_KERNEL)?;
+                partitions.push(partition)?;
             }
         }
 
@@ -582,7 +582,7 @@ impl Drop for BlockDevice {
 /// keep the addresses until they close it. Programs that have opened it with `O_EXCL` cannot.
 pub struct Claims {
     whole: BlockDevice,
-    partitions: KVec<BlockDevice>,
+    partitions: Stack<BlockDevice>,
 }
 
 impl Claims {
@@ -593,7 +593,7 @@ impl Claims {
     /// the disk has been removed, never back.
     pub fn are_left(&self) -> bool {
         let mut of_partitions: c_int = 0;
-        for partition in &self.partitions {
+        for partition in self.partitions.iter() {
             let (untold, claims) = partition.claim();
             if untold {
                 return true;

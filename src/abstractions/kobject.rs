@@ -11,13 +11,19 @@ use kernel::{
     prelude::*, //
 };
 
-/// Tells user space that a device has changed, with variables of the form `NAME=value`. May sleep.
+/// Tells user space that a device has changed, with variables of the form `NAME=value`, of which there
+/// is at least one. May sleep.
 pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Result {
-    let mut environment = KVec::with_capacity(N.saturating_add(1), GFP_KERNEL)?;
-    for variable in variables {
-        environment.push(variable.as_char_ptr().cast_mut(), GFP_KERNEL)?;
+    const { assert!(N > 0) };
+
+    // One more than there are, for the end.
+    let mut environment = [
+        [core::ptr::null_mut::<c_char>(); N],
+        [core::ptr::null_mut(); N],
+    ];
+    for (place, variable) in environment.as_flattened_mut().iter_mut().zip(variables) {
+        *place = variable.as_char_ptr().cast_mut();
     }
-    environment.push(core::ptr::null_mut(), GFP_KERNEL)?;
 
     let dev: *const Device = dev;
     // CAST: `Device` is a transparent wrapper of `struct device`.
@@ -28,7 +34,7 @@ pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Res
         bindings::kobject_uevent_env(
             &raw mut (*dev).kobj,
             bindings::kobject_action_KOBJ_CHANGE,
-            environment.as_mut_ptr(),
+            environment.as_flattened_mut().as_mut_ptr(),
         )
     })
 }

@@ -20,7 +20,9 @@ use super::{
         ReadLocked, //
     },
     ioport::MemRegion,
-    pmem::PmemSlice, //
+    list::Array,
+    pmem::PmemSlice,
+    time::sleep, //
 };
 use core::{
     marker::PhantomData,
@@ -168,7 +170,7 @@ pub trait PagemapOperations: Send + Sync + 'static {
 pub struct Exposure {
     /// The chunk that the first bit is about.
     first: usize,
-    bits: KVec<Atomic<usize>>,
+    bits: Array<Atomic<usize>>,
 }
 
 impl Exposure {
@@ -182,12 +184,10 @@ impl Exposure {
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
 
-        let words = chunks.div_ceil(Self::BITS);
-        let mut bits = KVec::with_capacity(words, GFP_KERNEL)?;
-        for _ in 0..words {
-            bits.push(Atomic::new(0), GFP_KERNEL)?;
-        }
-        Ok(Self { first, bits })
+        Ok(Self {
+            first,
+            bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
+        })
     }
 
     /// The word and the bit for the chunk of a page frame.
@@ -600,8 +600,7 @@ impl<T: PagemapOperations> Drop for Pagemap<T> {
         while let Some(page) = self.first_used(0) {
             page.wait_idle(PATIENCE);
             if !page.is_referenced() {
-                // SAFETY: May sleep here.
-                unsafe { bindings::msleep(PATIENCE) };
+                sleep(PATIENCE);
             }
         }
 

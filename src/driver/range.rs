@@ -180,7 +180,7 @@ impl PmemRange {
 
     /// Says in `/proc/iomem` that the range is retired. If there is no memory for that, it is not said.
     pub fn mark_retired(&self) {
-        let Ok(name) = CString::try_from_fmt(fmt!("{} (retired by pmem_rs)", &*self.name())) else {
+        let Ok(name) = CString::try_from_fmt(fmt!("{} (retired by pmem_rs)", self.name())) else {
             return;
         };
         match self {

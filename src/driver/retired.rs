@@ -5,6 +5,7 @@
 
 use super::unbind::Unbind;
 use crate::abstractions::{
+    list::Stack,
     module::Global,
     workqueue::OwnedQueue, //
 };
@@ -30,7 +31,7 @@ pub struct Shared {
     pub queue: OwnedQueue,
     /// What unbind could not wait for.
     #[pin]
-    retired: Mutex<KVec<Arc<Unbind>>>,
+    retired: Mutex<Stack<Arc<Unbind>>>,
 }
 
 impl Shared {
@@ -41,7 +42,7 @@ impl Shared {
         Arc::pin_init(
             try_pin_init!(Self {
                 queue,
-                retired <- new_mutex!(KVec::new(), "pmem_rs::retired"),
+                retired <- new_mutex!(Stack::new(), "pmem_rs::retired"),
             }),
             GFP_KERNEL,
         )
@@ -49,20 +50,14 @@ impl Shared {
 
     /// Adds a range to the list. May sleep.
     pub fn add(&self, range: Arc<Unbind>) -> Result {
-        Ok(self.retired.lock().push(range, GFP_KERNEL)?)
+        self.retired.lock().push(range)
     }
 
-    /// Takes a range off the list. May sleep.
+    /// Takes a range off the list, of which the caller has a reference too. May sleep.
     pub fn remove(&self, range: &Unbind) {
-        let mut list = self.retired.lock();
-
-        if let Some(index) = list
-            .iter()
-            .position(|other| core::ptr::eq::<Unbind>(&**other, range))
-        {
-            // It is there; and it is not the last reference, since the caller has one too.
-            drop(list.remove(index));
-        }
+        self.retired
+            .lock()
+            .remove(|other| core::ptr::eq::<Unbind>(&**other, range));
     }
 
     /// Finds a retired range that overlaps a physical one.
@@ -80,14 +75,14 @@ impl Shared {
     /// Writes the list, a line for each range.
     pub fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Copied first: what the ranges have to say takes locks and time.
-        let mut ranges = KVec::new();
+        let mut ranges = Stack::new();
         for range in self.retired.lock().iter() {
-            if ranges.push(range.clone(), GFP_KERNEL).is_err() {
+            if ranges.push(range.clone()).is_err() {
                 return f.write_str("not enough memory to show all\n");
             }
         }
 
-        for range in &ranges {
+        for range in ranges.iter() {
             f.write_fmt(fmt!("{}\n", &**range))?;
         }
         Ok(())

@@ -37,16 +37,20 @@ use super::{
 };
 use crate::abstractions::{
     completion::Completion,
-    dax,
-    fs,
+    dax, fs,
     gendisk::{
         self,
         Claims, //
     },
     kobject,
+    list::Stack,
     module::ModuleRef,
     nvdimm::RegionAccess,
-    percpu_ref::Counted, //
+    percpu_ref::Counted,
+    time::{
+        sleep,
+        Stopwatch, //
+    },
 };
 use core::ops::Range;
 use kernel::{
@@ -70,13 +74,7 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    time::{
-        delay::fsleep,
-        Delta,
-        Instant,
-        Monotonic,
-        Msecs, //
-    },
+    time::Msecs,
     workqueue::{
         Work,
         WorkItem, //
@@ -87,6 +85,8 @@ use kernel::{
 const LOOK: Msecs = 1000;
 /// How long it leaves the DAX device to die before it goes on without it.
 const DEATH: Msecs = 200;
+/// How long it waits after an allocation has failed.
+const RETRY: Msecs = 100;
 /// How often a wait without limit is mentioned in the log, in looks.
 const MENTION: u32 = 30;
 
@@ -121,7 +121,7 @@ pub struct Parts {
 struct Report {
     inodes: u64,
     pages: u64,
-    micros: i64,
+    micros: u64,
 }
 
 /// The way of a device from bound to gone.
@@ -350,7 +350,7 @@ impl Unbind {
 
     /// What the worker does.
     fn take_away(self: &Arc<Self>) {
-        let began = Instant::<Monotonic>::now();
+        let began = Stopwatch::start();
         let Some(parts) = self.parts.lock().take() else {
             return;
         };
@@ -366,13 +366,13 @@ impl Unbind {
         let mut files = if range.is_exposed() {
             self.find_files(&frames).unwrap_or_default()
         } else {
-            KVec::new()
+            Stack::new()
         };
         let claims = loop {
             match disk.claims() {
                 Ok(claims) => break claims,
                 // Not to know them is not to know whether the memory may go.
-                Err(_) => fsleep(Delta::from_millis(100)),
+                Err(_) => sleep(RETRY),
             }
         };
         // Those who still use the memory after disk and DAX device are gone.
@@ -409,7 +409,7 @@ impl Unbind {
         }
     }
 
-    fn find_files(&self, frames: &Range<u64>) -> Result<KVec<fs::Inode>> {
+    fn find_files(&self, frames: &Range<u64>) -> Result<Stack<fs::Inode>> {
         fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
             file.may_use(frames)
         })
@@ -419,13 +419,13 @@ impl Unbind {
     fn drain(
         &self,
         range: &PmemRange,
-        files: &mut KVec<fs::Inode>,
+        files: &mut Stack<fs::Inode>,
         claims: &Claims,
-        began: Instant<Monotonic>,
+        began: Stopwatch,
     ) {
         let mut walk = Walk::None;
         let mut next = 0;
-        let mut pause = Delta::from_millis(1);
+        let mut pause: Msecs = 1;
 
         loop {
             let page = range.first_used(next);
@@ -449,8 +449,8 @@ impl Unbind {
                 Step::Walk => {
                     if walk == Walk::Complete {
                         // Somebody else is about to let go of what is left. Do not run in circles.
-                        fsleep(pause);
-                        pause = (pause + pause).min(Delta::from_secs(1));
+                        sleep(pause);
+                        pause = pause.saturating_mul(2).min(LOOK);
                     }
                     if self.revoke(range, files) {
                         walk = if users.dead {
@@ -460,7 +460,7 @@ impl Unbind {
                         };
                         self.report_revoked(range, began);
                     } else {
-                        fsleep(Delta::from_millis(100));
+                        sleep(RETRY);
                     }
                 }
                 Step::AwaitTranslations => {
@@ -471,7 +471,7 @@ impl Unbind {
                         // Those before it are idle, and stay so.
                         next = page.frames().start;
                         page.wait_idle(LOOK);
-                        pause = Delta::from_millis(1);
+                        pause = 1;
                     }
                 }
                 Step::AwaitClaims => {
@@ -483,17 +483,17 @@ impl Unbind {
     }
 
     /// Goes through the files once. Returns whether that was possible.
-    fn revoke(&self, range: &PmemRange, files: &mut KVec<fs::Inode>) -> bool {
+    fn revoke(&self, range: &PmemRange, files: &mut Stack<fs::Inode>) -> bool {
         if !range.is_exposed() {
             return true;
         }
         let frames = range.frames();
-        let Ok(found) = self.find_files(&frames) else {
+        let Ok(mut found) = self.find_files(&frames) else {
             return false;
         };
 
         let mut report = Report::default();
-        for file in &found {
+        for file in found.iter() {
             let revoked = file
                 .mapping()
                 .revoke(&frames, |dirty| range.write_back(dirty));
@@ -505,8 +505,8 @@ impl Unbind {
         }
 
         // The new ones stay too, for as long as their pages may be pinned.
-        for file in found {
-            if !files.iter().any(|known| known.is(&file)) && files.push(file, GFP_KERNEL).is_err() {
+        while let Some(file) = found.pop() {
+            if !files.iter().any(|known| known.is(&file)) && files.push(file).is_err() {
                 return false;
             }
         }
@@ -517,7 +517,7 @@ impl Unbind {
     }
 
     /// Says once that no file uses the memory any more.
-    fn report_revoked(&self, range: &PmemRange, began: Instant<Monotonic>) {
+    fn report_revoked(&self, range: &PmemRange, began: Stopwatch) {
         if self.is_revoked.load(Relaxed) {
             return;
         }
@@ -527,7 +527,7 @@ impl Unbind {
 
         let report = {
             let mut report = self.report.lock();
-            report.micros = began.elapsed().as_micros_ceil();
+            report.micros = began.micros();
             *report
         };
         if range.is_exposed() {
@@ -543,7 +543,7 @@ impl Unbind {
     }
 
     /// Frees the range, which nobody uses any more.
-    fn finish(&self, range: Arc<Counted<PmemRange>>, files: KVec<fs::Inode>) {
+    fn finish(&self, range: Arc<Counted<PmemRange>>, files: Stack<fs::Inode>) {
         let drained = self.lifecycle.drained();
 
         // Others look at it under the lock only, so the last reference is the one that was passed.

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Collections that cannot panic.
+//!
+//! The vectors of the kernel crate check the arithmetic of their growth, which leaves code that
+//! panics in a module, even where it cannot be reached. These do without such arithmetic.
+
+use super::bindings;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        AtomicType, //
+    }, //
+};
+
+/// A singly linked list, to which elements are added at the front.
+pub struct Stack<T> {
+    head: Option<KBox<Node<T>>>,
+}
+
+struct Node<T> {
+    value: T,
+    next: Option<KBox<Node<T>>>,
+}
+
+impl<T> Stack<T> {
+    /// Makes an empty list.
+    pub const fn new() -> Self {
+        Self { head: None }
+    }
+
+    /// Adds an element. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`]; the element is dropped then.
+    pub fn push(&mut self, value: T) -> Result {
+        let mut node = KBox::new(Node { value, next: None }, GFP_KERNEL)?;
+
+        node.next = self.head.take();
+        self.head = Some(node);
+        Ok(())
+    }
+
+    /// Takes the element that was added last.
+    pub fn pop(&mut self) -> Option<T> {
+        let node = KBox::into_inner(self.head.take()?);
+
+        self.head = node.next;
+        Some(node.value)
+    }
+
+    /// Returns the elements, the one that was added last first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        let mut next = self.head.as_deref();
+
+        core::iter::from_fn(move || {
+            let node = next?;
+            next = node.next.as_deref();
+            Some(&node.value)
+        })
+    }
+
+    /// Takes out all elements that `unwanted` says so of.
+    pub fn remove(&mut self, mut unwanted: impl FnMut(&T) -> bool) {
+        let mut link = &mut self.head;
+
+        loop {
+            match link {
+                None => break,
+                Some(node) if unwanted(&node.value) => {
+                    let rest = node.next.take();
+                    *link = rest;
+                }
+                Some(node) => link = &mut node.next,
+            }
+        }
+    }
+}
+
+impl<T> Default for Stack<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Drop for Stack<T> {
+    fn drop(&mut self) {
+        // One after the other: the drop of a node with all that follow it would be recursive.
+        while self.pop().is_some() {}
+    }
+}
+
+/// An array whose length is chosen when it is made, and does not change.
+///
+/// # Invariants
+///
+/// `start` is an allocation of `kvmalloc` with `len` initialised elements.
+pub struct Array<T> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: It owns its elements.
+unsafe impl<T: Send> Send for Array<T> {}
+
+// SAFETY: As above.
+unsafe impl<T: Sync> Sync for Array<T> {}
+
+impl<T: AtomicType + Zeroable> Array<Atomic<T>> {
+    /// Makes an array of zeroes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let size = core::mem::size_of::<Atomic<T>>()
+            .checked_mul(len)
+            .ok_or(ENOMEM)?;
+
+        // SAFETY: May sleep here.
+        let start = unsafe {
+            bindings::kvrealloc_node_align_noprof(
+                core::ptr::null(),
+                size,
+                core::mem::align_of::<Atomic<T>>() as c_ulong,
+                bindings::GFP_KERNEL | bindings::__GFP_ZERO,
+                bindings::NUMA_NO_NODE,
+            )
+        };
+        // INVARIANT: The allocation was just made, and zeroes are valid elements: an atomic is a
+        // transparent wrapper of its value.
+        Ok(Self {
+            start: NonNull::new(start.cast()).ok_or(ENOMEM)?,
+            len,
+        })
+    }
+}
+
+impl<T> Deref for Array<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: By the type invariant.
+        unsafe { core::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        const { assert!(!core::mem::needs_drop::<T>()) };
+
+        // SAFETY: By the type invariant the allocation is ours.
+        unsafe { bindings::kvfree(self.start.as_ptr().cast()) };
+    }
+}
+
+#[kunit_tests(pmem_rs_list)]
+mod tests {
+    use super::*;
+    use kernel::sync::atomic::Relaxed;
+
+    #[test]
+    fn elements_come_back_in_reverse() -> Result {
+        let mut stack = Stack::new();
+        for number in 0..100_000_u32 {
+            stack.push(number)?;
+        }
+
+        assert!(stack.iter().copied().eq((0..100_000).rev()));
+        stack.remove(|number| number % 3 != 0 || *number > 9);
+        assert!(stack.iter().copied().eq([9, 6, 3, 0]));
+        assert_eq!(stack.pop(), Some(9));
+        stack.remove(|_| true);
+        assert_eq!(stack.pop(), None);
+        Ok(())
+    }
+
+    #[test]
+    fn an_array_is_zero_and_as_long_as_asked() -> Result {
+        let array: Array<Atomic<usize>> = Array::zeroed(100_000)?;
+
+        assert_eq!(array.len(), 100_000);
+        assert!(array.iter().all(|word| word.load(Relaxed) == 0));
+        assert!(Array::<Atomic<u64>>::zeroed(usize::MAX / 4).is_err());
+        assert!(Array::<Atomic<u64>>::zeroed(usize::MAX / 64).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sleeping, and measuring time.
+//!
+//! The kernel crate's `time` checks its arithmetic, and panics if it overflows.
+//!
+//! C headers: [`include/linux/delay.h`](srctree/include/linux/delay.h),
+//! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
+
+use super::bindings;
+use kernel::time::Msecs;
+
+/// Sleeps, uninterruptibly, for at least so many milliseconds.
+pub fn sleep(time: Msecs) {
+    // SAFETY: May sleep here, as the caller says by calling this.
+    unsafe { bindings::msleep(time) };
+}
+
+/// A moment, from which time is measured.
+#[derive(Clone, Copy)]
+pub struct Stopwatch(bindings::ktime_t);
+
+impl Stopwatch {
+    /// Takes the time.
+    pub fn start() -> Self {
+        // SAFETY: May be called from any context.
+        Self(unsafe { bindings::ktime_get() })
+    }
+
+    /// Returns how many microseconds have passed.
+    pub fn micros(&self) -> u64 {
+        // SAFETY: As above. The clock is monotonic.
+        let nanos = unsafe { bindings::ktime_get() }.saturating_sub(self.0);
+
+        nanos.unsigned_abs() / 1000
+    }
+}
