@@ -43,6 +43,8 @@ pub struct PmemModule {
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
     #[pin]
     _retired: File<Arc<Shared>>,
+    #[pin]
+    _revoke_timeout_ms: File<u32>,
     _debugfs: Dir,
     _shared: Installed<Shared>,
 }
@@ -57,6 +59,11 @@ impl InPlaceModule for PmemModule {
                 c"retired",
                 SHARED.get().ok_or(ENODEV)?,
                 &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show(f),
+            ),
+            // The parameters of Rust modules are not in sysfs.
+            _revoke_timeout_ms <- debugfs.read_only_file(
+                c"revoke_timeout_ms",
+                module_parameters::revoke_timeout_ms.value(),
             ),
             _debugfs: debugfs.clone(),
             _nd_driver <- kernel::driver::Registration::new(Self::NAME, module),

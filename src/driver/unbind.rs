@@ -52,7 +52,10 @@ use crate::abstractions::{
         Stopwatch, //
     },
 };
-use core::ops::Range;
+use core::{
+    cell::Cell,
+    ops::Range, //
+};
 use kernel::{
     device::Device,
     fmt,
@@ -116,6 +119,13 @@ pub struct Parts {
     pub range: Arc<Counted<PmemRange>>,
 }
 
+/// A file that uses the memory, and stays until it does not any more.
+struct File {
+    inode: fs::Inode,
+    /// Something was taken away from it.
+    revoked: Cell<bool>,
+}
+
 /// What revocation has done, for the log.
 #[derive(Clone, Copy, Default)]
 struct Report {
@@ -149,6 +159,9 @@ pub struct Unbind {
     is_revoked: Atomic<bool>,
     /// Somebody who cannot be told still has the disk.
     is_claimed: Atomic<bool>,
+    /// There is no point in waiting for those who are left.
+    is_hopeless: Atomic<bool>,
+    is_done: Atomic<bool>,
     /// The memory, for those who ask who uses it.
     #[pin]
     range: Mutex<Option<Arc<Counted<PmemRange>>>>,
@@ -157,8 +170,9 @@ pub struct Unbind {
     /// Keeps the code for a worker that unbind does not wait for.
     #[pin]
     module: Mutex<Option<ModuleRef>>,
+    /// It is done, or hopeless.
     #[pin]
-    done: Completion,
+    progress: Completion,
     #[pin]
     work: Work<Unbind, 0>,
     #[pin]
@@ -203,10 +217,12 @@ impl Unbind {
                 is_dead: Atomic::new(false),
                 is_revoked: Atomic::new(false),
                 is_claimed: Atomic::new(false),
+                is_hopeless: Atomic::new(false),
+                is_done: Atomic::new(false),
                 range <- new_mutex!(None, "pmem_rs::Unbind::range"),
                 report <- new_mutex!(Report::default(), "pmem_rs::Unbind::report"),
                 module <- new_mutex!(None, "pmem_rs::Unbind::module"),
-                done <- Completion::new(),
+                progress <- Completion::new(),
                 work <- new_work!("pmem_rs::Unbind::work"),
                 kill <- new_work!("pmem_rs::Unbind::kill"),
             }),
@@ -251,27 +267,33 @@ impl Unbind {
             self.take_away();
         }
 
-        if limit == 0 || !self.done.wait_timeout(limit) {
-            self.wait_on(limit);
-        }
+        self.wait(limit);
         self.tell_user_space();
     }
 
-    /// Waits on, after the first wait was in vain, until the range can be retired.
-    fn wait_on(self: &Arc<Self>, limit: Msecs) {
+    /// Waits until the range is gone, or can be retired: at the deadline, or when it is hopeless to wait.
+    fn wait(self: &Arc<Self>, limit: Msecs) {
+        let may_retire = limit != 0;
         let mut looks: u32 = 0;
 
-        loop {
-            if limit != 0 && self.is_revoked.load(Acquire) && self.retire() {
-                return;
-            }
-            if self.done.wait_timeout(LOOK) {
+        self.progress
+            .wait_timeout(if may_retire { limit } else { LOOK });
+        while !self.is_done.load(Acquire) {
+            if may_retire && self.is_revoked.load(Acquire) && self.retire() {
                 return;
             }
             looks = looks.wrapping_add(1);
             if looks % MENTION == 0 {
-                dev_warn!(self.device(), "still waiting to be unbound: {}\n", **self);
+                dev_warn!(self.device(), "still waiting to unbind {}\n", **self);
             }
+            self.progress.wait_timeout(LOOK);
+        }
+    }
+
+    /// Lets unbind retire the range at once.
+    fn retire_now(&self) {
+        if !self.is_hopeless.xchg(true, Relaxed) {
+            self.progress.complete();
         }
     }
 
@@ -362,12 +384,11 @@ impl Unbind {
         } = parts;
         let frames = range.frames();
 
-        // It is no harm if they are not all found: then the disk may take longer to go.
-        let mut files = if range.is_exposed() {
-            self.find_files(&frames).unwrap_or_default()
-        } else {
-            Stack::new()
-        };
+        let mut files = Stack::new();
+        if range.is_exposed() {
+            // It is no harm if they are not all found: then the disk may take longer to go.
+            let _ = self.find_files(&frames, &mut files);
+        }
         let claims = loop {
             match disk.claims() {
                 Ok(claims) => break claims,
@@ -409,20 +430,25 @@ impl Unbind {
         }
     }
 
-    fn find_files(&self, frames: &Range<u64>) -> Result<Stack<fs::Inode>> {
-        fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
+    /// Adds the files that use page frames, or may be about to, to those that are known.
+    fn find_files(&self, frames: &Range<u64>, files: &mut Stack<File>) -> Result {
+        let mut found = fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
             file.may_use(frames)
-        })
+        })?;
+
+        while let Some(inode) = found.pop() {
+            if !files.iter().any(|known| known.inode.is(&inode)) {
+                files.push(File {
+                    inode,
+                    revoked: Cell::new(false),
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Revokes and waits until nobody uses the range any more.
-    fn drain(
-        &self,
-        range: &PmemRange,
-        files: &mut Stack<fs::Inode>,
-        claims: &Claims,
-        began: Stopwatch,
-    ) {
+    fn drain(&self, range: &PmemRange, files: &mut Stack<File>, claims: &Claims, began: Stopwatch) {
         let mut walk = Walk::None;
         let mut next = 0;
         let mut pause: Msecs = 1;
@@ -475,6 +501,8 @@ impl Unbind {
                     }
                 }
                 Step::AwaitClaims => {
+                    // They do not know that anybody is waiting.
+                    self.retire_now();
                     self.closed.wait_timeout(LOOK);
                 }
                 Step::Free => return,
@@ -483,36 +511,27 @@ impl Unbind {
     }
 
     /// Goes through the files once. Returns whether that was possible.
-    fn revoke(&self, range: &PmemRange, files: &mut Stack<fs::Inode>) -> bool {
+    fn revoke(&self, range: &PmemRange, files: &mut Stack<File>) -> bool {
         if !range.is_exposed() {
             return true;
         }
         let frames = range.frames();
-        let Ok(mut found) = self.find_files(&frames) else {
+        if self.find_files(&frames, files).is_err() {
             return false;
-        };
+        }
 
-        let mut report = Report::default();
-        for file in found.iter() {
+        for file in files.iter() {
             let revoked = file
+                .inode
                 .mapping()
                 .revoke(&frames, |dirty| range.write_back(dirty));
 
+            let mut report = self.report.lock();
             report.pages = report.pages.saturating_add(revoked.pages);
-            if revoked != dax::Revoked::default() && !files.iter().any(|known| known.is(file)) {
+            if revoked != dax::Revoked::default() && !file.revoked.replace(true) {
                 report.inodes = report.inodes.saturating_add(1);
             }
         }
-
-        // The new ones stay too, for as long as their pages may be pinned.
-        while let Some(file) = found.pop() {
-            if !files.iter().any(|known| known.is(&file)) && files.push(file).is_err() {
-                return false;
-            }
-        }
-        let mut sum = self.report.lock();
-        sum.pages = sum.pages.saturating_add(report.pages);
-        sum.inodes = sum.inodes.saturating_add(report.inodes);
         true
     }
 
@@ -543,7 +562,7 @@ impl Unbind {
     }
 
     /// Frees the range, which nobody uses any more.
-    fn finish(&self, range: Arc<Counted<PmemRange>>, files: Stack<fs::Inode>) {
+    fn finish(&self, range: Arc<Counted<PmemRange>>, files: Stack<File>) {
         let drained = self.lifecycle.drained();
 
         // Others look at it under the lock only, so the last reference is the one that was passed.
@@ -557,7 +576,8 @@ impl Unbind {
             }
             dev_info!(self.device(), "the retired range is free\n");
         }
-        self.done.complete_all();
+        self.is_done.store(true, Release);
+        self.progress.complete_all();
 
         // The last reference to a file may evict it, and the last one to its file system unmount it. Nobody
         // waits for that.
