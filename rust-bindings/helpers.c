@@ -155,7 +155,9 @@ bool pmem_rs_helper_dax_page_is_idle(struct page *page)
 long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout);
 long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout)
 {
-	return wait_var_event_timeout(page, dax_page_is_idle(page), timeout);
+	/* As wait_var_event_timeout(), but it does not count as load. */
+	return ___wait_var_event(page, ___wait_cond_timeout(dax_page_is_idle(page)),
+				 TASK_IDLE, 0, timeout, __ret = schedule_timeout(__ret));
 }
 
 void pmem_rs_helper_arch_wb_cache_pmem(void *addr, size_t size);

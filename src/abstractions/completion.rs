@@ -71,4 +71,22 @@ impl Completion {
             bindings::wait_for_completion_timeout(self.inner.get(), msecs_to_jiffies(limit)) != 0
         }
     }
+
+    /// As [`Self::wait_timeout`], without counting as load. For kernel threads, which may wait for what
+    /// takes days.
+    pub fn wait_idle_timeout(&self, limit: Msecs) -> bool {
+        // SAFETY: By the type invariant `inner` is initialised.
+        let rest = unsafe {
+            bindings::wait_for_completion_interruptible_timeout(
+                self.inner.get(),
+                msecs_to_jiffies(limit),
+            )
+        };
+
+        if rest < 0 {
+            // It was called by a thread that has signals, after all.
+            return self.wait_timeout(limit);
+        }
+        rest > 0
+    }
 }

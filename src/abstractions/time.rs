@@ -8,12 +8,18 @@
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
 use super::bindings;
-use kernel::time::Msecs;
+use kernel::{
+    prelude::*,
+    time::{
+        msecs_to_jiffies,
+        Msecs, //
+    },
+};
 
-/// Sleeps, uninterruptibly, for at least so many milliseconds.
+/// Sleeps, uninterruptibly, for about so many milliseconds. It does not count as load.
 pub fn sleep(time: Msecs) {
     // SAFETY: May sleep here, as the caller says by calling this.
-    unsafe { bindings::msleep(time) };
+    unsafe { bindings::schedule_timeout_idle(msecs_to_jiffies(time) as c_long) };
 }
 
 /// A moment, from which time is measured.

@@ -36,6 +36,7 @@ use crate::abstractions::{
 use core::ops::Range;
 use kernel::{
     device::{
+        self,
         Bound,
         Core, //
     },
@@ -166,7 +167,11 @@ impl Attached {
             GFP_KERNEL,
         )?;
         region.populate_badblocks(&pmem.badblocks, &range.phys());
-        let unbind = Unbind::new(reserve, pmem.region.clone())?;
+        let unbind = Unbind::new(
+            CString::try_from_fmt(fmt!("{}", AsRef::<device::Device<_>>::as_ref(dev).name()))?,
+            reserve,
+            pmem.region.clone(),
+        )?;
 
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
@@ -238,7 +243,7 @@ fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) 
     if let Some(retired) = retired {
         dev_err!(
             dev,
-            "could not reserve [mem {:#x}-{:#x}]: retired {}\n",
+            "could not reserve [mem {:#x}-{:#x}]: it was retired with {}\n",
             start,
             last,
             *retired

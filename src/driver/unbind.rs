@@ -44,6 +44,7 @@ use crate::abstractions::{
     },
     kobject,
     list::Stack,
+    memremap::PagesInUse,
     module::ModuleRef,
     nvdimm::RegionAccess,
     percpu_ref::Counted,
@@ -57,7 +58,6 @@ use core::{
     ops::Range, //
 };
 use kernel::{
-    device::Device,
     fmt,
     impl_has_work,
     io::PhysAddr,
@@ -140,6 +140,8 @@ struct Report {
 #[pin_data]
 pub struct Unbind {
     lifecycle: Lifecycle<Atomic<u32>>,
+    /// What messages call the device, which may be gone by then.
+    name: CString,
     phys: Range<PhysAddr>,
     region: Arc<RegionAccess>,
     /// Completed whenever somebody closes the disk.
@@ -201,13 +203,18 @@ impl WorkItem<1> for Unbind {
 }
 
 impl Unbind {
-    /// Prepares for the end of a device that uses the physical range `phys`.
-    pub fn new(phys: Range<PhysAddr>, region: Arc<RegionAccess>) -> Result<Arc<Self>> {
+    /// Prepares for the end of a device with this name that uses the physical range `phys`.
+    pub fn new(
+        name: CString,
+        phys: Range<PhysAddr>,
+        region: Arc<RegionAccess>,
+    ) -> Result<Arc<Self>> {
         let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
 
         Arc::pin_init(
             try_pin_init!(Self {
                 lifecycle: Lifecycle::new(),
+                name,
                 phys,
                 region,
                 closed,
@@ -238,10 +245,6 @@ impl Unbind {
     /// Returns the physical range.
     pub fn phys(&self) -> Range<PhysAddr> {
         self.phys.clone()
-    }
-
-    fn device(&self) -> &Device {
-        self.region.device()
     }
 
     /// Takes the device away. Returns when it is gone, or retired after `limit` milliseconds; 0 means
@@ -284,7 +287,7 @@ impl Unbind {
             }
             looks = looks.wrapping_add(1);
             if looks % MENTION == 0 {
-                dev_warn!(self.device(), "still waiting to unbind {}\n", **self);
+                pr_warn!("still waiting to unbind {}\n", **self);
             }
             self.progress.wait_timeout(LOOK);
         }
@@ -321,8 +324,7 @@ impl Unbind {
         }
         // It is the last time that the region can be reached.
         self.flush();
-        dev_warn!(
-            self.device(),
+        pr_warn!(
             "retired {}; it is freed when they are done, and cannot be bound until then\n",
             **self
         );
@@ -350,12 +352,13 @@ impl Unbind {
             ])
         };
         let sent = variables().and_then(|[pages, inodes, retired]| {
-            kobject::notify_change(self.device(), [&*pages, &*inodes, &*retired])
+            self.region
+                .with_device(|dev| kobject::notify_change(dev, [&*pages, &*inodes, &*retired]))?
         });
         if let Err(err) = sent {
-            dev_warn!(
-                self.device(),
-                "could not send an event: error {}\n",
+            pr_warn!(
+                "{}: could not send an event: error {}\n",
+                *self.name,
                 err.to_errno()
             );
         }
@@ -423,7 +426,7 @@ impl Unbind {
         if !queued {
             self.kill_dax();
         }
-        while !self.dead.wait_timeout(DEATH) {
+        while !self.dead.wait_idle_timeout(DEATH) {
             if !handle.is_alive() {
                 break;
             }
@@ -490,7 +493,7 @@ impl Unbind {
                     }
                 }
                 Step::AwaitTranslations => {
-                    self.dead.wait_timeout(LOOK);
+                    self.dead.wait_idle_timeout(LOOK);
                 }
                 Step::AwaitPage => {
                     if let Some(page) = page {
@@ -503,7 +506,7 @@ impl Unbind {
                 Step::AwaitClaims => {
                     // They do not know that anybody is waiting.
                     self.retire_now();
-                    self.closed.wait_timeout(LOOK);
+                    self.closed.wait_idle_timeout(LOOK);
                 }
                 Step::Free => return,
             }
@@ -550,9 +553,9 @@ impl Unbind {
             *report
         };
         if range.is_exposed() {
-            dev_info!(
-                self.device(),
-                "revoked: {} inodes, {} pages, {} us\n",
+            pr_info!(
+                "{}: revoked: {} inodes, {} pages, {} us\n",
+                *self.name,
                 report.inodes,
                 report.pages,
                 report.micros
@@ -574,7 +577,7 @@ impl Unbind {
             if let Some(shared) = SHARED.get() {
                 shared.remove(self);
             }
-            dev_info!(self.device(), "the retired range is free\n");
+            pr_info!("{}: the retired range is free\n", *self.name);
         }
         self.is_done.store(true, Release);
         self.progress.complete_all();
@@ -590,27 +593,33 @@ impl Unbind {
 /// Who uses the range, in words.
 impl fmt::Display for Unbind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "[mem {:#x}-{:#x}]: in use by",
+        f.write_fmt(fmt!(
+            "{} [mem {:#x}-{:#x}], used by",
+            *self.name,
             self.phys.start,
             self.phys.end.saturating_sub(1)
-        )?;
+        ))?;
 
-        if let Some(range) = &*self.range.lock() {
-            let used = range.count_used();
-            if used.referenced != 0 {
-                write!(f, " [pins of {} pages]", used.referenced)?;
-            }
-            if used.cached != 0 {
-                write!(f, " [page caches, {} pages]", used.cached)?;
-            }
+        let used = match &*self.range.lock() {
+            Some(range) => range.count_used(),
+            None => PagesInUse::default(),
+        };
+        let claimed = self.is_claimed.load(Relaxed);
+        let dead = self.is_dead.load(Acquire);
+        if used.referenced != 0 {
+            write!(f, " (pins: {} pages)", used.referenced)?;
         }
-        if self.is_claimed.load(Relaxed) {
-            f.write_str(" [a holder of the disk: device-mapper, md or swap]")?;
+        if used.cached != 0 {
+            write!(f, " (page caches: {} pages)", used.cached)?;
         }
-        if !self.is_dead.load(Acquire) {
-            f.write_str(" [translation: a DAX read or write that hangs somewhere in the system]")?;
+        if claimed {
+            f.write_str(" (a holder of the disk: device-mapper, md or swap)")?;
+        }
+        if !dead {
+            f.write_str(" (translation: a DAX read or write that hangs somewhere in the system)")?;
+        }
+        if used == PagesInUse::default() && !claimed && dead {
+            f.write_str(" nobody any more")?;
         }
         Ok(())
     }
@@ -618,11 +627,16 @@ impl fmt::Display for Unbind {
 
 /// Makes everything that was written durable, or says in the log that it could not.
 pub fn flush_or_report(region: &RegionAccess) {
-    if let Err(err) = region.flush() {
+    let Err(err) = region.flush() else {
+        return;
+    };
+
+    // Who has lost the device has lost nothing more by this.
+    let _ = region.with_device(|dev| {
         dev_err!(
-            region.device(),
+            dev,
             "flush failed ({}): the latest writes may be lost\n",
             err.to_errno()
         );
-    }
+    });
 }

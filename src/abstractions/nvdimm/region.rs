@@ -24,7 +24,6 @@ use kernel::{
     io::PhysAddr,
     prelude::*,
     sync::{
-        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -104,38 +103,36 @@ impl Region {
 ///
 /// A region can only be flushed, and its poison only be cleared, while it is bound. So access goes
 /// through an SRCU read-side section, and ends when the device is unbound: [`Self::new`] registers
-/// with the device for that. After it every operation fails with [`ENXIO`].
+/// with the device for that. After it every operation fails with [`ENXIO`], and nothing refers to the
+/// device: libnvdimm does not bear it that its devices outlive their bus.
 ///
 /// Lock order: device lock, then the SRCU domain of this type. The operations call into the provider
 /// of the region and may sleep there; they take none of the driver's locks, and not the device lock,
 /// under which a device is unbound.
+///
+/// # Invariants
+///
+/// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is bound.
 #[pin_data]
 pub struct RegionAccess {
     #[pin]
     srcu: Srcu,
-    bound: Atomic<bool>,
-    // In the order in which they are put: releasing the device still uses the region.
-    dev: ARef<device::Device>,
-    _region: ARef<device::Device>,
+    dev: Atomic<*mut bindings::device>,
 }
 
 impl RegionAccess {
     /// Gives access to the region that `dev` is in, for as long as `dev` is bound. May sleep.
     pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
-        // SAFETY: By its type invariant the device is valid, and has a parent.
-        let region = unsafe { device::Device::get_device((*dev.as_raw()).parent) };
-        let generic: &device::Device<Bound> = dev.as_ref();
         let access = Arc::pin_init(
             try_pin_init!(Self {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
-                bound: Atomic::new(true),
-                dev: generic.into(),
-                _region: region,
+                // INVARIANT: The device is bound until devres, which follows, ends the access.
+                dev: Atomic::new(dev.as_raw()),
             }),
             GFP_KERNEL,
         )?;
 
-        devres::register(generic, RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
+        devres::register(dev.as_ref(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
         Ok(access)
     }
 
@@ -146,20 +143,23 @@ impl RegionAccess {
     ) -> Result<R> {
         let _guard = self.srcu.read_lock();
 
-        // No order is needed: `revoke` waits for all read-side sections that may have seen `true`,
-        // and what they saw was initialised before the `Arc` was shared.
-        if !self.bound.load(Relaxed) {
+        // No order is needed: `revoke` waits for all read-side sections that may have seen the
+        // device, and that was there before the `Arc` was shared.
+        let dev = self.dev.load(Relaxed);
+        if dev.is_null() {
             return Err(ENXIO);
         }
 
-        let dev: *const device::Device = &*self.dev;
-        // CAST: `device::Device` is a transparent wrapper of `struct device`.
-        let dev = dev.cast_mut().cast::<bindings::device>();
-        // SAFETY: The device is valid, and, until the guard is dropped, bound; so its parent is a
-        // bound region.
+        // SAFETY: By the type invariant the device is bound until the guard is dropped, so its
+        // parent is a bound region.
         let region = unsafe { bindings::to_nd_region((*dev).parent) };
-
         Ok(f(dev, region))
+    }
+
+    /// Calls `f` with the device, unless that has been unbound.
+    pub fn with_device<R>(&self, f: impl FnOnce(&device::Device) -> R) -> Result<R> {
+        // SAFETY: `with` passes a valid device.
+        self.with(|dev, _| f(unsafe { device::Device::from_raw(dev) }))
     }
 
     /// Makes all that was written to the region so far durable. May sleep.
@@ -218,13 +218,8 @@ impl RegionAccess {
         })
     }
 
-    /// Returns the device, for messages.
-    pub fn device(&self) -> &device::Device {
-        &self.dev
-    }
-
     fn revoke(&self) {
-        self.bound.store(false, Relaxed);
+        self.dev.store(core::ptr::null_mut(), Relaxed);
         self.srcu.synchronize();
     }
 }
@@ -254,12 +249,12 @@ mod tests {
     /// Access to the "region" of a device that has none: nothing may be called with it.
     fn access(faux: &faux::Registration) -> Result<Arc<RegionAccess>> {
         let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let dev = core::ptr::from_ref(generic).cast_mut().cast();
         Arc::pin_init(
             try_pin_init!(RegionAccess {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
-                bound: Atomic::new(true),
-                dev: generic.into(),
-                _region: generic.into(),
+                dev: Atomic::new(dev),
             }),
             GFP_KERNEL,
         )
