@@ -36,7 +36,6 @@ use crate::abstractions::{
 use core::ops::Range;
 use kernel::{
     device::{
-        self,
         Bound,
         Core, //
     },
@@ -168,7 +167,7 @@ impl Attached {
         )?;
         region.populate_badblocks(&pmem.badblocks, &range.phys());
         let unbind = Unbind::new(
-            CString::try_from_fmt(fmt!("{}", AsRef::<device::Device<_>>::as_ref(dev).name()))?,
+            CString::try_from_fmt(fmt!("{}", namespace.name()))?,
             reserve,
             pmem.region.clone(),
         )?;

@@ -140,7 +140,7 @@ struct Report {
 #[pin_data]
 pub struct Unbind {
     lifecycle: Lifecycle<Atomic<u32>>,
-    /// What messages call the device, which may be gone by then.
+    /// The name of the namespace, for messages: the device may be gone by then.
     name: CString,
     phys: Range<PhysAddr>,
     region: Arc<RegionAccess>,
@@ -203,7 +203,7 @@ impl WorkItem<1> for Unbind {
 }
 
 impl Unbind {
-    /// Prepares for the end of a device with this name that uses the physical range `phys`.
+    /// Prepares for the end of a device, that has this namespace and physical range.
     pub fn new(
         name: CString,
         phys: Range<PhysAddr>,
@@ -504,7 +504,9 @@ impl Unbind {
                     }
                 }
                 Step::AwaitClaims => {
-                    // They do not know that anybody is waiting.
+                    // They do not know that anybody is waiting. And they may be below one of the file
+                    // systems that the files keep.
+                    *files = Stack::new();
                     self.retire_now();
                     self.closed.wait_idle_timeout(LOOK);
                 }
