@@ -7,6 +7,9 @@
 //! `docs/architecture.md`.
 
 #![deny(unsafe_code)]
+// For rustdoc, when it looks for examples; the kernel's make says so to the compiler.
+#![cfg_attr(doctest, no_std)]
+#![doc(test(no_crate_inject))]
 
 use kernel::{
     prelude::*,

@@ -18,6 +18,16 @@ use kernel::{
 };
 
 /// How a request ended, as the block layer counts it (`blk_status_t`).
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::bio::Status;
+///
+/// assert_eq!(Status::from(Ok(())), Status::OK);
+/// assert_eq!(Status::from(Err(EIO)), Status::IOERR);
+/// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(bindings::blk_status_t);
 
@@ -61,6 +71,36 @@ pub enum Operation {
 ///
 /// A request that is dropped has failed: it ends with [`Status::IOERR`], so that nobody waits for
 /// ever.
+///
+/// # Examples
+///
+/// Every read gets the first bytes of `memory`; writing is not possible:
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     bio::{
+///         Bio,
+///         Operation,
+///         Status, //
+///     },
+///     pmem::PmemSlice, //
+/// };
+///
+/// fn serve(mut bio: Bio, memory: PmemSlice<'_>) -> Result {
+///     if bio.operation() != Operation::Read {
+///         bio.end(Status::NOTSUPP);
+///         return Ok(());
+///     }
+///
+///     // To fail here drops the request, which ends it with an I/O error.
+///     for mut segment in bio.segments_to_fill() {
+///         memory.get(0, segment.len()).ok_or(EIO)?.read_into(&mut segment)?;
+///     }
+///
+///     bio.end(Status::OK);
+///     Ok(())
+/// }
+/// ```
 ///
 /// # Invariants
 ///

@@ -75,6 +75,55 @@ pub enum Event {
 /// A driver of devices on the `nd` bus.
 ///
 /// All callbacks are called in process context with the lock of the device held; they may sleep.
+///
+/// # Examples
+///
+/// A driver that claims namespaces for their personalities, and binds to nothing itself:
+///
+/// ```no_run
+/// use kernel::{
+///     device::Core,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::nvdimm::{
+///     self,
+///     Claim,
+///     Device,
+///     DeviceTypes,
+///     Event,
+///     Kind,
+///     Namespace, //
+/// };
+///
+/// struct Claimer;
+///
+/// impl nvdimm::Driver for Claimer {
+///     type Data<'bound> = ();
+///
+///     const TYPES: DeviceTypes = DeviceTypes::NAMESPACE;
+///
+///     fn probe<'bound>(
+///         dev: &'bound Device<Core<'_>>,
+///     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+///         let claim = || {
+///             let namespace = Namespace::probe(dev)?;
+///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
+///                 dev_info!(dev, "claimed\n");
+///             }
+///             Err(ENXIO)
+///         };
+///
+///         claim()
+///     }
+///
+///     fn notify<'bound>(dev: &'bound Device<Core<'_>>, _this: Pin<&()>, event: Event) {
+///         dev_info!(dev, "{:?}\n", event);
+///     }
+/// }
+///
+/// // A module that has this as a field is the driver's.
+/// type Registration = kernel::driver::Registration<nvdimm::Adapter<Claimer>>;
+/// ```
 pub trait Driver {
     /// What the driver keeps for a bound device. It is dropped after [`Driver::unbind`].
     type Data<'bound>: Send + 'bound;

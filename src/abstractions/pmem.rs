@@ -36,6 +36,29 @@ use kernel::{
 /// the copies of this module. Other CPUs, user space and devices may access the same bytes at any
 /// time, so there is no way to make a Rust reference to them either.
 ///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     bio::Bio,
+///     pmem::PmemSlice, //
+/// };
+///
+/// /// Copies a write request to where it belongs.
+/// fn write(memory: PmemSlice<'_>, bio: &Bio) -> Result {
+///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
+///
+///     for segment in bio.segments() {
+///         memory
+///             .get(offset, segment.len())
+///             .ok_or(EIO)?
+///             .write_from(&segment);
+///         offset = offset.checked_add(segment.len()).ok_or(EIO)?;
+///     }
+///     Ok(())
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +

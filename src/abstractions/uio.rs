@@ -15,6 +15,27 @@ use kernel::types::NotThreadSafe;
 
 /// An IO vector that is a source of data, borrowed for `'a`.
 ///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     pmem::PmemSlice,
+///     uio::IterSource, //
+/// };
+///
+/// /// Returns how many bytes were written, at most `len`.
+/// fn write(
+///     memory: PmemSlice<'_>,
+///     offset: usize,
+///     len: usize,
+///     source: &mut IterSource<'_>,
+/// ) -> usize {
+///     memory
+///         .get(offset, len)
+///         .map_or(0, |part| part.write_from_iter(source))
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `iter` is valid for `'a`, is an `ITER_SOURCE`, and is not used through another pointer

@@ -40,6 +40,37 @@ use kernel::{
 ///
 /// It cannot be resized, reconfigured or claimed by anybody else meanwhile.
 ///
+/// # Examples
+///
+/// Where the data of a pfn device is, and how it wants to be mapped:
+///
+/// ```no_run
+/// use core::ops::Range;
+/// use kernel::{
+///     device::Core,
+///     io::PhysAddr,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::{
+///     memremap::PagemapConfig,
+///     nvdimm::{
+///         Device,
+///         Namespace, //
+///     },
+/// };
+///
+/// fn layout(dev: &Device<Core<'_>>) -> Result<(Range<PhysAddr>, PagemapConfig)> {
+///     let namespace = Namespace::probe(dev)?;
+///     dev_info!(dev, "this is {}\n", namespace.name());
+///
+///     // While it is enabled, nobody else can reserve the range.
+///     let (enabled, pages) = namespace.enable()?.setup_pfn()?;
+///     let namespace = enabled.disable();
+///
+///     Ok((namespace.range()?, pages))
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it. It is neither

@@ -109,6 +109,43 @@ impl Region {
 /// Lock order: device lock, then the SRCU domain of this type. The operations call into the provider
 /// of the region and may sleep there; they take none of the driver's locks, and not the device lock,
 /// under which a device is unbound.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     device::Bound,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::{
+///     bio::{
+///         Bio,
+///         Status, //
+///     },
+///     nvdimm::{
+///         Device,
+///         RegionAccess, //
+///     },
+/// };
+///
+/// /// Ends requests as durable.
+/// struct Flusher(kernel::sync::Arc<RegionAccess>);
+///
+/// impl Flusher {
+///     fn new(dev: &Device<Bound>) -> Result<Self> {
+///         Ok(Self(RegionAccess::new(dev)?))
+///     }
+///
+///     // May be called at any time, also after the device was unbound.
+///     fn end(&self, bio: Bio) {
+///         if bio.is_fua() {
+///             self.0.flush_and_end(bio);
+///         } else {
+///             bio.end(Status::OK);
+///         }
+///     }
+/// }
+/// ```
 #[pin_data]
 pub struct RegionAccess {
     #[pin]
