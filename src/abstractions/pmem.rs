@@ -277,7 +277,7 @@ mod tests {
     fn a_source_is_copied_as_far_as_it_goes() -> Result {
         let mut memory = memory(64)?;
         let mut source = [0x55_u8; 16];
-        let mut kvec = bindings::kvec {
+        let kvec = bindings::kvec {
             iov_base: source.as_mut_ptr().cast(),
             iov_len: source.len(),
         };
@@ -285,7 +285,7 @@ mod tests {
 
         // SAFETY: Iterator, vector and source live until the end of the test.
         let mut iter = unsafe {
-            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &mut kvec, 1, 16);
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &kvec, 1, 16);
             IterSource::from_raw(&mut iter)
         };
         let part = slice(&mut memory).get(8, 32).ok_or(EINVAL)?;
