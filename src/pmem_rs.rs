@@ -47,3 +47,10 @@ module! {
     license: "GPL v2",
     alias: ["pmem", "nd:t4*", "nd:t5*"],
 }
+
+// The examples of the abstractions, when `tests/examples` has made tests of them. They name this crate
+// as if it were another one.
+#[cfg(pmem_rs_examples)]
+extern crate self as pmem_rs;
+#[cfg(pmem_rs_examples)]
+include!(env!("PMEM_RS_EXAMPLES"));
