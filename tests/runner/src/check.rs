@@ -116,7 +116,8 @@ impl Bench {
             .collect();
 
         let mut failures = Failures::default();
-        let end = Guest::start(command, &console, &stream)?.follow(|line| {
+        let guest = Guest::start(command, &console, &stream, self.env.patience())?;
+        let end = guest.follow(|line| {
             failures.line(line);
             on_line(line);
         })?;
