@@ -106,6 +106,7 @@ impl Bench {
         let software = Software {
             kernel: &self.env.kernel,
             image: &self.image,
+            kernel_words: boot.kernel_words(),
             words: &words,
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
