@@ -135,6 +135,14 @@ watched() {
     say "  done in $((EPOCHSECONDS - began)) s"
 }
 
+# The command that the kernel's make compiled the module with, without the names of outputs.
+rustc_command() { # OBJECTS
+    local command
+    command=$(sed -n 's/^savedcmd_src\/pmem_rs\.o := //p' "$1/src/.pmem_rs.o.cmd" | cut -d ';' -f 1)
+    [[ $command == *rustc* ]] || die "no rustc command in $1/src/.pmem_rs.o.cmd"
+    sed -E 's/ --emit=[^ ]*//g; s/ --out-dir [^ ]*//; s/ -Cremark[^ ]*//g' <<<"$command"
+}
+
 inside_root() {
     [[ -e /.pmem-rs-root ]]
 }

@@ -7,6 +7,9 @@
 //! `docs/architecture.md`.
 
 #![deny(unsafe_code)]
+// For rustdoc, when it looks for examples; the kernel's make says so to the compiler.
+#![cfg_attr(doctest, no_std)]
+#![doc(test(no_crate_inject))]
 
 use kernel::{
     prelude::*,
@@ -86,3 +89,10 @@ module! {
         },
     },
 }
+
+// The examples of the abstractions, when `tests/examples` has made tests of them. They name this crate
+// as if it were another one.
+#[cfg(pmem_rs_examples)]
+extern crate self as pmem_rs;
+#[cfg(pmem_rs_examples)]
+include!(env!("PMEM_RS_EXAMPLES"));

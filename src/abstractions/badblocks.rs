@@ -33,6 +33,24 @@ pub struct BadRange {
 /// All operations may be called from any context and by several threads at once; the C side
 /// serialises them with a seqlock.
 ///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::badblocks::Badblocks;
+///
+/// let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
+///
+/// // Which sectors are bad is the region's to say (`Region::populate_badblocks`).
+/// assert!(list.is_empty());
+/// assert!(list.check(0, 8).is_none());
+///
+/// // To heal what is bad, sector by sector: overwrite it, then take it off the list.
+/// if let Some(bad) = list.check(0, 8) {
+///     list.clear(bad.first, bad.sectors);
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `inner` was initialised by `badblocks_init` and stays where it is until it is dropped.

@@ -18,6 +18,16 @@ use kernel::{
 };
 
 /// How a request ended, as the block layer counts it (`blk_status_t`).
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::bio::Status;
+///
+/// assert_eq!(Status::from(Ok(())), Status::OK);
+/// assert_eq!(Status::from(Err(EIO)), Status::IOERR);
+/// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(bindings::blk_status_t);
 
@@ -61,6 +71,36 @@ pub enum Operation {
 ///
 /// A request that is dropped has failed: it ends with [`Status::IOERR`], so that nobody waits for
 /// ever.
+///
+/// # Examples
+///
+/// Every read gets the first bytes of `memory`; writing is not possible:
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     bio::{
+///         Bio,
+///         Operation,
+///         Status, //
+///     },
+///     pmem::PmemSlice, //
+/// };
+///
+/// fn serve(mut bio: Bio, memory: PmemSlice<'_>) -> Result {
+///     if bio.operation() != Operation::Read {
+///         bio.end(Status::NOTSUPP);
+///         return Ok(());
+///     }
+///
+///     // To fail here drops the request, which ends it with an I/O error.
+///     for mut segment in bio.segments_to_fill() {
+///         memory.get(0, segment.len()).ok_or(EIO)?.read_into(&mut segment)?;
+///     }
+///
+///     bio.end(Status::OK);
+///     Ok(())
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -388,5 +428,256 @@ impl SegmentToFill<'_> {
     #[inline]
     pub(super) fn flush_dcache(&self) {
         self.0.flush_dcache();
+    }
+}
+
+#[kunit_tests(pmem_rs_bio)]
+mod tests {
+    use super::*;
+    use kernel::types::Opaque;
+
+    /// Four pages in one piece.
+    struct Pages(*mut bindings::page);
+
+    impl Pages {
+        const ORDER: c_uint = 2;
+
+        fn new() -> Result<Self> {
+            // SAFETY: May be called in process context.
+            let page = unsafe { bindings::alloc_pages(bindings::GFP_KERNEL, Self::ORDER) };
+            if page.is_null() {
+                return Err(ENOMEM);
+            }
+            Ok(Self(page))
+        }
+
+        /// The address of a byte, as a number.
+        fn at(&self, offset: usize) -> usize {
+            // SAFETY: The pages are valid, and in the linear mapping.
+            unsafe { bindings::page_address(self.0) }.addr() + offset
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: The pages are ours.
+            unsafe { bindings::__free_pages(self.0, Self::ORDER) };
+        }
+    }
+
+    const MAX_VECS: usize = 4;
+
+    /// A request that no disk has seen, and what it ended with.
+    struct Request {
+        bio: Opaque<bindings::bio>,
+        vecs: [bindings::bio_vec; MAX_VECS],
+        ended: Option<Status>,
+    }
+
+    /// # Safety
+    ///
+    /// For the block layer only: `bio` must be one that `request` made and `outcome` has not freed.
+    unsafe extern "C" fn ended(bio: *mut bindings::bio) {
+        // SAFETY: By the safety requirements; its private data is what it is a part of.
+        unsafe { (*(*bio).bi_private.cast::<Request>()).ended = Some(Status((*bio).bi_status)) };
+    }
+
+    /// Makes a request of pieces, each of which has an offset into the pages and a length.
+    fn request(opf: u32, pages: &Pages, pieces: &[(usize, usize)]) -> Result<(Bio, *mut Request)> {
+        let request = KBox::into_raw(KBox::new(
+            Request {
+                bio: Opaque::zeroed(),
+                vecs: Default::default(),
+                ended: None,
+            },
+            GFP_KERNEL,
+        )?);
+
+        // SAFETY: All are valid until `outcome` frees them; there are at most `MAX_VECS` pieces.
+        unsafe {
+            let bio = (*request).bio.get();
+            let vecs = (&raw mut (*request).vecs).cast();
+            bindings::bio_init(bio, core::ptr::null_mut(), vecs, MAX_VECS as u16, opf);
+            (*bio).bi_end_io = Some(ended);
+            (*bio).bi_private = request.cast();
+            for (offset, len) in pieces {
+                bindings::__bio_add_page(bio, pages.0, *len as c_uint, *offset as c_uint);
+            }
+            Ok((Bio::from_raw(NonNull::new(bio).ok_or(ENOMEM)?), request))
+        }
+    }
+
+    /// What a request ended with, if it did. Frees it.
+    fn outcome(request: *mut Request) -> Option<Status> {
+        // SAFETY: The pointer comes from `request`, and the tests let go of the `Bio` before.
+        unsafe { KBox::from_raw(request) }.ended
+    }
+
+    /// Address and length of the pieces of a write.
+    fn pieces(bio: &Bio) -> Result<KVec<(usize, usize)>> {
+        let mut pieces = KVec::new();
+        for segment in bio.segments() {
+            pieces.push((segment.as_ptr().addr(), segment.len()), GFP_KERNEL)?;
+        }
+        Ok(pieces)
+    }
+
+    const READ: u32 = bindings::req_op_REQ_OP_READ;
+    const WRITE: u32 = bindings::req_op_REQ_OP_WRITE;
+
+    #[test]
+    fn a_piece_may_be_larger_than_a_page() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(
+            WRITE,
+            &pages,
+            &[(512, 2 * PAGE_SIZE), (3 * PAGE_SIZE, 1024)],
+        )?;
+
+        assert_eq!(bio.len(), 2 * PAGE_SIZE + 1024);
+        let expected = [
+            (pages.at(512), 2 * PAGE_SIZE),
+            (pages.at(3 * PAGE_SIZE), 1024),
+        ];
+        assert!(*pieces(&bio)? == expected);
+        bio.end(Status::OK);
+        assert!(outcome(raw) == Some(Status::OK));
+        Ok(())
+    }
+
+    #[test]
+    fn of_a_request_that_has_begun_the_rest_is_left() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(WRITE, &pages, &[(0, 1024), (PAGE_SIZE, 2 * PAGE_SIZE)])?;
+
+        // SAFETY: The request is valid, and has as many bytes. This is how the block layer goes on
+        // in one that it has split.
+        unsafe { bindings::__bio_advance((*raw).bio.get(), 1024 + 512) };
+        assert_eq!(bio.sector(), 3);
+        assert!(*pieces(&bio)? == [(pages.at(PAGE_SIZE + 512), 2 * PAGE_SIZE - 512)]);
+        drop(bio);
+        outcome(raw);
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_may_end_within_a_piece() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(WRITE, &pages, &[(0, 1024), (1024, 1024), (2048, 1024)])?;
+
+        // SAFETY: The request is valid. This is the first part of one that was split.
+        unsafe { (*(*raw).bio.get()).bi_iter.bi_size = 1024 + 512 };
+        assert!(*pieces(&bio)? == [(pages.at(0), 1024), (pages.at(1024), 512)]);
+        drop(bio);
+        outcome(raw);
+        Ok(())
+    }
+
+    #[test]
+    fn empty_pieces_do_no_harm() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(WRITE, &pages, &[(0, 0), (512, 512), (0, 0), (1024, 512)])?;
+
+        let all = pieces(&bio)?;
+        let mut full = all.iter().filter(|(_, len)| *len != 0);
+        assert!(full.next() == Some(&(pages.at(512), 512)));
+        assert!(full.next() == Some(&(pages.at(1024), 512)));
+        assert!(full.next().is_none());
+        drop(bio);
+        outcome(raw);
+        Ok(())
+    }
+
+    #[test]
+    fn a_flush_has_no_memory() -> Result {
+        let pages = Pages::new()?;
+        let (mut bio, raw) = request(WRITE | bindings::REQ_PREFLUSH, &pages, &[])?;
+
+        assert!(bio.is_preflush());
+        assert!(!bio.is_fua());
+        assert!(bio.is_empty());
+        assert!(bio.segments().next().is_none());
+        assert!(bio.segments_to_fill().next().is_none());
+        drop(bio);
+        outcome(raw);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_is_for_one_direction() -> Result {
+        let pages = Pages::new()?;
+
+        for (opf, operation, from, to) in [
+            (READ, Operation::Read, false, true),
+            (WRITE | bindings::REQ_FUA, Operation::Write, true, false),
+            (
+                bindings::req_op_REQ_OP_DISCARD,
+                Operation::Other,
+                false,
+                false,
+            ),
+        ] {
+            let (mut bio, raw) = request(opf, &pages, &[(0, 512)])?;
+            assert!(bio.operation() == operation);
+            assert_eq!(bio.is_fua(), opf & bindings::REQ_FUA != 0);
+            assert_eq!(bio.segments().next().is_some(), from);
+            assert_eq!(bio.segments_to_fill().next().is_some(), to);
+            drop(bio);
+            outcome(raw);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_dropped_request_has_failed() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(READ, &pages, &[(0, 512)])?;
+
+        // SAFETY: The request is valid until `outcome`.
+        assert!(unsafe { (*raw).ended }.is_none());
+        drop(bio);
+        assert!(outcome(raw) == Some(Status::IOERR));
+        Ok(())
+    }
+
+    #[test]
+    fn success_does_not_hide_what_went_wrong_before() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(READ, &pages, &[(0, 512)])?;
+
+        // SAFETY: The request is valid. So a part of it that was split off has failed.
+        unsafe { (*(*raw).bio.get()).bi_status = Status::NOTSUPP.0 };
+        bio.end(Status::OK);
+        assert!(outcome(raw) == Some(Status::NOTSUPP));
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_that_is_given_up_does_not_end() -> Result {
+        let pages = Pages::new()?;
+        let (bio, raw) = request(READ, &pages, &[(0, 512)])?;
+
+        let bio = bio.into_raw();
+        // SAFETY: The request is valid until `outcome`.
+        assert!(unsafe { (*raw).ended }.is_none());
+        // SAFETY: It has just been given up.
+        unsafe { Bio::from_raw(bio) }.end(EIO.into());
+        assert!(outcome(raw) == Some(Status::IOERR));
+        Ok(())
+    }
+
+    #[test]
+    fn errors_become_statuses_and_come_back() {
+        let errno = |status: Status| {
+            // SAFETY: A table look-up.
+            unsafe { bindings::blk_status_to_errno(status.0) }
+        };
+
+        for err in [EIO, EOPNOTSUPP, ENOSPC, ENOMEM, ENODATA] {
+            assert_eq!(errno(err.into()), err.to_errno());
+        }
+        // What the block layer does not know is an I/O error.
+        assert!(Status::from(ENXIO) == Status::IOERR);
+        assert!(Status::from(Ok(())) == Status::OK);
     }
 }

@@ -73,6 +73,31 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 
 /// Pages of persistent memory as the DAX core wants them: with a kernel address and a page frame
 /// number, under a held `dax_read_lock`.
+///
+/// # Examples
+///
+/// Not even of pages that stay for ever can an extent be kept for longer than the lock is held:
+///
+/// ```compile_fail,E0521
+/// use pmem_rs::abstractions::{
+///     dax::{
+///         Extent,
+///         ReadLocked, //
+///     },
+///     memremap::{
+///         Pagemap,
+///         PagemapOperations, //
+///     },
+/// };
+///
+/// fn keep<T: PagemapOperations>(
+///     locked: ReadLocked<'_>,
+///     pages: &'static Pagemap<T>,
+///     kept: &mut Option<Extent<'static>>,
+/// ) {
+///     *kept = pages.extent(locked, 0, 4096);
+/// }
+/// ```
 pub struct Extent<'g> {
     slice: PmemSlice<'g>,
     pfn: usize,
@@ -121,6 +146,84 @@ pub enum AccessMode {
 ///
 /// All of them are called in process context under `dax_read_lock`, by several threads at once, and
 /// may sleep.
+///
+/// # Examples
+///
+/// Memory that never fails:
+///
+/// ```no_run
+/// use kernel::{
+///     page::PAGE_SIZE,
+///     prelude::*,
+///     sync::Arc, //
+/// };
+/// use pmem_rs::abstractions::{
+///     dax::{
+///         self,
+///         AccessMode,
+///         Extent,
+///         Properties,
+///         ReadLocked, //
+///     },
+///     memremap::{
+///         Pagemap,
+///         PagemapOperations, //
+///     },
+///     uio::IterSource, //
+/// };
+///
+/// struct Memory<T: PagemapOperations>(Pagemap<T>);
+///
+/// impl<T: PagemapOperations> dax::Operations for Memory<T> {
+///     fn direct_access<'g>(
+///         &'g self,
+///         locked: ReadLocked<'g>,
+///         pgoff: usize,
+///         _nr_pages: usize,
+///         _mode: AccessMode,
+///     ) -> Result<Extent<'g>> {
+///         let offset = pgoff.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
+///         let rest = self.0.slice().len().checked_sub(offset).ok_or(ERANGE)?;
+///
+///         self.0.extent(locked, offset, rest).ok_or(ERANGE)
+///     }
+///
+///     fn zero_page_range(
+///         &self,
+///         _locked: ReadLocked<'_>,
+///         pgoff: usize,
+///         nr_pages: usize,
+///     ) -> Result {
+///         let offset = pgoff.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
+///         let len = nr_pages.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
+///
+///         self.0.slice().get(offset, len).ok_or(ERANGE)?.zero();
+///         Ok(())
+///     }
+///
+///     fn recovery_write(
+///         &self,
+///         _locked: ReadLocked<'_>,
+///         _pgoff: usize,
+///         _offset: usize,
+///         _len: usize,
+///         _source: &mut IterSource<'_>,
+///     ) -> usize {
+///         0
+///     }
+/// }
+///
+/// fn register<T: PagemapOperations>(
+///     memory: Arc<Memory<T>>,
+/// ) -> Result<dax::Registration<Memory<T>>> {
+///     let properties = Properties {
+///         synchronous: true,
+///         write_cache: true,
+///     };
+///
+///     dax::Registration::new(memory, properties)
+/// }
+/// ```
 pub trait Operations: Send + Sync + 'static {
     /// Translates `nr_pages` pages from `pgoff` on.
     ///

@@ -98,6 +98,68 @@ pub struct BoolAttribute<T> {
 }
 
 /// The operations of a disk.
+///
+/// # Examples
+///
+/// A disk that swallows writes:
+///
+/// ```no_run
+/// use kernel::{
+///     device::{
+///         Bound,
+///         Device, //
+///     },
+///     prelude::*,
+///     sync::Arc, //
+/// };
+/// use pmem_rs::abstractions::{
+///     bio::{
+///         Bio,
+///         Operation,
+///         Status, //
+///     },
+///     gendisk::{
+///         self,
+///         DiskName,
+///         Features,
+///         GenDisk,
+///         Limits,
+///         PAGE_BLOCK, //
+///     },
+///     memremap::Node, //
+/// };
+///
+/// struct Abyss;
+///
+/// impl gendisk::Operations for Abyss {
+///     type OwnerModule = pmem_rs::PmemModule;
+///
+///     fn submit_bio(&self, bio: Bio) {
+///         let status = match bio.operation() {
+///             Operation::Write => Status::OK,
+///             _ => Status::NOTSUPP,
+///         };
+///
+///         bio.end(status);
+///     }
+/// }
+///
+/// fn add<'bound>(
+///     name: &DiskName,
+///     node: Node,
+///     parent: &'bound Device<Bound>,
+/// ) -> Result<gendisk::Registration<'bound, Abyss>> {
+///     let limits = Limits {
+///         logical_block_size: 512,
+///         physical_block_size: PAGE_BLOCK,
+///         features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
+///     };
+///     let disk = GenDisk::new(name, limits, 2048, node, Arc::new(Abyss, GFP_KERNEL)?)?;
+///
+///     // From here on it can be opened, until what is returned is dropped.
+///     disk.register(parent)
+/// }
+/// ```
 pub trait Operations: Send + Sync + Sized + 'static {
     /// The module that the operations belong to; it cannot be unloaded while the disk is open.
     type OwnerModule: ModuleMetadata;

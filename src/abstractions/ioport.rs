@@ -27,6 +27,18 @@ use kernel::{
 /// It owns its name, so it may outlive whatever it was named after. It cannot overlap System RAM,
 /// which is reserved from the start. The reservation is given up when this is dropped.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::ioport::MemRegion;
+///
+/// // No machine has as many addresses as there are numbers.
+/// let name = CString::try_from_fmt(fmt!("{}.{}", "namespace0", 0))?;
+/// assert!(MemRegion::request(1 << 62, 4096, name).is_err_and(|err| err == EBUSY));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours, is `region`, and points

@@ -12,6 +12,20 @@ use kernel::prelude::*;
 ///
 /// It stays valid when the attribute is removed; notifying is without effect then.
 ///
+/// # Examples
+///
+/// Waking those who wait for the attribute `badblocks` of a disk to change:
+///
+/// ```no_run
+/// use pmem_rs::abstractions::gendisk;
+///
+/// fn badblocks_changed<T: gendisk::Operations>(disk: &gendisk::Registration<'_, T>) {
+///     if let Some(attribute) = disk.attribute(c"badblocks") {
+///         attribute.notify();
+///     }
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `self.0` is a valid `struct kernfs_node`, and one of its references is ours. What

@@ -64,6 +64,16 @@ pub struct Node(pub(super) c_int);
 /// What a [`Pagemap`] is to be made of: a physical range, where its `struct page`s live, and where its
 /// data begins.
 ///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::memremap::PagemapConfig;
+///
+/// assert!(PagemapConfig::new(4 << 30, 1 << 30).is_ok());
+/// assert!(PagemapConfig::new(4 << 30, 0).is_err());
+/// assert!(PagemapConfig::new(4 << 30, u64::MAX).is_err());
+/// ```
+///
 /// # Invariants
 ///
 /// `start..start + len` does not wrap and is the only range of `pgmap`; `pgmap` is otherwise
@@ -298,6 +308,49 @@ pub struct PagesInUse {
 /// Dropping it waits, for as long as it takes, until no exposed page is in use, and for the references
 /// to the pgmap, and takes pages and mapping away. Who does not want to wait looks first
 /// ([`Self::first_used`]).
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     io::{
+///         PhysAddr,
+///         ResourceSize, //
+///     },
+///     prelude::*,
+///     str::CString, //
+/// };
+/// use pmem_rs::abstractions::{
+///     ioport::MemRegion,
+///     memremap::{
+///         Node,
+///         Pagemap,
+///         PagemapConfig,
+///         PagemapOperations, //
+///     },
+/// };
+///
+/// struct Unprepared;
+///
+/// impl PagemapOperations for Unprepared {
+///     fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
+///         // Leaves it to the memory management.
+///         Err(EOPNOTSUPP)
+///     }
+/// }
+///
+/// fn map(
+///     start: PhysAddr,
+///     len: ResourceSize,
+///     name: CString,
+///     node: Node,
+/// ) -> Result<Pagemap<Unprepared>> {
+///     let reservation = MemRegion::request(start, len, name)?;
+///     let config = PagemapConfig::new(start, len)?;
+///
+///     Pagemap::new(config, reservation, node, Unprepared)
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -627,6 +680,24 @@ fn frames(phys: PhysAddr, len: usize) -> Range<u64> {
 }
 
 /// A mapping of a physical range that has no `struct page`s.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::{
+///     ioport::MemRegion,
+///     memremap::Memremap, //
+/// };
+///
+/// fn wipe(start: u64, len: u64, name: CString) -> Result {
+///     let mapping = Memremap::new(MemRegion::request(start, len, name)?)?;
+///
+///     mapping.slice().zero();
+///     // Goes with its reservation.
+///     Ok(())
+/// }
+/// ```
 ///
 /// # Invariants
 ///

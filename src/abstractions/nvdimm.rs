@@ -75,6 +75,55 @@ pub enum Event {
 /// A driver of devices on the `nd` bus.
 ///
 /// All callbacks are called in process context with the lock of the device held; they may sleep.
+///
+/// # Examples
+///
+/// A driver that claims namespaces for their personalities, and binds to nothing itself:
+///
+/// ```no_run
+/// use kernel::{
+///     device::Core,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::nvdimm::{
+///     self,
+///     Claim,
+///     Device,
+///     DeviceTypes,
+///     Event,
+///     Kind,
+///     Namespace, //
+/// };
+///
+/// struct Claimer;
+///
+/// impl nvdimm::Driver for Claimer {
+///     type Data<'bound> = ();
+///
+///     const TYPES: DeviceTypes = DeviceTypes::NAMESPACE;
+///
+///     fn probe<'bound>(
+///         dev: &'bound Device<Core<'_>>,
+///     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+///         let claim = || {
+///             let namespace = Namespace::probe(dev)?;
+///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
+///                 dev_info!(dev, "claimed\n");
+///             }
+///             Err(ENXIO)
+///         };
+///
+///         claim()
+///     }
+///
+///     fn notify<'bound>(dev: &'bound Device<Core<'_>>, _this: Pin<&()>, event: Event) {
+///         dev_info!(dev, "{:?}\n", event);
+///     }
+/// }
+///
+/// // A module that has this as a field is the driver's.
+/// type Registration = kernel::driver::Registration<nvdimm::Adapter<Claimer>>;
+/// ```
 pub trait Driver {
     /// What the driver keeps for a bound device. It is dropped after [`Driver::unbind`].
     type Data<'bound>: Send + 'bound;
@@ -309,3 +358,153 @@ unsafe impl Sync for Device {}
 // SAFETY: Same as `Device<Normal>`: `Bound` is a zero-sized type-state marker that does not affect
 // thread safety.
 unsafe impl Sync for Device<Bound> {}
+
+#[kunit_tests(pmem_rs_nvdimm)]
+mod tests {
+    use super::*;
+    use kernel::{
+        faux,
+        module::this_module,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        types::ForeignOwnable, //
+    };
+
+    /// A driver that only remembers how it was called, a decimal digit each time.
+    struct Diary;
+
+    struct Log(Atomic<u64>);
+
+    impl Log {
+        fn note(&self, digit: u64) {
+            self.0.store(self.0.load(Relaxed) * 10 + digit, Relaxed);
+        }
+    }
+
+    impl Driver for Diary {
+        type Data<'bound> = Log;
+
+        // The bit of no kind of device.
+        const TYPES: DeviceTypes = DeviceTypes(1 << 31);
+
+        fn probe<'bound>(
+            _dev: &'bound Device<Core<'_>>,
+        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+            Ok(Log(Atomic::new(1)))
+        }
+
+        fn unbind<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
+            this.note(2);
+        }
+
+        fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
+            this.note(3);
+        }
+
+        fn notify<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>, event: Event) {
+            this.note(match event {
+                Event::RevalidatePoison => 4,
+                Event::RevalidateRegion => 5,
+            });
+        }
+    }
+
+    /// A driver that serves nothing, which the bus refuses.
+    struct Useless;
+
+    impl Driver for Useless {
+        type Data<'bound> = ();
+
+        const TYPES: DeviceTypes = DeviceTypes(0);
+
+        fn probe<'bound>(
+            _dev: &'bound Device<Core<'_>>,
+        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+            Err::<(), _>(ENODEV)
+        }
+    }
+
+    fn raw(faux: &faux::Registration) -> *mut bindings::device {
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        core::ptr::from_ref(generic).cast_mut().cast()
+    }
+
+    #[test]
+    fn a_driver_comes_and_goes() -> Result {
+        // Its name is free again, or the bus would refuse the second one.
+        for _ in 0..2 {
+            KBox::pin_init(
+                driver::Registration::<Adapter<Diary>>::new(
+                    c"pmem_rs_test",
+                    this_module::<crate::LocalModule>(),
+                ),
+                GFP_KERNEL,
+            )?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_driver_must_serve_something() {
+        let refused = KBox::pin_init(
+            driver::Registration::<Adapter<Useless>>::new(
+                c"pmem_rs_test",
+                this_module::<crate::LocalModule>(),
+            ),
+            GFP_KERNEL,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+    }
+
+    // The bus knows no device that could be bound here, so one of another bus has to do.
+    #[test]
+    fn the_bus_reaches_the_driver() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
+        let dev = raw(&faux);
+        type Callbacks = Adapter<Diary>;
+
+        assert_eq!(Callbacks::probe_callback(dev), 0);
+        let poison = bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON;
+        let region = bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION;
+        Callbacks::notify_callback(dev, poison);
+        Callbacks::notify_callback(dev, region);
+        // A later kernel may have more of them.
+        Callbacks::notify_callback(dev, 1000);
+        Callbacks::shutdown_callback(dev);
+        Callbacks::remove_callback(dev);
+
+        // SAFETY: The device is valid, and `probe_callback` has left it a `Log`, which is taken back
+        // as the driver core would.
+        let log = unsafe {
+            let data = bindings::dev_get_drvdata(dev);
+            bindings::dev_set_drvdata(dev, core::ptr::null_mut());
+            Pin::<KBox<Log>>::from_foreign(data.cast())
+        };
+        assert_eq!(log.0.load(Relaxed), 14532);
+        Ok(())
+    }
+
+    #[test]
+    fn a_failed_probe_is_an_errno() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
+
+        let ret = Adapter::<Useless>::probe_callback(raw(&faux));
+        assert_eq!(ret, ENODEV.to_errno());
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_no_personality_is_a_namespace() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
+        // SAFETY: The device is valid for as long as `faux`. It is not on the bus, which neither of
+        // the methods below asks for.
+        let dev = unsafe { &*raw(&faux).cast::<Device>() };
+
+        assert!(dev.kind() == Kind::Namespace);
+        assert_eq!(dev.node().0, bindings::NUMA_NO_NODE);
+        Ok(())
+    }
+}

@@ -36,6 +36,29 @@ use kernel::{
 /// the copies of this module. Other CPUs, user space and devices may access the same bytes at any
 /// time, so there is no way to make a Rust reference to them either.
 ///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     bio::Bio,
+///     pmem::PmemSlice, //
+/// };
+///
+/// /// Copies a write request to where it belongs.
+/// fn write(memory: PmemSlice<'_>, bio: &Bio) -> Result {
+///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
+///
+///     for segment in bio.segments() {
+///         memory
+///             .get(offset, segment.len())
+///             .ok_or(EIO)?
+///             .write_from(&segment);
+///         offset = offset.checked_add(segment.len()).ok_or(EIO)?;
+///     }
+///     Ok(())
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
@@ -263,7 +286,7 @@ mod tests {
     fn a_source_is_copied_as_far_as_it_goes() -> Result {
         let mut memory = memory(64)?;
         let mut source = [0x55_u8; 16];
-        let mut kvec = bindings::kvec {
+        let kvec = bindings::kvec {
             iov_base: source.as_mut_ptr().cast(),
             iov_len: source.len(),
         };
@@ -271,7 +294,7 @@ mod tests {
 
         // SAFETY: Iterator, vector and source live until the end of the test.
         let mut iter = unsafe {
-            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &mut kvec, 1, 16);
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &kvec, 1, 16);
             IterSource::from_raw(&mut iter)
         };
         let part = slice(&mut memory).get(8, 32).ok_or(EINVAL)?;

@@ -11,9 +11,33 @@
 
 use super::bindings;
 use core::marker::PhantomData;
-use kernel::types::NotThreadSafe;
+use kernel::{
+    prelude::*,
+    types::NotThreadSafe, //
+};
 
 /// An IO vector that is a source of data, borrowed for `'a`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     pmem::PmemSlice,
+///     uio::IterSource, //
+/// };
+///
+/// /// Returns how many bytes were written, at most `len`.
+/// fn write(
+///     memory: PmemSlice<'_>,
+///     offset: usize,
+///     len: usize,
+///     source: &mut IterSource<'_>,
+/// ) -> usize {
+///     memory
+///         .get(offset, len)
+///         .map_or(0, |part| part.write_from_iter(source))
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -45,5 +69,63 @@ impl IterSource<'_> {
     /// Returns the C structure.
     pub(super) fn as_raw(&mut self) -> *mut bindings::iov_iter {
         self.iter
+    }
+}
+
+#[kunit_tests(pmem_rs_uio)]
+mod tests {
+    use super::*;
+    use crate::abstractions::pmem::PmemSlice;
+    use core::ptr::NonNull;
+
+    /// Has `f` read from two pieces of five bytes each, `abcdefghij`, into eight bytes, and returns them.
+    fn reading(f: impl FnOnce(&PmemSlice<'_>, &mut IterSource<'_>)) -> [u8; 8] {
+        let (mut first, mut second, mut target) = (*b"abcde", *b"fghij", *b"________");
+        let vecs = [&mut first, &mut second].map(|piece| bindings::kvec {
+            iov_base: piece.as_mut_ptr().cast(),
+            iov_len: piece.len(),
+        });
+        let mut iter = bindings::iov_iter::default();
+
+        // SAFETY: The iterator, what it iterates over and the target live until the end of the
+        // function, and are not used in another way before.
+        unsafe {
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, vecs.as_ptr(), 2, 10);
+            let memory = PmemSlice::from_raw_parts(NonNull::from(&mut target).cast(), 8);
+            f(&memory, &mut IterSource::from_raw(&mut iter));
+        }
+        target
+    }
+
+    #[test]
+    fn a_source_is_read_across_its_pieces() {
+        let copied = reading(|memory, source| {
+            assert_eq!(memory.write_from_iter(source), 8);
+        });
+
+        assert!(copied == *b"abcdefgh");
+    }
+
+    #[test]
+    fn a_source_goes_on_where_it_stopped() {
+        let copied = reading(|memory, source| {
+            for (offset, len) in [(4, 2), (0, 0), (0, 4)] {
+                let written = memory
+                    .get(offset, len)
+                    .map(|part| part.write_from_iter(source));
+                assert!(written == Some(len));
+            }
+        });
+
+        assert!(copied == *b"cdefab__");
+    }
+
+    #[test]
+    fn a_source_ends() {
+        reading(|memory, source| {
+            assert_eq!(memory.write_from_iter(source), 8);
+            assert_eq!(memory.write_from_iter(source), 2);
+            assert_eq!(memory.write_from_iter(source), 0);
+        });
     }
 }

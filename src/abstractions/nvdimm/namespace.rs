@@ -40,6 +40,37 @@ use kernel::{
 ///
 /// It cannot be resized, reconfigured or claimed by anybody else meanwhile.
 ///
+/// # Examples
+///
+/// Where the data of a pfn device is, and how it wants to be mapped:
+///
+/// ```no_run
+/// use core::ops::Range;
+/// use kernel::{
+///     device::Core,
+///     io::PhysAddr,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::{
+///     memremap::PagemapConfig,
+///     nvdimm::{
+///         Device,
+///         Namespace, //
+///     },
+/// };
+///
+/// fn layout(dev: &Device<Core<'_>>) -> Result<(Range<PhysAddr>, PagemapConfig)> {
+///     let namespace = Namespace::probe(dev)?;
+///     dev_info!(dev, "this is {}\n", namespace.name());
+///
+///     // While it is enabled, nobody else can reserve the range.
+///     let (enabled, pages) = namespace.enable()?.setup_pfn()?;
+///     let namespace = enabled.disable();
+///
+///     Ok((namespace.range()?, pages))
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it. It is neither
@@ -369,5 +400,62 @@ impl Drop for DetachBtt {
         unsafe {
             bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(dev.cast_mut().cast()))
         };
+    }
+}
+
+#[kunit_tests(pmem_rs_namespace)]
+mod tests {
+    use super::*;
+    use kernel::faux;
+
+    /// Calls `f` with a namespace that has a range and a name, and nothing else.
+    fn with_namespace<R>(
+        start: PhysAddr,
+        last: PhysAddr,
+        f: impl FnOnce(Namespace<'_>) -> R,
+    ) -> Result<R> {
+        let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        let mut nsio = KBox::new(bindings::nd_namespace_io::default(), GFP_KERNEL)?;
+        nsio.res.start = start;
+        nsio.res.end = last;
+        nsio.common.dev.init_name = c"namespace7.3".as_char_ptr();
+
+        Ok(f(Namespace {
+            // SAFETY: The device lives until the end of the function. It is not on the nd bus, which
+            // what is tested does not ask for.
+            dev: unsafe { &*core::ptr::from_ref(generic).cast() },
+            ndns: NonNull::from(&mut *nsio).cast(),
+        }))
+    }
+
+    #[test]
+    fn a_namespace_has_a_range_and_a_name() -> Result {
+        with_namespace(0x1_0000_0000, 0x1_3fff_ffff, |namespace| {
+            assert!(namespace.range() == Ok(0x1_0000_0000..0x1_4000_0000));
+            assert!(namespace.name() == c"namespace7.3");
+            assert_eq!(namespace.sector_size(), 512);
+        })
+    }
+
+    #[test]
+    fn the_end_of_a_range_is_an_address() -> Result {
+        with_namespace(0, PhysAddr::MAX, |namespace| {
+            assert!(namespace.range().is_err_and(|err| err == EOVERFLOW));
+        })
+    }
+
+    #[test]
+    fn only_a_btt_goes_to_the_btt_driver() -> Result {
+        with_namespace(0, 0xfff, |namespace| {
+            assert!(namespace.attach_btt().is_err_and(|err| err == ENODEV));
+        })
+    }
+
+    #[test]
+    fn info_blocks_have_whole_pages_to_themselves() {
+        // The info block of a pfn is at 4 KiB, and has as much.
+        assert!(info_block_reserve() >= 8 << 10);
+        assert_eq!(info_block_reserve() % PAGE_SIZE as u64, 0);
     }
 }

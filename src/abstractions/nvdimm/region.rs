@@ -113,6 +113,43 @@ impl Region {
 /// # Invariants
 ///
 /// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is bound.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     device::Bound,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::{
+///     bio::{
+///         Bio,
+///         Status, //
+///     },
+///     nvdimm::{
+///         Device,
+///         RegionAccess, //
+///     },
+/// };
+///
+/// /// Ends requests as durable.
+/// struct Flusher(kernel::sync::Arc<RegionAccess>);
+///
+/// impl Flusher {
+///     fn new(dev: &Device<Bound>) -> Result<Self> {
+///         Ok(Self(RegionAccess::new(dev)?))
+///     }
+///
+///     // May be called at any time, also after the device was unbound.
+///     fn end(&self, bio: Bio) {
+///         if bio.is_fua() {
+///             self.0.flush_and_end(bio);
+///         } else {
+///             bio.end(Status::OK);
+///         }
+///     }
+/// }
+/// ```
 #[pin_data]
 pub struct RegionAccess {
     #[pin]

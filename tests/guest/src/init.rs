@@ -17,7 +17,7 @@ use crate::cli::{Cli, Command, TestArgs};
 use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
-use crate::{kunit, suites, supervisor, syscall, sysfs};
+use crate::{checkers, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
 /// Carries results; kernel messages go to the first port.
 const RESULTS: &str = "/dev/ttyS1";
@@ -90,6 +90,11 @@ fn run_suite(name: &str, args: &TestArgs, hold: bool) -> Result<()> {
         args.driver.name(),
         args.seed
     ))?;
+    let checkers = checkers::configured()?;
+    if !checkers.is_empty() {
+        ktap.remark(&format!("checkers: {}", checkers.join(" ")))?;
+        kmemleak::forget()?;
+    }
     load(args.driver)?;
     if name == kunit::SUITE {
         kunit::report(&mut ktap)?;

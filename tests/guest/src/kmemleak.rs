@@ -2,7 +2,6 @@
 
 //! The kernel's leak detector, where it is built in.
 
-use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ const CONTROL: &str = "/sys/kernel/debug/kmemleak";
 /// An object that nothing points to is reported if it is still so a while after its allocation.
 const AGE: Duration = Duration::from_secs(6);
 
-/// Whether the kernel has it.
-pub fn exists() -> bool {
-    Path::new(CONTROL).exists()
+/// Looks at all memory. Fails if the detector has switched itself off.
+pub fn scan() -> Result<()> {
+    sysfs::write(CONTROL, "scan")
 }
 
 /// Forgets what is suspected so far, which is not the work of what comes next.
 pub fn forget() -> Result<()> {
-    sysfs::write(CONTROL, "scan")?;
+    scan()?;
     sysfs::write(CONTROL, "clear")
 }
 
@@ -30,7 +29,7 @@ pub fn suspects() -> Result<String> {
     sleep(AGE);
     // What is in a register or on its way between two places is missed the first time.
     for _ in 0..2 {
-        sysfs::write(CONTROL, "scan")?;
+        scan()?;
     }
     sysfs::read(CONTROL)
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{Ktap, Outcome};
+use crate::supervisor;
 
 /// The name of the suite that reports them.
 pub const SUITE: &str = "kunit";
@@ -49,7 +50,7 @@ pub fn report(ktap: &mut Ktap) -> Result<()> {
         cases.extend(found);
     }
 
-    ktap.begin(SUITE, cases.len())?;
+    ktap.begin(SUITE, cases.len() + supervisor::CLOSING)?;
     for case in cases {
         ktap.note(&case.notes.join("\n"))?;
         let outcome = if case.passed {
@@ -59,6 +60,7 @@ pub fn report(ktap: &mut Ktap) -> Result<()> {
         };
         ktap.result(&case.name, &outcome)?;
     }
+    supervisor::close(ktap)?;
     ktap.end(SUITE)
 }
 

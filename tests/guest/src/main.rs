@@ -15,6 +15,7 @@
 
 #![deny(unsafe_code)]
 
+mod checkers;
 mod cli;
 mod command;
 mod disk;

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
+use crate::checkers;
 use crate::cli::{SKIP_CODE, SKIP_MARK, TestArgs};
 use crate::command::command;
 use crate::kmemleak;
@@ -41,32 +42,43 @@ enum End {
     Stuck,
 }
 
-/// How much longer everything takes on a kernel with all checkers.
+/// How much longer everything takes on a kernel with all checkers; the runner has the same factor.
 const DEBUG_PATIENCE: u32 = 4;
-/// The test that comes last on a kernel that can tell.
+/// The tests that come last on such a kernel.
 const LEAKS_NOTHING: &str = "leaks_nothing";
+const CHECKERS_ARE_ON: &str = "checkers_are_on";
+/// How many these are.
+pub const CLOSING: usize = 2;
 
-/// Runs the tests of a suite, and looks for leaks if the kernel can. Returns after the last result
-/// was written.
+/// Runs the tests of a suite, and what belongs to its end. Returns after the last result was written.
 pub fn run(suite: &Suite, args: &TestArgs, ktap: &mut Ktap) -> Result<()> {
-    if !kmemleak::exists() {
+    if checkers::configured()?.is_empty() {
         ktap.begin(suite.name, suite.tests.len())?;
         run_tests(suite, args, ktap, 1)?;
         return ktap.end(suite.name);
     }
 
-    ktap.begin(suite.name, suite.tests.len() + 1)?;
-    kmemleak::forget()?;
+    ktap.begin(suite.name, suite.tests.len() + CLOSING)?;
     run_tests(suite, args, ktap, DEBUG_PATIENCE)?;
-    let suspects = kmemleak::suspects()?;
-    ktap.note(&suspects)?;
-    let outcome = if suspects.is_empty() {
-        Outcome::Passed
-    } else {
-        Outcome::Failed
-    };
-    ktap.result(LEAKS_NOTHING, &outcome)?;
+    close(ktap)?;
     ktap.end(suite.name)
+}
+
+/// Asks a kernel that has checkers what it has lost, and whether it would have said the rest.
+pub fn close(ktap: &mut Ktap) -> Result<()> {
+    let off = checkers::off()?;
+    let suspects =
+        kmemleak::suspects().unwrap_or_else(|error| format!("nobody can tell: {error:#}"));
+    for (test, complaints) in [(LEAKS_NOTHING, suspects), (CHECKERS_ARE_ON, off.join("\n"))] {
+        ktap.note(&complaints)?;
+        let outcome = if complaints.is_empty() {
+            Outcome::Passed
+        } else {
+            Outcome::Failed
+        };
+        ktap.result(test, &outcome)?;
+    }
+    Ok(())
 }
 
 fn run_tests(suite: &Suite, args: &TestArgs, ktap: &mut Ktap, patience: u32) -> Result<()> {

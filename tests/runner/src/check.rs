@@ -21,6 +21,9 @@ const CONSOLE_TAIL: usize = 40;
 /// How many complaints of the kernel are shown.
 const COMPLAINTS: usize = 10;
 
+/// What the guest lists the kernel's checkers with.
+const CHECKERS: &str = "# checkers: ";
+
 /// Everything that is the same for all boots of a run.
 pub struct Bench {
     pub env: Env,
@@ -106,6 +109,7 @@ impl Bench {
         let software = Software {
             kernel: &self.env.kernel,
             image: &self.image,
+            kernel_words: boot.kernel_words(),
             words: &words,
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
@@ -116,8 +120,13 @@ impl Bench {
             .collect();
 
         let mut failures = Failures::default();
-        let end = Guest::start(command, &console, &stream)?.follow(|line| {
+        let mut checkers = None;
+        let guest = Guest::start(command, &console, &stream, self.env.patience())?;
+        let end = guest.follow(|line| {
             failures.line(line);
+            if let Some(list) = line.strip_prefix(CHECKERS) {
+                checkers = Some(list.to_owned());
+            }
             on_line(line);
         })?;
         let unfinished = failures.unfinished();
@@ -153,6 +162,7 @@ impl Bench {
             failures: failures.found,
             troubles,
             machine: line,
+            checkers,
             tests: results.tests,
         };
         Ok((end, report))
@@ -199,18 +209,24 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
         bench.results.display(),
     );
     let mut total = Total::default();
-    if selection.selftest {
-        let report = selftest::run(&bench)?;
+    let mut checkers = None;
+    let mut take = |report: Report| {
+        // All guests should have the same ones.
+        if report.checkers != checkers {
+            checkers = report.checkers.clone();
+            println!("checkers: {}", checkers.as_deref().unwrap_or("none"));
+        }
         report.print();
         total.add(&report);
+    };
+    if selection.selftest {
+        take(selftest::run(&bench)?);
     }
     for suite in selection.suites {
         let backing = bench.results.join(suite.name);
         suite.machine.create_backing(&backing)?;
         for boot in suite.boots {
-            let report = bench.boot(&suite.machine, &backing, boot, |_| {})?;
-            report.print();
-            total.add(&report);
+            take(bench.boot(&suite.machine, &backing, boot, |_| {})?);
         }
         suite.machine.remove_backing(&backing)?;
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 /// No line for so long means that the guest hangs. The guest itself ends tests that take too long,
-/// so this is longer than any test may take.
+/// so this is longer than any test may take. As with the next one, some kernels get a multiple of it.
 const SILENCE_LIMIT: Duration = Duration::from_secs(500);
 /// How long a guest may take in all.
 const TOTAL_LIMIT: Duration = Duration::from_secs(1800);
@@ -43,6 +43,7 @@ pub struct Guest {
     qemu: Child,
     console: Tail,
     results: Tail,
+    patience: u32,
     started: Instant,
     last_line: Instant,
     /// Whether the guest's init has said that it is up.
@@ -50,8 +51,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the machine. `console` and `results` are the files that its serial ports go to.
-    pub fn start(mut machine: Command, console: &Path, results: &Path) -> Result<Guest> {
+    /// Starts the machine. `console` and `results` are the files that its serial ports go to, and
+    /// `patience` is what limits are multiplied with.
+    pub fn start(
+        mut machine: Command,
+        console: &Path,
+        results: &Path,
+        patience: u32,
+    ) -> Result<Guest> {
         let qemu = machine
             .stdin(Stdio::null())
             .spawn()
@@ -61,6 +68,7 @@ impl Guest {
             qemu,
             console: Tail::of(console),
             results: Tail::of(results),
+            patience,
             started: now,
             last_line: now,
             up: false,
@@ -104,9 +112,10 @@ impl Guest {
     }
 
     fn overdue(&self, finished: Option<Instant>) -> Option<String> {
+        let (silence, total) = (SILENCE_LIMIT * self.patience, TOTAL_LIMIT * self.patience);
         let checks = [
-            (Some(self.last_line), SILENCE_LIMIT, "said nothing"),
-            (Some(self.started), TOTAL_LIMIT, "was not done"),
+            (Some(self.last_line), silence, "said nothing"),
+            (Some(self.started), total, "was not done"),
             (finished, POWER_OFF_LIMIT, "did not switch itself off"),
         ];
         checks.iter().find_map(|(since, limit, what)| {

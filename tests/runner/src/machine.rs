@@ -71,6 +71,8 @@ impl Serial<'_> {
 pub struct Software<'a> {
     pub kernel: &'a Path,
     pub image: &'a Path,
+    /// More words for the kernel.
+    pub kernel_words: &'a str,
     /// The arguments of the guest program.
     pub words: &'a [String],
 }
@@ -163,8 +165,8 @@ impl Machine {
         // On a busy host an emulated timer may come too late for the check that the kernel makes
         // while it boots, and a missed check is a panic. Under KVM the kernel leaves it out, too.
         let line = format!(
-            "console=ttyS0 loglevel=5 panic=-1 no_timer_check {} rdinit=/pmem-rs/guest -- {words}",
-            self.kernel_words,
+            "console=ttyS0 loglevel=5 panic=-1 no_timer_check {} {} rdinit=/pmem-rs/guest -- {words}",
+            self.kernel_words, software.kernel_words,
         );
         qemu.args(["-append", &line]);
         qemu

@@ -55,6 +55,8 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// What went wrong outside of tests: a guest that died or hung, or a kernel that complained.
     pub troubles: Vec<String>,
+    /// The checkers that the kernel said to have.
+    pub checkers: Option<String>,
     /// The command line of the machine.
     pub machine: Vec<String>,
     /// The tests in order, and whether they passed. It is also in the parser's report.

@@ -29,6 +29,15 @@ pub enum Power {
 }
 
 impl Boot {
+    /// More words for the kernel.
+    pub fn kernel_words(&self) -> &'static str {
+        if self.suite == KUNIT.name {
+            ""
+        } else {
+            WITHOUT_KUNIT
+        }
+    }
+
     pub const fn off(suite: &'static str) -> Boot {
         Boot {
             suite,
@@ -73,6 +82,8 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
 
 /// The tests inside the module, for kernels that have KUnit.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+/// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.
+const WITHOUT_KUNIT: &str = "kunit.enable=0";
 
 /// In the order in which they are run: what everything else depends on comes first.
 pub const ALL: &[Suite] = &[

@@ -78,11 +78,14 @@ pub fn direct_io_on_a_dax_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 }
 
 /// The mapping is the memory that another disk reads from and writes to, without a copy in between.
-/// The RAM disk stands for any disk: what matters are the pages that it is handed.
+/// A disk in memory stands for any disk: what matters are the pages that it is handed.
 pub fn buffer_of_direct_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 2 * PMD;
-    run("modprobe", &["brd", "rd_nr=1", "rd_size=16384"])?;
-    let other = Disk::named("ram0").open(Access::Direct)?;
+    run(
+        "modprobe",
+        &["null_blk", "nr_devices=1", "gb=1", "memory_backed=1"],
+    )?;
+    let other = Disk::named("nullb0").open(Access::Direct)?;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
     let file = bench.allocated("file", LEN)?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
