@@ -386,6 +386,9 @@ impl Unbind {
             range,
         } = parts;
         let frames = range.frames();
+        // Nobody gets a hold any more. It takes a grace period to be sure of that, which may as well
+        // pass while other things are done.
+        range.kill();
 
         let mut files = Stack::new();
         if range.is_exposed() {
@@ -403,7 +406,6 @@ impl Unbind {
         let users = pmem.range.clone();
         drop(disk);
         drop(pmem);
-        range.kill();
         self.end_translations(dax);
 
         *self.range.lock() = Some(range.clone());
