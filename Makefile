@@ -32,11 +32,11 @@ demo: build/env runner ## Boot the stock kernel with the driver and show a DAX m
 	@$(runner) demo --env build/env --results $(results)
 
 .PHONY: check
-check: ## Run host tests, lints and guest tests
+check: ## Run host tests, lints and guest tests, some of them also on a kernel with all checkers
 	@tests/check
 
 .PHONY: check-full
-check-full: ## As check, and the guest tests on a kernel with KUnit and all checkers
+check-full: ## As check, and all guest tests on the kernel with all checkers
 	@tests/check full
 
 .PHONY: modules
