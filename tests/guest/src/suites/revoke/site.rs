@@ -222,9 +222,11 @@ impl<'a> Site<'a> {
         self.path("")
     }
 
-    /// Hands the mount over to somebody who unmounts.
-    pub fn take_mount(&mut self) -> Result<Mount> {
-        self.mount.take().context("nothing is mounted")
+    /// Leaves the mount to somebody else, who unmounts it.
+    pub fn leave_mount(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            mount.leave();
+        }
     }
 
     fn path(&self, name: &str) -> Result<PathBuf> {
