@@ -30,6 +30,9 @@ pub enum Command {
         suite: String,
         #[command(flatten)]
         args: TestArgs,
+        /// Only these tests of it, separated by commas.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
         /// When done, wait for the power to be cut instead.
         #[arg(long)]
         hold: bool,

@@ -4,12 +4,15 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::command::{command, run};
 use crate::syscall;
 use crate::sysfs;
 
@@ -67,6 +70,24 @@ impl Disk {
     /// A partition of this disk.
     pub fn partition(&self, number: u32) -> Disk {
         Disk(format!("{}p{number}", self.0))
+    }
+
+    /// Cuts the disk into partitions, as a table for `sfdisk` says.
+    pub fn cut(&self, table: &str) -> Result<()> {
+        let mut sfdisk = command("sfdisk")
+            .args(["--quiet", "--wipe", "always", "--no-tell-kernel"])
+            .arg(self.node())
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting sfdisk")?;
+        sfdisk
+            .stdin
+            .take()
+            .context("sfdisk takes no input")?
+            .write_all(table.as_bytes())?;
+        let status = sfdisk.wait()?;
+        ensure!(status.success(), "sfdisk: {status}");
+        run("blockdev", &["--rereadpt", &self.node_str()]).map(drop)
     }
 
     /// The device node.

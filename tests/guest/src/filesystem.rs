@@ -49,14 +49,7 @@ impl FileSystem {
 
     /// Mounts the file system under `/mnt`, in a directory that is called like the disk.
     pub fn mount(self, node: &str, options: &str) -> Result<Mount> {
-        let point = mount_point(node);
-        fs::create_dir_all(&point)?;
-        let target = point.to_string_lossy().into_owned();
-        run("mount", &["-t", self.name(), "-o", options, node, &target])?;
-        Ok(Mount {
-            node: node.to_owned(),
-            point,
-        })
+        Mount::new(self.name(), node, options)
     }
 
     /// Checks an unmounted file system, without changing it.
@@ -83,6 +76,18 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// Mounts a file system of any kind under `/mnt`, in a directory that is called like the disk.
+    pub fn new(kind: &str, node: &str, options: &str) -> Result<Mount> {
+        let point = mount_point(node);
+        fs::create_dir_all(&point)?;
+        let target = point.to_string_lossy().into_owned();
+        run("mount", &["-t", kind, "-o", options, node, &target])?;
+        Ok(Mount {
+            node: node.to_owned(),
+            point,
+        })
+    }
+
     /// A file system that an earlier step has mounted and left.
     pub fn of(node: &str) -> Mount {
         Mount {

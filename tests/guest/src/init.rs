@@ -61,7 +61,12 @@ fn up() -> Result<()> {
 
 fn work() -> Result<()> {
     match Cli::try_parse()?.command {
-        Command::Run { suite, args, hold } => run_suite(&suite, &args, hold),
+        Command::Run {
+            suite,
+            args,
+            only,
+            hold,
+        } => run_suite(&suite, &args, &only, hold),
         Command::Shell { driver } => shell(driver),
         Command::Test { .. } | Command::Tidy => anyhow::bail!("PID 1 does not do this"),
     }
@@ -80,7 +85,7 @@ pub fn driver_under_test() -> Result<Driver> {
     Driver::from_str(&name, false).map_err(|error| anyhow::anyhow!("{DRIVER_FILE}: {error}"))
 }
 
-fn run_suite(name: &str, args: &TestArgs, hold: bool) -> Result<()> {
+fn run_suite(name: &str, args: &TestArgs, only: &[String], hold: bool) -> Result<()> {
     // From here on the console has everything, for those who look into a failure.
     sysfs::write("/proc/sys/kernel/printk", "8")?;
     let mut ktap = Ktap::open(Path::new(RESULTS))?;
@@ -99,7 +104,7 @@ fn run_suite(name: &str, args: &TestArgs, hold: bool) -> Result<()> {
     if name == kunit::SUITE {
         kunit::report(&mut ktap)?;
     } else {
-        supervisor::run(suites::find(name)?, args, &mut ktap)?;
+        supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
     }
     if hold {
         ktap.remark("waiting for the power to be cut")?;

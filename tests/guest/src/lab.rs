@@ -40,14 +40,31 @@ impl Lab {
         Lab { driver, random }
     }
 
+    /// The region that comes at this place in the order of addresses. Its name says so only until the
+    /// provider has gone and come back.
+    pub fn region(&self, place: u32) -> Result<Device> {
+        let mut regions = Device::all_of("region")?
+            .into_iter()
+            .map(|region| Ok((region.resource()?, region)))
+            .collect::<Result<Vec<_>>>()?;
+        regions.sort();
+        let (_, region) = regions
+            .into_iter()
+            .nth(place as usize)
+            .with_context(|| format!("there are not more than {place} regions"))?;
+        Ok(region)
+    }
+
     /// The first namespace of a region that is not empty.
     pub fn namespace(&self, region: u32) -> Result<Device> {
-        for namespace in Device::all_of(&format!("namespace{region}."))? {
+        let region = self.region(region)?;
+        let prefix = format!("{}.", region.name().replace("region", "namespace"));
+        for namespace in Device::all_of(&prefix)? {
             if namespace.get("size")? != "0" {
                 return Ok(namespace);
             }
         }
-        anyhow::bail!("region{region} has no namespace")
+        anyhow::bail!("{region} has no namespace")
     }
 
     /// Makes the namespace of the first region one with a disk, from scratch.
@@ -71,6 +88,28 @@ impl Lab {
             bound,
             disk,
         })
+    }
+
+    /// The fsdax namespace of a region with struct pages in RAM: as it is if it is one already, else
+    /// from scratch.
+    pub fn ready(&self, region: u32) -> Result<Prepared> {
+        let namespace = self.namespace(region)?;
+        let bound = holder(&namespace)?;
+        let fits = bound.name().starts_with("pfn") && bound.get("mode")? == "ram";
+        if !fits || bound.driver().as_deref() != Some(self.driver.name()) {
+            return self.prepare_in(region, Mode::FsdaxMem);
+        }
+        let disk = Disk::named(bound.disk_name()?);
+        Ok(Prepared {
+            namespace,
+            bound,
+            disk,
+        })
+    }
+
+    /// What stands for the namespace of a region on the bus.
+    pub fn holder_in(&self, region: u32) -> Result<Device> {
+        holder(&self.namespace(region)?)
     }
 }
 

@@ -19,6 +19,7 @@ mod checkers;
 mod cli;
 mod command;
 mod disk;
+mod dm;
 mod driver;
 mod errno;
 mod filesystem;
@@ -34,6 +35,8 @@ mod mapping;
 mod messages;
 mod nd;
 mod ndctl;
+mod process;
+mod retired;
 mod sectors;
 mod suites;
 mod supervisor;
@@ -42,6 +45,9 @@ mod syscall;
 mod sysfs;
 mod tidy;
 mod tracing;
+mod uevents;
+#[allow(unsafe_code)]
+mod userfault;
 
 use std::process::ExitCode;
 

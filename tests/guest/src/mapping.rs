@@ -15,12 +15,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, mmap_anonymous, msync, munmap};
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, msync, munmap};
 
 use crate::syscall::in_child;
 
 /// What one page-table entry of the middle level covers.
 pub const PMD: usize = 2 << 20;
+
+/// What one page-table entry of the lowest level covers.
+pub const PAGE: usize = 4096;
 
 const CACHE_LINE: usize = 64;
 
@@ -60,12 +63,41 @@ impl Mapping {
     /// Maps the first `len` bytes of a file, at an address that a PMD can map if the file allows.
     pub fn new(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        Mapping::place(file, len, sharing, prot, 0)
+    }
+
+    /// As [`Mapping::new`], for reading only. Storing into it is a segmentation fault.
+    pub fn read_only(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
+        Mapping::place(file, len, sharing, ProtFlags::PROT_READ, 0)
+    }
+
+    /// As [`Mapping::new`] or [`Mapping::read_only`], at an address where no PMD fits, so that every
+    /// page has an entry of its own.
+    pub fn of_pages(
+        file: &File,
+        len: usize,
+        sharing: Sharing,
+        writable: bool,
+    ) -> io::Result<Mapping> {
+        let mut prot = ProtFlags::PROT_READ;
+        prot.set(ProtFlags::PROT_WRITE, writable);
+        Mapping::place(file, len, sharing, prot, PAGE)
+    }
+
+    /// Maps a file `beyond` a multiple of what a PMD maps.
+    fn place(
+        file: &File,
+        len: usize,
+        sharing: Sharing,
+        prot: ProtFlags,
+        beyond: usize,
+    ) -> io::Result<Mapping> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let room = NonZeroUsize::new(len + PMD).ok_or(io::ErrorKind::InvalidInput)?;
+        let room = NonZeroUsize::new(len + PMD + beyond).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: this maps fresh memory, at an address of the kernel's choice.
         let reserved =
             unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
-        let aligned = (reserved.as_ptr() as usize).next_multiple_of(PMD);
+        let aligned = (reserved.as_ptr() as usize).next_multiple_of(PMD) + beyond;
         let flags = sharing.flags() | MapFlags::MAP_FIXED;
         // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing uses.
         match unsafe { mmap(NonZeroUsize::new(aligned), size, prot, flags, file, 0) } {
@@ -78,6 +110,11 @@ impl Mapping {
                 Err(error.into())
             }
         }
+    }
+
+    /// Where it starts in this process's memory, for other processes that look into it.
+    pub fn address(&self) -> usize {
+        self.start.as_ptr() as usize
     }
 
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
@@ -154,6 +191,13 @@ impl Mapping {
     pub fn sync(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
         unsafe { msync(self.start, self.len, MsFlags::MS_SYNC) }?;
+        Ok(())
+    }
+
+    /// `mlock(2)` on the whole mapping.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; locking it changes nothing that is visible.
+        unsafe { mlock(self.start, self.len) }?;
         Ok(())
     }
 

@@ -14,6 +14,9 @@ use crate::sysfs;
 
 const DEVICES: &str = "/sys/bus/nd/devices";
 const DRIVERS: &str = "/sys/bus/nd/drivers";
+/// The driver that makes a bus of the NVDIMMs that the firmware announces, and its device.
+const PROVIDER_DRIVER: &str = "/sys/bus/platform/drivers/acpi-nfit";
+const PROVIDER: &str = "ACPI0012:00";
 
 /// A device on the nd bus: a region, a namespace, or a pfn, btt or dax device that claims one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,11 +72,25 @@ impl Device {
         sysfs::try_write(Path::new(DRIVERS).join(driver.name()).join("bind"), &self.0)
     }
 
+    /// Lets a region have its namespaces again, after it was unbound.
+    pub fn enable_region(&self) -> Result<()> {
+        sysfs::write(Path::new(DRIVERS).join("nd_region/bind"), &self.0)?;
+        settle()
+    }
+
     /// Asks a driver to take the device, and checks that it did.
     pub fn bind(&self, driver: Driver) -> Result<()> {
         self.try_bind(driver)
             .with_context(|| format!("binding {self} to {}", driver.name()))?;
         self.expect_driver(Some(driver))
+    }
+
+    /// Takes the device away from a driver and leaves the error as the kernel gave it.
+    pub fn try_unbind(&self, driver: Driver) -> io::Result<()> {
+        sysfs::try_write(
+            Path::new(DRIVERS).join(driver.name()).join("unbind"),
+            &self.0,
+        )
     }
 
     /// Takes the device away from the driver that holds it.
@@ -132,6 +149,31 @@ impl fmt::Display for Device {
 pub fn settle() -> Result<()> {
     for bus in Device::all_of("ndbus")? {
         bus.get("wait_probe")?;
+    }
+    Ok(())
+}
+
+/// Takes all NVDIMMs away that the firmware announces, and the bus that they are on.
+pub fn disable_provider() -> Result<()> {
+    sysfs::write(Path::new(PROVIDER_DRIVER).join("unbind"), PROVIDER)
+}
+
+/// Brings them back.
+pub fn enable_provider() -> Result<()> {
+    sysfs::write(Path::new(PROVIDER_DRIVER).join("bind"), PROVIDER)?;
+    settle()
+}
+
+/// Brings back what is disabled, provider or regions.
+pub fn enable_all() -> Result<()> {
+    let present = Path::new("/sys/bus/platform/devices").join(PROVIDER);
+    if present.exists() && !present.join("driver").exists() {
+        enable_provider()?;
+    }
+    for region in Device::all_of("region")? {
+        if region.driver().is_none() {
+            region.enable_region()?;
+        }
     }
     Ok(())
 }

@@ -50,16 +50,18 @@ const CHECKERS_ARE_ON: &str = "checkers_are_on";
 /// How many these are.
 pub const CLOSING: usize = 2;
 
-/// Runs the tests of a suite, and what belongs to its end. Returns after the last result was written.
-pub fn run(suite: &Suite, args: &TestArgs, ktap: &mut Ktap) -> Result<()> {
+/// Runs the tests of a suite, or `only` some, and what belongs to its end. Returns after the last result was written.
+pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<()> {
+    let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
+    let tests: Vec<&Test> = suite.tests.iter().filter(wanted).collect();
     if checkers::configured()?.is_empty() {
-        ktap.begin(suite.name, suite.tests.len())?;
-        run_tests(suite, args, ktap, 1)?;
+        ktap.begin(suite.name, tests.len())?;
+        run_tests(suite, &tests, args, ktap, 1)?;
         return ktap.end(suite.name);
     }
 
-    ktap.begin(suite.name, suite.tests.len() + CLOSING)?;
-    run_tests(suite, args, ktap, DEBUG_PATIENCE)?;
+    ktap.begin(suite.name, tests.len() + CLOSING)?;
+    run_tests(suite, &tests, args, ktap, DEBUG_PATIENCE)?;
     close(ktap)?;
     ktap.end(suite.name)
 }
@@ -81,9 +83,15 @@ pub fn close(ktap: &mut Ktap) -> Result<()> {
     Ok(())
 }
 
-fn run_tests(suite: &Suite, args: &TestArgs, ktap: &mut Ktap, patience: u32) -> Result<()> {
+fn run_tests(
+    suite: &Suite,
+    tests: &[&Test],
+    args: &TestArgs,
+    ktap: &mut Ktap,
+    patience: u32,
+) -> Result<()> {
     let mut stuck = None;
-    for test in suite.tests {
+    for test in tests {
         if let Some(culprit) = stuck {
             ktap.note(&format!("not run: {culprit} is stuck in the kernel"))?;
             ktap.result(test.name, &Outcome::Failed)?;

@@ -2,13 +2,13 @@
 
 //! System calls that neither the standard library nor `nix` wraps safely.
 //!
-//! Together with [`crate::mapping`] this is all the unsafe code of the guest.
+//! Together with [`crate::mapping`] and [`crate::userfault`] this is all the unsafe code of the guest.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::ForkResult;
+use nix::unistd::{ForkResult, Pid};
 
 /// The constants of `linux/fs.h` that the `libc` crate lacks.
 mod request {
@@ -39,6 +39,12 @@ mod request {
     nix::ioctl_read!(bytes, 0x12, 114, libc::size_t);
     nix::ioctl_write_ptr_bad!(discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_read_bad!(block_of_file, nix::request_code_none!(0, 1), libc::c_int);
+    nix::ioctl_write_int_bad!(
+        clone,
+        nix::request_code_write!(0x94, 9, size_of::<libc::c_int>())
+    );
+    nix::ioctl_readwrite!(freeze, b'X', 119, libc::c_int);
+    nix::ioctl_readwrite!(thaw, b'X', 120, libc::c_int);
     nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
 }
 
@@ -167,6 +173,27 @@ pub fn block_of_file(file: &File, block: u32) -> io::Result<u64> {
     u64::try_from(number).map_err(io::Error::other)
 }
 
+/// `FICLONE`: makes a file share all of its blocks with another one.
+pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    // SAFETY: the request takes a file descriptor, which is open for the whole call.
+    unsafe { request::clone(to.as_raw_fd(), from.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `FIFREEZE`: lets nobody write to a file system, of which any directory will do.
+pub fn freeze(dir: &File) -> io::Result<()> {
+    // SAFETY: the request touches no memory, whatever its type says.
+    unsafe { request::freeze(dir.as_raw_fd(), std::ptr::null_mut()) }?;
+    Ok(())
+}
+
+/// `FITHAW`: undoes [`freeze`].
+pub fn thaw(dir: &File) -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { request::thaw(dir.as_raw_fd(), std::ptr::null_mut()) }?;
+    Ok(())
+}
+
 /// Makes the program that `command` starts the leader of a session that owns a terminal, so that a
 /// shell has job control.
 pub fn own_terminal(command: &mut Command, terminal: File) {
@@ -182,21 +209,53 @@ pub fn own_terminal(command: &mut Command, terminal: File) {
     unsafe { command.pre_exec(become_leader) };
 }
 
+/// A socket that receives the kernel's uevents, one with each `read`, and does not wait for them.
+pub fn uevent_socket() -> io::Result<File> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the call takes numbers and touches no memory.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call has just made this descriptor, and nobody else has it.
+    let socket = unsafe { File::from_raw_fd(fd) };
+    // SAFETY: an address is valid with all of its bytes zero.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    // The kernel itself sends to the first group.
+    address.nl_groups = 1;
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer and the length describe an address of the socket's family.
+    let result = unsafe { libc::bind(fd, (&raw const address).cast(), len) };
+    Errno::result(result)?;
+    Ok(socket)
+}
+
 /// Runs `work` in a process of its own and says how that process ended: for accesses that may
 /// raise a signal.
 pub fn in_child(work: impl FnOnce()) -> io::Result<WaitStatus> {
+    Ok(waitpid(start_child(work)?, None)?)
+}
+
+/// Starts `work` in a process of its own, which ends when `work` does: with code 101 if it panicked,
+/// else with 0.
+pub fn start_child(work: impl FnOnce()) -> io::Result<Pid> {
     // SAFETY: a test process has a single thread when it calls this, so no lock can be held by a
     // thread that the child does not have.
     match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(waitpid(child, None)?),
+        ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let code = if catch_unwind(AssertUnwindSafe(work)).is_ok() {
                 0
             } else {
                 101
             };
-            // SAFETY: this ends the process without running anything of the parent's.
-            unsafe { libc::_exit(code) }
+            exit_at_once(code)
         }
     }
+}
+
+/// Ends this process without running anything that would run at its orderly end: a child must not
+/// unmount what its parent has mounted.
+pub fn exit_at_once(code: i32) -> ! {
+    // SAFETY: this only ends the process.
+    unsafe { libc::_exit(code) }
 }

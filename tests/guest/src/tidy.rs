@@ -7,31 +7,48 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 
 use crate::command::run;
+use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::init::driver_under_test;
-use crate::nd::Device;
+use crate::nd::{Device, enable_all};
+use crate::retired;
 
-/// Does all of it.
+/// How long things may take to be let go of: those who used them have just been killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    unmount_all()?;
-    if Path::new("/sys/module/dm_mod").exists() {
-        run("dmsetup", &["remove_all", "--force"])?;
+    let steps: [fn() -> Result<()>; 6] = [
+        || patiently(unmount_all),
+        || patiently(remove_mapped_devices),
+        || retired::await_none(PATIENCE),
+        enable_all,
+        reset_attributes,
+        || settle_drivers(driver_under_test()?),
+    ];
+    let mut result = Ok(());
+    for step in steps {
+        result = result.and(step());
     }
-    if Path::new("/sys/module/ramoops").exists() {
-        run("rmmod", &["ramoops"])?;
+    result
+}
+
+/// Does something again and again until it succeeds.
+fn patiently(step: fn() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match step() {
+            Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(100)),
+            result => return result,
+        }
     }
-    for region in Device::all_of("region")? {
-        region.set("read_only", "0")?;
-    }
-    for namespace in Device::all_of("namespace")? {
-        namespace.set("force_raw", "0")?;
-    }
-    settle_drivers(driver_under_test()?)
 }
 
 fn unmount_all() -> Result<()> {
@@ -47,6 +64,29 @@ fn unmount_all() -> Result<()> {
             .nth(1)
             .context("a line without a mount point")?;
         umount2(point, MntFlags::empty()).with_context(|| format!("unmounting {point}"))?;
+    }
+    Ok(())
+}
+
+fn remove_mapped_devices() -> Result<()> {
+    if !Path::new("/sys/module/dm_mod").exists() {
+        return Ok(());
+    }
+    run("dmsetup", &["remove_all", "--force"])?;
+    let left = Disk::all("dm-")?;
+    ensure!(left.is_empty(), "{left:?} cannot be removed");
+    Ok(())
+}
+
+fn reset_attributes() -> Result<()> {
+    if Path::new("/sys/module/ramoops").exists() {
+        run("rmmod", &["ramoops"])?;
+    }
+    for region in Device::all_of("region")? {
+        region.set("read_only", "0")?;
+    }
+    for namespace in Device::all_of("namespace")? {
+        namespace.set("force_raw", "0")?;
     }
     Ok(())
 }

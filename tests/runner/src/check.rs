@@ -59,6 +59,18 @@ impl Bench {
         machine: &Machine,
         backing: &Path,
         boot: &Boot,
+        on_line: impl FnMut(&str),
+    ) -> Result<Report> {
+        self.boot_some(machine, backing, boot, &[], on_line)
+    }
+
+    /// As [`Bench::boot`], and runs only some of the tests.
+    pub fn boot_some(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        only: &[String],
         mut on_line: impl FnMut(&str),
     ) -> Result<Report> {
         let dir = self.results.join(boot.suite);
@@ -67,7 +79,8 @@ impl Bench {
         let mut boots = 0;
         loop {
             boots += 1;
-            let (end, mut report) = self.boot_once(machine, backing, boot, &dir, &mut on_line)?;
+            let (end, mut report) =
+                self.boot_once(machine, backing, boot, only, &dir, &mut on_line)?;
             if end == End::DiedBooting && boots == 1 {
                 for file in ["console.log", "ktap.log"] {
                     fs::rename(dir.join(file), dir.join(format!("died-booting-{file}")))?;
@@ -86,6 +99,7 @@ impl Bench {
         machine: &Machine,
         backing: &Path,
         boot: &Boot,
+        only: &[String],
         dir: &Path,
         on_line: &mut impl FnMut(&str),
     ) -> Result<(End, Report)> {
@@ -104,6 +118,10 @@ impl Bench {
         ];
         if boot.end == Power::Cut {
             words.push("--hold");
+        }
+        let only = only.join(",");
+        if !only.is_empty() {
+            words.extend(["--only", &only]);
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         let software = Software {
@@ -198,7 +216,7 @@ fn read(console: &Path) -> Result<String> {
 }
 
 /// The `check` command. Returns whether all was well.
-pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
+pub fn run(setup: &Setup, seed: u64, names: &[String], only: &[String]) -> Result<bool> {
     let start = Instant::now();
     let bench = Bench::new(setup, "check", seed)?;
     let selection = suites::select(names, bench.env.planted.is_some())?;
@@ -226,7 +244,7 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
         let backing = bench.results.join(suite.name);
         suite.machine.create_backing(&backing)?;
         for boot in suite.boots {
-            take(bench.boot(&suite.machine, &backing, boot, |_| {})?);
+            take(bench.boot_some(&suite.machine, &backing, boot, only, |_| {})?);
         }
         suite.machine.remove_backing(&backing)?;
     }

@@ -46,6 +46,9 @@ enum Command {
         /// Where random numbers start; without it every run is another one.
         #[arg(long)]
         seed: Option<u64>,
+        /// Only these tests of the suites, separated by commas.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
         suites: Vec<String>,
     },
     /// Show that a file system with DAX works on the driver, step by step.
@@ -127,8 +130,9 @@ fn run(command: Command) -> Result<bool> {
         Command::Check {
             setup,
             seed,
+            only,
             suites,
-        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites),
+        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites, &only),
         Command::Demo { setup } => demo::run(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }

@@ -100,6 +100,13 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
     simple(LEGACY, &[Boot::off("legacy")]),
+    simple(TWO, &[Boot::off("revoke_ext4")]),
+    simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),
+    simple(TWO, &[Boot::off("revoke_xfs")]),
+    simple(TWO, &[Boot::off("revoke_xfs_rmap")]),
+    simple(TWO, &[Boot::off("revoke_xfs_reflink")]),
+    simple(TWO, &[Boot::off("revoke_erofs")]),
+    simple(TWO, &[Boot::off("revoke_special")]),
     Suite {
         name: "persistence",
         machine: KEPT,

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Result, ensure};
 
 use super::{Suite, Test};
-use crate::command::run;
 use crate::disk::{Access, Disk};
+use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PMD, Sharing};
@@ -27,14 +27,6 @@ pub const SUITE: Suite = Suite {
 };
 
 const NAME: &str = "over";
-
-/// Makes the mapped device. The guest has no udev, so it is used under its kernel name.
-fn make(table: &str) -> Result<Disk> {
-    run("dmsetup", &["create", NAME, "--table", table])?;
-    let disks = Disk::all("dm-")?;
-    ensure!(disks.len() == 1, "the mapped devices are {disks:?}");
-    Ok(Disk::named(disks[0].name()))
-}
 
 fn sectors(disk: &Disk) -> Result<u64> {
     Ok(disk.bytes()? / 512)
@@ -67,10 +59,12 @@ fn dax_on_linear(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let prepared = lab.prepare(Mode::FsdaxMem)?;
     let below = &prepared.disk;
     let length = sectors(below)? - 4096;
-    let over = make(&format!("0 {length} linear {} 4096", below.node_str()))?;
-    check_dax(fs, &over)?;
-    run("dmsetup", &["remove", NAME])?;
-    ensure!(!over.exists(), "{over} is still there");
+    let over = Mapped::new(
+        NAME,
+        &format!("0 {length} linear {} 4096", below.node_str()),
+    )?;
+    check_dax(fs, over.disk())?;
+    over.remove()?;
     prepared.bound.unbind()?;
     prepared.bound.bind(lab.driver)
 }
@@ -81,10 +75,11 @@ fn linear_over_two(lab: &mut Lab) -> Result<()> {
     let second = lab.prepare_in(1, Mode::FsdaxMem)?.disk;
     let half = 128 << 11;
     let (low, high) = (first.node_str(), second.node_str());
-    let over = make(&format!(
-        "0 {half} linear {low} 8192\n{half} {half} linear {high} 4096"
-    ))?;
-    let file = over.open(Access::Direct)?;
+    let over = Mapped::new(
+        NAME,
+        &format!("0 {half} linear {low} 8192\n{half} {half} linear {high} 4096"),
+    )?;
+    let file = over.disk().open(Access::Direct)?;
     let border = half * 512 - (1 << 20);
     let right = Buffer::stamped(2 << 20, 3);
     file.write_all_at(&right, border)?;
@@ -95,22 +90,23 @@ fn linear_over_two(lab: &mut Lab) -> Result<()> {
     expect_same("the second disk", &found, &right[1 << 20..])?;
     Model::of(&file, border, 2 << 20)?.check("across the border", 0, &right)?;
     drop(file);
-    check_dax(Ext4, &over)?;
-    run("dmsetup", &["remove", NAME]).map(drop)
+    check_dax(Ext4, over.disk())?;
+    over.remove()
 }
 
 fn linear_over_raw(lab: &mut Lab) -> Result<()> {
     let below = lab.prepare(Mode::Raw)?.disk;
-    let over = make(&format!(
-        "0 {} linear {} 0",
-        sectors(&below)?,
-        below.node_str()
-    ))?;
-    over.expect("queue/dax", "0")?;
+    let over = Mapped::new(
+        NAME,
+        &format!("0 {} linear {} 0", sectors(&below)?, below.node_str()),
+    )?;
+    over.disk().expect("queue/dax", "0")?;
     let right = Buffer::stamped(1 << 20, 4);
-    over.open(Access::Direct)?.write_all_at(&right, 512)?;
+    over.disk()
+        .open(Access::Direct)?
+        .write_all_at(&right, 512)?;
     let mut found = Buffer::new(1 << 20);
     below.open(Access::Direct)?.read_exact_at(&mut found, 512)?;
     expect_same("the disk below", &found, &right)?;
-    run("dmsetup", &["remove", NAME]).map(drop)
+    over.remove()
 }

@@ -20,6 +20,7 @@ mod partitions;
 mod persistence;
 mod planted;
 mod probe;
+mod revoke;
 mod several;
 
 use std::time::Duration;
@@ -82,6 +83,13 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     legacy::SUITE,
+    revoke::EXT4,
+    revoke::EXT4_NO_JOURNAL,
+    revoke::XFS,
+    revoke::XFS_RMAP,
+    revoke::XFS_REFLINK,
+    revoke::EROFS,
+    revoke::SPECIAL,
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,

@@ -2,15 +2,13 @@
 
 //! Partitions of a pmem disk.
 
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{Suite, Test};
-use crate::command::{command, run_expecting_failure};
-use crate::disk::{Access, Disk};
+use crate::command::run_expecting_failure;
+use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PMD, Sharing};
@@ -37,27 +35,9 @@ const ALIGNED: &str = "label: gpt\nstart=4096, size=800000\nstart=806912, size=2
 /// One that starts within a page.
 const UNALIGNED: &str = "label: gpt\nstart=4097, size=204800\n";
 
-fn cut(disk: &Disk, table: &str) -> Result<()> {
-    let mut sfdisk = command("sfdisk")
-        .args(["--quiet", "--wipe", "always", "--no-tell-kernel"])
-        .arg(disk.node())
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("starting sfdisk")?;
-    sfdisk
-        .stdin
-        .take()
-        .context("sfdisk takes no input")?
-        .write_all(table.as_bytes())?;
-    let status = sfdisk.wait()?;
-    ensure!(status.success(), "sfdisk: {status}");
-    crate::command::run("blockdev", &["--rereadpt", &disk.node_str()])?;
-    Ok(())
-}
-
 fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
-    cut(&disk, ALIGNED)?;
+    disk.cut(ALIGNED)?;
     let (first, second) = (disk.partition(1), disk.partition(2));
     ensure!(
         second.bytes()? == 200_704 * 512,
@@ -97,7 +77,7 @@ fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 
 fn come_back(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
-    cut(&disk, ALIGNED)?;
+    disk.cut(ALIGNED)?;
     let second = disk.partition(2);
     let right = Buffer::stamped(1 << 20, 4);
     second.open(Access::Direct)?.write_all_at(&right, 4096)?;
@@ -116,7 +96,7 @@ fn come_back(lab: &mut Lab) -> Result<()> {
 
 fn unaligned(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
-    cut(&disk, UNALIGNED)?;
+    disk.cut(UNALIGNED)?;
     let first = disk.partition(1);
     let right = Buffer::stamped(1 << 20, 5);
     let file = first.open(Access::Direct)?;

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-mapper devices.
+
+use anyhow::{Result, ensure};
+
+use crate::command::run;
+use crate::disk::Disk;
+
+/// A mapped device, removed when it is dropped.
+#[derive(Debug)]
+pub struct Mapped {
+    name: String,
+    disk: Disk,
+}
+
+impl Mapped {
+    /// Makes the device. The guest has no udev, so it is used under its kernel name.
+    pub fn new(name: &str, table: &str) -> Result<Mapped> {
+        run("dmsetup", &["create", name, "--table", table])?;
+        let columns = ["info", "-c", "--noheadings", "-o", "blkdevname", name];
+        let disk = run("dmsetup", &columns)?.trim().to_owned();
+        ensure!(disk.starts_with("dm-"), "{name} is the disk `{disk}`");
+        Ok(Mapped {
+            name: name.to_owned(),
+            disk: Disk::named(disk),
+        })
+    }
+
+    /// The disk that it is.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Holds off all requests from now on, until [`Mapped::resume`].
+    pub fn suspend(&self) -> Result<()> {
+        run(
+            "dmsetup",
+            &["suspend", "--noflush", "--nolockfs", &self.name],
+        )
+        .map(drop)
+    }
+
+    /// Lets requests through again, first those that were held off.
+    pub fn resume(&self) -> Result<()> {
+        run("dmsetup", &["resume", &self.name]).map(drop)
+    }
+
+    /// Removes the device, and says so if that fails.
+    pub fn remove(self) -> Result<()> {
+        run("dmsetup", &["remove", &self.name])?;
+        ensure!(!self.disk.exists(), "{} is still there", self.disk);
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // A test that failed leaves its device behind; if it cannot go, the cleanup after the test
+        // says so. Requests that are held off would keep it.
+        let _ = self.resume();
+        let _ = run("dmsetup", &["remove", &self.name]);
+    }
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Processes of a test: those who use a device, and those who take it away.
+//!
+//! What they do may kill them or never return, so a test starts them, talks with them over pipes, and
+//! waits for nothing without a limit.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2};
+
+use crate::syscall::{exit_at_once, start_child};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a process may take to get to work.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A child's end of the conversation.
+pub struct Link {
+    from: File,
+    to: File,
+}
+
+impl Link {
+    /// Tells the parent a word.
+    pub fn say(&mut self, word: &str) -> Result<()> {
+        self.to
+            .write_all(format!("{word}\n").as_bytes())
+            .context("talking to the parent")
+    }
+
+    /// Waits until the parent says [`Child::go`].
+    pub fn wait(&mut self) -> Result<()> {
+        self.from
+            .read_exact(&mut [0])
+            .context("waiting for the parent")
+    }
+}
+
+/// A process that this one has started.
+pub struct Child {
+    what: String,
+    pid: Pid,
+    from: File,
+    to: File,
+    heard: Vec<u8>,
+    end: Option<WaitStatus>,
+}
+
+impl Child {
+    /// Starts a process that does `work`. `what` is how messages call it. It ends with code 0 if
+    /// `work` succeeds, else it prints the error and ends with code 1.
+    pub fn start(what: impl Display, work: impl FnOnce(&mut Link) -> Result<()>) -> Result<Child> {
+        let what = what.to_string();
+        let (from, child_to) = pipe2(OFlag::O_CLOEXEC)?;
+        let (child_from, to) = pipe2(OFlag::O_CLOEXEC)?;
+        let mut link = Link {
+            from: child_from.into(),
+            to: child_to.into(),
+        };
+        let name = what.clone();
+        let pid = start_child(move || {
+            if let Err(error) = work(&mut link) {
+                println!("{name}: {error:?}");
+                exit_at_once(1);
+            }
+        })?;
+        fcntl(&from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Child {
+            what,
+            pid,
+            from: from.into(),
+            to: to.into(),
+            heard: Vec::new(),
+            end: None,
+        })
+    }
+
+    /// As [`Child::start`], and waits until the child has said that it is `ready`.
+    pub fn start_ready(
+        what: impl Display,
+        work: impl FnOnce(&mut Link) -> Result<()>,
+    ) -> Result<Child> {
+        let mut child = Child::start(what, work)?;
+        child.hear("ready", START_LIMIT)?;
+        Ok(child)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Lets a child go on that is in [`Link::wait`].
+    pub fn go(&mut self) -> Result<()> {
+        self.to
+            .write_all(&[0])
+            .with_context(|| format!("talking to {}", self.what))
+    }
+
+    /// Waits until the child has said a word.
+    pub fn hear(&mut self, word: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            // Whether it lives is asked first: what it said before it ended is read after that.
+            let ended = self.try_end()?;
+            self.listen()?;
+            if self.has_said(word) {
+                return Ok(());
+            }
+            if let Some(end) = ended {
+                bail!("{} ended before it said `{word}`: {end:?}", self.what);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{} has not said `{word}` within {limit:?}; {}",
+                    self.what,
+                    self.whereabouts()
+                );
+            }
+            poll(
+                &mut [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::try_from(POLL_INTERVAL)?,
+            )?;
+        }
+    }
+
+    fn has_said(&self, word: &str) -> bool {
+        self.heard
+            .split(|&byte| byte == b'\n')
+            .any(|line| line == word.as_bytes())
+    }
+
+    fn listen(&mut self) -> Result<()> {
+        match self.from.read_to_end(&mut self.heard) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                Err(error).with_context(|| format!("listening to {}", self.what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the child sleeps inside of the kernel where no signal reaches it, as it does
+    /// during disk I/O.
+    pub fn await_uninterruptible(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while state(self.pid) != Some('D') {
+            ensure!(self.try_end()?.is_none(), "{} has ended", self.what);
+            ensure!(
+                Instant::now() < deadline,
+                "{} does not wait for I/O; {}",
+                self.what,
+                self.whereabouts()
+            );
+            sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// How the child has ended, if it has.
+    pub fn try_end(&mut self) -> Result<Option<WaitStatus>> {
+        if self.end.is_none() {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG))? {
+                WaitStatus::StillAlive => {}
+                end => self.end = Some(end),
+            }
+        }
+        Ok(self.end)
+    }
+
+    /// Waits for the end of the child.
+    pub fn end(&mut self, limit: Duration) -> Result<WaitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(end) = self.try_end()? {
+                return Ok(end);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{} has not ended within {limit:?}; {}",
+                self.what,
+                self.whereabouts()
+            );
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Waits until the child has done its work.
+    pub fn expect_done(&mut self, limit: Duration) -> Result<()> {
+        let end = self.end(limit)?;
+        ensure!(
+            matches!(end, WaitStatus::Exited(_, 0)),
+            "{} ended with {end:?}",
+            self.what
+        );
+        Ok(())
+    }
+
+    /// Waits until the child is killed by a signal.
+    pub fn expect_signal(&mut self, signal: Signal, limit: Duration) -> Result<()> {
+        let end = self.end(limit)?;
+        ensure!(
+            matches!(end, WaitStatus::Signaled(_, by, _) if by == signal),
+            "{} ended with {end:?}, expected {signal}",
+            self.what
+        );
+        Ok(())
+    }
+
+    /// What the child is doing, for messages: its state and where in the kernel it is.
+    fn whereabouts(&self) -> String {
+        whereabouts(self.pid)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may hang inside of the kernel, so it is not waited for: whatever is left of it when the
+        // test ends, the supervisor notices.
+        if self.end.is_none() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// What a process is doing: its state and where in the kernel it is.
+fn whereabouts(pid: Pid) -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let state = state(pid).unwrap_or('?');
+    let stack: Vec<String> = read("stack")
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned))
+        .collect();
+    format!("its state is {state}, in {}", stack.join(" < "))
+}
+
+/// The state of a process, as `ps` shows it.
+fn state(pid: Pid) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may have anything in it.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Checks that no process is left in an uninterruptible sleep. What does ordinary I/O comes out of it
+/// within a moment.
+pub fn expect_no_process_stuck() -> Result<()> {
+    expect_none_stuck(|pid| !is_kernel_thread(pid))
+}
+
+/// Checks that neither a process nor a kernel thread is left in an uninterruptible sleep.
+pub fn expect_nobody_stuck() -> Result<()> {
+    expect_none_stuck(|_| true)
+}
+
+fn expect_none_stuck(wanted: fn(Pid) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    loop {
+        let stuck: Vec<Pid> = all()?
+            .into_iter()
+            .filter(|&pid| wanted(pid) && state(pid) == Some('D'))
+            .collect();
+        if stuck.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let stuck: Vec<String> = stuck
+                .into_iter()
+                .map(|pid| {
+                    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    format!("{} ({pid}): {}", name.trim_end(), whereabouts(pid))
+                })
+                .collect();
+            bail!("stuck in the kernel: {}", stuck.join("; "));
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Kernel threads run no program.
+fn is_kernel_thread(pid: Pid) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+}
+
+fn all() -> io::Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        if let Ok(pid) = entry?.file_name().to_string_lossy().parse() {
+            pids.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(pids)
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Users inside of the kernel. dm-writecache keeps the address of its cache for as long as its table
+//! lives, and nobody can take that from it.
+
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{FREE_LIMIT, UNBIND_LIMIT};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::dm::Mapped;
+use crate::driver::Driver;
+use crate::lab::Lab;
+use crate::process::{Child, expect_nobody_stuck};
+use crate::retired::{self, TIMEOUT};
+use crate::sectors::{Buffer, expect_same, stamped};
+
+/// The cache lies on a partition, because dm-writecache formats all that it gets.
+const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
+const CACHED: &str = "cached";
+const LEN: usize = 8 << 20;
+
+/// Blocks written to the cache get to their origin after the cache's device is gone, and only then is
+/// the range free.
+pub fn writecache(lab: &mut Lab) -> Result<()> {
+    retired::set_timeout(lab.driver, TIMEOUT)?;
+    run("modprobe", &["dm-writecache"])?;
+    let pmem = lab.ready(0)?;
+    pmem.disk.cut(CACHE)?;
+    let cache = pmem.disk.partition(1).node_str();
+    // An earlier cache there would be taken over.
+    pmem.disk
+        .partition(1)
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::new(1 << 20), 0)?;
+    let origin = lab.ready(1)?.disk;
+    let sectors = (2 * LEN / 512) as u64;
+    origin
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::stamped(2 * LEN, 1), 0)?;
+    // Nothing is written back by itself.
+    let table = format!(
+        "0 {sectors} writecache p {} {cache} 4096 4 high_watermark 100 low_watermark 100",
+        origin.node_str()
+    );
+    let over = Mapped::new(CACHED, &table)?;
+    let file = over.disk().open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
+    file.sync_all()?;
+    expect_contents(&origin, LEN, 1).context("the cache is not used")?;
+
+    let mut unbind = Child::start("who unbinds", |_| pmem.bound.unbind())?;
+    unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+    if lab.driver == Driver::PmemRs {
+        for line in retired::expect(1)? {
+            println!("retired: {line}");
+        }
+    }
+    // What was written is still there, and can be written to.
+    let mut found = Buffer::new(LEN);
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("the cached disk", &found, &stamped(LEN, 2))?;
+    file.write_all_at(&Buffer::stamped(LEN / 2, 3), 0)?;
+    drop(file);
+
+    run("dmsetup", &["message", CACHED, "0", "flush"])?;
+    await_written_back()?;
+    over.remove()?;
+    expect_contents(&origin, LEN / 2, 3)?;
+    retired::await_none(FREE_LIMIT)?;
+    expect_nobody_stuck()?;
+    pmem.bound.bind(lab.driver)
+}
+
+fn expect_contents(disk: &Disk, len: usize, tag: u64) -> Result<()> {
+    let mut found = Buffer::new(len);
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+    expect_same(&format!("what {disk} holds"), &found, &stamped(len, tag))
+}
+
+/// Waits until all blocks of the cache are free, that is, until what they held has been written to the
+/// origin.
+fn await_written_back() -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = run("dmsetup", &["status", CACHED])?;
+        let fields: Vec<&str> = status.split_whitespace().collect();
+        let [_, _, _, error, total, free, ..] = fields.as_slice() else {
+            anyhow::bail!("the status of the cache is `{status}`");
+        };
+        ensure!(*error == "0", "the cache has failed: {status}");
+        if total == free {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the cache is not written back: {status}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking a device away while it is used.
+//!
+//! A test is a cell of a matrix with four axes: the file system, what it is on, who uses a file of it,
+//! and the way in which the device goes. All cells do the same: they build the [`site`], start the
+//! user, take the device away, see what becomes of the user, unmount, bring the device back, and
+//! look whether all is as it was.
+
+mod cells;
+mod holders;
+mod site;
+mod special;
+mod users;
+mod ways;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+
+pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
+use site::Site;
+pub use special::SUITE as SPECIAL;
+
+use crate::driver::Driver;
+use crate::errno;
+use crate::lab::Lab;
+use crate::messages::Messages;
+use crate::process::{expect_no_process_stuck, expect_nobody_stuck};
+use crate::retired;
+
+/// The file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fs {
+    Ext4,
+    Ext4NoJournal,
+    Xfs,
+    /// With a tree that tells which file a block belongs to.
+    XfsRmap,
+    /// With that, and a file that shares its blocks with another one.
+    XfsReflink,
+    Erofs,
+}
+
+/// What the file system is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Under {
+    Whole,
+    Partition,
+    Linear,
+    /// Over two NVDIMMs, of which the first goes.
+    Stripe,
+}
+
+/// Who uses a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Reads through a shared mapping, without a pause.
+    Reader,
+    /// Writes through a shared mapping, without a pause.
+    Writer,
+    /// Has a private mapping and has written to half of its pages.
+    Private,
+    /// Has touched a shared mapping and sleeps.
+    Idle,
+    /// Has forked, and both read.
+    Fork,
+    /// Has locked the mapping that it reads.
+    Mlock,
+    /// Reads or writes a mapping of PMDs.
+    Pmd,
+    /// Has put pages into a pipe.
+    Pipe,
+    /// Has done that, unmapped and closed the file.
+    ClosedPipe,
+    /// Writes the mapping to another disk with `O_DIRECT`, which takes its time.
+    Direct,
+    /// Calls `read` and `write`, without a pause.
+    Calls,
+}
+
+/// The way in which the device goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The pfn device is unbound.
+    Unbind,
+    /// The region is unbound.
+    Region,
+    /// The device that has all NVDIMMs is unbound.
+    Provider,
+}
+
+/// A cell of the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    pub fs: Fs,
+    pub under: Under,
+    pub user: User,
+    pub way: Way,
+}
+
+/// How long it may take to unbind a device that nobody pins, on a busy machine under emulation.
+const UNBIND_LIMIT: Duration = Duration::from_secs(5);
+/// How soon a range is free once nobody pins it any more.
+const FREE_LIMIT: Duration = Duration::from_secs(5);
+
+impl Cell {
+    fn run(self, lab: &Lab) -> Result<()> {
+        let mut site = Site::build(lab, self.fs, self.under)?;
+        let mut messages = Messages::from_now()?;
+        let mut user = self.user.start(&site)?;
+
+        let ranges = self.way.ranges(&site);
+        let took = self.way.go(&site, self.limit(ranges))?;
+        println!("gone after {} ms", took.as_millis());
+        if self.user.pins() {
+            if lab.driver == Driver::PmemRs {
+                self.expect_retired(&site, ranges, took, &mut messages)?;
+            }
+            user.let_go()?;
+        }
+        user.expect_gone()?;
+        expect_no_process_stuck()?;
+        if self.user.maps() && lab.driver == Driver::PmemRs {
+            println!("kernel: {}", messages.expect(&["revoked:"])?);
+        }
+
+        site.take_down()?;
+        retired::await_none(FREE_LIMIT)?;
+        self.way.come_back(&site)?;
+        site.expect_intact()?;
+        expect_nobody_stuck()
+    }
+
+    /// How long it may take to go. The driver waits for pins, and for device-mapper, as long as it was
+    /// told to.
+    fn limit(self, ranges: u32) -> Duration {
+        if self.user.pins() || self.under.is_mapper() {
+            UNBIND_LIMIT + ranges * retired::TIMEOUT
+        } else {
+            UNBIND_LIMIT
+        }
+    }
+
+    /// The driver has waited for those who pin pages, and has then gone without them. The range is
+    /// theirs for now.
+    fn expect_retired(
+        self,
+        site: &Site<'_>,
+        ranges: u32,
+        took: Duration,
+        messages: &mut Messages,
+    ) -> Result<()> {
+        ensure!(
+            took >= retired::TIMEOUT,
+            "it did not wait for pinned pages, but returned after {took:?}"
+        );
+        for line in retired::expect(ranges as usize)? {
+            println!("retired: {line}");
+        }
+        println!("kernel: {}", messages.expect(&["retired"])?);
+        if self.way == Way::Unbind {
+            let mut messages = Messages::from_now()?;
+            let result = site.bound()?.try_bind(site.lab.driver);
+            errno::expect("binding a retired range", result, &[Errno::EBUSY])?;
+            let reason = messages.expect(&["retired", "in use", "EBUSY"]);
+            println!("kernel: {}", reason.context("the bind has failed")?);
+        }
+        Ok(())
+    }
+}

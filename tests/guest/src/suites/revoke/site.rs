@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where it happens: a file system with DAX on a pmem disk, or on something that is stacked upon one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::syncfs;
+
+use super::{Fs, Under};
+use crate::command::run;
+use crate::disk::Disk;
+use crate::dm::Mapped;
+use crate::filesystem::FileSystem::{Ext4, Xfs};
+use crate::filesystem::Mount;
+use crate::lab::Lab;
+use crate::mapping::{Mapping, PMD, Sharing};
+use crate::nd::Device;
+use crate::retired::{self, TIMEOUT};
+use crate::sectors::{expect_same, stamped};
+use crate::syscall::{clone_file, is_dax};
+
+/// The file that is used while the device goes: two PMDs, so that in a stripe set it lies on both
+/// disks.
+pub const LEN: usize = 2 * PMD;
+/// A file that nobody touches meanwhile.
+const KEPT_LEN: usize = 1 << 20;
+
+const USED_TAG: u64 = 1;
+const KEPT_TAG: u64 = 2;
+
+/// Where devices on top of a disk start: at a PMD. The last sectors belong to the partition table.
+const START: u64 = 4096;
+/// How much of a disk is used for them. Small enough for any namespace, large enough for xfs.
+const SECTORS: u64 = 900_000;
+const SECTORS_OF_STRIPE: u64 = 4096 * 100;
+
+impl Fs {
+    /// The name that `mount -t` takes.
+    fn kind(self) -> &'static str {
+        match self {
+            Fs::Ext4 | Fs::Ext4NoJournal => "ext4",
+            Fs::Xfs | Fs::XfsRmap | Fs::XfsReflink => "xfs",
+            Fs::Erofs => "erofs",
+        }
+    }
+
+    /// Whether files can be written to.
+    pub fn is_writable(self) -> bool {
+        self != Fs::Erofs
+    }
+
+    /// Makes the file system. Only erofs has its files from the beginning.
+    fn make(self, node: &str) -> Result<()> {
+        match self {
+            Fs::Ext4 => Ext4.make_with(node, &[]),
+            Fs::Ext4NoJournal => Ext4.make_with(node, &["-O", "^has_journal"]),
+            Fs::Xfs => Xfs.make_with(node, &["-m", "rmapbt=0,reflink=0"]),
+            Fs::XfsRmap => Xfs.make_with(node, &["-m", "rmapbt=1,reflink=0"]),
+            Fs::XfsReflink => Xfs.make_with(node, &["-m", "rmapbt=1,reflink=1"]),
+            Fs::Erofs => {
+                let tree = Path::new("/tmp/tree");
+                fs::create_dir_all(tree)?;
+                write_files(tree)?;
+                // Data that lies in the inode has no DAX; the rest shall lie where a PMD can map it.
+                let layout = ["--quiet", "-E", "noinline_data", "--dsunit=512"];
+                run("mkfs.erofs", &[&layout[..], &[node, "/tmp/tree"]].concat()).map(drop)
+            }
+        }
+    }
+
+    /// Makes the file system, empty, and mounts it.
+    pub fn make_and_mount(self, node: &str) -> Result<Mount> {
+        self.make(node)?;
+        self.mount(node)
+    }
+
+    /// Mounts the file system with DAX.
+    pub fn mount(self, node: &str) -> Result<Mount> {
+        let options = if self.is_writable() {
+            "dax=always"
+        } else {
+            "ro,dax=always"
+        };
+        Mount::new(self.kind(), node, options)
+    }
+
+    /// Checks an unmounted file system, without changing it.
+    fn check(self, node: &str) -> Result<()> {
+        match self {
+            Fs::Ext4 | Fs::Ext4NoJournal => Ext4.check(node),
+            Fs::Xfs | Fs::XfsRmap | Fs::XfsReflink => Xfs.check(node),
+            Fs::Erofs => run("fsck.erofs", &[node]).map(drop),
+        }
+    }
+}
+
+impl Under {
+    /// The regions whose namespaces it needs.
+    fn regions(self) -> u32 {
+        if self == Under::Stripe { 2 } else { 1 }
+    }
+
+    /// Whether the kernel itself holds the disk, without saying what for.
+    pub fn is_mapper(self) -> bool {
+        matches!(self, Under::Linear | Under::Stripe)
+    }
+}
+
+fn write_files(dir: &Path) -> Result<()> {
+    fs::write(dir.join("kept"), stamped(KEPT_LEN, KEPT_TAG))?;
+    fs::write(dir.join("used"), stamped(LEN, USED_TAG))?;
+    Ok(())
+}
+
+/// A mounted file system that holds two files, durably.
+pub struct Site<'a> {
+    pub lab: &'a Lab,
+    pub fs: Fs,
+    pub under: Under,
+    /// What the file system is on, and what that is on.
+    disk: Disk,
+    over: Option<Mapped>,
+    mount: Option<Mount>,
+    /// What was reserved before, for comparison at the end.
+    iomem: String,
+}
+
+impl<'a> Site<'a> {
+    /// Makes it all from scratch.
+    pub fn build(lab: &'a Lab, fs: Fs, under: Under) -> Result<Site<'a>> {
+        Site::build_with_timeout(lab, fs, under, TIMEOUT)
+    }
+
+    /// As [`Site::build`], where the driver waits so long for those who pin pages.
+    pub fn build_with_timeout(
+        lab: &'a Lab,
+        fs: Fs,
+        under: Under,
+        timeout: Duration,
+    ) -> Result<Site<'a>> {
+        retired::set_timeout(lab.driver, timeout)?;
+        for region in 0..under.regions() {
+            // What earlier sites have left: superblocks, partitions.
+            let disk = lab.ready(region)?.disk;
+            run("wipefs", &["-q", "-a", "-f", &disk.node_str()])?;
+            run("blockdev", &["--rereadpt", &disk.node_str()])?;
+        }
+        let disk = lab.ready(0)?.disk;
+        if under == Under::Partition {
+            disk.cut(&format!("label: gpt\nstart={START}, size={SECTORS}\n"))?;
+        }
+        let mut site = Site {
+            lab,
+            fs,
+            under,
+            disk,
+            over: None,
+            mount: None,
+            iomem: iomem()?,
+        };
+        site.stack()?;
+        let node = site.disk.node_str();
+        let mount = fs.make_and_mount(&node)?;
+        if fs.is_writable() {
+            write_files(&mount.path(""))?;
+            if fs == Fs::XfsReflink {
+                // The file that is used shares all of its blocks with another one.
+                fs::rename(mount.path("used"), mount.path("original"))?;
+                let original = File::open(mount.path("original"))?;
+                clone_file(&original, &File::create(mount.path("used"))?)
+                    .context("sharing the blocks of a file")?;
+            }
+            syncfs(File::open(mount.path(""))?)?;
+        }
+        let used = mount.path("used");
+        ensure!(is_dax(&used)?, "{} is not a DAX file", used.display());
+        site.mount = Some(mount);
+        Ok(site)
+    }
+
+    /// Finds the disk that the file system is on, and makes it if it is a mapped one.
+    fn stack(&mut self) -> Result<()> {
+        let below = self.lab.ready(0)?.disk;
+        let node = below.node_str();
+        let table = match self.under {
+            Under::Whole => {
+                self.disk = below;
+                return Ok(());
+            }
+            Under::Partition => {
+                self.disk = below.partition(1);
+                return Ok(());
+            }
+            Under::Linear => format!("0 {SECTORS} linear {node} {START}"),
+            Under::Stripe => {
+                let second = self.lab.ready(1)?.disk.node_str();
+                let len = 2 * SECTORS_OF_STRIPE;
+                format!("0 {len} striped 2 4096 {node} {START} {second} {START}")
+            }
+        };
+        let over = Mapped::new("over", &table)?;
+        self.disk = over.disk().clone();
+        self.over = Some(over);
+        Ok(())
+    }
+
+    /// What the driver is bound to, or was, in the first region.
+    pub fn bound(&self) -> Result<Device> {
+        self.lab.holder_in(0)
+    }
+
+    /// How many regions it takes.
+    pub fn regions(&self) -> u32 {
+        self.under.regions()
+    }
+
+    /// Where the file system is mounted.
+    pub fn root(&self) -> Result<PathBuf> {
+        self.path("")
+    }
+
+    /// Leaves the mount to somebody else, who unmounts it.
+    pub fn leave_mount(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            mount.leave();
+        }
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        let mount = self.mount.as_ref().context("nothing is mounted")?;
+        Ok(mount.path(name))
+    }
+
+    /// Opens the file that is used while the device goes, and for writing too if that can be.
+    pub fn open(&self) -> Result<File> {
+        self.open_file("used")
+    }
+
+    fn open_file(&self, name: &str) -> Result<File> {
+        let path = self.path(name)?;
+        File::options()
+            .read(true)
+            .write(self.fs.is_writable())
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Maps the file page by page.
+    pub fn map(&self, sharing: Sharing) -> Result<Mapping> {
+        let writable = self.fs.is_writable() || sharing == Sharing::Private;
+        Ok(Mapping::of_pages(&self.open()?, LEN, sharing, writable)?)
+    }
+
+    /// Maps the file so that PMDs fit.
+    pub fn map_large(&self) -> Result<Mapping> {
+        let file = self.open()?;
+        Ok(if self.fs.is_writable() {
+            Mapping::new(&file, LEN, Sharing::Shared)?
+        } else {
+            Mapping::read_only(&file, LEN, Sharing::Shared)?
+        })
+    }
+
+    /// Maps the other file that has the same blocks, if there is one.
+    pub fn map_original(&self) -> Result<Option<Mapping>> {
+        if self.fs != Fs::XfsReflink {
+            return Ok(None);
+        }
+        let file = self.open_file("original")?;
+        Ok(Some(Mapping::of_pages(&file, LEN, Sharing::Shared, true)?))
+    }
+
+    /// Unmounts, and takes apart what is stacked.
+    pub fn take_down(&mut self) -> Result<()> {
+        if let Some(mount) = self.mount.take() {
+            mount.unmount()?;
+        }
+        if let Some(over) = self.over.take() {
+            over.remove()?;
+        }
+        Ok(())
+    }
+
+    /// Once the device is back: checks that everything is as it was.
+    pub fn expect_intact(mut self) -> Result<()> {
+        self.stack()?;
+        let node = self.disk.node_str();
+        // Mounting it once lets it replay its journal.
+        let mount = self
+            .fs
+            .mount(&node)
+            .context("mounting again after the device came back")?;
+        let mut files = vec![("kept", KEPT_LEN, KEPT_TAG), ("used", LEN, USED_TAG)];
+        if self.fs == Fs::XfsReflink {
+            files.push(("original", LEN, USED_TAG));
+        }
+        for (name, len, tag) in files {
+            let found = fs::read(mount.path(name))?;
+            expect_same(&format!("the file `{name}`"), &found, &stamped(len, tag))?;
+        }
+        self.mount = Some(mount);
+        let fs = self.fs;
+        self.mount.take().context("not mounted")?.unmount()?;
+        fs.check(&node)?;
+        self.take_down()?;
+        let iomem = iomem()?;
+        ensure!(
+            iomem == self.iomem,
+            "/proc/iomem was\n{}and is\n{iomem}",
+            self.iomem
+        );
+        Ok(())
+    }
+}
+
+/// The bytes that the file holds.
+pub fn contents() -> Vec<u8> {
+    stamped(LEN, USED_TAG)
+}
+
+/// What is reserved. Namespaces may come back with another number, so that is left out.
+fn iomem() -> Result<String> {
+    let text = fs::read_to_string("/proc/iomem").context("reading /proc/iomem")?;
+    let lines = text
+        .lines()
+        .map(|line| match line.split_once(" : namespace") {
+            Some((range, number)) => {
+                let rest = number.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+                format!("{range} : namespace{rest}\n")
+            }
+            None => format!("{line}\n"),
+        });
+    Ok(lines.collect())
+}
