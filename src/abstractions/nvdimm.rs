@@ -285,6 +285,13 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         self.0.get()
     }
 
+    /// Returns the name, as in sysfs.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: By the type invariant the device is valid. It has been added, so it has a name, which
+        // does not change.
+        unsafe { name_of(self.as_raw()) }
+    }
+
     /// Returns what the device is.
     pub fn kind(&self) -> Kind {
         // SAFETY: By the type invariant the device is valid.
@@ -338,6 +345,22 @@ impl Device<Bound> {
 // SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic
 // argument.
 kernel::impl_device_context_deref!(unsafe { Device });
+
+/// `dev_name()`
+///
+/// Not `CStr::from_char_ptr`: it has a path that panics, should the length overflow.
+///
+/// # Safety
+///
+/// For `'a`, the device must be valid, and keep its name.
+unsafe fn name_of<'a>(dev: *const bindings::device) -> &'a CStr {
+    // SAFETY: By the safety requirements; a name is a C string.
+    unsafe {
+        let name = bindings::dev_name(dev);
+        let len = bindings::strlen(name).wrapping_add(1);
+        CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(name.cast(), len))
+    }
+}
 
 impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
     fn as_ref(&self) -> &device::Device<Ctx> {

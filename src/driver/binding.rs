@@ -167,7 +167,7 @@ impl Attached {
         )?;
         region.populate_badblocks(&pmem.badblocks, &range.phys());
         let unbind = Unbind::new(
-            CString::try_from_fmt(fmt!("{}", namespace.name()))?,
+            CString::try_from_fmt(fmt!("{}", dev.name()))?,
             reserve,
             pmem.region.clone(),
         )?;

@@ -140,7 +140,7 @@ struct Report {
 #[pin_data]
 pub struct Unbind {
     lifecycle: Lifecycle<Atomic<u32>>,
-    /// The name of the namespace, for messages: the device may be gone by then.
+    /// The name of the device, for messages: it may be gone by then.
     name: CString,
     phys: Range<PhysAddr>,
     region: Arc<RegionAccess>,
@@ -203,7 +203,7 @@ impl WorkItem<1> for Unbind {
 }
 
 impl Unbind {
-    /// Prepares for the end of a device, that has this namespace and physical range.
+    /// Prepares for the end of a device with this name and physical range.
     pub fn new(
         name: CString,
         phys: Range<PhysAddr>,

@@ -127,15 +127,9 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns the name of the namespace.
     pub fn name(&self) -> &'bound CStr {
-        // Not `CStr::from_char_ptr`: it has a path that panics, should the length overflow.
-        //
-        // SAFETY: By the type invariant the namespace is valid for `'bound`, so its device has a
-        // name, a C string, which does not change once the device has been added.
-        unsafe {
-            let name = bindings::dev_name(&raw const (*self.ndns.as_ptr()).dev);
-            let len = bindings::strlen(name).wrapping_add(1);
-            CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(name.cast(), len))
-        }
+        // SAFETY: By the type invariant the namespace is valid for `'bound`. Its device has been added,
+        // so it has a name, which does not change.
+        unsafe { super::name_of(&raw const (*self.ndns.as_ptr()).dev) }
     }
 
     /// Returns the physical range of the namespace.

@@ -67,6 +67,11 @@ const LEGACY: Machine = Machine {
     nvdimms: &[],
     kernel_words: "memmap=512M!1G",
 };
+/// An NVDIMM on which a file of 1 GiB fits.
+const LARGE: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(1536)],
+    kernel_words: "",
+};
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
@@ -107,6 +112,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_xfs_reflink")]),
     simple(TWO, &[Boot::off("revoke_erofs")]),
     simple(TWO, &[Boot::off("revoke_special")]),
+    simple(LARGE, &[Boot::off("revoke_time")]),
     Suite {
         name: "persistence",
         machine: KEPT,

@@ -21,6 +21,7 @@ mod persistence;
 mod planted;
 mod probe;
 mod revoke;
+mod revoke_time;
 mod several;
 
 use std::time::Duration;
@@ -90,6 +91,7 @@ const ALL: &[Suite] = &[
     revoke::XFS_REFLINK,
     revoke::EROFS,
     revoke::SPECIAL,
+    revoke_time::SUITE,
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
