@@ -7,6 +7,7 @@
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
 use super::bindings;
+use core::ptr::addr_of_mut;
 use kernel::{
     prelude::*,
     time::{
@@ -55,6 +56,13 @@ impl Completion {
     pub fn complete_all(&self) {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::complete_all(self.inner.get()) };
+    }
+
+    /// Forgets what was completed so far. What is completed at the same moment may be forgotten too, so
+    /// whoever waits looks for it himself after this.
+    pub fn reinit(&self) {
+        // SAFETY: By the type invariant `inner` is initialised. This is `reinit_completion()`.
+        unsafe { addr_of_mut!((*self.inner.get()).done).write_volatile(0) };
     }
 
     /// Waits, uninterruptibly, for as long as it takes. Sleeps.

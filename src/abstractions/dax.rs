@@ -38,6 +38,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         barrier::{
             smp_mb,
             Full, //
@@ -142,6 +146,51 @@ pub enum AccessMode {
     RecoveryWrite,
 }
 
+/// What a device still admits. It is closed in two steps, before `kill_dax`: that calls the holder of
+/// the device first, a file system, which may take as long as it likes.
+///
+/// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
+/// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, and looks at the
+/// gate. So once the gate is closed, whoever got past it is seen: his exposure is recorded, and his entry is
+/// locked, or done.
+pub struct Gate(Atomic<u32>);
+
+impl Gate {
+    const OPEN: u32 = 0;
+    const NO_FRAMES: u32 = 1;
+    const CLOSED: u32 = 2;
+
+    /// An open gate.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(Atomic::new(Self::OPEN))
+    }
+
+    /// Admits nobody any more who asks for page frame numbers, to map the memory or to keep it. Those who
+    /// read and write go on.
+    pub fn close_to_mappings(&self) {
+        self.close_to(Self::NO_FRAMES);
+    }
+
+    /// Admits nobody any more.
+    pub fn close(&self) {
+        self.close_to(Self::CLOSED);
+    }
+
+    fn close_to(&self, step: u32) {
+        self.0.store(step, Relaxed);
+        smp_mb(Full);
+    }
+
+    /// Looks whether somebody may pass. What he exposes must have been recorded.
+    #[inline]
+    fn admits(&self, frames: bool) -> bool {
+        let step = self.0.load(Relaxed);
+
+        step == Self::OPEN || (step == Self::NO_FRAMES && !frames)
+    }
+}
+
 /// The operations of a DAX device.
 ///
 /// All of them are called in process context under `dax_read_lock`, by several threads at once, and
@@ -225,6 +274,9 @@ pub enum AccessMode {
 /// }
 /// ```
 pub trait Operations: Send + Sync + 'static {
+    /// Returns the gate that all translations pass.
+    fn gate(&self) -> &Gate;
+
     /// Translates `nr_pages` pages from `pgoff` on.
     ///
     /// Returns the pages from `pgoff` on that may be accessed: fewer than `nr_pages`, but at least
@@ -293,24 +345,6 @@ impl Handle {
     pub fn set_write_cache(&self, enabled: bool) {
         // SAFETY: By the type invariant the device is valid; the flag is set atomically.
         unsafe { bindings::dax_write_cache(self.0.as_ptr(), enabled) };
-    }
-
-    /// Returns whether the device is alive. If it is not, no translation begins any more, and of
-    /// the page faults that have begun one, the entry in the page cache of the file is visible, and
-    /// locked (see [`FileMapping::may_use`]).
-    pub fn is_alive(&self) -> bool {
-        // SAFETY: By the type invariant the device is valid. The lock is put on the same thread.
-        let alive = unsafe {
-            let id = bindings::dax_read_lock();
-            let alive = bindings::dax_alive(self.0.as_ptr());
-            bindings::dax_read_unlock(id);
-            alive
-        };
-
-        // A fault locks its entry, passes the full barrier of `srcu_read_lock`, and looks whether
-        // the device is alive; here it is the other way round.
-        smp_mb(Full);
-        alive
     }
 
     /// Tells the holder of the device, a file system or a mapped device, that `len` bytes from
@@ -482,15 +516,21 @@ impl<T: Operations> Registration<T> {
             Ok(extent) => extent,
             Err(err) => return err.to_errno() as c_long,
         };
+        // Only those ask for a page frame who are going to map it, or to keep it.
+        let frames = !pfn.is_null();
+        let first = if frames { extent.expose(nr_pages) } else { 0 };
+        if !data.gate().admits(frames) {
+            return ENXIO.to_errno() as c_long;
+        }
+
         // SAFETY: By the safety requirements. What becomes of the results after the lock is released
         // is what revocation is for (`docs/lifetimes.md`).
         unsafe {
             if !kaddr.is_null() {
                 *kaddr = extent.slice.as_ptr().cast();
             }
-            // Only those ask for a page frame who are going to map it, or to keep it.
-            if !pfn.is_null() {
-                *pfn = extent.expose(nr_pages);
+            if frames {
+                *pfn = first;
             }
         }
 
@@ -513,6 +553,10 @@ impl<T: Operations> Registration<T> {
         let Some(data) = (unsafe { Self::data(dev, locked) }) else {
             return ENXIO.to_errno();
         };
+
+        if !data.gate().admits(false) {
+            return ENXIO.to_errno();
+        }
 
         match data.zero_page_range(locked, pgoff, nr_pages) {
             Ok(()) => 0,

@@ -42,9 +42,10 @@ const TYPES: &[FileSystemType] = &[
         built_in: cfg!(CONFIG_EXT4_FS = "y"),
         module: c"ext4",
     },
+    #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
     FileSystemType {
         name: c"ext2",
-        built_in: cfg!(all(CONFIG_EXT4_FS = "y", CONFIG_EXT4_USE_FOR_EXT2)),
+        built_in: cfg!(CONFIG_EXT4_FS = "y"),
         module: c"ext4",
     },
     FileSystemType {
@@ -85,9 +86,27 @@ impl Inode {
         unsafe { FileMapping::from_raw((*self.0.as_ptr()).i_mapping) }
     }
 
-    /// Returns whether two references are to the same inode.
-    pub fn is(&self, other: &Inode) -> bool {
-        self.0 == other.0
+    /// Takes references, unless the inode is on its way out. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// Both must be valid, the inode one of the superblock, whose `s_umount` must be held.
+    unsafe fn try_get(inode: *mut bindings::inode, sb: *mut bindings::super_block) -> Option<Self> {
+        // SAFETY: By the safety requirements.
+        let inode = NonNull::new(unsafe { bindings::igrab(inode) })?;
+
+        // SAFETY: By the safety requirements. An active reference exists as long as the superblock is
+        // not dying, which it is not, since `s_umount` was taken before that; if it is only just being
+        // given up, whoever does that waits for `s_umount`.
+        if !unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) } {
+            // SAFETY: The reference was just taken. Whoever gives the superblock up still has to evict
+            // the inode.
+            unsafe { bindings::iput_not_last(inode.as_ptr()) };
+            return None;
+        }
+
+        // INVARIANT: Both references were just taken.
+        Some(Self(inode))
     }
 }
 
@@ -103,24 +122,34 @@ impl Drop for Inode {
     }
 }
 
+/// What [`dax_inodes`] has found.
+pub struct Found {
+    /// The inodes that were wanted.
+    pub wanted: Stack<Inode>,
+    /// Others that had to be referenced on the way.
+    pub others: Stack<Inode>,
+    /// Whether that is all. [`ENOMEM`] if it is not.
+    pub result: Result,
+}
+
 /// Finds the inodes with DAX entries, of all mounted file systems, that `wanted` wants.
 ///
 /// `wanted` is called in process context with `s_umount` of a superblock held for reading, and may
 /// sleep. An inode that is being evicted is not found.
 ///
-/// Sleeps; waits for mounts and unmounts of the same types of file system that are under way.
-///
-/// # Errors
-///
-/// [`ENOMEM`]: the list would not be complete.
+/// Sleeps; waits for mounts and unmounts of the same types of file system that are under way. It puts
+/// no reference: what that may wait for is the caller's decision.
 pub fn dax_inodes(
     module: &'static ThisModule,
     wanted: impl FnMut(FileMapping<'_>) -> bool,
-) -> Result<Stack<Inode>> {
+) -> Found {
     let mut search = Search {
-        wanted,
-        found: Stack::new(),
-        result: Ok(()),
+        is_wanted: wanted,
+        found: Found {
+            wanted: Stack::new(),
+            others: Stack::new(),
+            result: Ok(()),
+        },
     };
 
     for fs_type in TYPES {
@@ -131,13 +160,12 @@ pub fn dax_inodes(
         search.visit_type(fs_type.name);
     }
 
-    search.result.map(|()| search.found)
+    search.found
 }
 
 struct Search<F> {
-    wanted: F,
-    found: Stack<Inode>,
-    result: Result,
+    is_wanted: F,
+    found: Found,
 }
 
 impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
@@ -174,7 +202,7 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
 
         // SAFETY: By the safety requirements.
         if let Err(err) = unsafe { search.visit_super(sb) } {
-            search.result = Err(err);
+            search.found.result = Err(err);
         }
     }
 
@@ -193,8 +221,7 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
                 addr_of_mut!((*sb).s_inodes),
             )
         };
-        let mut referenced: *mut bindings::inode = core::ptr::null_mut();
-        let mut result = Ok(());
+        let mut slot = Stack::slot()?;
         let mut passed: u32 = 0;
 
         // SAFETY: The lock is valid.
@@ -211,30 +238,28 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
             // From time to time others get the lock and the CPU.
             passed = passed.wrapping_add(1);
             let pause = passed % Self::BATCH == 0;
-            // SAFETY: As above; `igrab` fails for inodes that are on their way out.
-            let got = (candidate || pause) && unsafe { !bindings::igrab(inode).is_null() };
-            if got {
-                // SAFETY: The lock is held. The inode that was referenced before is not needed to
-                // find the way on any more.
-                unsafe {
-                    bindings::spin_unlock(lock);
-                    if !referenced.is_null() {
-                        bindings::iput(referenced);
-                    }
-                }
-                referenced = inode;
+            let inode = if candidate || pause {
+                // SAFETY: As above, and by the safety requirements.
+                unsafe { Inode::try_get(inode, sb) }
+            } else {
+                None
+            };
+            if let Some(inode) = inode {
+                // SAFETY: The lock is held. It is taken again below.
+                unsafe { bindings::spin_unlock(lock) };
 
-                if candidate {
-                    // SAFETY: The inode is referenced.
-                    result = unsafe { self.visit_inode(sb, inode) };
-                }
+                let list = if candidate && (self.is_wanted)(inode.mapping()) {
+                    &mut self.found.wanted
+                } else {
+                    &mut self.found.others
+                };
+                list.fill(slot, inode);
+                slot = Stack::slot()?;
+
                 // SAFETY: May sleep here. The lock is valid.
                 unsafe {
                     bindings::cond_resched();
                     bindings::spin_lock(lock);
-                }
-                if result.is_err() {
-                    break;
                 }
             }
 
@@ -242,44 +267,10 @@ impl<F: FnMut(FileMapping<'_>) -> bool> Search<F> {
             // all the time.
             entry = unsafe { (*entry).next };
         }
-        // SAFETY: The lock is held; the reference is ours.
-        unsafe {
-            bindings::spin_unlock(lock);
-            if !referenced.is_null() {
-                bindings::iput(referenced);
-            }
-        }
+        // SAFETY: The lock is held.
+        unsafe { bindings::spin_unlock(lock) };
 
-        result
-    }
-
-    /// # Safety
-    ///
-    /// Both must be valid, the inode referenced and of the superblock, whose `s_umount` must be held.
-    unsafe fn visit_inode(
-        &mut self,
-        sb: *mut bindings::super_block,
-        inode: *mut bindings::inode,
-    ) -> Result {
-        // SAFETY: By the safety requirements the inode is valid, and so is its mapping.
-        let mapping = unsafe { FileMapping::from_raw((*inode).i_mapping) };
-        if !(self.wanted)(mapping) {
-            return Ok(());
-        }
-
-        // SAFETY: By the safety requirements both are valid. `igrab` cannot fail for an inode that is
-        // referenced. An active reference exists as long as the superblock is not dying, which it is
-        // not, since `s_umount` was taken before that; if it is only just being given up, whoever
-        // does that waits for `s_umount`.
-        let inode = unsafe {
-            if !bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) {
-                return Ok(());
-            }
-            NonNull::new_unchecked(bindings::igrab(inode))
-        };
-
-        // INVARIANT: Both references were just taken.
-        self.found.push(Inode(inode))
+        Ok(())
     }
 }
 

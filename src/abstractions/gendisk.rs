@@ -118,6 +118,7 @@ pub struct BoolAttribute<T> {
 ///         Operation,
 ///         Status, //
 ///     },
+///     completion::Completion,
 ///     gendisk::{
 ///         self,
 ///         DiskName,
@@ -144,17 +145,19 @@ pub struct BoolAttribute<T> {
 ///     }
 /// }
 ///
-/// fn add<'bound>(
+/// fn add(
 ///     name: &DiskName,
 ///     node: Node,
-///     parent: &'bound Device<Bound>,
-/// ) -> Result<gendisk::Registration<'bound, Abyss>> {
+///     parent: &Device<Bound>,
+/// ) -> Result<gendisk::Registration<Abyss>> {
 ///     let limits = Limits {
 ///         logical_block_size: 512,
 ///         physical_block_size: PAGE_BLOCK,
 ///         features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
 ///     };
-///     let disk = GenDisk::new(name, limits, 2048, node, Arc::new(Abyss, GFP_KERNEL)?)?;
+///     let data = Arc::new(Abyss, GFP_KERNEL)?;
+///     let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+///     let disk = GenDisk::new(name, limits, 2048, node, data, closed)?;
 ///
 ///     // From here on it can be opened, until what is returned is dropped.
 ///     disk.register(parent)
@@ -654,6 +657,9 @@ impl Claims {
     /// The answer changes from true to false before the `closed` of the disk is completed, and, once
     /// the disk has been removed, never back.
     pub fn are_left(&self) -> bool {
+        // First: a claim of a partition that is given up meanwhile is not missed then.
+        let (whole_untold, whole_claims) = self.whole.claim();
+
         let mut of_partitions: c_int = 0;
         for partition in self.partitions.iter() {
             let (untold, claims) = partition.claim();
@@ -666,8 +672,7 @@ impl Claims {
         // Claims of partitions count as claims of the whole disk too, with a holder that stands for
         // all of them (`bd_finish_claiming()`). Whoever has claimed a partition that was made after
         // the list was is among the others.
-        let (untold, claims) = self.whole.claim();
-        untold && claims != of_partitions
+        whole_untold && whole_claims != of_partitions
     }
 }
 
@@ -748,7 +753,8 @@ mod tests {
             features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
         };
 
-        GenDisk::new(&name, limits, 2048, Node(0), data)
+        let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        GenDisk::new(&name, limits, 2048, Node(0), data, closed)
     }
 
     #[test]

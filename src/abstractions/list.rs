@@ -7,6 +7,7 @@
 
 use super::bindings;
 use core::{
+    mem::MaybeUninit,
     ops::Deref,
     ptr::NonNull, //
 };
@@ -23,9 +24,22 @@ pub struct Stack<T> {
     head: Option<KBox<Node<T>>>,
 }
 
+/// Room for an element of a [`Stack`].
+pub struct Slot<T>(KBox<MaybeUninit<Node<T>>>);
+
 struct Node<T> {
     value: T,
     next: Option<KBox<Node<T>>>,
+}
+
+/// An element that was taken from a [`Stack`], and can be added to another without an allocation.
+pub struct Element<T>(KBox<Node<T>>);
+
+impl<T> Element<T> {
+    /// Returns the value.
+    pub fn value(&self) -> &T {
+        &self.0.value
+    }
 }
 
 impl<T> Stack<T> {
@@ -40,19 +54,54 @@ impl<T> Stack<T> {
     ///
     /// [`ENOMEM`]; the element is dropped then.
     pub fn push(&mut self, value: T) -> Result {
-        let mut node = KBox::new(Node { value, next: None }, GFP_KERNEL)?;
+        self.fill(Self::slot()?, value);
+        Ok(())
+    }
+
+    /// Makes room for an element, so that adding it cannot fail. May sleep.
+    pub fn slot() -> Result<Slot<T>> {
+        Ok(Slot(KBox::new_uninit(GFP_KERNEL)?))
+    }
+
+    /// Adds an element in a place that was made for it.
+    pub fn fill(&mut self, slot: Slot<T>, value: T) {
+        let next = self.head.take();
+
+        self.head = Some(KBox::write(slot.0, Node { value, next }));
+    }
+
+    /// Moves all elements of another list into this one.
+    pub fn append(&mut self, other: &mut Self) {
+        while let Some(element) = other.pop_node() {
+            self.push_node(element);
+        }
+    }
+
+    /// Returns whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Takes the element that was added last, with its place.
+    pub fn pop_node(&mut self) -> Option<Element<T>> {
+        let mut node = self.head.take()?;
+
+        self.head = node.next.take();
+        Some(Element(node))
+    }
+
+    /// Adds an element that was taken from a list.
+    pub fn push_node(&mut self, element: Element<T>) {
+        let mut node = element.0;
 
         node.next = self.head.take();
         self.head = Some(node);
-        Ok(())
     }
 
     /// Takes the element that was added last.
     pub fn pop(&mut self) -> Option<T> {
-        let node = KBox::into_inner(self.head.take()?);
-
-        self.head = node.next;
-        Some(node.value)
+        self.pop_node()
+            .map(|element| KBox::into_inner(element.0).value)
     }
 
     /// Returns the elements, the one that was added last first.
@@ -177,6 +226,11 @@ mod tests {
         stack.remove(|number| number % 3 != 0 || *number > 9);
         assert!(stack.iter().copied().eq([9, 6, 3, 0]));
         assert_eq!(stack.pop(), Some(9));
+        let mut other = Stack::new();
+        other.push(12)?;
+        stack.append(&mut other);
+        assert!(other.is_empty());
+        assert!(stack.iter().copied().eq([12, 6, 3, 0]));
         stack.remove(|_| true);
         assert_eq!(stack.pop(), None);
         Ok(())

@@ -47,7 +47,9 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::atomic::{
+        Acquire,
         Atomic,
+        Full,
         Relaxed, //
     },
     time::{
@@ -217,7 +219,7 @@ impl Exposure {
 
         while chunk <= last {
             if let Some((word, mask)) = self.place(chunk) {
-                if word.load(Relaxed) & mask == 0 {
+                if word.load(Acquire) & mask == 0 {
                     Self::set(word, mask);
                 }
             }
@@ -225,13 +227,13 @@ impl Exposure {
         }
     }
 
-    /// No order is needed: who looks for exposed pages has waited for those who expose them, in
-    /// `kill_dax`, or for the locked entries of their page caches.
+    /// The exchange is a full barrier, and the load before it an acquire: who looks at a
+    /// [`Gate`](super::dax::Gate) after this looks after the mark was set.
     #[cold]
     fn set(word: &Atomic<usize>, mask: usize) {
         let mut old = word.load(Relaxed);
 
-        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
+        while let Err(current) = word.cmpxchg(old, old | mask, Full) {
             old = current;
         }
     }

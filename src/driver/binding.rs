@@ -245,7 +245,7 @@ fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) 
             "could not reserve [mem {:#x}-{:#x}]: it was retired with {}\n",
             start,
             last,
-            *retired
+            retired.describe()
         );
     } else if err == EBUSY {
         dev_err!(

@@ -21,6 +21,10 @@ use kernel::{
 };
 
 impl dax::Operations for Pmem {
+    fn gate(&self) -> &dax::Gate {
+        &self.gate
+    }
+
     fn direct_access<'g>(
         &'g self,
         locked: ReadLocked<'g>,

@@ -46,6 +46,8 @@ pub struct Pmem {
     pub region: Arc<RegionAccess>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
+    /// What the DAX device admits.
+    pub gate: dax::Gate,
     /// The DAX device, once there is one.
     pub dax: SetOnce<Arc<dax::Handle>>,
 }
@@ -62,6 +64,7 @@ impl Pmem {
             badblocks <- Badblocks::new(),
             region,
             block_size,
+            gate: dax::Gate::new(),
             dax: SetOnce::new(),
         })
     }

@@ -83,7 +83,7 @@ impl Shared {
         }
 
         for range in ranges.iter() {
-            f.write_fmt(fmt!("{}\n", &**range))?;
+            f.write_fmt(fmt!("{}\n", range.describe()))?;
         }
         Ok(())
     }

@@ -4,14 +4,15 @@
 //!
 //! Unbind hands everything to a worker and waits for it, but not for ever. The worker
 //!
-//! 1. references the files that use the memory, so that removing the disk does not evict them, which
-//!    would wait for pinned pages;
-//! 2. removes the disk: file systems on it sync and shut down in order while DAX still works;
-//! 3. lets a second work item kill the DAX device, since that waits for every DAX read and write of the
-//!    system, and these may hang in a page fault of their own for as long as a user likes;
-//! 4. as soon as no translation can begin, *revokes*: goes through the DAX files of all mounted file
-//!    systems, unmaps the memory, waits for page faults that are under way, writes dirty pages back and
-//!    deletes the entries of the page caches;
+//! 1. closes the gate to mappings, and references the files that use the memory, so that removing the
+//!    disk does not evict them, which would wait for pinned pages;
+//! 2. removes the disk: file systems on it sync and shut down in order while DAX reads and writes still
+//!    work;
+//! 3. closes the gate, and lets a second work item kill the DAX device, since that waits for every DAX
+//!    read and write of the system, and these may hang in a page fault of their own for as long as a user
+//!    likes;
+//! 4. *revokes*: goes through the DAX files of all mounted file systems, unmaps the memory, waits for page
+//!    faults that are under way, writes dirty pages back and deletes the entries of the page caches;
 //! 5. *drains*: waits for pages that are pinned, for those who are inside of the DAX device, and for
 //!    claims of the disk that cannot be told;
 //! 6. frees pages, mapping and reservation.
@@ -53,10 +54,7 @@ use crate::abstractions::{
         Stopwatch, //
     },
 };
-use core::{
-    cell::Cell,
-    ops::Range, //
-};
+use core::ops::Range;
 use kernel::{
     fmt,
     impl_has_work,
@@ -86,12 +84,14 @@ use kernel::{
 
 /// How long the worker waits at a time for what wakes it up, before it looks for itself.
 const LOOK: Msecs = 1000;
-/// How long it leaves the DAX device to die before it goes on without it.
+/// How long it lets the DAX device die before it goes on without: most die in less.
 const DEATH: Msecs = 200;
+/// How long it pauses at most between two walks, once nobody waits for it.
+const PAUSE: Msecs = 10 * LOOK;
 /// How long it waits after an allocation has failed.
 const RETRY: Msecs = 100;
-/// How often a wait without limit is mentioned in the log, in looks.
-const MENTION: u32 = 30;
+/// How often a wait without limit is mentioned in the log, in microseconds.
+const MENTION: u64 = 30_000_000;
 
 impl StateCell for Atomic<u32> {
     fn new(value: u32) -> Self {
@@ -117,13 +117,6 @@ pub struct Parts {
     pub pmem: Arc<Pmem>,
     /// The memory.
     pub range: Arc<Counted<PmemRange>>,
-}
-
-/// A file that uses the memory, and stays until it does not any more.
-struct File {
-    inode: fs::Inode,
-    /// Something was taken away from it.
-    revoked: Cell<bool>,
 }
 
 /// What revocation has done, for the log.
@@ -152,6 +145,11 @@ pub struct Unbind {
     /// For the work item that kills it.
     #[pin]
     dax: Mutex<Option<dax::Registration<Pmem>>>,
+    /// For the work item that puts them.
+    #[pin]
+    inodes: Mutex<Stack<fs::Inode>>,
+    /// What the worker is doing, see [`Unbind::describe`].
+    stage: Atomic<u32>,
     /// Nobody is inside of the DAX device any more.
     #[pin]
     dead: Completion,
@@ -179,11 +177,14 @@ pub struct Unbind {
     work: Work<Unbind, 0>,
     #[pin]
     kill: Work<Unbind, 1>,
+    #[pin]
+    put: Work<Unbind, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Unbind { self.work }
     impl HasWork<Self, 1> for Unbind { self.kill }
+    impl HasWork<Self, 2> for Unbind { self.put }
 }
 
 impl WorkItem<0> for Unbind {
@@ -201,6 +202,24 @@ impl WorkItem<1> for Unbind {
         this.kill_dax();
     }
 }
+
+impl WorkItem<2> for Unbind {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // The last reference to a file may evict it, and the last one to its file system unmount it.
+        let inodes = core::mem::take(&mut *this.inodes.lock());
+
+        drop(inodes);
+    }
+}
+
+/// The worker removes the disk.
+const STAGE_DISK: u32 = 0;
+/// It walks through the files for the first time.
+const STAGE_FILES: u32 = 1;
+/// It waits for users that it knows.
+const STAGE_USERS: u32 = 2;
 
 impl Unbind {
     /// Prepares for the end of a device with this name and physical range.
@@ -220,6 +239,8 @@ impl Unbind {
                 closed,
                 parts <- new_mutex!(None, "pmem_rs::Unbind::parts"),
                 dax <- new_mutex!(None, "pmem_rs::Unbind::dax"),
+                inodes <- new_mutex!(Stack::new(), "pmem_rs::Unbind::inodes"),
+                stage: Atomic::new(STAGE_DISK),
                 dead <- Completion::new(),
                 is_dead: Atomic::new(false),
                 is_revoked: Atomic::new(false),
@@ -232,6 +253,7 @@ impl Unbind {
                 progress <- Completion::new(),
                 work <- new_work!("pmem_rs::Unbind::work"),
                 kill <- new_work!("pmem_rs::Unbind::kill"),
+                put <- new_work!("pmem_rs::Unbind::put"),
             }),
             GFP_KERNEL,
         )
@@ -276,26 +298,32 @@ impl Unbind {
 
     /// Waits until the range is gone, or can be retired: at the deadline, or when it is hopeless to wait.
     fn wait(self: &Arc<Self>, limit: Msecs) {
-        let may_retire = limit != 0;
-        let mut looks: u32 = 0;
+        let began = Stopwatch::start();
+        let limit_micros = u64::from(limit).saturating_mul(1000);
+        let mut mentioned = 0;
 
-        self.progress
-            .wait_timeout(if may_retire { limit } else { LOOK });
         while !self.is_done.load(Acquire) {
-            if may_retire && self.is_revoked.load(Acquire) && self.retire() {
+            let waited = began.micros();
+            let late = limit != 0
+                && (waited >= limit_micros || self.is_hopeless.load(Acquire))
+                && self.is_revoked.load(Acquire);
+            if late && self.retire() {
                 return;
             }
-            looks = looks.wrapping_add(1);
-            if looks % MENTION == 0 {
-                pr_warn!("still waiting to unbind {}\n", **self);
+
+            if waited / MENTION > mentioned {
+                mentioned = waited / MENTION;
+                pr_warn!("still waiting to unbind {}\n", self.describe());
             }
-            self.progress.wait_timeout(LOOK);
+            let rest = limit_micros.saturating_sub(waited).div_ceil(1000);
+            self.progress
+                .wait_timeout(Msecs::try_from(rest).unwrap_or(LOOK).clamp(1, LOOK));
         }
     }
 
     /// Lets unbind retire the range at once.
     fn retire_now(&self) {
-        if !self.is_hopeless.xchg(true, Relaxed) {
+        if !self.is_hopeless.xchg(true, Full) {
             self.progress.complete();
         }
     }
@@ -326,7 +354,7 @@ impl Unbind {
         self.flush();
         pr_warn!(
             "retired {}; it is freed when they are done, and cannot be bound until then\n",
-            **self
+            self.describe()
         );
         true
     }
@@ -339,11 +367,11 @@ impl Unbind {
     /// Sends an event with what was revoked.
     fn tell_user_space(&self) {
         let report = *self.report.lock();
-        if report.inodes == 0 {
+        let retired = u32::from(self.lifecycle.state() == State::Retired);
+        if report.inodes == 0 && retired == 0 {
             return;
         }
 
-        let retired = u32::from(self.lifecycle.state() == State::Retired);
         let variables = || -> Result<_> {
             Ok([
                 CString::try_from_fmt(fmt!("PMEM_RS_REVOKED={}", report.pages))?,
@@ -385,15 +413,18 @@ impl Unbind {
             pmem,
             range,
         } = parts;
-        let frames = range.frames();
         // Nobody gets a hold any more. It takes a grace period to be sure of that, which may as well
         // pass while other things are done.
         range.kill();
+        // A holder of the disk that keeps addresses holds the range by this.
+        let hold = pmem.range.clone();
 
+        // From here on no page can be pinned that was not mapped before; so the files that are found now
+        // are all that the eviction of inodes could wait for.
+        pmem.gate.close_to_mappings();
         let mut files = Stack::new();
-        if range.is_exposed() {
-            // It is no harm if they are not all found: then the disk may take longer to go.
-            let _ = self.find_files(&frames, &mut files);
+        while range.is_exposed() && !self.find_files(&range, &mut files) {
+            sleep(RETRY);
         }
         let claims = loop {
             match disk.claims() {
@@ -402,25 +433,22 @@ impl Unbind {
                 Err(_) => sleep(RETRY),
             }
         };
-        // Those who still use the memory after disk and DAX device are gone.
-        let users = pmem.range.clone();
         drop(disk);
+
+        pmem.gate.close();
         drop(pmem);
+        self.stage.store(STAGE_FILES, Relaxed);
         self.end_translations(dax);
 
         *self.range.lock() = Some(range.clone());
         self.drain(&range, &mut files, &claims, began);
-        drop(users);
+        drop(hold);
         self.finish(range, files);
     }
 
-    /// Lets the DAX device die, and returns when no translation can begin any more.
+    /// Lets the DAX device die. That may take longer than this.
     fn end_translations(self: &Arc<Self>, dax: Option<dax::Registration<Pmem>>) {
-        let Some(dax) = dax else {
-            return self.kill_dax();
-        };
-        let handle = dax.handle();
-        *self.dax.lock() = Some(dax);
+        *self.dax.lock() = dax;
 
         let queued = SHARED
             .get()
@@ -428,43 +456,71 @@ impl Unbind {
         if !queued {
             self.kill_dax();
         }
-        while !self.dead.wait_idle_timeout(DEATH) {
-            if !handle.is_alive() {
-                break;
-            }
-        }
+        self.dead.wait_idle_timeout(DEATH);
     }
 
-    /// Adds the files that use page frames, or may be about to, to those that are known.
-    fn find_files(&self, frames: &Range<u64>, files: &mut Stack<File>) -> Result {
-        let mut found = fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
-            file.may_use(frames)
-        })?;
+    /// Replaces what is known of the files that use a range, or may be about to. Returns whether all
+    /// were found.
+    fn find_files(self: &Arc<Self>, range: &PmemRange, files: &mut Stack<fs::Inode>) -> bool {
+        let frames = range.frames();
+        let fs::Found {
+            wanted,
+            others,
+            result,
+        } = fs::dax_inodes(this_module::<crate::LocalModule>(), |file| {
+            file.may_use(&frames)
+        });
 
-        while let Some(inode) = found.pop() {
-            if !files.iter().any(|known| known.inode.is(&inode)) {
-                files.push(File {
-                    inode,
-                    revoked: Cell::new(false),
-                })?;
-            }
+        // Those that were known before may go now: who still uses the range has been found again.
+        match result {
+            Ok(()) => self.put_later(core::mem::replace(files, wanted)),
+            Err(_) => self.put_later(wanted),
         }
-        Ok(())
+        self.put_later(others);
+        result.is_ok()
+    }
+
+    /// Puts references to inodes, without waiting for what that may wait for.
+    fn put_later(self: &Arc<Self>, mut inodes: Stack<fs::Inode>) {
+        if inodes.is_empty() {
+            return;
+        }
+        self.inodes.lock().append(&mut inodes);
+
+        // If it is queued already, it will find these too.
+        let _ = SHARED
+            .get()
+            .map(|shared| shared.queue.enqueue::<_, 2>(self.clone()));
     }
 
     /// Revokes and waits until nobody uses the range any more.
-    fn drain(&self, range: &PmemRange, files: &mut Stack<File>, claims: &Claims, began: Stopwatch) {
+    fn drain(
+        self: &Arc<Self>,
+        range: &PmemRange,
+        files: &mut Stack<fs::Inode>,
+        claims: &Claims,
+        began: Stopwatch,
+    ) {
         let mut walk = Walk::None;
+        // Pages before this one are not in use, and stay so.
         let mut next = 0;
         let mut pause: Msecs = 1;
 
         loop {
-            let page = range.first_used(next);
+            let dead = self.is_dead.load(Acquire);
+            let page = if dead && walk == Walk::Complete {
+                let page = range.first_used(next);
+                next = page.as_ref().map_or(u64::MAX, |page| page.frames().start);
+                page
+            } else {
+                None
+            };
+            self.closed.reinit();
             // Who never asked for a page frame has no address either.
             let claimed = range.is_exposed() && claims.are_left();
             self.is_claimed.store(claimed, Relaxed);
             let users = Users {
-                dead: self.is_dead.load(Acquire),
+                dead,
                 walk,
                 page: page.as_ref().map(|page| {
                     if page.is_referenced() {
@@ -481,14 +537,15 @@ impl Unbind {
                     if walk == Walk::Complete {
                         // Somebody else is about to let go of what is left. Do not run in circles.
                         sleep(pause);
-                        pause = pause.saturating_mul(2).min(LOOK);
+                        let most = if self.lifecycle.state() == State::Retired {
+                            PAUSE
+                        } else {
+                            LOOK
+                        };
+                        pause = pause.saturating_mul(2).min(most);
                     }
                     if self.revoke(range, files) {
-                        walk = if users.dead {
-                            Walk::Complete
-                        } else {
-                            Walk::Early
-                        };
+                        walk = if dead { Walk::Complete } else { Walk::Early };
                         self.report_revoked(range, began);
                     } else {
                         sleep(RETRY);
@@ -499,8 +556,6 @@ impl Unbind {
                 }
                 Step::AwaitPage => {
                     if let Some(page) = page {
-                        // Those before it are idle, and stay so.
-                        next = page.frames().start;
                         page.wait_idle(LOOK);
                         pause = 1;
                     }
@@ -508,7 +563,7 @@ impl Unbind {
                 Step::AwaitClaims => {
                     // They do not know that anybody is waiting. And they may be below one of the file
                     // systems that the files keep.
-                    *files = Stack::new();
+                    self.put_later(core::mem::take(files));
                     self.retire_now();
                     self.closed.wait_idle_timeout(LOOK);
                 }
@@ -518,27 +573,41 @@ impl Unbind {
     }
 
     /// Goes through the files once. Returns whether that was possible.
-    fn revoke(&self, range: &PmemRange, files: &mut Stack<File>) -> bool {
+    fn revoke(self: &Arc<Self>, range: &PmemRange, files: &mut Stack<fs::Inode>) -> bool {
+        // Whoever passes the gate has said so before.
         if !range.is_exposed() {
             return true;
         }
-        let frames = range.frames();
-        if self.find_files(&frames, files).is_err() {
+        if !self.find_files(range, files) {
             return false;
         }
 
-        for file in files.iter() {
+        let frames = range.frames();
+        let first = !self.is_revoked.load(Relaxed);
+        let mut released = Stack::new();
+        let mut kept = Stack::new();
+        while let Some(file) = files.pop_node() {
             let revoked = file
-                .inode
+                .value()
                 .mapping()
                 .revoke(&frames, |dirty| range.write_back(dirty));
+            {
+                let mut report = self.report.lock();
+                report.pages = report.pages.saturating_add(revoked.pages);
+                if first && revoked != dax::Revoked::default() {
+                    report.inodes = report.inodes.saturating_add(1);
+                }
+            }
 
-            let mut report = self.report.lock();
-            report.pages = report.pages.saturating_add(revoked.pages);
-            if revoked != dax::Revoked::default() && !file.revoked.replace(true) {
-                report.inodes = report.inodes.saturating_add(1);
+            // It stays if it has pinned pages.
+            if file.value().mapping().uses(&frames) {
+                kept.push_node(file);
+            } else {
+                released.push_node(file);
             }
         }
+        *files = kept;
+        self.put_later(released);
         true
     }
 
@@ -566,10 +635,11 @@ impl Unbind {
             );
         }
         self.is_revoked.store(true, Release);
+        self.stage.store(STAGE_USERS, Relaxed);
     }
 
     /// Frees the range, which nobody uses any more.
-    fn finish(&self, range: Arc<Counted<PmemRange>>, files: Stack<File>) {
+    fn finish(self: &Arc<Self>, range: Arc<Counted<PmemRange>>, files: Stack<fs::Inode>) {
         let drained = self.lifecycle.drained();
 
         // Others look at it under the lock only, so the last reference is the one that was passed.
@@ -586,30 +656,49 @@ impl Unbind {
         self.is_done.store(true, Release);
         self.progress.complete_all();
 
-        // The last reference to a file may evict it, and the last one to its file system unmount it. Nobody
-        // waits for that.
-        drop(files);
+        self.put_later(files);
         // The module may go as soon as the queue is empty.
         drop(self.module.lock().take());
     }
 }
 
-/// Who uses the range, in words.
-impl fmt::Display for Unbind {
+impl Unbind {
+    /// Says who uses the range. It sleeps, so that it cannot be done while something is printed.
+    pub fn describe(&self) -> Description {
+        Description(CString::try_from_fmt(fmt!("{}", Words(self))).ok())
+    }
+}
+
+/// Who uses a range, in words, if there was memory for them.
+pub struct Description(Option<CString>);
+
+impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(words) => fmt::Display::fmt(&**words, f),
+            None => f.write_str("a range"),
+        }
+    }
+}
+
+struct Words<'a>(&'a Unbind);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(this) = self;
         f.write_fmt(fmt!(
             "{} [mem {:#x}-{:#x}], used by",
-            *self.name,
-            self.phys.start,
-            self.phys.end.saturating_sub(1)
+            *this.name,
+            this.phys.start,
+            this.phys.end.saturating_sub(1)
         ))?;
 
-        let used = match &*self.range.lock() {
+        let used = match &*this.range.lock() {
             Some(range) => range.count_used(),
             None => PagesInUse::default(),
         };
-        let claimed = self.is_claimed.load(Relaxed);
-        let dead = self.is_dead.load(Acquire);
+        let claimed = this.is_claimed.load(Relaxed);
+        let dead = this.is_dead.load(Acquire);
         if used.referenced != 0 {
             write!(f, " (pins: {} pages)", used.referenced)?;
         }
@@ -618,6 +707,13 @@ impl fmt::Display for Unbind {
         }
         if claimed {
             f.write_str(" (a holder of the disk: device-mapper, md or swap)")?;
+        }
+        match this.stage.load(Relaxed) {
+            STAGE_DISK => {
+                return f.write_str(" (a file system on the disk that does not shut down)")
+            }
+            STAGE_FILES => return f.write_str(" (files, of which one is locked)"),
+            _ => {}
         }
         if !dead {
             f.write_str(" (translation: a DAX read or write that hangs somewhere in the system)")?;

@@ -78,9 +78,10 @@ impl<'a> FileMapping<'a> {
         (!value.is_null()).then(|| Entry::new(index as u64, value.addr()))
     }
 
-    /// Returns all entries with a mark, in order. What is made or deleted meanwhile may be missed.
-    fn entries(&self, mark: u32) -> impl Iterator<Item = Entry> + '_ {
-        let mut next = Some(0);
+    /// Returns the entries with a mark from a page of the file on, in order. What is made or deleted
+    /// meanwhile may be missed.
+    fn entries(&self, from: u64, mark: u32) -> impl Iterator<Item = Entry> + '_ {
+        let mut next = Some(from);
 
         core::iter::from_fn(move || {
             let entry = self.entry(next?, mark)?;
@@ -92,8 +93,14 @@ impl<'a> FileMapping<'a> {
     /// Returns whether the file has entries that name one of the page frames, or that may be about
     /// to: the faults that hold them locked are under way. Does not sleep.
     pub fn may_use(&self, pfns: &Range<u64>) -> bool {
-        self.entries(bindings::XA_PRESENT)
+        self.entries(0, bindings::XA_PRESENT)
             .any(|entry| entry.is_locked() || entry.overlaps(pfns))
+    }
+
+    /// Returns whether the file has entries that name one of the page frames. Does not sleep.
+    pub fn uses(&self, pfns: &Range<u64>) -> bool {
+        self.entries(0, bindings::XA_PRESENT)
+            .any(|entry| entry.overlaps(pfns))
     }
 
     /// Takes the page frames away from the file: unmaps them everywhere, waits for the faults that
@@ -118,7 +125,7 @@ impl<'a> FileMapping<'a> {
             bindings::PAGECACHE_TAG_DIRTY,
             bindings::PAGECACHE_TAG_TOWRITE,
         ] {
-            for entry in self.entries(mark) {
+            for entry in self.entries(0, mark) {
                 if let Some(frames) = entry.overlap(pfns) {
                     write_back(frames);
                 }
@@ -145,7 +152,7 @@ impl<'a> FileMapping<'a> {
             // SAFETY: The page is one of a pgmap, so there is a frame number; it is only a number.
             let frame = unsafe { bindings::page_to_pfn(busy) } as u64;
             let holder = self
-                .entries_from(from)
+                .entries(from, bindings::XA_PRESENT)
                 .find(|entry| entry.overlaps(&(frame..frame.saturating_add(1))));
             if let Some(entry) = holder {
                 from = entry.index.saturating_add(entry.pages());
@@ -153,22 +160,12 @@ impl<'a> FileMapping<'a> {
         }
     }
 
-    fn entries_from(&self, from: u64) -> impl Iterator<Item = Entry> + '_ {
-        let mut next = Some(from);
-
-        core::iter::from_fn(move || {
-            let entry = self.entry(next?, bindings::XA_PRESENT)?;
-            next = entry.index.checked_add(entry.pages());
-            Some(entry)
-        })
-    }
-
     /// Deletes the entries of idle pages.
     fn delete(&self, pfns: &Range<u64>) -> Revoked {
         let mut revoked = Revoked::default();
         let mut run: Option<Range<u64>> = None;
 
-        for entry in self.entries(bindings::XA_PRESENT) {
+        for entry in self.entries(0, bindings::XA_PRESENT) {
             let end = entry.index.saturating_add(entry.pages());
 
             let idle = entry.overlaps(pfns) && {
@@ -182,9 +179,14 @@ impl<'a> FileMapping<'a> {
                 idle
             };
 
-            // What is not ours to delete ends a run, and so does its length.
+            // What is not ours to delete ends a run; so does a hole, where an entry may be made at any
+            // moment; and so does its length.
             run = match (run, idle) {
-                (Some(run), true) if end.saturating_sub(run.start) <= BATCH => Some(run.start..end),
+                (Some(run), true)
+                    if run.end == entry.index && end.saturating_sub(run.start) <= BATCH =>
+                {
+                    Some(run.start..end)
+                }
                 (run, idle) => {
                     self.delete_run(run);
                     idle.then_some(entry.index..end)
