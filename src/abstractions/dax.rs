@@ -211,6 +211,7 @@ impl Gate {
 ///         self,
 ///         AccessMode,
 ///         Extent,
+///         Gate,
 ///         Properties,
 ///         ReadLocked, //
 ///     },
@@ -221,9 +222,13 @@ impl Gate {
 ///     uio::IterSource, //
 /// };
 ///
-/// struct Memory<T: PagemapOperations>(Pagemap<T>);
+/// struct Memory<T: PagemapOperations>(Pagemap<T>, Gate);
 ///
 /// impl<T: PagemapOperations> dax::Operations for Memory<T> {
+///     fn gate(&self) -> &Gate {
+///         &self.1
+///     }
+///
 ///     fn direct_access<'g>(
 ///         &'g self,
 ///         locked: ReadLocked<'g>,
@@ -647,11 +652,15 @@ mod tests {
     };
 
     /// Eight pages of ordinary memory, from which nothing is read, and the page frame number 1234.
-    struct Memory(KVec<u8>, Exposure);
+    struct Memory(KVec<u8>, Exposure, Gate);
 
     const PAGE_SIZE: usize = kernel::page::PAGE_SIZE;
 
     impl Operations for Memory {
+        fn gate(&self) -> &Gate {
+            &self.2
+        }
+
         fn direct_access<'g>(
             &'g self,
             _locked: ReadLocked<'g>,
@@ -696,6 +705,7 @@ mod tests {
         let memory = Memory(
             KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?,
             Exposure::new(&(1234..1242))?,
+            Gate::new(),
         );
 
         Registration::new(Arc::new(memory, GFP_KERNEL)?, PROPERTIES)
@@ -736,6 +746,47 @@ mod tests {
             access(&handle, 0, recovery).0,
             EHWPOISON.to_errno() as c_long
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_gate_that_closes_refuses_frames_first() -> Result {
+        let memory = Memory(
+            KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?,
+            Exposure::new(&(1234..1242))?,
+            Gate::new(),
+        );
+        let data = Arc::new(memory, GFP_KERNEL)?;
+        let device = Registration::new(data.clone(), PROPERTIES)?;
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+        let enxio = ENXIO.to_errno() as c_long;
+        let handle = device.handle();
+        let address = || {
+            let mut address = null_mut();
+            // SAFETY: As in `access`.
+            unsafe {
+                let id = bindings::dax_read_lock();
+                let pages = bindings::dax_direct_access(
+                    handle.0.as_ptr(),
+                    0,
+                    1,
+                    normal,
+                    &mut address,
+                    null_mut(),
+                );
+                bindings::dax_read_unlock(id);
+                pages
+            }
+        };
+
+        assert_eq!(access(&handle, 0, normal).0, 4);
+        assert_eq!(address(), 1);
+        data.2.close_to_mappings();
+        assert_eq!(access(&handle, 0, normal).0, enxio);
+        assert_eq!(address(), 1);
+        data.2.close();
+        assert_eq!(access(&handle, 0, normal).0, enxio);
+        assert_eq!(address(), enxio);
         Ok(())
     }
 

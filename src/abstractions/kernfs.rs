@@ -19,7 +19,7 @@ use kernel::prelude::*;
 /// ```no_run
 /// use pmem_rs::abstractions::gendisk;
 ///
-/// fn badblocks_changed<T: gendisk::Operations>(disk: &gendisk::Registration<'_, T>) {
+/// fn badblocks_changed<T: gendisk::Operations>(disk: &gendisk::Registration<T>) {
 ///     if let Some(attribute) = disk.attribute(c"badblocks") {
 ///         attribute.notify();
 ///     }
