@@ -170,6 +170,8 @@ impl<T: AtomicType + Zeroable> Array<Atomic<T>> {
     pub fn zeroed(len: usize) -> Result<Self> {
         let size = core::mem::size_of::<Atomic<T>>()
             .checked_mul(len)
+            // The C function warns about more.
+            .filter(|size| *size <= c_int::MAX as usize)
             .ok_or(ENOMEM)?;
 
         // SAFETY: May sleep here.
