@@ -15,6 +15,8 @@
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod bus_error;
 mod checkers;
 mod cli;
 mod command;

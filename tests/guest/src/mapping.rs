@@ -59,6 +59,12 @@ pub struct Mapping {
     len: usize,
 }
 
+// SAFETY: the mapping belongs to the whole process.
+unsafe impl Send for Mapping {}
+// SAFETY: no reference into the mapping exists, and what others do to its bytes meanwhile is taken into
+// account anyway, since other processes may do the same.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Maps the first `len` bytes of a file, at an address that a PMD can map if the file allows.
     pub fn new(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {

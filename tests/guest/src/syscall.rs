@@ -2,7 +2,8 @@
 
 //! System calls that neither the standard library nor `nix` wraps safely.
 //!
-//! Together with [`crate::mapping`] and [`crate::userfault`] this is all the unsafe code of the guest.
+//! Together with [`crate::mapping`], [`crate::userfault`] and [`crate::bus_error`] this is all the unsafe
+//! code of the guest.
 
 use std::ffi::CString;
 use std::fs::File;

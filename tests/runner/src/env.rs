@@ -22,6 +22,8 @@ pub struct Env {
     pub release: String,
     /// The module with planted bugs, which a kernel has that can notice them: the debug kernel.
     pub planted: Option<PathBuf>,
+    /// The module that holds page faults half-way.
+    pub window: PathBuf,
 }
 
 /// How much longer everything takes on a kernel with all checkers; the guest has the same factor.
@@ -58,6 +60,7 @@ impl Env {
             source: value("KSRC")?.into(),
             release: value("RELEASE")?,
             planted: values.get("PLANTED").map(PathBuf::from),
+            window: value("WINDOW")?.into(),
         };
         for file in [&env.kernel, &env.image, &env.source] {
             ensure!(

@@ -76,6 +76,7 @@ fn add_module(env: &Env, base: &Path, overlay: &Path) -> Result<()> {
             let updates = tree.join(&modules).join("updates");
             fs::create_dir_all(&updates)?;
             fs::copy(&env.module, updates.join("pmem_rs.ko"))?;
+            fs::copy(&env.window, updates.join("window.ko"))?;
             if let Some(planted) = &env.planted {
                 fs::copy(planted, updates.join("planted.ko"))?;
             }

@@ -91,6 +91,7 @@ const ALL: &[Suite] = &[
     revoke::XFS_REFLINK,
     revoke::EROFS,
     revoke::SPECIAL,
+    revoke::WINDOW,
     revoke_time::SUITE,
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,

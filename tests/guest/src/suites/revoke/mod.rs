@@ -13,6 +13,7 @@ mod site;
 mod special;
 mod users;
 mod ways;
+mod window;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use nix::errno::Errno;
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
 use site::Site;
 pub use special::SUITE as SPECIAL;
+pub use window::SUITE as WINDOW;
 
 use crate::driver::Driver;
 use crate::errno;

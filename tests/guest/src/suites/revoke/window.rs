@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking a device away while page faults are under way, between translation and insertion.
+//!
+//! The module `window` holds the faults there until the device has begun to die. What they insert
+//! after that must not stay: once the device is gone, no page of the file can be reached through the
+//! mapping. See `docs/lifetimes.md` for what of the driver each of these tests is about.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Builder, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::site::{LEN, Site, contents};
+use super::users::SIGNAL_LIMIT;
+use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
+use crate::bus_error;
+use crate::command::run;
+use crate::lab::Lab;
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::retired;
+use crate::suites::{Suite, Test};
+use crate::sysfs;
+use crate::tracing::FaultTrace;
+
+macro_rules! tests {
+    ($($name:ident: $fs:ident $touch:ident $size:ident $place:ident $window:ident,)*) => {
+        &[$(Test::new(stringify!($name), |lab| {
+            let case = Case {
+                fs: Fs::$fs,
+                touch: Touch::$touch,
+                size: Size::$size,
+                place: Place::$place,
+                window: Window::$window,
+            };
+            case.run(lab)
+        })),*]
+    };
+}
+
+pub const SUITE: Suite = Suite {
+    name: "window",
+    tests: tests! {
+        ext4_read: Ext4 Load Page Translated Open,
+        ext4_read_of_pmd: Ext4 Load Pmd Translated Open,
+        ext4_read_being_translated: Ext4 Load Page Translating Open,
+        ext4_write: Ext4 Store Page Translated ClosedByJournal,
+        ext4_map_sync_write_synced: Ext4 StoreSync Page Synced Open,
+        ext4_nojournal_write: Ext4NoJournal Store Page Translated Open,
+        ext4_nojournal_write_of_pmd: Ext4NoJournal Store Pmd Translated Open,
+        ext4_nojournal_map_sync_write: Ext4NoJournal StoreSync Page Translated Open,
+        xfs_read: Xfs Load Page Translated Open,
+        xfs_write: Xfs Store Page Translated Open,
+        xfs_write_of_pmd: Xfs Store Pmd Translated Open,
+        xfs_map_sync_write: Xfs StoreSync Page Translated Open,
+        xfs_map_sync_write_synced: Xfs StoreSync Page Synced Open,
+        xfs_rmap_read: XfsRmap Load Page Translated Open,
+        xfs_rmap_write: XfsRmap Store Page Translated ClosedByFreeze,
+        xfs_reflink_read: XfsReflink Load Page Translated Open,
+        xfs_reflink_write: XfsReflink Store Page Translated ClosedByFreeze,
+        erofs_read: Erofs Load Page Translated Open,
+        erofs_read_of_pmd: Erofs Load Pmd Translated Open,
+        erofs_read_being_translated: Erofs Load Page Translating Open,
+    },
+};
+
+/// How long faults are held after the device has begun to die: longer than the driver waits for those
+/// who pin pages.
+const HELD: Duration = Duration::from_millis(2000);
+/// How long they are held if the device does not even begin to die before they are through.
+const HELD_AT_MOST: Duration = Duration::from_millis(4000);
+/// How long the threads may take to get into their faults, and out of them.
+const FAULT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a thread may take to queue up for a page.
+const QUEUE_TIME: Duration = Duration::from_millis(200);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How many pages are named that can still be reached.
+const SHOWN: usize = 8;
+
+/// The name of threads that the module holds.
+const HELD_NAME: &str = "window";
+/// The name of a thread that it leaves alone.
+const QUEUED_NAME: &str = "queued";
+
+/// How a page is accessed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Touch {
+    Load,
+    Store,
+    /// In a mapping with `MAP_SYNC`, of a file that has no blocks yet: that is when such a fault syncs.
+    StoreSync,
+}
+
+/// How much of the file one fault maps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Page,
+    Pmd,
+}
+
+/// Where faults are held; the numbers are the module's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Translating = 0,
+    Translated = 1,
+    Synced = 2,
+}
+
+/// Whether the window is still open when the device dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Window {
+    Open,
+    /// A write fault of ext4 is a transaction of the journal, and the file system is synced before
+    /// anything else happens.
+    ClosedByJournal,
+    /// `kill_dax` tells an xfs that has a tree of owners, and that freezes itself, for which it waits
+    /// for write faults, before the device dies.
+    ClosedByFreeze,
+}
+
+/// A test.
+#[derive(Clone, Copy)]
+struct Case {
+    fs: Fs,
+    touch: Touch,
+    size: Size,
+    place: Place,
+    window: Window,
+}
+
+impl Case {
+    fn run(self, lab: &Lab) -> Result<()> {
+        let mut site = Site::build(lab, self.fs, Under::Whole)?;
+        let module = Module::load(self.place)?;
+        let known = (self.touch != Touch::StoreSync).then(|| self.map(&site));
+        if let Some(mapping) = known {
+            let mapping = mapping?;
+            for &offset in self.known() {
+                mapping.load(offset);
+            }
+        }
+        let trace = FaultTrace::start()?;
+
+        let mut user = Child::start_ready("who faults", |link| self.work(&site, link))?;
+        let count = self.offsets().count();
+        module.expect_asleep(count)?;
+        if self.has_queue() {
+            user.go()?;
+            user.hear("queued", FAULT_LIMIT)?;
+        }
+        let held = match self.window {
+            Window::Open | Window::ClosedByFreeze => HELD,
+            Window::ClosedByJournal => HELD_AT_MOST,
+        };
+        let took = Way::Unbind.go(&site, held + UNBIND_LIMIT)?;
+        println!("gone after {} ms", took.as_millis());
+        self.expect_was_open(&module, count)?;
+
+        user.hear("through", FAULT_LIMIT)?;
+        if self.size == Size::Pmd {
+            let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
+            ensure!(
+                pmds == count && pages == 0,
+                "{pmds} PMDs and {pages} pages were mapped, expected {count} PMDs"
+            );
+        }
+        user.go()?;
+        user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
+        drop((trace, module));
+        expect_nobody_stuck()?;
+
+        site.take_down()?;
+        retired::await_none(FREE_LIMIT)?;
+        Way::Unbind.come_back(&site)?;
+        site.expect_intact()?;
+        expect_nobody_stuck()
+    }
+
+    /// Checks that the faults were where they should be when it mattered, and not any more when the
+    /// device was gone.
+    fn expect_was_open(self, module: &Module, count: usize) -> Result<()> {
+        let state = module.state()?;
+        println!("{state:?}");
+        let expect = |name: &str, wanted: usize| {
+            let found = state.get(name).copied();
+            ensure!(
+                found == Some(wanted),
+                "{name} is {found:?}, expected {wanted}: {state:?}"
+            );
+            Ok(())
+        };
+        expect("asleep", 0)?;
+        expect("slept", count)?;
+        match (self.window, self.place) {
+            (Window::Open, Place::Translating) | (Window::ClosedByFreeze, _) => {
+                expect("at_kill", count)?;
+                expect("at_death", 0)?;
+                expect("gave_up", 0)
+            }
+            (Window::Open, _) => {
+                expect("at_death", count)?;
+                expect("gave_up", 0)
+            }
+            (Window::ClosedByJournal, _) => {
+                expect("at_kill", 0)?;
+                expect("gave_up", count)
+            }
+        }
+    }
+
+    /// Places in the file of which the page cache has nothing.
+    fn fresh(self) -> &'static [usize] {
+        match self.size {
+            Size::Page => &[0, 3 * PAGE],
+            Size::Pmd => &[0],
+        }
+    }
+
+    /// Places of which the page cache has an entry already, since others have them mapped or had.
+    fn known(self) -> &'static [usize] {
+        match (self.size, self.touch) {
+            (_, Touch::StoreSync) => &[],
+            (Size::Page, _) => &[PMD, PMD + 5 * PAGE],
+            (Size::Pmd, _) => &[PMD],
+        }
+    }
+
+    fn offsets(self) -> impl Iterator<Item = usize> {
+        self.fresh().iter().chain(self.known()).copied()
+    }
+
+    /// Whether one more thread faults on a page that is being faulted in, and waits for the entry. The
+    /// thread that would wait for the journal's end instead has no place here.
+    fn has_queue(self) -> bool {
+        self.place == Place::Translated && self.window != Window::ClosedByJournal
+    }
+
+    fn map(self, site: &Site<'_>) -> Result<Mapping> {
+        if self.touch == Touch::StoreSync {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(site.root()?.join("sparse"))?;
+            file.set_len(LEN as u64)?;
+            return Ok(Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?);
+        }
+        match self.size {
+            Size::Page => site.map(Sharing::Shared),
+            Size::Pmd => site.map_large(),
+        }
+    }
+
+    /// What the process does whose threads fault.
+    fn work(self, site: &Site<'_>, link: &mut Link) -> Result<()> {
+        let mapping = Arc::new(self.map(site)?);
+        let through = Arc::new(AtomicUsize::new(0));
+        let wrong = Arc::new(AtomicUsize::new(0));
+        let contents = Arc::new(contents());
+        bus_error::ends_thread()?;
+
+        // All of them exist, and have whatever memory they need, before the first one faults: to change
+        // the memory of a process may have to wait for its faults.
+        let up = Arc::new(AtomicUsize::new(0));
+        let start = |name: &str, offset: usize, go: &Arc<AtomicBool>| -> Result<()> {
+            let (mapping, contents, go) = (mapping.clone(), contents.clone(), go.clone());
+            let (up, through, wrong) = (up.clone(), through.clone(), wrong.clone());
+            // Nobody waits for its end, since it may end in the middle.
+            Builder::new().name(name.to_owned()).spawn(move || {
+                up.fetch_add(1, Ordering::SeqCst);
+                while !go.load(Ordering::SeqCst) {
+                    sleep(POLL_INTERVAL);
+                }
+                match self.touch {
+                    Touch::Load => {
+                        if mapping.load(offset) != contents[offset] {
+                            wrong.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                    Touch::Store | Touch::StoreSync => mapping.store(offset, contents[offset]),
+                }
+                through.fetch_add(1, Ordering::SeqCst);
+            })?;
+            Ok(())
+        };
+        let (held_go, queued_go) = (Arc::default(), Arc::default());
+        let mut count = 0;
+        for offset in self.offsets() {
+            start(HELD_NAME, offset, &held_go)?;
+            count += 1;
+        }
+        if self.has_queue() {
+            start(QUEUED_NAME, 0, &queued_go)?;
+            count += 1;
+        }
+        while up.load(Ordering::SeqCst) < count {
+            sleep(POLL_INTERVAL);
+        }
+        held_go.store(true, Ordering::SeqCst);
+        link.say("ready")?;
+        if self.has_queue() {
+            link.wait()?;
+            queued_go.store(true, Ordering::SeqCst);
+            sleep(QUEUE_TIME);
+            link.say("queued")?;
+        }
+
+        let ended = || through.load(Ordering::SeqCst) + bus_error::ended_threads();
+        while ended() < count {
+            sleep(POLL_INTERVAL);
+        }
+        println!(
+            "{} threads went on, {} got a SIGBUS",
+            through.load(Ordering::SeqCst),
+            bus_error::ended_threads()
+        );
+        ensure!(wrong.load(Ordering::SeqCst) == 0, "wrong data was read");
+        link.say("through")?;
+        link.wait()?;
+        self.expect_unreachable(&mapping)?;
+        bus_error::ends_process()?;
+        mapping.load(0);
+        bail!("the file can still be read through the mapping");
+    }
+
+    /// Checks that no page of the mapping can be read. It lets the kernel try, which gets an error where
+    /// the process would get a signal.
+    fn expect_unreachable(self, mapping: &Mapping) -> Result<()> {
+        let path = "/tmp/reached";
+        let file = File::create(path)?;
+        let mut reached = Vec::new();
+        let pages: Vec<usize> = match self.touch {
+            // The rest of the file are holes, which need no device to be zero.
+            Touch::StoreSync => self.offsets().collect(),
+            Touch::Load | Touch::Store => (0..LEN).step_by(PAGE).collect(),
+        };
+        for offset in pages {
+            match mapping.write_to(offset, 1, &file, 0) {
+                Ok(()) => reached.push(offset / PAGE),
+                Err(error) => {
+                    let errno = error.raw_os_error().map(Errno::from_raw);
+                    ensure!(
+                        errno == Some(Errno::EFAULT),
+                        "reading page {} failed with `{error}`, expected EFAULT",
+                        offset / PAGE
+                    );
+                }
+            }
+        }
+        fs::remove_file(path)?;
+        reached.truncate(SHOWN);
+        ensure!(
+            reached.is_empty(),
+            "the device is gone, and pages of the file can still be read through the mapping: \
+             {reached:?}"
+        );
+        Ok(())
+    }
+}
+
+/// The module that holds faults, for as long as it is loaded.
+struct Module(());
+
+impl Module {
+    const NAME: &str = "window";
+    const STATE: &str = "/sys/kernel/debug/window/state";
+
+    fn load(place: Place) -> Result<Module> {
+        let parameters = [
+            format!("place={}", place as u8),
+            format!("ms={}", HELD.as_millis()),
+            format!("max_ms={}", HELD_AT_MOST.as_millis()),
+        ];
+        let [place, ms, max_ms] = &parameters;
+        run("modprobe", &[Module::NAME, place, ms, max_ms])?;
+        Ok(Module(()))
+    }
+
+    /// What it has counted.
+    fn state(&self) -> Result<HashMap<String, usize>> {
+        let text = sysfs::read(Module::STATE)?;
+        text.lines()
+            .map(|line| {
+                let (name, number) = line.split_once(' ').context("not a name and a number")?;
+                Ok((name.to_owned(), number.parse()?))
+            })
+            .collect()
+    }
+
+    /// Waits until so many threads are held.
+    fn expect_asleep(&self, count: usize) -> Result<()> {
+        let deadline = Instant::now() + FAULT_LIMIT;
+        loop {
+            let state = self.state()?;
+            if state.get("asleep") == Some(&count) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{count} threads should be held: {state:?}"
+            );
+            sleep(POLL_INTERVAL);
+        }
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // If it cannot go, the next test cannot load it and says so.
+        let _ = run("rmmod", &[Module::NAME]);
+    }
+}

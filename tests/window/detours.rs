@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Holds page faults between translation and insertion, so that a device can be taken away there.
+//!
+//! A thread that is called `window` is held in the fault path of `fs/dax.c`, at a place that `place`
+//! names, until `ms` milliseconds after somebody has begun to kill a DAX device, but no longer than
+//! `max_ms`. Faults that begin after that are left alone. What has happened is in the debugfs file
+//! `window/state`. Not a part of the driver.
+//!
+//! It works as livepatch does: ftrace calls back at the entry of a function, and the callback makes the
+//! CPU go on in a detour instead, which calls the real function. A call from this module itself is not
+//! diverted.
+
+use core::ptr::addr_of_mut;
+use kernel::{
+    debugfs::{
+        Dir,
+        File, //
+    },
+    error::to_result,
+    fmt,
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed,
+        Release, //
+    },
+    task::Task,
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+};
+
+/// The name of the threads that are held.
+const WHO: &[u8] = b"window\0";
+/// How often those who are held look whether they may go on.
+const TICK: Delta = Delta::from_millis(10);
+/// How long the walk is held at most, in ticks.
+const WALK_TICKS: u32 = 500;
+/// How long the walk stays held after the last fault was let go, so that it can end first.
+const HEAD_START: Delta = Delta::from_millis(300);
+/// How many rounds over a file's pages the walk may do.
+const ROUNDS: u32 = 2;
+
+/// Where a fault is held.
+mod place {
+    /// The page is translated, but `dax_read_lock` still held.
+    pub(crate) const TRANSLATING: u8 = 0;
+    /// `dax_read_lock` is not held any more; the entry in the page cache is locked, and does not yet
+    /// name a page if it is new.
+    pub(crate) const TRANSLATED: u8 = 1;
+    /// A fault of `MAP_SYNC` has unlocked the entry and synced the file, and is about to insert the
+    /// page. To show what can happen here, the walk of `dax_layout_busy_page_range` over the file is
+    /// held too, after its second round, until the fault has ended.
+    pub(crate) const SYNCED: u8 = 2;
+}
+
+/// `struct ftrace_ops`, of which nothing but the address is of interest here.
+#[repr(C)]
+struct FtraceOps([u8; 0]);
+
+/// `struct ftrace_regs`.
+#[repr(C)]
+struct FtraceRegs([u8; 0]);
+
+extern "C" {
+    // ftrace.c
+    static mut window_dax_read_unlock_ops: FtraceOps;
+    static mut window_vfs_fsync_range_ops: FtraceOps;
+    static mut window_kill_dax_ops: FtraceOps;
+    static mut window_dax_layout_busy_page_range_ops: FtraceOps;
+    fn window_is_own(ip: c_ulong) -> bool;
+    fn window_go_to(fregs: *mut FtraceRegs, ip: c_ulong);
+    fn window_synchronize_rcu_tasks();
+
+    // The kernel
+    fn ftrace_set_filter_ip(ops: *mut FtraceOps, ip: c_ulong, remove: c_int, reset: c_int)
+        -> c_int;
+    fn register_ftrace_function(ops: *mut FtraceOps) -> c_int;
+    fn unregister_ftrace_function(ops: *mut FtraceOps) -> c_int;
+    fn dax_read_unlock(id: c_int);
+    fn vfs_fsync_range(file: *mut c_void, start: i64, end: i64, datasync: c_int) -> c_int;
+    fn kill_dax(dax_dev: *mut c_void);
+    fn dax_layout_busy_page_range(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void;
+}
+
+/// What has happened.
+#[derive(Debug)]
+struct Count {
+    /// Threads that are inside of a detour.
+    inside: Atomic<u32>,
+    /// Threads that are being held.
+    asleep: Atomic<u32>,
+    /// How many have been held.
+    slept: Atomic<u32>,
+    /// How many of them had not waited for the device, but for `max_ms`.
+    gave_up: Atomic<u32>,
+    /// Whether somebody has begun to kill a DAX device.
+    killing: Atomic<bool>,
+    /// How many were being held then.
+    at_kill: Atomic<u32>,
+    /// How many were being held when it was dead.
+    at_death: Atomic<u32>,
+    /// How many rounds the walk has done since.
+    rounds: Atomic<u32>,
+    /// Whether it was held, too.
+    walk_held: Atomic<bool>,
+}
+
+static COUNT: Count = Count {
+    inside: Atomic::new(0),
+    asleep: Atomic::new(0),
+    slept: Atomic::new(0),
+    gave_up: Atomic::new(0),
+    killing: Atomic::new(false),
+    at_kill: Atomic::new(0),
+    at_death: Atomic::new(0),
+    rounds: Atomic::new(0),
+    walk_held: Atomic::new(false),
+};
+
+/// One line each: a name and a number.
+fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (name, number) in [
+        ("asleep", &COUNT.asleep),
+        ("slept", &COUNT.slept),
+        ("gave_up", &COUNT.gave_up),
+        ("at_kill", &COUNT.at_kill),
+        ("at_death", &COUNT.at_death),
+        ("rounds", &COUNT.rounds),
+    ] {
+        writeln!(f, "{name} {}", number.load(Relaxed))?;
+    }
+    let walk_held = COUNT.walk_held.load(Relaxed);
+    writeln!(f, "walk_held {}", u32::from(walk_held))
+}
+
+/// Counts a thread as inside of a detour.
+struct Inside;
+
+impl Inside {
+    fn new() -> Self {
+        COUNT.inside.fetch_add(1, Full);
+        Inside
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        COUNT.inside.fetch_sub(1, Full);
+    }
+}
+
+/// Whether the current thread is one of those that are held.
+fn is_wanted() -> bool {
+    // SAFETY: The current task is valid, and only it changes its name, but for those who write to
+    // `/proc/PID/comm`, which nobody does here.
+    let name = unsafe { &(*Task::current_raw()).comm };
+
+    name.iter().zip(WHO).all(|(a, b)| a == b)
+}
+
+/// Holds the current thread, if that is not too late.
+fn hold() {
+    if COUNT.killing.load(Acquire) {
+        return;
+    }
+    COUNT.slept.fetch_add(1, Full);
+    COUNT.asleep.fetch_add(1, Full);
+
+    let place = module_parameters::place.value();
+    let after_kill = i64::from(module_parameters::ms.value());
+    let limit = i64::from(module_parameters::max_ms.value());
+    let began = Instant::<Monotonic>::now();
+    let mut dying = None;
+    loop {
+        fsleep(TICK);
+        if place == place::SYNCED && COUNT.rounds.load(Acquire) >= ROUNDS {
+            break;
+        }
+        if dying.is_none() && COUNT.killing.load(Acquire) {
+            dying = Some(Instant::<Monotonic>::now());
+        }
+        if dying.is_some_and(|since| since.elapsed().as_millis_ceil() >= after_kill) {
+            break;
+        }
+        if began.elapsed().as_millis_ceil() >= limit {
+            COUNT.gave_up.fetch_add(1, Full);
+            break;
+        }
+    }
+    COUNT.asleep.fetch_sub(1, Full);
+}
+
+/// # Safety
+///
+/// As of the function that it is called instead of.
+unsafe extern "C" fn read_unlock_detour(id: c_int) {
+    let inside = Inside::new();
+    let place = module_parameters::place.value();
+
+    if place == place::TRANSLATING {
+        hold();
+    }
+    // SAFETY: As by the caller.
+    unsafe { dax_read_unlock(id) };
+    if place == place::TRANSLATED {
+        hold();
+    }
+    drop(inside);
+}
+
+/// # Safety
+///
+/// As of the function that it is called instead of.
+unsafe extern "C" fn fsync_detour(
+    file: *mut c_void,
+    start: i64,
+    end: i64,
+    datasync: c_int,
+) -> c_int {
+    let inside = Inside::new();
+
+    // SAFETY: As by the caller.
+    let result = unsafe { vfs_fsync_range(file, start, end, datasync) };
+    if module_parameters::place.value() == place::SYNCED {
+        hold();
+    }
+    drop(inside);
+    result
+}
+
+/// # Safety
+///
+/// As of the function that it is called instead of.
+unsafe extern "C" fn kill_detour(dax_dev: *mut c_void) {
+    let inside = Inside::new();
+
+    COUNT.at_kill.store(COUNT.asleep.load(Acquire), Relaxed);
+    COUNT.killing.store(true, Release);
+    // SAFETY: As by the caller.
+    unsafe { kill_dax(dax_dev) };
+    COUNT.at_death.store(COUNT.asleep.load(Acquire), Relaxed);
+    drop(inside);
+}
+
+/// # Safety
+///
+/// As of the function that it is called instead of.
+unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void {
+    let inside = Inside::new();
+
+    // SAFETY: As by the caller.
+    let page = unsafe { dax_layout_busy_page_range(mapping, start, end) };
+    if module_parameters::place.value() == place::SYNCED && COUNT.killing.load(Acquire) {
+        let asleep = COUNT.asleep.load(Acquire) != 0;
+        let rounds = COUNT.rounds.fetch_add(1, Full).wrapping_add(1);
+        if rounds >= ROUNDS && asleep {
+            COUNT.walk_held.store(true, Release);
+            for _ in 0..WALK_TICKS {
+                if COUNT.asleep.load(Acquire) == 0 {
+                    break;
+                }
+                fsleep(TICK);
+            }
+            fsleep(HEAD_START);
+        }
+    }
+    drop(inside);
+    page
+}
+
+/// Makes a hook's callback, which ftrace calls at the entry of a function.
+macro_rules! callback {
+    ($name:ident, $detour:ident, $wanted:expr) => {
+        /// # Safety
+        ///
+        /// For ftrace only.
+        #[no_mangle]
+        unsafe extern "C" fn $name(
+            _ip: c_ulong,
+            parent_ip: c_ulong,
+            _ops: *mut FtraceOps,
+            fregs: *mut FtraceRegs,
+        ) {
+            // SAFETY: By the safety requirement the registers are those at the entry of the function,
+            // and the detour takes the same arguments.
+            unsafe {
+                if $wanted && !window_is_own(parent_ip) {
+                    window_go_to(fregs, $detour as usize as c_ulong);
+                }
+            }
+        }
+    };
+}
+
+callback!(window_dax_read_unlock_at, read_unlock_detour, is_wanted());
+callback!(window_vfs_fsync_range_at, fsync_detour, is_wanted());
+callback!(window_kill_dax_at, kill_detour, true);
+callback!(window_dax_layout_busy_page_range_at, layout_detour, true);
+
+/// A function that is being detoured.
+struct Hook(*mut FtraceOps);
+
+// SAFETY: ftrace does its own locking.
+unsafe impl Send for Hook {}
+// SAFETY: As above.
+unsafe impl Sync for Hook {}
+
+impl Hook {
+    fn new(ops: *mut FtraceOps, function: usize) -> Result<Self> {
+        // SAFETY: The struct is one of ftrace.c, and is registered nowhere else.
+        unsafe {
+            to_result(ftrace_set_filter_ip(ops, function as c_ulong, 0, 0))?;
+            to_result(register_ftrace_function(ops))?;
+        }
+        Ok(Self(ops))
+    }
+}
+
+impl Drop for Hook {
+    fn drop(&mut self) {
+        // SAFETY: It was registered. Whoever has been diverted is inside of the detour afterwards, or
+        // through: ftrace waits for those who are at its entry.
+        unsafe { unregister_ftrace_function(self.0) };
+    }
+}
+
+/// Waits, when it is dropped, until nobody executes the detours any more.
+struct Quiet;
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        while COUNT.inside.load(Acquire) != 0 {
+            fsleep(TICK);
+        }
+        // SAFETY: May sleep here. It waits for those who have yet to return from a detour.
+        unsafe { window_synchronize_rcu_tasks() };
+    }
+}
+
+/// The module. The fields go in the order in which they stand here.
+struct Window {
+    _hooks: [Hook; 4],
+    _quiet: Quiet,
+    _file: Pin<KBox<File<()>>>,
+}
+
+impl kernel::Module for Window {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let file = KBox::pin_init(
+            Dir::new(c"window").read_callback_file(c"state", (), &show),
+            GFP_KERNEL,
+        )?;
+        let quiet = Quiet;
+
+        Ok(Self {
+            _hooks: [
+                Hook::new(
+                    addr_of_mut!(window_dax_read_unlock_ops),
+                    dax_read_unlock as usize,
+                )?,
+                Hook::new(
+                    addr_of_mut!(window_vfs_fsync_range_ops),
+                    vfs_fsync_range as usize,
+                )?,
+                Hook::new(addr_of_mut!(window_kill_dax_ops), kill_dax as usize)?,
+                Hook::new(
+                    addr_of_mut!(window_dax_layout_busy_page_range_ops),
+                    dax_layout_busy_page_range as usize,
+                )?,
+            ],
+            _quiet: quiet,
+            _file: file,
+        })
+    }
+}
+
+module! {
+    type: Window,
+    name: "window",
+    authors: ["The pmem-rs authors"],
+    description: "Holds DAX page faults between translation and insertion",
+    license: "GPL v2",
+    params: {
+        place: u8 {
+            default: 1,
+            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault",
+        },
+        ms: u32 {
+            default: 1000,
+            description: "How long after the beginning of kill_dax faults are held, in milliseconds",
+        },
+        max_ms: u32 {
+            default: 10000,
+            description: "How long faults are held at most, in milliseconds",
+        },
+    },
+}
