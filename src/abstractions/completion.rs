@@ -19,6 +19,21 @@ use kernel::{
 
 /// A `struct completion`.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::Arc;
+/// use pmem_rs::abstractions::completion::Completion;
+///
+/// let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+///
+/// assert!(!done.wait_timeout(1));
+/// done.complete();
+/// assert!(done.wait_timeout(1));
+/// assert!(!done.wait_timeout(1));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `inner` was initialised by `init_completion` and stays where it is.

@@ -139,6 +139,22 @@ pub struct Found {
 ///
 /// Sleeps; waits for mounts and unmounts of the same types of file system that are under way. It puts
 /// no reference: what that may wait for is the caller's decision.
+///
+/// # Examples
+///
+/// ```no_run
+/// use core::ops::Range;
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::fs;
+///
+/// /// Whether any file uses these page frames.
+/// fn in_use(module: &'static ThisModule, frames: &Range<u64>) -> Result<bool> {
+///     let found = fs::dax_inodes(module, |file| file.uses(frames));
+///
+///     found.result?;
+///     Ok(!found.wanted.is_empty())
+/// }
+/// ```
 pub fn dax_inodes(
     module: &'static ThisModule,
     wanted: impl FnMut(FileMapping<'_>) -> bool,

@@ -13,6 +13,20 @@ use kernel::{
 
 /// Tells user space that a device has changed, with variables of the form `NAME=value`, of which there
 /// is at least one. May sleep.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     device::Device,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::kobject;
+///
+/// fn tell(dev: &Device) -> Result {
+///     kobject::notify_change(dev, [c"MEDIUM=bad"])
+/// }
+/// ```
 pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Result {
     const { assert!(N > 0) };
 

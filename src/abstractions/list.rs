@@ -20,6 +20,22 @@ use kernel::{
 };
 
 /// A singly linked list, to which elements are added at the front.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::list::Stack;
+///
+/// let mut stack = Stack::new();
+/// // What comes later must not fail.
+/// let slot = Stack::slot()?;
+///
+/// stack.push(1)?;
+/// stack.fill(slot, 2);
+/// assert!(stack.iter().eq(&[2, 1]));
+/// assert_eq!(stack.pop(), Some(2));
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Stack<T> {
     head: Option<KBox<Node<T>>>,
 }

@@ -48,6 +48,23 @@ impl Drop for ModuleRef {
 
 /// A place in static memory for a value that exists while the module is in use.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::Arc;
+/// use pmem_rs::abstractions::module::Global;
+///
+/// static LIMIT: Global<u32> = Global::new();
+///
+/// // What is returned belongs into the module's own structure.
+/// let installed = LIMIT.install(Arc::new(3, GFP_KERNEL)?)?;
+///
+/// assert_eq!(LIMIT.get().map(|limit| *limit), Some(3));
+/// drop(installed);
+/// assert!(LIMIT.get().is_none());
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `ptr` is null, or comes from [`Arc::into_raw`] of an `Arc<T>` that the [`Installed`] will put

@@ -79,6 +79,22 @@ impl<T> PinnedDrop for Inner<T> {
 ///
 /// Dropping it kills the count, waits for the last [`Hold`] for as long as it takes, and drops the value.
 ///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::percpu_ref::Counted;
+///
+/// let owner = Counted::new(5)?;
+/// let hold = owner.hold().ok_or(ENXIO)?;
+///
+/// owner.kill();
+/// assert!(owner.hold().is_none());
+/// assert_eq!(*hold, 5);
+/// drop(hold);
+/// assert!(owner.wait_timeout(1000));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The value of the inner structure is initialised.

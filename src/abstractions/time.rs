@@ -23,6 +23,19 @@ pub fn sleep(time: Msecs) {
 }
 
 /// A moment, from which time is measured.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::time::{
+///     sleep,
+///     Stopwatch, //
+/// };
+///
+/// let began = Stopwatch::start();
+/// sleep(10);
+/// assert!(began.micros() >= 5_000);
+/// ```
 #[derive(Clone, Copy)]
 pub struct Stopwatch(bindings::ktime_t);
 

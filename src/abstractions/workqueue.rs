@@ -21,6 +21,25 @@ use kernel::{
 ///
 /// Dropping it waits for all of its work.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::atomic::{
+///     Atomic,
+///     Relaxed, //
+/// };
+/// use pmem_rs::abstractions::workqueue::OwnedQueue;
+///
+/// static RUNS: Atomic<u32> = Atomic::new(0);
+///
+/// let queue = OwnedQueue::new(c"pmem_rs_example")?;
+///
+/// queue.try_spawn(GFP_KERNEL, || RUNS.store(1, Relaxed))?;
+/// drop(queue);
+/// assert_eq!(RUNS.load(Relaxed), 1);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `self.0` is a valid work queue that is ours.

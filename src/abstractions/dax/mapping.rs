@@ -28,6 +28,19 @@ use kernel::{
 
 /// The mapping of a DAX file, borrowed from its inode.
 ///
+/// # Examples
+///
+/// ```no_run
+/// use core::ops::Range;
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::fs::Inode;
+///
+/// /// Takes page frames of a dead device away from a file; returns whether that was all.
+/// fn take_away(inode: &Inode, frames: &Range<u64>, write_back: impl FnMut(Range<u64>)) -> bool {
+///     inode.mapping().revoke(frames, write_back).pinned == 0
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// For `'a`, the pointer is to the mapping of an inode that is referenced.
