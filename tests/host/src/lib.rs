@@ -6,3 +6,5 @@
 
 #[path = "../../../src/driver/geometry.rs"]
 pub mod geometry;
+#[path = "../../../src/driver/lifecycle.rs"]
+pub mod lifecycle;
