@@ -189,13 +189,13 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
     bail!("the file can still be read through the mapping");
 }
 
-fn read_all(mapping: &Mapping) {
+pub fn read_all(mapping: &Mapping) {
     for page in (0..LEN).step_by(PAGE) {
         mapping.load(page);
     }
 }
 
-fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
+pub fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     read_all(mapping);
     link.say("ready")?;
     loop {
@@ -204,7 +204,7 @@ fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
 }
 
 /// Stores what is there already, so that the file stays the same.
-fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
+pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let contents = contents();
     let write_all = || {
         for page in (0..LEN).step_by(PAGE) {
