@@ -16,6 +16,9 @@ KDIR ?=
 # More arguments for what a verb runs.
 ARGS ?=
 
+# How long devices are taken away and given back.
+STRESS_SECONDS ?= 600
+
 in_root := qemu/in-root
 runner := $(in_root) build/target/release/runner
 results := build/results
@@ -46,6 +49,10 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 	else \
 		kdir=$$(qemu/kdir); qemu/module "$$kdir"; \
 	fi
+
+.PHONY: stress
+stress: build/env runner ## Take devices away under load and give them back: make stress STRESS_SECONDS=3600
+	@$(runner) check --env build/env --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
 
 .PHONY: shell
 shell: build/env runner ## Boot a guest with the module loaded and a prompt (ARGS=--help: options)

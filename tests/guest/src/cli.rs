@@ -3,6 +3,7 @@
 //! The command line, which comes from the kernel's for PID 1 and from PID 1 for tests.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -62,9 +63,17 @@ pub struct TestArgs {
     /// Where random numbers start.
     #[arg(long)]
     pub seed: u64,
+    /// How long tests go on that could go on for ever.
+    #[arg(long, default_value_t = 40)]
+    pub stress_seconds: u64,
 }
 
 impl TestArgs {
+    /// How long tests go on that could go on for ever.
+    pub fn stress(&self) -> Duration {
+        Duration::from_secs(self.stress_seconds)
+    }
+
     /// The words from which these arguments are parsed again.
     pub fn words(&self) -> Vec<String> {
         [
@@ -72,6 +81,8 @@ impl TestArgs {
             self.driver.name(),
             "--seed",
             &self.seed.to_string(),
+            "--stress-seconds",
+            &self.stress_seconds.to_string(),
         ]
         .map(str::to_owned)
         .to_vec()
@@ -104,7 +115,7 @@ fn run(command: Command) -> Result<()> {
                 .iter()
                 .position(|candidate| candidate.name == test);
             let stream = stream.with_context(|| format!("{} has no test `{test}`", suite.name))?;
-            let mut lab = Lab::new(args.driver, args.seed, stream as u64);
+            let mut lab = Lab::new(&args, stream as u64);
             (suite.tests[stream].run)(&mut lab)
         }
         Command::Tidy => tidy::main(),

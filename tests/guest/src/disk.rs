@@ -42,6 +42,9 @@ impl Access {
     }
 }
 
+/// What modprobe has to be told for a disk in memory, `/dev/nullb0`, that both kernels have.
+pub const IN_MEMORY: [&str; 4] = ["null_blk", "nr_devices=1", "gb=1", "memory_backed=1"];
+
 /// A disk or a partition of one, by its name in `/dev` and `/sys/class/block`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk(String);

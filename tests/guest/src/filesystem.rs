@@ -96,9 +96,27 @@ impl Mount {
         }
     }
 
+    /// As [`Mount::of`], found by the kind of file system: its disk may be gone.
+    pub fn of_kind(kind: &str) -> Result<Mount> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let node = mounts.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let (node, found) = (words.next()?, words.nth(1)?);
+            (found == kind).then_some(node)
+        });
+        Ok(Mount::of(
+            node.with_context(|| format!("no {kind} is mounted"))?,
+        ))
+    }
+
     /// Leaves it mounted for a later step.
     pub fn leave(self) {
         std::mem::forget(self);
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> &Path {
+        &self.point
     }
 
     /// A path in the file system.

@@ -3,11 +3,13 @@
 //! What a test gets to work with.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::cli::TestArgs;
 use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::nd::Device;
@@ -17,6 +19,8 @@ use crate::ndctl::{self, Mode};
 pub struct Lab {
     /// The driver under test.
     pub driver: Driver,
+    /// How long a test goes on that could go on for ever.
+    pub stress: Duration,
     /// Chance, the same in every run with the same seed.
     pub random: ChaCha8Rng,
 }
@@ -34,10 +38,14 @@ pub struct Prepared {
 impl Lab {
     /// Sets up a bench. Every test has a `stream` of its own, so that it does the same whichever
     /// tests run before it.
-    pub fn new(driver: Driver, seed: u64, stream: u64) -> Lab {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+    pub fn new(args: &TestArgs, stream: u64) -> Lab {
+        let mut random = ChaCha8Rng::seed_from_u64(args.seed);
         random.set_stream(stream);
-        Lab { driver, random }
+        Lab {
+            driver: args.driver,
+            stress: args.stress(),
+            random,
+        }
     }
 
     /// The region that comes at this place in the order of addresses. Its name says so only until the

@@ -2,6 +2,7 @@
 
 //! What a driver may leave behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
@@ -13,11 +14,18 @@ pub struct Holdings {
     iomem: String,
     mappings: Vec<String>,
     available_kib: u64,
+    /// How many objects each slab cache has.
+    objects: BTreeMap<String, u64>,
 }
 
 /// How much less memory may be available after a loop: what the kernel's caches take at random.
 /// The struct pages of one 512 MiB namespace are 8 MiB, so a loop that leaks them shows.
 const TOLERANCE_KIB: u64 = 24 << 10;
+
+/// How many more objects a slab cache may have for no reason.
+const NOISE: u64 = 16;
+/// Slab caches whose objects are freed when there are enough of them: the addresses of stacks.
+const LAZY_CACHES: &[&str] = &["vmap_area"];
 
 const SLAB_CACHES: &str = "/sys/kernel/slab";
 
@@ -26,7 +34,10 @@ impl Holdings {
     pub fn now() -> Result<Holdings> {
         // Caches would blur the picture, and so would the freed memory that KASAN keeps in quarantine,
         // up to a 32nd of all: it comes back when the cache that it belongs to is shrunk.
-        sysfs::write("/proc/sys/vm/drop_caches", "3")?;
+        // What was used the moment before is not dropped the first time.
+        for _ in 0..2 {
+            sysfs::write("/proc/sys/vm/drop_caches", "3")?;
+        }
         for cache in sysfs::names(SLAB_CACHES)? {
             sysfs::write(format!("{SLAB_CACHES}/{cache}/shrink"), "1")?;
         }
@@ -44,6 +55,7 @@ impl Holdings {
             iomem: fs::read_to_string("/proc/iomem")?,
             mappings,
             available_kib: available()?,
+            objects: objects()?,
         })
     }
 
@@ -66,6 +78,38 @@ impl Holdings {
         ensure!(lost < TOLERANCE_KIB, "{lost} KiB of memory are gone");
         Ok(())
     }
+
+    /// Checks that no slab cache has grown as it would if each of so many cycles had left an object.
+    pub fn expect_no_objects_of(&self, cycles: u64) -> Result<()> {
+        let now = Holdings::now()?.objects;
+        let limit = NOISE + cycles / 4;
+        let grown: Vec<String> = now
+            .iter()
+            .filter(|(cache, _)| !LAZY_CACHES.contains(&cache.as_str()))
+            .map(|(cache, count)| (cache, self.objects.get(cache).copied().unwrap_or(0), count))
+            .filter(|(_, before, now)| now.saturating_sub(*before) > limit)
+            .map(|(cache, before, now)| format!("{cache} from {before} to {now}"))
+            .collect();
+        ensure!(
+            grown.is_empty(),
+            "slab caches have grown in {cycles} cycles: {}",
+            grown.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// The objects of each slab cache that are in use.
+fn objects() -> Result<BTreeMap<String, u64>> {
+    let text = fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?;
+    // Two lines say what the columns are.
+    let caches = text.lines().skip(2).map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next().context("a line without a name")?;
+        let count = words.next().context("a line without a number")?;
+        Ok((name.to_owned(), count.parse()?))
+    });
+    caches.collect()
 }
 
 fn available() -> Result<u64> {

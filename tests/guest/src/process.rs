@@ -110,20 +110,39 @@ impl Child {
 
     /// Waits until the child has said a word.
     pub fn hear(&mut self, word: &str, limit: Duration) -> Result<()> {
+        self.hear_line(word, |line| line == word.as_bytes(), limit)?;
+        Ok(())
+    }
+
+    /// Waits until the child has said something that starts with `key`, and returns the rest of it.
+    pub fn hear_value(&mut self, key: &str, limit: Duration) -> Result<String> {
+        let said = self.hear_line(key, |line| line.starts_with(key.as_bytes()), limit)?;
+        Ok(said[key.len()..].to_owned())
+    }
+
+    /// Waits for a line that meets `fits`; `what` is how messages call it.
+    fn hear_line(
+        &mut self,
+        what: &str,
+        fits: impl Fn(&[u8]) -> bool,
+        limit: Duration,
+    ) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
             // Whether it lives is asked first: what it said before it ended is read after that.
             let ended = self.try_end()?;
             self.listen()?;
-            if self.has_said(word) {
-                return Ok(());
+            // The last piece is a line that is not complete.
+            let lines = self.heard.rsplit(|&byte| byte == b'\n').skip(1);
+            if let Some(line) = lines.into_iter().find(|line| fits(line)) {
+                return Ok(String::from_utf8_lossy(line).into_owned());
             }
             if let Some(end) = ended {
-                bail!("{} ended before it said `{word}`: {end:?}", self.what);
+                bail!("{} ended before it said `{what}`: {end:?}", self.what);
             }
             if Instant::now() > deadline {
                 bail!(
-                    "{} has not said `{word}` within {limit:?}; {}",
+                    "{} has not said `{what}` within {limit:?}; {}",
                     self.what,
                     self.whereabouts()
                 );
@@ -133,12 +152,6 @@ impl Child {
                 PollTimeout::try_from(POLL_INTERVAL)?,
             )?;
         }
-    }
-
-    fn has_said(&self, word: &str) -> bool {
-        self.heard
-            .split(|&byte| byte == b'\n')
-            .any(|line| line == word.as_bytes())
     }
 
     fn listen(&mut self) -> Result<()> {

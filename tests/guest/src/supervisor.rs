@@ -97,7 +97,10 @@ fn run_tests(
             ktap.result(test.name, &Outcome::Failed)?;
             continue;
         }
-        let limit = test.limit * patience;
+        let mut limit = test.limit * patience;
+        if test.as_long_as_asked {
+            limit += args.stress();
+        }
         ktap.note(&format!(
             "running {} (limit {} s)",
             test.name,

@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::env::Env;
-use crate::guest::{End, Guest};
-use crate::ktap::{self, Failures};
+use crate::guest::{End, Guest, Limits};
+use crate::ktap::{self, Event, Failures};
 use crate::machine::{Machine, Serial, Software};
 use crate::report::{Report, Subject, Total};
 use crate::suites::{self, Boot, Power};
@@ -24,12 +24,17 @@ const COMPLAINTS: usize = 10;
 /// What the guest lists the kernel's checkers with.
 const CHECKERS: &str = "# checkers: ";
 
+/// What stands before a figure that people should see even if its test passes.
+const MEASURED: &str = "measured: ";
+
 /// Everything that is the same for all boots of a run.
 pub struct Bench {
     pub env: Env,
     pub image: PathBuf,
     pub results: PathBuf,
     pub subject: Subject,
+    /// How long tests go on that could go on for ever, if not as long as the guest thinks.
+    pub stress_seconds: Option<u64>,
 }
 
 impl Bench {
@@ -49,6 +54,7 @@ impl Bench {
             image,
             results,
             subject,
+            stress_seconds: None,
         })
     }
 
@@ -119,6 +125,10 @@ impl Bench {
         if boot.end == Power::Cut {
             words.push("--hold");
         }
+        let stress = self.stress_seconds.map(|seconds| seconds.to_string());
+        if let Some(stress) = &stress {
+            words.extend(["--stress-seconds", stress]);
+        }
         let only = only.join(",");
         if !only.is_empty() {
             words.extend(["--only", &only]);
@@ -139,11 +149,16 @@ impl Bench {
 
         let mut failures = Failures::default();
         let mut checkers = None;
-        let guest = Guest::start(command, &console, &stream, self.env.patience())?;
+        let mut measured = Vec::new();
+        let limits = Limits::of(self.env.patience(), self.stress_seconds.unwrap_or_default());
+        let guest = Guest::start(command, &console, &stream, limits)?;
         let end = guest.follow(|line| {
             failures.line(line);
             if let Some(list) = line.strip_prefix(CHECKERS) {
                 checkers = Some(list.to_owned());
+            }
+            if let Some(Event::Note(note)) = ktap::event(line) {
+                measured.extend(note.strip_prefix(MEASURED).map(str::to_owned));
             }
             on_line(line);
         })?;
@@ -181,6 +196,7 @@ impl Bench {
             troubles,
             machine: line,
             checkers,
+            measured,
             tests: results.tests,
         };
         Ok((end, report))
@@ -216,9 +232,16 @@ fn read(console: &Path) -> Result<String> {
 }
 
 /// The `check` command. Returns whether all was well.
-pub fn run(setup: &Setup, seed: u64, names: &[String], only: &[String]) -> Result<bool> {
+pub fn run(
+    setup: &Setup,
+    seed: u64,
+    stress_seconds: Option<u64>,
+    names: &[String],
+    only: &[String],
+) -> Result<bool> {
     let start = Instant::now();
-    let bench = Bench::new(setup, "check", seed)?;
+    let mut bench = Bench::new(setup, "check", seed)?;
+    bench.stress_seconds = stress_seconds;
     let selection = suites::select(names, bench.env.planted.is_some())?;
     println!(
         "guest tests of {} on {}, seed {seed}, results in {}",

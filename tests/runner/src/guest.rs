@@ -11,6 +11,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+/// How long a guest is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Without a line on either of its ports.
+    pub silence: Duration,
+    /// In all.
+    pub total: Duration,
+}
+
+impl Limits {
+    /// What most guests are given, `patience` times as much on kernels that are slower, and time that the
+    /// guest was told to take.
+    pub fn of(patience: u32, stress_seconds: u64) -> Limits {
+        Limits {
+            silence: SILENCE_LIMIT * patience,
+            total: TOTAL_LIMIT * patience + Duration::from_secs(stress_seconds),
+        }
+    }
+}
+
 /// No line for so long means that the guest hangs. The guest itself ends tests that take too long,
 /// so this is longer than any test may take. As with the next one, some kernels get a multiple of it.
 const SILENCE_LIMIT: Duration = Duration::from_secs(500);
@@ -43,7 +63,7 @@ pub struct Guest {
     qemu: Child,
     console: Tail,
     results: Tail,
-    patience: u32,
+    limits: Limits,
     started: Instant,
     last_line: Instant,
     /// Whether the guest's init has said that it is up.
@@ -51,13 +71,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the machine. `console` and `results` are the files that its serial ports go to, and
-    /// `patience` is what limits are multiplied with.
+    /// Starts the machine. `console` and `results` are the files that its serial ports go to.
     pub fn start(
         mut machine: Command,
         console: &Path,
         results: &Path,
-        patience: u32,
+        limits: Limits,
     ) -> Result<Guest> {
         let qemu = machine
             .stdin(Stdio::null())
@@ -68,7 +87,7 @@ impl Guest {
             qemu,
             console: Tail::of(console),
             results: Tail::of(results),
-            patience,
+            limits,
             started: now,
             last_line: now,
             up: false,
@@ -112,7 +131,7 @@ impl Guest {
     }
 
     fn overdue(&self, finished: Option<Instant>) -> Option<String> {
-        let (silence, total) = (SILENCE_LIMIT * self.patience, TOTAL_LIMIT * self.patience);
+        let Limits { silence, total } = self.limits;
         let checks = [
             (Some(self.last_line), silence, "said nothing"),
             (Some(self.started), total, "was not done"),

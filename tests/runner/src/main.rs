@@ -49,6 +49,9 @@ enum Command {
         /// Only these tests of the suites, separated by commas.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        /// How long tests go on that could go on for ever.
+        #[arg(long)]
+        stress_seconds: Option<u64>,
         suites: Vec<String>,
     },
     /// Show that a file system with DAX works on the driver, step by step.
@@ -131,8 +134,12 @@ fn run(command: Command) -> Result<bool> {
             setup,
             seed,
             only,
+            stress_seconds,
             suites,
-        } => check::run(&setup, seed.unwrap_or_else(random_seed), &suites, &only),
+        } => {
+            let seed = seed.unwrap_or_else(random_seed);
+            check::run(&setup, seed, stress_seconds, &suites, &only)
+        }
         Command::Demo { setup } => demo::run(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }

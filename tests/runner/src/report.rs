@@ -57,6 +57,8 @@ pub struct Report {
     pub troubles: Vec<String>,
     /// The checkers that the kernel said to have.
     pub checkers: Option<String>,
+    /// What tests have measured.
+    pub measured: Vec<String>,
     /// The command line of the machine.
     pub machine: Vec<String>,
     /// The tests in order, and whether they passed. It is also in the parser's report.
@@ -103,6 +105,9 @@ impl Report {
         println!("{line:<64} {seconds:>6.1} s");
         if *boots > 1 {
             println!("  booted {boots} times: a guest died before its init ran");
+        }
+        for figure in &self.measured {
+            println!("  {figure}");
         }
         for failure in &self.failures {
             println!("  not ok {suite}.{}", failure.test);

@@ -112,6 +112,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_xfs_reflink")]),
     simple(TWO, &[Boot::off("revoke_erofs")]),
     simple(TWO, &[Boot::off("revoke_special")]),
+    simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
     simple(LARGE, &[Boot::off("revoke_time")]),
     Suite {

@@ -12,7 +12,7 @@ use nix::sys::wait::WaitStatus;
 
 use super::dax::{Bench, PAGE};
 use crate::command::run;
-use crate::disk::{Access, Disk};
+use crate::disk::{self, Access, Disk};
 use crate::filesystem::FileSystem;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PMD, Sharing};
@@ -81,10 +81,7 @@ pub fn direct_io_on_a_dax_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 /// A disk in memory stands for any disk: what matters are the pages that it is handed.
 pub fn buffer_of_direct_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 2 * PMD;
-    run(
-        "modprobe",
-        &["null_blk", "nr_devices=1", "gb=1", "memory_backed=1"],
-    )?;
+    run("modprobe", &disk::IN_MEMORY)?;
     let other = Disk::named("nullb0").open(Access::Direct)?;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
     let file = bench.allocated("file", LEN)?;

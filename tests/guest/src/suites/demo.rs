@@ -6,12 +6,14 @@
 //! that the runner can put them side by side.
 
 use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{Suite, Test};
 use crate::command::run;
-use crate::disk::Disk;
+use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::{Mount, mount_point};
@@ -19,6 +21,7 @@ use crate::lab::{Lab, holder};
 use crate::mapping::{Mapping, Sharing};
 use crate::nd::Device;
 use crate::ndctl;
+use crate::process::Child;
 use crate::sectors::{expect_same, stamped};
 use crate::syscall::is_dax;
 
@@ -35,6 +38,12 @@ pub const FIRST_BOOT: Suite = Suite {
         Test::step("ext4_read_back", |lab| read_back(lab, Ext4)),
         Test::step("ext4_unbind_and_bind", |lab| unbind_and_bind(lab, Ext4)),
         Test::step("ext4_compare_after_bind", |lab| compare(lab, Ext4)),
+        Test::step("ext4_unbind_under_mapping", |lab| {
+            unbind_under_mapping(lab, Ext4)
+        }),
+        Test::step("ext4_umount", |lab| umount(lab, Ext4)),
+        Test::step("ext4_bind_again", |lab| bind_again(lab, Ext4)),
+        Test::step("ext4_compare_after_that", |lab| compare(lab, Ext4)),
         Test::step("xfs_create_namespace", |lab| create_namespace(lab, Xfs)),
         Test::step("xfs_make_and_mount", |lab| make_and_mount(lab, Xfs)),
         Test::step("xfs_write_through_mapping", |lab| {
@@ -43,6 +52,12 @@ pub const FIRST_BOOT: Suite = Suite {
         Test::step("xfs_read_back", |lab| read_back(lab, Xfs)),
         Test::step("xfs_unbind_and_bind", |lab| unbind_and_bind(lab, Xfs)),
         Test::step("xfs_compare_after_bind", |lab| compare(lab, Xfs)),
+        Test::step("xfs_unbind_under_mapping", |lab| {
+            unbind_under_mapping(lab, Xfs)
+        }),
+        Test::step("xfs_umount", |lab| umount(lab, Xfs)),
+        Test::step("xfs_bind_again", |lab| bind_again(lab, Xfs)),
+        Test::step("xfs_compare_after_that", |lab| compare(lab, Xfs)),
     ],
 };
 
@@ -56,6 +71,11 @@ pub const SECOND_BOOT: Suite = Suite {
 
 const LEN: usize = 16 << 20;
 const MIB: usize = LEN >> 20;
+
+/// Far more than it takes to take a device away that nobody pins, on a busy machine under emulation.
+const UNBIND_LIMIT: Duration = Duration::from_secs(10);
+/// How soon those who use it must hear of it.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
 
 fn namespace(lab: &Lab, fs: FileSystem) -> Result<Device> {
     lab.namespace(match fs {
@@ -247,6 +267,61 @@ fn unbind_and_bind(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bound.bind(lab.driver)?;
     ensure!(disk.exists(), "/dev/{disk} did not come back");
     println!("  bound: /dev/{disk} is back");
+    Ok(())
+}
+
+/// The device goes while a process is in the middle of using it.
+fn unbind_under_mapping(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let mount = mount(fs, &disk(lab, fs)?.node_str())?;
+    let path = mount.path("file");
+    let right = contents(lab, fs);
+    println!(
+        "A program maps {} and writes to all of it, over and over",
+        path.display()
+    );
+    let file = Access::Buffered.open(&path)?;
+    let mut program = Child::start_ready("the program", |link| {
+        let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+        mapping.write(0, &right);
+        link.say("ready")?;
+        loop {
+            mapping.write(0, &right);
+        }
+    })?;
+    drop(file);
+
+    let bound = holder(&namespace(lab, fs)?)?;
+    println!(
+        "  echo {bound} > /sys/bus/nd/drivers/{}/unbind",
+        lab.driver.name()
+    );
+    let start = Instant::now();
+    let mut unbind = Child::start("unbind", |_| bound.unbind())?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    println!(
+        "  unbound after {} ms, while it writes",
+        start.elapsed().as_millis()
+    );
+    program.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
+    println!("  the program got SIGBUS: its pages are not there any more");
+    mount.leave();
+    Ok(())
+}
+
+fn umount(_: &mut Lab, fs: FileSystem) -> Result<()> {
+    let mount = Mount::of_kind(fs.name())?;
+    println!(
+        "umount {}: nothing of the device is left in use",
+        mount.point().display()
+    );
+    mount.unmount()
+}
+
+fn bind_again(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let bound = holder(&namespace(lab, fs)?)?;
+    println!("The device is given back to {}", lab.driver.name());
+    bound.bind(lab.driver)?;
+    println!("  bound: /dev/{} is back", disk(lab, fs)?);
     Ok(())
 }
 

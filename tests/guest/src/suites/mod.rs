@@ -43,6 +43,8 @@ pub struct Test {
     pub limit: Duration,
     /// What it leaves behind stays, for the tests after it.
     pub leaves_state: bool,
+    /// It goes on for as long as the command line says, which comes on top of the limit.
+    pub as_long_as_asked: bool,
     pub run: fn(&mut Lab) -> Result<()>,
 }
 
@@ -52,6 +54,7 @@ impl Test {
             name,
             limit: Duration::from_secs(60),
             leaves_state: false,
+            as_long_as_asked: false,
             run,
         }
     }
@@ -66,6 +69,11 @@ impl Test {
 
     const fn within(mut self, seconds: u64) -> Test {
         self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    const fn or_as_long_as_asked(mut self) -> Test {
+        self.as_long_as_asked = true;
         self
     }
 }
@@ -91,6 +99,7 @@ const ALL: &[Suite] = &[
     revoke::XFS_REFLINK,
     revoke::EROFS,
     revoke::SPECIAL,
+    revoke::STRESS,
     revoke::WINDOW,
     revoke_time::SUITE,
     persistence::WRITE,

@@ -11,6 +11,7 @@ mod cells;
 mod holders;
 mod site;
 mod special;
+mod stress;
 mod users;
 mod ways;
 mod window;
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
 use site::Site;
 pub use special::SUITE as SPECIAL;
+pub use stress::SUITE as STRESS;
 pub use window::SUITE as WINDOW;
 
 use crate::driver::Driver;

@@ -88,7 +88,7 @@ impl Fs {
     }
 
     /// Checks an unmounted file system, without changing it.
-    fn check(self, node: &str) -> Result<()> {
+    pub fn check(self, node: &str) -> Result<()> {
         match self {
             Fs::Ext4 | Fs::Ext4NoJournal => Ext4.check(node),
             Fs::Xfs | Fs::XfsRmap | Fs::XfsReflink => Xfs.check(node),
@@ -109,7 +109,7 @@ impl Under {
     }
 }
 
-fn write_files(dir: &Path) -> Result<()> {
+pub fn write_files(dir: &Path) -> Result<()> {
     fs::write(dir.join("kept"), stamped(KEPT_LEN, KEPT_TAG))?;
     fs::write(dir.join("used"), stamped(LEN, USED_TAG))?;
     Ok(())

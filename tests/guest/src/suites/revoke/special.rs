@@ -18,7 +18,7 @@ use nix::sys::wait::waitpid;
 
 use super::holders::writecache;
 use super::site::{LEN, Site, contents};
-use super::users::{Running, SIGNAL_LIMIT};
+use super::users::{Running, SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
 use crate::command::{run, run_expecting_failure};
 use crate::disk::Access;
@@ -347,7 +347,7 @@ fn others_look(lab: &mut Lab) -> Result<()> {
     let mapping = site.map(Sharing::Shared)?;
     let mut target = Child::start_ready("whose memory is read", |link| {
         // Forked, it has the mapping at the same address.
-        mapping.to_vec(0, LEN);
+        read_all(&mapping);
         link.say("ready")?;
         link.wait()?;
         mapping.load(0);
@@ -390,7 +390,7 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
         let mut site = Site::build(lab, fs, Under::Whole)?;
         let mut old = Child::start_ready("who has an old mapping", |link| {
             let mapping = site.map(Sharing::Shared)?;
-            mapping.to_vec(0, LEN);
+            read_all(&mapping);
             link.say("ready")?;
             link.wait()?;
             for page in (0..LEN).step_by(PAGE) {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use super::site::{LEN, Site, contents};
 use super::{Fs, User};
 use crate::command::run;
-use crate::disk::{Access, Disk};
+use crate::disk::{self, Access, Disk};
 use crate::dm::Mapped;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::process::{Child, Link};
@@ -189,13 +189,13 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
     bail!("the file can still be read through the mapping");
 }
 
-fn read_all(mapping: &Mapping) {
+pub fn read_all(mapping: &Mapping) {
     for page in (0..LEN).step_by(PAGE) {
         mapping.load(page);
     }
 }
 
-fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
+pub fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     read_all(mapping);
     link.say("ready")?;
     loop {
@@ -204,7 +204,7 @@ fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
 }
 
 /// Stores what is there already, so that the file stays the same.
-fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
+pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let contents = contents();
     let write_all = || {
         for page in (0..LEN).step_by(PAGE) {
@@ -295,8 +295,8 @@ struct Slow {
 
 impl Slow {
     fn new() -> Result<Slow> {
-        run("modprobe", &["brd", "rd_nr=1", "rd_size=16384"])?;
-        let table = format!("0 {} linear /dev/ram0 0", LEN / 512);
+        run("modprobe", &disk::IN_MEMORY)?;
+        let table = format!("0 {} linear /dev/nullb0 0", LEN / 512);
         let device = Mapped::new("slow", &table)?;
         device.suspend()?;
         Ok(Slow { device })

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking devices away and giving them back for as long as the command line says, with processes of every
+//! kind at work, and nothing left of it at the end.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use rand::Rng;
+
+use super::site::{LEN, contents, write_files};
+use super::users::{read_all, read_for_ever, write_for_ever};
+use super::{FREE_LIMIT, Fs, UNBIND_LIMIT};
+use crate::disk::Access;
+use crate::filesystem::Mount;
+use crate::lab::{Lab, Prepared};
+use crate::leaks::Holdings;
+use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::retired::{self, TIMEOUT};
+use crate::sectors::expect_same;
+use crate::suites::{Suite, Test};
+
+pub const SUITE: Suite = Suite {
+    name: "revoke_stress",
+    tests: &[Test::new("goes_and_comes_back", goes_and_comes_back)
+        .within(120)
+        .or_as_long_as_asked()],
+};
+
+/// How soon users must hear that the device is gone. They compete for two emulated CPUs.
+const USERS_LIMIT: Duration = Duration::from_secs(20);
+/// How long they are at work before the device goes, at most.
+const MOST_WORK_MS: u64 = 150;
+/// How many cycles the kernel's caches are given to get to their size.
+const WARM_UP: u64 = 6;
+/// How often it says how far it is.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How much is in a pipe at a time, and for how long.
+const PIPED: usize = 4 * PAGE;
+const PINNED_FOR: Duration = Duration::from_millis(10);
+
+/// A file system on a device of its own.
+struct Target {
+    fs: Fs,
+    region: Prepared,
+    node: String,
+    /// The last number that is known to be durable in the file `log`.
+    logged: u64,
+}
+
+fn goes_and_comes_back(lab: &mut Lab) -> Result<()> {
+    retired::set_timeout(lab.driver, TIMEOUT)?;
+    let mut targets = Vec::new();
+    for (region, fs) in [(0, Fs::Ext4), (1, Fs::XfsRmap)] {
+        targets.push(Target::make(lab, region, fs)?);
+    }
+    let (mut cycles, mut warm) = (0, None);
+    let (start, mut reported) = (Instant::now(), Instant::now());
+    while start.elapsed() < lab.stress || warm.is_none() {
+        let target = &mut targets[(cycles % 2) as usize];
+        target
+            .cycle(lab)
+            .with_context(|| format!("in cycle {cycles}, on {:?}", target.fs))?;
+        cycles += 1;
+        if cycles == WARM_UP {
+            warm = Some(Holdings::now()?);
+        }
+        if reported.elapsed() > REPORT_INTERVAL {
+            println!("{cycles} cycles in {} s", start.elapsed().as_secs());
+            reported = Instant::now();
+        }
+    }
+    println!(
+        "measured: {cycles} cycles in {} s",
+        start.elapsed().as_secs()
+    );
+    expect_nobody_stuck()?;
+    let warm = warm.context("there was no cycle")?;
+    warm.expect_unchanged()?;
+    warm.expect_no_objects_of(cycles - WARM_UP)?;
+    targets.iter().try_for_each(Target::expect_intact)
+}
+
+impl Target {
+    fn make(lab: &Lab, region: u32, fs: Fs) -> Result<Target> {
+        let region = lab.ready(region)?;
+        let node = region.disk.node_str();
+        let mount = fs.make_and_mount(&node)?;
+        write_files(&mount.path(""))?;
+        fs::write(mount.path("log"), [0; 8])?;
+        mount.unmount()?;
+        Ok(Target {
+            fs,
+            region,
+            node,
+            logged: 0,
+        })
+    }
+
+    /// One time: it is mounted and used, it goes, everybody hears of it, and it comes back.
+    fn cycle(&mut self, lab: &mut Lab) -> Result<()> {
+        let (mount, logged) = self.mount_intact()?;
+        let used = mount.path("used");
+
+        let mut mapped = vec![
+            Child::start_ready("the reader", |link| read_for_ever(&map(&used)?, link))?,
+            Child::start_ready("the writer", |link| write_for_ever(&map(&used)?, link))?,
+            Child::start_ready("who forks", |link| fork(&used, link))?,
+        ];
+        let log = mount.path("log");
+        let mut logger =
+            Child::start_ready("who calls fsync", |link| write_log(&log, logged, link))?;
+        let mut pinner = Child::start_ready("who pins pages", |link| pin(&used, link))?;
+        let work = lab.random.random_range(0..MOST_WORK_MS);
+        sleep(Duration::from_millis(work));
+
+        let bound = &self.region.bound;
+        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+        for user in &mut mapped {
+            user.expect_signal(Signal::SIGBUS, USERS_LIMIT)?;
+        }
+        pinner.expect_done(USERS_LIMIT)?;
+        self.logged = logger.hear_value("logged ", USERS_LIMIT)?.parse()?;
+        logger.expect_done(USERS_LIMIT)?;
+
+        mount.unmount()?;
+        retired::await_none(FREE_LIMIT)?;
+        bound.bind(lab.driver)
+    }
+
+    /// Mounts it, and checks that it holds what the last cycle has left. Returns the last number in its log.
+    fn mount_intact(&self) -> Result<(Mount, u64)> {
+        let mount = self.fs.mount(&self.node)?;
+        expect_same(
+            "the file `used`",
+            &fs::read(mount.path("used"))?,
+            &contents(),
+        )?;
+        let logged = last_logged(&mount.path("log"))?;
+        ensure!(
+            logged >= self.logged,
+            "the log ends with {logged}, and {} was acknowledged as durable",
+            self.logged
+        );
+        Ok((mount, logged))
+    }
+
+    /// Checks the file system as a whole, once it has replayed its journal.
+    fn expect_intact(&self) -> Result<()> {
+        self.mount_intact()?.0.unmount()?;
+        self.fs.check(&self.node)
+    }
+}
+
+fn map(used: &Path) -> Result<Mapping> {
+    let file = Access::Buffered.open(used)?;
+    Ok(Mapping::of_pages(&file, LEN, Sharing::Shared, true)?)
+}
+
+fn fork(used: &Path, link: &mut Link) -> Result<()> {
+    let mapping = map(used)?;
+    let mut child = Child::start_ready("the child", |link| read_for_ever(&mapping, link))?;
+    link.say("ready")?;
+    child.expect_signal(Signal::SIGBUS, USERS_LIMIT)?;
+    // Its own pages are gone as well.
+    read_all(&mapping);
+    bail!("the file can still be read through the mapping")
+}
+
+/// Puts pages into a pipe and takes them out, until there are none.
+fn pin(used: &Path, link: &mut Link) -> Result<()> {
+    let mapping = map(used)?;
+    let right = contents();
+    let (reader, writer) = nix::unistd::pipe()?;
+    let mut reader = File::from(reader);
+    for (round, from) in (0..LEN).step_by(PIPED).cycle().enumerate() {
+        match mapping.give_to_pipe(from, PIPED, &writer) {
+            Ok(given) => {
+                sleep(PINNED_FOR);
+                let mut found = vec![0; given];
+                reader.read_exact(&mut found)?;
+                expect_same("what is in the pipe", &found, &right[from..][..given])?;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Ok(()),
+            Err(error) => return Err(error).context("putting pages into a pipe"),
+        }
+        if round == 0 {
+            link.say("ready")?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes ever larger numbers durably, and says which was the last that is.
+fn write_log(log: &Path, mut number: u64, link: &mut Link) -> Result<()> {
+    let file = Access::Buffered.open(log)?;
+    let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];
+    link.say("ready")?;
+    loop {
+        let next = number + 1;
+        let written = file
+            .write_all_at(&next.to_le_bytes(), 0)
+            .and_then(|()| file.sync_all());
+        match written {
+            Ok(()) => number = next,
+            Err(error) => {
+                let errno = error.raw_os_error().map(Errno::from_raw);
+                ensure!(
+                    errno.is_some_and(|errno| right.contains(&errno)),
+                    "fsync failed with `{error}`, expected one of {right:?}"
+                );
+                return link.say(&format!("logged {number}"));
+            }
+        }
+    }
+}
+
+fn last_logged(log: &Path) -> Result<u64> {
+    let bytes = fs::read(log)?;
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| std::io::Error::from(ErrorKind::InvalidData))
+        .context("the log is not a number")?;
+    Ok(u64::from_le_bytes(bytes))
+}
