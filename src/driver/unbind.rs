@@ -315,9 +315,12 @@ impl Unbind {
                 mentioned = waited / MENTION;
                 pr_warn!("still waiting to unbind {}\n", self.describe());
             }
-            let rest = limit_micros.saturating_sub(waited).div_ceil(1000);
-            self.progress
-                .wait_timeout(Msecs::try_from(rest).unwrap_or(LOOK).clamp(1, LOOK));
+            // Until the deadline, in steps; and after it, if it cannot be retired, too.
+            let rest = match limit_micros.saturating_sub(waited).div_ceil(1000) {
+                0 => LOOK,
+                rest => Msecs::try_from(rest).unwrap_or(LOOK).min(LOOK),
+            };
+            self.progress.wait_timeout(rest);
         }
     }
 
