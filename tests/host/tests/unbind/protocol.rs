@@ -394,10 +394,9 @@ impl<C: StateCell + 'static> World<C> {
         if !self.has(Defect::RetiredUnrevoked) {
             self.revoked.wait();
         }
-        let retired = !self.has(Defect::NeverRetired)
-            && !self.done.is_done()
-            && !(self.setup.patient && !self.hopeless.is_done())
-            && self.retire();
+        let late = !self.setup.patient || self.hopeless.is_done();
+        let retired =
+            late && !self.has(Defect::NeverRetired) && !self.done.is_done() && self.retire();
         if !retired {
             self.done.wait();
         }
