@@ -150,8 +150,8 @@ pub enum AccessMode {
 /// the device first, a file system, which may take as long as it likes.
 ///
 /// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
-/// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, and looks at the
-/// gate. So once the gate is closed, whoever got past it is seen: his exposure is recorded, and his entry is
+/// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, passes another full
+/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is recorded, and his entry is
 /// locked, or done.
 pub struct Gate(Atomic<u32>);
 
@@ -524,6 +524,10 @@ impl<T: Operations> Registration<T> {
         // Only those ask for a page frame who are going to map it, or to keep it.
         let frames = !pfn.is_null();
         let first = if frames { extent.expose(nr_pages) } else { 0 };
+        if frames {
+            // Whoever does not see the exposure after he has closed the gate is seen here.
+            smp_mb(Full);
+        }
         if !data.gate().admits(frames) {
             return ENXIO.to_errno() as c_long;
         }

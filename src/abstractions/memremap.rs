@@ -47,9 +47,7 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::atomic::{
-        Acquire,
         Atomic,
-        Full,
         Relaxed, //
     },
     time::{
@@ -219,7 +217,7 @@ impl Exposure {
 
         while chunk <= last {
             if let Some((word, mask)) = self.place(chunk) {
-                if word.load(Acquire) & mask == 0 {
+                if word.load(Relaxed) & mask == 0 {
                     Self::set(word, mask);
                 }
             }
@@ -227,13 +225,12 @@ impl Exposure {
         }
     }
 
-    /// The exchange is a full barrier, and the load before it an acquire: who looks at a
-    /// [`Gate`](super::dax::Gate) after this looks after the mark was set.
+    /// No order is needed: a barrier follows before the [`Gate`](super::dax::Gate) is looked at.
     #[cold]
     fn set(word: &Atomic<usize>, mask: usize) {
         let mut old = word.load(Relaxed);
 
-        while let Err(current) = word.cmpxchg(old, old | mask, Full) {
+        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
             old = current;
         }
     }
@@ -662,7 +659,9 @@ impl<T: PagemapOperations> Drop for Pagemap<T> {
         if self.is_exposed() {
             // Whoever put the last reference to a page may not be done with its `struct page` yet:
             // `free_zone_device_folio()` reads it after that, in a section that can be preempted, but
-            // does not sleep. Lockless walkers of page tables are in RCU read-side sections.
+            // does not sleep. Lockless walkers of page tables are in RCU read-side sections; and
+            // `first_used` may have seen a page that `dax_delete_mapping_range()` was just letting go of,
+            // under the lock of its page cache.
             // SAFETY: May sleep here.
             unsafe {
                 bindings::synchronize_rcu();

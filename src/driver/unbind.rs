@@ -292,12 +292,13 @@ impl Unbind {
             self.take_away();
         }
 
-        self.wait(limit);
-        self.tell_user_space();
+        let retired = self.wait(limit);
+        self.tell_user_space(retired);
     }
 
     /// Waits until the range is gone, or can be retired: at the deadline, or when it is hopeless to wait.
-    fn wait(self: &Arc<Self>, limit: Msecs) {
+    /// Returns whether it was retired.
+    fn wait(self: &Arc<Self>, limit: Msecs) -> bool {
         let began = Stopwatch::start();
         let limit_micros = u64::from(limit).saturating_mul(1000);
         let mut mentioned = 0;
@@ -308,7 +309,7 @@ impl Unbind {
                 && (waited >= limit_micros || self.is_hopeless.load(Acquire))
                 && self.is_revoked.load(Acquire);
             if late && self.retire() {
-                return;
+                return true;
             }
 
             if waited / MENTION > mentioned {
@@ -322,6 +323,7 @@ impl Unbind {
             };
             self.progress.wait_timeout(rest);
         }
+        false
     }
 
     /// Lets unbind retire the range at once.
@@ -368,10 +370,9 @@ impl Unbind {
     }
 
     /// Sends an event with what was revoked.
-    fn tell_user_space(&self) {
+    fn tell_user_space(&self, retired: bool) {
         let report = *self.report.lock();
-        let retired = u32::from(self.lifecycle.state() == State::Retired);
-        if report.inodes == 0 && retired == 0 {
+        if report.inodes == 0 && !retired {
             return;
         }
 
@@ -379,7 +380,7 @@ impl Unbind {
             Ok([
                 CString::try_from_fmt(fmt!("PMEM_RS_REVOKED={}", report.pages))?,
                 CString::try_from_fmt(fmt!("PMEM_RS_INODES={}", report.inodes))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_RETIRED={}", retired))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_RETIRED={}", u32::from(retired)))?,
             ])
         };
         let sent = variables().and_then(|[pages, inodes, retired]| {
@@ -644,6 +645,10 @@ impl Unbind {
     /// Frees the range, which nobody uses any more.
     fn finish(self: &Arc<Self>, range: Arc<Counted<PmemRange>>, files: Stack<fs::Inode>) {
         let drained = self.lifecycle.drained();
+        if drained == Some(Drained::InTime) {
+            // What later walks wrote back.
+            self.flush();
+        }
 
         // Others look at it under the lock only, so the last reference is the one that was passed.
         drop(self.range.lock().take());
@@ -656,10 +661,11 @@ impl Unbind {
             }
             pr_info!("{}: the retired range is free\n", *self.name);
         }
+        // Before unbind returns: after that the module may be unloaded, and the queue with it.
+        self.put_later(files);
         self.is_done.store(true, Release);
         self.progress.complete_all();
 
-        self.put_later(files);
         // The module may go as soon as the queue is empty.
         drop(self.module.lock().take());
     }
