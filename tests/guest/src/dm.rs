@@ -48,7 +48,8 @@ impl Mapped {
 
     /// Removes the device, and says so if that fails.
     pub fn remove(self) -> Result<()> {
-        run("dmsetup", &["remove", &self.name])?;
+        // A file system that had pinned pages is unmounted for good only a moment after the last pin.
+        run("dmsetup", &["remove", "--retry", &self.name])?;
         ensure!(!self.disk.exists(), "{} is still there", self.disk);
         std::mem::forget(self);
         Ok(())
@@ -60,6 +61,6 @@ impl Drop for Mapped {
         // A test that failed leaves its device behind; if it cannot go, the cleanup after the test
         // says so. Requests that are held off would keep it.
         let _ = self.resume();
-        let _ = run("dmsetup", &["remove", &self.name]);
+        let _ = run("dmsetup", &["remove", "--retry", &self.name]);
     }
 }
