@@ -22,8 +22,9 @@ pub struct Holdings {
 /// The struct pages of one 512 MiB namespace are 8 MiB, so a loop that leaks them shows.
 const TOLERANCE_KIB: u64 = 24 << 10;
 
-/// How many more objects a slab cache may have for no reason.
-const NOISE: u64 = 16;
+/// How many more objects a slab cache may have for no reason: those in the slabs that each CPU keeps are
+/// counted too. 62 were seen, after 35 cycles as after 113.
+const NOISE: u64 = 128;
 /// Slab caches whose objects are freed when there are enough of them: the addresses of stacks.
 const LAZY_CACHES: &[&str] = &["vmap_area"];
 
