@@ -37,6 +37,9 @@ pub enum Command {
         /// When done, wait for the power to be cut instead.
         #[arg(long)]
         hold: bool,
+        /// When done, use the devices in many ways, and switch the machine off in the middle of that.
+        #[arg(long, conflicts_with = "hold")]
+        in_use: bool,
     },
     /// As PID 1: load the driver and start a shell on the console.
     Shell {

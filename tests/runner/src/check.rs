@@ -122,8 +122,10 @@ impl Bench {
             "--seed",
             &seed,
         ];
-        if boot.end == Power::Cut {
-            words.push("--hold");
+        match boot.end {
+            Power::Off => {}
+            Power::InUse => words.push("--in-use"),
+            Power::Cut => words.push("--hold"),
         }
         let stress = self.stress_seconds.map(|seconds| seconds.to_string());
         if let Some(stress) = &stress {

@@ -14,6 +14,7 @@ mod dm;
 mod fio;
 mod flush;
 mod harness;
+pub mod in_use;
 mod legacy;
 mod modes;
 mod partitions;
@@ -104,6 +105,8 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    in_use::POWER_OFF,
+    in_use::AFTER_POWER_OFF,
     harness::FAULTS,
     harness::PANIC,
     planted::SUITE,
