@@ -81,7 +81,9 @@ fn work() -> Result<()> {
             run_suite(&suite, &args, &only, end)
         }
         Command::Shell { driver } => shell(driver),
-        Command::Test { .. } | Command::Tidy => anyhow::bail!("PID 1 does not do this"),
+        Command::Test { .. } | Command::List { .. } | Command::Tidy => {
+            anyhow::bail!("PID 1 does not do this")
+        }
     }
 }
 

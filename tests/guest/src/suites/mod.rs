@@ -15,6 +15,7 @@ mod fio;
 mod flush;
 mod harness;
 pub mod in_use;
+mod kernel_bugs;
 mod legacy;
 mod modes;
 mod partitions;
@@ -107,6 +108,7 @@ const ALL: &[Suite] = &[
     persistence::AFTER_POWER_OFF,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
+    kernel_bugs::SUITE,
     harness::FAULTS,
     harness::PANIC,
     planted::SUITE,
