@@ -54,6 +54,14 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 stress: build/env runner ## Take devices away under load and give them back: make stress STRESS_SECONDS=3600
 	@$(runner) check --env build/env --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
 
+.PHONY: compare
+compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, for a table (ARGS=reader: some cells)
+	@$(runner) compare --env build/env --results $(results) $(ARGS)
+
+.PHONY: kernel-bugs
+kernel-bugs: build/env runner ## See whether nd_pmem still has the bugs of docs/kernel-bugs.md
+	@$(runner) kernel-bugs --env build/env --results $(results)
+
 .PHONY: shell
 shell: build/env runner ## Boot a guest with the module loaded and a prompt (ARGS=--help: options)
 	@$(runner) shell --env build/env $(ARGS)

@@ -16,6 +16,8 @@ use crate::{suites, tidy};
 pub const SKIP_CODE: i32 = 4;
 /// What stands before the reason for that.
 pub const SKIP_MARK: &str = "skipped: ";
+/// What stands before the reason why a test failed; the runner looks for it.
+const FAILURE_MARK: &str = "failed: ";
 
 #[derive(Parser)]
 #[command(about = "Runs inside a test guest")]
@@ -37,6 +39,9 @@ pub enum Command {
         /// When done, wait for the power to be cut instead.
         #[arg(long)]
         hold: bool,
+        /// When done, use the devices in many ways, and switch the machine off in the middle of that.
+        #[arg(long, conflicts_with = "hold")]
+        in_use: bool,
     },
     /// As PID 1: load the driver and start a shell on the console.
     Shell {
@@ -50,6 +55,8 @@ pub enum Command {
         #[command(flatten)]
         args: TestArgs,
     },
+    /// List the tests of a suite. This does not need a guest.
+    List { suite: String },
     /// Put back in order what a test has left.
     Tidy,
 }
@@ -99,7 +106,7 @@ pub fn main() -> ExitCode {
                 ExitCode::from(SKIP_CODE as u8)
             }
             None => {
-                println!("{error:?}");
+                println!("{FAILURE_MARK}{error:?}");
                 ExitCode::FAILURE
             }
         },
@@ -117,6 +124,12 @@ fn run(command: Command) -> Result<()> {
             let stream = stream.with_context(|| format!("{} has no test `{test}`", suite.name))?;
             let mut lab = Lab::new(&args, stream as u64);
             (suite.tests[stream].run)(&mut lab)
+        }
+        Command::List { suite } => {
+            for test in suites::find(&suite)?.tests {
+                println!("{}", test.name);
+            }
+            Ok(())
         }
         Command::Tidy => tidy::main(),
         Command::Run { .. } | Command::Shell { .. } => {

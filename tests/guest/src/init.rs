@@ -17,6 +17,7 @@ use crate::cli::{Cli, Command, TestArgs};
 use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
+use crate::lab::Lab;
 use crate::{checkers, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
 /// Carries results; kernel messages go to the first port.
@@ -33,6 +34,10 @@ pub fn main() -> ! {
         println!("pmem-rs guest: {error:?}");
     }
     nix::unistd::sync();
+    power_off()
+}
+
+fn power_off() -> ! {
     let error = reboot(RebootMode::RB_POWER_OFF).unwrap_err();
     panic!("the machine does not switch off: {error}");
 }
@@ -66,9 +71,19 @@ fn work() -> Result<()> {
             args,
             only,
             hold,
-        } => run_suite(&suite, &args, &only, hold),
+            in_use,
+        } => {
+            let end = match (hold, in_use) {
+                (true, _) => Ending::Hold,
+                (_, true) => Ending::InUse,
+                _ => Ending::Orderly,
+            };
+            run_suite(&suite, &args, &only, end)
+        }
         Command::Shell { driver } => shell(driver),
-        Command::Test { .. } | Command::Tidy => anyhow::bail!("PID 1 does not do this"),
+        Command::Test { .. } | Command::List { .. } | Command::Tidy => {
+            anyhow::bail!("PID 1 does not do this")
+        }
     }
 }
 
@@ -85,7 +100,17 @@ pub fn driver_under_test() -> Result<Driver> {
     Driver::from_str(&name, false).map_err(|error| anyhow::anyhow!("{DRIVER_FILE}: {error}"))
 }
 
-fn run_suite(name: &str, args: &TestArgs, only: &[String], hold: bool) -> Result<()> {
+/// What comes after the last test.
+enum Ending {
+    /// Nothing is in use, everything is written back, and the machine is switched off.
+    Orderly,
+    /// The runner cuts the power.
+    Hold,
+    /// The machine is switched off while the devices are in use.
+    InUse,
+}
+
+fn run_suite(name: &str, args: &TestArgs, only: &[String], ending: Ending) -> Result<()> {
     // From here on the console has everything, for those who look into a failure.
     sysfs::write("/proc/sys/kernel/printk", "8")?;
     let mut ktap = Ktap::open(Path::new(RESULTS))?;
@@ -106,13 +131,20 @@ fn run_suite(name: &str, args: &TestArgs, only: &[String], hold: bool) -> Result
     } else {
         supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
     }
-    if hold {
-        ktap.remark("waiting for the power to be cut")?;
-        loop {
-            nix::unistd::pause();
+    match ending {
+        Ending::Orderly => ktap.remark("done"),
+        Ending::Hold => {
+            ktap.remark("waiting for the power to be cut")?;
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Ending::InUse => {
+            let _users = suites::in_use::start(&Lab::new(args, 0))?;
+            ktap.remark("done")?;
+            power_off()
         }
     }
-    ktap.remark("done")
 }
 
 fn shell(driver: Driver) -> Result<()> {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -33,6 +33,10 @@ pub struct Bench {
     pub image: PathBuf,
     pub results: PathBuf,
     pub subject: Subject,
+    /// More words for the kernel.
+    pub kernel_words: &'static str,
+    /// How long guests are given.
+    pub limits: Limits,
     /// How long tests go on that could go on for ever, if not as long as the guest thinks.
     pub stress_seconds: Option<u64>,
 }
@@ -49,8 +53,11 @@ impl Bench {
             &results.join(format!("{command}-image")),
         )?;
         let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
+        let limits = Limits::of(env.patience());
         Ok(Bench {
             env,
+            kernel_words: "",
+            limits,
             image,
             results,
             subject,
@@ -122,8 +129,10 @@ impl Bench {
             "--seed",
             &seed,
         ];
-        if boot.end == Power::Cut {
-            words.push("--hold");
+        match boot.end {
+            Power::Off => {}
+            Power::InUse => words.push("--in-use"),
+            Power::Cut => words.push("--hold"),
         }
         let stress = self.stress_seconds.map(|seconds| seconds.to_string());
         if let Some(stress) = &stress {
@@ -134,10 +143,11 @@ impl Bench {
             words.extend(["--only", &only]);
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let kernel_words = format!("{} {}", self.kernel_words, boot.kernel_words());
         let software = Software {
             kernel: &self.env.kernel,
             image: &self.image,
-            kernel_words: boot.kernel_words(),
+            kernel_words: &kernel_words,
             words: &words,
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
@@ -150,8 +160,7 @@ impl Bench {
         let mut failures = Failures::default();
         let mut checkers = None;
         let mut measured = Vec::new();
-        let limits = Limits::of(self.env.patience(), self.stress_seconds.unwrap_or_default());
-        let guest = Guest::start(command, &console, &stream, limits)?;
+        let guest = Guest::start(command, &console, &stream, self.limits)?;
         let end = guest.follow(|line| {
             failures.line(line);
             if let Some(list) = line.strip_prefix(CHECKERS) {
@@ -242,6 +251,7 @@ pub fn run(
     let start = Instant::now();
     let mut bench = Bench::new(setup, "check", seed)?;
     bench.stress_seconds = stress_seconds;
+    bench.limits.total += Duration::from_secs(stress_seconds.unwrap_or_default());
     let selection = suites::select(names, bench.env.planted.is_some())?;
     println!(
         "guest tests of {} on {}, seed {seed}, results in {}",

@@ -6,11 +6,12 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`suites`] lists what can be run; [`check`], [`demo`] and [`shell`] are the commands.
+//! - [`suites`] lists what can be run; [`check`], [`compare`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
 
 mod check;
+mod compare;
 mod demo;
 mod env;
 mod guest;
@@ -59,6 +60,18 @@ enum Command {
         #[command(flatten)]
         setup: Setup,
     },
+    /// Take devices away with both drivers, and make a table of what holds: all cells, or those whose names
+    /// contain one of these words.
+    Compare {
+        #[command(flatten)]
+        setup: Setup,
+        cells: Vec<String>,
+    },
+    /// See whether the kernel still has the bugs that this driver lives with.
+    KernelBugs {
+        #[command(flatten)]
+        setup: Setup,
+    },
     /// Start a guest with the driver loaded and a prompt.
     Shell {
         #[command(flatten)]
@@ -67,7 +80,7 @@ enum Command {
 }
 
 /// What all commands need to know.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Setup {
     /// The file that says what has been built (KEY=value lines).
     #[arg(long)]
@@ -141,6 +154,8 @@ fn run(command: Command) -> Result<bool> {
             check::run(&setup, seed, stress_seconds, &suites, &only)
         }
         Command::Demo { setup } => demo::run(&setup, random_seed()),
+        Command::Compare { setup, cells } => compare::run(&setup, random_seed(), &cells),
+        Command::KernelBugs { setup } => compare::bugs(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }
 }

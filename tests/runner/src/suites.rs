@@ -24,6 +24,8 @@ pub struct Boot {
 pub enum Power {
     /// The guest switches itself off.
     Off,
+    /// The guest switches itself off while processes use its devices.
+    InUse,
     /// The guest is killed while it runs.
     Cut,
 }
@@ -42,6 +44,13 @@ impl Boot {
         Boot {
             suite,
             end: Power::Off,
+        }
+    }
+
+    const fn in_use(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::InUse,
         }
     }
 
@@ -122,6 +131,14 @@ pub const ALL: &[Suite] = &[
             Boot::cut("persistence_write"),
             Boot::off("persistence_after_power_cut"),
             Boot::off("persistence_after_power_off"),
+        ],
+    },
+    Suite {
+        name: "in_use",
+        machine: KEPT,
+        boots: &[
+            Boot::in_use("in_use_power_off"),
+            Boot::off("in_use_after_power_off"),
         ],
     },
 ];

@@ -14,6 +14,8 @@ mod dm;
 mod fio;
 mod flush;
 mod harness;
+pub mod in_use;
+mod kernel_bugs;
 mod legacy;
 mod modes;
 mod partitions;
@@ -105,6 +107,9 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    in_use::POWER_OFF,
+    in_use::AFTER_POWER_OFF,
+    kernel_bugs::SUITE,
     harness::FAULTS,
     harness::PANIC,
     planted::SUITE,

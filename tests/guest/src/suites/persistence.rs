@@ -47,7 +47,7 @@ pub const AFTER_POWER_OFF: Suite = Suite {
     ],
 };
 
-const LEN: usize = 4 << 20;
+pub const LEN: usize = 4 << 20;
 /// The region that is used without a file system.
 const RAW: u32 = 2;
 
@@ -62,7 +62,7 @@ fn write(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
 
 /// One file through `write` and `fsync`, and one through a mapping that needs neither: as soon as a
 /// `MAP_SYNC` page can be written, the file system has its part durable.
-fn write_both_ways(mount: &Mount, tag: u64) -> Result<()> {
+pub fn write_both_ways(mount: &Mount, tag: u64) -> Result<()> {
     let file = File::create(mount.path("written"))?;
     file.write_all_at(&stamped(LEN, tag), 0)?;
     file.sync_all()?;
@@ -81,7 +81,7 @@ fn write_both_ways(mount: &Mount, tag: u64) -> Result<()> {
     Ok(())
 }
 
-fn expect_both(mount: &Mount, tag: u64) -> Result<()> {
+pub fn expect_both(mount: &Mount, tag: u64) -> Result<()> {
     expect_same(
         "the written file",
         &fs::read(mount.path("written"))?,
@@ -95,7 +95,7 @@ fn expect_both(mount: &Mount, tag: u64) -> Result<()> {
 }
 
 /// The disk that the first boot has made.
-fn disk(lab: &Lab, region: u32) -> Result<Disk> {
+pub fn disk(lab: &Lab, region: u32) -> Result<Disk> {
     let bound = holder(&lab.namespace(region)?)?;
     bound.expect_driver(Some(lab.driver))?;
     Ok(Disk::named(bound.disk_name()?))

@@ -8,8 +8,12 @@ use anyhow::{Context, Result};
 
 use super::Way;
 use super::site::Site;
+use crate::driver::Driver;
 use crate::nd::{disable_provider, enable_provider};
 use crate::process::Child;
+
+/// What takes longer hangs.
+const HANGS: Duration = Duration::from_secs(30);
 
 impl Way {
     /// How many ranges go.
@@ -24,6 +28,11 @@ impl Way {
     /// Takes the device away, in a process of its own because that may never end, and says how long
     /// it took.
     pub fn go(self, site: &Site<'_>, limit: Duration) -> Result<Duration> {
+        // Who has promised nothing is only asked to come to an end.
+        let limit = match site.lab.driver {
+            Driver::PmemRs => limit,
+            Driver::NdPmem => limit.max(HANGS),
+        };
         let start = Instant::now();
         let (region, bound) = (site.lab.region(0)?, site.bound()?);
         let mut process = Child::start(format!("going away ({self:?})"), |_| match self {

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two drivers side by side: what becomes of each, and of the kernel, when a device is taken away
+//! while it is used.
+//!
+//! A cell that fails on the in-tree driver usually takes the kernel with it, so there every cell has a
+//! guest of its own, which ends with the first oops.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use crate::check::Bench;
+use crate::guest::Limits;
+use crate::ktap::{Event, event};
+use crate::report::{Report, Subject};
+use crate::suites::{self, Boot};
+use crate::tool::run as run_tool;
+use crate::{Driver, Setup};
+
+/// The suites whose tests are the cells.
+const SUITES: &[&str] = &[
+    "revoke_ext4",
+    "revoke_ext4_nojournal",
+    "revoke_xfs",
+    "revoke_xfs_rmap",
+    "revoke_xfs_reflink",
+    "revoke_erofs",
+    "revoke_special",
+];
+/// The suite whose tests are the reproducers of `docs/kernel-bugs.md`.
+const BUGS: &str = "kernel_bugs";
+
+/// What stands before the reason why a test failed.
+const FAILURE_MARK: &str = "failed: ";
+
+/// A guest that dies with the first oops says with it what there is to be known.
+const UNTIL_OOPS: &str = "oops=panic";
+/// No line for so long means that the in-tree driver hangs, or what it has left. A test notices a hang itself
+/// after 30 s, but what comes after the test may hang as well.
+const LIMITS: Limits = Limits {
+    silence: Duration::from_secs(45),
+    total: Duration::from_secs(180),
+};
+
+/// What became of a cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "verdict", content = "reason")]
+enum Verdict {
+    Holds,
+    Fails(String),
+    /// It is about something that the driver does not have.
+    DoesNotApply(String),
+}
+
+impl Verdict {
+    /// For a cell of a table.
+    fn markdown(&self) -> String {
+        match self {
+            Verdict::Holds => "holds".to_owned(),
+            Verdict::Fails(reason) => {
+                // Where a process is in the kernel is for those who look into it.
+                let reason = reason.split("; its state is").next().unwrap_or_default();
+                format!("**{}**", reason.replace('|', "\\|"))
+            }
+            Verdict::DoesNotApply(_) => "–".to_owned(),
+        }
+    }
+}
+
+/// A cell on both drivers.
+#[derive(Serialize)]
+struct Row {
+    suite: &'static str,
+    cell: String,
+    nd_pmem: Option<Verdict>,
+    pmem_rs: Option<Verdict>,
+}
+
+#[derive(Serialize)]
+struct Comparison<'a> {
+    subjects: &'a [Subject; 2],
+    rows: &'a [Row],
+}
+
+fn bench(setup: &Setup, driver: Driver, command: &str, seed: u64) -> Result<Bench> {
+    let setup = Setup {
+        driver,
+        results: setup.results.join(command),
+        ..setup.clone()
+    };
+    Bench::new(&setup, driver.name(), seed)
+}
+
+/// A bench for guests that run one test and are expected to die.
+fn fragile_bench(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
+    let mut bench = bench(setup, Driver::NdPmem, command, seed)?;
+    bench.kernel_words = UNTIL_OOPS;
+    bench.limits = LIMITS;
+    Ok(bench)
+}
+
+/// The tests of a suite, as the guest's program lists them.
+fn tests_of(suite: &str) -> Result<Vec<String>> {
+    let program = std::env::current_exe()?.with_file_name("guest");
+    let output = run_tool(Command::new(program).args(["list", suite]))?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The `compare` command: all cells, or those whose names contain one of `wanted`. Returns whether all of
+/// them hold with the driver of this project.
+pub fn run(setup: &Setup, seed: u64, wanted: &[String]) -> Result<bool> {
+    let start = Instant::now();
+    let mut rows = Vec::new();
+    for &suite in SUITES {
+        for cell in tests_of(suite)? {
+            if wanted.is_empty() || wanted.iter().any(|word| cell.contains(word.as_str())) {
+                rows.push(Row {
+                    suite,
+                    cell,
+                    nd_pmem: None,
+                    pmem_rs: None,
+                });
+            }
+        }
+    }
+    ensure!(!rows.is_empty(), "no cell is called like {wanted:?}");
+    let ours = bench(setup, Driver::PmemRs, "compare", seed)?;
+    let mut theirs = fragile_bench(setup, "compare", seed)?;
+    let results = fs::canonicalize(&setup.results)?;
+    println!(
+        "{} cells on {}, seed {seed}, results in {}/compare.md",
+        rows.len(),
+        ours.subject.release,
+        results.display()
+    );
+    let subjects = [&theirs.subject, &ours.subject].map(Subject::clone);
+    let keep = |rows: &[Row]| -> Result<()> {
+        fs::write(results.join("compare.md"), markdown(&ours.subject, rows)?)?;
+        let comparison = Comparison {
+            subjects: &subjects,
+            rows,
+        };
+        let json = File::create(results.join("compare.json"))?;
+        Ok(serde_json::to_writer_pretty(json, &comparison)?)
+    };
+
+    for &suite in SUITES {
+        many(&ours, suite, &mut rows)?;
+        keep(&rows)?;
+    }
+    let alone = theirs.results.join("nd_pmem");
+    for index in 0..rows.len() {
+        let Some(row) = rows.get_mut(index) else {
+            break;
+        };
+        theirs.results = alone.join(&row.cell);
+        let verdict = one(&theirs, row.suite, &row.cell)?;
+        println!("{:<44} {}", row.cell, verdict.markdown());
+        row.nd_pmem = Some(verdict);
+        keep(&rows)?;
+    }
+    println!("\n{}", markdown(&ours.subject, &rows)?);
+    println!("It took {} minutes.", start.elapsed().as_secs() / 60);
+    Ok(rows
+        .iter()
+        .all(|row| !matches!(row.pmem_rs, Some(Verdict::Fails(_)))))
+}
+
+/// Runs the cells of a suite in one guest, on the driver that survives it.
+fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
+    let only: Vec<String> = rows
+        .iter()
+        .filter(|row| row.suite == suite)
+        .map(|row| row.cell.clone())
+        .collect();
+    if only.is_empty() {
+        return Ok(());
+    }
+    let (report, mut outcomes) = boot(bench, suite, &only)?;
+    for row in rows.iter_mut().filter(|row| row.suite == suite) {
+        let reason = "the guest died in an earlier cell";
+        let outcome = outcomes
+            .remove(&row.cell)
+            .unwrap_or_else(|| Verdict::Fails(reason.to_owned()));
+        row.pmem_rs = Some(outcome);
+    }
+    // What went wrong without a test's noticing it went wrong at the end.
+    if let (true, Some(trouble)) = (report.failures.is_empty(), report.troubles.first()) {
+        let last = rows.iter_mut().rev().find(|row| row.suite == suite);
+        if let Some(last) = last {
+            last.pmem_rs = Some(Verdict::Fails(first_line(trouble)));
+        }
+    }
+    for row in rows.iter().filter(|row| row.suite == suite) {
+        if let Some(verdict) = &row.pmem_rs {
+            println!("{:<44} {}", row.cell, verdict.markdown());
+        }
+    }
+    Ok(())
+}
+
+/// Runs a cell in a guest of its own.
+fn one(bench: &Bench, suite: &'static str, cell: &str) -> Result<Verdict> {
+    let (report, mut outcomes) = boot(bench, suite, &[cell.to_owned()])?;
+    Ok(match outcomes.remove(cell) {
+        Some(verdict) if report.failed() == 0 => verdict,
+        _ => Verdict::Fails(reason(bench, &report, suite)?),
+    })
+}
+
+/// Boots, and returns what became of each test that began.
+fn boot(
+    bench: &Bench,
+    suite: &'static str,
+    only: &[String],
+) -> Result<(Report, HashMap<String, Verdict>)> {
+    let known = suites::ALL.iter().find(|known| known.name == suite);
+    let machine = known.map_or(&suites::ONE, |known| &known.machine);
+    let mut outcomes = HashMap::new();
+    let backing = bench.results.join(suite);
+    let report = bench.boot_some(machine, &backing, &Boot::off(suite), only, |line| {
+        if let Some(Event::Result { passed: true, name }) = event(line) {
+            let verdict = match line.split_once(" # SKIP ") {
+                Some((_, why)) => Verdict::DoesNotApply(why.to_owned()),
+                None => Verdict::Holds,
+            };
+            outcomes.insert(name.to_owned(), verdict);
+        }
+    })?;
+    for failure in &report.failures {
+        let reason = said(&failure.diagnostics).unwrap_or("it failed without a word".to_owned());
+        outcomes.insert(failure.test.clone(), Verdict::Fails(reason));
+    }
+    Ok((report, outcomes))
+}
+
+/// Why a guest with a single cell did not end well: the first complaint of its kernel, or else of the test.
+fn reason(bench: &Bench, report: &Report, suite: &str) -> Result<String> {
+    let console = fs::read(bench.results.join(suite).join("console.log"))?;
+    let failure = report.failures.first();
+    let test = failure.and_then(|failure| said(&failure.diagnostics));
+    if let Some(complaint) = complaint(&String::from_utf8_lossy(&console)) {
+        return Ok(complaint);
+    }
+    Ok(match (test, report.troubles.first()) {
+        (Some(test), _) => test,
+        (None, Some(trouble)) => first_line(trouble),
+        (None, None) => "it failed without a word".to_owned(),
+    })
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Why a test failed, as it says itself, or as is said of it.
+fn said(diagnostics: &[String]) -> Option<String> {
+    let mut notes = diagnostics.iter();
+    if let Some(reason) = notes.find_map(|note| note.strip_prefix(FAILURE_MARK)) {
+        let mut more = notes.skip_while(|note| *note != "Caused by:").skip(1);
+        return Some(match more.next() {
+            Some(cause) => format!("{reason}: {}", cause.trim()),
+            None => reason.to_owned(),
+        });
+    }
+    let mut notes = diagnostics.iter();
+    notes
+        .find(|note| note.starts_with("the test ") || note.starts_with("the kernel "))
+        .cloned()
+}
+
+/// Whether a line of a console says that the kernel has come upon something that must not be. That it
+/// waits for long is better told by the test.
+fn is_complaint(line: &str) -> bool {
+    let waits = ["blocked for more than", "Call Trace:", "Tainted:"];
+    klog::is_trouble(line) && !waits.iter().any(|piece| line.contains(piece))
+}
+
+/// The first complaint of a kernel on its console, and the function in which it happened.
+fn complaint(console: &str) -> Option<String> {
+    let mut lines = console.lines().skip_while(|line| !is_complaint(line));
+    let first = lines.next()?;
+    let text = first
+        .split_once("] ")
+        .map_or(first, |(_, text)| text)
+        .trim();
+    let place = lines
+        .find_map(|line| line.split_once("RIP: 0010:"))
+        .and_then(|(_, place)| place.split('+').next());
+    Some(match place {
+        Some(place) => format!("{}, in {place}", without_numbers(text)),
+        None => without_numbers(text),
+    })
+}
+
+/// Leaves out addresses, which are not the same the next time.
+fn without_numbers(text: &str) -> String {
+    let words = text.split(' ');
+    let words = words.take_while(|word| *word != "address:" && *word != "CPU:");
+    let text = words.collect::<Vec<_>>().join(" ");
+    text.trim_end_matches(" for")
+        .trim_end_matches(',')
+        .to_owned()
+}
+
+fn markdown(subject: &Subject, rows: &[Row]) -> Result<String> {
+    let mut text = format!(
+        "Devices taken away while they are used, Linux {}.\n\n| cell | nd_pmem | pmem_rs |\n|---|---|---|\n",
+        subject.release
+    );
+    let word = |verdict: &Option<Verdict>| {
+        let verdict = verdict.as_ref();
+        verdict.map_or("not run".to_owned(), Verdict::markdown)
+    };
+    for row in rows {
+        let (theirs, ours) = (word(&row.nd_pmem), word(&row.pmem_rs));
+        writeln!(text, "| {} | {theirs} | {ours} |", row.cell)?;
+    }
+    text.push('\n');
+    let theirs = rows.iter().filter_map(|row| row.nd_pmem.as_ref());
+    writeln!(text, "{}", summary("nd_pmem", theirs))?;
+    let ours = rows.iter().filter_map(|row| row.pmem_rs.as_ref());
+    writeln!(text, "{}", summary("pmem_rs", ours))?;
+    Ok(text)
+}
+
+fn summary<'a>(driver: &str, verdicts: impl Iterator<Item = &'a Verdict>) -> String {
+    let (mut hold, mut all) = (0, 0);
+    for verdict in verdicts {
+        hold += u32::from(*verdict == Verdict::Holds);
+        all += u32::from(!matches!(verdict, Verdict::DoesNotApply(_)));
+    }
+    format!("{driver}: {hold} of {all} cells hold")
+}
+
+/// A bug, and what shows it.
+struct Bug {
+    test: &'static str,
+    what: &'static str,
+    shows: fn(&Report, &str) -> bool,
+}
+
+const KNOWN_BUGS: &[Bug] = &[
+    Bug {
+        test: "memory_map_is_freed_under_mappings",
+        what: "an oops after unbind, when a process unmaps",
+        shows: |_, console| console.contains("Oops"),
+    },
+    Bug {
+        test: "entries_outlive_the_memory_map",
+        what: "an oops in dax_layout_busy_page_range, at umount",
+        shows: |_, console| {
+            complaint(console).is_some_and(|text| text.contains("in dax_layout_busy_page"))
+        },
+    },
+    Bug {
+        test: "xfs_hangs_with_rmap",
+        what: "unbind does not return",
+        shows: |report, _| {
+            let mut notes = report
+                .failures
+                .iter()
+                .flat_map(|failure| &failure.diagnostics);
+            notes.any(|note| note.contains("unbind has not ended"))
+        },
+    },
+];
+
+/// The `kernel-bugs` command. Returns whether the in-tree driver has all of them.
+pub fn bugs(setup: &Setup, seed: u64) -> Result<bool> {
+    let mut bench = fragile_bench(setup, BUGS, seed)?;
+    let results = bench.results.clone();
+    println!(
+        "bugs of nd_pmem on {}, see docs/kernel-bugs.md",
+        bench.subject.release
+    );
+    let mut all = true;
+    for (number, bug) in (1..).zip(KNOWN_BUGS) {
+        bench.results = results.join(bug.test);
+        let (report, _) = boot(&bench, BUGS, &[bug.test.to_owned()])?;
+        let console = fs::read(bench.results.join(BUGS).join("console.log"))?;
+        let console = String::from_utf8_lossy(&console);
+        if (bug.shows)(&report, &console) {
+            let seen = complaint(&console).map_or(String::new(), |text| format!(" ({text})"));
+            println!("ok {number} {}: {}{seen}", bug.test, bug.what);
+        } else {
+            all = false;
+            let seen = if report.failed() == 0 {
+                "the bug is not there".to_owned()
+            } else {
+                reason(&bench, &report, BUGS)?
+            };
+            println!(
+                "not ok {number} {}: expected {}, but {seen}",
+                bug.test, bug.what
+            );
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_names_its_place() {
+        let console = "[    1.0] fine\n\
+            [    9.5] BUG: unable to handle page fault for address: ffffea0004008034\n\
+            [    9.6] #PF: supervisor read access in kernel mode\n\
+            [    9.7] RIP: 0010:dax_layout_busy_page_range+0x1b4/0x350\n";
+        assert_eq!(
+            complaint(console).unwrap(),
+            "BUG: unable to handle page fault, in dax_layout_busy_page_range"
+        );
+        assert_eq!(complaint("[    1.0] fine\n"), None);
+    }
+
+    #[test]
+    fn reasons_come_with_their_causes() {
+        let notes = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
+        let notes = |text| said(&notes(text));
+        assert_eq!(
+            notes("gone after 12 ms\nfailed: it hangs\nkernel: x").unwrap(),
+            "it hangs"
+        );
+        let text = "failed: in cycle 1\nCaused by:\n    no space\nkernel: x";
+        assert_eq!(notes(text).unwrap(), "in cycle 1: no space");
+        assert_eq!(
+            notes("gone\nthe test was killed by SIGBUS").unwrap(),
+            "the test was killed by SIGBUS"
+        );
+        assert_eq!(notes("gone"), None);
+    }
+}
