@@ -83,6 +83,7 @@ extern "C" {
         -> c_int;
     fn register_ftrace_function(ops: *mut FtraceOps) -> c_int;
     fn unregister_ftrace_function(ops: *mut FtraceOps) -> c_int;
+    fn ftrace_free_filter(ops: *mut FtraceOps);
     fn dax_read_unlock(id: c_int);
     fn vfs_fsync_range(file: *mut c_void, start: i64, end: i64, datasync: c_int) -> c_int;
     fn kill_dax(dax_dev: *mut c_void);
@@ -314,10 +315,11 @@ unsafe impl Sync for Hook {}
 
 impl Hook {
     fn new(ops: *mut FtraceOps, function: usize) -> Result<Self> {
-        // SAFETY: The struct is one of ftrace.c, and is registered nowhere else.
+        // SAFETY: The struct is one of ftrace.c, and is registered nowhere else. If it cannot be
+        // registered, the filter is freed.
         unsafe {
             to_result(ftrace_set_filter_ip(ops, function as c_ulong, 0, 0))?;
-            to_result(register_ftrace_function(ops))?;
+            to_result(register_ftrace_function(ops)).inspect_err(|_| ftrace_free_filter(ops))?;
         }
         Ok(Self(ops))
     }
@@ -327,7 +329,10 @@ impl Drop for Hook {
     fn drop(&mut self) {
         // SAFETY: It was registered. Whoever has been diverted is inside of the detour afterwards, or
         // through: ftrace waits for those who are at its entry.
-        unsafe { unregister_ftrace_function(self.0) };
+        unsafe {
+            unregister_ftrace_function(self.0);
+            ftrace_free_filter(self.0);
+        }
     }
 }
 
