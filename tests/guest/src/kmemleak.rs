@@ -12,6 +12,8 @@ use crate::sysfs;
 const CONTROL: &str = "/sys/kernel/debug/kmemleak";
 /// An object that nothing points to is reported if it is still so a while after its allocation.
 const AGE: Duration = Duration::from_secs(6);
+/// How often to look before something counts as lost.
+const LOOKS: u32 = 3;
 
 /// Looks at all memory. Fails if the detector has switched itself off.
 pub fn scan() -> Result<()> {
@@ -25,11 +27,20 @@ pub fn forget() -> Result<()> {
 }
 
 /// Looks for objects that nothing points to. Returns the reports about them.
+///
+/// An object may look lost while its only pointer is in a register, on its way between two places that are scanned
+/// one after the other, or waits to be freed. A leak stays one, so it has to be seen in every look.
 pub fn suspects() -> Result<String> {
-    sleep(AGE);
-    // What is in a register or on its way between two places is missed the first time.
-    for _ in 0..2 {
+    let mut suspects = String::new();
+    for _ in 0..LOOKS {
+        sleep(AGE);
         scan()?;
+        scan()?;
+        // Of what was reported before, this shows only what is still lost.
+        suspects = sysfs::read(CONTROL)?;
+        if suspects.is_empty() {
+            break;
+        }
     }
-    sysfs::read(CONTROL)
+    Ok(suspects)
 }

@@ -108,7 +108,20 @@ pub fn run(bench: &Bench) -> Result<Report> {
         .count();
     let counts = faults.counts;
     let right = counts.failed == fails as u64 && counts.skipped == 1 && counts.errors == 0;
-    findings.expect("counts", right, vec![format!("{counts:?}")]);
+    let unexpected = faults
+        .failures
+        .iter()
+        .filter(|failure| !FAULTS.iter().any(|(test, _)| *test == failure.test))
+        .flat_map(|failure| {
+            [failure.test.clone()]
+                .into_iter()
+                .chain(failure.diagnostics.clone())
+        });
+    let seen = [format!("{counts:?}")]
+        .into_iter()
+        .chain(unexpected)
+        .collect();
+    findings.expect("counts", right, seen);
     let noticed = faults
         .troubles
         .iter()
