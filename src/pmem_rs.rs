@@ -45,6 +45,8 @@ pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
     #[pin]
+    _devices: File<Arc<Shared>>,
+    #[pin]
     _retired: File<Arc<Shared>>,
     #[pin]
     _revoke_timeout_ms: File<u32>,
@@ -58,10 +60,15 @@ impl InPlaceModule for PmemModule {
 
         try_pin_init!(Self {
             _shared: SHARED.install(Shared::new()?)?,
+            _devices <- debugfs.read_callback_file(
+                c"devices",
+                SHARED.get().ok_or(ENODEV)?,
+                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show_bound(f),
+            ),
             _retired <- debugfs.read_callback_file(
                 c"retired",
                 SHARED.get().ok_or(ENODEV)?,
-                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show(f),
+                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show_retired(f),
             ),
             // The parameters of Rust modules are not in sysfs.
             _revoke_timeout_ms <- debugfs.read_only_file(

@@ -256,6 +256,13 @@ impl Exposure {
         }
         None
     }
+
+    /// Returns how many chunks were exposed.
+    fn chunks(&self) -> u32 {
+        self.bits.iter().fold(0, |sum: u32, word| {
+            sum.saturating_add(word.load(Relaxed).count_ones())
+        })
+    }
 }
 
 /// A page that somebody uses, and the rest of its folio.
@@ -502,6 +509,11 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Returns whether any page was ever exposed.
     pub fn is_exposed(&self) -> bool {
         self.exposure.next(self.frames().start as usize).is_some()
+    }
+
+    /// Returns how many bytes have ever been exposed, in whole chunks of 2 MiB.
+    pub fn exposed_bytes(&self) -> u64 {
+        u64::from(self.exposure.chunks()) << (Exposure::SHIFT + PAGE_SHIFT as u32)
     }
 
     /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
@@ -921,6 +933,7 @@ mod tests {
         exposure.add(start + 801 * CHUNK as usize - 1, 2);
         exposure.add(0, 1);
         exposure.add(3000 * CHUNK as usize, 1);
+        assert_eq!(exposure.chunks(), 3);
         assert_eq!(
             exposure.next(start + 71 * CHUNK as usize),
             Some(start + 800 * CHUNK as usize)

@@ -213,16 +213,19 @@ impl Attached {
             None => dev_warn!(dev, "'badblocks' notification disabled\n"),
         }
 
-        Ok(Self {
+        // From here on, dropping it takes the device away in the right order.
+        let attached = Self {
             parts: Some(Parts {
                 disk,
                 dax,
                 pmem,
-                range,
+                range: range.clone(),
             }),
             unbind,
             limit: crate::module_parameters::revoke_timeout_ms.value(),
-        })
+        };
+        attached.unbind.set_bound(range)?;
+        Ok(attached)
     }
 }
 

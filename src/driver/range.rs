@@ -155,6 +155,14 @@ impl PmemRange {
         }
     }
 
+    /// Returns how much of the data was ever exposed, in bytes.
+    pub fn exposed_bytes(&self) -> u64 {
+        match self {
+            Self::Pages(pages) => pages.exposed_bytes(),
+            Self::Plain(_) => 0,
+        }
+    }
+
     /// Returns the first page from frame `from` on that somebody uses.
     pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
         match self {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all devices share: the work queue on which they are taken away, and the list of what was
-//! retired because somebody still uses it.
+//! What all devices share: the work queue on which they are taken away, the list of those that are bound,
+//! and the list of what was retired because somebody still uses it.
 
 use super::unbind::Unbind;
 use crate::abstractions::{
@@ -29,35 +29,47 @@ pub static SHARED: Global<Shared> = Global::new();
 pub struct Shared {
     /// Where devices are taken away. Only who is not running on it may hold the last reference to this.
     pub queue: OwnedQueue,
+    /// What is bound.
+    #[pin]
+    bound: Mutex<Stack<Arc<Unbind>>>,
     /// What unbind could not wait for.
     #[pin]
     retired: Mutex<Stack<Arc<Unbind>>>,
 }
 
 impl Shared {
-    /// Makes the queue, and an empty list.
+    /// Makes the queue, and empty lists.
     pub fn new() -> Result<Arc<Self>> {
         let queue = OwnedQueue::new(c"pmem_rs")?;
 
         Arc::pin_init(
             try_pin_init!(Self {
                 queue,
+                bound <- new_mutex!(Stack::new(), "pmem_rs::bound"),
                 retired <- new_mutex!(Stack::new(), "pmem_rs::retired"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Adds a range to the list. May sleep.
-    pub fn add(&self, range: Arc<Unbind>) -> Result {
+    /// Adds a device to those that are bound. May sleep.
+    pub fn add_bound(&self, device: Arc<Unbind>) -> Result {
+        self.bound.lock().push(device)
+    }
+
+    /// Takes a device off those that are bound. May sleep.
+    pub fn remove_bound(&self, device: &Unbind) {
+        remove(&self.bound, device);
+    }
+
+    /// Adds a range to those that are retired. May sleep.
+    pub fn add_retired(&self, range: Arc<Unbind>) -> Result {
         self.retired.lock().push(range)
     }
 
-    /// Takes a range off the list, of which the caller has a reference too. May sleep.
-    pub fn remove(&self, range: &Unbind) {
-        self.retired
-            .lock()
-            .remove(|other| core::ptr::eq::<Unbind>(&**other, range));
+    /// Takes a range off those that are retired. May sleep.
+    pub fn remove_retired(&self, range: &Unbind) {
+        remove(&self.retired, range);
     }
 
     /// Finds a retired range that overlaps a physical one.
@@ -72,19 +84,35 @@ impl Shared {
             .cloned()
     }
 
-    /// Writes the list, a line for each range.
-    pub fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Copied first: what the ranges have to say takes locks and time.
-        let mut ranges = Stack::new();
-        for range in self.retired.lock().iter() {
-            if ranges.push(range.clone()).is_err() {
-                return f.write_str("not enough memory to show all\n");
-            }
-        }
-
-        for range in ranges.iter() {
-            f.write_fmt(fmt!("{}\n", range.describe()))?;
-        }
-        Ok(())
+    /// Writes what is bound, a line for each device: how much of it was exposed, and who uses it.
+    pub fn show_bound(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(&self.bound, f)
     }
+
+    /// Writes what is retired, a line for each range: who uses it.
+    pub fn show_retired(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(&self.retired, f)
+    }
+}
+
+/// Takes an element off a list. The caller has a reference to it too.
+fn remove(list: &Mutex<Stack<Arc<Unbind>>>, element: &Unbind) {
+    list.lock()
+        .remove(|other| core::ptr::eq::<Unbind>(&**other, element));
+}
+
+/// Writes a line for each element of a list.
+fn show(list: &Mutex<Stack<Arc<Unbind>>>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    // Copied first: what the elements have to say takes locks and time.
+    let mut elements = Stack::new();
+    for element in list.lock().iter() {
+        if elements.push(element.clone()).is_err() {
+            return f.write_str("not enough memory to show all\n");
+        }
+    }
+
+    for element in elements.iter() {
+        f.write_fmt(fmt!("{}\n", element.describe()))?;
+    }
+    Ok(())
 }

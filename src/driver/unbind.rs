@@ -90,6 +90,8 @@ const DEATH: Msecs = 200;
 const PAUSE: Msecs = 10 * LOOK;
 /// How long it waits after an allocation has failed.
 const RETRY: Msecs = 100;
+/// How long unbind waits for references to files to be put, which nothing depends on.
+const COURTESY: Msecs = 1000;
 /// How often a wait without limit is mentioned in the log, in microseconds.
 const MENTION: u64 = 30_000_000;
 
@@ -148,6 +150,9 @@ pub struct Unbind {
     /// For the work item that puts them.
     #[pin]
     inodes: Mutex<Stack<fs::Inode>>,
+    /// It has put all that there were; reset with `inodes` locked.
+    #[pin]
+    are_put: Completion,
     /// What the worker is doing, see [`Unbind::describe`].
     stage: Atomic<u32>,
     /// Nobody is inside of the DAX device any more.
@@ -211,15 +216,20 @@ impl WorkItem<2> for Unbind {
         let inodes = core::mem::take(&mut *this.inodes.lock());
 
         drop(inodes);
+        if this.inodes.lock().is_empty() {
+            this.are_put.complete_all();
+        }
     }
 }
 
+/// The device is bound.
+const STAGE_BOUND: u32 = 0;
 /// The worker removes the disk.
-const STAGE_DISK: u32 = 0;
+const STAGE_DISK: u32 = 1;
 /// It walks through the files for the first time.
-const STAGE_FILES: u32 = 1;
+const STAGE_FILES: u32 = 2;
 /// It waits for users that it knows.
-const STAGE_USERS: u32 = 2;
+const STAGE_USERS: u32 = 3;
 
 impl Unbind {
     /// Prepares for the end of a device with this name and physical range.
@@ -230,7 +240,7 @@ impl Unbind {
     ) -> Result<Arc<Self>> {
         let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
 
-        Arc::pin_init(
+        let this = Arc::pin_init(
             try_pin_init!(Self {
                 lifecycle: Lifecycle::new(),
                 name,
@@ -240,7 +250,8 @@ impl Unbind {
                 parts <- new_mutex!(None, "pmem_rs::Unbind::parts"),
                 dax <- new_mutex!(None, "pmem_rs::Unbind::dax"),
                 inodes <- new_mutex!(Stack::new(), "pmem_rs::Unbind::inodes"),
-                stage: Atomic::new(STAGE_DISK),
+                are_put <- Completion::new(),
+                stage: Atomic::new(STAGE_BOUND),
                 dead <- Completion::new(),
                 is_dead: Atomic::new(false),
                 is_revoked: Atomic::new(false),
@@ -256,7 +267,9 @@ impl Unbind {
                 put <- new_work!("pmem_rs::Unbind::put"),
             }),
             GFP_KERNEL,
-        )
+        )?;
+        this.are_put.complete_all();
+        Ok(this)
     }
 
     /// Returns the completion for [`gendisk::GenDisk::new`].
@@ -269,6 +282,13 @@ impl Unbind {
         self.phys.clone()
     }
 
+    /// Lists the device, which is bound from now on. May sleep.
+    pub fn set_bound(self: &Arc<Self>, range: Arc<Counted<PmemRange>>) -> Result {
+        SHARED.get().ok_or(ENODEV)?.add_bound(self.clone())?;
+        *self.range.lock() = Some(range);
+        Ok(())
+    }
+
     /// Takes the device away. Returns when it is gone, or retired after `limit` milliseconds; 0 means
     /// to wait for as long as it takes.
     ///
@@ -276,6 +296,9 @@ impl Unbind {
     pub fn run(self: Arc<Self>, parts: Parts, limit: Msecs) {
         if !self.lifecycle.begin() {
             return;
+        }
+        if let Some(shared) = SHARED.get() {
+            shared.remove_bound(&self);
         }
         // The `struct page`s on the media go with it, whoever uses them.
         let limit = if parts.range.memmap_is_on_media() {
@@ -293,6 +316,11 @@ impl Unbind {
         }
 
         let retired = self.wait(limit);
+        // Who unmounts next, or removes the device-mapper device below a file system, should not find it
+        // busy because of references of ours.
+        if !retired {
+            self.are_put.wait_timeout(COURTESY);
+        }
         self.tell_user_space(retired);
     }
 
@@ -344,11 +372,11 @@ impl Unbind {
         };
         *self.module.lock() = Some(module);
         // Before the state changes: from then on the worker may take it off again.
-        if shared.add(self.clone()).is_err() {
+        if shared.add_retired(self.clone()).is_err() {
             return false;
         }
         if !self.lifecycle.retire() {
-            shared.remove(self);
+            shared.remove_retired(self);
             return false;
         }
 
@@ -411,6 +439,7 @@ impl Unbind {
         let Some(parts) = self.parts.lock().take() else {
             return;
         };
+        self.stage.store(STAGE_DISK, Relaxed);
         let Parts {
             disk,
             dax,
@@ -444,7 +473,6 @@ impl Unbind {
         self.stage.store(STAGE_FILES, Relaxed);
         self.end_translations(dax);
 
-        *self.range.lock() = Some(range.clone());
         self.drain(&range, &mut files, &claims, began);
         drop(hold);
         self.finish(range, files);
@@ -489,7 +517,11 @@ impl Unbind {
         if inodes.is_empty() {
             return;
         }
-        self.inodes.lock().append(&mut inodes);
+        {
+            let mut waiting = self.inodes.lock();
+            waiting.append(&mut inodes);
+            self.are_put.reinit();
+        }
 
         // If it is queued already, it will find these too.
         let _ = SHARED
@@ -657,7 +689,7 @@ impl Unbind {
 
         if drained == Some(Drained::Late) {
             if let Some(shared) = SHARED.get() {
-                shared.remove(self);
+                shared.remove_retired(self);
             }
             pr_info!("{}: the retired range is free\n", *self.name);
         }
@@ -696,16 +728,27 @@ impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(this) = self;
         f.write_fmt(fmt!(
-            "{} [mem {:#x}-{:#x}], used by",
+            "{} [mem {:#x}-{:#x}], ",
             *this.name,
             this.phys.start,
             this.phys.end.saturating_sub(1)
         ))?;
 
-        let used = match &*this.range.lock() {
-            Some(range) => range.count_used(),
-            None => PagesInUse::default(),
+        let (used, exposed) = match &*this.range.lock() {
+            Some(range) => (range.count_used(), range.exposed_bytes()),
+            None => (PagesInUse::default(), 0),
         };
+        let stage = this.stage.load(Relaxed);
+        if stage == STAGE_BOUND {
+            return f.write_fmt(fmt!(
+                "exposed: {} KiB, in use: {} pages, in page caches only: {} pages",
+                exposed >> 10,
+                used.referenced,
+                used.cached
+            ));
+        }
+
+        f.write_str("used by")?;
         let claimed = this.is_claimed.load(Relaxed);
         let dead = this.is_dead.load(Acquire);
         if used.referenced != 0 {
@@ -717,7 +760,7 @@ impl fmt::Display for Words<'_> {
         if claimed {
             f.write_str(" (a holder of the disk: device-mapper, md or swap)")?;
         }
-        match this.stage.load(Relaxed) {
+        match stage {
             STAGE_DISK => {
                 return f.write_str(" (a file system on the disk that does not shut down)")
             }

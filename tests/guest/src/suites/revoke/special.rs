@@ -34,6 +34,7 @@ use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::{Suite, Test};
 use crate::syscall::{freeze, thaw};
+use crate::sysfs;
 use crate::uevents::Uevents;
 use crate::userfault::Absent;
 
@@ -41,6 +42,7 @@ pub const SUITE: Suite = Suite {
     name: "revoke_special",
     tests: &[
         Test::new("it_is_told_to_people_and_udev", told),
+        Test::new("the_list_of_devices_says_what_is_used", listed),
         Test::new("ext4_is_frozen", |lab| frozen(lab, Fs::Ext4)),
         Test::new("xfs_is_frozen", |lab| frozen(lab, Fs::XfsRmap)),
         Test::new("read_is_stuck_in_a_copy", stuck_in_a_copy),
@@ -109,6 +111,48 @@ fn told(lab: &mut Lab) -> Result<()> {
         uevents.expect(&["ACTION=change", bound.name(), "PMEM_RS_REVOKED=1"])?
     );
     user.expect_gone()?;
+    back_to_normal(site, Way::Unbind)
+}
+
+/// The line about the device: how much was exposed, in KiB; pages in use; pages in page caches only.
+fn usage(bound: &Device) -> Result<[u64; 3]> {
+    let list = sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
+    let line = list
+        .lines()
+        .find(|line| line.starts_with(&format!("{} [mem 0x", bound.name())))
+        .with_context(|| format!("{bound} is not listed: {list}"))?;
+    let numbers: Option<Vec<u64>> = ["exposed: ", "in use: ", "only: "]
+        .iter()
+        .map(|word| line.split(word).nth(1)?.split(' ').next()?.parse().ok())
+        .collect();
+    let numbers = numbers.with_context(|| format!("numbers are missing: {line}"))?;
+    println!("{line}");
+    Ok([numbers[0], numbers[1], numbers[2]])
+}
+
+fn listed(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = site.bound()?;
+    let pages = (LEN / PAGE) as u64;
+    let before = usage(&bound)?;
+    let mapping = site.map(Sharing::Shared)?;
+    for page in (0..LEN).step_by(PAGE) {
+        mapping.load(page);
+    }
+    let mapped = usage(&bound)?;
+    ensure!(
+        mapped[0] >= LEN as u64 >> 10 && mapped[1] - before[1] == pages,
+        "{pages} pages were mapped: {before:?}, then {mapped:?}"
+    );
+    drop(mapping);
+    let unmapped = usage(&bound)?;
+    ensure!(
+        unmapped[0] == mapped[0] && unmapped[1] == before[1] && unmapped[2] - before[2] == pages,
+        "{pages} pages were unmapped: {mapped:?}, then {unmapped:?}"
+    );
+    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    ensure!(usage(&bound).is_err(), "{bound} is listed after unbind");
     back_to_normal(site, Way::Unbind)
 }
 
