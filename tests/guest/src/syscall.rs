@@ -195,6 +195,22 @@ pub fn thaw(dir: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// `prctl(PR_MCE_KILL)`: memory of this process that fails is reported to it as soon as the kernel knows.
+pub fn be_told_of_memory_failures_early() -> io::Result<()> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_MCE_KILL,
+            libc::PR_MCE_KILL_SET,
+            libc::PR_MCE_KILL_EARLY,
+            0,
+            0,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Makes the program that `command` starts the leader of a session that owns a terminal, so that a
 /// shell has job control.
 pub fn own_terminal(command: &mut Command, terminal: File) {
