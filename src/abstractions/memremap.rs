@@ -644,8 +644,8 @@ impl<T: PagemapOperations> Pagemap<T> {
             // SAFETY: The page frame is in the data, so it has a `struct page`, and the folio that the
             // page is in does too.
             let was_marked = unsafe {
-                // Without a failure handler in the file system it is the first page of the folio that is
-                // marked, whichever has failed (`mf_generic_kill_procs()`).
+                // Whichever page of a folio has failed, it is the first one that is marked
+                // (`mf_generic_kill_procs()`, `mf_dax_kill_procs()`).
                 if has_failed {
                     let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
                     let head =

@@ -21,7 +21,8 @@ use kernel::{
     },
     device,
     error::to_result,
-    faux, fmt,
+    faux,
+    fmt,
     page::PAGE_SHIFT,
     prelude::*,
     sync::{

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::command::run;
-use crate::nd::settle;
+use crate::nd::{Device, settle};
 use crate::sysfs;
 
 const NAME: &str = "injector";
@@ -35,6 +35,10 @@ impl Injector {
     /// Brings the provider back if it was there, and forgets all that was bad.
     pub fn new() -> Result<Injector> {
         if Path::new("/sys/module").join(NAME).exists() {
+            // What is bound keeps the provider.
+            for region in Device::all_of("region")? {
+                region.unbind()?;
+            }
             run("rmmod", &[NAME])?;
         }
         let (start, size) = (format!("start={START}"), format!("size={SIZE}"));

@@ -47,6 +47,17 @@ mod request {
     nix::ioctl_readwrite!(freeze, b'X', 119, libc::c_int);
     nix::ioctl_readwrite!(thaw, b'X', 120, libc::c_int);
     nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+
+    /// `struct nd_cmd_clear_error` of `linux/ndctl.h`.
+    #[repr(C, packed)]
+    pub struct ClearError {
+        pub address: u64,
+        pub len: u64,
+        pub status: u32,
+        pub reserved: [u8; 4],
+        pub cleared: u64,
+    }
+    nix::ioctl_readwrite!(clear_error, b'N', 4, ClearError);
 }
 
 fn iovec_count(len: usize) -> libc::c_int {
@@ -164,6 +175,21 @@ pub fn zero_out(disk: &File, start: u64, len: u64) -> io::Result<()> {
     // SAFETY: the request reads two numbers.
     unsafe { request::zero_out(disk.as_raw_fd(), &[start, len]) }?;
     Ok(())
+}
+
+/// `ND_IOCTL_CLEAR_ERROR` to a bus of NVDIMMs: asks its provider to clear errors, and returns of how many
+/// bytes it did.
+pub fn clear_error(bus: &File, address: u64, len: u64) -> io::Result<u64> {
+    let mut command = request::ClearError {
+        address,
+        len,
+        status: 0,
+        reserved: [0; 4],
+        cleared: 0,
+    };
+    // SAFETY: the pointer is to a command of the type that the request reads and fills in.
+    unsafe { request::clear_error(bus.as_raw_fd(), &mut command) }?;
+    Ok(command.cleared)
 }
 
 /// `FIBMAP`: which block of the device holds a block of a file.

@@ -3,20 +3,23 @@
 //! Bad sectors of the disk.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::Bench;
+use super::{Bench, open};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::infoblock::Field;
 use crate::injector::{Injector, Watch};
 use crate::lab::Lab;
+use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
 use crate::suites::probe::Patient;
+use crate::syscall;
 
 const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
 
@@ -249,13 +252,27 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     expect_same("after all", &found, &Buffer::stamped(8 << 10, 8))
 }
 
-/// `ndctl` can clear errors of a namespace that is not bound; the disk then comes without them.
-pub fn cleared_by_ndctl(lab: &mut Lab) -> Result<()> {
+/// Errors can be cleared by a command to the bus, too. The disk, which is not asked, goes on refusing what it
+/// knows to be bad until it comes anew or is written to.
+pub fn cleared_by_command(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     bench.inject(40, 2)?;
-    bench.expect_bad("40 2")?;
-    run("ndctl", &["clear-errors", bench.namespace.name()])?;
-    lab.holder_in(0)?.expect_driver(Some(lab.driver))?;
+    let buses = Device::all_of("ndbus")?;
+    let bus = buses
+        .iter()
+        .find(|bus| bus.get("provider").is_ok_and(|name| name == "injector"))
+        .context("the provider has no bus")?;
+    let control = Path::new("/dev").join(bus.name().replace("ndbus", "ndctl"));
+    let control = open(&control)?;
+    let cleared = syscall::clear_error(&control, bench.address(40), 2 * SECTOR as u64)?;
+    ensure!(cleared == 2 * SECTOR as u64, "cleared {cleared} bytes");
     bench.expect_clears(&[(40, 2)])?;
+
+    let region = lab.region(0)?;
+    let left = region.get("badblocks")?;
+    ensure!(left.is_empty(), "{region} still has {left}");
+    bench.expect_bad("40 2")?;
+    bench.bound.unbind()?;
+    bench.bound.bind(lab.driver)?;
     bench.expect_bad("")
 }

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::{Bench, open};
+use crate::bus_error;
 use crate::disk::Access;
 use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
@@ -137,8 +138,8 @@ impl User {
         Ok(())
     }
 
-    fn expect_told(&mut self) -> Result<()> {
-        self.expect_signal(&format!("{} {}", libc::BUS_MCEERR_AO, self.address))
+    fn expect_told(&mut self, address: u64) -> Result<()> {
+        self.expect_signal(&format!("{} {address}", libc::BUS_MCEERR_AO))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -155,7 +156,7 @@ pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let mut victim = site.user("the victim", BAD, PAGE)?;
     let mut other = site.user("the other", BAD + 1, PAGE)?;
     site.bench.injector.fail(victim.physical)?;
-    victim.expect_told()?;
+    victim.expect_told(victim.address)?;
     other.expect_signal("none")?;
 
     let sector = (victim.physical - site.bench.start) / SECTOR as u64;
@@ -190,8 +191,8 @@ pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     site.finish()
 }
 
-/// A page in the middle of what a PMD maps fails. Where the file system does not handle that, the memory management
-/// marks the first page of the folio instead, but it is this one that is not mapped.
+/// A page in the middle of what a PMD maps fails. The memory management marks the first page instead, and without the
+/// help of the file system says that it is that one; but it is this one that the kernel does not map any more.
 pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const BAD: usize = 100;
     let site = Site::new(lab, fs)?;
@@ -205,13 +206,10 @@ pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     drop(trace);
     site.bench.injector.fail(victim.physical)?;
     other.expect_signal("none")?;
-    victim.child.go()?;
-    let told = victim.child.hear_value("signal ", LIMIT)?;
-    println!("the victim at {:#x} was told: {told}", victim.address);
-    ensure!(
-        told.starts_with(&format!("{} ", libc::BUS_MCEERR_AO)),
-        "the victim was told: {told}"
-    );
+    victim.expect_told(match fs {
+        Ext4 => victim.address - (BAD * PAGE) as u64,
+        Xfs => victim.address,
+    })?;
 
     let at = (BAD * PAGE) as u64;
     site.file.write_all_at(&stamped(PAGE, 2), at)?;
@@ -228,8 +226,10 @@ pub fn rebind(lab: &mut Lab) -> Result<()> {
     let site = Site::new(lab, Xfs)?;
     let mut victim = site.user("the victim", 7, PAGE)?;
     site.bench.injector.fail(victim.physical)?;
-    victim.expect_told()?;
-    drop(victim.child);
+    victim.expect_told(victim.address)?;
+    // Who reads it nevertheless is killed.
+    victim.child.go()?;
+    victim.child.expect_signal(Signal::SIGBUS, LIMIT)?;
     let sector = (victim.physical - site.bench.start) / SECTOR as u64;
     let Site {
         bench, mount, file, ..
@@ -257,6 +257,7 @@ pub fn madvise(lab: &mut Lab) -> Result<()> {
         let path = site.mount.path("file");
         let mut messages = Messages::from_now()?;
         let mut victim = Child::start("the victim", |_| {
+            bus_error::ends_process()?;
             let mapping = Mapping::of_pages(&open(&path)?, LEN, Sharing::Shared, true)?;
             mapping.load(0);
             mapping.poison(0).context("MADV_HWPOISON")

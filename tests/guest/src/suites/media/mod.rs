@@ -30,7 +30,7 @@ pub const SUITE: Suite = Suite {
         Test::new("writing_clears_just_that", blocks::writing_clears_just_that),
         Test::new("clear_is_refused", blocks::clear_is_refused),
         Test::new("clear_is_incomplete", blocks::clear_is_incomplete),
-        Test::new("cleared_by_ndctl", blocks::cleared_by_ndctl),
+        Test::new("cleared_by_command", blocks::cleared_by_command),
         Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)),
         Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)),
         Test::new("zeroing_in_place", files::zeroing_in_place),
@@ -109,7 +109,7 @@ impl Bench {
     }
 }
 
-/// Opens a file of a file system for reading and writing.
+/// Opens a file for reading and writing.
 fn open(path: &std::path::Path) -> Result<File> {
     Ok(File::options().read(true).write(true).open(path)?)
 }
