@@ -141,7 +141,7 @@ impl Badblocks {
     ///
     /// [`ENOSPC`] if the list is full, which has room for some hundred runs. A part of the sectors may be on
     /// it then.
-    pub fn set(&self, first: u64, sectors: u64) -> Result {
+    pub fn add(&self, first: u64, sectors: u64) -> Result {
         let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
             // SAFETY: By the type invariant `inner` is initialised.
             let all = unsafe { bindings::badblocks_set(self.inner.get(), first, sectors, 1) };
@@ -213,7 +213,7 @@ mod tests {
         let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
 
         for (first, sectors) in runs {
-            list.set(*first, *sectors)?;
+            list.add(*first, *sectors)?;
         }
         Ok(list)
     }
@@ -281,11 +281,11 @@ mod tests {
     fn a_full_list_says_so() -> Result {
         let list = list_of(&[])?;
         // Runs that do not touch, so that they cannot be merged.
-        let refused = (0..PAGE_SIZE as u64).find(|run| list.set(run * 4, 1).is_err());
+        let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
 
         assert!(refused.is_some_and(|run| run > 100));
-        assert!(list.set(0, 1).is_ok());
-        assert!(list.set(u64::MAX, 0).is_ok());
+        assert!(list.add(0, 1).is_ok());
+        assert!(list.add(u64::MAX, 0).is_ok());
         Ok(())
     }
 

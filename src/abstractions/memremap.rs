@@ -694,7 +694,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         // Who is called back takes the page out of the linear mapping only if this does not fail.
         let result = inner
             .failed
-            .set(offset >> PAGE_SHIFT, nr_pages as u64)
+            .add(offset >> PAGE_SHIFT, nr_pages as u64)
             .and_then(|()| inner.ops.memory_failure(offset, len, flags));
         match result {
             Ok(()) => 0,

@@ -243,7 +243,7 @@ impl PagemapOperations for FailureHandler {
         // The provider may never say that the memory is bad, or say so only of a few bytes of a page
         // none of which is mapped any more.
         let (first, sectors) = span.sectors();
-        self.badblocks.set(first, sectors)?;
+        self.badblocks.add(first, sectors)?;
 
         // Before there is a device, the memory management knows what to do.
         let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
