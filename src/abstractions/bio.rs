@@ -26,6 +26,7 @@ use kernel::{
 ///
 /// assert_eq!(Status::from(Ok(())), Status::OK);
 /// assert_eq!(Status::from(Err(EIO)), Status::IOERR);
+/// assert_eq!(Status::from(ENODATA), Status::MEDIUM);
 /// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ impl Status {
     pub const OK: Self = Self(bindings::BLK_STS_OK);
     /// The request failed; it surfaces as `EIO`.
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
+    /// The medium is bad in this place; it surfaces as `ENODATA`.
+    pub const MEDIUM: Self = Self(bindings::BLK_STS_MEDIUM);
     /// The device does not know this operation; it surfaces as `EOPNOTSUPP`.
     pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
 }

@@ -20,6 +20,7 @@ use super::{
     },
 };
 use crate::abstractions::{
+    badblocks::Badblocks,
     dax,
     memremap::PagemapConfig,
     nvdimm::{
@@ -153,13 +154,15 @@ impl Attached {
         let reserve = namespace.range()?;
 
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
-        let range = PmemRange::new(reserve.clone(), name, layout, node)
+        let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
+        let range = PmemRange::new(reserve.clone(), name, layout, node, badblocks.clone())
             .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
         let range = Arc::new(Counted::new(range)?, GFP_KERNEL)?;
 
         let pmem = Arc::pin_init(
             Pmem::new(
                 range.hold().ok_or(ENXIO)?,
+                badblocks,
                 RegionAccess::new(dev)?,
                 namespace.sector_size(),
             ),

@@ -125,6 +125,9 @@ impl Pmem {
 
         match bio.operation() {
             Operation::Read => {
+                if self.bad(rest).is_some() {
+                    return Err(ENODATA);
+                }
                 for mut segment in bio.segments_to_fill() {
                     let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
                     self.read(span, &mut segment)?;
@@ -133,10 +136,19 @@ impl Pmem {
                 Ok(())
             }
             Operation::Write => {
-                for segment in bio.segments() {
-                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
-                    self.write(span, &segment)?;
-                    rest = after;
+                let written = self.overwrite(rest, |memory| {
+                    let mut written: usize = 0;
+                    for segment in bio.segments() {
+                        let Some(place) = memory.get(written, segment.len()) else {
+                            break;
+                        };
+                        place.write_from(&segment);
+                        written = written.saturating_add(segment.len());
+                    }
+                    written
+                })?;
+                if written != rest.len {
+                    return Err(EIO);
                 }
                 Ok(())
             }

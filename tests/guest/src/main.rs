@@ -27,6 +27,7 @@ mod errno;
 mod filesystem;
 mod infoblock;
 mod init;
+mod injector;
 mod kmemleak;
 mod ktap;
 mod kunit;

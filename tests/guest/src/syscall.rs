@@ -47,6 +47,17 @@ mod request {
     nix::ioctl_readwrite!(freeze, b'X', 119, libc::c_int);
     nix::ioctl_readwrite!(thaw, b'X', 120, libc::c_int);
     nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+
+    /// `struct nd_cmd_clear_error` of `linux/ndctl.h`.
+    #[repr(C, packed)]
+    pub struct ClearError {
+        pub address: u64,
+        pub len: u64,
+        pub status: u32,
+        pub reserved: [u8; 4],
+        pub cleared: u64,
+    }
+    nix::ioctl_readwrite!(clear_error, b'N', 4, ClearError);
 }
 
 fn iovec_count(len: usize) -> libc::c_int {
@@ -166,6 +177,21 @@ pub fn zero_out(disk: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// `ND_IOCTL_CLEAR_ERROR` to a bus of NVDIMMs: asks its provider to clear errors, and returns of how many
+/// bytes it did.
+pub fn clear_error(bus: &File, address: u64, len: u64) -> io::Result<u64> {
+    let mut command = request::ClearError {
+        address,
+        len,
+        status: 0,
+        reserved: [0; 4],
+        cleared: 0,
+    };
+    // SAFETY: the pointer is to a command of the type that the request reads and fills in.
+    unsafe { request::clear_error(bus.as_raw_fd(), &mut command) }?;
+    Ok(command.cleared)
+}
+
 /// `FIBMAP`: which block of the device holds a block of a file.
 pub fn block_of_file(file: &File, block: u32) -> io::Result<u64> {
     let mut number = libc::c_int::try_from(block).map_err(io::Error::other)?;
@@ -192,6 +218,22 @@ pub fn freeze(dir: &File) -> io::Result<()> {
 pub fn thaw(dir: &File) -> io::Result<()> {
     // SAFETY: as above.
     unsafe { request::thaw(dir.as_raw_fd(), std::ptr::null_mut()) }?;
+    Ok(())
+}
+
+/// `prctl(PR_MCE_KILL)`: memory of this process that fails is reported to it as soon as the kernel knows.
+pub fn be_told_of_memory_failures_early() -> io::Result<()> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_MCE_KILL,
+            libc::PR_MCE_KILL_SET,
+            libc::PR_MCE_KILL_EARLY,
+            0,
+            0,
+        )
+    };
+    Errno::result(result)?;
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub struct Env {
     pub planted: Option<PathBuf>,
     /// The module that holds page faults half-way.
     pub window: PathBuf,
+    /// The module whose memory goes bad on demand.
+    pub injector: PathBuf,
 }
 
 /// How much longer everything takes on a kernel with all checkers; the guest has the same factor.
@@ -61,6 +63,7 @@ impl Env {
             release: value("RELEASE")?,
             planted: values.get("PLANTED").map(PathBuf::from),
             window: value("WINDOW")?.into(),
+            injector: value("INJECTOR")?.into(),
         };
         for file in [&env.kernel, &env.image, &env.source] {
             ensure!(

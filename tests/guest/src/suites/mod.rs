@@ -17,6 +17,7 @@ mod harness;
 pub mod in_use;
 mod kernel_bugs;
 mod legacy;
+mod media;
 mod modes;
 mod partitions;
 mod persistence;
@@ -94,6 +95,7 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     legacy::SUITE,
+    media::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,

@@ -295,7 +295,7 @@ fn badblocks(lab: &mut Lab) -> Result<()> {
             true => drop(errno::expect(
                 "reading a bad sector",
                 result,
-                &[Errno::EIO],
+                &[Errno::ENODATA],
             )?),
             false => ensure!(result? == SECTOR, "a good sector is read short"),
         }

@@ -176,14 +176,14 @@ fn pfn_without_uuid(lab: &mut Lab) -> Result<()> {
 }
 
 /// An fsdax namespace whose info block can be exchanged.
-struct Patient {
-    namespace: Device,
-    good: InfoBlock,
+pub struct Patient {
+    pub namespace: Device,
+    pub good: InfoBlock,
 }
 
 impl Patient {
     /// Makes the namespace and leaves it unclaimed.
-    fn new(lab: &Lab, mode: Mode) -> Result<Patient> {
+    pub fn new(lab: &Lab, mode: Mode) -> Result<Patient> {
         let Prepared {
             namespace,
             bound,
@@ -216,7 +216,7 @@ impl Patient {
     }
 
     /// Puts another info block in place and lets the driver look at the namespace again.
-    fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
+    pub fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
         Self::with_whole_range(lab, &self.namespace, |disk| {
             block.write(&disk.open(Access::Buffered)?)
         })?;
