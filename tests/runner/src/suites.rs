@@ -76,6 +76,11 @@ const LEGACY: Machine = Machine {
     nvdimms: &[],
     kernel_words: "memmap=512M!1G",
 };
+/// Two such ranges, with other memory between them.
+const TWO_LEGACY: Machine = Machine {
+    nvdimms: &[],
+    kernel_words: "memmap=256M!1G memmap=256M!1344M",
+};
 /// An NVDIMM on which a file of 1 GiB fits.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
@@ -114,6 +119,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
     simple(LEGACY, &[Boot::off("legacy")]),
+    simple(TWO_LEGACY, &[Boot::off("platform")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),
     simple(TWO, &[Boot::off("revoke_xfs")]),

@@ -21,6 +21,7 @@ mod modes;
 mod partitions;
 mod persistence;
 mod planted;
+mod platform;
 mod probe;
 mod revoke;
 mod revoke_time;
@@ -94,6 +95,7 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     legacy::SUITE,
+    platform::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
