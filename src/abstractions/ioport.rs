@@ -157,11 +157,13 @@ impl Drop for MemRegion {
 /// use kernel::prelude::*;
 /// use pmem_rs::abstractions::ioport;
 ///
-/// fn list() -> Result {
+/// fn total() -> Result<u64> {
+///     let mut total: u64 = 0;
 ///     ioport::for_each_legacy_pmem(|range| {
-///         pr_info!("{:#x} to {:#x}\n", range.start, range.end);
+///         total = total.saturating_add(range.end.saturating_sub(range.start));
 ///         Ok(())
-///     })
+///     })?;
+///     Ok(total)
 /// }
 /// ```
 pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result {

@@ -2,7 +2,7 @@
 
 //! Devices on the platform bus that stand for persistent memory, and the buses that their drivers make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -148,16 +148,38 @@ impl PlatformDevice {
         Ok(regions.into_iter().map(|(_, region)| region).collect())
     }
 
-    /// What sysfs says about the bus, its regions and the namespaces in them: every attribute that can be
-    /// read, by its path.
-    pub fn description(&self) -> Result<BTreeMap<String, String>> {
+    /// What sysfs says about the bus, its regions and the namespaces in them.
+    pub fn description(&self) -> Result<Description> {
         let mut found = BTreeMap::new();
         describe(&self.path("").join(self.bus()?.name()), "", &mut found)?;
-        Ok(found)
+        Ok(Description(found))
     }
 }
 
-/// Goes into the folders of regions and namespaces only.
+/// Every attribute that can be read, by its path.
+pub struct Description(BTreeMap<String, String>);
+
+impl Description {
+    /// Checks that another one says the same.
+    pub fn expect_same(&self, other: &Description) -> Result<()> {
+        ensure!(
+            self.0.len() > 20,
+            "there is not much to compare: {:#?}",
+            self.0
+        );
+        let keys: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        let differences: Vec<String> = keys
+            .into_iter()
+            .filter(|key| self.0.get(*key) != other.0.get(*key))
+            .map(|key| format!("{key}: {:?}, {:?}", self.0.get(key), other.0.get(key)))
+            .collect();
+        ensure!(differences.is_empty(), "it differs: {differences:#?}");
+        Ok(())
+    }
+}
+
+/// Goes into the folders of regions and namespaces only, and leaves out the numbers of the next devices to
+/// be configured.
 fn describe(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -> Result<()> {
     for name in sysfs::names(dir)? {
         let path = dir.join(&name);
@@ -165,7 +187,7 @@ fn describe(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -> R
         let kind = fs::symlink_metadata(&path)?.file_type();
         if kind.is_dir() && (name.starts_with("region") || name.starts_with("namespace")) {
             describe(&path, &format!("{key}/"), found)?;
-        } else if kind.is_file() {
+        } else if kind.is_file() && !name.ends_with("_seed") {
             // Some can only be written to.
             if let Ok(value) = fs::read_to_string(&path) {
                 found.insert(key, value);

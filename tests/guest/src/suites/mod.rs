@@ -10,6 +10,7 @@ mod dax;
 mod dax_layout;
 mod dax_pages;
 mod demo;
+mod device_tree;
 mod dm;
 mod fio;
 mod flush;
@@ -96,6 +97,7 @@ const ALL: &[Suite] = &[
     probe::SUITE,
     legacy::SUITE,
     platform::SUITE,
+    device_tree::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,

@@ -50,7 +50,7 @@ pub const SUITE: Suite = Suite {
             goes_in_use(lab, Mode::Raw)
         }),
         Test::new("it_goes_while_fsdax_namespaces_are_used", |lab| {
-            goes_in_use(lab, Mode::FsdaxMem)
+            goes_in_use(lab, Mode::FsdaxDev)
         }),
         Test::new("it_goes_twice_at_once", goes_twice),
         Test::new("it_comes_back_while_a_range_is_retired", while_retired),
@@ -182,12 +182,7 @@ fn unbind_and_bind(lab: &mut Lab) -> Result<()> {
         expect_mark(lab, 1)?;
     }
     before.expect_unchanged()?;
-    ensure!(
-        device.description()? == description,
-        "it was {description:#?}, and is {:#?}",
-        device.description()?
-    );
-    Ok(())
+    description.expect_same(&device.description()?)
 }
 
 /// Nobody can tell by its regions which of the two has the device.
@@ -209,12 +204,7 @@ fn override_driver(lab: &mut Lab) -> Result<()> {
     settle()?;
     device.expect_driver(Some(LEGACY_DRIVER))?;
     expect_mark(lab, 2)?;
-    let theirs = device.description()?;
-    ensure!(
-        ours == theirs,
-        "with {LEGACY_DRIVER} it is {theirs:#?}, with {} {ours:#?}",
-        lab.driver.name()
-    );
+    ours.expect_same(&device.description()?)?;
 
     device.set_override(Some(lab.driver.name()))?;
     device.unbind()?;
@@ -464,7 +454,7 @@ fn or_gone(result: io::Result<()>) -> Result<()> {
 
 fn goes_twice(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
-    let site = Site::build(lab, 0, Mode::FsdaxMem)?;
+    let site = Site::build(lab, 0, Mode::FsdaxDev)?;
     let mut reader = site.start_reader()?;
     let region = lab.region(0)?;
     let bound = lab.holder_in(0)?;
@@ -496,8 +486,8 @@ fn while_retired(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
     let device = device(lab)?;
     let sites = [
-        Site::build(lab, 0, Mode::FsdaxMem)?,
-        Site::build(lab, 1, Mode::FsdaxMem)?,
+        Site::build(lab, 0, Mode::Raw)?,
+        Site::build(lab, 1, Mode::Raw)?,
     ];
     let path = sites[0].mount.path("file");
     let mut pinner = Child::start_ready("who has pages in a pipe", |link| pin(&path, link))?;
@@ -524,10 +514,7 @@ fn while_retired(lab: &mut Lab) -> Result<()> {
     pinner.go()?;
     pinner.expect_done(LIMIT)?;
     retired::await_none(LIMIT)?;
-    // The namespace can be read again, so that the pfn device is found that is to be bound instead.
-    let claimed = lab.namespace(0)?.try_bind(lab.driver);
-    errno::expect("binding the namespace", claimed, &[Errno::ENXIO])?;
-    settle()?;
+    lab.namespace(0)?.bind(lab.driver)?;
     for (region, site) in (0..).zip(sites) {
         site.expect_intact(&disk_in(lab, region)?)?;
     }
