@@ -64,8 +64,25 @@ use kernel::{
 };
 
 /// A NUMA node, or "no node in particular".
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node(pub(super) c_int);
+
+impl Node {
+    /// No node in particular.
+    pub const NONE: Self = Self(bindings::NUMA_NO_NODE);
+
+    /// Returns the node that the firmware says memory belongs to, which need not be online.
+    pub fn of_memory(start: PhysAddr) -> Self {
+        // SAFETY: May be called for any address.
+        Self(unsafe { bindings::phys_to_target_node(start) })
+    }
+
+    /// Returns the node that is online and nearest to this one.
+    pub fn nearest_online(self) -> Self {
+        // SAFETY: May be called for any node that there may be, or none.
+        Self(unsafe { bindings::numa_map_to_online_node(self.0) })
+    }
+}
 
 /// What a [`Pagemap`] is to be made of: a physical range, where its `struct page`s live, and where its
 /// data begins.

@@ -2,6 +2,7 @@
 
 //! What the driver does, one noun a file.
 //!
+//! - [`platform_driver`]: how memory that no NVDIMM describes gets onto the nd bus.
 //! - [`nd_driver`]: how devices on the nd bus come and go.
 //! - [`binding`]: what a bound device consists of, and how it is put together.
 //! - [`unbind`]: how it is taken away from those who use it: revoke, drain, retire.
@@ -29,6 +30,7 @@ pub mod disk;
 pub mod geometry;
 pub mod lifecycle;
 pub mod nd_driver;
+pub mod platform_driver;
 pub mod pmem;
 pub mod range;
 pub mod retired;

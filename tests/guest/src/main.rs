@@ -38,6 +38,7 @@ mod mapping;
 mod messages;
 mod nd;
 mod ndctl;
+mod platform;
 mod process;
 mod retired;
 mod sectors;

@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::init::driver_under_test;
 use crate::nd::{Device, enable_all};
+use crate::platform::{self, PlatformDevice};
 use crate::retired;
 
 /// How long things may take to be let go of: those who used them have just been killed.
@@ -25,13 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 6] = [
+    let steps: [fn() -> Result<()>; 7] = [
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
         || retired::await_none(PATIENCE),
         enable_all,
         reset_attributes,
         || settle_drivers(driver_under_test()?),
+        || give_back_platform_devices(driver_under_test()?),
     ];
     let mut result = Ok(());
     for step in steps {
@@ -98,6 +100,28 @@ fn settle_drivers(driver: Driver) -> Result<()> {
     }
     if !driver.is_loaded() {
         driver.load()?;
+    }
+    Ok(())
+}
+
+/// Gives memory that no NVDIMM describes back to the driver under test, if it has a driver for that.
+fn give_back_platform_devices(driver: Driver) -> Result<()> {
+    if driver != Driver::PmemRs {
+        return Ok(());
+    }
+    for device in PlatformDevice::all_with_memory()? {
+        device.set_override(None)?;
+        if device.driver().is_some_and(|other| other != driver.name()) {
+            device.unbind()?;
+        }
+        if device.driver().is_none() {
+            device.probe()?;
+        }
+    }
+    for module in platform::IN_TREE_MODULES {
+        if Path::new("/sys/module").join(module).exists() {
+            run("rmmod", &[module])?;
+        }
     }
     Ok(())
 }

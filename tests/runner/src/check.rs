@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
 use crate::ktap::{self, Event, Failures};
@@ -144,9 +145,16 @@ impl Bench {
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         let kernel_words = format!("{} {}", self.kernel_words, boot.kernel_words());
+        let tree = machine
+            .device_tree
+            .map(|source| DeviceTree::make(&self.env, source, dir))
+            .transpose()?;
         let software = Software {
-            kernel: &self.env.kernel,
+            kernel: tree.as_ref().map_or(&self.env.kernel, |tree| &tree.kernel),
             image: &self.image,
+            loaded: tree
+                .as_ref()
+                .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
             kernel_words: &kernel_words,
             words: &words,
         };

@@ -17,6 +17,7 @@ use crate::suites::Boot;
 const MACHINE: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
+    device_tree: None,
 };
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 

@@ -18,6 +18,8 @@ pub struct Env {
     pub image: PathBuf,
     /// The kernel's source, which has the KTAP parser.
     pub source: PathBuf,
+    /// The folder that the kernel was built in, which has the tools for that.
+    pub build: PathBuf,
     /// The kernel's release string.
     pub release: String,
     /// The module with planted bugs, which a kernel has that can notice them: the debug kernel.
@@ -60,6 +62,7 @@ impl Env {
             kernel: value("VMLINUZ")?.into(),
             image: value("INITRD")?.into(),
             source: value("KSRC")?.into(),
+            build: value("KDIR")?.into(),
             release: value("RELEASE")?,
             planted: values.get("PLANTED").map(PathBuf::from),
             window: value("WINDOW")?.into(),

@@ -17,6 +17,8 @@ pub struct Machine {
     pub nvdimms: &'static [Nvdimm],
     /// More words for the kernel.
     pub kernel_words: &'static str,
+    /// The source of a device tree, for a kernel that reads one.
+    pub device_tree: Option<&'static str>,
 }
 
 /// One emulated NVDIMM with a label area.
@@ -71,6 +73,8 @@ impl Serial<'_> {
 pub struct Software<'a> {
     pub kernel: &'a Path,
     pub image: &'a Path,
+    /// What is in memory for the kernel, and where.
+    pub loaded: Option<(&'a Path, u64)>,
     /// More words for the kernel.
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
@@ -156,6 +160,11 @@ impl Machine {
         }
         for port in &ports {
             qemu.args(["-serial", &port.argument()]);
+        }
+        if let Some((file, address)) = software.loaded {
+            let file = file.display();
+            let device = format!("loader,file={file},addr={address:#x},force-raw=on");
+            qemu.args(["-device", &device]);
         }
         qemu.arg("-kernel")
             .arg(software.kernel)

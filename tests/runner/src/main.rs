@@ -13,6 +13,7 @@
 mod check;
 mod compare;
 mod demo;
+mod device_tree;
 mod env;
 mod guest;
 mod image;

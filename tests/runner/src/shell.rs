@@ -17,6 +17,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
     let software = Software {
         kernel: &env.kernel,
         image: &image,
+        loaded: None,
         kernel_words: "",
         words: &words,
     };

@@ -66,29 +66,41 @@ impl Boot {
 pub const ONE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
     kernel_words: "",
+    device_tree: None,
 };
 const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     kernel_words: "",
+    device_tree: None,
 };
 /// Memory that only the command line calls persistent, in the middle of the guest's.
 const LEGACY: Machine = Machine {
     nvdimms: &[],
     kernel_words: "memmap=512M!1G",
+    device_tree: None,
+};
+/// Two such ranges, with other memory between them.
+const TWO_LEGACY: Machine = Machine {
+    nvdimms: &[],
+    kernel_words: "memmap=256M!1G memmap=256M!1344M",
+    device_tree: None,
 };
 /// Memory that nobody uses until the module `injector` does.
 const RESERVED: Machine = Machine {
     nvdimms: &[],
     kernel_words: "memmap=512M$1G",
+    device_tree: None,
 };
 /// An NVDIMM on which a file of 1 GiB fits.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
     kernel_words: "",
+    device_tree: None,
 };
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
+    device_tree: None,
 };
 
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
@@ -99,8 +111,17 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
     }
 }
 
+/// Memory that only a device tree describes.
+const WITH_DEVICE_TREE: Machine = Machine {
+    nvdimms: &[],
+    kernel_words: "memmap=448M$1G",
+    device_tree: Some(include_str!("device_tree.dts")),
+};
+
 /// The tests inside the module, for kernels that have KUnit.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+/// What only the debug kernel has what it takes for.
+const DEBUG_ONLY: &[Suite] = &[KUNIT, simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")])];
 /// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.
 const WITHOUT_KUNIT: &str = "kunit.enable=0";
 
@@ -120,6 +141,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("dm")]),
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(RESERVED, &[Boot::off("media")]),
+    simple(TWO_LEGACY, &[Boot::off("platform")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),
     simple(TWO, &[Boot::off("revoke_xfs")]),
@@ -158,9 +180,10 @@ pub struct Selection {
     pub suites: Vec<&'static Suite>,
 }
 
-/// Picks suites by name; none means all. A debug kernel has one more.
+/// Picks suites by name; none means all. A debug kernel has some more.
 pub fn select(names: &[String], debug: bool) -> Result<Selection> {
-    let all: Vec<&'static Suite> = debug.then_some(&KUNIT).into_iter().chain(ALL).collect();
+    let more = if debug { DEBUG_ONLY } else { &[] };
+    let all: Vec<&'static Suite> = more.iter().chain(ALL).collect();
     if names.is_empty() {
         let suites = all;
         return Ok(Selection {

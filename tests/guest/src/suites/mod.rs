@@ -10,6 +10,7 @@ mod dax;
 mod dax_layout;
 mod dax_pages;
 mod demo;
+mod device_tree;
 mod dm;
 mod fio;
 mod flush;
@@ -22,6 +23,7 @@ mod modes;
 mod partitions;
 mod persistence;
 mod planted;
+mod platform;
 mod probe;
 mod revoke;
 mod revoke_time;
@@ -96,6 +98,8 @@ const ALL: &[Suite] = &[
     probe::SUITE,
     legacy::SUITE,
     media::SUITE,
+    platform::SUITE,
+    device_tree::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
