@@ -42,10 +42,12 @@ mod namespace;
 mod region;
 
 pub use namespace::{
+    info_block_reserve,
     Btt,
     Claim,
     EnabledNamespace,
-    Namespace, //
+    Namespace,
+    INFO_BLOCK_SIZE, //
 };
 pub use region::{
     Region,

@@ -145,6 +145,16 @@ pub fn physical_block_size(disk: &File) -> io::Result<u64> {
     Ok(u64::from(bytes))
 }
 
+/// Any request whose argument is a pointer, to 128 bytes of zeros, and what it leaves in the first eight.
+/// Only for requests that are known to take no more.
+pub fn ask(disk: &File, request: u64) -> io::Result<u64> {
+    let mut argument = [0_u64; 16];
+    // SAFETY: no request that this is called with reads or writes more than the argument has.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), request, argument.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok(argument[0])
+}
+
 /// `BLKROSET`: makes a disk read-only or writable, as `blockdev --setro` does.
 pub fn set_read_only(disk: &File, read_only: bool) -> io::Result<()> {
     // SAFETY: the pointer is to a number of the type that the request reads.

@@ -113,6 +113,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("partitions")]),
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
+    simple(TWO, &[Boot::off("parity")]),
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),

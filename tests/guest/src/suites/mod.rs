@@ -18,6 +18,7 @@ pub mod in_use;
 mod kernel_bugs;
 mod legacy;
 mod modes;
+mod parity;
 mod partitions;
 mod persistence;
 mod planted;
@@ -93,6 +94,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    parity::SUITE,
     legacy::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
