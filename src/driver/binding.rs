@@ -352,11 +352,12 @@ fn report_fault(dev: &Device<Core<'_>>, name: &CStr, personality: Personality, f
     dev_err!(
         dev,
         "the info block for mode {} cannot be used: {}. To get at what {} holds, write 1 to its \
-         force_raw and bind it; `ndctl create-namespace -f -e {}` makes it anew\n",
+         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` makes it anew\n",
         personality.name(),
         fault.describe(),
         name,
-        name
+        name,
+        personality.name()
     );
 }
 

@@ -121,15 +121,18 @@ impl<'a> InfoBlock<'a> {
         self.personality
     }
 
-    /// Reads `len` bytes, at most eight, from `at` on; what is beyond the block counts as zero.
+    /// Reads `len` bytes, at most eight, from `at` on; zero if they are not in the block.
     fn number(&self, at: usize, len: usize) -> u64 {
-        let bytes = self.bytes.iter().skip(at).take(len).rev();
+        let bytes = self.bytes.get(at..at.saturating_add(len)).unwrap_or(&[]);
 
-        bytes.fold(0, |number, byte| (number << 8) | u64::from(*byte))
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |number, byte| (number << 8) | u64::from(*byte))
     }
 
     fn is_uuid(&self, at: usize, uuid: &[u8; 16]) -> bool {
-        self.bytes.iter().skip(at).take(uuid.len()).eq(uuid)
+        self.bytes.get(at..).and_then(|rest| rest.first_chunk()) == Some(uuid)
     }
 
     /// Checks that the block is what was written, for this namespace, and can be used there.

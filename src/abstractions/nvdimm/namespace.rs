@@ -519,6 +519,39 @@ mod tests {
     }
 
     #[test]
+    fn a_label_may_ask_for_sectors_that_do_not_exist() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        let kind = bindings::device_type {
+            name: NAMESPACE_PMEM.as_char_ptr(),
+            ..Default::default()
+        };
+        let uuid = KBox::new(bindings::uuid_t { b: [7; 16] }, GFP_KERNEL)?;
+
+        for (asked, size) in [
+            (0, Ok(512)),
+            (512, Ok(512)),
+            (4096, Ok(4096)),
+            (520, Err(520)),
+        ] {
+            let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
+            nspm.nsio.common.dev.type_ = &kind;
+            nspm.lbasize = asked;
+            nspm.uuid = core::ptr::from_ref(&*uuid).cast_mut();
+            let namespace = Namespace {
+                // SAFETY: As in `with_namespace`.
+                dev: unsafe { &*core::ptr::from_ref(generic).cast() },
+                ndns: NonNull::from(&mut *nspm).cast(),
+            };
+
+            assert!(namespace.sector_size() == size);
+            assert!(namespace.uuid() == [7; 16]);
+            assert!(!namespace.is_forced_raw());
+        }
+        Ok(())
+    }
+
+    #[test]
     fn the_end_of_a_range_is_an_address() -> Result {
         with_namespace(0, PhysAddr::MAX, |namespace| {
             assert!(namespace.range().is_err_and(|err| err == EOVERFLOW));

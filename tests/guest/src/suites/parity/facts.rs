@@ -203,7 +203,9 @@ impl Site {
         let driver = self.driver.name();
         for field in ["alias", "parm"] {
             let declared = run("modinfo", &["-F", field, driver])?;
-            self.note(facts, &format!("modinfo/{field}"), &declared);
+            let mut declared: Vec<&str> = declared.lines().collect();
+            declared.sort_unstable();
+            self.note(facts, &format!("modinfo/{field}"), &declared.join(" "));
         }
         let debugfs = sysfs::names(Path::new("/sys/kernel/debug").join(driver)).unwrap_or_default();
         self.note(facts, "debugfs", &debugfs.join(" "));
