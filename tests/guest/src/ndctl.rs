@@ -52,31 +52,8 @@ pub struct Namespace {
     pub align: Option<u64>,
     /// The disk, while the namespace is enabled.
     pub blockdev: Option<String>,
-    /// The character devices of a devdax namespace.
-    pub daxregion: Option<DaxRegion>,
     /// `disabled` if no driver holds the namespace.
     pub state: Option<String>,
-}
-
-/// The part of a devdax namespace that is about its character devices.
-#[derive(Clone, Debug, Deserialize)]
-pub struct DaxRegion {
-    devices: Vec<DaxDevice>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct DaxDevice {
-    chardev: String,
-}
-
-impl Namespace {
-    /// The name of the character device of a devdax namespace.
-    pub fn chardev(&self) -> Result<&str> {
-        let region = self.daxregion.as_ref();
-        let device = region.and_then(|region| region.devices.first());
-        let device = device.with_context(|| format!("{self:?} has no character device"))?;
-        Ok(&device.chardev)
-    }
 }
 
 /// Turns a namespace, whatever it is used as, into one of the wanted mode. What it held is lost.

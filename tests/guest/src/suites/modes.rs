@@ -197,7 +197,9 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     ensure!(disks.is_empty(), "there are disks: {disks:?}");
 
     // That has all of it.
-    let node = Path::new("/dev").join(made.chardev()?);
+    let devices = sysfs::names("/sys/bus/dax/devices")?;
+    ensure!(devices.len() == 1, "there are the devices {devices:?}");
+    let node = Path::new("/dev").join(&devices[0]);
     let file = Access::Buffered.open(&node)?;
     let mapping = Mapping::new(&file, PMD, Sharing::Shared)?;
     mapping.write(0, &stamped(PMD, 12));

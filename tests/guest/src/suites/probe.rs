@@ -404,6 +404,16 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     before.expect_unchanged()
 }
 
+/// Lets the driver look at an info block that asks for more padding than there is space.
+pub fn pad_in_excess(lab: &Lab) -> Result<()> {
+    let patient = Patient::new(lab, Mode::FsdaxMem)?;
+    let block = patient.good.with(Field::StartPad, 1 << 30);
+    // It is not this that is looked at, but what the kernel says.
+    let result = patient.probe_with(lab, &block)?;
+    println!("binding it: {result:?}");
+    Ok(())
+}
+
 /// The remedies that the log names are some.
 fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
     let patient = Patient::new(lab, Mode::FsdaxMem)?;
@@ -530,8 +540,9 @@ fn older_versions(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The label is on the medium too, and can ask for sectors that do not exist.
-fn odd_sector_size(lab: &mut Lab) -> Result<()> {
+/// Makes the label of a raw namespace ask for sectors of 520 bytes, and returns its uuid. The namespace is
+/// there again when this returns.
+pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
     const AREA: &str = "/tmp/labels";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let uuid = namespace.get("uuid")?;
@@ -543,10 +554,15 @@ fn odd_sector_size(lab: &mut Lab) -> Result<()> {
     run("ndctl", &["disable-dimm", "nmem0"])?;
     run("ndctl", &["write-labels", "-i", AREA, "nmem0"])?;
     run("ndctl", &["enable-dimm", "nmem0"])?;
-    let mut messages = Messages::from_now()?;
     run("ndctl", &["enable-region", "all"])?;
     settle()?;
+    Ok(uuid)
+}
 
+/// The label is on the medium too, and can ask for sectors that do not exist.
+fn odd_sector_size(lab: &mut Lab) -> Result<()> {
+    let mut messages = Messages::from_now()?;
+    let uuid = ask_for_odd_sectors(lab)?;
     let line = messages.expect(&["the label asks for sectors of 520 bytes"])?;
     ensure!(
         line.contains("--sector-size=512"),
