@@ -63,6 +63,9 @@ use kernel::{
     types::Opaque, //
 };
 
+/// The size of a `struct page` in bytes.
+pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
+
 /// A NUMA node, or "no node in particular".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node(pub(super) c_int);

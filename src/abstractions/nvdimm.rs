@@ -48,10 +48,12 @@ pub use bus::{
     RegionDesc, //
 };
 pub use namespace::{
+    info_block_reserve,
     Btt,
     Claim,
     EnabledNamespace,
-    Namespace, //
+    Namespace,
+    INFO_BLOCK_SIZE, //
 };
 pub use region::{
     Region,

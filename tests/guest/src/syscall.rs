@@ -27,6 +27,7 @@ mod request {
         nix::request_code_none!(0x12, 93),
         libc::c_int
     );
+    nix::ioctl_read_bad!(is_read_only, nix::request_code_none!(0x12, 94), libc::c_int);
     nix::ioctl_read_bad!(
         logical_block_size,
         nix::request_code_none!(0x12, 104),
@@ -154,6 +155,24 @@ pub fn physical_block_size(disk: &File) -> io::Result<u64> {
     // SAFETY: as above.
     unsafe { request::physical_block_size(disk.as_raw_fd(), &mut bytes) }?;
     Ok(u64::from(bytes))
+}
+
+/// Any request whose argument is a pointer, to 128 bytes of zeros, and what it leaves in the first eight.
+/// Only for requests that are known to take no more.
+pub fn ask(disk: &File, request: u64) -> io::Result<u64> {
+    let mut argument = [0_u64; 16];
+    // SAFETY: no request that this is called with reads or writes more than the argument has.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), request, argument.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok(argument[0])
+}
+
+/// `BLKROGET`: whether a disk or a partition is read-only.
+pub fn is_read_only(disk: &File) -> io::Result<bool> {
+    let mut read_only = 0;
+    // SAFETY: the pointer is to a number of the type that the request fills in.
+    unsafe { request::is_read_only(disk.as_raw_fd(), &mut read_only) }?;
+    Ok(read_only != 0)
 }
 
 /// `BLKROSET`: makes a disk read-only or writable, as `blockdev --setro` does.

@@ -139,6 +139,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("partitions")]),
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
+    simple(TWO, &[Boot::off("parity")]),
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),

@@ -20,6 +20,7 @@ mod kernel_bugs;
 mod legacy;
 mod media;
 mod modes;
+mod parity;
 mod partitions;
 mod persistence;
 mod planted;
@@ -96,6 +97,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    parity::SUITE,
     legacy::SUITE,
     media::SUITE,
     platform::SUITE,
