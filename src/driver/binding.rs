@@ -7,6 +7,7 @@ use super::{
         self,
         Abilities, //
     },
+    flush::Flusher,
     pmem::Pmem,
     range::{
         Layout,
@@ -14,7 +15,6 @@ use super::{
     },
     retired::SHARED,
     unbind::{
-        flush_or_report,
         Parts,
         Unbind, //
     },
@@ -27,8 +27,7 @@ use crate::abstractions::{
         Claim,
         Device,
         Kind,
-        Namespace,
-        RegionAccess, //
+        Namespace, //
     },
     percpu_ref::Counted,
     pmem::HAS_FLUSHCACHE, //
@@ -50,7 +49,7 @@ use kernel::{
 pub enum Binding<'bound> {
     /// A btt device: the btt driver has the namespace, and makes the disk. It flushes every write
     /// that it makes, so that nothing is left to be flushed when it goes.
-    Btt(Btt<'bound>, Arc<RegionAccess>),
+    Btt(Btt<'bound>, Arc<Flusher>),
     /// A raw namespace or a pfn device: the disk is ours.
     Disk(Attached),
 }
@@ -64,8 +63,8 @@ impl<'bound> Binding<'bound> {
         let range = namespace.range()?;
 
         if dev.kind() == Kind::Btt {
-            let region = RegionAccess::new(dev)?;
-            return Ok(Self::Btt(namespace.attach_btt()?, region));
+            let flusher = Flusher::new(dev)?;
+            return Ok(Self::Btt(namespace.attach_btt()?, flusher));
         }
 
         let enabled = namespace
@@ -97,10 +96,10 @@ impl<'bound> Binding<'bound> {
     /// Makes everything that was written so far durable, or says in the log that it could not.
     pub fn flush(&self) {
         match self {
-            Self::Btt(_, region) => flush_or_report(region),
+            Self::Btt(_, flusher) => flusher.flush_last(),
             Self::Disk(attached) => {
                 if let Some(parts) = &attached.parts {
-                    flush_or_report(&parts.pmem.region);
+                    parts.pmem.flusher.flush_last();
                 }
             }
         }
@@ -160,7 +159,7 @@ impl Attached {
         let pmem = Arc::pin_init(
             Pmem::new(
                 range.hold().ok_or(ENXIO)?,
-                RegionAccess::new(dev)?,
+                Flusher::new(dev)?,
                 namespace.sector_size(),
             ),
             GFP_KERNEL,
@@ -169,7 +168,7 @@ impl Attached {
         let unbind = Unbind::new(
             CString::try_from_fmt(fmt!("{}", dev.name()))?,
             reserve,
-            pmem.region.clone(),
+            pmem.flusher.clone(),
         )?;
 
         let properties = dax::Properties {

@@ -11,6 +11,7 @@
 //! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
 //! - [`disk`]: the block device.
 //! - [`dax`]: the DAX device.
+//! - [`flush`]: making durable what was written.
 //! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
 
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@
 pub mod binding;
 pub mod dax;
 pub mod disk;
+pub mod flush;
 pub mod geometry;
 pub mod lifecycle;
 pub mod nd_driver;

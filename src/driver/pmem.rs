@@ -3,6 +3,7 @@
 //! Reading, writing and healing the memory of a device: what block I/O and DAX share.
 
 use super::{
+    flush::Flusher,
     geometry::{
         Span,
         SECTOR_SHIFT, //
@@ -19,7 +20,6 @@ use crate::abstractions::{
         SegmentToFill, //
     },
     dax,
-    nvdimm::RegionAccess,
     percpu_ref::Hold, //
 };
 use kernel::{
@@ -34,7 +34,7 @@ use kernel::{
 /// The memory of a device, with what is known to be bad in it.
 ///
 /// Everything here may be used by several threads at once. Writes are durable after
-/// [`RegionAccess::flush`].
+/// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
     /// The memory itself, which stays as long as disk and DAX device do.
@@ -42,8 +42,8 @@ pub struct Pmem {
     /// What is known to be bad, in sectors from the start of the data.
     #[pin]
     pub badblocks: Badblocks,
-    /// The region, for flushing and for clearing poison.
-    pub region: Arc<RegionAccess>,
+    /// What makes writes durable; it has the region.
+    pub flusher: Arc<Flusher>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
     /// What the DAX device admits.
@@ -56,13 +56,13 @@ impl Pmem {
     /// Brings the parts together, with an empty list of bad blocks.
     pub fn new(
         range: Hold<PmemRange>,
-        region: Arc<RegionAccess>,
+        flusher: Arc<Flusher>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             range,
             badblocks <- Badblocks::new(),
-            region,
+            flusher,
             block_size,
             gate: dax::Gate::new(),
             dax: SetOnce::new(),
@@ -170,7 +170,11 @@ impl Pmem {
             .start
             .checked_add(span.offset as u64)
             .ok_or(EIO)?;
-        let cleared = self.region.clear_poison(phys, span.len).map_err(|_| EIO)?;
+        let cleared = self
+            .flusher
+            .region()
+            .clear_poison(phys, span.len)
+            .map_err(|_| EIO)?;
 
         let cleared = span.part(0, cleared.min(span.len)).ok_or(EIO)?;
         if cleared.len > 0 {

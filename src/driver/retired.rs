@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all devices share: the work queue on which they are taken away, and the list of what was
+//! What all devices share: the work queues on which they are taken away and flushed, and the list of what was
 //! retired because somebody still uses it.
 
 use super::unbind::Unbind;
@@ -29,6 +29,8 @@ pub static SHARED: Global<Shared> = Global::new();
 pub struct Shared {
     /// Where devices are taken away. Only who is not running on it may hold the last reference to this.
     pub queue: OwnedQueue,
+    /// Where devices are flushed for those who do not wait for it.
+    pub flushes: OwnedQueue,
     /// What unbind could not wait for.
     #[pin]
     retired: Mutex<Stack<Arc<Unbind>>>,
@@ -38,10 +40,12 @@ impl Shared {
     /// Makes the queue, and an empty list.
     pub fn new() -> Result<Arc<Self>> {
         let queue = OwnedQueue::new(c"pmem_rs")?;
+        let flushes = OwnedQueue::for_io(c"pmem_rs_flush")?;
 
         Arc::pin_init(
             try_pin_init!(Self {
                 queue,
+                flushes,
                 retired <- new_mutex!(Stack::new(), "pmem_rs::retired"),
             }),
             GFP_KERNEL,

@@ -22,6 +22,7 @@
 //! order of the locks.
 
 use super::{
+    flush::Flusher,
     lifecycle::{
         Drained,
         Lifecycle,
@@ -47,7 +48,6 @@ use crate::abstractions::{
     list::Stack,
     memremap::PagesInUse,
     module::ModuleRef,
-    nvdimm::RegionAccess,
     percpu_ref::Counted,
     time::{
         sleep,
@@ -136,7 +136,7 @@ pub struct Unbind {
     /// The name of the device, for messages: it may be gone by then.
     name: CString,
     phys: Range<PhysAddr>,
-    region: Arc<RegionAccess>,
+    flusher: Arc<Flusher>,
     /// Completed whenever somebody closes the disk.
     closed: Arc<Completion>,
     /// For the worker.
@@ -226,7 +226,7 @@ impl Unbind {
     pub fn new(
         name: CString,
         phys: Range<PhysAddr>,
-        region: Arc<RegionAccess>,
+        flusher: Arc<Flusher>,
     ) -> Result<Arc<Self>> {
         let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
 
@@ -235,7 +235,7 @@ impl Unbind {
                 lifecycle: Lifecycle::new(),
                 name,
                 phys,
-                region,
+                flusher,
                 closed,
                 parts <- new_mutex!(None, "pmem_rs::Unbind::parts"),
                 dax <- new_mutex!(None, "pmem_rs::Unbind::dax"),
@@ -356,17 +356,12 @@ impl Unbind {
             range.mark_retired();
         }
         // It is the last time that the region can be reached.
-        self.flush();
+        self.flusher.flush_last();
         pr_warn!(
             "retired {}; it is freed when they are done, and cannot be bound until then\n",
             self.describe()
         );
         true
-    }
-
-    /// Makes what was written durable, or says in the log that it could not.
-    fn flush(&self) {
-        flush_or_report(&self.region);
     }
 
     /// Sends an event with what was revoked.
@@ -384,7 +379,8 @@ impl Unbind {
             ])
         };
         let sent = variables().and_then(|[pages, inodes, retired]| {
-            self.region
+            self.flusher
+                .region()
                 .with_device(|dev| kobject::notify_change(dev, [&*pages, &*inodes, &*retired]))?
         });
         if let Err(err) = sent {
@@ -621,7 +617,7 @@ impl Unbind {
             return;
         }
         if self.lifecycle.state() == State::Dying {
-            self.flush();
+            self.flusher.flush_last();
         }
 
         let report = {
@@ -647,7 +643,7 @@ impl Unbind {
         let drained = self.lifecycle.drained();
         if drained == Some(Drained::InTime) {
             // What later walks wrote back.
-            self.flush();
+            self.flusher.flush_last();
         }
 
         // Others look at it under the lock only, so the last reference is the one that was passed.
@@ -732,20 +728,4 @@ impl fmt::Display for Words<'_> {
         }
         Ok(())
     }
-}
-
-/// Makes everything that was written durable, or says in the log that it could not.
-pub fn flush_or_report(region: &RegionAccess) {
-    let Err(err) = region.flush() else {
-        return;
-    };
-
-    // Who has lost the device has lost nothing more by this.
-    let _ = region.with_device(|dev| {
-        dev_err!(
-            dev,
-            "flush failed ({}): the latest writes may be lost\n",
-            err.to_errno()
-        );
-    });
 }

@@ -25,6 +25,7 @@ mod probe;
 mod revoke;
 mod revoke_time;
 mod several;
+mod virtio;
 
 use std::time::Duration;
 
@@ -94,6 +95,7 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     legacy::SUITE,
+    virtio::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
