@@ -69,12 +69,7 @@ impl OwnedQueue {
         // SAFETY: The format has one string, and that is what follows. 0 is the default for how
         // many items run at once.
         let queue = unsafe {
-            bindings::alloc_workqueue_noprof(
-                c"%s".as_char_ptr(),
-                flags,
-                0,
-                name.as_char_ptr(),
-            )
+            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
         };
 
         // INVARIANT: Just made.

@@ -93,16 +93,14 @@ impl<'bound> Binding<'bound> {
         Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
     }
 
-    /// Makes everything that was written so far durable, or says in the log that it could not.
+    /// Makes everything that was written so far durable. If that fails, the log has it.
     pub fn flush(&self) {
-        match self {
-            Self::Btt(_, flusher) => flusher.flush_last(),
-            Self::Disk(attached) => {
-                if let Some(parts) = &attached.parts {
-                    parts.pmem.flusher.flush_last();
-                }
-            }
-        }
+        let flusher = match self {
+            Self::Btt(_, flusher) => Some(flusher),
+            Self::Disk(attached) => attached.parts.as_ref().map(|parts| &parts.pmem.flusher),
+        };
+
+        let _ = flusher.map(|flusher| flusher.flush());
     }
 
     /// Brings the list of bad blocks up to date with what the region knows.

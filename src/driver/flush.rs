@@ -20,9 +20,7 @@ use crate::abstractions::{
 };
 use kernel::{
     device::Bound,
-    impl_has_work,
-    new_spinlock,
-    new_work,
+    impl_has_work, new_spinlock, new_work,
     prelude::*,
     sync::{
         atomic::{
@@ -48,8 +46,8 @@ pub struct Flusher {
     /// Requests that have written their data, and end after the next flush.
     #[pin]
     waiting: SpinLock<BioList>,
-    /// What the log says already.
-    reported: Atomic<u32>,
+    /// Flushes fail, and the log says so.
+    has_failed: Atomic<bool>,
     #[pin]
     work: Work<Flusher>,
 }
@@ -66,13 +64,6 @@ impl WorkItem for Flusher {
     }
 }
 
-/// Flushes succeed.
-const NOTHING: u32 = 0;
-/// A flush has failed.
-const FAILURE: u32 = 1;
-/// The last flush of the device has failed.
-const LAST_FAILURE: u32 = 2;
-
 impl Flusher {
     /// Prepares for flushing the region that a device is in. May sleep.
     pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
@@ -84,7 +75,7 @@ impl Flusher {
                 region,
                 is_asynchronous,
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
-                reported: Atomic::new(NOTHING),
+                has_failed: Atomic::new(false),
                 work <- new_work!("pmem_rs::Flusher::work"),
             }),
             GFP_KERNEL,
@@ -106,24 +97,15 @@ impl Flusher {
 
         match result {
             Ok(()) => {
-                if self.reported.load(Relaxed) != NOTHING
-                    && self.reported.xchg(NOTHING, Relaxed) != NOTHING
-                {
+                if self.has_failed.load(Relaxed) && self.has_failed.xchg(false, Relaxed) {
                     let _ = self
                         .region
                         .with_device(|dev| dev_info!(dev, "flushes succeed again\n"));
                 }
             }
-            Err(err) => self.report(err, FAILURE),
+            Err(err) => self.report(err),
         }
         result
-    }
-
-    /// As [`Self::flush`], when the device is about to go, and says only in the log if it failed.
-    pub fn flush_last(&self) {
-        if let Err(err) = self.region.flush() {
-            self.report(err, LAST_FAILURE);
-        }
     }
 
     /// Makes all that was written so far durable, and then ends a request. Of an asynchronous region this
@@ -158,30 +140,21 @@ impl Flusher {
     }
 
     /// Says in the log that a flush has failed, unless it does so already.
-    fn report(&self, err: Error, what: u32) {
-        if self.reported.load(Relaxed) >= what || self.reported.xchg(what, Relaxed) >= what {
+    fn report(&self, err: Error) {
+        if self.has_failed.load(Relaxed) || self.has_failed.xchg(true, Relaxed) {
             return;
         }
 
         // If the device was unbound, nothing was flushed and nothing has failed.
         let _ = self.region.with_device(|dev| {
-            if what == LAST_FAILURE {
-                dev_err!(
-                    dev,
-                    "the last flush failed (error {}): the latest writes may not survive a failure \
-                     of power or host. If the provider was unplugged, that is to be expected: \
-                     unmount before\n",
-                    err.to_errno()
-                );
-            } else {
-                dev_err!(
-                    dev,
-                    "a flush failed (error {}): the latest writes may not survive a failure of \
-                     power or host. Look for errors of the storage behind the region (for \
-                     virtio-pmem on the host), then write again\n",
-                    err.to_errno()
-                );
-            }
+            dev_err!(
+                dev,
+                "flush failed (error {}): the latest writes may not survive a failure of power or \
+                 host. After a provider was unplugged that is to be expected: unmount before. Else \
+                 look for errors of the storage behind it (for virtio-pmem, on the host), and write \
+                 again\n",
+                err.to_errno()
+            );
         });
     }
 }

@@ -223,11 +223,7 @@ const STAGE_USERS: u32 = 2;
 
 impl Unbind {
     /// Prepares for the end of a device with this name and physical range.
-    pub fn new(
-        name: CString,
-        phys: Range<PhysAddr>,
-        flusher: Arc<Flusher>,
-    ) -> Result<Arc<Self>> {
+    pub fn new(name: CString, phys: Range<PhysAddr>, flusher: Arc<Flusher>) -> Result<Arc<Self>> {
         let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
 
         Arc::pin_init(
@@ -356,12 +352,17 @@ impl Unbind {
             range.mark_retired();
         }
         // It is the last time that the region can be reached.
-        self.flusher.flush_last();
+        self.flush();
         pr_warn!(
             "retired {}; it is freed when they are done, and cannot be bound until then\n",
             self.describe()
         );
         true
+    }
+
+    /// Makes what was written durable. If that fails, the log has it, and there is nobody else to tell.
+    fn flush(&self) {
+        let _ = self.flusher.flush();
     }
 
     /// Sends an event with what was revoked.
@@ -617,7 +618,7 @@ impl Unbind {
             return;
         }
         if self.lifecycle.state() == State::Dying {
-            self.flusher.flush_last();
+            self.flush();
         }
 
         let report = {
@@ -643,7 +644,7 @@ impl Unbind {
         let drained = self.lifecycle.drained();
         if drained == Some(Drained::InTime) {
             // What later walks wrote back.
-            self.flusher.flush_last();
+            self.flush();
         }
 
         // Others look at it under the lock only, so the last reference is the one that was passed.

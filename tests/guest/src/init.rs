@@ -90,7 +90,10 @@ fn work() -> Result<()> {
 /// Loads the buses that make namespaces appear, and then the driver that takes them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
-    run("modprobe", &["-a", "nfit", "nd_e820", "virtio_pmem", "device_dax", "loop"])?;
+    run(
+        "modprobe",
+        &["-a", "nfit", "nd_e820", "virtio_pmem", "device_dax", "loop"],
+    )?;
     driver.load()
 }
 

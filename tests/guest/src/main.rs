@@ -42,6 +42,7 @@ mod pci;
 mod process;
 mod retired;
 mod sectors;
+mod stacked;
 mod suites;
 mod supervisor;
 #[allow(unsafe_code)]

@@ -20,7 +20,7 @@ pub struct Machine {
     /// The sizes in MiB of memory, in files, that nothing has at first: the guest may plug it in, as a device
     /// of either kind. QEMU calls it `spare0` and so on, and there is a slot for it of the same number.
     pub spares: &'static [u64],
-    /// Whether there are two NUMA nodes, with a CPU and half of the memory each. Then each NVDIMM is on the
+    /// Whether there are two NUMA nodes, with half of the memory each. Then each NVDIMM is on the
     /// node of its number.
     pub numa: bool,
     /// More words for the kernel.
@@ -218,11 +218,13 @@ impl Machine {
             qemu.args(["-object", &object, "-device", &slot]);
         }
         if self.numa {
+            // The CPUs share a cache, so they are on one node.
             for node in 0..2 {
                 let object = format!("memory-backend-ram,id=ram{node},size=1G");
-                let description = format!("node,nodeid={node},cpus={node},memdev=ram{node}");
+                let description = format!("node,nodeid={node},memdev=ram{node}");
                 qemu.args(["-object", &object, "-numa", &description]);
             }
+            qemu.args(["-numa", "cpu,node-id=0,socket-id=0"]);
         }
         for port in &ports {
             qemu.args(["-serial", &port.argument()]);

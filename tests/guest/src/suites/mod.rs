@@ -16,12 +16,14 @@ mod flush;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
+mod kernel_users;
 mod legacy;
 mod modes;
 mod partitions;
 mod persistence;
 mod planted;
 mod probe;
+mod providers;
 mod revoke;
 mod revoke_time;
 mod several;
@@ -96,6 +98,7 @@ const ALL: &[Suite] = &[
     probe::SUITE,
     legacy::SUITE,
     virtio::SUITE,
+    providers::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
