@@ -7,6 +7,7 @@ use super::{
         self,
         Abilities, //
     },
+    flush::Flusher,
     infoblock::{
         Fault,
         InfoBlock,
@@ -20,7 +21,6 @@ use super::{
     },
     retired::SHARED,
     unbind::{
-        flush_or_report,
         Parts,
         Unbind, //
     },
@@ -39,8 +39,7 @@ use crate::abstractions::{
         Device,
         EnabledNamespace,
         Kind,
-        Namespace,
-        RegionAccess, //
+        Namespace, //
     },
     percpu_ref::Counted,
     pmem::HAS_FLUSHCACHE, //
@@ -63,7 +62,7 @@ use kernel::{
 pub enum Binding<'bound> {
     /// A btt device: the btt driver has the namespace, and makes the disk. It flushes every write
     /// that it makes, so that nothing is left to be flushed when it goes.
-    Btt(Btt<'bound>, Arc<RegionAccess>),
+    Btt(Btt<'bound>, Arc<Flusher>),
     /// A raw namespace or a pfn device: the disk is ours.
     Disk(Attached),
 }
@@ -77,8 +76,8 @@ impl<'bound> Binding<'bound> {
         let range = namespace.range()?;
 
         if dev.kind() == Kind::Btt {
-            let region = RegionAccess::new(dev)?;
-            return Ok(Self::Btt(namespace.attach_btt()?, region));
+            let flusher = Flusher::new(dev)?;
+            return Ok(Self::Btt(namespace.attach_btt()?, flusher));
         }
 
         let enabled = namespace
@@ -107,16 +106,14 @@ impl<'bound> Binding<'bound> {
         Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
     }
 
-    /// Makes everything that was written so far durable, or says in the log that it could not.
+    /// Makes everything that was written so far durable. If that fails, the log has it.
     pub fn flush(&self) {
-        match self {
-            Self::Btt(_, region) => flush_or_report(region),
-            Self::Disk(attached) => {
-                if let Some(parts) = &attached.parts {
-                    flush_or_report(&parts.pmem.region);
-                }
-            }
-        }
+        let flusher = match self {
+            Self::Btt(_, flusher) => Some(flusher),
+            Self::Disk(attached) => attached.parts.as_ref().map(|parts| &parts.pmem.flusher),
+        };
+
+        let _ = flusher.map(|flusher| flusher.flush());
     }
 
     /// Brings the list of bad blocks up to date with what the region knows.
@@ -185,7 +182,7 @@ impl Attached {
             Pmem::new(
                 range.hold().ok_or(ENXIO)?,
                 badblocks,
-                RegionAccess::new(dev)?,
+                Flusher::new(dev)?,
                 block_size,
             ),
             GFP_KERNEL,
@@ -194,7 +191,7 @@ impl Attached {
         let unbind = Unbind::new(
             CString::try_from_fmt(fmt!("{}", dev.name()))?,
             reserve,
-            pmem.region.clone(),
+            pmem.flusher.clone(),
         )?;
 
         let properties = dax::Properties {

@@ -88,7 +88,7 @@ impl gendisk::Operations for Pmem {
 
     fn submit_bio(&self, mut bio: Bio) {
         if bio.is_preflush() {
-            if let Err(err) = self.region.flush() {
+            if let Err(err) = self.flusher.flush() {
                 return bio.end(err.into());
             }
         }
@@ -103,7 +103,7 @@ impl gendisk::Operations for Pmem {
         };
 
         if bio.is_fua() && status == Status::OK {
-            self.region.flush_and_end(bio);
+            self.flusher.flush_and_end(bio);
         } else {
             bio.end(status);
         }

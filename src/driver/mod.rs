@@ -12,6 +12,7 @@
 //! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
 //! - [`disk`]: the block device.
 //! - [`dax`]: the DAX device.
+//! - [`flush`]: making durable what was written.
 //! - [`infoblock`]: what a namespace says that it is; plain Rust, tested on the host too.
 //! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
 
@@ -28,6 +29,7 @@
 pub mod binding;
 pub mod dax;
 pub mod disk;
+pub mod flush;
 pub mod geometry;
 pub mod infoblock;
 pub mod lifecycle;

@@ -3,6 +3,7 @@
 //! Reading, writing and healing the memory of a device: what block I/O and DAX share.
 
 use super::{
+    flush::Flusher,
     geometry::{
         Span,
         SECTOR_SHIFT, //
@@ -16,7 +17,6 @@ use crate::abstractions::{
     },
     bio::SegmentToFill,
     dax,
-    nvdimm::RegionAccess,
     percpu_ref::Hold,
     pmem::PmemSlice, //
 };
@@ -35,15 +35,15 @@ use kernel::{
 /// The memory of a device, with what is known to be bad in it.
 ///
 /// Everything here may be used by several threads at once. Writes are durable after
-/// [`RegionAccess::flush`].
+/// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
     /// The memory itself, which stays as long as disk and DAX device do.
     pub range: Hold<PmemRange>,
     /// What is known to be bad, in sectors from the start of the data. The range adds to it what fails.
     pub badblocks: Arc<Badblocks>,
-    /// The region, for flushing and for clearing poison.
-    pub region: Arc<RegionAccess>,
+    /// What makes writes durable; it has the region.
+    pub flusher: Arc<Flusher>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
     /// What the DAX device admits.
@@ -57,13 +57,13 @@ impl Pmem {
     pub fn new(
         range: Hold<PmemRange>,
         badblocks: Arc<Badblocks>,
-        region: Arc<RegionAccess>,
+        flusher: Arc<Flusher>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             range,
             badblocks,
-            region,
+            flusher,
             block_size,
             gate: dax::Gate::new(),
             dax: SetOnce::new(),
@@ -148,7 +148,7 @@ impl Pmem {
                 // A part of a page cannot be put back into the linear mapping. To clear the poison of
                 // all of it would leave bytes that are neither bad nor what they were.
                 kernel::do_once_lite! {
-                    let _ = self.region.with_device(|dev| dev_err!(
+                    let _ = self.flusher.region().with_device(|dev| dev_err!(
                         dev,
                         "write of {} bytes at sector {} refused: their page has failed. Write all of \
                          its {} bytes at once, which repairs it\n",
@@ -182,7 +182,8 @@ impl Pmem {
             .checked_add(span.offset as u64)
             .ok_or(EIO)?;
         let cleared = self
-            .region
+            .flusher
+            .region()
             .clear_poison(phys, span.len)
             .map_err(|_| ENODATA)?;
         if cleared < span.len {

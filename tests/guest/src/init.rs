@@ -91,7 +91,7 @@ fn work() -> Result<()> {
 /// Loads the buses that make namespaces appear, and then the driver that takes them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
-    let mut modules = vec!["-a", "nfit", "device_dax", "loop"];
+    let mut modules = vec!["-a", "nfit", "virtio_pmem", "device_dax", "loop"];
     if driver == Driver::NdPmem {
         // The driver of this project makes buses of what follows itself.
         modules.push(LEGACY_MODULE);

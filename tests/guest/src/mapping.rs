@@ -119,6 +119,24 @@ impl Mapping {
         }
     }
 
+    /// Maps memory of no file.
+    pub fn anonymous(len: usize) -> io::Result<Mapping> {
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: this maps fresh memory, at an address of the kernel's choice.
+        let start = unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) }?;
+        // INVARIANT: the range was just mapped and is handed to this object.
+        Ok(Mapping { start, len })
+    }
+
+    /// Has the kernel take the pages away from this process, to swap if they are of no file.
+    pub fn page_out(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; its contents stay.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_PAGEOUT) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     /// Where it starts in this process's memory, for other processes that look into it.
     pub fn address(&self) -> usize {
         self.start.as_ptr() as usize

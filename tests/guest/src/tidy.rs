@@ -20,15 +20,18 @@ use crate::init::driver_under_test;
 use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
+use crate::stacked::{detach_loops, stop_arrays};
 
 /// How long things may take to be let go of: those who used them have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 7] = [
+    let steps: [fn() -> Result<()>; 9] = [
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
+        detach_loops,
+        || patiently(stop_arrays),
         || retired::await_none(PATIENCE),
         enable_all,
         reset_attributes,

@@ -159,7 +159,7 @@ impl Bench {
             words: &words,
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
-        let command = machine.command(&software, backing, ports);
+        let command = machine.command(&software, backing, ports)?;
         let line = command
             .get_args()
             .map(|word| word.to_string_lossy().into_owned())

@@ -27,7 +27,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
     );
     let ports = [Serial::Terminal, Serial::Nowhere];
     let status = suites::ONE
-        .command(&software, &dir, ports)
+        .command(&software, &dir, ports)?
         .status()
         .context("starting QEMU")?;
     Ok(status.success())

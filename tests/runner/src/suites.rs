@@ -4,7 +4,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::machine::{Machine, Nvdimm};
+use crate::machine::{Machine, Nvdimm, PLAIN};
 
 /// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
 pub struct Suite {
@@ -65,42 +65,49 @@ impl Boot {
 /// An NVDIMM on which xfs fits.
 pub const ONE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
-    kernel_words: "",
-    device_tree: None,
+    ..PLAIN
 };
 const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
-    kernel_words: "",
-    device_tree: None,
+    ..PLAIN
 };
 /// Memory that only the command line calls persistent, in the middle of the guest's.
 const LEGACY: Machine = Machine {
-    nvdimms: &[],
     kernel_words: "memmap=512M!1G",
-    device_tree: None,
+    ..PLAIN
 };
 /// Two such ranges, with other memory between them.
 const TWO_LEGACY: Machine = Machine {
-    nvdimms: &[],
     kernel_words: "memmap=256M!1G memmap=256M!1344M",
-    device_tree: None,
+    ..PLAIN
 };
 /// Memory that nobody uses until the module `injector` does.
 const RESERVED: Machine = Machine {
-    nvdimms: &[],
     kernel_words: "memmap=512M$1G",
-    device_tree: None,
+    ..PLAIN
 };
 /// An NVDIMM on which a file of 1 GiB fits.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
-    kernel_words: "",
-    device_tree: None,
+    ..PLAIN
+};
+/// A virtio-pmem device beside an NVDIMM, and one more to be plugged in.
+const VIRTIO: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512)],
+    virtio: &[256],
+    spares: &[128],
+    ..PLAIN
+};
+/// NVDIMMs on two nodes, and one more to be plugged in, label area included.
+const NODES: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
+    spares: &[130],
+    numa: true,
+    ..PLAIN
 };
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
-    kernel_words: "",
-    device_tree: None,
+    ..PLAIN
 };
 
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
@@ -113,9 +120,9 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
 
 /// Memory that only a device tree describes.
 const WITH_DEVICE_TREE: Machine = Machine {
-    nvdimms: &[],
     kernel_words: "memmap=448M$1G",
     device_tree: Some(include_str!("device_tree.dts")),
+    ..PLAIN
 };
 
 /// The tests inside the module, for kernels that have KUnit.
@@ -143,6 +150,8 @@ pub const ALL: &[Suite] = &[
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),
+    simple(VIRTIO, &[Boot::off("virtio")]),
+    simple(NODES, &[Boot::off("providers")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),
     simple(TWO, &[Boot::off("revoke_xfs")]),

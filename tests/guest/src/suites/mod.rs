@@ -17,6 +17,7 @@ mod flush;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
+mod kernel_users;
 mod legacy;
 mod media;
 mod modes;
@@ -26,9 +27,11 @@ mod persistence;
 mod planted;
 mod platform;
 mod probe;
+mod providers;
 mod revoke;
 mod revoke_time;
 mod several;
+mod virtio;
 
 use std::time::Duration;
 
@@ -102,6 +105,8 @@ const ALL: &[Suite] = &[
     media::SUITE,
     platform::SUITE,
     device_tree::SUITE,
+    virtio::SUITE,
+    providers::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
