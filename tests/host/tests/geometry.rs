@@ -5,7 +5,7 @@
 //! The tests are built with overflow checks, so they also show that nothing overflows: the inputs
 //! are drawn from all values, with a bias to the edges.
 
-use host::geometry::{Span, is_whole_pages};
+use host::geometry::{is_whole_pages, Span};
 use proptest::prelude::*;
 
 const PAGE_SHIFT: usize = 12;
