@@ -112,18 +112,21 @@ fn give_back_platform_devices(driver: Driver) -> Result<()> {
     if driver != Driver::PmemRs {
         return Ok(());
     }
-    for device in PlatformDevice::all_with_memory()? {
-        device.set_override(None)?;
+    let devices = PlatformDevice::all_with_memory()?;
+    for device in &devices {
         if device.driver().is_some_and(|other| other != driver.name()) {
             device.unbind()?;
-        }
-        if device.driver().is_none() {
-            device.probe()?;
         }
     }
     for module in platform::IN_TREE_MODULES {
         if Path::new("/sys/module").join(module).exists() {
             run("rmmod", &[module])?;
+        }
+    }
+    for device in &devices {
+        device.set_override(None)?;
+        if device.driver().is_none() {
+            device.probe()?;
         }
     }
     Ok(())
