@@ -31,19 +31,21 @@ pub const SUITE: Suite = Suite {
         Test::new("clear_is_refused", blocks::clear_is_refused),
         Test::new("clear_is_incomplete", blocks::clear_is_incomplete),
         Test::new("cleared_by_command", blocks::cleared_by_command),
-        Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)),
-        Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)),
-        Test::new("zeroing_in_place", files::zeroing_in_place),
-        Test::new("ext4_page_fails", |lab| failures::page_fails(lab, Ext4)),
-        Test::new("xfs_page_fails", |lab| failures::page_fails(lab, Xfs)),
+        Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)).within(120),
+        Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)).within(120),
+        Test::new("zeroing_in_place", files::zeroing_in_place).within(120),
+        Test::new("ext4_page_fails", |lab| failures::page_fails(lab, Ext4)).within(120),
+        Test::new("xfs_page_fails", |lab| failures::page_fails(lab, Xfs)).within(120),
         Test::new("ext4_page_of_pmd_fails", |lab| {
             failures::page_of_pmd_fails(lab, Ext4)
-        }),
+        })
+        .within(120),
         Test::new("xfs_page_of_pmd_fails", |lab| {
             failures::page_of_pmd_fails(lab, Xfs)
-        }),
-        Test::new("failed_page_after_rebind", failures::rebind),
-        Test::new("madvise_hwpoison", failures::madvise),
+        })
+        .within(120),
+        Test::new("failed_page_after_rebind", failures::rebind).within(120),
+        Test::new("madvise_hwpoison", failures::madvise).within(120),
     ],
 };
 
