@@ -140,18 +140,17 @@ impl<'bound> Namespace<'bound> {
         Ok(start..last.checked_add(1).ok_or(EOVERFLOW)?)
     }
 
-    /// The part that only namespaces with a label have.
-    fn labelled(&self) -> Option<&bindings::nd_namespace_pmem> {
-        // SAFETY: By the type invariant the namespace is valid. A type of device does not change, and
-        // has a name.
+    /// The whole of a namespace with a label, whose other fields those without one lack.
+    fn labelled(&self) -> Option<NonNull<bindings::nd_namespace_pmem>> {
+        // SAFETY: By the type invariant the namespace is valid. The type of a device does not change,
+        // and has a name.
         let is_pmem = unsafe {
             let kind = (*self.ndns.as_ptr()).dev.type_;
             !kind.is_null() && bindings::strcmp((*kind).name, NAMESPACE_PMEM.as_char_ptr()) == 0
         };
 
-        // SAFETY: A namespace of this type is a `struct nd_namespace_pmem`, which starts with the
-        // common part. It is not reconfigured.
-        is_pmem.then(|| unsafe { &*self.ndns.as_ptr().cast() })
+        // A namespace of this type starts with the common part.
+        is_pmem.then(|| self.ndns.cast())
     }
 
     /// Returns the smallest unit that its disk is to address, in bytes.
@@ -163,7 +162,13 @@ impl<'bound> Namespace<'bound> {
     ///
     /// The size that the label asks for, if there is none such; 512 is to be used then.
     pub fn sector_size(&self) -> Result<u32, u64> {
-        match self.labelled().map_or(0, |namespace| namespace.lbasize) {
+        let asked = match self.labelled() {
+            // SAFETY: By the type invariant the namespace is valid; it is not reconfigured.
+            Some(namespace) => unsafe { (*namespace.as_ptr()).lbasize },
+            None => 0,
+        };
+
+        match asked {
             0 | 512 => Ok(512),
             4096 => Ok(4096),
             // CAST: `unsigned long` has at most 64 bits.
@@ -173,13 +178,13 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns its uuid; all zeroes if it has no label.
     pub fn uuid(&self) -> [u8; 16] {
-        let uuid = self
-            .labelled()
-            .and_then(|namespace| NonNull::new(namespace.uuid));
+        let Some(namespace) = self.labelled() else {
+            return [0; 16];
+        };
 
-        // SAFETY: `Namespace::probe` has seen that a namespace with a label has a uuid, which is not
-        // changed while a driver is being bound.
-        uuid.map_or([0; 16], |uuid| unsafe { uuid.as_ref().b })
+        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` has seen that there
+        // is a uuid; it is not changed while a device of the namespace has a driver.
+        unsafe { (*(*namespace.as_ptr()).uuid).b }
     }
 
     /// Returns whether info blocks are to be left alone: the user wants the namespace as it is.
@@ -400,10 +405,10 @@ impl<'bound> EnabledNamespace<'bound> {
 /// The name of the type of namespaces with a label, as their attribute `devtype` shows it.
 const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
 
-/// The size of an info block; one that is not at the start of a namespace is as far into it.
+/// The size of an info block in bytes; one that is not at the start of a namespace is as far into it.
 pub const INFO_BLOCK_SIZE: usize = 4096;
 
-/// How much at the start of a namespace is kept for info blocks: `nd_info_block_reserve()`.
+/// How many bytes at the start of a namespace are kept for info blocks: `nd_info_block_reserve()`.
 pub fn info_block_reserve() -> ResourceSize {
     const SIZE: usize = 8 * 1024;
 

@@ -25,8 +25,8 @@ pub const SUITE: Suite = Suite {
         Test::new("xfs_hangs_with_rmap", unbind_under_xfs),
         Test::new("labels_make_the_kernel_warn", |lab| {
             probe::ask_for_odd_sectors(lab).map(drop)
-        }),
-        Test::new("padding_is_believed", |lab| probe::pad_in_excess(lab)),
+        })
+        .within(120),
     ],
 };
 

@@ -151,7 +151,7 @@ impl Site {
     fn tree(&self, dir: &Path, kind: &str, facts: &mut Facts) -> Result<()> {
         for name in sysfs::names(dir)? {
             // The disk is looked at by itself.
-            if kind == "nd" && name == "block" {
+            if name == "block" && ["nd", "namespace"].contains(&kind) {
                 continue;
             }
             let path = dir.join(&name);
