@@ -30,6 +30,7 @@ pub fn main() -> Result<()> {
     let steps: [fn() -> Result<()>; 9] = [
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
+        end_swap,
         detach_loops,
         || patiently(stop_arrays),
         || retired::await_none(PATIENCE),
@@ -80,6 +81,18 @@ fn remove_mapped_devices() -> Result<()> {
     run("dmsetup", &["remove_all", "--force"])?;
     let left = Disk::all("dm-")?;
     ensure!(left.is_empty(), "{left:?} cannot be removed");
+    Ok(())
+}
+
+/// A disk that is gone cannot be swapped off any more.
+fn end_swap() -> Result<()> {
+    let swaps = fs::read_to_string("/proc/swaps")?;
+    for line in swaps.lines().skip(1) {
+        let node = line.split_whitespace().next().unwrap_or_default();
+        if Path::new(node).exists() {
+            run("busybox", &["swapoff", node])?;
+        }
+    }
     Ok(())
 }
 
