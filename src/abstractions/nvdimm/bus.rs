@@ -329,7 +329,7 @@ mod tests {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let start = free_range(4096)?;
 
-        for _ in 0..10 {
+        for _ in 0..3 {
             let bus = bus(&faux)?;
             bus.create_region(&RegionDesc {
                 range: start..start + 512,
