@@ -61,9 +61,19 @@ const WANTED: &[Difference] = &[
         reason: "how long unbind waits can be chosen",
     },
     Difference {
+        fact: "modinfo/alias",
+        modes: ALL,
+        reason: "it also drives what nd_e820 and of_pmem do",
+    },
+    Difference {
         fact: "debugfs",
         modes: ALL,
-        reason: "one can see what is retired",
+        reason: "one can see who uses what, and what is retired",
+    },
+    Difference {
+        fact: "io/read/bad",
+        modes: &[Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev],
+        reason: "a bad medium is told from a failed request",
     },
 ];
 
