@@ -30,7 +30,7 @@ pub struct BadRange {
 
 /// The bad sectors of a disk. The C side only counts, so it may as well be pages that are listed.
 ///
-/// All operations may be called from any context and by several threads at once; the C side
+/// All operations may be called by several threads at once, and where interrupts are on; the C side
 /// serialises them with a seqlock.
 ///
 /// # Examples

@@ -197,6 +197,10 @@ pub trait PagemapOperations: Send + Sync + 'static {
     /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory. After any
     /// other error the memory stays in the linear mapping.
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
+
+    /// The `len` bytes from `offset` bytes into the data count as [failed](Pagemap::has_failed) from here on.
+    /// Called after [`Self::memory_failure`], if the caller goes on to take them out of the linear mapping.
+    fn has_failed(&self, offset: u64, len: u64);
 }
 
 /// Which pages of a [`Pagemap`] the DAX core was ever told the frame numbers of.
@@ -323,6 +327,44 @@ impl UsedPage<'_> {
     }
 }
 
+/// What the folio of a page says about who uses it.
+#[derive(Clone, Copy)]
+struct Use {
+    folio: *mut bindings::folio,
+    references: u32,
+    has_mapping: bool,
+    is_shared: bool,
+}
+
+impl Use {
+    /// Looks at the folio that the page is in at the moment.
+    ///
+    /// # Safety
+    ///
+    /// The page frame must have a `struct page` of a [`Pagemap`], which does not go meanwhile.
+    unsafe fn of(pfn: c_ulong) -> Self {
+        // SAFETY: By the safety requirements the page is there. Whether it is in a folio of several
+        // pages is a word that is read at once, and so are the fields of the first one, as the C code
+        // does, without a lock.
+        unsafe {
+            let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
+            let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
+
+            Self {
+                folio,
+                references: bindings::folio_ref_count(folio).unsigned_abs(),
+                has_mapping: !addr_of!((*fields).mapping).read_volatile().is_null(),
+                is_shared: addr_of!((*fields).__bindgen_anon_2.share).read_volatile() != 0,
+            }
+        }
+    }
+
+    /// Returns whether the page cache of a file names the page.
+    fn is_named(&self) -> bool {
+        self.has_mapping || self.is_shared
+    }
+}
+
 /// How many pages are in use; see [`Pagemap::count_used`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PagesInUse {
@@ -370,6 +412,8 @@ pub struct PagesInUse {
 ///         // Leaves it to the memory management.
 ///         Err(EOPNOTSUPP)
 ///     }
+///
+///     fn has_failed(&self, _offset: u64, _len: u64) {}
 /// }
 ///
 /// fn map(
@@ -510,16 +554,30 @@ impl<T: PagemapOperations> Pagemap<T> {
         unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
     }
 
-    /// Returns whether any page that the `len` bytes from `offset` on are in was reported as failed, and not
-    /// made good since. Callable from any context.
-    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
+    /// Returns whether no page has failed. Callable from any context.
+    #[inline]
+    pub fn is_sound(&self) -> bool {
+        self.inner.failed.is_empty()
+    }
+
+    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has failed, and
+    /// was not made good since. It may be one before `offset`: a run of failed pages is found by its start.
+    /// Callable from any context.
+    pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
         let first = offset >> PAGE_SHIFT;
         let beyond = offset.saturating_add(len).div_ceil(PAGE_SIZE);
-
-        self.inner
+        let run = self
+            .inner
             .failed
-            .check(first as u64, beyond.saturating_sub(first) as u64)
-            .is_some()
+            .check(first as u64, beyond.saturating_sub(first) as u64)?;
+
+        Some((run.first as usize) << PAGE_SHIFT)
+    }
+
+    /// Returns whether any page that the `len` bytes from `offset` on are in has failed. Callable from any
+    /// context.
+    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
+        self.first_failed(offset, len).is_some()
     }
 
     /// Returns the whole pages of the `len` bytes from `offset` on, for the DAX core, or [`None`] if
@@ -563,7 +621,8 @@ impl<T: PagemapOperations> Pagemap<T> {
     }
 
     /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
-    /// as there are exposed pages.
+    /// as there are exposed pages. Only for when no translation can begin any more: with faults, folios come
+    /// and go.
     pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
         let frames = self.frames();
         let mut next = from.max(frames.start);
@@ -575,29 +634,25 @@ impl<T: PagemapOperations> Pagemap<T> {
             }
 
             // SAFETY: The frame is one of the data, which has `struct page`s. The page of a folio
-            // belongs to the same file, so the folio is in the data too. The fields are read as the
-            // C code does, without a lock.
-            let (page, first, pages, references, named) = unsafe {
-                let folio = bindings::page_folio(bindings::pfn_to_page(pfn as c_ulong));
-                let page = addr_of_mut!((*folio).__bindgen_anon_1.page);
-                let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
-                let mapping = addr_of!((*fields).mapping).read_volatile();
-                let share = addr_of!((*fields).__bindgen_anon_2.share).read_volatile();
+            // belongs to the same file, so the folio is in the data too. Folios are not made any more,
+            // so this one has the size that it says.
+            let (found, page, first, pages) = unsafe {
+                let found = Use::of(pfn as c_ulong);
+                let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
                 (
+                    found,
                     page,
                     bindings::page_to_pfn(page) as u64,
-                    bindings::folio_nr_pages(folio) as u64,
-                    bindings::folio_ref_count(folio),
-                    !mapping.is_null() || share != 0,
+                    bindings::folio_nr_pages(found.folio) as u64,
                 )
             };
             let end = first.saturating_add(pages).max(pfn.saturating_add(1));
 
-            if references != 0 || named {
+            if found.references != 0 || found.is_named() {
                 return Some(UsedPage {
                     page: NonNull::new(page)?,
                     frames: first..end,
-                    references: references.unsigned_abs(),
+                    references: found.references,
                     _pages: PhantomData,
                 });
             }
@@ -605,20 +660,27 @@ impl<T: PagemapOperations> Pagemap<T> {
         }
     }
 
-    /// Counts the pages that are in use. Does not sleep; takes as long as there are exposed pages.
+    /// Counts the pages that are in use. Does not sleep; takes as long as there are exposed pages. While
+    /// translations are under way the numbers may be those of no moment.
     pub fn count_used(&self) -> PagesInUse {
+        let frames = self.frames();
         let mut count = PagesInUse::default();
-        let mut next = 0;
+        let mut next = frames.start as usize;
 
-        while let Some(page) = self.first_used(next) {
-            let pages = page.frames.end.saturating_sub(page.frames.start);
-            let sum = if page.is_referenced() {
+        while let Some(pfn) = self
+            .exposure
+            .next(next)
+            .filter(|pfn| frames.contains(&(*pfn as u64)))
+        {
+            // SAFETY: The frame is one of the data, which has `struct page`s.
+            let found = unsafe { Use::of(pfn as c_ulong) };
+            let sum = if found.references != 0 {
                 &mut count.referenced
             } else {
                 &mut count.cached
             };
-            *sum = sum.saturating_add(pages);
-            next = page.frames.end;
+            *sum = sum.saturating_add(u64::from(found.references != 0 || found.is_named()));
+            next = pfn.saturating_add(1);
         }
         count
     }
@@ -723,11 +785,29 @@ impl<T: PagemapOperations> Pagemap<T> {
             return EOPNOTSUPP.to_errno();
         };
 
-        // Who is called back takes the page out of the linear mapping only if this does not fail.
-        let result = inner
-            .failed
-            .add(offset >> PAGE_SHIFT, nr_pages as u64)
-            .and_then(|()| inner.ops.memory_failure(offset, len, flags));
+        // Who calls takes the pages out of the linear mapping only if this does not fail
+        // (`uc_decode_notifier()`). So they are remembered first, and forgotten again if it does.
+        let first = offset >> PAGE_SHIFT;
+        let known = inner.failed.check(first, nr_pages as u64).is_some();
+        let remembered = known || inner.failed.add(first, nr_pages as u64).is_ok();
+
+        let mut result = inner.ops.memory_failure(offset, len, flags);
+        // The memory management kills the users of pages that the page cache of a file names, and fails
+        // otherwise (`mf_generic_kill_procs()`).
+        // SAFETY: The page frame is one of the pgmap, which the caller has a reference to.
+        if result == Err(EOPNOTSUPP) && !unsafe { Use::of(pfn) }.has_mapping {
+            result = Err(EBUSY);
+        }
+        let goes = result.is_ok() || result == Err(EOPNOTSUPP);
+        if goes && !remembered {
+            // What is not remembered has to stay where it is.
+            result = Err(ENOSPC);
+        } else if goes {
+            inner.ops.has_failed(offset, len);
+        } else if !known {
+            inner.failed.clear(first, nr_pages as u64);
+        }
+
         match result {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
@@ -879,13 +959,24 @@ mod tests {
     struct LastFailure {
         offset: Atomic<u64>,
         len: Atomic<u64>,
+        /// How many bytes have failed.
+        listed: Atomic<u64>,
+        /// What to fail with, if not 0.
+        errno: Atomic<i32>,
     }
 
     impl PagemapOperations for Arc<LastFailure> {
         fn memory_failure(&self, offset: u64, len: u64, _flags: c_int) -> Result {
             self.offset.store(offset, Relaxed);
             self.len.store(len, Relaxed);
-            Ok(())
+            match self.errno.load(Relaxed) {
+                0 => Ok(()),
+                errno => Err(Error::from_errno(errno)),
+            }
+        }
+
+        fn has_failed(&self, _offset: u64, len: u64) {
+            self.listed.fetch_add(len, Relaxed);
         }
     }
 
@@ -894,6 +985,8 @@ mod tests {
             LastFailure {
                 offset: Atomic::new(u64::MAX),
                 len: Atomic::new(0),
+                listed: Atomic::new(0),
+                errno: Atomic::new(0),
             },
             GFP_KERNEL,
         )?)
@@ -996,6 +1089,38 @@ mod tests {
         assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
         assert!(pages.has_failed(0x4fff, 1));
         assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_stay_mapped_have_not_failed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        let report = |errno: i32| {
+            pages.ops().errno.store(errno, Relaxed);
+            // SAFETY: As above.
+            unsafe {
+                Pagemap::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.inner.pgmap.get(),
+                    (pfn + 3) as c_ulong,
+                    1,
+                    0,
+                )
+            }
+        };
+
+        assert_eq!(report(EIO.to_errno()), EIO.to_errno());
+        // No file has the page, so the memory management would do nothing either.
+        assert_eq!(report(EOPNOTSUPP.to_errno()), EBUSY.to_errno());
+        assert!(!pages.has_failed(0x3000, 0x1000));
+        assert_eq!(pages.ops().listed.load(Relaxed), 0);
+
+        assert_eq!(report(0), 0);
+        assert_eq!(pages.ops().listed.load(Relaxed), 0x1000);
+        // It went the first time, and does not come back because of this.
+        assert_eq!(report(EIO.to_errno()), EIO.to_errno());
+        assert!(pages.has_failed(0x3000, 0x1000));
         Ok(())
     }
 

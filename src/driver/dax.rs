@@ -34,7 +34,7 @@ impl dax::Operations for Pmem {
     ) -> Result<Extent<'g>> {
         let rest = Span::from_page(pgoff, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
 
-        let span = if self.badblocks.is_empty() {
+        let span = if self.is_sound() {
             rest
         } else {
             // Only what was asked for is known to be good.
@@ -45,7 +45,7 @@ impl dax::Operations for Pmem {
                 (None, _) => asked,
                 (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
                 (Some(bad), AccessMode::RecoveryWrite) => {
-                    asked.up_to_bad(bad.first, PAGE_SHIFT).ok_or(ERANGE)?
+                    asked.up_to_bad(bad, PAGE_SHIFT).ok_or(ERANGE)?
                 }
             }
         };

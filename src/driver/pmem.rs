@@ -70,15 +70,39 @@ impl Pmem {
         })
     }
 
-    /// Returns the first run of bad sectors in `span`.
+    /// Returns whether nothing is known to be bad.
     #[inline]
-    pub fn bad(&self, span: Span) -> Option<BadRange> {
-        if self.badblocks.is_empty() {
+    pub fn is_sound(&self) -> bool {
+        self.badblocks.is_empty() && self.range.is_sound()
+    }
+
+    /// Returns the first bad sector in `span`, or one before it if that belongs to the same run.
+    #[inline]
+    pub fn bad(&self, span: Span) -> Option<u64> {
+        if self.is_sound() {
             return None;
         }
-        let (first, sectors) = span.sectors();
+        self.look_for_bad(span)
+    }
 
-        self.badblocks.check(first, sectors)
+    /// Pages that have failed are bad, whatever the list says: what fails while its sectors are being taken off
+    /// the list is not on it.
+    #[cold]
+    fn look_for_bad(&self, span: Span) -> Option<u64> {
+        let (first, sectors) = span.sectors();
+        let listed = self
+            .badblocks
+            .check(first, sectors)
+            .map(|BadRange { first, .. }| first);
+        let failed = self
+            .range
+            .first_failed(span.offset, span.len)
+            .map(|offset| (offset >> SECTOR_SHIFT) as u64);
+
+        match (listed, failed) {
+            (Some(listed), Some(failed)) => Some(listed.min(failed)),
+            (listed, failed) => listed.or(failed),
+        }
     }
 
     /// Reads `span` into the memory of a request. That nothing in it is known to be bad is for the
@@ -138,11 +162,11 @@ impl Pmem {
     /// Heals the pages of `span` that have bad memory, one at a time: firmware does not clear the
     /// poison of larger pieces reliably.
     #[cold]
-    fn heal(&self, span: Span, mut bad: BadRange) -> Result {
+    fn heal(&self, span: Span, mut bad: u64) -> Result {
         let mut rest = span;
 
         loop {
-            let (piece, after) = rest.split_at_bad(bad.first, PAGE_SHIFT).ok_or(EIO)?;
+            let (piece, after) = rest.split_at_bad(bad, PAGE_SHIFT).ok_or(EIO)?;
 
             if self.range.has_failed(piece.offset, piece.len) && piece.len != PAGE_SIZE {
                 // A part of a page cannot be put back into the linear mapping. To clear the poison of

@@ -5,7 +5,7 @@
 //! The three are one object with a life of its own. It owns all that it uses and refers to no
 //! device, so it can outlive the binding that made it, for as long as somebody uses its pages.
 
-use super::geometry::Span;
+use super::geometry::SECTOR_SHIFT;
 use crate::abstractions::{
     badblocks::Badblocks,
     dax::{
@@ -135,6 +135,24 @@ impl PmemRange {
         }
     }
 
+    /// Returns whether no page has failed.
+    #[inline]
+    pub fn is_sound(&self) -> bool {
+        match self {
+            Self::Pages(pages) => pages.is_sound(),
+            Self::Plain(_) => true,
+        }
+    }
+
+    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has failed; it
+    /// may be one before `offset`.
+    pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
+        match self {
+            Self::Pages(pages) => pages.first_failed(offset, len),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// Returns whether a page that the `len` bytes from `offset` on are in has failed, so that it must not be
     /// written to.
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
@@ -244,18 +262,18 @@ pub struct FailureHandler {
 
 impl PagemapOperations for FailureHandler {
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
-        let span = Span {
-            offset: usize::try_from(offset)?,
-            len: usize::try_from(len)?,
-        };
-        // The provider may never say that the memory is bad, or say so only of a few bytes of a page
-        // none of which is mapped any more.
-        let (first, sectors) = span.sectors();
-        self.badblocks.add(first, sectors)?;
-
         // Before there is a device, the memory management knows what to do.
         let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
 
         dax.notify_failure(offset, len, flags)
+    }
+
+    fn has_failed(&self, offset: u64, len: u64) {
+        // For those who read the list. The provider may never say that the memory is bad, or say so only of
+        // a few bytes of a page none of which is mapped any more. If the list is full, that changes nothing:
+        // the range itself knows.
+        let _ = self
+            .badblocks
+            .add(offset >> SECTOR_SHIFT, len.div_ceil(1 << SECTOR_SHIFT));
     }
 }

@@ -216,7 +216,8 @@ impl WorkItem<2> for Unbind {
         let inodes = core::mem::take(&mut *this.inodes.lock());
 
         drop(inodes);
-        if this.inodes.lock().is_empty() {
+        let waiting = this.inodes.lock();
+        if waiting.is_empty() {
             this.are_put.complete_all();
         }
     }
@@ -703,7 +704,21 @@ impl Unbind {
 impl Unbind {
     /// Says who uses the range. It sleeps, so that it cannot be done while something is printed.
     pub fn describe(&self) -> Description {
-        Description(CString::try_from_fmt(fmt!("{}", Words(self))).ok())
+        let (used, exposed) = match &*self.range.lock() {
+            Some(range) => (range.count_used(), range.exposed_bytes()),
+            None => (PagesInUse::default(), 0),
+        };
+        // All of it is read once: what is printed is formatted twice, first for its length.
+        let words = Words {
+            unbind: self,
+            used,
+            exposed,
+            stage: self.stage.load(Relaxed),
+            claimed: self.is_claimed.load(Relaxed),
+            dead: self.is_dead.load(Acquire),
+        };
+
+        Description(CString::try_from_fmt(fmt!("{words}")).ok())
     }
 }
 
@@ -719,11 +734,26 @@ impl fmt::Display for Description {
     }
 }
 
-struct Words<'a>(&'a Unbind);
+struct Words<'a> {
+    unbind: &'a Unbind,
+    used: PagesInUse,
+    /// In bytes.
+    exposed: u64,
+    stage: u32,
+    claimed: bool,
+    dead: bool,
+}
 
 impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(this) = self;
+        let &Self {
+            unbind: this,
+            used,
+            exposed,
+            stage,
+            claimed,
+            dead,
+        } = self;
         f.write_fmt(fmt!(
             "{} [mem {:#x}-{:#x}], ",
             *this.name,
@@ -731,11 +761,6 @@ impl fmt::Display for Words<'_> {
             this.phys.end.saturating_sub(1)
         ))?;
 
-        let (used, exposed) = match &*this.range.lock() {
-            Some(range) => (range.count_used(), range.exposed_bytes()),
-            None => (PagesInUse::default(), 0),
-        };
-        let stage = this.stage.load(Relaxed);
         if stage == STAGE_BOUND {
             return f.write_fmt(fmt!(
                 "exposed: {} KiB, in use: {} pages, in page caches only: {} pages",
@@ -746,8 +771,6 @@ impl fmt::Display for Words<'_> {
         }
 
         f.write_str("used by")?;
-        let claimed = this.is_claimed.load(Relaxed);
-        let dead = this.is_dead.load(Acquire);
         if used.referenced != 0 {
             write!(f, " (pins: {} pages)", used.referenced)?;
         }
