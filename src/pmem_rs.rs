@@ -45,8 +45,8 @@ use kernel::{
 pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
-    // After the driver of what is on its buses: each device there is unbound under its own lock only,
-    // and what then goes with the buses is used by nobody.
+    // After the driver of what is on its buses: each device of that is unbound under its own lock only.
+    // With the buses then go the devices that other drivers have, whether they are in use or not.
     #[pin]
     _platform_driver:
         kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,

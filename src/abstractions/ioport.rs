@@ -145,11 +145,12 @@ impl Drop for MemRegion {
 }
 
 /// Calls `f` with every range that the firmware (on x86 also `memmap=` on the command line) calls
-/// persistent without describing an NVDIMM, in the order of their addresses.
+/// persistent without describing an NVDIMM, in the order of their addresses. One that ends with the
+/// last address of all is given without it.
 ///
 /// # Errors
 ///
-/// [`ENODEV`] if there is none; [`EOVERFLOW`] if one has no end. An error of `f` ends the walk.
+/// [`ENODEV`] if there is none. An error of `f` ends the walk.
 ///
 /// # Examples
 ///
@@ -189,10 +190,7 @@ pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result
             )
         };
 
-        walk.result = last
-            .checked_add(1)
-            .ok_or(EOVERFLOW)
-            .and_then(|end| (walk.f)(start..end));
+        walk.result = (walk.f)(start..last.saturating_add(1));
         // Anything but zero ends the walk.
         c_int::from(walk.result.is_err())
     }

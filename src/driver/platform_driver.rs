@@ -65,10 +65,21 @@ impl kernel::platform::Driver for PlatformDriver {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         let source = Source::of(dev, node)?;
 
-        // All are looked at before the first one becomes a region.
-        source.for_each_range(|range| source.check(range))?;
         let bus = Bus::register(dev.as_ref(), source.provider()?)?;
-        source.for_each_range(|range| bus.create_region(&source.region(range)))?;
+        let mut has_region = false;
+
+        // A wrong range takes nothing away from the others.
+        source.for_each_range(|range| {
+            if source.is_usable(&range) {
+                bus.create_region(&source.region(range))?;
+                has_region = true;
+            }
+            Ok(())
+        })?;
+        if !has_region {
+            // The log has the reason for each range.
+            return Err(ENXIO);
+        }
         Ok(bus)
     }
 }
@@ -149,8 +160,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Refuses, with a message, a range that cannot be used by anybody.
-    fn check(self, range: Range<PhysAddr>) -> Result {
+    /// Returns whether a range can be a region. If not, the log has the reason.
+    fn is_usable(self, range: &Range<PhysAddr>) -> bool {
         let dev = self.device();
         let (start, last) = (range.start, range.end.saturating_sub(1));
         let place = match self {
@@ -158,29 +169,30 @@ impl<'a> Source<'a> {
             Self::MemoryMap(_) => "memmap= on the kernel command line, or the firmware",
         };
 
-        if !is_whole_pages(&range, PAGE_SIZE as u64) {
+        if !is_whole_pages(range, PAGE_SIZE as u64) {
             dev_err!(
                 dev,
-                "[mem {:#x}-{:#x}] is not whole pages of {} bytes: correct {}\n",
+                "[mem {:#x}-{:#x}] is left out, it is not whole pages of {} bytes: correct {}\n",
                 start,
                 last,
                 PAGE_SIZE,
                 place
             );
-            return Err(ENXIO);
+            return false;
         }
-        if ioport::has_ram(&range) {
+        if ioport::has_ram(range) {
             dev_err!(
                 dev,
-                "[mem {:#x}-{:#x}] is used as System RAM: reserve it (`no-map` in /reserved-memory, or \
-                 memmap=SIZE$START on the kernel command line), or correct {}\n",
+                "[mem {:#x}-{:#x}] is left out, it is used as System RAM: reserve it (`no-map` in \
+                 /reserved-memory, or memmap=SIZE$START on the kernel command line), or correct {}; if \
+                 device-dax (kmem) has onlined it, reboot\n",
                 start,
                 last,
                 place
             );
-            return Err(ENXIO);
+            return false;
         }
-        Ok(())
+        true
     }
 
     /// Says what a range is to be.

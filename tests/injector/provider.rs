@@ -228,11 +228,22 @@ impl Drop for Bus {
     }
 }
 
+/// What the bus leaves in memory that no drop frees: a static one.
+struct Clears;
+
+impl Drop for Clears {
+    fn drop(&mut self) {
+        *CLEARS.lock() = KVec::new();
+    }
+}
+
 /// The module. The fields go in the order in which they stand here.
 struct Injector {
     _inject: Pin<KBox<File<Provider>>>,
     _others: [Pin<KBox<File<()>>>; 3],
     _bus: Bus,
+    // After the bus, whose commands add to it.
+    _clears: Clears,
     _parent: faux::Registration,
 }
 
@@ -278,6 +289,7 @@ impl kernel::Module for Injector {
                 )?,
             ],
             _bus: bus,
+            _clears: Clears,
             _parent: parent,
         })
     }

@@ -51,8 +51,9 @@ pub struct RegionDesc {
 /// binding of the device that it was registered for.
 ///
 /// Regions do not hold a reference to the module of the provider (`nvdimm_bus_descriptor.module`), as
-/// they need nothing of it but the bus, which is unregistered before the module goes. So it is up to
-/// the users of the namespaces whether the module can be unloaded.
+/// they need nothing of it but the bus, which is unregistered before the module goes. So only the users
+/// of namespaces that a driver of the module has can keep it loaded. Namespaces that another driver has
+/// (`nd_pmem`, `dax_pmem`) are taken away from it, in use or not.
 ///
 /// Dropping a bus sleeps, for as long as it takes to unbind all that is on it. The lock of the device is
 /// held meanwhile, and those of the bus and of the regions are taken.

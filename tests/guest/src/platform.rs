@@ -160,6 +160,13 @@ impl PlatformDevice {
 pub struct Description(BTreeMap<String, String>);
 
 impl Description {
+    /// Leaves out a region and what is in it.
+    pub fn without(mut self, region: &Device) -> Description {
+        let prefix = format!("{}/", region.name());
+        self.0.retain(|key, _| !key.starts_with(&prefix));
+        self
+    }
+
     /// Checks that another one says the same.
     pub fn expect_same(&self, other: &Description) -> Result<()> {
         ensure!(

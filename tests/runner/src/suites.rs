@@ -76,9 +76,9 @@ const LEGACY: Machine = Machine {
     kernel_words: "memmap=512M!1G",
     ..PLAIN
 };
-/// Two such ranges, with other memory between them.
+/// Two such ranges, with other memory between them, and one that is not whole pages.
 const TWO_LEGACY: Machine = Machine {
-    kernel_words: "memmap=256M!1G memmap=256M!1344M",
+    kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M",
     ..PLAIN
 };
 /// Memory that nobody uses until the module `injector` does.

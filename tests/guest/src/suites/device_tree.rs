@@ -26,6 +26,7 @@ pub const SUITE: Suite = Suite {
         Test::new("nodes_become_regions", nodes_become_regions),
         Test::new("alias_names_the_module", alias_names_the_module),
         Test::new("wrong_nodes_are_refused", wrong_nodes),
+        Test::new("wrong_range_of_a_node_is_left_out", wrong_range),
         Test::new("it_is_as_with_of_pmem", as_with_of_pmem),
         Test::new("it_goes_while_it_is_used", goes_in_use),
         Test::new("volatile_memory_goes_while_it_is_used", volatile_goes),
@@ -39,15 +40,13 @@ const VOLATILE: &str = "58000000.pmem";
 /// The place of its region in the order of addresses.
 const VOLATILE_REGION: u32 = 2;
 
-/// The devices of wrong nodes, and what is wrong with them.
+/// The one with a good range and a wrong one.
+const HALF_WRONG: &str = "5a000000.pmem";
+/// The devices of nodes without a good range, and what is wrong with them.
 const WRONG: &[(&str, &str)] = &[
     (
-        "5a000000.pmem",
-        "[mem 0x20000000-0x20ffffff] is used as System RAM",
-    ),
-    (
         "5b000800.pmem",
-        "[mem 0x5b000800-0x5b0017ff] is not whole pages",
+        "[mem 0x5b000800-0x5b0017ff] is left out, it is not whole pages",
     ),
     ("pmem-without-reg", "the node needs a `reg`"),
 ];
@@ -155,6 +154,27 @@ fn wrong_nodes(lab: &mut Lab) -> Result<()> {
         let after = Device::all()?;
         ensure!(before == after, "there were {before:?}, and are {after:?}");
     }
+    Ok(())
+}
+
+/// The good range is there, and the other one is told what is wrong with it.
+fn wrong_range(lab: &mut Lab) -> Result<()> {
+    let device = device(lab, HALF_WRONG)?;
+    device.unbind()?;
+    let mut messages = Messages::from_now()?;
+    device.bind(lab.driver.name())?;
+    let said =
+        messages.expect(&["[mem 0x20000000-0x20ffffff] is left out, it is used as System RAM"])?;
+    println!("the kernel says: {said}");
+    let found = device
+        .regions()?
+        .iter()
+        .map(|region| Ok((region.resource()?, region.get("size")?.parse()?)))
+        .collect::<Result<Vec<(u64, u64)>>>()?;
+    ensure!(
+        found == [(0x5a00_0000, 0x100_0000)],
+        "{device} has the regions {found:x?}"
+    );
     Ok(())
 }
 
