@@ -468,7 +468,7 @@ fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     lab.prepare(Mode::FsdaxMem)?;
     run("ndctl", &["disable-region", "all"])?;
     run("ndctl", &["disable-dimm", "nmem0"])?;
-    run("ndctl", &["init-labels", "-f", "nmem0"])?;
+    run("ndctl", &["init-labels", "-f", "-V", "1.2", "nmem0"])?;
     run("ndctl", &["enable-dimm", "nmem0"])?;
     run("ndctl", &["enable-region", "all"])?;
     settle()?;
