@@ -275,8 +275,9 @@ fn place(namespace: &Namespace<'_>, range: &Range<PhysAddr>) -> Place {
 ///
 /// # Errors
 ///
-/// [`EOPNOTSUPP`] if there is an info block that cannot. To libnvdimm such a namespace is complete, so it
-/// makes a new seed, as it does for those that it refuses itself.
+/// [`EOPNOTSUPP`] if there is an info block that cannot, or if it cannot be told whether there is one. To
+/// libnvdimm such a namespace is complete, so it makes a new seed, as it does for those that it refuses
+/// itself.
 fn claim(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
@@ -288,13 +289,17 @@ fn claim(
     }
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
-        // What cannot be read cannot be believed, and libnvdimm thinks so too.
-        Err(err) if err == EIO => {
+        Err(err) if err == EIO && namespace.is_raw_by_label() => {
             dev_warn!(
                 dev,
-                "where an info block would be the medium is bad; the namespace is taken as raw\n"
+                "the medium is bad where an info block would be; the label says that there is none\n"
             );
             return Ok(Claim::Raw);
+        }
+        // A raw disk would look empty, and the first write to it would put an end to what there was.
+        Err(err) if err == EIO => {
+            report_unreadable(dev, namespace.name());
+            return Err(EOPNOTSUPP);
         }
         Err(err) => return Err(err),
     };
@@ -303,13 +308,22 @@ fn claim(
     };
 
     let fault = match block.check(&place(namespace, range)) {
+        // It was left there by a namespace whose label is gone.
+        Err(Fault::Foreign) if namespace.is_raw_by_label() => {
+            dev_info!(
+                dev,
+                "there is an info block of another namespace; the label says that this one has none\n"
+            );
+            return Ok(Claim::Raw);
+        }
         Err(fault) => fault,
         Ok(()) => match enabled.claim() {
             Ok(Claim::Claimed) => return Ok(Claim::Claimed),
-            // The label may say that it has another personality.
-            Ok(Claim::Raw) => Fault::Refused,
-            Err(err) if err == EOPNOTSUPP => Fault::Refused,
-            Err(err) => return Err(err),
+            Err(err) if err != EOPNOTSUPP => return Err(err),
+            // The user may have changed his mind meanwhile, or the label say that the namespace has
+            // another personality.
+            _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
+            _ => Fault::Refused,
         },
     };
     report_fault(dev, namespace.name(), block.personality(), fault);
@@ -324,14 +338,21 @@ fn set_up_pages<'bound>(
 ) -> Result<(EnabledNamespace<'bound>, PagemapConfig)> {
     let name = enabled.namespace().name();
 
+    let bytes = match enabled.read_info_block() {
+        Ok(bytes) => bytes,
+        // libnvdimm would refuse it too, without a word.
+        Err(err) if err == EIO => {
+            report_unreadable(dev, name);
+            return Err(EOPNOTSUPP);
+        }
+        Err(err) => return Err(err),
+    };
     // libnvdimm overwrites what is not this namespace's, and would believe the rest.
-    if let Ok(bytes) = enabled.read_info_block() {
-        if let Some(block) = InfoBlock::of(&bytes) {
-            if let Err(fault) = block.check(&place(enabled.namespace(), range)) {
-                if !fault.is_no_block_of_ours() {
-                    report_fault(dev, name, block.personality(), fault);
-                    return Err(EOPNOTSUPP);
-                }
+    if let Some(block) = InfoBlock::of(&bytes) {
+        if let Err(fault) = block.check(&place(enabled.namespace(), range)) {
+            if !fault.is_no_block_of_ours() {
+                report_fault(dev, name, block.personality(), fault);
+                return Err(EOPNOTSUPP);
             }
         }
     }
@@ -354,14 +375,37 @@ fn set_up_pages<'bound>(
 fn report_fault(dev: &Device<Core<'_>>, name: &CStr, personality: Personality, fault: Fault) {
     dev_err!(
         dev,
-        "the info block for mode {} cannot be used: {}. To get at what {} holds, write 1 to its \
+        "the info block for mode {} cannot be used: {}. To get at what {} holds, {}write 1 to its \
          force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` makes it anew\n",
         personality.name(),
         fault.describe(),
         name,
+        release(dev),
         name,
         personality.name()
     );
+}
+
+/// Says in the log that it cannot be told what a namespace is used as, and what to do about it.
+fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
+    dev_err!(
+        dev,
+        "the medium is bad where the info block of {} would be. To get at what it holds, {}write 1 to \
+         its force_raw and bind it. To make it anew, write zeroes to the first 8 KiB of that disk, which \
+         heals them, then `ndctl create-namespace -f -e {}`\n",
+        name,
+        release(dev),
+        name
+    );
+}
+
+/// Returns what has to be done before the namespace of a device can be bound itself, as the start of a
+/// sentence.
+fn release(dev: &Device<Core<'_>>) -> &'static str {
+    match dev.kind() {
+        Kind::Pfn => "write an empty line to the attribute `namespace` of this device, then ",
+        _ => "",
+    }
 }
 
 /// Says in the log why the memory of a device cannot be used, and what to do about it.

@@ -188,10 +188,23 @@ impl<'bound> Namespace<'bound> {
     }
 
     /// Returns whether info blocks are to be left alone: the user wants the namespace as it is.
+    ///
+    /// The user can change that at any time: `force_raw_store()` takes no lock.
     pub fn is_forced_raw(&self) -> bool {
-        // SAFETY: By the type invariant the namespace is valid; the flag does not change while a
-        // driver is being bound.
-        unsafe { (*self.ndns.as_ptr()).force_raw != 0 }
+        // SAFETY: By the type invariant the namespace is valid. The flag may be written meanwhile, as
+        // a whole; a volatile read is what `READ_ONCE()` does.
+        unsafe { (&raw const (*self.ndns.as_ptr()).force_raw).read_volatile() != 0 }
+    }
+
+    /// Returns whether there is a label, and it names no personality.
+    ///
+    /// Labels of version 1.1 cannot name any, so they say this of every namespace.
+    pub fn is_raw_by_label(&self) -> bool {
+        // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the lock
+        // of the device, and a namespace that nobody has claimed.
+        let class = unsafe { (*self.ndns.as_ptr()).claim_class };
+
+        self.labelled().is_some() && class == bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE
     }
 
     /// Returns the name that its disk is to have.
@@ -520,6 +533,7 @@ mod tests {
             assert!(namespace.name() == c"namespace7.3");
             assert!(namespace.sector_size() == Ok(512));
             assert!(namespace.uuid() == [0; 16]);
+            assert!(!namespace.is_raw_by_label());
         })
     }
 
@@ -552,6 +566,34 @@ mod tests {
             assert!(namespace.sector_size() == size);
             assert!(namespace.uuid() == [7; 16]);
             assert!(!namespace.is_forced_raw());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_label_may_name_a_personality() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        let kind = bindings::device_type {
+            name: NAMESPACE_PMEM.as_char_ptr(),
+            ..Default::default()
+        };
+
+        for (class, raw) in [
+            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE, true),
+            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_PFN, false),
+            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_UNKNOWN, false),
+        ] {
+            let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
+            nspm.nsio.common.dev.type_ = &kind;
+            nspm.nsio.common.claim_class = class;
+            let namespace = Namespace {
+                // SAFETY: As in `with_namespace`.
+                dev: unsafe { &*core::ptr::from_ref(generic).cast() },
+                ndns: NonNull::from(&mut *nspm).cast(),
+            };
+
+            assert!(namespace.is_raw_by_label() == raw);
         }
         Ok(())
     }

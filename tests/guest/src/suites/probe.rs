@@ -21,7 +21,7 @@ use crate::leaks::{Holdings, reservation};
 use crate::mapping::{Mapping, Sharing};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
-use crate::ndctl::Mode;
+use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall;
 
@@ -46,6 +46,8 @@ pub const SUITE: Suite = Suite {
             "refused_namespace_can_be_saved_or_made_anew",
             refused_is_not_lost,
         ),
+        Test::new("pfn_device_with_bad_info_block", refused_pfn_can_be_saved),
+        Test::new("info_block_that_outlived_its_label", outlived_its_label).within(120),
         Test::new("padding_fsdax_mem", |lab| padding(lab, Mode::FsdaxMem)),
         Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
         Test::new("info_blocks_of_older_versions", older_versions),
@@ -431,6 +433,53 @@ fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
     bound.expect_driver(Some(lab.driver))?;
     ensure!(bound.name().starts_with("pfn"), "{bound} is not fsdax");
     Ok(())
+}
+
+/// A pfn device that is refused has the namespace still, and the log says how to make it give it up.
+fn refused_pfn_can_be_saved(lab: &mut Lab) -> Result<()> {
+    let patient = Patient::new(lab, Mode::FsdaxMem)?;
+    let namespace = &patient.namespace;
+    let block = patient.good.with(Field::MajorVersion, 2);
+    let refused = patient.probe_with(lab, &block)?;
+    errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
+
+    let pfn = claim(namespace, &[("mode", "ram"), ("uuid", UUID)])?;
+    let mut messages = Messages::from_now()?;
+    let result = pfn.try_bind(lab.driver);
+    errno::expect("binding its pfn device", result, &[Errno::EOPNOTSUPP])?;
+    let line = messages.expect(&["the info block for mode"])?;
+    ensure!(
+        line.contains("write an empty line to the attribute `namespace` of this device"),
+        "the log says only `{line}`"
+    );
+    namespace.set("force_raw", "1")?;
+    let result = namespace.try_bind(lab.driver);
+    errno::expect("binding a claimed namespace", result, &[Errno::ENXIO])?;
+    pfn.give_up_namespace()?;
+    namespace.bind(lab.driver)?;
+    namespace.unbind()?;
+    namespace.set("force_raw", "0")?;
+    patient.recover(lab)
+}
+
+/// Labels can be wiped; the info blocks of the namespaces that they described stay. A namespace whose new
+/// label says that it is raw is raw.
+fn outlived_its_label(lab: &mut Lab) -> Result<()> {
+    lab.prepare(Mode::FsdaxMem)?;
+    run("ndctl", &["disable-region", "all"])?;
+    run("ndctl", &["disable-dimm", "nmem0"])?;
+    run("ndctl", &["init-labels", "-f", "-V", "1.2", "nmem0"])?;
+    run("ndctl", &["enable-dimm", "nmem0"])?;
+    run("ndctl", &["enable-region", "all"])?;
+    settle()?;
+    let mut messages = Messages::from_now()?;
+    ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
+    messages.expect(&["there is an info block of another namespace"])?;
+    let namespace = lab.namespace(0)?;
+    namespace.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(namespace.disk_name()?);
+    leave_mark(&disk)?;
+    find_mark(&disk)
 }
 
 /// Space that is left free at the start and at the end is none of the disk's, and neither the data nor what is

@@ -15,6 +15,7 @@ use crate::errno;
 use crate::infoblock::Field;
 use crate::injector::{Injector, Watch};
 use crate::lab::Lab;
+use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
@@ -39,6 +40,70 @@ pub fn known_before_probe(lab: &mut Lab) -> Result<()> {
         errno::expect("reading a bad sector", result, MEDIUM_ERROR)?;
         bench.expect_clears(&[])?;
     }
+    Ok(())
+}
+
+/// Where no info block can be read there may have been one, so nothing is offered that looks like an empty
+/// disk, on which the first write would put an end to it.
+pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let (pfn, namespace) = (&bench.bound, &bench.namespace);
+    let right = Buffer::stamped(64 << 10, 9);
+    bench
+        .disk
+        .open(Access::Direct)?
+        .write_all_at(&right, 1 << 20)?;
+    let data = bench.start - namespace.resource()?;
+    pfn.unbind()?;
+    bench.injector.inject(namespace.resource()? + 4096, 512)?;
+    let expect_refused = |device: &Device| -> Result<String> {
+        let mut messages = Messages::from_now()?;
+        let result = device.try_bind(lab.driver);
+        errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
+        let line = messages.expect(&["the medium is bad where the info block"])?;
+        for piece in ["write 1 to its force_raw", "ndctl create-namespace -f -e"] {
+            ensure!(line.contains(piece), "the log says `{line}`, not {piece}");
+        }
+        device.expect_driver(None)?;
+        ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
+        Ok(line)
+    };
+
+    let line = expect_refused(pfn)?;
+    ensure!(
+        line.contains("write an empty line to the attribute `namespace`"),
+        "the log says only `{line}`"
+    );
+    pfn.give_up_namespace()?;
+    expect_refused(namespace)?;
+    bench.expect_clears(&[])?;
+
+    // What the message says helps.
+    namespace.set("force_raw", "1")?;
+    namespace.bind(lab.driver)?;
+    let disk = Disk::named(namespace.disk_name()?);
+    disk.expect("badblocks", "8 1")?;
+    let mut found = Buffer::new(right.len());
+    disk.open(Access::Direct)?
+        .read_exact_at(&mut found, data + (1 << 20))?;
+    expect_same("what the namespace holds", &found, &right)?;
+    namespace.unbind()?;
+    namespace.set("force_raw", "0")?;
+    expect_refused(namespace)?;
+    namespace.set("force_raw", "1")?;
+    namespace.bind(lab.driver)?;
+    // ndctl takes what it cannot read for zeroes, and would not write over it.
+    disk.open(Access::Direct)?
+        .write_all_at(&Buffer::new(8 << 10), 0)?;
+    disk.expect("badblocks", "")?;
+    let name = namespace.name();
+    run(
+        "ndctl",
+        &["create-namespace", "-f", "-e", name, "-m", "fsdax"],
+    )?;
+    let bound = lab.holder_in(0)?;
+    bound.expect_driver(Some(lab.driver))?;
+    ensure!(bound.name().starts_with("pfn"), "{bound} is not fsdax");
     Ok(())
 }
 

@@ -24,6 +24,7 @@ pub const SUITE: Suite = Suite {
     name: "media",
     tests: &[
         Test::new("known_before_probe", blocks::known_before_probe),
+        Test::new("bad_where_the_info_block_is", blocks::bad_info_block),
         Test::new("padded_namespace", blocks::padded_namespace),
         Test::new("pollers_are_woken", blocks::pollers_are_woken),
         Test::new("only_bad_sectors_fail", blocks::only_bad_sectors_fail),
