@@ -94,4 +94,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release -p guest -p runner
+	@$(in_root) cargo build --quiet --locked --release -p counter -p guest -p runner

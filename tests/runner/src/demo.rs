@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::Setup;
 use crate::check::Bench;
 use crate::ktap::{Event, event};
-use crate::machine::{Machine, Nvdimm};
+use crate::machine::{CPUS, Machine, Nvdimm};
 use crate::report::Report;
 use crate::suites::Boot;
 
@@ -17,6 +17,7 @@ use crate::suites::Boot;
 const MACHINE: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
+    cpus: CPUS,
 };
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 

@@ -17,7 +17,12 @@ pub struct Machine {
     pub nvdimms: &'static [Nvdimm],
     /// More words for the kernel.
     pub kernel_words: &'static str,
+    /// How many CPUs there are.
+    pub cpus: u32,
 }
+
+/// How many CPUs a machine has unless there is a reason for another number.
+pub const CPUS: u32 = 2;
 
 /// One emulated NVDIMM with a label area.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +80,14 @@ pub struct Software<'a> {
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
     pub words: &'a [String],
+    /// Where instructions are counted, the plugin that does it, and the file that it writes.
+    pub counter: Option<&'a Counter>,
+}
+
+/// The plugin of QEMU that counts instructions, on a machine with one CPU.
+pub struct Counter {
+    pub plugin: PathBuf,
+    pub counts: PathBuf,
 }
 
 impl Machine {
@@ -129,9 +142,12 @@ impl Machine {
             "tcg",
             "-cpu",
             "max",
-            "-smp",
-            "2",
         ]);
+        qemu.args(["-smp", &self.cpus.to_string()]);
+        if let Some(Counter { plugin, counts }) = software.counter {
+            let argument = format!("{},out={}", plugin.display(), counts.display());
+            qemu.args(["-plugin", &argument]);
+        }
         qemu.args([
             "-m",
             "2G,slots=4,maxmem=16G",

@@ -6,12 +6,14 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
+//! - [`counting`] has instructions counted.
 //! - [`suites`] lists what can be run; [`check`], [`compare`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
 
 mod check;
 mod compare;
+mod counting;
 mod demo;
 mod env;
 mod guest;

@@ -19,6 +19,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         image: &image,
         kernel_words: "",
         words: &words,
+        counter: None,
     };
     println!(
         "Booting a guest with {}; Ctrl-A X ends it.",

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::machine::{Machine, Nvdimm};
+use crate::machine::{CPUS, Machine, Nvdimm};
 
 /// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
 pub struct Suite {
@@ -66,24 +66,29 @@ impl Boot {
 pub const ONE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
     kernel_words: "",
+    cpus: CPUS,
 };
 const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     kernel_words: "",
+    cpus: CPUS,
 };
 /// Memory that only the command line calls persistent, in the middle of the guest's.
 const LEGACY: Machine = Machine {
     nvdimms: &[],
     kernel_words: "memmap=512M!1G",
+    cpus: CPUS,
 };
 /// An NVDIMM on which a file of 1 GiB fits.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
     kernel_words: "",
+    cpus: CPUS,
 };
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
     kernel_words: "",
+    cpus: CPUS,
 };
 
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
@@ -146,34 +151,54 @@ pub const ALL: &[Suite] = &[
 /// The name of the tests of the runner itself, which have guests of their own.
 pub const SELFTEST: &str = "selftest";
 
+/// The name of the tests of counting, likewise.
+pub const COUNTING: &str = "counting";
+
+/// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
+/// can be counted.
+pub const COUNTED_PAIR: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(1152), Nvdimm::volatile(1152)],
+    kernel_words: "",
+    cpus: 1,
+};
+/// The same to be timed: there may be two who use a device.
+pub const TIMED_PAIR: Machine = Machine {
+    cpus: CPUS,
+    ..COUNTED_PAIR
+};
+
 /// What was asked for.
 pub struct Selection {
     pub selftest: bool,
+    pub counting: bool,
     pub suites: Vec<&'static Suite>,
 }
 
-/// Picks suites by name; none means all. A debug kernel has one more.
+/// Picks suites by name; none means all. A debug kernel has one more, and nobody measures there.
 pub fn select(names: &[String], debug: bool) -> Result<Selection> {
     let all: Vec<&'static Suite> = debug.then_some(&KUNIT).into_iter().chain(ALL).collect();
     if names.is_empty() {
         let suites = all;
         return Ok(Selection {
             selftest: true,
+            counting: !debug,
             suites,
         });
     }
     let mut selection = Selection {
         selftest: false,
+        counting: false,
         suites: Vec::new(),
     };
     for name in names {
         match all.iter().find(|suite| suite.name == name) {
             Some(suite) => selection.suites.push(suite),
             None if name == SELFTEST => selection.selftest = true,
+            None if name == COUNTING => selection.counting = true,
             None => {
                 let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
                 bail!(
-                    "no suite `{name}`; there are {SELFTEST}, {}",
+                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {}",
                     known.join(", ")
                 )
             }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two drivers side by side in one guest: each has an NVDIMM, and both are of the same size.
+
+use anyhow::Result;
+
+use crate::disk::Disk;
+use crate::driver::Driver;
+use crate::lab::{Lab, holder};
+use crate::nd::{Device, settle};
+use crate::ndctl::{self, Mode};
+
+/// A driver and its device.
+pub struct Side {
+    pub driver: Driver,
+    /// Which NVDIMM it has.
+    region: u32,
+    pub namespace: Device,
+    /// What the driver is bound to.
+    pub bound: Device,
+    pub disk: Disk,
+}
+
+/// The in-tree driver first, as in everything that is said about both.
+pub struct Pair {
+    pub nd_pmem: Side,
+    pub pmem_rs: Side,
+}
+
+impl Pair {
+    /// Gives each driver its NVDIMM, as an fsdax namespace. What is so already stays as it is.
+    pub fn ready(lab: &Lab) -> Result<Pair> {
+        for driver in [Driver::NdPmem, Driver::PmemRs] {
+            if !driver.is_loaded() {
+                driver.load()?;
+            }
+        }
+        let ours = u32::from(lab.swapped);
+        Ok(Pair {
+            nd_pmem: Side::ready(lab, Driver::NdPmem, 1 - ours)?,
+            pmem_rs: Side::ready(lab, Driver::PmemRs, ours)?,
+        })
+    }
+
+    /// Both.
+    pub fn sides(&self) -> [&Side; 2] {
+        [&self.nd_pmem, &self.pmem_rs]
+    }
+}
+
+impl Side {
+    fn ready(lab: &Lab, driver: Driver, region: u32) -> Result<Side> {
+        let namespace = lab.namespace(region)?;
+        let made = ndctl::show(&namespace)?;
+        if made.mode != "fsdax" {
+            ndctl::reconfigure(&namespace, Mode::FsdaxMem)?;
+        }
+        Side::taken(driver, region, namespace)
+    }
+
+    /// Gives a namespace to the driver, whoever has it.
+    fn taken(driver: Driver, region: u32, namespace: Device) -> Result<Side> {
+        settle()?;
+        let bound = holder(&namespace)?;
+        match bound.driver() {
+            Some(name) if name == driver.name() => {}
+            Some(_) => {
+                bound.unbind()?;
+                bound.bind(driver)?;
+            }
+            None => bound.bind(driver)?,
+        }
+        let disk = Disk::named(bound.disk_name()?);
+        Ok(Side {
+            driver,
+            region,
+            namespace,
+            bound,
+            disk,
+        })
+    }
+
+    /// The same driver with another size of namespace, in MiB. Everything in it is lost.
+    pub fn resized(&self, mib: u64) -> Result<Side> {
+        let size = format!("{mib}M");
+        ndctl::reconfigure_with(&self.namespace, Mode::FsdaxMem, &["-l", "512", "-s", &size])?;
+        Side::taken(self.driver, self.region, self.namespace.clone())
+    }
+}
