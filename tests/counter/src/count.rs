@@ -107,7 +107,11 @@ pub struct Counter {
 
 /// Which stack that is. A process has one.
 fn stack(pointer: u64) -> u64 {
-    if pointer >> 63 == 1 { pointer / STACK } else { 0 }
+    if pointer >> 63 == 1 {
+        pointer / STACK
+    } else {
+        0
+    }
 }
 
 impl Counter {

@@ -70,7 +70,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_not() {
-        for line in ["", "begin", "driver", "driver 10", "entry 10 10", "copy x y"] {
+        for line in [
+            "",
+            "begin",
+            "driver",
+            "driver 10",
+            "entry 10 10",
+            "copy x y",
+        ] {
             assert_eq!(Order::parse(line), None, "{line}");
         }
     }

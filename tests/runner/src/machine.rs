@@ -135,14 +135,7 @@ impl Machine {
         // A runner that is killed takes its guest with it.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        qemu.args([
-            "-machine",
-            "q35,nvdimm=on",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-        ]);
+        qemu.args(["-machine", "q35,nvdimm=on", "-accel", "tcg", "-cpu", "max"]);
         qemu.args(["-smp", &self.cpus.to_string()]);
         if let Some(Counter { plugin, counts }) = software.counter {
             let argument = format!("{},out={}", plugin.display(), counts.display());

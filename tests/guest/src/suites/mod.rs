@@ -111,6 +111,8 @@ const ALL: &[Suite] = &[
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
     bench::counting::SUITE,
+    bench::TIME,
+    bench::COUNT,
     kernel_bugs::SUITE,
     harness::FAULTS,
     harness::PANIC,

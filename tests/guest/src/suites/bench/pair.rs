@@ -48,14 +48,22 @@ impl Pair {
     }
 }
 
+/// How large the namespaces are, unless a case wants it otherwise: the whole NVDIMM.
+const WHOLE_MIB: u64 = 1152;
+/// How much an info block and the like may take of it.
+const MARGIN_MIB: u64 = 16;
+
 impl Side {
     fn ready(lab: &Lab, driver: Driver, region: u32) -> Result<Side> {
         let namespace = lab.namespace(region)?;
-        let made = ndctl::show(&namespace)?;
-        if made.mode != "fsdax" {
-            ndctl::reconfigure(&namespace, Mode::FsdaxMem)?;
+        let now = ndctl::show(&namespace)?;
+        let whole = now.size >> 20 >= WHOLE_MIB - MARGIN_MIB;
+        let side = Side::taken(driver, region, namespace)?;
+        if now.mode == "fsdax" && whole {
+            Ok(side)
+        } else {
+            side.resized(WHOLE_MIB)
         }
-        Side::taken(driver, region, namespace)
     }
 
     /// Gives a namespace to the driver, whoever has it.
@@ -83,7 +91,7 @@ impl Side {
     /// The same driver with another size of namespace, in MiB. Everything in it is lost.
     pub fn resized(&self, mib: u64) -> Result<Side> {
         let size = format!("{mib}M");
-        ndctl::reconfigure_with(&self.namespace, Mode::FsdaxMem, &["-l", "512", "-s", &size])?;
+        ndctl::reconfigure_with(&self.namespace, Mode::FsdaxMem, &["-s", &size])?;
         Side::taken(self.driver, self.region, self.namespace.clone())
     }
 }
