@@ -56,9 +56,10 @@ const MARGIN_MIB: u64 = 16;
 impl Side {
     fn ready(lab: &Lab, driver: Driver, region: u32) -> Result<Side> {
         let namespace = lab.namespace(region)?;
-        let now = ndctl::show(&namespace)?;
-        let whole = now.size >> 20 >= WHOLE_MIB - MARGIN_MIB;
+        // Nobody tells the size of a namespace without a driver.
         let side = Side::taken(driver, region, namespace)?;
+        let now = ndctl::show(&side.namespace)?;
+        let whole = now.size >> 20 >= WHOLE_MIB - MARGIN_MIB;
         if now.mode == "fsdax" && whole {
             Ok(side)
         } else {
