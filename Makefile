@@ -98,4 +98,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release -p counter -p guest -p runner
+	@$(in_root) cargo build --quiet --locked --release -p counter -p guest -p hostsync -p runner

@@ -14,6 +14,7 @@
 #include <linux/io.h>
 #include <linux/libnvdimm.h>
 #include <linux/mm.h>
+#include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
 #include <linux/sched.h>
@@ -78,6 +79,18 @@ int pmem_rs_helper_dev_to_node(struct device *dev);
 int pmem_rs_helper_dev_to_node(struct device *dev)
 {
 	return dev_to_node(dev);
+}
+
+int pmem_rs_helper_phys_to_target_node(u64 start);
+int pmem_rs_helper_phys_to_target_node(u64 start)
+{
+	return phys_to_target_node(start);
+}
+
+int pmem_rs_helper_numa_map_to_online_node(int node);
+int pmem_rs_helper_numa_map_to_online_node(int node)
+{
+	return numa_map_to_online_node(node);
 }
 
 struct kernfs_node *pmem_rs_helper_sysfs_get_dirent(struct kernfs_node *parent, const char *name);

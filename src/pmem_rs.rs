@@ -24,7 +24,8 @@ pub mod driver;
 
 use abstractions::{
     module::Installed,
-    nvdimm, //
+    nvdimm,
+    platform, //
 };
 use driver::retired::{
     Shared,
@@ -38,12 +39,17 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The module: the registration of its driver, and what all devices share. The fields go in the
+/// The module: the registrations of its drivers, and what all devices share. The fields go in the
 /// order in which they stand here.
 #[pin_data]
 pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
+    // After the driver of what is on its buses: each device there is unbound under its own lock only,
+    // and what then goes with the buses is used by nobody.
+    #[pin]
+    _platform_driver:
+        kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,
     #[pin]
     _devices: File<Arc<Shared>>,
     #[pin]
@@ -77,6 +83,7 @@ impl InPlaceModule for PmemModule {
             ),
             _debugfs: debugfs.clone(),
             _nd_driver <- kernel::driver::Registration::new(Self::NAME, module),
+            _platform_driver <- kernel::driver::Registration::new(Self::NAME, module),
         })
     }
 }
@@ -87,7 +94,7 @@ module! {
     authors: ["The pmem-rs authors"],
     description: "Persistent memory block and DAX driver",
     license: "GPL v2",
-    alias: ["pmem", "nd:t4*", "nd:t5*"],
+    alias: ["pmem", "nd:t4*", "nd:t5*", "platform:e820_pmem*"],
     params: {
         revoke_timeout_ms: u32 {
             default: 10000,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of bad sectors.
+//! Lists of what is bad: sectors of a disk, or pages of a mapping.
 //!
 //! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
 
@@ -28,7 +28,7 @@ pub struct BadRange {
     pub sectors: u64,
 }
 
-/// The bad sectors of a disk.
+/// The bad sectors of a disk. The C side only counts, so it may as well be pages that are listed.
 ///
 /// All operations may be called from any context and by several threads at once; the C side
 /// serialises them with a seqlock.
@@ -135,6 +135,27 @@ impl Badblocks {
         (found != 0).then_some(bad)
     }
 
+    /// Puts `sectors` sectors from `first` on on the list, and wakes those who poll it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if the list is full, which has room for some hundred runs; it does not matter then whether
+    /// the sectors are on it already. A part of them may be on it.
+    pub fn add(&self, first: u64, sectors: u64) -> Result {
+        let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
+            // SAFETY: By the type invariant `inner` is initialised.
+            let all = unsafe { bindings::badblocks_set(self.inner.get(), first, sectors, 1) };
+
+            if all {
+                Ok(())
+            } else {
+                Err(ENOSPC)
+            }
+        });
+        self.notify();
+        result
+    }
+
     /// Takes `sectors` sectors from `first` on off the list, and wakes those who poll it.
     pub fn clear(&self, first: u64, sectors: u64) {
         if sectors == 0 {
@@ -186,14 +207,13 @@ impl PinnedDrop for Badblocks {
 #[kunit_tests(pmem_rs_badblocks)]
 mod tests {
     use super::*;
+    use kernel::page::PAGE_SIZE;
 
     fn list_of(runs: &[(u64, u64)]) -> Result<Pin<KBox<Badblocks>>> {
         let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
 
         for (first, sectors) in runs {
-            // SAFETY: The list is initialised.
-            let all = unsafe { bindings::badblocks_set(list.inner.get(), *first, *sectors, 1) };
-            assert!(all);
+            list.add(*first, *sectors)?;
         }
         Ok(list)
     }
@@ -254,6 +274,19 @@ mod tests {
         assert!(list.check(104, 0).is_none());
         list.clear(104, 0);
         assert!(list.check(104, 1).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_list_says_so() -> Result {
+        let list = list_of(&[])?;
+        // Runs that do not touch, so that they cannot be merged.
+        let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
+
+        assert!(refused.is_some_and(|run| run > 100));
+        list.clear(0, 1);
+        list.add(2, 1)?;
+        assert!(list.check(0, 3).is_some_and(|bad| bad.first == 2));
         Ok(())
     }
 

@@ -23,6 +23,24 @@ pub(super) struct dax_device {
     _opaque: [u8; 0],
 }
 
+/// `struct nvdimm_bus`, of which only pointers are used.
+#[repr(C)]
+pub(super) struct nvdimm_bus {
+    _opaque: [u8; 0],
+}
+
+/// `struct nvdimm`, of which only pointers are used.
+#[repr(C)]
+pub(super) struct nvdimm {
+    _opaque: [u8; 0],
+}
+
+/// `struct nvdimm_bus_fw_ops`, of which only pointers are used.
+#[repr(C)]
+pub(super) struct nvdimm_bus_fw_ops {
+    _opaque: [u8; 0],
+}
+
 /// `struct nd_region`, of which only pointers are used.
 #[repr(C)]
 pub(super) struct nd_region {

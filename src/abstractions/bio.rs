@@ -26,6 +26,7 @@ use kernel::{
 ///
 /// assert_eq!(Status::from(Ok(())), Status::OK);
 /// assert_eq!(Status::from(Err(EIO)), Status::IOERR);
+/// assert_eq!(Status::from(ENODATA), Status::MEDIUM);
 /// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ impl Status {
     pub const OK: Self = Self(bindings::BLK_STS_OK);
     /// The request failed; it surfaces as `EIO`.
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
+    /// The medium is bad in this place; it surfaces as `ENODATA`.
+    pub const MEDIUM: Self = Self(bindings::BLK_STS_MEDIUM);
     /// The device does not know this operation; it surfaces as `EOPNOTSUPP`.
     pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
 }
@@ -268,6 +271,93 @@ impl Drop for Bio {
             (*self.0.as_ptr()).bi_status = Status::IOERR.0;
             bindings::bio_endio(self.0.as_ptr());
         }
+    }
+}
+
+/// Requests that wait, first come, first served. They are linked to each other, so that adding one needs no
+/// memory.
+///
+/// Those that are in it when it is dropped have failed, as [`Bio`] says.
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::bio::{
+///     BioList,
+///     Status, //
+/// };
+///
+/// fn end_all(mut waiting: BioList) {
+///     while let Some(bio) = waiting.pop() {
+///         bio.end(Status::OK);
+///     }
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// The requests from `first` on, linked by `bi_next`, are as [`Bio`] says, and the list is the only one who
+/// owns them. `last` is the last of them; both are [`None`] if there is none.
+#[derive(Default)]
+pub struct BioList {
+    first: Option<NonNull<bindings::bio>>,
+    last: Option<NonNull<bindings::bio>>,
+}
+
+// SAFETY: It owns its requests, which are `Send`.
+unsafe impl Send for BioList {}
+
+impl BioList {
+    /// Makes an empty list.
+    pub const fn new() -> Self {
+        // INVARIANT: There is no request.
+        Self {
+            first: None,
+            last: None,
+        }
+    }
+
+    /// Returns whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    /// Adds a request behind the others.
+    pub fn push(&mut self, bio: Bio) {
+        let bio = bio.into_raw();
+
+        // INVARIANT: The request was owned by the caller, and has no successor.
+        // SAFETY: By the type invariants the requests are ours, and who owns one owns its link.
+        unsafe { (*bio.as_ptr()).bi_next = core::ptr::null_mut() };
+        match self.last.replace(bio) {
+            // SAFETY: As above.
+            Some(last) => unsafe { (*last.as_ptr()).bi_next = bio.as_ptr() },
+            None => self.first = Some(bio),
+        }
+    }
+
+    /// Takes the request that has waited longest.
+    pub fn pop(&mut self) -> Option<Bio> {
+        let bio = self.first?;
+
+        // INVARIANT: The next one is the first now, if there is one.
+        // SAFETY: By the type invariant the request is ours, and its link is the next one of the list.
+        self.first = unsafe {
+            let link = &raw mut (*bio.as_ptr()).bi_next;
+            NonNull::new(link.replace(core::ptr::null_mut()))
+        };
+        if self.first.is_none() {
+            self.last = None;
+        }
+
+        // SAFETY: By the type invariant nobody else owns it, and the list does not any more.
+        Some(unsafe { Bio::from_raw(bio) })
+    }
+}
+
+impl Drop for BioList {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
     }
 }
 
@@ -663,6 +753,46 @@ mod tests {
         // SAFETY: It has just been given up.
         unsafe { Bio::from_raw(bio) }.end(EIO.into());
         assert!(outcome(raw) == Some(Status::IOERR));
+        Ok(())
+    }
+
+    #[test]
+    fn requests_leave_a_list_as_they_came() -> Result {
+        let pages = Pages::new()?;
+        let mut list = BioList::new();
+        assert!(list.is_empty() && list.pop().is_none());
+
+        // Twice, since a list that was emptied must be as good as new.
+        for _ in 0..2 {
+            let mut all = KVec::new();
+            for len in [512, 1024, 1536] {
+                let (bio, raw) = request(READ, &pages, &[(0, len)])?;
+                list.push(bio);
+                all.push((len, raw), GFP_KERNEL)?;
+            }
+            for (len, raw) in all {
+                let bio = list.pop().ok_or(EIO)?;
+                assert_eq!(bio.len(), len);
+                bio.end(Status::OK);
+                assert!(outcome(raw) == Some(Status::OK));
+            }
+            assert!(list.is_empty() && list.pop().is_none());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn those_in_a_list_that_is_dropped_have_failed() -> Result {
+        let pages = Pages::new()?;
+        let (first, raw_first) = request(READ, &pages, &[(0, 512)])?;
+        let (second, raw_second) = request(READ, &pages, &[(0, 512)])?;
+
+        let mut list = BioList::new();
+        list.push(first);
+        list.push(second);
+        drop(list);
+        assert!(outcome(raw_first) == Some(Status::IOERR));
+        assert!(outcome(raw_second) == Some(Status::IOERR));
         Ok(())
     }
 

@@ -8,9 +8,12 @@
 //! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
 use super::bindings;
-use core::ptr::{
-    addr_of_mut,
-    NonNull, //
+use core::{
+    ops::Range,
+    ptr::{
+        addr_of_mut,
+        NonNull, //
+    }, //
 };
 use kernel::{
     io::{
@@ -141,6 +144,107 @@ impl Drop for MemRegion {
     }
 }
 
+/// Calls `f` with every range that the firmware (on x86 also `memmap=` on the command line) calls
+/// persistent without describing an NVDIMM, in the order of their addresses.
+///
+/// # Errors
+///
+/// [`ENODEV`] if there is none; [`EOVERFLOW`] if one has no end. An error of `f` ends the walk.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::ioport;
+///
+/// fn total() -> Result<u64> {
+///     let mut total: u64 = 0;
+///     ioport::for_each_legacy_pmem(|range| {
+///         total = total.saturating_add(range.end.saturating_sub(range.start));
+///         Ok(())
+///     })?;
+///     Ok(total)
+/// }
+/// ```
+pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result {
+    struct Walk<F> {
+        f: F,
+        result: Result,
+    }
+
+    /// # Safety
+    ///
+    /// For `walk_iomem_res_desc` only: both must be valid, and `walk` be a `Walk<F>` that nobody else
+    /// uses.
+    unsafe extern "C" fn visit<F: FnMut(Range<PhysAddr>) -> Result>(
+        resource: *mut bindings::resource,
+        walk: *mut c_void,
+    ) -> c_int {
+        // SAFETY: By the safety requirements.
+        let (walk, start, last) = unsafe {
+            (
+                &mut *walk.cast::<Walk<F>>(),
+                (*resource).start,
+                (*resource).end,
+            )
+        };
+
+        walk.result = last
+            .checked_add(1)
+            .ok_or(EOVERFLOW)
+            .and_then(|end| (walk.f)(start..end));
+        // Anything but zero ends the walk.
+        c_int::from(walk.result.is_err())
+    }
+
+    let mut walk = Walk {
+        f,
+        // In case that nothing is visited.
+        result: Err(ENODEV),
+    };
+    // SAFETY: The callback is that for the argument, which lives as long as the call. It is called
+    // without a lock, with a copy of the resource.
+    unsafe {
+        bindings::walk_iomem_res_desc(
+            bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY as c_ulong,
+            bindings::IORESOURCE_MEM as c_ulong,
+            0,
+            PhysAddr::MAX,
+            (&raw mut walk).cast(),
+            Some(visit::<F>),
+        )
+    };
+    walk.result
+}
+
+/// Returns whether any part of a range is System RAM.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::ioport;
+///
+/// // No machine has as many addresses as there are numbers.
+/// assert!(!ioport::has_ram(&(1 << 62..(1 << 62) + 4096)));
+/// ```
+pub fn has_ram(range: &Range<PhysAddr>) -> bool {
+    let Some(len) = range.end.checked_sub(range.start).filter(|len| *len != 0) else {
+        return false;
+    };
+
+    // SAFETY: May be called for any range.
+    let found = unsafe {
+        bindings::region_intersects(
+            range.start,
+            len as usize,
+            bindings::IORESOURCE_SYSTEM_RAM as c_ulong,
+            bindings::IORES_DESC_NONE as c_ulong,
+        )
+    };
+    // CAST: The values of the enumeration are small.
+    found != bindings::REGION_DISJOINT as c_int
+}
+
 /// A range that nothing uses, for tests.
 #[cfg(CONFIG_KUNIT = "y")]
 pub(super) fn free_range(len: ResourceSize) -> Result<PhysAddr> {
@@ -190,6 +294,25 @@ mod tests {
     #[test]
     fn ram_cannot_be_reserved() {
         assert!(request(1 << 20, 1).is_err_and(|err| err == EBUSY));
+    }
+
+    #[cfg(CONFIG_X86 = "y")]
+    #[test]
+    fn ram_is_found_wherever_it_is_in_a_range() -> Result {
+        assert!(has_ram(&((1 << 20)..(1 << 20) + 1)));
+        // It begins there, on a PC.
+        assert!(has_ram(&(0xa0000..(1 << 20) + 1)));
+        assert!(!has_ram(&(0xa0000..1 << 20)));
+        assert!(!has_ram(&((1 << 20)..1 << 20)));
+        let start = free_range(LEN)?;
+        assert!(!has_ram(&(start..start + LEN)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_machine_without_legacy_pmem_is_said_to_have_none() {
+        // The machine that this runs on is one.
+        assert!(for_each_legacy_pmem(|_| Ok(())).is_err_and(|err| err == ENODEV));
     }
 
     #[test]

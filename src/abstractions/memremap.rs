@@ -6,6 +6,11 @@
 //! longer than a driver is bound. A mapping owns the reservation of what it maps, so that nobody else
 //! can map or use it for as long.
 //!
+//! Memory may fail while it is mapped. The architecture then takes the page out of the linear mapping, so that
+//! nobody reads it by speculation, and an ordinary access to it is an oops. [`Pagemap`] remembers which
+//! pages that are ([`Pagemap::has_failed`]), until they are [made good](Pagemap::unpoison), and puts them
+//! back before it goes: a mapping that is not there when the range is unmapped would still not be there when it is mapped again.
+//!
 //! References to fs-dax pages do not keep the pgmap. [`Pagemap`] therefore remembers which of its
 //! pages were ever [exposed](Exposure), and does not go before all of these are idle: nobody has a
 //! reference, and no entry of a page cache names them.
@@ -14,6 +19,7 @@
 //! [`include/linux/io.h`](srctree/include/linux/io.h)
 
 use super::{
+    badblocks::Badblocks,
     bindings,
     dax::{
         Extent,
@@ -57,9 +63,29 @@ use kernel::{
     types::Opaque, //
 };
 
+/// The size of a `struct page` in bytes.
+pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
+
 /// A NUMA node, or "no node in particular".
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node(pub(super) c_int);
+
+impl Node {
+    /// No node in particular.
+    pub const NONE: Self = Self(bindings::NUMA_NO_NODE);
+
+    /// Returns the node that the firmware says memory belongs to, which need not be online.
+    pub fn of_memory(start: PhysAddr) -> Self {
+        // SAFETY: May be called for any address.
+        Self(unsafe { bindings::phys_to_target_node(start) })
+    }
+
+    /// Returns the node that is online and nearest to this one.
+    pub fn nearest_online(self) -> Self {
+        // SAFETY: May be called for any node that there may be, or none.
+        Self(unsafe { bindings::numa_map_to_online_node(self.0) })
+    }
+}
 
 /// What a [`Pagemap`] is to be made of: a physical range, where its `struct page`s live, and where its
 /// data begins.
@@ -168,7 +194,8 @@ pub trait PagemapOperations: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory.
+    /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory. After any
+    /// other error the memory stays in the linear mapping.
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
 }
 
@@ -362,7 +389,8 @@ pub struct PagesInUse {
 ///
 /// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
 /// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. All of its pages
-/// that anybody but `self` was told of are in `exposure`.
+/// that anybody but `self` was told of are in `exposure`, and those that were taken out of the mapping
+/// because they have failed are in `inner.failed`.
 pub struct Pagemap<T: PagemapOperations> {
     data: NonNull<u8>,
     len: usize,
@@ -379,6 +407,9 @@ struct Inner<T> {
     pgmap: Opaque<bindings::dev_pagemap>,
     /// Where the data is in physical memory.
     phys: PhysAddr,
+    /// The pages that have failed, counted from the start of the data.
+    #[pin]
+    failed: Badblocks,
     ops: T,
 }
 
@@ -426,6 +457,7 @@ impl<T: PagemapOperations> Pagemap<T> {
             try_pin_init!(Inner {
                 pgmap: Opaque::new(pgmap),
                 phys,
+                failed <- Badblocks::new(),
                 ops,
             }),
             GFP_KERNEL,
@@ -470,10 +502,24 @@ impl<T: PagemapOperations> Pagemap<T> {
     }
 
     /// Returns the data.
+    ///
+    /// Reading pages that [have failed](Self::has_failed) is an error, and writing to them an oops.
     #[inline]
     pub fn slice(&self) -> PmemSlice<'_> {
         // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
         unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
+    }
+
+    /// Returns whether any page that the `len` bytes from `offset` on are in was reported as failed, and not
+    /// made good since. Callable from any context.
+    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
+        let first = offset >> PAGE_SHIFT;
+        let beyond = offset.saturating_add(len).div_ceil(PAGE_SIZE);
+
+        self.inner
+            .failed
+            .check(first as u64, beyond.saturating_sub(first) as u64)
+            .is_some()
     }
 
     /// Returns the whole pages of the `len` bytes from `offset` on, for the DAX core, or [`None`] if
@@ -577,16 +623,27 @@ impl<T: PagemapOperations> Pagemap<T> {
         count
     }
 
-    /// Writes the CPU caches back for these page frames, as far as they are in the data.
+    /// Writes the CPU caches back for these page frames, as far as they are in the data and have not failed.
     pub fn write_back(&self, pfns: Range<u64>) {
         let frames = self.frames();
         let (start, end) = (pfns.start.max(frames.start), pfns.end.min(frames.end));
 
         // No overflow: the frames are in the data, whose length in bytes is a `usize`.
-        let offset = start.saturating_sub(frames.start) << PAGE_SHIFT;
-        let len = end.saturating_sub(start) << PAGE_SHIFT;
-        if let Some(slice) = self.slice().get(offset as usize, len as usize) {
-            slice.write_back();
+        let mut offset = (start.saturating_sub(frames.start) << PAGE_SHIFT) as usize;
+        let mut rest = (end.saturating_sub(start) << PAGE_SHIFT) as usize;
+        while rest > 0 {
+            let len = if self.inner.failed.is_empty() {
+                rest
+            } else {
+                rest.min(PAGE_SIZE)
+            };
+            if !self.has_failed(offset, len) {
+                if let Some(slice) = self.slice().get(offset, len) {
+                    slice.write_back();
+                }
+            }
+            offset = offset.saturating_add(len);
+            rest = rest.saturating_sub(len);
         }
     }
 
@@ -601,7 +658,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     }
 
     /// Takes the hwpoison mark off the pages that are wholly in the `len` bytes from `offset` on, and
-    /// makes the linear mapping of those that had one normal again.
+    /// puts those that had one or were reported as failed back into the linear mapping.
     ///
     /// For use after the poison of the medium itself was cleared, or the next access raises another
     /// machine check. May sleep.
@@ -609,23 +666,40 @@ impl<T: PagemapOperations> Pagemap<T> {
         let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
             return;
         };
-        // No wrap-around: the range does not, by the invariant of `PagemapConfig`.
-        let first = self
-            .inner
-            .phys
-            .wrapping_add(offset as u64)
-            .div_ceil(PAGE_SIZE as u64);
-        let beyond = self.inner.phys.wrapping_add(end as u64) >> PAGE_SHIFT;
+        let first = offset.div_ceil(PAGE_SIZE) as u64;
+        let beyond = (end >> PAGE_SHIFT) as u64;
 
-        for pfn in first..beyond {
-            // SAFETY: The page frame is in the data, so it has a `struct page` and a place in the
-            // linear mapping.
-            unsafe {
-                if bindings::test_and_clear_pmem_poison(pfn as c_ulong) {
-                    bindings::clear_mce_nospec(pfn as c_ulong);
+        for page in first..beyond {
+            let has_failed = self.inner.failed.check(page, 1).is_some();
+            let pfn = self.frames().start.wrapping_add(page) as c_ulong;
+
+            // SAFETY: The page frame is in the data, so it has a `struct page`, and the folio that the
+            // page is in does too.
+            let was_marked = unsafe {
+                // Whichever page of a folio has failed, it is the first one that is marked
+                // (`mf_generic_kill_procs()`, `mf_dax_kill_procs()`).
+                if has_failed {
+                    let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
+                    let head =
+                        bindings::page_to_pfn(addr_of!((*folio).__bindgen_anon_1.page).cast());
+                    bindings::test_and_clear_pmem_poison(head);
                 }
+                bindings::test_and_clear_pmem_poison(pfn)
+            };
+            if has_failed || was_marked {
+                self.map_again(page);
             }
         }
+    }
+
+    /// Puts a page, counted from the start of the data, back into the linear mapping.
+    fn map_again(&self, page: u64) {
+        let pfn = self.frames().start.wrapping_add(page) as c_ulong;
+
+        // SAFETY: The page frame is in the data, so it has a place in the linear mapping. If it is there
+        // already, nothing changes.
+        unsafe { bindings::clear_mce_nospec(pfn) };
+        self.inner.failed.clear(page, 1);
     }
 
     /// # Safety
@@ -649,7 +723,12 @@ impl<T: PagemapOperations> Pagemap<T> {
             return EOPNOTSUPP.to_errno();
         };
 
-        match inner.ops.memory_failure(offset, len, flags) {
+        // Who is called back takes the page out of the linear mapping only if this does not fail.
+        let result = inner
+            .failed
+            .add(offset >> PAGE_SHIFT, nr_pages as u64)
+            .and_then(|()| inner.ops.memory_failure(offset, len, flags));
+        match result {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }
@@ -679,6 +758,11 @@ impl<T: PagemapOperations> Drop for Pagemap<T> {
                 bindings::synchronize_rcu();
                 bindings::synchronize_rcu_tasks();
             }
+        }
+
+        // They are still bad, but nobody is left who could use them, and they go at once.
+        while let Some(run) = self.inner.failed.check(0, u64::MAX) {
+            self.map_again(run.first);
         }
 
         // SAFETY: By the type invariant `memremap_pages` has succeeded. Slices and extents borrow
@@ -910,7 +994,40 @@ mod tests {
         assert_eq!(report(start + (2 << 20) + 0x3000, 2), 0);
         assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
         assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
+        assert!(pages.has_failed(0x4fff, 1));
         assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        Ok(())
+    }
+
+    #[test]
+    fn failed_pages_are_remembered_until_they_are_good() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        // SAFETY: As above.
+        let report = |page: u64| unsafe {
+            Pagemap::<Arc<LastFailure>>::memory_failure_callback(
+                pages.inner.pgmap.get(),
+                (pfn + page) as c_ulong,
+                1,
+                0,
+            )
+        };
+
+        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert_eq!(report(3), 0);
+        assert_eq!(report(4), 0);
+        assert!(pages.has_failed(0x3fff, 1));
+        assert!(pages.has_failed(0x2fff, 2));
+        assert!(!pages.has_failed(0x2000, 0x1000));
+        assert!(!pages.has_failed(0x5000, 0x1000));
+
+        // Only pages that are good as a whole are good.
+        pages.unpoison(0x3001, 0x1fff);
+        assert!(pages.has_failed(0x3000, 0x1000));
+        assert!(!pages.has_failed(0x4000, 0x1000));
+        pages.unpoison(0x3000, 0x1000);
+        assert!(!pages.has_failed(0, pages.slice().len()));
         Ok(())
     }
 

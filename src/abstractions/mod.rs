@@ -32,6 +32,7 @@ pub mod memremap;
 pub mod module;
 pub mod nvdimm;
 pub mod percpu_ref;
+pub mod platform;
 pub mod pmem;
 pub mod time;
 pub mod uio;

@@ -38,14 +38,22 @@ use kernel::{
     ThisModule, //
 };
 
+mod bus;
 mod namespace;
 mod region;
 
+pub use bus::{
+    Bus,
+    Persistence,
+    RegionDesc, //
+};
 pub use namespace::{
+    info_block_reserve,
     Btt,
     Claim,
     EnabledNamespace,
-    Namespace, //
+    Namespace,
+    INFO_BLOCK_SIZE, //
 };
 pub use region::{
     Region,
@@ -353,7 +361,7 @@ kernel::impl_device_context_deref!(unsafe { Device });
 /// # Safety
 ///
 /// For `'a`, the device must be valid, and keep its name.
-unsafe fn name_of<'a>(dev: *const bindings::device) -> &'a CStr {
+pub(super) unsafe fn name_of<'a>(dev: *const bindings::device) -> &'a CStr {
     // SAFETY: By the safety requirements; a name is a C string.
     unsafe {
         let name = bindings::dev_name(dev);

@@ -128,8 +128,8 @@ impl<'a> PmemSlice<'a> {
     ///
     /// # Errors
     ///
-    /// [`EIO`] if the medium raised a machine check; the segment then holds an unspecified mix of
-    /// old and new bytes.
+    /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine check;
+    /// the segment then holds an unspecified mix of old and new bytes.
     #[inline]
     pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
         let len = self.len.min(segment.len());
@@ -146,7 +146,7 @@ impl<'a> PmemSlice<'a> {
         segment.flush_dcache();
 
         if rest != 0 {
-            return Err(EIO);
+            return Err(ENODATA);
         }
         Ok(())
     }

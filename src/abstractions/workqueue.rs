@@ -54,15 +54,22 @@ unsafe impl Sync for OwnedQueue {}
 impl OwnedQueue {
     /// Makes a queue. May sleep.
     pub fn new(name: &'static CStr) -> Result<Self> {
+        Self::with(name, bindings::wq_flags_WQ_UNBOUND)
+    }
+
+    /// Makes a queue that gets on even when there is no memory for another thread, because memory is
+    /// freed by writing to disks, and requests end on this queue. May sleep.
+    pub fn for_io(name: &'static CStr) -> Result<Self> {
+        let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
+
+        Self::with(name, flags)
+    }
+
+    fn with(name: &'static CStr, flags: bindings::wq_flags) -> Result<Self> {
         // SAFETY: The format has one string, and that is what follows. 0 is the default for how
         // many items run at once.
         let queue = unsafe {
-            bindings::alloc_workqueue_noprof(
-                c"%s".as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND,
-                0,
-                name.as_char_ptr(),
-            )
+            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
         };
 
         // INVARIANT: Just made.

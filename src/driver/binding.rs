@@ -7,6 +7,13 @@ use super::{
         self,
         Abilities, //
     },
+    flush::Flusher,
+    infoblock::{
+        Fault,
+        InfoBlock,
+        Personality,
+        Place, //
+    },
     pmem::Pmem,
     range::{
         Layout,
@@ -14,21 +21,25 @@ use super::{
     },
     retired::SHARED,
     unbind::{
-        flush_or_report,
         Parts,
         Unbind, //
     },
 };
 use crate::abstractions::{
+    badblocks::Badblocks,
     dax,
-    memremap::PagemapConfig,
+    memremap::{
+        PagemapConfig,
+        PAGE_STRUCT_SIZE, //
+    },
     nvdimm::{
+        self,
         Btt,
         Claim,
         Device,
+        EnabledNamespace,
         Kind,
-        Namespace,
-        RegionAccess, //
+        Namespace, //
     },
     percpu_ref::Counted,
     pmem::HAS_FLUSHCACHE, //
@@ -40,6 +51,7 @@ use kernel::{
         Core, //
     },
     io::PhysAddr,
+    page::PAGE_SIZE,
     prelude::*,
     str::CString,
     sync::Arc,
@@ -50,7 +62,7 @@ use kernel::{
 pub enum Binding<'bound> {
     /// A btt device: the btt driver has the namespace, and makes the disk. It flushes every write
     /// that it makes, so that nothing is left to be flushed when it goes.
-    Btt(Btt<'bound>, Arc<RegionAccess>),
+    Btt(Btt<'bound>, Arc<Flusher>),
     /// A raw namespace or a pfn device: the disk is ours.
     Disk(Attached),
 }
@@ -64,8 +76,8 @@ impl<'bound> Binding<'bound> {
         let range = namespace.range()?;
 
         if dev.kind() == Kind::Btt {
-            let region = RegionAccess::new(dev)?;
-            return Ok(Self::Btt(namespace.attach_btt()?, region));
+            let flusher = Flusher::new(dev)?;
+            return Ok(Self::Btt(namespace.attach_btt()?, flusher));
         }
 
         let enabled = namespace
@@ -73,11 +85,11 @@ impl<'bound> Binding<'bound> {
             .inspect_err(|err| report_unusable(dev, &range, *err))?;
         // With the namespace disabled again, the disk has the range to itself.
         let (namespace, layout) = if dev.kind() == Kind::Pfn {
-            let (enabled, pages) = enabled.setup_pfn()?;
+            let (enabled, pages) = set_up_pages(dev, enabled, &range)?;
 
             (enabled.disable(), Layout::Pages(pages))
         } else {
-            if enabled.claim()? == Claim::Claimed {
+            if claim(dev, &enabled, &range)? == Claim::Claimed {
                 return Err(ENXIO);
             }
             let namespace = enabled.disable();
@@ -94,16 +106,14 @@ impl<'bound> Binding<'bound> {
         Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
     }
 
-    /// Makes everything that was written so far durable, or says in the log that it could not.
+    /// Makes everything that was written so far durable. If that fails, the log has it.
     pub fn flush(&self) {
-        match self {
-            Self::Btt(_, region) => flush_or_report(region),
-            Self::Disk(attached) => {
-                if let Some(parts) = &attached.parts {
-                    flush_or_report(&parts.pmem.region);
-                }
-            }
-        }
+        let flusher = match self {
+            Self::Btt(_, flusher) => Some(flusher),
+            Self::Disk(attached) => attached.parts.as_ref().map(|parts| &parts.pmem.flusher),
+        };
+
+        let _ = flusher.map(|flusher| flusher.flush());
     }
 
     /// Brings the list of bad blocks up to date with what the region knows.
@@ -153,15 +163,27 @@ impl Attached {
         let reserve = namespace.range()?;
 
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
-        let range = PmemRange::new(reserve.clone(), name, layout, node)
+        let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
+        let range = PmemRange::new(reserve.clone(), name, layout, node, badblocks.clone())
             .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
         let range = Arc::new(Counted::new(range)?, GFP_KERNEL)?;
 
+        let block_size = namespace.sector_size().unwrap_or_else(|asked| {
+            dev_warn!(
+                dev,
+                "the label asks for sectors of {} bytes, which do not exist; they have 512. \
+                 `ndctl create-namespace -f -e {} --sector-size=512` makes it right, and the namespace anew\n",
+                asked,
+                namespace.name()
+            );
+            512
+        });
         let pmem = Arc::pin_init(
             Pmem::new(
                 range.hold().ok_or(ENXIO)?,
-                RegionAccess::new(dev)?,
-                namespace.sector_size(),
+                badblocks,
+                Flusher::new(dev)?,
+                block_size,
             ),
             GFP_KERNEL,
         )?;
@@ -169,7 +191,7 @@ impl Attached {
         let unbind = Unbind::new(
             CString::try_from_fmt(fmt!("{}", dev.name()))?,
             reserve,
-            pmem.region.clone(),
+            pmem.flusher.clone(),
         )?;
 
         let properties = dax::Properties {
@@ -235,6 +257,111 @@ impl Drop for Attached {
             self.unbind.clone().run(parts, self.limit);
         }
     }
+}
+
+/// What an info block of the namespace has to fit.
+fn place(namespace: &Namespace<'_>, range: &Range<PhysAddr>) -> Place {
+    Place {
+        uuid: namespace.uuid(),
+        start: range.start,
+        size: range.end.saturating_sub(range.start),
+        reserve: nvdimm::info_block_reserve(),
+        page_size: PAGE_SIZE as u64,
+        page_struct_size: PAGE_STRUCT_SIZE as u64,
+    }
+}
+
+/// Has libnvdimm make the device for the personality of a namespace, if its info block can be used.
+///
+/// # Errors
+///
+/// [`EOPNOTSUPP`] if there is an info block that cannot. To libnvdimm such a namespace is complete, so it
+/// makes a new seed, as it does for those that it refuses itself.
+fn claim(
+    dev: &Device<Core<'_>>,
+    enabled: &EnabledNamespace<'_>,
+    range: &Range<PhysAddr>,
+) -> Result<Claim> {
+    let namespace = enabled.namespace();
+    if namespace.is_forced_raw() {
+        return Ok(Claim::Raw);
+    }
+    let bytes = match enabled.read_info_block() {
+        Ok(bytes) => bytes,
+        // What cannot be read cannot be believed, and libnvdimm thinks so too.
+        Err(err) if err == EIO => {
+            dev_warn!(
+                dev,
+                "where an info block would be the medium is bad; the namespace is taken as raw\n"
+            );
+            return Ok(Claim::Raw);
+        }
+        Err(err) => return Err(err),
+    };
+    let Some(block) = InfoBlock::of(&bytes) else {
+        return enabled.claim();
+    };
+
+    let fault = match block.check(&place(namespace, range)) {
+        Err(fault) => fault,
+        Ok(()) => match enabled.claim() {
+            Ok(Claim::Claimed) => return Ok(Claim::Claimed),
+            // The label may say that it has another personality.
+            Ok(Claim::Raw) => Fault::Refused,
+            Err(err) if err == EOPNOTSUPP => Fault::Refused,
+            Err(err) => return Err(err),
+        },
+    };
+    report_fault(dev, namespace.name(), block.personality(), fault);
+    Err(EOPNOTSUPP)
+}
+
+/// Finds out how the memory of a pfn device is to be mapped; a new device gets an info block.
+fn set_up_pages<'bound>(
+    dev: &Device<Core<'_>>,
+    enabled: EnabledNamespace<'bound>,
+    range: &Range<PhysAddr>,
+) -> Result<(EnabledNamespace<'bound>, PagemapConfig)> {
+    let name = enabled.namespace().name();
+
+    // libnvdimm overwrites what is not this namespace's, and would believe the rest.
+    if let Ok(bytes) = enabled.read_info_block() {
+        if let Some(block) = InfoBlock::of(&bytes) {
+            if let Err(fault) = block.check(&place(enabled.namespace(), range)) {
+                if !fault.is_no_block_of_ours() {
+                    report_fault(dev, name, block.personality(), fault);
+                    return Err(EOPNOTSUPP);
+                }
+            }
+        }
+    }
+
+    enabled.setup_pfn().inspect_err(|err| {
+        // An empty seed is no error.
+        if *err != ENODEV {
+            dev_err!(
+                dev,
+                "cannot be set up (error {}); libnvdimm says above why. \
+                 `ndctl create-namespace -f -e {}` makes the namespace anew\n",
+                err.to_errno(),
+                name
+            );
+        }
+    })
+}
+
+/// Says in the log why an info block cannot be used, and what to do about it.
+fn report_fault(dev: &Device<Core<'_>>, name: &CStr, personality: Personality, fault: Fault) {
+    dev_err!(
+        dev,
+        "the info block for mode {} cannot be used: {}. To get at what {} holds, write 1 to its \
+         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` makes it anew\n",
+        personality.name(),
+        fault.describe(),
+        name,
+        name,
+        personality.name()
+    );
 }
 
 /// Says in the log why the memory of a device cannot be used, and what to do about it.

@@ -58,7 +58,8 @@ impl dax::Operations for Pmem {
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
         let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
 
-        self.zero(span)
+        // What the DAX core says of bad memory, too.
+        self.zero(span).map_err(|_| EIO)
     }
 
     fn recovery_write(
@@ -74,28 +75,15 @@ impl dax::Operations for Pmem {
         else {
             return 0;
         };
-        let Some(data) = self.range.data(span.offset, span.len) else {
-            return 0;
-        };
         let Some(pages) = span.round_to_pages(PAGE_SHIFT) else {
             return 0;
         };
-        if self.bad(pages).is_none() {
-            return data.write_from_iter(source);
-        }
-
         // Clearing poison wipes whole pages, so a write of less than those cannot heal.
-        if pages != span {
+        if pages != span && self.bad(pages).is_some() {
             return 0;
         }
-        match self.clear_poison(span) {
-            Ok(cleared) if cleared == span => {}
-            _ => return 0,
-        }
 
-        // Readers are held off by the list of bad blocks until there is something to read.
-        let written = data.write_from_iter(source);
-        self.forget_bad(span);
-        written
+        self.overwrite(span, |data| data.write_from_iter(source))
+            .unwrap_or(0)
     }
 }

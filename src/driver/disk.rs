@@ -88,7 +88,7 @@ impl gendisk::Operations for Pmem {
 
     fn submit_bio(&self, mut bio: Bio) {
         if bio.is_preflush() {
-            if let Err(err) = self.region.flush() {
+            if let Err(err) = self.flusher.flush() {
                 return bio.end(err.into());
             }
         }
@@ -103,7 +103,7 @@ impl gendisk::Operations for Pmem {
         };
 
         if bio.is_fua() && status == Status::OK {
-            self.region.flush_and_end(bio);
+            self.flusher.flush_and_end(bio);
         } else {
             bio.end(status);
         }
@@ -125,6 +125,9 @@ impl Pmem {
 
         match bio.operation() {
             Operation::Read => {
+                if self.bad(rest).is_some() {
+                    return Err(ENODATA);
+                }
                 for mut segment in bio.segments_to_fill() {
                     let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
                     self.read(span, &mut segment)?;
@@ -133,10 +136,19 @@ impl Pmem {
                 Ok(())
             }
             Operation::Write => {
-                for segment in bio.segments() {
-                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
-                    self.write(span, &segment)?;
-                    rest = after;
+                let written = self.overwrite(rest, |memory| {
+                    let mut written: usize = 0;
+                    for segment in bio.segments() {
+                        let Some(place) = memory.get(written, segment.len()) else {
+                            break;
+                        };
+                        place.write_from(&segment);
+                        written = written.saturating_add(segment.len());
+                    }
+                    written
+                })?;
+                if written != rest.len {
+                    return Err(EIO);
                 }
                 Ok(())
             }

@@ -11,6 +11,15 @@
 /// The unit of the block layer, whatever the size of a block of the disk, is `1 << SECTOR_SHIFT`.
 pub const SECTOR_SHIFT: u32 = 9;
 
+/// Whether a range of addresses is whole pages, and at least one. `page_size` is a power of two.
+pub fn is_whole_pages(range: &core::ops::Range<u64>, page_size: u64) -> bool {
+    let Some(in_page) = page_size.checked_sub(1) else {
+        return false;
+    };
+
+    !range.is_empty() && (range.start | range.end) & in_page == 0
+}
+
 /// A part of a device, in bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {

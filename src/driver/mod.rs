@@ -2,6 +2,7 @@
 
 //! What the driver does, one noun a file.
 //!
+//! - [`platform_driver`]: how memory that no NVDIMM describes gets onto the nd bus.
 //! - [`nd_driver`]: how devices on the nd bus come and go.
 //! - [`binding`]: what a bound device consists of, and how it is put together.
 //! - [`unbind`]: how it is taken away from those who use it: revoke, drain, retire.
@@ -11,6 +12,8 @@
 //! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
 //! - [`disk`]: the block device.
 //! - [`dax`]: the DAX device.
+//! - [`flush`]: making durable what was written.
+//! - [`infoblock`]: what a namespace says that it is; plain Rust, tested on the host too.
 //! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
 
 #![forbid(unsafe_code)]
@@ -26,9 +29,12 @@
 pub mod binding;
 pub mod dax;
 pub mod disk;
+pub mod flush;
 pub mod geometry;
+pub mod infoblock;
 pub mod lifecycle;
 pub mod nd_driver;
+pub mod platform_driver;
 pub mod pmem;
 pub mod range;
 pub mod retired;

@@ -3,6 +3,7 @@
 //! Reading, writing and healing the memory of a device: what block I/O and DAX share.
 
 use super::{
+    flush::Flusher,
     geometry::{
         Span,
         SECTOR_SHIFT, //
@@ -14,16 +15,16 @@ use crate::abstractions::{
         BadRange,
         Badblocks, //
     },
-    bio::{
-        Segment,
-        SegmentToFill, //
-    },
+    bio::SegmentToFill,
     dax,
-    nvdimm::RegionAccess,
-    percpu_ref::Hold, //
+    percpu_ref::Hold,
+    pmem::PmemSlice, //
 };
 use kernel::{
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         Arc,
@@ -34,16 +35,15 @@ use kernel::{
 /// The memory of a device, with what is known to be bad in it.
 ///
 /// Everything here may be used by several threads at once. Writes are durable after
-/// [`RegionAccess::flush`].
+/// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
     /// The memory itself, which stays as long as disk and DAX device do.
     pub range: Hold<PmemRange>,
-    /// What is known to be bad, in sectors from the start of the data.
-    #[pin]
-    pub badblocks: Badblocks,
-    /// The region, for flushing and for clearing poison.
-    pub region: Arc<RegionAccess>,
+    /// What is known to be bad, in sectors from the start of the data. The range adds to it what fails.
+    pub badblocks: Arc<Badblocks>,
+    /// What makes writes durable; it has the region.
+    pub flusher: Arc<Flusher>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
     /// What the DAX device admits.
@@ -53,16 +53,17 @@ pub struct Pmem {
 }
 
 impl Pmem {
-    /// Brings the parts together, with an empty list of bad blocks.
+    /// Brings the parts together.
     pub fn new(
         range: Hold<PmemRange>,
-        region: Arc<RegionAccess>,
+        badblocks: Arc<Badblocks>,
+        flusher: Arc<Flusher>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             range,
-            badblocks <- Badblocks::new(),
-            region,
+            badblocks,
+            flusher,
             block_size,
             gate: dax::Gate::new(),
             dax: SetOnce::new(),
@@ -80,57 +81,58 @@ impl Pmem {
         self.badblocks.check(first, sectors)
     }
 
-    /// Reads `span` into the memory of a request.
+    /// Reads `span` into the memory of a request. That nothing in it is known to be bad is for the
+    /// caller to check; reading bad memory that nobody knows of is safe.
     ///
     /// # Errors
     ///
-    /// [`EIO`] if the memory is bad or not there.
+    /// [`ENODATA`], which stands for a medium error, if the memory is bad, [`EIO`] if it is not there.
     #[inline]
     pub fn read(&self, span: Span, segment: &mut SegmentToFill<'_>) -> Result {
-        if self.bad(span).is_some() {
-            return Err(EIO);
-        }
-
         self.range
             .data(span.offset, span.len)
             .ok_or(EIO)?
             .read_into(segment)
     }
 
-    /// Writes the memory of a request to `span`. If there is bad memory in it, that is healed
-    /// first, and may sleep for it.
+    /// Lets `write` write to `span`, from its start on, and say how much it has written. If there is bad
+    /// memory in the span, that is healed first, and may sleep for it. It stays on the list of bad
+    /// blocks until it was written, so that nobody reads what firmware has put in its place.
     ///
     /// # Errors
     ///
-    /// [`EIO`] if the memory cannot be healed or is not there.
+    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed, [`EIO`] if it is not
+    /// there. Then nothing was written, and the list is as it was.
     #[inline]
-    pub fn write(&self, span: Span, segment: &Segment<'_>) -> Result {
-        self.make_writable(span)?;
-        self.range
-            .data(span.offset, span.len)
-            .ok_or(EIO)?
-            .write_from(segment);
-        Ok(())
+    pub fn overwrite(
+        &self,
+        span: Span,
+        write: impl FnOnce(PmemSlice<'_>) -> usize,
+    ) -> Result<usize> {
+        let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
+        let bad = self.bad(span);
+
+        if let Some(bad) = bad {
+            self.heal(span, bad)?;
+        }
+        let written = write(data);
+        if bad.is_some() {
+            self.forget_bad(span, written);
+        }
+        Ok(written)
     }
 
     /// Overwrites `span` with zeroes, healing bad memory. May sleep for that.
     ///
     /// # Errors
     ///
-    /// As [`Self::write`].
+    /// As [`Self::overwrite`].
     pub fn zero(&self, span: Span) -> Result {
-        self.make_writable(span)?;
-        self.range.data(span.offset, span.len).ok_or(EIO)?.zero();
+        self.overwrite(span, |data| {
+            data.zero();
+            data.len()
+        })?;
         Ok(())
-    }
-
-    /// Heals the bad memory in `span`, if there is any, and takes it off the list of bad blocks.
-    #[inline]
-    fn make_writable(&self, span: Span) -> Result {
-        match self.bad(span) {
-            None => Ok(()),
-            Some(bad) => self.heal(span, bad),
-        }
     }
 
     /// Heals the pages of `span` that have bad memory, one at a time: firmware does not clear the
@@ -140,13 +142,24 @@ impl Pmem {
         let mut rest = span;
 
         loop {
-            let (page, after) = rest.split_at_bad(bad.first, PAGE_SHIFT).ok_or(EIO)?;
+            let (piece, after) = rest.split_at_bad(bad.first, PAGE_SHIFT).ok_or(EIO)?;
 
-            let cleared = self.clear_poison(page)?;
-            self.forget_bad(cleared);
-            if cleared.len < page.len {
-                return Err(EIO);
+            if self.range.has_failed(piece.offset, piece.len) && piece.len != PAGE_SIZE {
+                // A part of a page cannot be put back into the linear mapping. To clear the poison of
+                // all of it would leave bytes that are neither bad nor what they were.
+                kernel::do_once_lite! {
+                    let _ = self.flusher.region().with_device(|dev| dev_err!(
+                        dev,
+                        "write of {} bytes at sector {} refused: their page has failed. Write all of \
+                         its {} bytes at once, which repairs it\n",
+                        piece.len,
+                        piece.offset >> SECTOR_SHIFT,
+                        PAGE_SIZE
+                    ));
+                }
+                return Err(ENODATA);
             }
+            self.clear_poison(piece)?;
 
             rest = after;
             match self.bad(rest) {
@@ -156,35 +169,39 @@ impl Pmem {
         }
     }
 
-    /// Clears the poison in `span`, and returns how much from its start on is good now. The list of
-    /// bad blocks stays as it is, so that nobody reads what is not yet written; see
-    /// [`Self::forget_bad`]. May sleep.
+    /// Clears the poison in `span`, which is a page or a part of one. May sleep.
     ///
     /// # Errors
     ///
-    /// [`EIO`] if nothing could be cleared.
-    pub fn clear_poison(&self, span: Span) -> Result<Span> {
+    /// [`ENODATA`] if not all of it could be cleared.
+    fn clear_poison(&self, span: Span) -> Result {
         let phys = self
             .range
             .phys()
             .start
             .checked_add(span.offset as u64)
             .ok_or(EIO)?;
-        let cleared = self.region.clear_poison(phys, span.len).map_err(|_| EIO)?;
-
-        let cleared = span.part(0, cleared.min(span.len)).ok_or(EIO)?;
-        if cleared.len > 0 {
-            self.range.unpoison(cleared.offset, cleared.len);
-            if let Some(data) = self.range.data(span.offset, span.len) {
-                data.invalidate();
-            }
+        let cleared = self
+            .flusher
+            .region()
+            .clear_poison(phys, span.len)
+            .map_err(|_| ENODATA)?;
+        if cleared < span.len {
+            return Err(ENODATA);
         }
-        Ok(cleared)
+
+        self.range.unpoison(span.offset, span.len);
+        if let Some(data) = self.range.data(span.offset, span.len) {
+            data.invalidate();
+        }
+        Ok(())
     }
 
-    /// Takes the whole sectors of `span` off the list of bad blocks, and tells those who poll it.
-    pub fn forget_bad(&self, span: Span) {
-        let sectors = span.len >> SECTOR_SHIFT;
+    /// Takes the whole sectors of the first `len` bytes of `span` off the list of bad blocks, and tells
+    /// those who poll it.
+    #[cold]
+    fn forget_bad(&self, span: Span, len: usize) {
+        let sectors = len.min(span.len) >> SECTOR_SHIFT;
 
         self.badblocks
             .clear((span.offset >> SECTOR_SHIFT) as u64, sectors as u64);

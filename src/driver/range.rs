@@ -5,7 +5,9 @@
 //! The three are one object with a life of its own. It owns all that it uses and refers to no
 //! device, so it can outlive the binding that made it, for as long as somebody uses its pages.
 
+use super::geometry::Span;
 use crate::abstractions::{
+    badblocks::Badblocks,
     dax::{
         self,
         Extent,
@@ -53,19 +55,29 @@ pub enum PmemRange {
 }
 
 impl PmemRange {
-    /// Reserves `range` under `name`, and maps it as `layout` says. May sleep.
+    /// Reserves `range` under `name`, and maps it as `layout` says. Memory that fails later is added to
+    /// `badblocks`, which counts from the start of the data. May sleep.
     ///
     /// # Errors
     ///
     /// [`EBUSY`] if somebody else has reserved a part of the range, [`EINVAL`] if the layout does
     /// not fit it, [`ENOMEM`], and what the mapping of memory fails with.
-    pub fn new(range: Range<PhysAddr>, name: CString, layout: Layout, node: Node) -> Result<Self> {
+    pub fn new(
+        range: Range<PhysAddr>,
+        name: CString,
+        layout: Layout,
+        node: Node,
+        badblocks: Arc<Badblocks>,
+    ) -> Result<Self> {
         let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
         let reservation = MemRegion::request(range.start, len, name)?;
 
         Ok(match layout {
             Layout::Pages(config) => {
-                let handler = FailureHandler(SetOnce::new());
+                let handler = FailureHandler {
+                    badblocks,
+                    dax: SetOnce::new(),
+                };
                 Self::Pages(Pagemap::new(config, reservation, node, handler)?)
             }
             Layout::Plain => Self::Plain(Memremap::new(reservation)?),
@@ -120,6 +132,15 @@ impl PmemRange {
         match self {
             Self::Pages(pages) => pages.extent(locked, offset, len),
             Self::Plain(_) => None,
+        }
+    }
+
+    /// Returns whether a page that the `len` bytes from `offset` on are in has failed, so that it must not be
+    /// written to.
+    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
+        match self {
+            Self::Pages(pages) => pages.has_failed(offset, len),
+            Self::Plain(_) => false,
         }
     }
 
@@ -210,18 +231,30 @@ impl PmemRange {
     /// The device is put only when the pages are gone, since a failure may be reported until then.
     pub fn set_dax(&self, dax: Arc<dax::Handle>) {
         if let Self::Pages(pages) = self {
-            pages.ops().0.populate(dax);
+            pages.ops().dax.populate(dax);
         }
     }
 }
 
-/// Reports failed memory to the file system or mapped device that uses it.
-pub struct FailureHandler(SetOnce<Arc<dax::Handle>>);
+/// Keeps failed memory from being read, and reports it to the file system or mapped device that uses it.
+pub struct FailureHandler {
+    badblocks: Arc<Badblocks>,
+    dax: SetOnce<Arc<dax::Handle>>,
+}
 
 impl PagemapOperations for FailureHandler {
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+        let span = Span {
+            offset: usize::try_from(offset)?,
+            len: usize::try_from(len)?,
+        };
+        // The provider may never say that the memory is bad, or say so only of a few bytes of a page
+        // none of which is mapped any more.
+        let (first, sectors) = span.sectors();
+        self.badblocks.add(first, sectors)?;
+
         // Before there is a device, the memory management knows what to do.
-        let dax = self.0.as_ref().ok_or(EOPNOTSUPP)?;
+        let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
 
         dax.notify_failure(offset, len, flags)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all devices share: the work queue on which they are taken away, the list of those that are bound,
-//! and the list of what was retired because somebody still uses it.
+//! What all devices share: the work queues on which they are taken away and flushed, the list of those
+//! that are bound, and the list of what was retired because somebody still uses it.
 
 use super::unbind::Unbind;
 use crate::abstractions::{
@@ -29,6 +29,8 @@ pub static SHARED: Global<Shared> = Global::new();
 pub struct Shared {
     /// Where devices are taken away. Only who is not running on it may hold the last reference to this.
     pub queue: OwnedQueue,
+    /// Where devices are flushed for those who do not wait for it.
+    pub flushes: OwnedQueue,
     /// What is bound.
     #[pin]
     bound: Mutex<Stack<Arc<Unbind>>>,
@@ -41,10 +43,12 @@ impl Shared {
     /// Makes the queue, and empty lists.
     pub fn new() -> Result<Arc<Self>> {
         let queue = OwnedQueue::new(c"pmem_rs")?;
+        let flushes = OwnedQueue::for_io(c"pmem_rs_flush")?;
 
         Arc::pin_init(
             try_pin_init!(Self {
                 queue,
+                flushes,
                 bound <- new_mutex!(Stack::new(), "pmem_rs::bound"),
                 retired <- new_mutex!(Stack::new(), "pmem_rs::retired"),
             }),

@@ -22,6 +22,7 @@
 //! order of the locks.
 
 use super::{
+    flush::Flusher,
     lifecycle::{
         Drained,
         Lifecycle,
@@ -47,7 +48,6 @@ use crate::abstractions::{
     list::Stack,
     memremap::PagesInUse,
     module::ModuleRef,
-    nvdimm::RegionAccess,
     percpu_ref::Counted,
     time::{
         sleep,
@@ -138,7 +138,7 @@ pub struct Unbind {
     /// The name of the device, for messages: it may be gone by then.
     name: CString,
     phys: Range<PhysAddr>,
-    region: Arc<RegionAccess>,
+    flusher: Arc<Flusher>,
     /// Completed whenever somebody closes the disk.
     closed: Arc<Completion>,
     /// For the worker.
@@ -233,11 +233,7 @@ const STAGE_USERS: u32 = 3;
 
 impl Unbind {
     /// Prepares for the end of a device with this name and physical range.
-    pub fn new(
-        name: CString,
-        phys: Range<PhysAddr>,
-        region: Arc<RegionAccess>,
-    ) -> Result<Arc<Self>> {
+    pub fn new(name: CString, phys: Range<PhysAddr>, flusher: Arc<Flusher>) -> Result<Arc<Self>> {
         let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
 
         let this = Arc::pin_init(
@@ -245,7 +241,7 @@ impl Unbind {
                 lifecycle: Lifecycle::new(),
                 name,
                 phys,
-                region,
+                flusher,
                 closed,
                 parts <- new_mutex!(None, "pmem_rs::Unbind::parts"),
                 dax <- new_mutex!(None, "pmem_rs::Unbind::dax"),
@@ -392,9 +388,9 @@ impl Unbind {
         true
     }
 
-    /// Makes what was written durable, or says in the log that it could not.
+    /// Makes what was written durable. If that fails, the log has it, and there is nobody else to tell.
     fn flush(&self) {
-        flush_or_report(&self.region);
+        let _ = self.flusher.flush();
     }
 
     /// Sends an event with what was revoked.
@@ -412,7 +408,8 @@ impl Unbind {
             ])
         };
         let sent = variables().and_then(|[pages, inodes, retired]| {
-            self.region
+            self.flusher
+                .region()
                 .with_device(|dev| kobject::notify_change(dev, [&*pages, &*inodes, &*retired]))?
         });
         if let Err(err) = sent {
@@ -775,20 +772,4 @@ impl fmt::Display for Words<'_> {
         }
         Ok(())
     }
-}
-
-/// Makes everything that was written durable, or says in the log that it could not.
-pub fn flush_or_report(region: &RegionAccess) {
-    let Err(err) = region.flush() else {
-        return;
-    };
-
-    // Who has lost the device has lost nothing more by this.
-    let _ = region.with_device(|dev| {
-        dev_err!(
-            dev,
-            "flush failed ({}): the latest writes may be lost\n",
-            err.to_errno()
-        );
-    });
 }

@@ -140,10 +140,58 @@ impl<'bound> Namespace<'bound> {
         Ok(start..last.checked_add(1).ok_or(EOVERFLOW)?)
     }
 
+    /// The whole of a namespace with a label, whose other fields those without one lack.
+    fn labelled(&self) -> Option<NonNull<bindings::nd_namespace_pmem>> {
+        // SAFETY: By the type invariant the namespace is valid. The type of a device does not change,
+        // and has a name.
+        let is_pmem = unsafe {
+            let kind = (*self.ndns.as_ptr()).dev.type_;
+            !kind.is_null() && bindings::strcmp((*kind).name, NAMESPACE_PMEM.as_char_ptr()) == 0
+        };
+
+        // A namespace of this type starts with the common part.
+        is_pmem.then(|| self.ndns.cast())
+    }
+
     /// Returns the smallest unit that its disk is to address, in bytes.
-    pub fn sector_size(&self) -> u32 {
-        // SAFETY: By the type invariant the namespace is valid.
-        unsafe { bindings::pmem_sector_size(self.ndns.as_ptr()) }
+    ///
+    /// This is what `pmem_sector_size()` returns, which cannot be called: it warns with a stack trace
+    /// if the label, which is on the medium, asks for another one.
+    ///
+    /// # Errors
+    ///
+    /// The size that the label asks for, if there is none such; 512 is to be used then.
+    pub fn sector_size(&self) -> Result<u32, u64> {
+        let asked = match self.labelled() {
+            // SAFETY: By the type invariant the namespace is valid; it is not reconfigured.
+            Some(namespace) => unsafe { (*namespace.as_ptr()).lbasize },
+            None => 0,
+        };
+
+        match asked {
+            0 | 512 => Ok(512),
+            4096 => Ok(4096),
+            // CAST: `unsigned long` has at most 64 bits.
+            other => Err(other as u64),
+        }
+    }
+
+    /// Returns its uuid; all zeroes if it has no label.
+    pub fn uuid(&self) -> [u8; 16] {
+        let Some(namespace) = self.labelled() else {
+            return [0; 16];
+        };
+
+        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` has seen that there
+        // is a uuid; it is not changed while a device of the namespace has a driver.
+        unsafe { (*(*namespace.as_ptr()).uuid).b }
+    }
+
+    /// Returns whether info blocks are to be left alone: the user wants the namespace as it is.
+    pub fn is_forced_raw(&self) -> bool {
+        // SAFETY: By the type invariant the namespace is valid; the flag does not change while a
+        // driver is being bound.
+        unsafe { (*self.ndns.as_ptr()).force_raw != 0 }
     }
 
     /// Returns the name that its disk is to have.
@@ -230,12 +278,48 @@ pub struct EnabledNamespace<'bound> {
 }
 
 impl<'bound> EnabledNamespace<'bound> {
+    /// Returns the namespace.
+    pub fn namespace(&self) -> &Namespace<'bound> {
+        &self.namespace
+    }
+
     /// Ends the access.
     pub fn disable(self) -> Namespace<'bound> {
         let namespace = Namespace { ..self.namespace };
 
         drop(self);
         namespace
+    }
+
+    /// Reads the place where an info block would be. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] if the medium is bad there, [`ENOMEM`].
+    pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
+        const READ: c_int = 0;
+        let ndns = self.namespace.ndns.as_ptr();
+        let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
+
+        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. There
+        // is as much memory as is asked for.
+        to_result(unsafe {
+            let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
+            // Only a btt of version 2, for which the label is asked, has the first page for itself.
+            let offset = match (*ndns).claim_class {
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
+                _ => INFO_BLOCK_SIZE as ResourceSize,
+            };
+            read(
+                ndns,
+                offset,
+                block.as_mut_ptr().cast(),
+                block.len(),
+                READ,
+                0,
+            )
+        })?;
+        Ok(block)
     }
 
     /// Looks for an info block of any personality, and makes the device for it. May sleep.
@@ -318,8 +402,14 @@ impl<'bound> EnabledNamespace<'bound> {
     }
 }
 
-/// How much at the start of a namespace is kept for info blocks: `nd_info_block_reserve()`.
-fn info_block_reserve() -> ResourceSize {
+/// The name of the type of namespaces with a label, as their attribute `devtype` shows it.
+const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
+
+/// The size of an info block in bytes; one that is not at the start of a namespace is as far into it.
+pub const INFO_BLOCK_SIZE: usize = 4096;
+
+/// How many bytes at the start of a namespace are kept for info blocks: `nd_info_block_reserve()`.
+pub fn info_block_reserve() -> ResourceSize {
     const SIZE: usize = 8 * 1024;
 
     SIZE.max(PAGE_SIZE) as ResourceSize
@@ -428,8 +518,42 @@ mod tests {
         with_namespace(0x1_0000_0000, 0x1_3fff_ffff, |namespace| {
             assert!(namespace.range() == Ok(0x1_0000_0000..0x1_4000_0000));
             assert!(namespace.name() == c"namespace7.3");
-            assert_eq!(namespace.sector_size(), 512);
+            assert!(namespace.sector_size() == Ok(512));
+            assert!(namespace.uuid() == [0; 16]);
         })
+    }
+
+    #[test]
+    fn a_label_may_ask_for_sectors_that_do_not_exist() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        let kind = bindings::device_type {
+            name: NAMESPACE_PMEM.as_char_ptr(),
+            ..Default::default()
+        };
+        let uuid = KBox::new(bindings::uuid_t { b: [7; 16] }, GFP_KERNEL)?;
+
+        for (asked, size) in [
+            (0, Ok(512)),
+            (512, Ok(512)),
+            (4096, Ok(4096)),
+            (520, Err(520)),
+        ] {
+            let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
+            nspm.nsio.common.dev.type_ = &kind;
+            nspm.lbasize = asked;
+            nspm.uuid = core::ptr::from_ref(&*uuid).cast_mut();
+            let namespace = Namespace {
+                // SAFETY: As in `with_namespace`.
+                dev: unsafe { &*core::ptr::from_ref(generic).cast() },
+                ndns: NonNull::from(&mut *nspm).cast(),
+            };
+
+            assert!(namespace.sector_size() == size);
+            assert!(namespace.uuid() == [7; 16]);
+            assert!(!namespace.is_forced_raw());
+        }
+        Ok(())
     }
 
     #[test]

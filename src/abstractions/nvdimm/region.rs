@@ -6,13 +6,7 @@ use super::{
     bindings,
     Device, //
 };
-use crate::abstractions::{
-    badblocks::Badblocks,
-    bio::{
-        Bio,
-        Status, //
-    },
-};
+use crate::abstractions::badblocks::Badblocks;
 use core::ops::Range;
 use kernel::{
     device::{
@@ -60,6 +54,11 @@ impl Region {
     /// Returns whether writes need a flush of the region to be durable, or [`None`] if the platform
     /// does not tell.
     pub fn has_flush(&self) -> Option<bool> {
+        // The C function looks at the DIMMs first, and a virtio region has none.
+        if !self.is_synchronous() {
+            return Some(true);
+        }
+
         // SAFETY: By the type invariant the region is valid.
         match unsafe { bindings::nvdimm_has_flush(self.as_raw()) } {
             0 => Some(false),
@@ -122,10 +121,7 @@ impl Region {
 ///     prelude::*, //
 /// };
 /// use pmem_rs::abstractions::{
-///     bio::{
-///         Bio,
-///         Status, //
-///     },
+///     bio::Bio,
 ///     nvdimm::{
 ///         Device,
 ///         RegionAccess, //
@@ -142,11 +138,7 @@ impl Region {
 ///
 ///     // May be called at any time, also after the device was unbound.
 ///     fn end(&self, bio: Bio) {
-///         if bio.is_fua() {
-///             self.0.flush_and_end(bio);
-///         } else {
-///             bio.end(Status::OK);
-///         }
+///         bio.end(self.0.flush().into());
 ///     }
 /// }
 /// ```
@@ -209,30 +201,6 @@ impl RegionAccess {
             // SAFETY: `with` passes a bound region.
             to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
         })?
-    }
-
-    /// Makes all that was written to the region so far durable, and then ends the request. May
-    /// sleep.
-    ///
-    /// If the flush is asynchronous, as with virtio, the request ends later, and is then no concern
-    /// of this type: the provider ends all such requests before it removes the region
-    /// (`virtio_pmem_remove()`).
-    pub fn flush_and_end(&self, bio: Bio) {
-        let bio = bio.into_raw();
-
-        let result = self.with(|_, region| {
-            // SAFETY: `with` passes a bound region. The request is ours; if this returns
-            // `NVDIMM_FLUSH_ASYNC`, it is the flush that ends it.
-            unsafe { bindings::nvdimm_flush(region, bio.as_ptr()) }
-        });
-
-        let status = match result {
-            Ok(bindings::NVDIMM_FLUSH_ASYNC) => return,
-            Ok(errno) => to_result(errno).into(),
-            Err(err) => Status::from(err),
-        };
-        // SAFETY: The flush has not taken the request over.
-        unsafe { Bio::from_raw(bio) }.end(status);
     }
 
     /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared from

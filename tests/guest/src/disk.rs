@@ -72,7 +72,13 @@ impl Disk {
 
     /// A partition of this disk.
     pub fn partition(&self, number: u32) -> Disk {
-        Disk(format!("{}p{number}", self.0))
+        // Where the name ends in a digit, there is a letter between the numbers.
+        let between = if self.0.ends_with(|letter: char| letter.is_ascii_digit()) {
+            "p"
+        } else {
+            ""
+        };
+        Disk(format!("{}{between}{number}", self.0))
     }
 
     /// Cuts the disk into partitions, as a table for `sfdisk` says.

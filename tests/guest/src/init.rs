@@ -18,6 +18,7 @@ use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
+use crate::platform::LEGACY_MODULE;
 use crate::{checkers, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
 /// Carries results; kernel messages go to the first port.
@@ -90,7 +91,12 @@ fn work() -> Result<()> {
 /// Loads the buses that make namespaces appear, and then the driver that takes them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
-    run("modprobe", &["-a", "nfit", "nd_e820", "device_dax", "loop"])?;
+    let mut modules = vec!["-a", "nfit", "virtio_pmem", "device_dax", "loop"];
+    if driver == Driver::NdPmem {
+        // The driver of this project makes buses of what follows itself.
+        modules.push(LEGACY_MODULE);
+    }
+    run("modprobe", &modules)?;
     driver.load()
 }
 

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -118,6 +119,24 @@ impl Mapping {
         }
     }
 
+    /// Maps memory of no file.
+    pub fn anonymous(len: usize) -> io::Result<Mapping> {
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: this maps fresh memory, at an address of the kernel's choice.
+        let start = unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) }?;
+        // INVARIANT: the range was just mapped and is handed to this object.
+        Ok(Mapping { start, len })
+    }
+
+    /// Has the kernel take the pages away from this process, to swap if they are of no file.
+    pub fn page_out(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; its contents stay.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_PAGEOUT) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     /// Where it starts in this process's memory, for other processes that look into it.
     pub fn address(&self) -> usize {
         self.start.as_ptr() as usize
@@ -191,6 +210,30 @@ impl Mapping {
         // SAFETY: `part` names bytes of the mapping, which the kernel reads.
         let given = unsafe { libc::vmsplice(pipe.as_raw_fd(), &part, 1, 0) };
         Ok(Errno::result(given)? as usize)
+    }
+
+    /// `madvise(MADV_HWPOISON)` on a page: the kernel treats it as if the CPU had found it bad.
+    pub fn poison(&self, offset: usize) -> io::Result<()> {
+        let page = self.at(offset, PAGE).cast::<c_void>();
+        // SAFETY: the page is within the mapping, to which no reference exists.
+        let result = unsafe { libc::madvise(page, PAGE, libc::MADV_HWPOISON) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
+    /// The physical address of a byte whose page is mapped, from `/proc/self/pagemap`.
+    pub fn physical(&self, offset: usize) -> io::Result<u64> {
+        const PRESENT: u64 = 1 << 63;
+        const FRAME: u64 = (1 << 55) - 1;
+        let address = self.at(offset, 1) as usize;
+        let mut entry = [0; 8];
+        let index = (address / PAGE * entry.len()) as u64;
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, index)?;
+        let entry = u64::from_ne_bytes(entry);
+        if entry & PRESENT == 0 {
+            return Err(io::Error::other("the page is not mapped"));
+        }
+        Ok((entry & FRAME) * PAGE as u64 + (address % PAGE) as u64)
     }
 
     /// `msync(MS_SYNC)` on the whole mapping.

@@ -78,6 +78,11 @@ impl Device {
         settle()
     }
 
+    /// Takes a region away from its driver and leaves the error as the kernel gave it.
+    pub fn try_unbind_region(&self) -> io::Result<()> {
+        sysfs::try_write(Path::new(DRIVERS).join("nd_region/unbind"), &self.0)
+    }
+
     /// Asks a driver to take the device, and checks that it did.
     pub fn bind(&self, driver: Driver) -> Result<()> {
         self.try_bind(driver)

@@ -45,6 +45,12 @@ impl Link {
             .read_exact(&mut [0])
             .context("waiting for the parent")
     }
+
+    /// Whether the parent has said so, without waiting for it.
+    pub fn is_told(&self) -> Result<bool> {
+        let mut ends = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut ends, PollTimeout::ZERO)? > 0)
+    }
 }
 
 /// A process that this one has started.

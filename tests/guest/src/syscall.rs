@@ -27,6 +27,7 @@ mod request {
         nix::request_code_none!(0x12, 93),
         libc::c_int
     );
+    nix::ioctl_read_bad!(is_read_only, nix::request_code_none!(0x12, 94), libc::c_int);
     nix::ioctl_read_bad!(
         logical_block_size,
         nix::request_code_none!(0x12, 104),
@@ -47,6 +48,17 @@ mod request {
     nix::ioctl_readwrite!(freeze, b'X', 119, libc::c_int);
     nix::ioctl_readwrite!(thaw, b'X', 120, libc::c_int);
     nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+
+    /// `struct nd_cmd_clear_error` of `linux/ndctl.h`.
+    #[repr(C, packed)]
+    pub struct ClearError {
+        pub address: u64,
+        pub len: u64,
+        pub status: u32,
+        pub reserved: [u8; 4],
+        pub cleared: u64,
+    }
+    nix::ioctl_readwrite!(clear_error, b'N', 4, ClearError);
 }
 
 fn iovec_count(len: usize) -> libc::c_int {
@@ -145,6 +157,24 @@ pub fn physical_block_size(disk: &File) -> io::Result<u64> {
     Ok(u64::from(bytes))
 }
 
+/// Any request whose argument is a pointer, to 128 bytes of zeros, and what it leaves in the first eight.
+/// Only for requests that are known to take no more.
+pub fn ask(disk: &File, request: u64) -> io::Result<u64> {
+    let mut argument = [0_u64; 16];
+    // SAFETY: no request that this is called with reads or writes more than the argument has.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), request, argument.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok(argument[0])
+}
+
+/// `BLKROGET`: whether a disk or a partition is read-only.
+pub fn is_read_only(disk: &File) -> io::Result<bool> {
+    let mut read_only = 0;
+    // SAFETY: the pointer is to a number of the type that the request fills in.
+    unsafe { request::is_read_only(disk.as_raw_fd(), &mut read_only) }?;
+    Ok(read_only != 0)
+}
+
 /// `BLKROSET`: makes a disk read-only or writable, as `blockdev --setro` does.
 pub fn set_read_only(disk: &File, read_only: bool) -> io::Result<()> {
     // SAFETY: the pointer is to a number of the type that the request reads.
@@ -164,6 +194,21 @@ pub fn zero_out(disk: &File, start: u64, len: u64) -> io::Result<()> {
     // SAFETY: the request reads two numbers.
     unsafe { request::zero_out(disk.as_raw_fd(), &[start, len]) }?;
     Ok(())
+}
+
+/// `ND_IOCTL_CLEAR_ERROR` to a bus of NVDIMMs: asks its provider to clear errors, and returns of how many
+/// bytes it did.
+pub fn clear_error(bus: &File, address: u64, len: u64) -> io::Result<u64> {
+    let mut command = request::ClearError {
+        address,
+        len,
+        status: 0,
+        reserved: [0; 4],
+        cleared: 0,
+    };
+    // SAFETY: the pointer is to a command of the type that the request reads and fills in.
+    unsafe { request::clear_error(bus.as_raw_fd(), &mut command) }?;
+    Ok(command.cleared)
 }
 
 /// `FIBMAP`: which block of the device holds a block of a file.
@@ -192,6 +237,22 @@ pub fn freeze(dir: &File) -> io::Result<()> {
 pub fn thaw(dir: &File) -> io::Result<()> {
     // SAFETY: as above.
     unsafe { request::thaw(dir.as_raw_fd(), std::ptr::null_mut()) }?;
+    Ok(())
+}
+
+/// `prctl(PR_MCE_KILL)`: memory of this process that fails is reported to it as soon as the kernel knows.
+pub fn be_told_of_memory_failures_early() -> io::Result<()> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_MCE_KILL,
+            libc::PR_MCE_KILL_SET,
+            libc::PR_MCE_KILL_EARLY,
+            0,
+            0,
+        )
+    };
+    Errno::result(result)?;
     Ok(())
 }
 

@@ -18,20 +18,26 @@ use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::init::driver_under_test;
 use crate::nd::{Device, enable_all};
+use crate::platform::{self, PlatformDevice};
 use crate::retired;
+use crate::stacked::{detach_loops, stop_arrays};
 
 /// How long things may take to be let go of: those who used them have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 6] = [
+    let steps: [fn() -> Result<()>; 9] = [
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
+        end_swap,
+        detach_loops,
+        || patiently(stop_arrays),
         || retired::await_none(PATIENCE),
         enable_all,
         reset_attributes,
         || settle_drivers(driver_under_test()?),
+        || give_back_platform_devices(driver_under_test()?),
     ];
     let mut result = Ok(());
     for step in steps {
@@ -78,6 +84,18 @@ fn remove_mapped_devices() -> Result<()> {
     Ok(())
 }
 
+/// A disk that is gone cannot be swapped off any more.
+fn end_swap() -> Result<()> {
+    let swaps = fs::read_to_string("/proc/swaps")?;
+    for line in swaps.lines().skip(1) {
+        let node = line.split_whitespace().next().unwrap_or_default();
+        if Path::new(node).exists() {
+            run("busybox", &["swapoff", node])?;
+        }
+    }
+    Ok(())
+}
+
 fn reset_attributes() -> Result<()> {
     if Path::new("/sys/module/ramoops").exists() {
         run("rmmod", &["ramoops"])?;
@@ -98,6 +116,31 @@ fn settle_drivers(driver: Driver) -> Result<()> {
     }
     if !driver.is_loaded() {
         driver.load()?;
+    }
+    Ok(())
+}
+
+/// Gives memory that no NVDIMM describes back to the driver under test, if it has a driver for that.
+fn give_back_platform_devices(driver: Driver) -> Result<()> {
+    if driver != Driver::PmemRs {
+        return Ok(());
+    }
+    let devices = PlatformDevice::all_with_memory()?;
+    for device in &devices {
+        if device.driver().is_some_and(|other| other != driver.name()) {
+            device.unbind()?;
+        }
+    }
+    for module in platform::IN_TREE_MODULES {
+        if Path::new("/sys/module").join(module).exists() {
+            run("rmmod", &[module])?;
+        }
+    }
+    for device in &devices {
+        device.set_override(None)?;
+        if device.driver().is_none() {
+            device.probe()?;
+        }
     }
     Ok(())
 }

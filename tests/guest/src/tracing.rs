@@ -61,28 +61,15 @@ impl CallCount {
 
     /// Starts counting the calls of `function`.
     pub fn of(function: &str) -> Result<CallCount> {
-        Self::of_probe(function, None)
-    }
-
-    /// Starts counting those calls of `function` whose second argument is not null.
-    pub fn of_with_second(function: &str) -> Result<CallCount> {
-        Self::of_probe(&format!("{function} second=%si"), Some("second != 0"))
-    }
-
-    fn of_probe(probe: &str, filter: Option<&str>) -> Result<CallCount> {
         let tracefs = Path::new(TRACEFS);
         fs::write(
             tracefs.join("kprobe_events"),
-            format!("p:{} {probe}\n", Self::EVENT),
+            format!("p:{} {function}\n", Self::EVENT),
         )
-        .with_context(|| format!("placing a probe: {probe}"))?;
+        .with_context(|| format!("placing a probe on {function}"))?;
         let count = CallCount(());
         fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
-        let event = tracefs.join("events").join(Self::EVENT);
-        if let Some(filter) = filter {
-            sysfs::write(event.join("filter"), filter)?;
-        }
-        sysfs::write(event.join("enable"), "1")?;
+        sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "1")?;
         Ok(count)
     }
 

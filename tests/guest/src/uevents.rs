@@ -43,6 +43,12 @@ impl Uevents {
         }
     }
 
+    /// All events so far, with spaces between their variables.
+    pub fn so_far(&mut self) -> Result<&[String]> {
+        self.listen()?;
+        Ok(&self.heard)
+    }
+
     fn listen(&mut self) -> Result<()> {
         let mut event = [0; 8192];
         loop {

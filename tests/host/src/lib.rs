@@ -6,5 +6,7 @@
 
 #[path = "../../../src/driver/geometry.rs"]
 pub mod geometry;
+#[path = "../../../src/driver/infoblock.rs"]
+pub mod infoblock;
 #[path = "../../../src/driver/lifecycle.rs"]
 pub mod lifecycle;

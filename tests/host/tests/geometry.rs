@@ -5,7 +5,7 @@
 //! The tests are built with overflow checks, so they also show that nothing overflows: the inputs
 //! are drawn from all values, with a bias to the edges.
 
-use host::geometry::Span;
+use host::geometry::{is_whole_pages, Span};
 use proptest::prelude::*;
 
 const PAGE_SHIFT: usize = 12;
@@ -37,6 +37,19 @@ fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
 }
 
 proptest! {
+    #[test]
+    fn whole_pages_are_those_that_start_and_end_where_a_page_does(
+        (start, end) in prop_oneof![
+            (edgy(), edgy()),
+            (0_u64..1 << 52, 0_u64..4).prop_map(|(page, pages)| {
+                (page << PAGE_SHIFT, (page + pages) << PAGE_SHIFT)
+            }),
+        ],
+    ) {
+        let right = start < end && start % PAGE as u64 == 0 && end % PAGE as u64 == 0;
+        prop_assert_eq!(is_whole_pages(&(start..end), PAGE as u64), right);
+    }
+
     #[test]
     fn a_request_is_accepted_if_and_only_if_it_is_whole_blocks_within_the_device(
         (size, sector, len) in device_and_request(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
 use crate::ktap::{self, Event, Failures};
@@ -160,15 +161,22 @@ impl Bench {
             plugin,
             counts: dir.join(COUNTS),
         });
+        let tree = machine
+            .device_tree
+            .map(|source| DeviceTree::make(&self.env, source, dir))
+            .transpose()?;
         let software = Software {
-            kernel: &self.env.kernel,
+            kernel: tree.as_ref().map_or(&self.env.kernel, |tree| &tree.kernel),
             image: &self.image,
+            loaded: tree
+                .as_ref()
+                .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
             kernel_words: &kernel_words,
             words: &words,
             counter: counter.as_ref(),
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
-        let command = machine.command(&software, backing, ports);
+        let command = machine.command(&software, backing, ports)?;
         let line = command
             .get_args()
             .map(|word| word.to_string_lossy().into_owned())

@@ -371,6 +371,11 @@ const KNOWN_BUGS: &[Bug] = &[
             notes.any(|note| note.contains("unbind has not ended"))
         },
     },
+    Bug {
+        test: "labels_make_the_kernel_warn",
+        what: "a warning when a namespace is bound",
+        shows: |_, console| console.contains("unsupported sector size: 520"),
+    },
 ];
 
 /// The `kernel-bugs` command. Returns whether the in-tree driver has all of them.

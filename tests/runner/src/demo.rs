@@ -9,15 +9,14 @@ use anyhow::Result;
 use crate::Setup;
 use crate::check::Bench;
 use crate::ktap::{Event, event};
-use crate::machine::{CPUS, Machine, Nvdimm};
+use crate::machine::{Machine, Nvdimm, PLAIN};
 use crate::report::Report;
 use crate::suites::Boot;
 
 /// An NVDIMM for each file system, in files that both boots use.
 const MACHINE: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512)],
-    kernel_words: "",
-    cpus: CPUS,
+    ..PLAIN
 };
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 

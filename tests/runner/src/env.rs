@@ -19,12 +19,16 @@ pub struct Env {
     pub image: PathBuf,
     /// The kernel's source, which has the KTAP parser.
     pub source: PathBuf,
+    /// The folder that the kernel was built in, which has the tools for that.
+    pub build: PathBuf,
     /// The kernel's release string.
     pub release: String,
     /// The module with planted bugs, which a kernel has that can notice them: the debug kernel.
     pub planted: Option<PathBuf>,
     /// The module that holds page faults half-way.
     pub window: PathBuf,
+    /// The module whose memory goes bad on demand.
+    pub injector: PathBuf,
 }
 
 /// How much longer everything takes on a kernel with all checkers; the guest has the same factor.
@@ -59,9 +63,11 @@ impl Env {
             kernel: value("VMLINUZ")?.into(),
             image: value("INITRD")?.into(),
             source: value("KSRC")?.into(),
+            build: value("KDIR")?.into(),
             release: value("RELEASE")?,
             planted: values.get("PLANTED").map(PathBuf::from),
             window: value("WINDOW")?.into(),
+            injector: value("INJECTOR")?.into(),
         };
         for file in [&env.kernel, &env.image, &env.source] {
             ensure!(

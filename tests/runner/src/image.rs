@@ -77,6 +77,7 @@ fn add_module(env: &Env, base: &Path, overlay: &Path) -> Result<()> {
             fs::create_dir_all(&updates)?;
             fs::copy(&env.module, updates.join("pmem_rs.ko"))?;
             fs::copy(&env.window, updates.join("window.ko"))?;
+            fs::copy(&env.injector, updates.join("injector.ko"))?;
             if let Some(planted) = &env.planted {
                 fs::copy(planted, updates.join("planted.ko"))?;
             }

@@ -8,21 +8,39 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// What a suite needs of a machine, apart from what all of them have.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     /// The NVDIMMs. Each is a region of its own.
     pub nvdimms: &'static [Nvdimm],
+    /// The sizes in MiB of virtio-pmem devices, whose contents are in files.
+    pub virtio: &'static [u64],
+    /// The sizes in MiB of memory, in files, that nothing has at first: the guest may plug it in, as a device
+    /// of either kind. QEMU calls it `spare0` and so on, and there is a slot for it of the same number.
+    pub spares: &'static [u64],
+    /// Whether there are two NUMA nodes, with half of the memory each. Then each NVDIMM is on the
+    /// node of its number.
+    pub numa: bool,
     /// More words for the kernel.
     pub kernel_words: &'static str,
     /// How many CPUs there are.
     pub cpus: u32,
+    /// The source of a device tree, for a kernel that reads one.
+    pub device_tree: Option<&'static str>,
 }
 
-/// How many CPUs a machine has unless there is a reason for another number.
-pub const CPUS: u32 = 2;
+/// One that has nothing. The others differ from it.
+pub const PLAIN: Machine = Machine {
+    nvdimms: &[],
+    virtio: &[],
+    spares: &[],
+    numa: false,
+    kernel_words: "",
+    cpus: 2,
+    device_tree: None,
+};
 
 /// One emulated NVDIMM with a label area.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +94,8 @@ impl Serial<'_> {
 pub struct Software<'a> {
     pub kernel: &'a Path,
     pub image: &'a Path,
+    /// What is in memory for the kernel, and where.
+    pub loaded: Option<(&'a Path, u64)>,
     /// More words for the kernel.
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
@@ -91,37 +111,72 @@ pub struct Counter {
 }
 
 impl Machine {
-    fn backing(dir: &Path, index: usize) -> PathBuf {
-        dir.join(format!("nvdimm{index}.img"))
+    /// The file behind one of the NVDIMMs, `m0` and so on, behind a virtio-pmem device, or a spare.
+    fn backing(dir: &Path, name: &str) -> PathBuf {
+        dir.join(format!("{name}.img"))
     }
 
-    /// Makes the files behind the NVDIMMs that are kept, empty.
+    /// What is in files, by the names that QEMU has for it, with its size in bytes.
+    fn kept(&self) -> impl Iterator<Item = (String, u64)> {
+        let nvdimms = self.nvdimms.iter().enumerate();
+        let nvdimms = nvdimms.filter(|(_, nvdimm)| nvdimm.kept);
+        let others = [("v", self.virtio), ("spare", self.spares)];
+        let others = others.into_iter().flat_map(|(kind, sizes)| {
+            let sizes = sizes.iter().enumerate();
+            sizes.map(move |(index, mib)| (format!("{kind}{index}"), mib << 20))
+        });
+        nvdimms
+            .map(|(index, nvdimm)| (format!("m{index}"), nvdimm.bytes()))
+            .chain(others)
+    }
+
+    /// Makes the files behind the memory that is kept, empty.
     pub fn create_backing(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
-        for (index, nvdimm) in self
-            .nvdimms
-            .iter()
-            .enumerate()
-            .filter(|(_, nvdimm)| nvdimm.kept)
-        {
-            let path = Self::backing(dir, index);
+        for (name, bytes) in self.kept() {
+            let path = Self::backing(dir, &name);
             let file =
                 File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-            file.set_len(nvdimm.bytes())?;
+            file.set_len(bytes)?;
         }
         Ok(())
     }
 
     /// Removes them.
     pub fn remove_backing(&self, dir: &Path) -> Result<()> {
-        for (index, _) in self
-            .nvdimms
-            .iter()
-            .enumerate()
-            .filter(|(_, nvdimm)| nvdimm.kept)
-        {
-            fs::remove_file(Self::backing(dir, index))?;
+        for (name, _) in self.kept() {
+            fs::remove_file(Self::backing(dir, &name))?;
         }
+        Ok(())
+    }
+
+    /// Whether the guest has something to say to QEMU.
+    fn takes_orders(&self) -> bool {
+        !self.virtio.is_empty() || !self.spares.is_empty()
+    }
+
+    /// Two more serial ports, for orders of the guest: one is QEMU's monitor, which speaks QMP; what is written
+    /// to the other one says how the host is to flush (see `tests/hostsync`).
+    fn add_order_ports(&self, qemu: &mut Command, backing: &Path) -> Result<()> {
+        // A socket has a short name: that of a file where QEMU runs, and not in some deep folder.
+        const MONITOR: &str = "monitor";
+        qemu.current_dir(backing);
+        let socket = format!("socket,path={MONITOR}");
+        // QEMU talks to itself there.
+        qemu.args(["-chardev", &format!("{socket},id=qmp,server=on,wait=off")]);
+        qemu.args(["-mon", "chardev=qmp,mode=control"]);
+        qemu.args(["-chardev", &format!("{socket},id=orders")]);
+        qemu.args(["-serial", "chardev:orders"]);
+        let control = backing.join("fsync");
+        qemu.args(["-serial", &Serial::File(&control).argument()]);
+        let library = std::env::current_exe()?.with_file_name("libhostsync.so");
+        ensure!(
+            library.exists(),
+            "{} is not there: it is built together with the runner",
+            library.display()
+        );
+        qemu.env("LD_PRELOAD", library)
+            .env("PMEM_RS_FSYNC", control);
         Ok(())
     }
 
@@ -131,7 +186,7 @@ impl Machine {
         software: &Software<'_>,
         backing: &Path,
         ports: [Serial<'_>; 2],
-    ) -> Command {
+    ) -> Result<Command> {
         // A runner that is killed takes its guest with it.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -152,19 +207,47 @@ impl Machine {
         for (index, nvdimm) in self.nvdimms.iter().enumerate() {
             let size = nvdimm.bytes();
             let object = if nvdimm.kept {
-                let path = Self::backing(backing, index);
-                format!(
-                    "memory-backend-file,id=m{index},share=on,mem-path={},size={size}",
-                    path.display()
-                )
+                file_object(backing, &format!("m{index}"), size)
             } else {
                 format!("memory-backend-ram,id=m{index},size={size}")
             };
-            let device = format!("nvdimm,id=nv{index},memdev=m{index},label-size={LABEL_MIB}M");
+            let node = if self.numa { index } else { 0 };
+            let device =
+                format!("nvdimm,id=nv{index},memdev=m{index},label-size={LABEL_MIB}M,node={node}");
             qemu.args(["-object", &object, "-device", &device]);
+        }
+        for (index, mib) in self.virtio.iter().enumerate() {
+            let object = file_object(backing, &format!("v{index}"), mib << 20);
+            let device = format!("virtio-pmem-pci,id=virtio{index},memdev=v{index}");
+            qemu.args(["-object", &object, "-device", &device]);
+        }
+        for (index, mib) in self.spares.iter().enumerate() {
+            let object = file_object(backing, &format!("spare{index}"), mib << 20);
+            let slot = format!(
+                "pcie-root-port,id=slot{index},chassis={0},slot={0}",
+                index + 1
+            );
+            qemu.args(["-object", &object, "-device", &slot]);
+        }
+        if self.numa {
+            // The CPUs share a cache, so they are on one node.
+            for node in 0..2 {
+                let object = format!("memory-backend-ram,id=ram{node},size=1G");
+                let description = format!("node,nodeid={node},memdev=ram{node}");
+                qemu.args(["-object", &object, "-numa", &description]);
+            }
+            qemu.args(["-numa", "cpu,node-id=0,socket-id=0"]);
         }
         for port in &ports {
             qemu.args(["-serial", &port.argument()]);
+        }
+        if let Some((file, address)) = software.loaded {
+            let file = file.display();
+            let device = format!("loader,file={file},addr={address:#x},force-raw=on");
+            qemu.args(["-device", &device]);
+        }
+        if self.takes_orders() {
+            self.add_order_ports(&mut qemu, backing)?;
         }
         qemu.arg("-kernel")
             .arg(software.kernel)
@@ -178,6 +261,15 @@ impl Machine {
             self.kernel_words, software.kernel_words,
         );
         qemu.args(["-append", &line]);
-        qemu
+        Ok(qemu)
     }
+}
+
+/// Memory of the name and size that is kept in a file.
+fn file_object(backing: &Path, name: &str, bytes: u64) -> String {
+    let path = Machine::backing(backing, name);
+    format!(
+        "memory-backend-file,id={name},share=on,mem-path={},size={bytes}",
+        path.display()
+    )
 }

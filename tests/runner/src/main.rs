@@ -16,6 +16,7 @@ mod check;
 mod compare;
 mod counting;
 mod demo;
+mod device_tree;
 mod env;
 mod guest;
 mod image;

@@ -17,6 +17,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
     let software = Software {
         kernel: &env.kernel,
         image: &image,
+        loaded: None,
         kernel_words: "",
         words: &words,
         counter: None,
@@ -27,7 +28,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
     );
     let ports = [Serial::Terminal, Serial::Nowhere];
     let status = suites::ONE
-        .command(&software, &dir, ports)
+        .command(&software, &dir, ports)?
         .status()
         .context("starting QEMU")?;
     Ok(status.success())

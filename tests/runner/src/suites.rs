@@ -4,7 +4,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::machine::{CPUS, Machine, Nvdimm};
+use crate::machine::{Machine, Nvdimm, PLAIN};
 
 /// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
 pub struct Suite {
@@ -65,30 +65,49 @@ impl Boot {
 /// An NVDIMM on which xfs fits.
 pub const ONE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
-    kernel_words: "",
-    cpus: CPUS,
+    ..PLAIN
 };
 const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
-    kernel_words: "",
-    cpus: CPUS,
+    ..PLAIN
 };
 /// Memory that only the command line calls persistent, in the middle of the guest's.
 const LEGACY: Machine = Machine {
-    nvdimms: &[],
     kernel_words: "memmap=512M!1G",
-    cpus: CPUS,
+    ..PLAIN
+};
+/// Two such ranges, with other memory between them.
+const TWO_LEGACY: Machine = Machine {
+    kernel_words: "memmap=256M!1G memmap=256M!1344M",
+    ..PLAIN
+};
+/// Memory that nobody uses until the module `injector` does.
+const RESERVED: Machine = Machine {
+    kernel_words: "memmap=512M$1G",
+    ..PLAIN
 };
 /// An NVDIMM on which a file of 1 GiB fits.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
-    kernel_words: "",
-    cpus: CPUS,
+    ..PLAIN
+};
+/// A virtio-pmem device beside an NVDIMM, and one more to be plugged in.
+const VIRTIO: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512)],
+    virtio: &[256],
+    spares: &[128],
+    ..PLAIN
+};
+/// NVDIMMs on two nodes, and one more to be plugged in, label area included.
+const NODES: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
+    spares: &[130],
+    numa: true,
+    ..PLAIN
 };
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
-    kernel_words: "",
-    cpus: CPUS,
+    ..PLAIN
 };
 
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
@@ -99,8 +118,17 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
     }
 }
 
+/// Memory that only a device tree describes.
+const WITH_DEVICE_TREE: Machine = Machine {
+    kernel_words: "memmap=448M$1G",
+    device_tree: Some(include_str!("device_tree.dts")),
+    ..PLAIN
+};
+
 /// The tests inside the module, for kernels that have KUnit.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+/// What only the debug kernel has what it takes for.
+const DEBUG_ONLY: &[Suite] = &[KUNIT, simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")])];
 /// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.
 const WITHOUT_KUNIT: &str = "kunit.enable=0";
 
@@ -118,7 +146,12 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("partitions")]),
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
+    simple(TWO, &[Boot::off("parity")]),
     simple(LEGACY, &[Boot::off("legacy")]),
+    simple(RESERVED, &[Boot::off("media")]),
+    simple(TWO_LEGACY, &[Boot::off("platform")]),
+    simple(VIRTIO, &[Boot::off("virtio")]),
+    simple(NODES, &[Boot::off("providers")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),
     simple(TWO, &[Boot::off("revoke_xfs")]),
@@ -158,12 +191,12 @@ pub const COUNTING: &str = "counting";
 /// can be counted.
 pub const COUNTED_PAIR: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1152), Nvdimm::volatile(1152)],
-    kernel_words: "",
     cpus: 1,
+    ..PLAIN
 };
 /// The same to be timed: there may be two who use a device.
 pub const TIMED_PAIR: Machine = Machine {
-    cpus: CPUS,
+    cpus: PLAIN.cpus,
     ..COUNTED_PAIR
 };
 
@@ -174,9 +207,10 @@ pub struct Selection {
     pub suites: Vec<&'static Suite>,
 }
 
-/// Picks suites by name; none means all. A debug kernel has one more, and nobody measures there.
+/// Picks suites by name; none means all. A debug kernel has some more.
 pub fn select(names: &[String], debug: bool) -> Result<Selection> {
-    let all: Vec<&'static Suite> = debug.then_some(&KUNIT).into_iter().chain(ALL).collect();
+    let more = if debug { DEBUG_ONLY } else { &[] };
+    let all: Vec<&'static Suite> = more.iter().chain(ALL).collect();
     if names.is_empty() {
         let suites = all;
         return Ok(Selection {

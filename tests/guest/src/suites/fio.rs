@@ -9,9 +9,11 @@ use serde_json::Value;
 
 use super::{Suite, Test};
 use crate::command::run;
+use crate::disk::{Access, Disk};
 use crate::filesystem::FileSystem;
-use crate::lab::Lab;
+use crate::lab::{Lab, Prepared};
 use crate::ndctl::Mode;
+use crate::sectors::Model;
 
 pub const SUITE: Suite = Suite {
     name: "fio",
@@ -29,18 +31,36 @@ pub const SUITE: Suite = Suite {
             on_disk(lab, Mode::FsdaxMem, "io_uring", 16)
         })
         .within(120),
+        Test::new("psync_sector", |lab| on_sectors(lab, "psync", 1)).within(120),
+        Test::new("libaio_sector", |lab| on_sectors(lab, "libaio", 16)).within(120),
         Test::new("mmap_on_dax_file", mmap_on_dax_file).within(120),
     ],
 };
 
+/// How much fio works on.
+const SIZE: usize = 8 << 20;
+
 fn on_disk(lab: &mut Lab, mode: Mode, engine: &str, depth: u32) -> Result<()> {
     let disk = lab.prepare(mode)?.disk;
-    let more = [
-        "--direct=1",
-        "--bsrange=512-64k",
-        "--blockalign=512",
-        &format!("--iodepth={depth}"),
-    ];
+    let sizes = ["--bsrange=512-64k", "--blockalign=512"];
+    verify_direct(&disk, engine, depth, &sizes)
+}
+
+/// A btt, through which requests go to blocks somewhere else, each time to another one. It is verified
+/// again when it was taken away and given back.
+fn on_sectors(lab: &mut Lab, engine: &str, depth: u32) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::Sector)?;
+    let sizes = ["--bsrange=4k-64k", "--blockalign=4k"];
+    verify_direct(&disk, engine, depth, &sizes)?;
+    let before = Model::of(&disk.open(Access::Buffered)?, 0, SIZE)?;
+    bound.unbind()?;
+    bound.bind(lab.driver)?;
+    before.check_all(&disk.open(Access::Buffered)?)
+}
+
+fn verify_direct(disk: &Disk, engine: &str, depth: u32, sizes: &[&str]) -> Result<()> {
+    let depth = format!("--iodepth={depth}");
+    let more = [&["--direct=1", &depth], sizes].concat();
     verify(&disk.node(), engine, &more)
 }
 
@@ -55,7 +75,7 @@ fn mmap_on_dax_file(lab: &mut Lab) -> Result<()> {
 
 /// Writes at random places, reads everything back and compares checksums; fio fails if one differs.
 fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
-    const SIZE: &str = "--size=8m";
+    let size = format!("--size={SIZE}");
     let file = format!("--filename={}", file.display());
     let engine = format!("--ioengine={engine}");
     let common = [
@@ -63,7 +83,7 @@ fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
         "--rw=randwrite",
         "--verify=crc32c",
         "--do_verify=1",
-        SIZE,
+        &size,
     ];
     let report = ["--verify_fatal=1", "--output-format=json", &file, &engine];
     let text = run("fio", &[&common[..], &report[..], more].concat())?;
@@ -77,7 +97,7 @@ fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
     ensure!(job["error"] == 0, "fio's job failed: {}", job["error"]);
     for direction in ["read", "write"] {
         let bytes = job[direction]["io_bytes"].as_u64();
-        ensure!(bytes >= Some(8 << 20), "{direction}: {bytes:?} bytes");
+        ensure!(bytes >= Some(SIZE as u64), "{direction}: {bytes:?} bytes");
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Suite, Test};
+use super::{Suite, Test, probe};
 use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
@@ -23,6 +23,10 @@ pub const SUITE: Suite = Suite {
         Test::new("memory_map_is_freed_under_mappings", unmap_after_unbind),
         Test::new("entries_outlive_the_memory_map", umount_after_unbind),
         Test::new("xfs_hangs_with_rmap", unbind_under_xfs),
+        Test::new("labels_make_the_kernel_warn", |lab| {
+            probe::ask_for_odd_sectors(lab).map(drop)
+        })
+        .within(120),
     ],
 };
 

@@ -137,7 +137,7 @@ fn heal_by_writing(lab: &mut Lab) -> Result<()> {
 
     let mut buffer = Buffer::new(64 << 10);
     let result = file.read_at(&mut buffer, 96 * SECTOR as u64);
-    errno::expect("reading across bad sectors", result, &[Errno::EIO])?;
+    errno::expect("reading across bad sectors", result, &[Errno::ENODATA])?;
     file.read_exact_at(&mut buffer[..4 * SECTOR], 96 * SECTOR as u64)?;
     model.check("before the bad sectors", 96 * SECTOR, &buffer[..4 * SECTOR])?;
 

@@ -11,21 +11,28 @@ mod dax;
 mod dax_layout;
 mod dax_pages;
 mod demo;
+mod device_tree;
 mod dm;
 mod fio;
 mod flush;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
+mod kernel_users;
 mod legacy;
+mod media;
 mod modes;
+mod parity;
 mod partitions;
 mod persistence;
 mod planted;
+mod platform;
 mod probe;
+mod providers;
 mod revoke;
 mod revoke_time;
 mod several;
+mod virtio;
 
 use std::time::Duration;
 
@@ -94,7 +101,13 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    parity::SUITE,
     legacy::SUITE,
+    media::SUITE,
+    platform::SUITE,
+    device_tree::SUITE,
+    virtio::SUITE,
+    providers::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,

@@ -3,6 +3,7 @@
 //! What each mode of a namespace becomes, and what the disk says about itself.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -11,11 +12,12 @@ use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
+use crate::filesystem::FileSystem::Ext4;
 use crate::lab::{Lab, Prepared, holder};
-use crate::mapping::PMD;
+use crate::mapping::{Mapping, PMD, Sharing};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
-use crate::sectors::{Buffer, SECTOR, expect_same};
+use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
 use crate::{syscall, sysfs};
 
 pub const SUITE: Suite = Suite {
@@ -28,6 +30,9 @@ pub const SUITE: Suite = Suite {
         Test::new("force_raw_shows_the_whole_range", force_raw),
         Test::new("sector_is_handed_to_btt", sector),
         Test::new("devdax_is_left_to_its_driver", devdax),
+        Test::new("fsdax_alignment_of_4_kib", |lab| alignment(lab, 4 << 10)),
+        Test::new("fsdax_alignment_of_2_mib", |lab| alignment(lab, PMD as u64)),
+        Test::new("size_changes_between_binds", size_changes),
         Test::new("from_mode_to_mode", from_mode_to_mode).within(120),
         Test::new("empty_seeds_are_refused", seeds_are_refused),
         Test::new("write_cache_attribute", write_cache),
@@ -191,6 +196,22 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     let disks = Disk::all("pmem")?;
     ensure!(disks.is_empty(), "there are disks: {disks:?}");
 
+    // That has all of it.
+    let devices = sysfs::names("/sys/bus/dax/devices")?;
+    ensure!(devices.len() == 1, "there are the devices {devices:?}");
+    let node = Path::new("/dev").join(&devices[0]);
+    let file = Access::Buffered.open(&node)?;
+    let mapping = Mapping::new(&file, PMD, Sharing::Shared)?;
+    mapping.write(0, &stamped(PMD, 12));
+    drop((mapping, file));
+    let mapping = Mapping::new(&Access::Buffered.open(&node)?, PMD, Sharing::Shared)?;
+    expect_same(
+        "through another mapping",
+        &mapping.to_vec(0, PMD),
+        &stamped(PMD, 12),
+    )?;
+    drop(mapping);
+
     // Nor does it come between when it is asked for the namespace again.
     let result = namespace.try_bind(lab.driver);
     errno::expect(
@@ -201,7 +222,94 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     dax.unbind()?;
     let result = dax.try_bind(lab.driver);
     errno::expect("binding a dax device", result, &[Errno::ENODEV])?;
+
+    // And gets the namespace back.
+    check_disk(lab, Mode::FsdaxMem, "1")
+}
+
+/// What the start of the data is aligned to, and whether files can be mapped.
+fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
+    let namespace = lab.namespace(0)?;
+    for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
+        let made = ndctl::reconfigure_with(&namespace, mode, &["-a", &align.to_string()])?;
+        ensure!(made.align == Some(align), "ndctl made {made:?}");
+        let bound = holder(&namespace)?;
+        bound.expect_driver(Some(lab.driver))?;
+        ensure!(
+            bound.resource()? % align == 0,
+            "the data are at {:#x}",
+            bound.resource()?
+        );
+        let node = Disk::named(made.blockdev.context("no disk")?).node_str();
+        Ext4.make(&node)?;
+        for tag in [1, 2] {
+            let mount = Ext4.mount(&node, "dax=always")?;
+            let path = mount.path("file");
+            if tag == 1 {
+                std::fs::write(&path, vec![0; PMD])?;
+            } else {
+                expect_same("before", &std::fs::read(&path)?, &stamped(PMD, 1))?;
+            }
+            let file = Access::Buffered.open(&path)?;
+            let mapping = Mapping::new(&file, PMD, Sharing::Synchronous)?;
+            mapping.write(0, &stamped(PMD, tag));
+            drop((mapping, file));
+            mount.unmount()?;
+            bound.unbind()?;
+            bound.bind(lab.driver)?;
+        }
+        Ext4.check(&node)?;
+    }
     Ok(())
+}
+
+/// The same disk with another size: everything that depends on it is right at once, and nothing is left of
+/// the one before.
+fn size_changes(lab: &mut Lab) -> Result<()> {
+    let region = lab.region(0)?;
+    let mut namespace = lab.namespace(0)?;
+    for (mib, mode) in [
+        (128, Mode::FsdaxMem),
+        (64, Mode::Raw),
+        (256, Mode::FsdaxDev),
+        (192, Mode::FsdaxMem),
+    ] {
+        run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+        let made = ndctl::create(&region, mode, &["-s", &format!("{mib}M"), "-l", "512"])?;
+        namespace = Device::named(made.dev);
+        let disk = Disk::named(made.blockdev.context("no disk")?);
+        let bytes = disk.bytes()?;
+        ensure!(
+            bytes == made.size,
+            "{disk} has {bytes} bytes of {}",
+            made.size
+        );
+        ensure!(
+            bytes <= mib << 20 && bytes > (mib - 16) << 20,
+            "{mib} MiB are {bytes} bytes"
+        );
+        disk.expect("size", &(bytes / SECTOR as u64).to_string())?;
+        disk.expect("badblocks", "")?;
+        disk.expect("ro", "0")?;
+        disk.expect("queue/dax", if mode == Mode::Raw { "0" } else { "1" })?;
+        let file = disk.open(Access::Direct)?;
+        let right = Buffer::stamped(SECTOR, mib);
+        let mut found = Buffer::new(SECTOR);
+        for at in [0, bytes - SECTOR as u64] {
+            file.write_all_at(&right, at)?;
+            file.read_exact_at(&mut found, at)?;
+            expect_same(&format!("the sector at {at:#x}"), &found, &right)?;
+        }
+        ensure!(
+            file.read_at(&mut found, bytes)? == 0,
+            "there is more than {bytes} bytes"
+        );
+        // What the next one must not inherit.
+        sysfs::write(disk.path("badblocks"), "64 2\n")?;
+        syscall::set_read_only(&file, true)?;
+    }
+    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    ndctl::create(&region, Mode::Raw, &["-l", "512"]).map(drop)
 }
 
 fn from_mode_to_mode(lab: &mut Lab) -> Result<()> {
@@ -295,7 +403,7 @@ fn badblocks(lab: &mut Lab) -> Result<()> {
             true => drop(errno::expect(
                 "reading a bad sector",
                 result,
-                &[Errno::EIO],
+                &[Errno::ENODATA],
             )?),
             false => ensure!(result? == SECTOR, "a good sector is read short"),
         }

@@ -5,16 +5,19 @@
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 
 use super::{Suite, Test};
-use crate::command::run_expecting_failure;
+use crate::command::{run, run_expecting_failure};
 use crate::disk::Access;
+use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PMD, Sharing};
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, expect_same, stamped};
-use crate::syscall::is_dax;
+use crate::syscall::{self, is_dax};
+use crate::uevents::Uevents;
 
 pub const SUITE: Suite = Suite {
     name: "partitions",
@@ -27,6 +30,7 @@ pub const SUITE: Suite = Suite {
         }),
         Test::new("partitions_come_back_after_rebind", come_back),
         Test::new("unaligned_partition_has_no_dax", unaligned),
+        Test::new("region_becomes_read_only_while_in_use", read_only_in_use),
     ],
 };
 
@@ -124,6 +128,74 @@ fn unaligned(lab: &mut Lab) -> Result<()> {
         !is_dax(&mount.path("file"))?,
         "DAX on an unaligned partition"
     );
+    mount.unmount()?;
+    Ext4.check(&node)
+}
+
+/// The region becomes read-only and writable again while one partition is mounted, with a file mapped, and
+/// the other one is open.
+fn read_only_in_use(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let region = lab.region(0)?;
+    disk.cut(ALIGNED)?;
+    let (first, second) = (disk.partition(1), disk.partition(2));
+    let node = first.node_str();
+    Ext4.make(&node)?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    std::fs::write(&path, stamped(PMD, 6))?;
+    let file = Access::Buffered.open(&path)?;
+    file.sync_all()?;
+    let mapping = Mapping::new(&file, PMD, Sharing::Shared)?;
+    let open = second.open(Access::Direct)?;
+    let right = Buffer::stamped(1 << 20, 7);
+    open.write_all_at(&right, 0)?;
+
+    for _ in 0..2 {
+        let mut uevents = Uevents::from_now()?;
+        region.set("read_only", "1")?;
+        uevents.expect(&["DISK_RO=1", disk.name()])?;
+        for part in [&disk, &first, &second] {
+            ensure!(
+                syscall::is_read_only(&part.open_read_only()?)?,
+                "{part} can be written to"
+            );
+        }
+        let written = open.write_at(&Buffer::stamped(4096, 8), 0);
+        errno::expect("writing to the open partition", written, &[Errno::EPERM])?;
+        // Readers go on.
+        let mut found = Buffer::new(right.len());
+        open.read_exact_at(&mut found, 0)?;
+        expect_same("the open partition", &found, &right)?;
+        expect_same("the mapping", &mapping.to_vec(0, PMD), &stamped(PMD, 6))?;
+        expect_same("the file", &std::fs::read(&path)?, &stamped(PMD, 6))?;
+        // Nobody can start to write.
+        run_expecting_failure("mkfs.ext4", &["-q", "-F", &second.node_str()])?;
+        region.set("read_only", "0")?;
+        uevents.expect(&["DISK_RO=0", disk.name()])?;
+        disk.expect("ro", "0")?;
+        open.write_all_at(&right, 0)?;
+        std::fs::write(mount.path("another"), b"written again")?;
+    }
+    drop((mapping, file, open));
+    mount.unmount()?;
+    Ext4.check(&node)?;
+
+    // A file system that is mounted while the region is read-only is so, too.
+    region.set("read_only", "1")?;
+    bound.unbind()?;
+    bound.bind(lab.driver)?;
+    let mount = Ext4.mount(&node, "ro,dax=always")?;
+    expect_same(
+        "the file",
+        &std::fs::read(mount.path("file"))?,
+        &stamped(PMD, 6),
+    )?;
+    let point = mount.point().to_string_lossy().into_owned();
+    run_expecting_failure("mount", &["-o", "remount,rw", &point])?;
+    region.set("read_only", "0")?;
+    run("mount", &["-o", "remount,rw", &point])?;
+    std::fs::write(mount.path("file"), stamped(PMD, 9))?;
     mount.unmount()?;
     Ext4.check(&node)
 }

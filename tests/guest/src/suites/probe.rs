@@ -3,6 +3,7 @@
 //! Devices that a driver must refuse, with an error and a word of explanation, and take once what
 //! was wrong is put right.
 
+use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 
@@ -13,13 +14,16 @@ use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
-use crate::infoblock::{Field, InfoBlock};
+use crate::filesystem::FileSystem::Ext4;
+use crate::infoblock::{Field, InfoBlock, set_sector_size};
 use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::{Holdings, reservation};
+use crate::mapping::{Mapping, Sharing};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::Mode;
-use crate::sectors::{Buffer, expect_same};
+use crate::sectors::{Buffer, expect_same, stamped};
+use crate::syscall;
 
 pub const SUITE: Suite = Suite {
     name: "probe",
@@ -29,8 +33,23 @@ pub const SUITE: Suite = Suite {
         Test::new("claimed_namespace", claimed_namespace),
         Test::new("unsatisfiable_alignment", unsatisfiable_alignment),
         Test::new("pfn_without_uuid", pfn_without_uuid),
-        Test::new("damaged_info_block_means_raw", damaged_info_block),
-        Test::new("unusable_info_block_is_refused", unusable_info_block),
+        Test::new("info_block_of_sector_mode", bad_sector_block),
+        Test::new("info_block_of_fsdax_mem", |lab| {
+            bad_pfn_block(lab, Mode::FsdaxMem)
+        })
+        .within(120),
+        Test::new("info_block_of_fsdax_dev", |lab| {
+            bad_pfn_block(lab, Mode::FsdaxDev)
+        })
+        .within(120),
+        Test::new(
+            "refused_namespace_can_be_saved_or_made_anew",
+            refused_is_not_lost,
+        ),
+        Test::new("padding_fsdax_mem", |lab| padding(lab, Mode::FsdaxMem)),
+        Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
+        Test::new("info_blocks_of_older_versions", older_versions),
+        Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
     ],
 };
 
@@ -38,17 +57,14 @@ pub const SUITE: Suite = Suite {
 fn leave_mark(disk: &Disk) -> Result<()> {
     Ok(disk
         .open(Access::Direct)?
-        .write_all_at(&Buffer::stamped(1 << 20, 77), 4096)?)
+        .write_all_at(&Buffer::of_pages(1 << 20, 77), 4096)?)
 }
 
 fn find_mark(disk: &Disk) -> Result<()> {
-    let mut found = Buffer::new(1 << 20);
+    let right = Buffer::of_pages(1 << 20, 77);
+    let mut found = Buffer::of_pages(1 << 20, 0);
     disk.open(Access::Direct)?.read_exact_at(&mut found, 4096)?;
-    expect_same(
-        "what was written at first",
-        &found,
-        &Buffer::stamped(1 << 20, 77),
-    )
+    expect_same("what was written at first", &found, &right)
 }
 
 /// Someone else has reserved a part of the range. The part is ramoops', the kernel's own driver for
@@ -175,15 +191,16 @@ fn pfn_without_uuid(lab: &mut Lab) -> Result<()> {
     pfn.bind(lab.driver)
 }
 
-/// An fsdax namespace whose info block can be exchanged.
-struct Patient {
-    namespace: Device,
-    good: InfoBlock,
+/// A namespace whose info block can be exchanged.
+pub struct Patient {
+    pub namespace: Device,
+    mode: Mode,
+    pub good: InfoBlock,
 }
 
 impl Patient {
     /// Makes the namespace and leaves it unclaimed.
-    fn new(lab: &Lab, mode: Mode) -> Result<Patient> {
+    pub fn new(lab: &Lab, mode: Mode) -> Result<Patient> {
         let Prepared {
             namespace,
             bound,
@@ -193,13 +210,17 @@ impl Patient {
         bound.unbind()?;
         bound.give_up_namespace()?;
         let good = Self::with_whole_range(lab, &namespace, |disk| {
-            InfoBlock::read(&disk.open(Access::Buffered)?)
+            InfoBlock::read(&disk.open(Access::Buffered)?, mode)
         })?;
         ensure!(
             good.with(Field::Mode, good.get(Field::Mode)) == good,
             "our checksum is wrong"
         );
-        Ok(Patient { namespace, good })
+        Ok(Patient {
+            namespace,
+            mode,
+            good,
+        })
     }
 
     fn with_whole_range<T>(
@@ -216,7 +237,7 @@ impl Patient {
     }
 
     /// Puts another info block in place and lets the driver look at the namespace again.
-    fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
+    pub fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
         Self::with_whole_range(lab, &self.namespace, |disk| {
             block.write(&disk.open(Access::Buffered)?)
         })?;
@@ -225,101 +246,345 @@ impl Patient {
         Ok(result)
     }
 
-    /// Puts the good one back: the namespace is an fsdax one again, with its contents.
-    fn recover(&self, lab: &Lab) -> Result<()> {
-        let result = self.probe_with(lab, &self.good)?;
-        // The namespace itself is left for the pfn device that was made for it.
+    /// Puts a block in place that is good, and returns the device that is bound to it.
+    fn bind_with(&self, lab: &Lab, block: &InfoBlock) -> Result<Device> {
+        let result = self.probe_with(lab, block)?;
+        // The namespace itself is left for the device that was made for it.
         errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
-        let pfn = holder(&self.namespace)?;
+        let bound = holder(&self.namespace)?;
+        let kind = if self.mode == Mode::Sector {
+            "btt"
+        } else {
+            "pfn"
+        };
         ensure!(
-            pfn.name().starts_with("pfn"),
-            "{} is held by {pfn}",
+            bound.name().starts_with(kind),
+            "{} is held by {bound}",
             self.namespace
         );
-        pfn.expect_driver(Some(lab.driver))?;
-        find_mark(&Disk::named(pfn.disk_name()?))?;
-        pfn.unbind()?;
-        pfn.give_up_namespace()
+        bound.expect_driver(Some(lab.driver))?;
+        Ok(bound)
+    }
+
+    /// Puts the good one back: the namespace is what it was, with its contents.
+    fn recover(&self, lab: &Lab) -> Result<()> {
+        let bound = self.bind_with(lab, &self.good)?;
+        find_mark(&Disk::named(bound.disk_name()?))?;
+        bound.unbind()?;
+        bound.give_up_namespace()
+    }
+
+    /// Checks that a block is refused with one line in the log that says `why`, and what to do.
+    fn expect_refused(&self, lab: &Lab, what: &str, block: &InfoBlock, why: &str) -> Result<()> {
+        println!("{:?}: info block with {what}", self.mode);
+        let mut messages = Messages::from_now()?;
+        let result = self.probe_with(lab, block)?;
+        errno::expect(what, result, &[Errno::EOPNOTSUPP])?;
+        let line = messages.expect(&["the info block for mode"])?;
+        for piece in [why, "force_raw", "ndctl create-namespace -f -e"] {
+            ensure!(
+                line.contains(piece),
+                "the log says `{line}`, and not {piece}"
+            );
+        }
+        self.namespace.expect_driver(None)?;
+        ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
+        self.recover(lab)
     }
 }
 
-/// What is not an info block of this namespace is taken for data.
-fn damaged_info_block(lab: &mut Lab) -> Result<()> {
-    let patient = Patient::new(lab, Mode::FsdaxMem)?;
+const NOT_KNOWN: &str = "its version is not known";
+const CHECKSUM: &str = "its checksum is wrong";
+const FOREIGN: &str = "it belongs to another namespace";
+const NO_PLACE: &str = "the data cannot be where it says";
+
+fn bad_sector_block(lab: &mut Lab) -> Result<()> {
+    let patient = Patient::new(lab, Mode::Sector)?;
     let good = &patient.good;
-    for (what, block) in [
-        ("a wrong checksum", good.with_wrong_checksum()),
+    for (what, block, why) in [
+        ("a wrong checksum", good.with_wrong_checksum(), CHECKSUM),
         (
-            "the uuid of another namespace",
+            "another namespace",
             good.with(Field::ParentUuid, 12345),
+            FOREIGN,
         ),
-        ("an unknown mode", good.with(Field::Mode, 7)),
+        (
+            "a later version",
+            good.with(Field::MajorVersion, 3),
+            NOT_KNOWN,
+        ),
     ] {
-        println!("info block with {what}");
-        patient.probe_with(lab, &block)??;
-        patient.namespace.expect_driver(Some(lab.driver))?;
-        let disk = Disk::named(patient.namespace.disk_name()?);
-        disk.expect("queue/dax", "0")?;
-        let size: u64 = patient.namespace.get("size")?.parse()?;
-        ensure!(
-            disk.bytes()? == size,
-            "{disk} has {} bytes of {size}",
-            disk.bytes()?
-        );
-        patient.namespace.unbind()?;
-        patient.recover(lab)?;
+        patient.expect_refused(lab, what, &block, why)?;
     }
     Ok(())
 }
 
-/// A sound info block that asks for what cannot be is refused, and nothing is mapped by halves.
-fn unusable_info_block(lab: &mut Lab) -> Result<()> {
-    for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
-        let patient = Patient::new(lab, mode)?;
-        let good = &patient.good;
-        let small_pages = good.with(Field::Align, 4096);
-        let mut cases = vec![
+/// An info block that is not the namespace's, or asks for what cannot be, is refused, and nothing is mapped
+/// by halves.
+fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
+    let patient = Patient::new(lab, mode)?;
+    let good = &patient.good;
+    let small_pages = good.with(Field::Align, 4096);
+    let mut cases = vec![
+        (
+            "data behind the end",
+            good.with(Field::DataOffset, 1 << 40),
+            NO_PLACE,
+        ),
+        // libnvdimm computes what is left, and does not notice that it is less than nothing.
+        (
+            "more padding than there is",
+            good.with(Field::StartPad, 1 << 30),
+            NO_PLACE,
+        ),
+        // The driver believes these; libnvdimm knows better.
+        (
+            "a misaligned start",
+            small_pages.with(Field::StartPad, 4096),
+            "libnvdimm does not accept it",
+        ),
+        (
+            "a misaligned end",
+            good.with(Field::EndTruncated, 4096),
+            "libnvdimm does not accept it",
+        ),
+    ];
+    match mode {
+        Mode::FsdaxDev => {
+            let large = "its struct pages are for larger pages";
+            let small = "too little room for the struct pages";
+            cases.extend([
+                ("larger pages", good.with(Field::PageSize, 65536), large),
+                (
+                    "small struct pages",
+                    good.with(Field::PageStructSize, 32),
+                    small,
+                ),
+                // This would make libnvdimm compute an alignment of none.
+                (
+                    "no data offset, and no alignment",
+                    good.with(Field::MinorVersion, 1).with(Field::DataOffset, 0),
+                    NO_PLACE,
+                ),
+            ]);
+        }
+        _ => cases.extend([
+            ("a wrong checksum", good.with_wrong_checksum(), CHECKSUM),
             (
-                "data that start within a page",
+                "another namespace",
+                good.with(Field::ParentUuid, 12345),
+                FOREIGN,
+            ),
+            (
+                "a later version",
+                good.with(Field::MajorVersion, 2),
+                NOT_KNOWN,
+            ),
+            (
+                "an unknown mode",
+                good.with(Field::Mode, 7),
+                "where the struct pages are",
+            ),
+            (
+                "data within a page",
                 good.with(Field::DataOffset, 0x20_1200),
-                "bad offset",
+                NO_PLACE,
             ),
             (
-                "data behind the end",
-                good.with(Field::DataOffset, 1 << 40),
-                "exceeds capacity",
+                "an alignment that is none",
+                good.with(Field::Align, 3),
+                "the data are not aligned as it says",
             ),
-            (
-                "a misaligned start",
-                small_pages.with(Field::StartPad, 4096),
-                "start misaligned",
-            ),
-            (
-                "a misaligned end",
-                good.with(Field::EndTruncated, 4096),
-                "end misaligned",
-            ),
-        ];
-        if mode == Mode::FsdaxDev {
-            let block = good.with(Field::PageStructSize, 32);
-            cases.push((
-                "struct pages that are too small",
-                block,
-                "struct page size mismatch",
-            ));
-        }
-        let before = Holdings::now()?;
-        for (what, block, message) in cases {
-            println!("{mode:?}: info block with {what}");
-            let mut messages = Messages::from_now()?;
-            let result = patient.probe_with(lab, &block)?;
-            errno::expect(what, result, &[Errno::EOPNOTSUPP])?;
-            messages.expect(&[message])?;
-            patient.namespace.expect_driver(None)?;
-            ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
-            patient.recover(lab)?;
-        }
-        before.expect_unchanged()?;
+        ]),
     }
+    let before = Holdings::now()?;
+    for (what, block, why) in cases {
+        patient.expect_refused(lab, what, &block, why)?;
+    }
+    before.expect_unchanged()
+}
+
+/// The remedies that the log names are some.
+fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
+    let patient = Patient::new(lab, Mode::FsdaxMem)?;
+    let block = patient.good.with_wrong_checksum();
+    let refused = patient.probe_with(lab, &block)?;
+    errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
+    let data = patient.good.get(Field::DataOffset);
+    let right = Buffer::of_pages(1 << 20, 77);
+    let found = Patient::with_whole_range(lab, &patient.namespace, |disk| {
+        let mut found = Buffer::of_pages(right.len(), 0);
+        disk.open(Access::Direct)?
+            .read_exact_at(&mut found, data + 4096)?;
+        Ok(found)
+    })?;
+    expect_same("what the namespace holds", &found, &right)?;
+
+    let refused = patient.probe_with(lab, &block)?;
+    errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
+    let name = patient.namespace.name();
+    run(
+        "ndctl",
+        &["create-namespace", "-f", "-e", name, "-m", "fsdax"],
+    )?;
+    let bound = holder(&patient.namespace)?;
+    bound.expect_driver(Some(lab.driver))?;
+    ensure!(bound.name().starts_with("pfn"), "{bound} is not fsdax");
+    Ok(())
+}
+
+/// Space that is left free at the start and at the end is none of the disk's, and neither the data nor what is
+/// mapped is anywhere else. ndctl does not make such namespaces any more.
+fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
+    const START: u64 = 4 << 20;
+    const END: u64 = 6 << 20;
+    const LEN: usize = 2 << 20;
+    let patient = Patient::new(lab, mode)?;
+    let block = patient
+        .good
+        .with(Field::StartPad, START)
+        .with(Field::EndTruncated, END);
+    let data = START + patient.good.get(Field::DataOffset);
+    let size: u64 = patient.namespace.get("size")?.parse()?;
+    let before = Holdings::now()?;
+
+    let bound = patient.bind_with(lab, &block)?;
+    let disk = Disk::named(bound.disk_name()?);
+    let bytes = disk.bytes()?;
+    ensure!(
+        bytes == size - data - END,
+        "{disk} has {bytes} bytes of {size}"
+    );
+    ensure!(
+        bound.get("size")? == bytes.to_string(),
+        "{bound} has another size"
+    );
+    let start = patient.namespace.resource()?;
+    ensure!(
+        bound.resource()? == start + data,
+        "{bound} is at {:#x}",
+        bound.resource()?
+    );
+    let node = disk.node_str();
+    Ext4.make(&node)?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    fs::write(&path, vec![0; LEN])?;
+    let file = Access::Buffered.open(&path)?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Synchronous)?;
+    mapping.write(0, &stamped(LEN, 1));
+    let place = syscall::block_of_file(&file, 0)? * 4096;
+    drop((mapping, file));
+    mount.unmount()?;
+    Ext4.check(&node)?;
+    let last = bytes - LEN as u64;
+    disk.open(Access::Direct)?
+        .write_all_at(&Buffer::stamped(LEN, 2), last)?;
+    // The other driver reads the same, by requests; it does not map such namespaces rightly.
+    let other = lab.driver.other();
+    if other.is_available() {
+        other.load()?;
+        bound.unbind()?;
+        bound.bind(other)?;
+        let mut found = Buffer::new(LEN);
+        let file = disk.open(Access::Direct)?;
+        for (at, tag) in [(place, 1), (last, 2)] {
+            file.read_exact_at(&mut found, at)?;
+            expect_same("through the other driver", &found, &stamped(LEN, tag))?;
+        }
+        drop(file);
+        bound.unbind()?;
+        other.unload()?;
+        bound.bind(lab.driver)?;
+    }
+    bound.unbind()?;
+    bound.give_up_namespace()?;
+    Patient::with_whole_range(lab, &patient.namespace, |disk| {
+        let mut found = Buffer::new(LEN);
+        let file = disk.open(Access::Direct)?;
+        for (at, tag) in [(place, 1), (last, 2)] {
+            file.read_exact_at(&mut found, data + at)?;
+            expect_same("in the namespace", &found, &stamped(LEN, tag))?;
+        }
+        Ok(())
+    })?;
+    before.expect_unchanged()
+}
+
+/// Blocks of the versions before 1.4 lack fields, which then do not count, whatever is there.
+fn older_versions(lab: &mut Lab) -> Result<()> {
+    let sizes = [(Field::PageSize, 0), (Field::PageStructSize, 0)];
+    let pads = [(Field::StartPad, 123), (Field::EndTruncated, 456)];
+    for (mode, minor, wrong) in [(Mode::FsdaxDev, 3, sizes), (Mode::FsdaxMem, 0, pads)] {
+        println!("version 1.{minor}");
+        let patient = Patient::new(lab, mode)?;
+        let mut block = patient.good.with(Field::MinorVersion, minor);
+        for (field, value) in wrong {
+            block = block.with(field, value);
+        }
+        let bound = patient.bind_with(lab, &block)?;
+        find_mark(&Disk::named(bound.disk_name()?))?;
+        bound.unbind()?;
+        bound.give_up_namespace()?;
+    }
+    Ok(())
+}
+
+/// Makes the label of a raw namespace ask for sectors of 520 bytes, and returns its uuid. The namespace is
+/// there again when this returns.
+pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
+    const AREA: &str = "/tmp/labels";
+    let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
+    let uuid = namespace.get("uuid")?;
+    run("ndctl", &["read-labels", "-o", AREA, "nmem0"])?;
+    let mut area = fs::read(AREA)?;
+    set_sector_size(&mut area, &uuid, 520)?;
+    fs::write(AREA, &area)?;
+    run("ndctl", &["disable-region", "all"])?;
+    run("ndctl", &["disable-dimm", "nmem0"])?;
+    run("ndctl", &["write-labels", "-i", AREA, "nmem0"])?;
+    run("ndctl", &["enable-dimm", "nmem0"])?;
+    run("ndctl", &["enable-region", "all"])?;
+    settle()?;
+    Ok(uuid)
+}
+
+/// The label is on the medium too, and can ask for sectors that do not exist.
+fn odd_sector_size(lab: &mut Lab) -> Result<()> {
+    let mut messages = Messages::from_now()?;
+    let uuid = ask_for_odd_sectors(lab)?;
+    let line = messages.expect(&["the label asks for sectors of 520 bytes"])?;
+    ensure!(
+        line.contains("--sector-size=512"),
+        "the log says only `{line}`"
+    );
+    let namespace = lab.namespace(0)?;
+    ensure!(namespace.get("uuid")? == uuid, "{namespace} is another one");
+    namespace.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(namespace.disk_name()?);
+    disk.expect("queue/logical_block_size", "512")?;
+    leave_mark(&disk)?;
+    find_mark(&disk)?;
+
+    // And what the message says helps.
+    run(
+        "ndctl",
+        &[
+            "create-namespace",
+            "-f",
+            "-e",
+            namespace.name(),
+            "--sector-size=512",
+        ],
+    )?;
+    let bound = lab.holder_in(0)?;
+    bound.unbind()?;
+    let mut messages = Messages::from_now()?;
+    bound.bind(lab.driver)?;
+    let warned = messages
+        .so_far()?
+        .iter()
+        .any(|message| message.contains("asks for sectors"));
+    ensure!(!warned, "the label still asks for them");
     Ok(())
 }

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How memory that no NVDIMM describes gets onto the nd bus: what a device tree calls `pmem-region`, and
+//! what the firmware of a PC, or `memmap=` on the command line, calls persistent and no more.
+//!
+//! A platform device stands for it. It becomes a bus with a region for each range, whose namespaces are
+//! then offered to the drivers on the nd bus, of which this module has one.
+
+use super::geometry::is_whole_pages;
+use crate::abstractions::{
+    ioport,
+    memremap::Node,
+    nvdimm::{
+        Bus,
+        Persistence,
+        RegionDesc, //
+    },
+    platform::{
+        self,
+        DeviceName,
+        NameTable, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    device::{
+        self,
+        Core, //
+    },
+    device_id::IdArray,
+    io::PhysAddr,
+    of,
+    page::PAGE_SIZE,
+    platform::Device,
+    prelude::*,
+    str::CString, //
+};
+
+/// The device of an x86 PC, of which there is one for all ranges.
+const LEGACY: &CStr = c"e820_pmem";
+
+static NAMES: IdArray<DeviceName, (), 1> = IdArray::new_without_index([DeviceName::new(LEGACY)]);
+
+kernel::of_device_table!(
+    OF_TABLE,
+    (),
+    [
+        (of::DeviceId::new(c"pmem-region"), ()),
+        (of::DeviceId::new(c"pmem-region-v2"), ()),
+    ]
+);
+
+/// The driver for platform devices that stand for persistent memory.
+pub struct PlatformDriver;
+
+impl kernel::platform::Driver for PlatformDriver {
+    type IdInfo = ();
+    type Data<'bound> = Bus<'bound>;
+
+    const OF_ID_TABLE: Option<of::IdTable<Self::IdInfo>> = Some(&OF_TABLE);
+
+    fn probe<'bound>(
+        dev: &'bound Device<Core<'_>>,
+        node: Option<&'bound Self::IdInfo>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        let source = Source::of(dev, node)?;
+
+        // All are looked at before the first one becomes a region.
+        source.for_each_range(|range| source.check(range))?;
+        let bus = Bus::register(dev.as_ref(), source.provider()?)?;
+        source.for_each_range(|range| bus.create_region(&source.region(range)))?;
+        Ok(bus)
+    }
+}
+
+impl platform::NamedDriver for PlatformDriver {
+    const NAMES: NameTable = &NAMES;
+}
+
+/// What knows the ranges of a device.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// The node of the device in the device tree.
+    DeviceTree(&'a Device),
+    /// The memory map of the machine.
+    MemoryMap(&'a Device),
+}
+
+impl<'a> Source<'a> {
+    /// Finds the source for a device. `node` is there if its node is one of those that are asked for.
+    fn of(dev: &'a Device, node: Option<&()>) -> Result<Self> {
+        if node.is_some() {
+            return Ok(Self::DeviceTree(dev));
+        }
+        if platform::name(dev) == LEGACY {
+            return Ok(Self::MemoryMap(dev));
+        }
+
+        // Somebody has asked for it in the device's `driver_override`.
+        dev_err!(
+            dev,
+            "not a device with persistent memory; to give it back to its driver, write an empty line \
+             to its driver_override\n"
+        );
+        Err(ENXIO)
+    }
+
+    fn device(self) -> &'a Device {
+        let (Self::DeviceTree(dev) | Self::MemoryMap(dev)) = self;
+
+        dev
+    }
+
+    /// The name that user space gets to see.
+    fn provider(self) -> Result<CString> {
+        match self {
+            Self::DeviceTree(dev) => CString::try_from_fmt(fmt!("{}", platform::name(dev))),
+            // What `nd_e820` says.
+            Self::MemoryMap(_) => CString::try_from_fmt(fmt!("e820")),
+        }
+    }
+
+    /// Calls `f` with every range. An error of `f` ends the walk.
+    fn for_each_range(self, mut f: impl FnMut(Range<PhysAddr>) -> Result) -> Result {
+        match self {
+            Self::MemoryMap(dev) => ioport::for_each_legacy_pmem(f).inspect_err(|err| {
+                if *err == ENODEV {
+                    dev_err!(dev, "the memory map has no persistent memory any more\n");
+                }
+            }),
+            Self::DeviceTree(dev) => {
+                let mut index: u32 = 0;
+                while let Some(resource) = dev.resource_by_index(index) {
+                    let start = resource.start();
+                    // One that wraps is not whole pages.
+                    f(start..start.saturating_add(resource.size()))?;
+                    index = index.wrapping_add(1);
+                }
+                if index == 0 {
+                    dev_err!(
+                        dev,
+                        "no memory: the node needs a `reg` with the ranges, in the form that \
+                         #address-cells and #size-cells of its parent say\n"
+                    );
+                    return Err(ENXIO);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Refuses, with a message, a range that cannot be used by anybody.
+    fn check(self, range: Range<PhysAddr>) -> Result {
+        let dev = self.device();
+        let (start, last) = (range.start, range.end.saturating_sub(1));
+        let place = match self {
+            Self::DeviceTree(_) => "`reg` of the node",
+            Self::MemoryMap(_) => "memmap= on the kernel command line, or the firmware",
+        };
+
+        if !is_whole_pages(&range, PAGE_SIZE as u64) {
+            dev_err!(
+                dev,
+                "[mem {:#x}-{:#x}] is not whole pages of {} bytes: correct {}\n",
+                start,
+                last,
+                PAGE_SIZE,
+                place
+            );
+            return Err(ENXIO);
+        }
+        if ioport::has_ram(&range) {
+            dev_err!(
+                dev,
+                "[mem {:#x}-{:#x}] is used as System RAM: reserve it (`no-map` in /reserved-memory, or \
+                 memmap=SIZE$START on the kernel command line), or correct {}\n",
+                start,
+                last,
+                place
+            );
+            return Err(ENXIO);
+        }
+        Ok(())
+    }
+
+    /// Says what a range is to be.
+    fn region(self, range: Range<PhysAddr>) -> RegionDesc {
+        match self {
+            Self::DeviceTree(dev) => {
+                let node = platform::node(dev);
+                let dev: &device::Device = dev.as_ref();
+                let is_volatile = dev
+                    .fwnode()
+                    .is_some_and(|node| node.property_read_bool(c"volatile"));
+
+                RegionDesc {
+                    range,
+                    node,
+                    target: node,
+                    persistence: if is_volatile {
+                        Persistence::Volatile
+                    } else {
+                        Persistence::MemoryController
+                    },
+                }
+            }
+            Self::MemoryMap(_) => {
+                let target = Node::of_memory(range.start);
+
+                RegionDesc {
+                    range,
+                    node: target.nearest_online(),
+                    target,
+                    persistence: Persistence::Unspecified,
+                }
+            }
+        }
+    }
+}

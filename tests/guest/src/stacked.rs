@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks that the kernel makes of other disks or files, apart from device-mapper: loop devices and arrays.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::command::run;
+use crate::disk::Disk;
+use crate::sysfs;
+
+/// A loop device, detached when it is dropped.
+pub struct Loop(Disk);
+
+impl Loop {
+    /// Makes a disk of a file or of another disk. It goes past the page cache of what is below.
+    pub fn new(below: &Path) -> Result<Loop> {
+        let below = below.to_string_lossy();
+        let node = run("losetup", &["--find", "--show", "--direct-io=on", &below])?;
+        Ok(Loop(Disk::named(node.trim().trim_start_matches("/dev/"))))
+    }
+
+    /// The disk that it is.
+    pub fn disk(&self) -> &Disk {
+        &self.0
+    }
+
+    /// Detaches it, and says so if that fails.
+    pub fn detach(self) -> Result<()> {
+        run("losetup", &["--detach", &self.0.node_str()])?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // A test that failed leaves it behind; if it cannot go, the cleanup after the test says so.
+        let _ = run("losetup", &["--detach", &self.0.node_str()]);
+    }
+}
+
+/// Detaches all loop devices.
+pub fn detach_loops() -> Result<()> {
+    run("losetup", &["--detach-all"]).map(drop)
+}
+
+/// How an array puts its disks together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Pieces of each in turn.
+    Raid0,
+    /// The same on each.
+    Raid1,
+}
+
+impl Level {
+    /// The name of the level, and of the module that knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Raid0 => "raid0",
+            Level::Raid1 => "raid1",
+        }
+    }
+}
+
+/// An array of md without metadata, stopped when it is dropped.
+pub struct Array(Disk);
+
+/// What the kernel is told to make an array of that name with.
+const NEW: &str = "/sys/module/md_mod/parameters/new_array";
+const NAME: &str = "md0";
+
+impl Array {
+    /// Makes an array of disks of the same size.
+    pub fn new(level: Level, disks: &[&Disk]) -> Result<Array> {
+        run("modprobe", &[level.name()])?;
+        sysfs::write(NEW, NAME)?;
+        let array = Array(Disk::named(NAME));
+        let kib = (disks[0].bytes()? >> 10).to_string();
+        array.set("metadata_version", "none")?;
+        array.set("level", level.name())?;
+        array.set("raid_disks", &disks.len().to_string())?;
+        match level {
+            Level::Raid0 => array.set("chunk_size", "65536")?,
+            Level::Raid1 => {
+                array.set("component_size", &kib)?;
+                // They are taken to be the same from the start.
+                array.set("resync_start", "none")?;
+            }
+        }
+        for (slot, disk) in disks.iter().enumerate() {
+            array.set("new_dev", &disk.get("dev")?)?;
+            let member = format!("dev-{disk}");
+            array.set(&format!("{member}/size"), &kib)?;
+            array.set(&format!("{member}/slot"), &slot.to_string())?;
+        }
+        array.set("array_state", "active")?;
+        ensure!(array.0.bytes()? > 0, "{} has no size", array.0);
+        Ok(array)
+    }
+
+    fn path(attribute: &str) -> PathBuf {
+        Path::new("/sys/block")
+            .join(NAME)
+            .join("md")
+            .join(attribute)
+    }
+
+    fn set(&self, attribute: &str, value: &str) -> Result<()> {
+        sysfs::write(Array::path(attribute), value)
+    }
+
+    /// The disk that it is.
+    pub fn disk(&self) -> &Disk {
+        &self.0
+    }
+
+    /// What md says of a member.
+    pub fn state_of(&self, member: &str) -> Result<String> {
+        sysfs::read(Array::path(&format!("dev-{member}/state")))
+    }
+
+    /// Stops it, and says so if that fails.
+    pub fn stop(self) -> Result<()> {
+        std::mem::forget(self);
+        stop_arrays()
+    }
+}
+
+impl Drop for Array {
+    fn drop(&mut self) {
+        // As with loop devices.
+        let _ = stop_arrays();
+    }
+}
+
+/// Stops the array, if there is one.
+pub fn stop_arrays() -> Result<()> {
+    let state = Array::path("array_state");
+    if !state.exists() || sysfs::read(&state)? == "clear" {
+        return Ok(());
+    }
+    sysfs::write(state, "clear").context("stopping the array")
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that a device tree describes. The tree is the runner's `device_tree.dts`; some of its nodes are
+//! wrong on purpose.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::platform::{LIMIT, Site, disk_in, only_for_pmem_rs, take_away};
+use super::{Suite, Test};
+use crate::command::run;
+use crate::disk::Disk;
+use crate::errno;
+use crate::lab::Lab;
+use crate::messages::Messages;
+use crate::nd::{Device, settle};
+use crate::platform::{PlatformDevice, TREE_DRIVER};
+use crate::process::expect_nobody_stuck;
+
+pub const SUITE: Suite = Suite {
+    name: "device_tree",
+    tests: &[
+        Test::new("nodes_become_regions", nodes_become_regions),
+        Test::new("alias_names_the_module", alias_names_the_module),
+        Test::new("wrong_nodes_are_refused", wrong_nodes),
+        Test::new("it_is_as_with_of_pmem", as_with_of_pmem),
+        Test::new("it_goes_while_it_is_used", goes_in_use),
+        Test::new("volatile_memory_goes_while_it_is_used", volatile_goes),
+    ],
+};
+
+/// The device with two ranges.
+const PERSISTENT: &str = "40000000.pmem";
+/// The one whose contents do not stay.
+const VOLATILE: &str = "58000000.pmem";
+/// The place of its region in the order of addresses.
+const VOLATILE_REGION: u32 = 2;
+
+/// The devices of wrong nodes, and what is wrong with them.
+const WRONG: &[(&str, &str)] = &[
+    (
+        "5a000000.pmem",
+        "[mem 0x20000000-0x20ffffff] is used as System RAM",
+    ),
+    (
+        "5b000800.pmem",
+        "[mem 0x5b000800-0x5b0017ff] is not whole pages",
+    ),
+    ("pmem-without-reg", "the node needs a `reg`"),
+];
+
+fn device(lab: &Lab, name: &str) -> Result<PlatformDevice> {
+    only_for_pmem_rs(lab)?;
+    let device = PlatformDevice::named(name);
+    device.expect_driver(Some(lab.driver.name()))?;
+    Ok(device)
+}
+
+fn expect(device: &Device, attribute: &str, right: &str) -> Result<()> {
+    let found = device.get(attribute)?;
+    ensure!(
+        found == right,
+        "{device}: {attribute} is `{found}`, expected `{right}`"
+    );
+    Ok(())
+}
+
+fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
+    for (name, kind, domain, node, ranges) in [
+        (
+            PERSISTENT,
+            "nd_pmem",
+            Some("memory_controller"),
+            "0",
+            &[(0x4000_0000, 0x1000_0000), (0x5000_0000, 0x800_0000)][..],
+        ),
+        (
+            VOLATILE,
+            "nd_volatile",
+            None,
+            "-1",
+            &[(0x5800_0000, 0x200_0000)],
+        ),
+    ] {
+        let device = device(lab, name)?;
+        let bus = device.bus()?;
+        expect(&bus, "provider", name)?;
+        let node_of = |path| fs::canonicalize(path);
+        let node_path = node_of(device.path("of_node"))?;
+        ensure!(
+            node_of(bus.path("of_node"))? == node_path,
+            "{bus} is not for {node_path:?}"
+        );
+        let mut found = Vec::new();
+        for region in device.regions()? {
+            expect(&region, "devtype", kind)?;
+            match domain {
+                Some(domain) => expect(&region, "persistence_domain", domain)?,
+                None => ensure!(
+                    !region.path("persistence_domain").exists(),
+                    "{region} is said to be persistent"
+                ),
+            }
+            expect(&region, "numa_node", node)?;
+            ensure!(
+                node_of(region.path("of_node"))? == node_path,
+                "{region} is not for {node_path:?}"
+            );
+            found.push((region.resource()?, region.get("size")?.parse::<u64>()?));
+        }
+        ensure!(
+            found == ranges,
+            "{name} has the regions {found:x?}, expected {ranges:x?}"
+        );
+    }
+    for region in 0..=VOLATILE_REGION {
+        let namespace = lab.namespace(region)?;
+        namespace.expect_driver(Some(lab.driver))?;
+        Disk::named(namespace.disk_name()?).expect("queue/dax", "1")?;
+    }
+    Ok(())
+}
+
+fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
+    for name in [PERSISTENT, VOLATILE] {
+        let alias = device(lab, name)?.get("modalias")?;
+        let found = run("modprobe", &["-R", &alias])?;
+        ensure!(
+            found
+                .split_whitespace()
+                .any(|name| name == lab.driver.name()),
+            "{alias} is for {found:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Each is told what is wrong with it, and nothing is left of an attempt.
+fn wrong_nodes(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let before = Device::all()?;
+    for (name, why) in WRONG {
+        let device = PlatformDevice::named(*name);
+        device.expect_driver(None)?;
+        let mut messages = Messages::from_now()?;
+        let refused = device.try_bind(lab.driver.name());
+        errno::expect("binding a wrong node", refused, &[Errno::ENXIO])?;
+        let said = messages.expect(&[why])?;
+        println!("the kernel says: {said}");
+        ensure!(said.contains(name), "`{said}` does not name {name}");
+        device.expect_driver(None)?;
+        let after = Device::all()?;
+        ensure!(before == after, "there were {before:?}, and are {after:?}");
+    }
+    Ok(())
+}
+
+/// Nobody can tell by its regions which of the two has a device.
+fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
+    for name in [PERSISTENT, VOLATILE] {
+        let device = device(lab, name)?;
+        let ours = device.description()?;
+        // It would take the wrong nodes.
+        for (node, _) in WRONG {
+            PlatformDevice::named(*node).set_override(Some(lab.driver.name()))?;
+        }
+        run("modprobe", &[TREE_DRIVER])?;
+        device.unbind()?;
+        device.bind(TREE_DRIVER)?;
+        settle()?;
+        ours.expect_same(&device.description()?)?;
+        device.unbind()?;
+        device.bind(lab.driver.name())?;
+        run("rmmod", &[TREE_DRIVER])?;
+    }
+    Ok(())
+}
+
+fn goes_in_use(lab: &mut Lab) -> Result<()> {
+    let device = device(lab, PERSISTENT)?;
+    let site = Site::on(0, &disk_in(lab, 0)?)?;
+    let mut reader = site.start_reader()?;
+    take_away(lab, &device)?;
+    reader.expect_signal(Signal::SIGBUS, LIMIT)?;
+    // What another node describes stays.
+    let other = lab.namespace(0)?;
+    ensure!(
+        other.resource()? == 0x5800_0000,
+        "{other} is at {:#x}",
+        other.resource()?
+    );
+    other.expect_driver(Some(lab.driver))?;
+    device.bind(lab.driver.name())?;
+    site.expect_intact(&disk_in(lab, 0)?)?;
+    expect_nobody_stuck()
+}
+
+fn volatile_goes(lab: &mut Lab) -> Result<()> {
+    let device = device(lab, VOLATILE)?;
+    let site = Site::on(VOLATILE_REGION, &disk_in(lab, VOLATILE_REGION)?)?;
+    let mut reader = site.start_reader()?;
+    take_away(lab, &device)?;
+    reader.expect_signal(Signal::SIGBUS, LIMIT)?;
+    device.bind(lab.driver.name())?;
+    // The power was on all the time.
+    site.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
+    expect_nobody_stuck()
+}

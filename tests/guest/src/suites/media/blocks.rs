@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bad sectors of the disk.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+
+use super::{Bench, open};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::errno;
+use crate::infoblock::Field;
+use crate::injector::{Injector, Watch};
+use crate::lab::Lab;
+use crate::nd::Device;
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, Model, SECTOR, expect_same};
+use crate::suites::probe::Patient;
+use crate::syscall;
+
+const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
+
+/// The list is there when the disk is, and counts from the first sector of the data.
+pub fn known_before_probe(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
+        let bench = Bench::new(lab, mode)?;
+        bench.bound.unbind()?;
+        // In raw mode, the start is where an info block would be.
+        bench.inject(100, 3)?;
+        // Less than a sector is a bad sector.
+        bench.injector.inject(bench.address(200) + 256, 256)?;
+        bench.bound.bind(lab.driver)?;
+        bench.expect_bad("100 3\n200 1")?;
+        let file = bench.disk.open(Access::Direct)?;
+        let result = file.read_at(&mut Buffer::new(SECTOR), 102 * SECTOR as u64);
+        errno::expect("reading a bad sector", result, MEDIUM_ERROR)?;
+        bench.expect_clears(&[])?;
+    }
+    Ok(())
+}
+
+/// What an info block leaves unused at the start and at the end is not on the disk, bad or not.
+pub fn padded_namespace(lab: &mut Lab) -> Result<()> {
+    const PAD: u64 = 2 << 20;
+    const TRUNCATED: u64 = 4 << 20;
+    let injector = Injector::new()?;
+    let patient = Patient::new(lab, Mode::FsdaxMem)?;
+    let block = patient
+        .good
+        .with(Field::StartPad, PAD)
+        .with(Field::EndTruncated, TRUNCATED);
+    let result = patient.probe_with(lab, &block)?;
+    errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
+
+    let bound = lab.holder_in(0)?;
+    let disk = Disk::named(bound.disk_name()?);
+    let namespace = &patient.namespace;
+    let size: u64 = namespace.get("size")?.parse()?;
+    let start = namespace.resource()? + PAD + block.get(Field::DataOffset);
+    let end = namespace.resource()? + size - TRUNCATED;
+    ensure!(
+        disk.bytes()? == end - start,
+        "{disk} has {} bytes",
+        disk.bytes()?
+    );
+    let last = (end - start) / SECTOR as u64 - 1;
+    let right = format!("0 1\n5 1\n{last} 1");
+
+    // While it is bound, and before it is.
+    injector.inject(start - 512, 1024)?;
+    injector.inject(start + 5 * 512, 512)?;
+    injector.inject(end - 512, 2048)?;
+    disk.expect("badblocks", &right)?;
+    bound.unbind()?;
+    bound.bind(lab.driver)?;
+    disk.expect("badblocks", &right)?;
+
+    let file = disk.open(Access::Direct)?;
+    for (sector, address) in [(0, start), (5, start + 5 * 512), (last, end - 512)] {
+        file.write_all_at(&Buffer::stamped(SECTOR, sector), sector * SECTOR as u64)?;
+        let found = injector.clears()?.pop();
+        ensure!(
+            found.is_some_and(|clear| clear.address == address && clear.len == 512),
+            "sector {sector} is at {address:#x}, but {found:x?} was cleared"
+        );
+    }
+    disk.expect("badblocks", "")
+}
+
+/// Who polls the list learns of what becomes bad, and of what is healed; so does `ndctl`.
+pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let mut watch = Watch::new(&bench.disk.path("badblocks"))?;
+        watch.expect_asleep()?;
+        bench.inject(64, 8)?;
+        watch.expect("64 8")?;
+        watch.expect_asleep()?;
+
+        let said = run("ndctl", &["list", "-M", "-n", bench.namespace.name()])?;
+        let said: serde_json::Value = serde_json::from_str(&said)?;
+        let listed = &said[0]["badblocks"][0];
+        ensure!(
+            said[0]["badblock_count"] == 8 && listed["offset"] == 64 && listed["length"] == 8,
+            "ndctl lists {said}"
+        );
+
+        let file = bench.disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
+        watch.expect("68 4")?;
+        // Writing what is not bad is no news.
+        file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
+        watch.expect_asleep()?;
+    }
+    Ok(())
+}
+
+/// Reading a bad sector is a medium error, which is not the same as any other error.
+pub fn only_bad_sectors_fail(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let file = bench.disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(64 << 10, 2), 0)?;
+        let model = Model::of(&file, 0, 64 << 10)?;
+        bench.inject(33, 2)?;
+
+        for (sector, count, good) in [
+            (0, 33, true),
+            (32, 2, false),
+            (33, 1, false),
+            (34, 1, false),
+            (0, 128, false),
+            (35, 64, true),
+        ] {
+            let mut found = Buffer::new(count * SECTOR);
+            let result = file.read_at(&mut found, (sector * SECTOR) as u64);
+            let what = format!("reading {count} sectors from {sector} on");
+            if good {
+                ensure!(result? == count * SECTOR, "{what}: too few bytes");
+                model.check(&what, sector * SECTOR, &found)?;
+            } else {
+                errno::expect(&what, result, MEDIUM_ERROR)?;
+            }
+        }
+        // The page cache has but one error.
+        let cached = bench.disk.open(Access::Buffered)?;
+        let result = cached.read_at(&mut [0; SECTOR], 33 * SECTOR as u64);
+        errno::expect("reading through the page cache", result, &[Errno::EIO])?;
+        bench.expect_clears(&[])?;
+    }
+    Ok(())
+}
+
+/// What is written is cleared, a page at a time, and nothing else is.
+pub fn writing_clears_just_that(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let region = lab.region(0)?;
+        let file = bench.disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(64 << 10, 3), 0)?;
+        let mut model = Model::of(&file, 0, 64 << 10)?;
+        let mut write = |sector: usize, count: usize| -> Result<()> {
+            let bytes = Buffer::stamped(count * SECTOR, sector as u64);
+            file.write_all_at(&bytes, (sector * SECTOR) as u64)?;
+            model.written(sector * SECTOR, &bytes);
+            Ok(())
+        };
+        bench.inject(17, 3)?;
+        bench.inject(38, 4)?;
+
+        // One sector of three.
+        write(18, 1)?;
+        bench.expect_bad("17 1\n19 1\n38 4")?;
+        bench.expect_clears(&[(18, 1)])?;
+        // Next to them.
+        write(20, 18)?;
+        bench.expect_bad("17 1\n19 1\n38 4")?;
+        // Three pages and two halves, of which three have bad sectors.
+        write(12, 32)?;
+        bench.expect_bad("")?;
+        bench.expect_clears(&[(18, 1), (16, 8), (32, 8), (40, 4)])?;
+        let left = region.get("badblocks")?;
+        ensure!(left.is_empty(), "{region} still has {left}");
+        model.check_all(&file)?;
+
+        // And they are good for good.
+        drop(file);
+        bench.bound.unbind()?;
+        bench.bound.bind(lab.driver)?;
+        bench.expect_bad("")?;
+    }
+    Ok(())
+}
+
+/// A provider that does not clear: the write fails, nothing is written, and what was bad stays bad.
+pub fn clear_is_refused(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let file = bench.disk.open(Access::Direct)?;
+        let before = Model::of(&file, 0, 8 << 10)?;
+        bench.inject(9, 1)?;
+        bench.injector.set_limit(0)?;
+        let mut watch = Watch::new(&bench.disk.path("badblocks"))?;
+
+        let result = file.write_at(&Buffer::stamped(8 << 10, 4), 0);
+        errno::expect("writing what cannot be cleared", result, MEDIUM_ERROR)?;
+        bench.expect_bad("9 1")?;
+        watch.expect_asleep()?;
+        let mut good = Buffer::new(9 * SECTOR);
+        file.read_exact_at(&mut good, 0)?;
+        before.check("the sectors before", 0, &good)?;
+        let result = file.read_at(&mut Buffer::new(SECTOR), 9 * SECTOR as u64);
+        errno::expect("reading it", result, MEDIUM_ERROR)?;
+
+        bench.injector.set_limit(u64::MAX)?;
+        let right = Buffer::stamped(8 << 10, 5);
+        file.write_all_at(&right, 0)?;
+        watch.expect("")?;
+        let mut found = Buffer::new(8 << 10);
+        file.read_exact_at(&mut found, 0)?;
+        expect_same("after all", &found, &right)?;
+    }
+    Ok(())
+}
+
+/// A provider that clears a part: as if it had refused. What it did clear reads as nobody knows what, so it
+/// stays on the list.
+pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let file = bench.disk.open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(64 << 10, 6), 0)?;
+    bench.inject(16, 16)?;
+    bench.injector.set_limit(1024)?;
+
+    let result = file.write_at(&Buffer::stamped(8 << 10, 7), 16 * SECTOR as u64);
+    errno::expect("writing what is half cleared", result, MEDIUM_ERROR)?;
+    bench.expect_bad("16 16")?;
+    bench.expect_clears(&[(16, 8)])?;
+    for sector in [16, 18, 31] {
+        let result = file.read_at(&mut Buffer::new(SECTOR), sector * SECTOR as u64);
+        errno::expect("reading what was bad", result, MEDIUM_ERROR)?;
+    }
+
+    bench.injector.set_limit(u64::MAX)?;
+    file.write_all_at(&Buffer::stamped(8 << 10, 8), 16 * SECTOR as u64)?;
+    bench.expect_bad("")?;
+    let mut found = Buffer::new(8 << 10);
+    file.read_exact_at(&mut found, 16 * SECTOR as u64)?;
+    expect_same("after all", &found, &Buffer::stamped(8 << 10, 8))
+}
+
+/// Errors can be cleared by a command to the bus, too. The disk, which is not asked, goes on refusing what it
+/// knows to be bad until it comes anew or is written to.
+pub fn cleared_by_command(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    bench.inject(40, 2)?;
+    let buses = Device::all_of("ndbus")?;
+    let bus = buses
+        .iter()
+        .find(|bus| bus.get("provider").is_ok_and(|name| name == "injector"))
+        .context("the provider has no bus")?;
+    let control = Path::new("/dev").join(bus.name().replace("ndbus", "ndctl"));
+    let control = open(&control)?;
+    let cleared = syscall::clear_error(&control, bench.address(40), 2 * SECTOR as u64)?;
+    ensure!(cleared == 2 * SECTOR as u64, "cleared {cleared} bytes");
+    bench.expect_clears(&[(40, 2)])?;
+
+    let region = lab.region(0)?;
+    let left = region.get("badblocks")?;
+    ensure!(left.is_empty(), "{region} still has {left}");
+    bench.expect_bad("40 2")?;
+    bench.bound.unbind()?;
+    bench.bound.bind(lab.driver)?;
+    bench.expect_bad("")
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages that the CPU finds bad (`memory_failure()`): who uses them is killed, or told if he wants, and the
+//! kernel itself does not map them any more.
+
+use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::{Bench, open};
+use crate::bus_error;
+use crate::disk::Access;
+use crate::errno;
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::filesystem::Mount;
+use crate::lab::Lab;
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::messages::Messages;
+use crate::ndctl::Mode;
+use crate::process::{Child, Link};
+use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
+use crate::syscall;
+use crate::tracing::FaultTrace;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A file of two PMDs on a file system that can tell who uses a page, if its kind can.
+struct Site {
+    bench: Bench,
+    fs: FileSystem,
+    mount: Mount,
+    file: File,
+}
+
+const LEN: usize = 2 * PMD;
+
+impl Site {
+    fn new(lab: &Lab, fs: FileSystem) -> Result<Site> {
+        let bench = Bench::new(lab, Mode::FsdaxMem)?;
+        let node = bench.disk.node_str();
+        match fs {
+            Ext4 => fs.make(&node)?,
+            Xfs => fs.make_with(&node, &["-m", "rmapbt=1,reflink=0"])?,
+        }
+        let mount = fs.mount(&node, "dax=always")?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(mount.path("file"))?;
+        // Space first, or an xfs would not lay it out for PMDs.
+        nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, LEN as i64)?;
+        file.write_all_at(&stamped(LEN, 1), 0)?;
+        file.sync_all()?;
+        Ok(Site {
+            bench,
+            fs,
+            mount,
+            file,
+        })
+    }
+
+    /// Starts a process that maps the file and uses one page of it, and says where that is in its memory
+    /// and in physical memory.
+    fn user(&self, name: &'static str, page: usize, size: usize) -> Result<User> {
+        let path = self.mount.path("file");
+        let mut child = Child::start_ready(name, |link| {
+            let file = open(&path)?;
+            let mapping = if size == PMD {
+                Mapping::new(&file, LEN, Sharing::Shared)?
+            } else {
+                Mapping::of_pages(&file, LEN, Sharing::Shared, true)?
+            };
+            use_page(link, &mapping, page)
+        })?;
+        let address = child.hear_value("address ", LIMIT)?.parse()?;
+        let physical = child.hear_value("physical ", LIMIT)?.parse()?;
+        Ok(User {
+            child,
+            address,
+            physical,
+        })
+    }
+
+    fn finish(self) -> Result<()> {
+        drop(self.file);
+        self.mount.unmount()?;
+        self.fs.check(&self.bench.disk.node_str())
+    }
+}
+
+struct User {
+    child: Child,
+    address: u64,
+    physical: u64,
+}
+
+/// Reads a page, waits for a word from the parent, says which SIGBUS came meanwhile, if any, waits for
+/// another word, and reads the page again.
+fn use_page(link: &mut Link, mapping: &Mapping, page: usize) -> Result<()> {
+    let mut sigbus = SigSet::empty();
+    sigbus.add(Signal::SIGBUS);
+    sigbus.thread_block()?;
+    let signals = SignalFd::with_flags(&sigbus, SfdFlags::SFD_NONBLOCK)?;
+    // Not only who is hit by the error is told.
+    syscall::be_told_of_memory_failures_early()?;
+    mapping.load(page * PAGE);
+    link.say(&format!("address {}", mapping.address() + page * PAGE))?;
+    link.say(&format!("physical {}", mapping.physical(page * PAGE)?))?;
+    link.say("ready")?;
+
+    link.wait()?;
+    let signal = signals.read_signal()?;
+    link.say(&match signal {
+        Some(signal) => format!("signal {} {}", signal.ssi_code, signal.ssi_addr),
+        None => "signal none".to_owned(),
+    })?;
+    link.wait()?;
+    let mut right = stamped(LEN, 1)[page * PAGE..][..PAGE].to_vec();
+    if signal.is_some() {
+        right = stamped(PAGE, 2);
+    }
+    expect_same("at last", &mapping.to_vec(page * PAGE, PAGE), &right)
+}
+
+impl User {
+    /// Asks which signal has come.
+    fn expect_signal(&mut self, right: &str) -> Result<()> {
+        self.child.go()?;
+        let found = self.child.hear_value("signal ", LIMIT)?;
+        ensure!(found == right, "the signal was {found}, expected {right}");
+        Ok(())
+    }
+
+    fn expect_told(&mut self, address: u64) -> Result<()> {
+        self.expect_signal(&format!("{} {address}", libc::BUS_MCEERR_AO))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.child.go()?;
+        self.child.expect_done(LIMIT)
+    }
+}
+
+/// Of two processes that use different pages of a file, only the one whose page fails is told. The page is
+/// not read or written by halves; writing all of it makes it good, also for who has it mapped.
+pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    const BAD: usize = 3;
+    let site = Site::new(lab, fs)?;
+    let mut victim = site.user("the victim", BAD, PAGE)?;
+    let mut other = site.user("the other", BAD + 1, PAGE)?;
+    site.bench.injector.fail(victim.physical)?;
+    victim.expect_told(victim.address)?;
+    other.expect_signal("none")?;
+
+    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
+    site.bench.expect_bad(&format!("{sector} 8"))?;
+    let at = (BAD * PAGE) as u64;
+    let result = site.file.read_exact_at(&mut [0; PAGE], at);
+    errno::expect("reading the page", result, &[Errno::EIO])?;
+    let disk = site.bench.disk.open(Access::Direct)?;
+    let result = disk.read_at(&mut Buffer::new(SECTOR), (sector + 1) * SECTOR as u64);
+    errno::expect("reading a sector of it", result, &[Errno::ENODATA])?;
+
+    // The kernel does not map it, so to write to a part of it would be an oops.
+    let result = disk.write_at(&Buffer::stamped(SECTOR, 9), (sector + 1) * SECTOR as u64);
+    errno::expect("writing a sector of it", result, &[Errno::ENODATA])?;
+    let result = site.file.write_at(&[9; 512], at);
+    errno::expect("writing a part of it", result, &[Errno::EFAULT])?;
+    site.bench.expect_clears(&[])?;
+
+    site.file.write_all_at(&stamped(PAGE, 2), at)?;
+    site.bench.expect_bad("")?;
+    site.bench.expect_clears(&[(sector, 8)])?;
+    // Now a part of it will do. The sector keeps what it had.
+    let mut part = Buffer::new(SECTOR);
+    disk.read_exact_at(&mut part, (sector + 1) * SECTOR as u64)?;
+    disk.write_all_at(&part, (sector + 1) * SECTOR as u64)?;
+    drop(disk);
+    victim.finish()?;
+    other.finish()?;
+    let mut right = stamped(LEN, 1);
+    right[BAD * PAGE..][..PAGE].copy_from_slice(&stamped(PAGE, 2));
+    expect_same("the file", &fs::read(site.mount.path("file"))?, &right)?;
+    site.finish()
+}
+
+/// A page in the middle of what a PMD maps fails. The memory management marks the first page instead, and without the
+/// help of the file system says that it is that one; but it is this one that the kernel does not map any more.
+pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    const BAD: usize = 100;
+    let site = Site::new(lab, fs)?;
+    let trace = FaultTrace::start()?;
+    let mut victim = site.user("the victim", BAD, PMD)?;
+    let mut other = site.user("the other", PMD / PAGE + 1, PMD)?;
+    ensure!(
+        trace.pmds_installed()? == 2,
+        "the file is not mapped by PMDs"
+    );
+    drop(trace);
+    site.bench.injector.fail(victim.physical)?;
+    other.expect_signal("none")?;
+    victim.expect_told(match fs {
+        Ext4 => victim.address - (BAD * PAGE) as u64,
+        Xfs => victim.address,
+    })?;
+
+    let at = (BAD * PAGE) as u64;
+    site.file.write_all_at(&stamped(PAGE, 2), at)?;
+    site.bench.expect_bad("")?;
+    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
+    site.bench.expect_clears(&[(sector, 8)])?;
+    victim.finish()?;
+    other.finish()?;
+    site.finish()
+}
+
+/// A page that was never healed is mapped again when the device is bound again.
+pub fn rebind(lab: &mut Lab) -> Result<()> {
+    let site = Site::new(lab, Xfs)?;
+    let mut victim = site.user("the victim", 7, PAGE)?;
+    site.bench.injector.fail(victim.physical)?;
+    victim.expect_told(victim.address)?;
+    // Who reads it nevertheless is killed.
+    victim.child.go()?;
+    victim.child.expect_signal(Signal::SIGBUS, LIMIT)?;
+    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
+    let Site {
+        bench, mount, file, ..
+    } = site;
+    drop(file);
+    mount.unmount()?;
+    bench.bound.unbind()?;
+    bench.bound.bind(lab.driver)?;
+
+    // The provider was never told that the memory is bad.
+    bench.expect_bad("")?;
+    let disk = bench.disk.open(Access::Direct)?;
+    let place = (sector + 1) * SECTOR as u64;
+    disk.write_all_at(&Buffer::stamped(SECTOR, 3), place)?;
+    let mut found = Buffer::new(SECTOR);
+    disk.read_exact_at(&mut found, place)?;
+    expect_same("the sector", &found, &Buffer::stamped(SECTOR, 3))
+}
+
+/// The kernel's own injection, on a process that has made no arrangements: it is killed, and nobody else is.
+pub fn madvise(lab: &mut Lab) -> Result<()> {
+    for fs in [Ext4, Xfs] {
+        let site = Site::new(lab, fs)?;
+        let mut other = site.user("the other", 1, PAGE)?;
+        let path = site.mount.path("file");
+        let mut messages = Messages::from_now()?;
+        let mut victim = Child::start("the victim", |_| {
+            bus_error::ends_process()?;
+            let mapping = Mapping::of_pages(&open(&path)?, LEN, Sharing::Shared, true)?;
+            mapping.load(0);
+            mapping.poison(0).context("MADV_HWPOISON")
+        })?;
+        victim.expect_signal(Signal::SIGBUS, LIMIT)?;
+        let said = messages.expect(&["recovery action for dax page: Recovered"])?;
+        println!("the kernel says: {said}");
+        other.expect_signal("none")?;
+
+        let result = site.file.read_exact_at(&mut [0; PAGE], 0);
+        errno::expect("reading the page", result, &[Errno::EIO])?;
+        site.file.write_all_at(&stamped(LEN, 1)[..PAGE], 0)?;
+        site.bench.expect_bad("")?;
+        other.finish()?;
+        expect_same("the file", &fs::read(&path)?, &stamped(LEN, 1))?;
+        site.finish()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bad pages of files that are accessed with DAX.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Result, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
+use super::{Bench, open};
+use crate::command::run;
+use crate::disk;
+use crate::errno;
+use crate::filesystem::FileSystem::{self, Xfs};
+use crate::injector::Watch;
+use crate::lab::Lab;
+use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::ndctl::Mode;
+use crate::sectors::{SECTOR, expect_same, stamped};
+use crate::tracing::CallCount;
+
+const LEN: usize = 16 * PAGE;
+
+/// A page of a file goes bad: who reads it gets an error, and nobody else. Writing all of it heals it where
+/// it is; writing a part of it does not.
+pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    const BAD: usize = 5;
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let node = bench.disk.node_str();
+    fs.make(&node)?;
+    let mount = fs.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    fs::write(&path, stamped(LEN, 1))?;
+    let file = open(&path)?;
+    file.sync_all()?;
+    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
+    expect_same("at first", &mapping.to_vec(0, LEN), &stamped(LEN, 1))?;
+    let address = mapping.physical(BAD * PAGE)?;
+    drop(mapping);
+
+    let mut watch = Watch::new(&bench.disk.path("badblocks"))?;
+    bench.injector.inject(address + 512, 256)?;
+    let sector = (address - bench.start) / SECTOR as u64 + 1;
+    watch.expect(&format!("{sector} 1"))?;
+    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
+    for (page, good) in [(BAD - 1, true), (BAD, false), (BAD + 1, true)] {
+        let mut found = vec![0; PAGE];
+        let read = file.read_exact_at(&mut found, (page * PAGE) as u64);
+        let mapped = mapping.load_in_child(page * PAGE)?;
+        if good {
+            read?;
+            expect_same(
+                "its neighbour",
+                &found,
+                &stamped(LEN, 1)[page * PAGE..][..PAGE],
+            )?;
+            ensure!(
+                matches!(mapped, WaitStatus::Exited(_, 0)),
+                "page {page}: {mapped:?}"
+            );
+        } else {
+            errno::expect("reading the bad page", read, &[Errno::EIO])?;
+            let sigbus = matches!(mapped, WaitStatus::Signaled(_, Signal::SIGBUS, _));
+            ensure!(sigbus, "touching the bad page: {mapped:?}");
+        }
+    }
+
+    // The DAX core knows but this error for a write that stops at once.
+    let at = (BAD * PAGE) as u64;
+    let result = file.write_at(&[1; 512], at + 512);
+    errno::expect("writing a part of the page", result, &[Errno::EFAULT])?;
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let result = fallocate(&file, punch, at as i64 + 512, 512).map_err(std::io::Error::from);
+    let right = [Errno::EIO, Errno::EHWPOISON];
+    errno::expect("zeroing a part of the page", result, &right)?;
+    bench.injector.set_limit(0)?;
+    let result = file.write_at(&stamped(PAGE, 2), at);
+    errno::expect("writing what cannot be cleared", result, &[Errno::EFAULT])?;
+    watch.expect_asleep()?;
+    bench.expect_bad(&format!("{sector} 1"))?;
+
+    // Three pages, of which the second is bad.
+    bench.injector.set_limit(u64::MAX)?;
+    file.write_all_at(&stamped(3 * PAGE, 3), at - PAGE as u64)?;
+    watch.expect("")?;
+    let page = (address - bench.start) / SECTOR as u64;
+    bench.expect_clears(&[(page, 8), (page, 8)])?;
+    let mut right = stamped(LEN, 1);
+    right[(BAD - 1) * PAGE..][..3 * PAGE].copy_from_slice(&stamped(3 * PAGE, 3));
+    expect_same("through read", &fs::read(&path)?, &right)?;
+    expect_same("through the mapping", &mapping.to_vec(0, LEN), &right)?;
+    ensure!(
+        mapping.physical(BAD * PAGE)? == address,
+        "the page is somewhere else"
+    );
+    drop((mapping, file));
+    mount.unmount()?;
+    fs.check(&node)
+}
+
+/// A hole within a unit of xfs's realtime volume is zeroed in place, page by page: that heals too.
+pub fn zeroing_in_place(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    run("modprobe", &disk::IN_MEMORY)?;
+    let data = "/dev/nullb0";
+    let realtime = bench.disk.node_str();
+    let volume = format!("rtdev={realtime},extsize=64k");
+    Xfs.make_with(
+        data,
+        &["-m", "reflink=0", "-d", "rtinherit=1", "-r", &volume],
+    )?;
+    let mount = Xfs.mount(data, &format!("dax=always,rtdev={realtime}"))?;
+    let path = mount.path("file");
+    fs::write(&path, stamped(LEN, 4))?;
+    let file = open(&path)?;
+    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, false)?;
+    mapping.load(3 * PAGE);
+    let address = mapping.physical(3 * PAGE)?;
+    bench.injector.inject(address, 512)?;
+    let sector = (address - bench.start) / SECTOR as u64;
+
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (at, len) = (2 * PAGE as i64, 3 * PAGE as i64);
+    bench.injector.set_limit(0)?;
+    let result = fallocate(&file, punch, at, len).map_err(std::io::Error::from);
+    errno::expect("zeroing what cannot be cleared", result, &[Errno::EIO])?;
+    bench.expect_bad(&format!("{sector} 1"))?;
+
+    bench.injector.set_limit(u64::MAX)?;
+    let calls = CallCount::of("dax_zero_page_range")?;
+    fallocate(&file, punch, at, len)?;
+    let calls = calls.so_far()?;
+    ensure!(calls == 3, "the driver was asked to zero {calls} pages");
+    bench.expect_bad("")?;
+    bench.expect_clears(&[(sector, 8), (sector, 8)])?;
+    let mut right = stamped(LEN, 4);
+    right[2 * PAGE..5 * PAGE].fill(0);
+    expect_same("through the mapping", &mapping.to_vec(0, LEN), &right)?;
+    drop((mapping, file));
+    expect_same("through read", &fs::read(&path)?, &right)?;
+    mount.unmount()
+}

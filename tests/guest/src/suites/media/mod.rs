@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that goes bad: what is known of it, who is kept from it, and how writing heals it. The
+//! provider is the module `injector`, which sees every request to clear an error.
+
+mod blocks;
+mod failures;
+mod files;
+
+use std::fs::File;
+
+use anyhow::{Result, ensure};
+
+use super::{Suite, Test};
+use crate::disk::Disk;
+use crate::filesystem::FileSystem::{Ext4, Xfs};
+use crate::injector::{Clear, Injector};
+use crate::lab::{Lab, Prepared};
+use crate::nd::Device;
+use crate::ndctl::Mode;
+use crate::sectors::SECTOR;
+
+pub const SUITE: Suite = Suite {
+    name: "media",
+    tests: &[
+        Test::new("known_before_probe", blocks::known_before_probe),
+        Test::new("padded_namespace", blocks::padded_namespace),
+        Test::new("pollers_are_woken", blocks::pollers_are_woken),
+        Test::new("only_bad_sectors_fail", blocks::only_bad_sectors_fail),
+        Test::new("writing_clears_just_that", blocks::writing_clears_just_that),
+        Test::new("clear_is_refused", blocks::clear_is_refused),
+        Test::new("clear_is_incomplete", blocks::clear_is_incomplete),
+        Test::new("cleared_by_command", blocks::cleared_by_command),
+        Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)).within(120),
+        Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)).within(120),
+        Test::new("zeroing_in_place", files::zeroing_in_place).within(120),
+        Test::new("ext4_page_fails", |lab| failures::page_fails(lab, Ext4)).within(120),
+        Test::new("xfs_page_fails", |lab| failures::page_fails(lab, Xfs)).within(120),
+        Test::new("ext4_page_of_pmd_fails", |lab| {
+            failures::page_of_pmd_fails(lab, Ext4)
+        })
+        .within(120),
+        Test::new("xfs_page_of_pmd_fails", |lab| {
+            failures::page_of_pmd_fails(lab, Xfs)
+        })
+        .within(120),
+        Test::new("failed_page_after_rebind", failures::rebind).within(120),
+        Test::new("madvise_hwpoison", failures::madvise).within(120),
+    ],
+};
+
+/// A namespace whose memory goes bad on demand.
+struct Bench {
+    injector: Injector,
+    namespace: Device,
+    /// What the driver is bound to.
+    bound: Device,
+    disk: Disk,
+    /// Where its first sector is in physical memory.
+    start: u64,
+}
+
+impl Bench {
+    fn new(lab: &Lab, mode: Mode) -> Result<Bench> {
+        let injector = Injector::new()?;
+        let Prepared {
+            namespace,
+            bound,
+            disk,
+        } = lab.prepare(mode)?;
+        let start = bound.resource()?;
+        Ok(Bench {
+            injector,
+            namespace,
+            bound,
+            disk,
+            start,
+        })
+    }
+
+    /// The physical address of a sector.
+    fn address(&self, sector: u64) -> u64 {
+        self.start + sector * SECTOR as u64
+    }
+
+    /// Makes sectors bad.
+    fn inject(&self, sector: u64, count: u64) -> Result<()> {
+        self.injector
+            .inject(self.address(sector), count * SECTOR as u64)
+    }
+
+    fn expect_bad(&self, list: &str) -> Result<()> {
+        self.disk.expect("badblocks", list)
+    }
+
+    /// Checks which requests to clear errors have reached the provider, by sector and number of sectors.
+    fn expect_clears(&self, right: &[(u64, u64)]) -> Result<()> {
+        let right: Vec<Clear> = right
+            .iter()
+            .map(|&(sector, count)| Clear {
+                address: self.address(sector),
+                len: count * SECTOR as u64,
+            })
+            .collect();
+        let found = self.injector.clears()?;
+        ensure!(
+            found == right,
+            "the provider was asked to clear {found:x?}, expected {right:x?}"
+        );
+        Ok(())
+    }
+}
+
+/// Opens a file for reading and writing.
+fn open(path: &std::path::Path) -> Result<File> {
+    Ok(File::options().read(true).write(true).open(path)?)
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two drivers side by side: what a user can ask of a disk is asked of one disk of each, in every
+//! mode, and the answers are compared. Differences that are wanted are in [`differences`], with their
+//! reasons; there must be no other, and none may have gone.
+
+mod differences;
+mod facts;
+
+use anyhow::{Result, ensure};
+
+use super::{Suite, Test};
+use crate::driver::Driver;
+use crate::lab::{Lab, Skip, holder};
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use facts::{Facts, Site};
+
+pub const SUITE: Suite = Suite {
+    name: "parity",
+    tests: &[
+        Test::new("raw", |lab| compare(lab, Mode::Raw)).within(120),
+        Test::new("fsdax_mem", |lab| compare(lab, Mode::FsdaxMem)).within(120),
+        Test::new("fsdax_dev", |lab| compare(lab, Mode::FsdaxDev)).within(120),
+        Test::new("sector", |lab| compare(lab, Mode::Sector)).within(120),
+        Test::new("devdax", |lab| compare(lab, Mode::Devdax)).within(120),
+    ],
+};
+
+fn compare(lab: &mut Lab, mode: Mode) -> Result<()> {
+    if !lab.driver.other().is_available() {
+        return Err(Skip("the image has only one of the two drivers").into());
+    }
+    let mut ours = Site::new(lab, Driver::PmemRs, 0)?;
+    let mut theirs = Site::new(lab, Driver::NdPmem, 1)?;
+    for site in [&mut ours, &mut theirs] {
+        let made = ndctl::reconfigure(site.namespace(), mode)?;
+        site.become_of(made.blockdev)?;
+    }
+    lab.driver.other().load()?;
+    let (mut of_ours, mut of_theirs) = (Facts::default(), Facts::default());
+    for (site, facts) in [(&mut ours, &mut of_ours), (&mut theirs, &mut of_theirs)] {
+        hand_over(site)?;
+        site.collect(facts)?;
+    }
+    ensure!(of_theirs.len() > 20, "only {} facts", of_theirs.len());
+    println!("{} facts are compared", of_theirs.len());
+    differences::judge(mode, &of_ours, &of_theirs)
+}
+
+/// Gives what stands for the namespace to the driver whose site it is.
+fn hand_over(site: &Site) -> Result<()> {
+    let bound: Device = holder(site.namespace())?;
+    // devdax has a driver of its own.
+    if bound.name().starts_with("dax") || bound.driver().as_deref() == Some(site.driver().name()) {
+        return Ok(());
+    }
+    bound.unbind()?;
+    bound.bind(site.driver())
+}

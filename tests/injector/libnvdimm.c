@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+
+/* What of libnvdimm has no Rust binding: its descriptors, filled in. */
+
+#include <linux/bits.h>
+#include <linux/libnvdimm.h>
+#include <linux/module.h>
+#include <linux/ndctl.h>
+#include <linux/nd.h>
+#include <linux/numa.h>
+
+/* In provider.rs. */
+int injector_command(struct nvdimm_bus_descriptor *desc, struct nvdimm *nvdimm,
+		     unsigned int command, void *buffer, unsigned int len, int *status);
+
+struct nvdimm_bus *injector_bus_register(struct device *parent);
+struct nd_region *injector_region_create(struct nvdimm_bus *bus, u64 start, u64 size);
+void injector_region_notify(struct nd_region *region);
+
+static struct nvdimm_bus_descriptor descriptor = {
+	.provider_name = "injector",
+	.module = THIS_MODULE,
+	.cmd_mask = BIT(ND_CMD_ARS_CAP) | BIT(ND_CMD_CLEAR_ERROR),
+	.ndctl = injector_command,
+};
+
+struct nvdimm_bus *injector_bus_register(struct device *parent)
+{
+	return nvdimm_bus_register(parent, &descriptor);
+}
+
+struct nd_region *injector_region_create(struct nvdimm_bus *bus, u64 start, u64 size)
+{
+	struct resource resource = DEFINE_RES_MEM(start, size);
+	struct nd_region_desc region = {
+		.res = &resource,
+		.numa_node = NUMA_NO_NODE,
+		.target_node = NUMA_NO_NODE,
+	};
+
+	return nvdimm_pmem_region_create(bus, &region);
+}
+
+void injector_region_notify(struct nd_region *region)
+{
+	nvdimm_region_notify(region, NVDIMM_REVALIDATE_POISON);
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A provider of persistent memory that goes bad on demand.
+//!
+//! Makes an nvdimm bus with one region, without labels, over memory that the command line has reserved
+//! (`memmap=SIZE$START`). The kernel's own `nfit_test` cannot serve a driver that was not built with its
+//! wrappers. In debugfs, under `injector`:
+//!
+//! - `inject`: writing `ADDRESS LENGTH` makes so many bytes bad, and tells libnvdimm;
+//! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check;
+//! - `limit`: how many bytes clearing an error clears at most; with 0 it is refused;
+//! - `clears`: all requests to clear errors so far, one `ADDRESS LENGTH` a line.
+//!
+//! Nothing happens to the memory itself: it reads as before. Not a part of the driver.
+
+use core::ptr::NonNull;
+use kernel::{
+    debugfs::{
+        Dir,
+        File, //
+    },
+    device,
+    error::to_result,
+    faux,
+    fmt,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        global_lock, //
+    },
+    uaccess::UserSliceReader, //
+};
+
+/// `struct nvdimm_bus` and others, of which nothing but the address is of interest here.
+#[repr(C)]
+struct Opaque([u8; 0]);
+
+/// `struct nd_cmd_ars_cap`: what errors can be found and cleared in a range.
+#[repr(C, packed)]
+struct Capabilities {
+    address: u64,
+    length: u64,
+    status: u32,
+    max_ars_out: u32,
+    clear_err_unit: u32,
+    flags: u16,
+    reserved: u16,
+}
+
+/// `struct nd_cmd_clear_error`.
+#[repr(C, packed)]
+struct ClearError {
+    address: u64,
+    length: u64,
+    status: u32,
+    reserved: [u8; 4],
+    cleared: u64,
+}
+
+const ND_CMD_ARS_CAP: c_uint = 1;
+const ND_CMD_CLEAR_ERROR: c_uint = 4;
+/// Errors of persistent memory can be found (`ND_ARS_PERSISTENT`), in the upper half of the status.
+const PERSISTENT: u32 = 2 << 16;
+/// As firmware does: finer than a sector.
+const UNIT: u32 = 256;
+
+extern "C" {
+    // libnvdimm.c
+    fn injector_bus_register(parent: *mut c_void) -> *mut Opaque;
+    fn injector_region_create(bus: *mut Opaque, start: u64, size: u64) -> *mut Opaque;
+    fn injector_region_notify(region: *mut Opaque);
+
+    // The kernel
+    fn nvdimm_bus_unregister(bus: *mut Opaque);
+    fn nvdimm_bus_add_badrange(bus: *mut Opaque, address: u64, length: u64) -> c_int;
+    fn memory_failure(pfn: c_ulong, flags: c_int) -> c_int;
+    fn set_mce_nospec(pfn: c_ulong) -> c_int;
+}
+
+global_lock! {
+    // SAFETY: Initialised when the module is, before there is a bus.
+    unsafe(uninit) static CLEARS: Mutex<KVec<(u64, u64)>> = KVec::new();
+}
+
+/// How many bytes are cleared at most.
+static LIMIT: Atomic<u64> = Atomic::new(u64::MAX);
+
+/// Serves the commands of the bus.
+///
+/// # Safety
+///
+/// For libnvdimm only: `buffer` must have `len` bytes that are nobody else's, and `status` be valid for
+/// writing.
+#[no_mangle]
+unsafe extern "C" fn injector_command(
+    _desc: *mut Opaque,
+    nvdimm: *mut Opaque,
+    command: c_uint,
+    buffer: *mut c_void,
+    len: c_uint,
+    status: *mut c_int,
+) -> c_int {
+    let len = len as usize;
+    let result = match command {
+        ND_CMD_ARS_CAP if nvdimm.is_null() && len >= size_of::<Capabilities>() => {
+            // SAFETY: By the safety requirements and the length. The type has no alignment.
+            let capabilities = unsafe { &mut *buffer.cast::<Capabilities>() };
+            capabilities.status = PERSISTENT;
+            capabilities.max_ars_out = 4096;
+            capabilities.clear_err_unit = UNIT;
+            Ok(())
+        }
+        ND_CMD_CLEAR_ERROR if nvdimm.is_null() && len >= size_of::<ClearError>() => {
+            // SAFETY: As above.
+            clear(unsafe { &mut *buffer.cast::<ClearError>() })
+        }
+        _ => return ENOTTY.to_errno(),
+    };
+
+    // What the firmware says comes here, what the transport says is returned.
+    //
+    // SAFETY: By the safety requirements.
+    unsafe { *status = result.err().map_or(0, |err| err.to_errno()) };
+    0
+}
+
+fn clear(request: &mut ClearError) -> Result {
+    let (address, length) = (request.address, request.length);
+    CLEARS.lock().push((address, length), GFP_KERNEL)?;
+
+    request.status = 0;
+    request.cleared = length.min(LIMIT.load(Relaxed));
+    if request.cleared == 0 {
+        return Err(EIO);
+    }
+    Ok(())
+}
+
+/// The bus, and the region on it.
+#[derive(Clone, Copy)]
+struct Provider {
+    bus: NonNull<Opaque>,
+    region: NonNull<Opaque>,
+}
+
+// SAFETY: Both may be used by any thread.
+unsafe impl Send for Provider {}
+// SAFETY: As above.
+unsafe impl Sync for Provider {}
+
+/// Reads up to two numbers, decimal or, with `0x`, hexadecimal.
+fn numbers(reader: &mut UserSliceReader) -> Result<(u64, Option<u64>)> {
+    let mut text = [0; 64];
+    let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
+    reader.read_slice(text)?;
+
+    let parse = |word: &str| match word.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => word.parse(),
+    };
+    let mut words = core::str::from_utf8(text)
+        .map_err(|_| EINVAL)?
+        .split_whitespace();
+    let first = words.next().ok_or(EINVAL)?;
+    let second = words.next().map(parse).transpose().map_err(|_| EINVAL)?;
+    Ok((parse(first).map_err(|_| EINVAL)?, second))
+}
+
+fn inject(provider: &Provider, reader: &mut UserSliceReader) -> Result {
+    let (address, length) = numbers(reader)?;
+
+    // SAFETY: The files go before the bus does.
+    unsafe {
+        to_result(nvdimm_bus_add_badrange(
+            provider.bus.as_ptr(),
+            address,
+            length.ok_or(EINVAL)?,
+        ))?;
+        injector_region_notify(provider.region.as_ptr());
+    }
+    Ok(())
+}
+
+fn fail(_: &(), reader: &mut UserSliceReader) -> Result {
+    let pfn = (numbers(reader)?.0 >> PAGE_SHIFT) as c_ulong;
+
+    // As `uc_decode_notifier()` does in arch/x86/kernel/cpu/mce/core.c.
+    //
+    // SAFETY: May sleep here. Only root may write to the file, who knows what he does.
+    unsafe {
+        to_result(memory_failure(pfn, 0))?;
+        to_result(set_mce_nospec(pfn))
+    }
+}
+
+fn show_clears(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (address, length) in CLEARS.lock().iter() {
+        writeln!(f, "{address:#x} {length}")?;
+    }
+    Ok(())
+}
+
+fn show_limit(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "{}", LIMIT.load(Relaxed))
+}
+
+fn set_limit(_: &(), reader: &mut UserSliceReader) -> Result {
+    LIMIT.store(numbers(reader)?.0, Relaxed);
+    Ok(())
+}
+
+/// The registration of the bus, and of all that is on it.
+struct Bus(NonNull<Opaque>);
+
+// SAFETY: A bus may be unregistered by any thread.
+unsafe impl Send for Bus {}
+// SAFETY: Nothing can be done with a shared reference.
+unsafe impl Sync for Bus {}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        // SAFETY: The bus was registered.
+        unsafe { nvdimm_bus_unregister(self.0.as_ptr()) };
+    }
+}
+
+/// The module. The fields go in the order in which they stand here.
+struct Injector {
+    _inject: Pin<KBox<File<Provider>>>,
+    _others: [Pin<KBox<File<()>>>; 3],
+    _bus: Bus,
+    _parent: faux::Registration,
+}
+
+impl kernel::Module for Injector {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: Called once, since a module is initialised once.
+        unsafe { CLEARS.init() };
+        let parent = faux::Registration::new(c"injector", None)?;
+        let generic: &device::Device<device::Bound> = parent.as_ref().as_ref();
+
+        // SAFETY: The parent is a device, and stays longer than the bus.
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let bus = unsafe { injector_bus_register(core::ptr::from_ref(generic).cast_mut().cast()) };
+        let bus = Bus(NonNull::new(bus).ok_or(ENXIO)?);
+        // SAFETY: The bus is registered. That the memory is there to be used is what the parameters say.
+        let region = unsafe {
+            injector_region_create(
+                bus.0.as_ptr(),
+                module_parameters::start.value(),
+                module_parameters::size.value(),
+            )
+        };
+        let provider = Provider {
+            bus: bus.0,
+            region: NonNull::new(region).ok_or(ENXIO)?,
+        };
+
+        let dir = Dir::new(c"injector");
+        Ok(Self {
+            _inject: KBox::pin_init(
+                dir.write_callback_file(c"inject", provider, &inject),
+                GFP_KERNEL,
+            )?,
+            _others: [
+                KBox::pin_init(dir.write_callback_file(c"fail", (), &fail), GFP_KERNEL)?,
+                KBox::pin_init(
+                    dir.read_write_callback_file(c"limit", (), &show_limit, &set_limit),
+                    GFP_KERNEL,
+                )?,
+                KBox::pin_init(
+                    dir.read_callback_file(c"clears", (), &show_clears),
+                    GFP_KERNEL,
+                )?,
+            ],
+            _bus: bus,
+            _parent: parent,
+        })
+    }
+}
+
+module! {
+    type: Injector,
+    name: "injector",
+    authors: ["The pmem-rs authors"],
+    description: "A provider of persistent memory that goes bad on demand",
+    license: "GPL v2",
+    params: {
+        start: u64 {
+            default: 0,
+            description: "Where the memory begins",
+        },
+        size: u64 {
+            default: 0,
+            description: "How many bytes it has",
+        },
+    },
+}
