@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 9] = [
+    let steps: [fn() -> Result<()>; 10] = [
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
         end_swap,
