@@ -122,6 +122,23 @@ impl<'a> PmemSlice<'a> {
         })
     }
 
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    #[inline]
+    pub fn split_at(&self, len: usize) -> Option<(PmemSlice<'a>, PmemSlice<'a>)> {
+        let rest = self.len.checked_sub(len)?;
+
+        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that upholds it.
+        let first = Self { len, ..*self };
+        let rest = Self {
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at most
+            // its length.
+            addr: unsafe { self.addr.add(len) },
+            len: rest,
+            ..*self
+        };
+        Some((first, rest))
+    }
+
     /// Reads into the memory of a read request, as many bytes as both have.
     ///
     /// Does not sleep.

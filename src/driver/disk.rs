@@ -86,6 +86,7 @@ impl gendisk::Operations for Pmem {
         },
     });
 
+    #[inline]
     fn submit_bio(&self, mut bio: Bio) {
         if bio.is_preflush() {
             if let Err(err) = self.flusher.flush() {
@@ -115,39 +116,40 @@ impl gendisk::Operations for Pmem {
 }
 
 impl Pmem {
-    /// Copies the data of a request.
+    /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
     #[inline]
     fn transfer(&self, bio: &mut Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let mut rest =
-            Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
-                .ok_or(EIO)?;
+        let span = Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
+            .ok_or(EIO)?;
 
         match bio.operation() {
             Operation::Read => {
-                if self.bad(rest).is_some() {
+                if self.bad(span).is_some() {
                     return Err(ENODATA);
                 }
+                // Reading bad memory that nobody knows of is safe.
+                let mut rest = self.range.data(span.offset, span.len).ok_or(EIO)?;
                 for mut segment in bio.segments_to_fill() {
-                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
-                    self.read(span, &mut segment)?;
+                    let (place, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+                    place.read_into(&mut segment)?;
                     rest = after;
                 }
                 Ok(())
             }
             Operation::Write => {
-                let written = self.overwrite(rest, |memory| {
-                    let mut written: usize = 0;
+                let written = self.overwrite(span, |memory| {
+                    let mut rest = memory;
                     for segment in bio.segments() {
-                        let Some(place) = memory.get(written, segment.len()) else {
+                        let Some((place, after)) = rest.split_at(segment.len()) else {
                             break;
                         };
                         place.write_from(&segment);
-                        written = written.saturating_add(segment.len());
+                        rest = after;
                     }
-                    written
+                    memory.len().saturating_sub(rest.len())
                 })?;
-                if written != rest.len {
+                if written != span.len {
                     return Err(EIO);
                 }
                 Ok(())

@@ -15,7 +15,6 @@ use crate::abstractions::{
         BadRange,
         Badblocks, //
     },
-    bio::SegmentToFill,
     dax,
     percpu_ref::Hold,
     pmem::PmemSlice, //
@@ -79,20 +78,6 @@ impl Pmem {
         let (first, sectors) = span.sectors();
 
         self.badblocks.check(first, sectors)
-    }
-
-    /// Reads `span` into the memory of a request. That nothing in it is known to be bad is for the
-    /// caller to check; reading bad memory that nobody knows of is safe.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODATA`], which stands for a medium error, if the memory is bad, [`EIO`] if it is not there.
-    #[inline]
-    pub fn read(&self, span: Span, segment: &mut SegmentToFill<'_>) -> Result {
-        self.range
-            .data(span.offset, span.len)
-            .ok_or(EIO)?
-            .read_into(segment)
     }
 
     /// Lets `write` write to `span`, from its start on, and say how much it has written. If there is bad
