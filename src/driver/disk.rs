@@ -117,7 +117,8 @@ impl gendisk::Operations for Pmem {
 
 impl Pmem {
     /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
-    #[inline]
+    // A call of its own would cost a small request as much as its copy.
+    #[inline(always)]
     fn transfer(&self, bio: &mut Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.
         let span = Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())

@@ -75,6 +75,12 @@ impl Pmem {
         if self.badblocks.is_empty() {
             return None;
         }
+        self.look_for_bad(span)
+    }
+
+    /// As [`Self::bad`], on a device that has bad sectors.
+    #[cold]
+    fn look_for_bad(&self, span: Span) -> Option<BadRange> {
         let (first, sectors) = span.sectors();
 
         self.badblocks.check(first, sectors)
@@ -88,7 +94,8 @@ impl Pmem {
     ///
     /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed, [`EIO`] if it is not
     /// there. Then nothing was written, and the list is as it was.
-    #[inline]
+    // A call of its own would cost a small request as much as its copy.
+    #[inline(always)]
     pub fn overwrite(
         &self,
         span: Span,
