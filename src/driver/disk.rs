@@ -126,12 +126,13 @@ impl Pmem {
 
         match bio.operation() {
             Operation::Read => {
+                let mut rest = self.range.data(span.offset, span.len).ok_or(EIO)?;
+                let segments = bio.segments_to_fill();
+                // Reading bad memory that nobody knows of is safe.
                 if self.bad(span).is_some() {
                     return Err(ENODATA);
                 }
-                // Reading bad memory that nobody knows of is safe.
-                let mut rest = self.range.data(span.offset, span.len).ok_or(EIO)?;
-                for mut segment in bio.segments_to_fill() {
+                for mut segment in segments {
                     let (place, after) = rest.split_at(segment.len()).ok_or(EIO)?;
                     place.read_into(&mut segment)?;
                     rest = after;
@@ -139,9 +140,10 @@ impl Pmem {
                 Ok(())
             }
             Operation::Write => {
+                let segments = bio.segments();
                 let written = self.overwrite(span, |memory| {
                     let mut rest = memory;
-                    for segment in bio.segments() {
+                    for segment in segments {
                         let Some((place, after)) = rest.split_at(segment.len()) else {
                             break;
                         };
