@@ -83,7 +83,10 @@ impl dax::Operations for Pmem {
             return 0;
         }
 
-        self.overwrite(span, |data| data.write_from_iter(source))
+        let Some(data) = self.range.data(span.offset, span.len) else {
+            return 0;
+        };
+        self.overwrite(span, data, |data| data.write_from_iter(source))
             .unwrap_or(0)
     }
 }

@@ -120,44 +120,44 @@ impl Pmem {
     // A call of its own would cost a small request as much as its copy.
     #[inline(always)]
     fn transfer(&self, bio: &mut Bio) -> Result {
+        let memory = self.range.slice();
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let span = Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
+        let span = Span::of_request(bio.sector(), bio.len(), self.block_size, memory.len())
             .ok_or(EIO)?;
+        let memory = memory.get(span.offset, span.len).ok_or(EIO)?;
 
-        match bio.operation() {
-            Operation::Read => {
-                let mut rest = self.range.data(span.offset, span.len).ok_or(EIO)?;
-                let segments = bio.segments_to_fill();
-                // Reading bad memory that nobody knows of is safe.
-                if self.bad(span).is_some() {
-                    return Err(ENODATA);
-                }
-                for mut segment in segments {
-                    let (place, after) = rest.split_at(segment.len()).ok_or(EIO)?;
-                    place.read_into(&mut segment)?;
+        if bio.operation() == Operation::Read {
+            let segments = bio.segments_to_fill();
+            // Reading bad memory that nobody knows of is safe.
+            if self.bad(span).is_some() {
+                return Err(ENODATA);
+            }
+            let mut rest = memory;
+            for mut segment in segments {
+                let (place, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+                place.read_into(&mut segment)?;
+                rest = after;
+            }
+            Ok(())
+        } else if bio.operation() == Operation::Write {
+            let segments = bio.segments();
+            let written = self.overwrite(span, memory, |memory| {
+                let mut rest = memory;
+                for segment in segments {
+                    let Some((place, after)) = rest.split_at(segment.len()) else {
+                        break;
+                    };
+                    place.write_from(&segment);
                     rest = after;
                 }
-                Ok(())
+                memory.len().saturating_sub(rest.len())
+            })?;
+            if written != span.len {
+                return Err(EIO);
             }
-            Operation::Write => {
-                let segments = bio.segments();
-                let written = self.overwrite(span, |memory| {
-                    let mut rest = memory;
-                    for segment in segments {
-                        let Some((place, after)) = rest.split_at(segment.len()) else {
-                            break;
-                        };
-                        place.write_from(&segment);
-                        rest = after;
-                    }
-                    memory.len().saturating_sub(rest.len())
-                })?;
-                if written != span.len {
-                    return Err(EIO);
-                }
-                Ok(())
-            }
-            Operation::Other => Err(EOPNOTSUPP),
+            Ok(())
+        } else {
+            Err(EOPNOTSUPP)
         }
     }
 }

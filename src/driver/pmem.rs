@@ -86,8 +86,8 @@ impl Pmem {
         self.badblocks.check(first, sectors)
     }
 
-    /// Lets `write` write to `span`, from its start on, and say how much it has written. If there is bad
-    /// memory in the span, that is healed first, and may sleep for it. It stays on the list of bad
+    /// Lets `write` write to `data`, which is what `span` describes, from its start on, and say how much it
+    /// has written. If there is bad memory in the span, that is healed first, and may sleep for it. It stays on the list of bad
     /// blocks until it was written, so that nobody reads what firmware has put in its place.
     ///
     /// # Errors
@@ -99,9 +99,9 @@ impl Pmem {
     pub fn overwrite(
         &self,
         span: Span,
+        data: PmemSlice<'_>,
         write: impl FnOnce(PmemSlice<'_>) -> usize,
     ) -> Result<usize> {
-        let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
         let bad = self.bad(span);
 
         if let Some(bad) = bad {
@@ -120,7 +120,9 @@ impl Pmem {
     ///
     /// As [`Self::overwrite`].
     pub fn zero(&self, span: Span) -> Result {
-        self.overwrite(span, |data| {
+        let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
+
+        self.overwrite(span, data, |data| {
             data.zero();
             data.len()
         })?;

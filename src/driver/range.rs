@@ -86,7 +86,7 @@ impl PmemRange {
 
     /// Returns all of the data.
     #[inline]
-    fn slice(&self) -> PmemSlice<'_> {
+    pub fn slice(&self) -> PmemSlice<'_> {
         match self {
             Self::Pages(pages) => pages.slice(),
             Self::Plain(plain) => plain.slice(),
