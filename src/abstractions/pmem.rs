@@ -277,6 +277,20 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_is_cut_in_two_without_a_gap() -> Result {
+        let mut memory = memory(100)?;
+        let whole = slice(&mut memory);
+
+        let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
+        assert_eq!((first.len(), rest.len()), (30, 70));
+        assert!(first.as_ptr() == whole.as_ptr());
+        assert!(rest.as_ptr() == whole.as_ptr().wrapping_add(30));
+        assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
+        assert!(whole.split_at(101).is_none());
+        Ok(())
+    }
+
+    #[test]
     fn zeroes_go_where_they_should() -> Result {
         let mut memory = memory(3 * PAGE_SIZE)?;
 

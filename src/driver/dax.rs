@@ -25,6 +25,7 @@ impl dax::Operations for Pmem {
         &self.gate
     }
 
+    #[inline(always)]
     fn direct_access<'g>(
         &'g self,
         locked: ReadLocked<'g>,

@@ -122,8 +122,8 @@ impl Pmem {
     fn transfer(&self, bio: &mut Bio) -> Result {
         let memory = self.range.slice();
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let span = Span::of_request(bio.sector(), bio.len(), self.block_size, memory.len())
-            .ok_or(EIO)?;
+        let span =
+            Span::of_request(bio.sector(), bio.len(), self.block_size, memory.len()).ok_or(EIO)?;
         let memory = memory.get(span.offset, span.len).ok_or(EIO)?;
 
         if bio.operation() == Operation::Read {

@@ -87,13 +87,14 @@ impl Pmem {
     }
 
     /// Lets `write` write to `data`, which is what `span` describes, from its start on, and say how much it
-    /// has written. If there is bad memory in the span, that is healed first, and may sleep for it. It stays on the list of bad
-    /// blocks until it was written, so that nobody reads what firmware has put in its place.
+    /// has written. If there is bad memory in the span, that is healed first, and may sleep for it. It
+    /// stays on the list of bad blocks until it was written, so that nobody reads what firmware has put
+    /// in its place.
     ///
     /// # Errors
     ///
-    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed, [`EIO`] if it is not
-    /// there. Then nothing was written, and the list is as it was.
+    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed. Then nothing was
+    /// written, and the list is as it was.
     // A call of its own would cost a small request as much as its copy.
     #[inline(always)]
     pub fn overwrite(
@@ -118,7 +119,7 @@ impl Pmem {
     ///
     /// # Errors
     ///
-    /// As [`Self::overwrite`].
+    /// As [`Self::overwrite`], and [`EIO`] if the memory is not there.
     pub fn zero(&self, span: Span) -> Result {
         let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
 
