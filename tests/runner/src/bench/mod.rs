@@ -37,7 +37,7 @@ pub enum Mode {
 
 const TIME: &str = "bench_time";
 const COUNT: &str = "bench_count";
-/// What comes first where instructions are counted, whatever is counted.
+/// What comes first, whatever is measured.
 const GET_READY: &str = "get_ready";
 /// What stands before a result of the guest.
 const MARK: &str = "bench: ";
@@ -146,9 +146,7 @@ fn select(modes: &[Mode], mode: Mode, wanted: &[String]) -> Result<Option<Vec<St
     if cases.is_empty() {
         return Ok(None);
     }
-    if mode == Mode::Count {
-        cases.push(GET_READY.to_owned());
-    }
+    cases.push(GET_READY.to_owned());
     Ok(Some(cases))
 }
 

@@ -84,6 +84,18 @@ impl Work for Requests {
     }
 }
 
+/// Writes to all of the disk that is used.
+pub fn touch(side: &Side) -> Result<()> {
+    let mut work = requests(
+        side,
+        Operation::Write,
+        Order::Sequential,
+        PMD / 2,
+        Memory::Huge,
+    )?;
+    work.run(u32::try_from(SPAN / (PMD as u64 / 2))?)
+}
+
 /// A buffer for requests.
 fn memory(kind: Memory, len: usize) -> Result<Mapping> {
     match kind {

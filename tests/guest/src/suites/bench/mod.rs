@@ -109,7 +109,7 @@ macro_rules! cases {
     };
 }
 
-pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [], more: [
+pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touch_memory], more: [
     null_copy_4k: Case::many(|side| copies(side, 4 * KIB)),
     null_copy_1m: Case::many(|side| copies(side, MIB)),
 ], own: [
@@ -128,11 +128,19 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [], more: [
 ]);
 
 pub const COUNT: Suite =
-    cases!("bench_count", Mode::Count, first: [get_ready: get_ready], more: [], own: []);
+    cases!("bench_count", Mode::Count, first: [get_ready: learn_modules], more: [], own: []);
 
 /// Loads all modules whose instructions are counted, and learns where they are.
-fn get_ready(lab: &mut Lab) -> Result<()> {
+fn learn_modules(lab: &mut Lab) -> Result<()> {
     pair::Pair::ready(lab)?;
     block::load_null()?;
     learn(&[Driver::NdPmem.name(), Driver::PmemRs.name(), block::NULL])
+}
+
+/// Writes to all that is read and written later: the first access to each page makes the emulator find memory for it.
+fn touch_memory(lab: &mut Lab) -> Result<()> {
+    for side in pair::Pair::ready(lab)?.sides() {
+        block::touch(side)?;
+    }
+    Ok(())
 }
