@@ -58,6 +58,10 @@ stress: build/env runner ## Take devices away under load and give them back: mak
 compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, for a table (ARGS=reader: some cells)
 	@$(runner) compare --env build/env --results $(results) $(ARGS)
 
+.PHONY: bench
+bench: build/env runner ## Measure what both drivers cost, half an hour (ARGS='--mode count read_4k': some of it)
+	@$(runner) bench --env build/env --results $(results) $(ARGS)
+
 .PHONY: kernel-bugs
 kernel-bugs: build/env runner ## See whether nd_pmem still has the bugs of docs/kernel-bugs.md
 	@$(runner) kernel-bugs --env build/env --results $(results)
@@ -94,4 +98,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release -p guest -p hostsync -p runner
+	@$(in_root) cargo build --quiet --locked --release -p counter -p guest -p hostsync -p runner

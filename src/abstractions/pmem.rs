@@ -122,6 +122,23 @@ impl<'a> PmemSlice<'a> {
         })
     }
 
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    #[inline]
+    pub fn split_at(&self, len: usize) -> Option<(PmemSlice<'a>, PmemSlice<'a>)> {
+        let rest = self.len.checked_sub(len)?;
+
+        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that upholds it.
+        let first = Self { len, ..*self };
+        let rest = Self {
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at most
+            // its length.
+            addr: unsafe { self.addr.add(len) },
+            len: rest,
+            ..*self
+        };
+        Some((first, rest))
+    }
+
     /// Reads into the memory of a read request, as many bytes as both have.
     ///
     /// Does not sleep.
@@ -256,6 +273,20 @@ mod tests {
         assert!(whole.get(40, 61).is_none());
         assert!(whole.get(101, 0).is_none());
         assert!(whole.get(1, usize::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_slice_is_cut_in_two_without_a_gap() -> Result {
+        let mut memory = memory(100)?;
+        let whole = slice(&mut memory);
+
+        let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
+        assert_eq!((first.len(), rest.len()), (30, 70));
+        assert!(first.as_ptr() == whole.as_ptr());
+        assert!(rest.as_ptr() == whole.as_ptr().wrapping_add(30));
+        assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
+        assert!(whole.split_at(101).is_none());
         Ok(())
     }
 

@@ -25,6 +25,7 @@ impl dax::Operations for Pmem {
         &self.gate
     }
 
+    #[inline(always)]
     fn direct_access<'g>(
         &'g self,
         locked: ReadLocked<'g>,
@@ -32,15 +33,16 @@ impl dax::Operations for Pmem {
         nr_pages: usize,
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
-        let rest = Span::from_page(pgoff, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+        let pages = self.range.pages().ok_or(ENXIO)?;
+        let size = pages.slice().len();
+        let rest = Span::from_page(pgoff, PAGE_SHIFT, size).ok_or(ERANGE)?;
 
         let span = if self.is_sound() {
             rest
         } else {
             // Only what was asked for is known to be good.
             let asked = nr_pages.min(rest.len >> PAGE_SHIFT).max(1);
-            let asked =
-                Span::of_pages(pgoff, asked, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+            let asked = Span::of_pages(pgoff, asked, PAGE_SHIFT, size).ok_or(ERANGE)?;
             match (self.bad(asked), mode) {
                 (None, _) => asked,
                 (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
@@ -50,9 +52,7 @@ impl dax::Operations for Pmem {
             }
         };
 
-        self.range
-            .extent(locked, span.offset, span.len)
-            .ok_or(ENXIO)
+        pages.extent(locked, span.offset, span.len).ok_or(ENXIO)
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -83,7 +83,10 @@ impl dax::Operations for Pmem {
             return 0;
         }
 
-        self.overwrite(span, |data| data.write_from_iter(source))
+        let Some(data) = self.range.data(span.offset, span.len) else {
+            return 0;
+        };
+        self.overwrite(span, data, |data| data.write_from_iter(source))
             .unwrap_or(0)
     }
 }

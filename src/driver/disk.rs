@@ -86,6 +86,7 @@ impl gendisk::Operations for Pmem {
         },
     });
 
+    #[inline]
     fn submit_bio(&self, mut bio: Bio) {
         if bio.is_preflush() {
             if let Err(err) = self.flusher.flush() {
@@ -115,44 +116,48 @@ impl gendisk::Operations for Pmem {
 }
 
 impl Pmem {
-    /// Copies the data of a request.
-    #[inline]
+    /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
+    // A call of its own would cost a small request as much as its copy.
+    #[inline(always)]
     fn transfer(&self, bio: &mut Bio) -> Result {
+        let memory = self.range.slice();
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let mut rest =
-            Span::of_request(bio.sector(), bio.len(), self.block_size, self.range.size())
-                .ok_or(EIO)?;
+        let span =
+            Span::of_request(bio.sector(), bio.len(), self.block_size, memory.len()).ok_or(EIO)?;
+        let memory = memory.get(span.offset, span.len).ok_or(EIO)?;
 
-        match bio.operation() {
-            Operation::Read => {
-                if self.bad(rest).is_some() {
-                    return Err(ENODATA);
-                }
-                for mut segment in bio.segments_to_fill() {
-                    let (span, after) = rest.split(segment.len()).ok_or(EIO)?;
-                    self.read(span, &mut segment)?;
+        if bio.operation() == Operation::Read {
+            let segments = bio.segments_to_fill();
+            // Reading bad memory that nobody knows of is safe.
+            if self.bad(span).is_some() {
+                return Err(ENODATA);
+            }
+            let mut rest = memory;
+            for mut segment in segments {
+                let (place, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+                place.read_into(&mut segment)?;
+                rest = after;
+            }
+            Ok(())
+        } else if bio.operation() == Operation::Write {
+            let segments = bio.segments();
+            let written = self.overwrite(span, memory, |memory| {
+                let mut rest = memory;
+                for segment in segments {
+                    let Some((place, after)) = rest.split_at(segment.len()) else {
+                        break;
+                    };
+                    place.write_from(&segment);
                     rest = after;
                 }
-                Ok(())
+                memory.len().saturating_sub(rest.len())
+            })?;
+            if written != span.len {
+                return Err(EIO);
             }
-            Operation::Write => {
-                let written = self.overwrite(rest, |memory| {
-                    let mut written: usize = 0;
-                    for segment in bio.segments() {
-                        let Some(place) = memory.get(written, segment.len()) else {
-                            break;
-                        };
-                        place.write_from(&segment);
-                        written = written.saturating_add(segment.len());
-                    }
-                    written
-                })?;
-                if written != rest.len {
-                    return Err(EIO);
-                }
-                Ok(())
-            }
-            Operation::Other => Err(EOPNOTSUPP),
+            Ok(())
+        } else {
+            Err(EOPNOTSUPP)
         }
     }
 }

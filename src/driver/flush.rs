@@ -92,18 +92,12 @@ impl Flusher {
     /// # Errors
     ///
     /// As [`RegionAccess::flush`]. The first failure is logged, and the next one after a success.
+    #[inline]
     pub fn flush(&self) -> Result {
         let result = self.region.flush();
 
-        match result {
-            Ok(()) => {
-                if self.has_failed.load(Relaxed) && self.has_failed.xchg(false, Relaxed) {
-                    let _ = self
-                        .region
-                        .with_device(|dev| dev_info!(dev, "flushes succeed again\n"));
-                }
-            }
-            Err(err) => self.report(err),
+        if result.is_err() || self.has_failed.load(Relaxed) {
+            self.report(result);
         }
         result
     }
@@ -139,8 +133,17 @@ impl Flusher {
         }
     }
 
-    /// Says in the log that a flush has failed, unless it does so already.
-    fn report(&self, err: Error) {
+    /// Says in the log that flushes fail or succeed again, unless it does so already.
+    #[cold]
+    fn report(&self, result: Result) {
+        let Err(err) = result else {
+            if self.has_failed.xchg(false, Relaxed) {
+                let _ = self
+                    .region
+                    .with_device(|dev| dev_info!(dev, "flushes succeed again\n"));
+            }
+            return;
+        };
         if self.has_failed.load(Relaxed) || self.has_failed.xchg(true, Relaxed) {
             return;
         }

@@ -94,15 +94,6 @@ impl Span {
         })
     }
 
-    /// The first `len` bytes of the span, and the rest, if it has as many.
-    #[inline]
-    pub fn split(self, len: usize) -> Option<(Self, Self)> {
-        let first = self.part(0, len)?;
-        let rest = self.part(len, self.len.checked_sub(len)?)?;
-
-        Some((first, rest))
-    }
-
     /// The part of the span that is in the page of its first bad sector, and what follows that page
     /// in the span. What is before the page is good.
     ///

@@ -15,7 +15,6 @@ use crate::abstractions::{
         BadRange,
         Badblocks, //
     },
-    bio::SegmentToFill,
     dax,
     percpu_ref::Hold,
     pmem::PmemSlice, //
@@ -105,35 +104,23 @@ impl Pmem {
         }
     }
 
-    /// Reads `span` into the memory of a request. That nothing in it is known to be bad is for the
-    /// caller to check; reading bad memory that nobody knows of is safe.
+    /// Lets `write` write to `data`, which is what `span` describes, from its start on, and say how much it
+    /// has written. If there is bad memory in the span, that is healed first, and may sleep for it. It
+    /// stays on the list of bad blocks until it was written, so that nobody reads what firmware has put
+    /// in its place.
     ///
     /// # Errors
     ///
-    /// [`ENODATA`], which stands for a medium error, if the memory is bad, [`EIO`] if it is not there.
-    #[inline]
-    pub fn read(&self, span: Span, segment: &mut SegmentToFill<'_>) -> Result {
-        self.range
-            .data(span.offset, span.len)
-            .ok_or(EIO)?
-            .read_into(segment)
-    }
-
-    /// Lets `write` write to `span`, from its start on, and say how much it has written. If there is bad
-    /// memory in the span, that is healed first, and may sleep for it. It stays on the list of bad
-    /// blocks until it was written, so that nobody reads what firmware has put in its place.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed, [`EIO`] if it is not
-    /// there. Then nothing was written, and the list is as it was.
-    #[inline]
+    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed. Then nothing was
+    /// written, and the list is as it was.
+    // A call of its own would cost a small request as much as its copy.
+    #[inline(always)]
     pub fn overwrite(
         &self,
         span: Span,
+        data: PmemSlice<'_>,
         write: impl FnOnce(PmemSlice<'_>) -> usize,
     ) -> Result<usize> {
-        let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
         let bad = self.bad(span);
 
         if let Some(bad) = bad {
@@ -150,9 +137,11 @@ impl Pmem {
     ///
     /// # Errors
     ///
-    /// As [`Self::overwrite`].
+    /// As [`Self::overwrite`], and [`EIO`] if the memory is not there.
     pub fn zero(&self, span: Span) -> Result {
-        self.overwrite(span, |data| {
+        let data = self.range.data(span.offset, span.len).ok_or(EIO)?;
+
+        self.overwrite(span, data, |data| {
             data.zero();
             data.len()
         })?;

@@ -8,11 +8,7 @@
 use super::geometry::SECTOR_SHIFT;
 use crate::abstractions::{
     badblocks::Badblocks,
-    dax::{
-        self,
-        Extent,
-        ReadLocked, //
-    },
+    dax,
     ioport::MemRegion,
     memremap::{
         Memremap,
@@ -86,7 +82,7 @@ impl PmemRange {
 
     /// Returns all of the data.
     #[inline]
-    fn slice(&self) -> PmemSlice<'_> {
+    pub fn slice(&self) -> PmemSlice<'_> {
         match self {
             Self::Pages(pages) => pages.slice(),
             Self::Plain(plain) => plain.slice(),
@@ -109,6 +105,15 @@ impl PmemRange {
         start..start.saturating_add(self.size() as u64)
     }
 
+    /// Returns the `struct page`s with their memory, without which there is no DAX.
+    #[inline]
+    pub fn pages(&self) -> Option<&Pagemap<FailureHandler>> {
+        match self {
+            Self::Pages(pages) => Some(pages),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// Returns whether the memory has `struct page`s, so that DAX is possible.
     pub fn has_pages(&self) -> bool {
         matches!(self, Self::Pages(_))
@@ -118,21 +123,6 @@ impl PmemRange {
     #[inline]
     pub fn data(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>> {
         self.slice().get(offset, len)
-    }
-
-    /// Returns the whole pages of the `len` bytes from `offset` on, for the DAX core, if all are
-    /// within the data.
-    #[inline]
-    pub fn extent<'g>(
-        &'g self,
-        locked: ReadLocked<'g>,
-        offset: usize,
-        len: usize,
-    ) -> Option<Extent<'g>> {
-        match self {
-            Self::Pages(pages) => pages.extent(locked, offset, len),
-            Self::Plain(_) => None,
-        }
     }
 
     /// Returns whether no page has failed.

@@ -166,6 +166,7 @@ impl RegionAccess {
     }
 
     /// Calls `f` with the device and its region, unless the device has been unbound.
+    #[inline]
     fn with<R>(
         &self,
         f: impl FnOnce(*mut bindings::device, *mut bindings::nd_region) -> R,
@@ -196,6 +197,7 @@ impl RegionAccess {
     /// # Errors
     ///
     /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound.
+    #[inline]
     pub fn flush(&self) -> Result {
         self.with(|_, region| {
             // SAFETY: `with` passes a bound region.

@@ -73,6 +73,9 @@ pub struct TestArgs {
     /// How long tests go on that could go on for ever.
     #[arg(long, default_value_t = 40)]
     pub stress_seconds: u64,
+    /// When both drivers are compared: the second NVDIMM belongs to the driver under test, not the first.
+    #[arg(long)]
+    pub swapped: bool,
 }
 
 impl TestArgs {
@@ -83,7 +86,7 @@ impl TestArgs {
 
     /// The words from which these arguments are parsed again.
     pub fn words(&self) -> Vec<String> {
-        [
+        let mut words = [
             "--driver",
             self.driver.name(),
             "--seed",
@@ -92,7 +95,9 @@ impl TestArgs {
             &self.stress_seconds.to_string(),
         ]
         .map(str::to_owned)
-        .to_vec()
+        .to_vec();
+        words.extend(self.swapped.then(|| "--swapped".to_owned()));
+        words
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Lab {
     pub driver: Driver,
     /// How long a test goes on that could go on for ever.
     pub stress: Duration,
+    /// Whether the second NVDIMM belongs to the driver under test, not the first, when both are compared.
+    pub swapped: bool,
     /// Chance, the same in every run with the same seed.
     pub random: ChaCha8Rng,
 }
@@ -44,6 +46,7 @@ impl Lab {
         Lab {
             driver: args.driver,
             stress: args.stress(),
+            swapped: args.swapped,
             random,
         }
     }

@@ -20,6 +20,8 @@ mod bus_error;
 mod checkers;
 mod cli;
 mod command;
+#[allow(unsafe_code)]
+mod counter;
 mod disk;
 mod dm;
 mod driver;

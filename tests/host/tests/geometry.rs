@@ -135,32 +135,6 @@ proptest! {
     }
 
     #[test]
-    fn the_segments_of_a_request_cover_it_without_gaps(
-        cuts in proptest::collection::vec(1_usize..=64, 1..20),
-        sector in 0..1_u64 << 40,
-    ) {
-        // Segments of a bio are multiples of a sector, and follow each other.
-        let len = cuts.iter().sum::<usize>() << 9;
-        let size = ((sector as usize) << 9) + len;
-        let whole = Span::of_request(sector, len, 512, size);
-        prop_assert!(whole.is_some());
-        let whole = whole.unwrap();
-
-        let (mut done, mut rest) = (0, whole);
-        for cut in cuts {
-            let split = rest.split(cut << 9);
-            prop_assert!(split.is_some());
-            let (part, after) = split.unwrap();
-            prop_assert_eq!(part, Span { offset: whole.offset + done, len: cut << 9 });
-            done += cut << 9;
-            rest = after;
-        }
-        prop_assert_eq!(done, whole.len);
-        prop_assert_eq!(rest.len, 0);
-        prop_assert_eq!(rest.split(1), None);
-    }
-
-    #[test]
     fn sectors_are_all_that_are_touched(offset in 0..1_usize << 50, len in 0..1_usize << 50) {
         let (first, count) = Span { offset, len }.sectors();
         let (first, count) = (first as usize, count as usize);

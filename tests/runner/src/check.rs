@@ -12,10 +12,10 @@ use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
 use crate::ktap::{self, Event, Failures};
-use crate::machine::{Machine, Serial, Software};
+use crate::machine::{Counter, Machine, Serial, Software};
 use crate::report::{Report, Subject, Total};
 use crate::suites::{self, Boot, Power};
-use crate::{Setup, image, selftest};
+use crate::{Setup, counting, image, selftest};
 
 /// How many lines of the console are shown of a guest that died or hung.
 const CONSOLE_TAIL: usize = 40;
@@ -40,7 +40,14 @@ pub struct Bench {
     pub limits: Limits,
     /// How long tests go on that could go on for ever, if not as long as the guest thinks.
     pub stress_seconds: Option<u64>,
+    /// The plugin of QEMU that counts instructions, if that is wanted.
+    pub plugin: Option<PathBuf>,
+    /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
+    pub swapped: bool,
 }
+
+/// The file of a boot that the plugin writes.
+pub const COUNTS: &str = "counts.tsv";
 
 impl Bench {
     /// Prepares the image, in a folder of its own for each command.
@@ -63,6 +70,8 @@ impl Bench {
             results,
             subject,
             stress_seconds: None,
+            plugin: None,
+            swapped: false,
         })
     }
 
@@ -143,8 +152,15 @@ impl Bench {
         if !only.is_empty() {
             words.extend(["--only", &only]);
         }
+        if self.swapped {
+            words.push("--swapped");
+        }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         let kernel_words = format!("{} {}", self.kernel_words, boot.kernel_words());
+        let counter = self.plugin.clone().map(|plugin| Counter {
+            plugin,
+            counts: dir.join(COUNTS),
+        });
         let tree = machine
             .device_tree
             .map(|source| DeviceTree::make(&self.env, source, dir))
@@ -157,6 +173,7 @@ impl Bench {
                 .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
             kernel_words: &kernel_words,
             words: &words,
+            counter: counter.as_ref(),
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;
@@ -280,6 +297,9 @@ pub fn run(
     };
     if selection.selftest {
         take(selftest::run(&bench)?);
+    }
+    if selection.counting {
+        take(counting::run(&bench)?);
     }
     for suite in selection.suites {
         let backing = bench.results.join(suite.name);

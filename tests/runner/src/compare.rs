@@ -106,7 +106,7 @@ fn fragile_bench(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
 }
 
 /// The tests of a suite, as the guest's program lists them.
-fn tests_of(suite: &str) -> Result<Vec<String>> {
+pub fn tests_of(suite: &str) -> Result<Vec<String>> {
     let program = std::env::current_exe()?.with_file_name("guest");
     let output = run_tool(Command::new(program).args(["list", suite]))?;
     let text = String::from_utf8(output.stdout)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// A kernel and what belongs to it.
+#[derive(Clone, Debug)]
 pub struct Env {
     /// The module under test. It need not exist if the in-tree driver is tested.
     pub module: PathBuf,

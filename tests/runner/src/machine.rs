@@ -25,6 +25,8 @@ pub struct Machine {
     pub numa: bool,
     /// More words for the kernel.
     pub kernel_words: &'static str,
+    /// How many CPUs there are.
+    pub cpus: u32,
     /// The source of a device tree, for a kernel that reads one.
     pub device_tree: Option<&'static str>,
 }
@@ -36,6 +38,7 @@ pub const PLAIN: Machine = Machine {
     spares: &[],
     numa: false,
     kernel_words: "",
+    cpus: 2,
     device_tree: None,
 };
 
@@ -97,6 +100,14 @@ pub struct Software<'a> {
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
     pub words: &'a [String],
+    /// Where instructions are counted, the plugin that does it, and the file that it writes.
+    pub counter: Option<&'a Counter>,
+}
+
+/// The plugin of QEMU that counts instructions, on a machine with one CPU.
+pub struct Counter {
+    pub plugin: PathBuf,
+    pub counts: PathBuf,
 }
 
 impl Machine {
@@ -179,16 +190,12 @@ impl Machine {
         // A runner that is killed takes its guest with it.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        qemu.args([
-            "-machine",
-            "q35,nvdimm=on",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-        ]);
+        qemu.args(["-machine", "q35,nvdimm=on", "-accel", "tcg", "-cpu", "max"]);
+        qemu.args(["-smp", &self.cpus.to_string()]);
+        if let Some(Counter { plugin, counts }) = software.counter {
+            let argument = format!("{},out={}", plugin.display(), counts.display());
+            qemu.args(["-plugin", &argument]);
+        }
         qemu.args([
             "-m",
             "2G,slots=4,maxmem=16G",

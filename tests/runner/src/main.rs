@@ -6,12 +6,15 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`suites`] lists what can be run; [`check`], [`compare`], [`demo`] and [`shell`] are the commands.
+//! - [`counting`] has instructions counted.
+//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod compare;
+mod counting;
 mod demo;
 mod device_tree;
 mod env;
@@ -72,6 +75,21 @@ enum Command {
     KernelBugs {
         #[command(flatten)]
         setup: Setup,
+    },
+    /// Measure what both drivers cost, side by side: all cases, or those whose names contain one of these words.
+    Bench {
+        #[command(flatten)]
+        setup: Setup,
+        /// What to measure; without it both.
+        #[arg(long, value_enum, value_delimiter = ',', default_values = ["time", "count"])]
+        mode: Vec<bench::Mode>,
+        /// In how many guests times are measured. In each second one the drivers have changed places.
+        #[arg(long, default_value_t = 2)]
+        boots: u32,
+        /// Where results go as well if all cases were measured.
+        #[arg(long, default_value = "docs")]
+        docs: PathBuf,
+        cases: Vec<String>,
     },
     /// Start a guest with the driver loaded and a prompt.
     Shell {
@@ -156,6 +174,13 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Demo { setup } => demo::run(&setup, random_seed()),
         Command::Compare { setup, cells } => compare::run(&setup, random_seed(), &cells),
+        Command::Bench {
+            setup,
+            mode,
+            boots,
+            docs,
+            cases,
+        } => bench::run(&setup, random_seed(), &mode, boots, &docs, &cases),
         Command::KernelBugs { setup } => compare::bugs(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }

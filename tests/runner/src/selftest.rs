@@ -62,7 +62,7 @@ const PLANTED: &[(&str, Verdict)] = &[
 
 /// Expectations and whether they were met.
 #[derive(Default)]
-struct Findings {
+pub struct Findings {
     met: u64,
     failures: Vec<Failure>,
 }
@@ -114,7 +114,8 @@ impl Findings {
         self.expect("panic", met, troubles.clone());
     }
 
-    fn expect(&mut self, test: &str, met: bool, seen: Vec<String>) {
+    /// Takes note of one; what was `seen` is shown if it was not met.
+    pub fn expect(&mut self, test: &str, met: bool, seen: Vec<String>) {
         if met {
             self.met += 1;
         } else {
@@ -124,9 +125,30 @@ impl Findings {
             });
         }
     }
+
+    /// Makes a report in which every expectation is a test.
+    pub fn report(self, suite: &'static str, boots: Vec<Report>) -> Result<Report> {
+        let failed = self.failures.len() as u64;
+        let seconds = boots.iter().map(|boot| boot.seconds).sum();
+        let most_boots = boots.iter().map(|boot| boot.boots).max();
+        let last = boots.into_iter().next_back().context("nothing was run")?;
+        Ok(Report {
+            suite,
+            boots: most_boots.unwrap_or(1),
+            seconds,
+            counts: Counts {
+                passed: self.met,
+                failed,
+                ..Counts::default()
+            },
+            failures: self.failures,
+            troubles: Vec::new(),
+            ..last
+        })
+    }
 }
 
-/// Boots the misbehaving guests, and returns a report in which every expectation is a test.
+/// Boots the misbehaving guests.
 ///
 /// A kernel with checkers is asked whether these notice planted bugs; the rest does not depend on the kernel.
 pub fn run(bench: &Bench) -> Result<Report> {
@@ -146,21 +168,5 @@ pub fn run(bench: &Bench) -> Result<Report> {
         vec![faults, panic]
     };
 
-    let failed = findings.failures.len() as u64;
-    let seconds = boots.iter().map(|boot| boot.seconds).sum();
-    let most_boots = boots.iter().map(|boot| boot.boots).max();
-    let last = boots.into_iter().next_back().context("nothing was run")?;
-    Ok(Report {
-        suite: suites::SELFTEST,
-        boots: most_boots.unwrap_or(1),
-        seconds,
-        counts: Counts {
-            passed: findings.met,
-            failed,
-            ..Counts::default()
-        },
-        failures: findings.failures,
-        troubles: Vec::new(),
-        ..last
-    })
+    findings.report(suites::SELFTEST, boots)
 }

@@ -20,6 +20,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         loaded: None,
         kernel_words: "",
         words: &words,
+        counter: None,
     };
     println!(
         "Booting a guest with {}; Ctrl-A X ends it.",

@@ -184,9 +184,26 @@ pub const ALL: &[Suite] = &[
 /// The name of the tests of the runner itself, which have guests of their own.
 pub const SELFTEST: &str = "selftest";
 
+/// The name of the tests of counting, likewise.
+pub const COUNTING: &str = "counting";
+
+/// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
+/// can be counted.
+pub const COUNTED_PAIR: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(1152), Nvdimm::volatile(1152)],
+    cpus: 1,
+    ..PLAIN
+};
+/// The same to be timed: there may be two who use a device.
+pub const TIMED_PAIR: Machine = Machine {
+    cpus: PLAIN.cpus,
+    ..COUNTED_PAIR
+};
+
 /// What was asked for.
 pub struct Selection {
     pub selftest: bool,
+    pub counting: bool,
     pub suites: Vec<&'static Suite>,
 }
 
@@ -198,21 +215,24 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
         let suites = all;
         return Ok(Selection {
             selftest: true,
+            counting: !debug,
             suites,
         });
     }
     let mut selection = Selection {
         selftest: false,
+        counting: false,
         suites: Vec::new(),
     };
     for name in names {
         match all.iter().find(|suite| suite.name == name) {
             Some(suite) => selection.suites.push(suite),
             None if name == SELFTEST => selection.selftest = true,
+            None if name == COUNTING => selection.counting = true,
             None => {
                 let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
                 bail!(
-                    "no suite `{name}`; there are {SELFTEST}, {}",
+                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {}",
                     known.join(", ")
                 )
             }

@@ -3,6 +3,7 @@
 //! The tests, by suite. A suite is what one boot of a guest runs; the runner knows the machine that
 //! each needs.
 
+mod bench;
 mod bind;
 mod block;
 mod block_errors;
@@ -122,6 +123,9 @@ const ALL: &[Suite] = &[
     persistence::AFTER_POWER_OFF,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
+    bench::counting::SUITE,
+    bench::TIME,
+    bench::COUNT,
     kernel_bugs::SUITE,
     harness::FAULTS,
     harness::PANIC,

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is counted.
+//!
+//! A *call* of the driver begins when code outside of it jumps to its code, and ends with the return to that
+//! outside. That is seen by the stack pointer: at the beginning it points to the return address, and once it
+//! is above that, the call is over. All that is executed in between **on the same stack** counts, whether the
+//! code is the driver's or not. So what does not count is
+//!
+//! - other tasks, if the call sleeps or is preempted: they have stacks of their own, and so have soft interrupts;
+//! - interrupts and exceptions, which begin in the kernel's entry code and end when the stack pointer is
+//!   back above the frame that the CPU has pushed.
+//!
+//! QEMU translates code in blocks, and says when one begins. A block is counted as a whole, by where it begins:
+//! as the driver's, as a copy's, or as other code. An instruction with a `rep` prefix is counted
+//! **once**, however many bytes it moves: QEMU may begin it several times, which is recognized.
+
+/// What code at an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The driver.
+    Driver,
+    /// A function that copies, clears or flushes memory.
+    Copy,
+    /// Where the kernel is entered, by interrupts among others.
+    Entry,
+    /// Something else.
+    Other,
+}
+
+/// Addresses from `start` to before `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// What the ranges of addresses are that are known.
+#[derive(Default)]
+pub struct Map {
+    ranges: Vec<(Range, Kind)>,
+}
+
+impl Map {
+    /// Adds a range.
+    pub fn add(&mut self, kind: Kind, range: Range) {
+        self.ranges.push((range, kind));
+        self.ranges.sort_by_key(|(range, _)| range.start);
+    }
+
+    /// What is at an address. Ranges do not overlap.
+    pub fn kind(&self, address: u64) -> Kind {
+        let after = self
+            .ranges
+            .partition_point(|(range, _)| range.start <= address);
+        match self.ranges[..after].last() {
+            Some((range, kind)) if address < range.end => *kind,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// A block of instructions that are executed one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Block {
+    pub start: u64,
+    pub instructions: u64,
+    /// The address of the last instruction, if that has a `rep` prefix.
+    pub last_repeats: Option<u64>,
+}
+
+/// How many instructions there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// How often the driver was called.
+    pub calls: u64,
+    /// In the driver.
+    pub driver: u64,
+    /// In what it has called, without copies.
+    pub callees: u64,
+    /// In copies.
+    pub copies: u64,
+}
+
+/// What kernel stacks are aligned to, and as large as.
+const STACK: u64 = 16 << 10;
+/// What the CPU pushes at an interrupt, at least.
+const INTERRUPT_FRAME: u64 = 5 * 8;
+
+/// A call of the driver that has not ended.
+struct Call {
+    stack: u64,
+    /// The stack pointer when it began.
+    bottom: u64,
+    /// The stack pointer when it was interrupted.
+    interrupted: Option<u64>,
+    /// The `rep` instruction that was executed last, if nothing came after it.
+    repeating: Option<u64>,
+}
+
+/// Counts one kind of work.
+#[derive(Default)]
+pub struct Counter {
+    counts: Counts,
+    calls: Vec<Call>,
+}
+
+/// Which stack that is. A process has one.
+fn stack(pointer: u64) -> u64 {
+    if pointer >> 63 == 1 {
+        pointer / STACK
+    } else {
+        0
+    }
+}
+
+impl Counter {
+    /// What was counted.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Takes note that a block is about to be executed.
+    pub fn execute(&mut self, map: &Map, block: &Block, pointer: u64) {
+        let kind = map.kind(block.start);
+        let stack = stack(pointer);
+        let mut known = self.calls.iter().position(|call| call.stack == stack);
+
+        if let Some(index) = known {
+            let call = &mut self.calls[index];
+            if let Some(interrupted) = call.interrupted {
+                if kind == Kind::Entry || pointer < interrupted + INTERRUPT_FRAME {
+                    return;
+                }
+                call.interrupted = None;
+            }
+            if kind == Kind::Entry {
+                call.interrupted = Some(pointer);
+                return;
+            }
+            if pointer > call.bottom {
+                self.calls.swap_remove(index);
+                known = None;
+            }
+        }
+
+        let index = match known {
+            Some(index) => index,
+            None if kind == Kind::Driver => {
+                self.counts.calls += 1;
+                self.calls.push(Call {
+                    stack,
+                    bottom: pointer,
+                    interrupted: None,
+                    repeating: None,
+                });
+                self.calls.len() - 1
+            }
+            None => return,
+        };
+        let call = &mut self.calls[index];
+        let goes_on = call.repeating == Some(block.start);
+        let new = block.instructions - u64::from(goes_on);
+        call.repeating = block.last_repeats;
+        match kind {
+            Kind::Driver => self.counts.driver += new,
+            Kind::Copy => self.counts.copies += new,
+            Kind::Entry | Kind::Other => self.counts.callees += new,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOP: u64 = 0xffff_c900_0000_3f00;
+    const OTHER_STACK: u64 = 0xffff_c900_0001_3f00;
+
+    const DRIVER: u64 = 0x1000;
+    const COPY: u64 = 0x2000;
+    const ENTRY: u64 = 0x3000;
+    const KERNEL: u64 = 0x4000;
+
+    fn map() -> Map {
+        let mut map = Map::default();
+        for (kind, start) in [
+            (Kind::Entry, ENTRY),
+            (Kind::Driver, DRIVER),
+            (Kind::Copy, COPY),
+        ] {
+            let end = start + 0x1000;
+            map.add(kind, Range { start, end });
+        }
+        map
+    }
+
+    /// Executes blocks of ten instructions, and returns calls and instructions of driver, callees and copies.
+    fn run(blocks: &[(u64, u64)]) -> (u64, [u64; 3]) {
+        let map = map();
+        let mut counter = Counter::default();
+        for &(start, pointer) in blocks {
+            let block = Block {
+                start,
+                instructions: 10,
+                last_repeats: None,
+            };
+            counter.execute(&map, &block, pointer);
+        }
+        let counts = counter.counts();
+        (counts.calls, [counts.driver, counts.callees, counts.copies])
+    }
+
+    #[test]
+    fn ranges_end_before_their_end() {
+        let map = map();
+        assert_eq!(map.kind(DRIVER - 1), Kind::Other);
+        assert_eq!(map.kind(DRIVER), Kind::Driver);
+        assert_eq!(map.kind(DRIVER + 0xfff), Kind::Driver);
+        assert_eq!(map.kind(DRIVER + 0x1000), Kind::Copy);
+        assert_eq!(map.kind(KERNEL), Kind::Other);
+    }
+
+    #[test]
+    fn a_call_ends_with_its_return() {
+        let counts = run(&[
+            (KERNEL, TOP + 8),
+            (DRIVER, TOP),
+            (KERNEL, TOP - 64),
+            (COPY, TOP - 72),
+            (DRIVER, TOP - 56),
+            (KERNEL, TOP + 8),
+            (COPY, TOP),
+        ]);
+        assert_eq!(counts, (1, [20, 10, 10]));
+    }
+
+    /// A function that ends in a jump to another one returns from there.
+    #[test]
+    fn a_tail_call_is_part_of_the_call() {
+        let counts = run(&[(DRIVER, TOP), (KERNEL, TOP), (KERNEL, TOP + 8)]);
+        assert_eq!(counts, (1, [10, 10, 0]));
+    }
+
+    #[test]
+    fn one_call_follows_another() {
+        let counts = run(&[(DRIVER, TOP), (DRIVER, TOP + 8), (KERNEL, TOP + 16)]);
+        assert_eq!(counts, (2, [20, 0, 0]));
+    }
+
+    #[test]
+    fn interrupts_do_not_count() {
+        let frame = TOP - 100 - INTERRUPT_FRAME;
+        let counts = run(&[
+            (DRIVER, TOP),
+            (KERNEL, TOP - 100),
+            (ENTRY, frame),
+            (KERNEL, frame - 200),
+            (ENTRY, frame - 8),
+            (KERNEL, TOP - 100),
+            (KERNEL, TOP + 8),
+        ]);
+        assert_eq!(counts, (1, [10, 20, 0]));
+    }
+
+    /// It may call the driver, too.
+    #[test]
+    fn another_task_is_counted_apart() {
+        let counts = run(&[
+            (DRIVER, TOP),
+            (KERNEL, OTHER_STACK),
+            (DRIVER, OTHER_STACK - 8),
+            (KERNEL, OTHER_STACK),
+            (KERNEL, TOP - 8),
+            (KERNEL, TOP + 8),
+        ]);
+        assert_eq!(counts, (2, [20, 10, 0]));
+    }
+
+    #[test]
+    fn a_repeated_instruction_counts_once() {
+        let map = map();
+        let mut counter = Counter::default();
+        let mut execute = |start, instructions, repeats, pointer| {
+            let block = Block {
+                start,
+                instructions,
+                last_repeats: repeats,
+            };
+            counter.execute(&map, &block, pointer);
+        };
+        execute(DRIVER, 1, None, TOP);
+        execute(COPY, 4, Some(COPY + 9), TOP - 8);
+        execute(COPY + 9, 1, Some(COPY + 9), TOP - 8);
+        // An interrupt in between changes nothing.
+        execute(ENTRY, 5, None, TOP - 8 - INTERRUPT_FRAME);
+        execute(COPY + 9, 1, Some(COPY + 9), TOP - 8);
+        execute(COPY + 11, 2, None, TOP - 8);
+        // Executed anew, it counts anew.
+        execute(COPY + 9, 1, Some(COPY + 9), TOP - 8);
+        assert_eq!(counter.counts().copies, 7);
+    }
+}

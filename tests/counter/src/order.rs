@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the guest tells the plugin.
+//!
+//! The guest executes an instruction that does nothing ([`MARK`]), with the address of a line of text in RDI and
+//! its length in RSI. On a machine without the plugin nothing happens.
+
+use crate::count::{Kind, Range};
+
+/// `nopl 0x706d656d(%rax)`, which no compiler makes.
+pub const MARK: [u8; 7] = [0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70];
+/// No line is longer.
+pub const LINE_LIMIT: usize = 256;
+
+/// A line, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `forget`: no range has a meaning any more.
+    Forget,
+    /// `driver|copy|entry START END`: what a range of addresses is, in hexadecimal digits.
+    Range(Kind, Range),
+    /// `start`: count from zero on.
+    Start,
+    /// `stop LABEL`: stop, and write down under this label what was counted.
+    Stop(String),
+}
+
+impl Order {
+    /// Understands a line.
+    pub fn parse(line: &str) -> Option<Order> {
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        Some(match verb {
+            "forget" => Order::Forget,
+            "start" => Order::Start,
+            "stop" => Order::Stop(rest.to_owned()),
+            "driver" => Order::Range(Kind::Driver, range(rest)?),
+            "copy" => Order::Range(Kind::Copy, range(rest)?),
+            "entry" => Order::Range(Kind::Entry, range(rest)?),
+            _ => return None,
+        })
+    }
+}
+
+fn range(text: &str) -> Option<Range> {
+    let (start, end) = text.split_once(' ')?;
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    (start < end).then_some(Range { start, end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_understood() {
+        let range = Range {
+            start: 0x10,
+            end: 0xff,
+        };
+        assert_eq!(
+            Order::parse("copy 10 ff"),
+            Some(Order::Range(Kind::Copy, range))
+        );
+        assert_eq!(
+            Order::parse("stop a label"),
+            Some(Order::Stop("a label".to_owned()))
+        );
+    }
+
+    #[test]
+    fn nonsense_is_not() {
+        for line in [
+            "",
+            "begin",
+            "driver",
+            "driver 10",
+            "entry 10 10",
+            "copy x y",
+        ] {
+            assert_eq!(Order::parse(line), None, "{line}");
+        }
+    }
+}

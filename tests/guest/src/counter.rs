@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Talks to the plugin that counts instructions (`tests/counter`), on machines that have it. On others nothing
+//! hears what is said here.
+
+use std::arch::{asm, global_asm};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::sysfs;
+
+/// Functions of the kernel that copy, clear or flush memory. Their instructions are reported apart.
+const COPIES: &[&str] = &[
+    "__memcpy_flushcache",
+    "_copy_from_iter_flushcache",
+    "__copy_user_flushcache",
+    "arch_wb_cache_pmem",
+    "clean_cache_range",
+    "clear_page_erms",
+    "clear_page_orig",
+    "clear_page_rep",
+    "copy_mc_enhanced_fast_string",
+    "copy_mc_fragile",
+    "copy_mc_to_kernel",
+    "memcpy",
+    "__memcpy",
+    "memcpy_orig",
+    "memmove",
+    "__memmove",
+    "memset",
+    "__memset",
+    "memset_orig",
+    "rep_movs_alternative",
+    "rep_stos_alternative",
+];
+/// Where interrupts and exceptions enter the kernel.
+const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
+
+/// Where is kept what [`learn`] has found, for other processes: what the plugin is to be told for each module.
+const LEARNT: &str = "/run/counter";
+
+/// Says a line to the plugin.
+fn say(line: &str) {
+    // SAFETY: This is `nopl 0x706d656d(%rax)`, which does nothing. The plugin reads the two registers and the
+    // bytes that they name.
+    unsafe {
+        asm!(
+            ".byte 0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70",
+            in("rdi") line.as_ptr(),
+            in("rsi") line.len(),
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Counts what `work` makes the driver do, under a label.
+pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {
+    say("start");
+    let result = work();
+    say(&format!("stop {label}"));
+    result
+}
+
+/// Looks up where the code of these modules is, which stay loaded from here on, and what else [`watch`] needs.
+pub fn learn(modules: &[&str]) -> Result<()> {
+    let text = fs::read_to_string("/proc/kallsyms").context("reading /proc/kallsyms")?;
+    // What begins at each address: code of a module, a copy, or something else that ends what is before it.
+    let mut starts: Vec<(u64, Option<&str>)> = Vec::new();
+    let mut entry = [None; 2];
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let address = u64::from_str_radix(address, 16)?;
+        ensure!(address != 0, "/proc/kallsyms does not tell addresses");
+        let module = words.next().map(|word| word.trim_matches(['[', ']']));
+        let what = match module {
+            None if COPIES.contains(&name) => Some("copy"),
+            None => None,
+            Some(module) => modules.iter().find(|wanted| **wanted == module).copied(),
+        };
+        starts.push((address, what));
+        for (found, wanted) in entry.iter_mut().zip(ENTRY) {
+            if name == wanted {
+                *found = Some(address);
+            }
+        }
+    }
+    // Several names may have one address.
+    starts.sort_by_key(|&(address, what)| (address, what.is_none()));
+    starts.dedup_by_key(|&mut (address, _)| address);
+    let ranges = |wanted: &str, kind: &str| -> Result<String> {
+        let mut orders = String::new();
+        for pair in starts.windows(2) {
+            match *pair {
+                [(start, Some(what)), (end, _)] if what == wanted => {
+                    writeln!(orders, "{kind} {start:x} {end:x}")?;
+                }
+                _ => {}
+            }
+        }
+        ensure!(!orders.is_empty(), "the kernel has no code of {wanted}");
+        Ok(orders)
+    };
+    let [Some(start), Some(end)] = entry else {
+        anyhow::bail!("the kernel has no {ENTRY:?}");
+    };
+    let copies = ranges("copy", "copy")?;
+    fs::create_dir_all(LEARNT)?;
+    for module in modules {
+        let driver = ranges(module, "driver")?;
+        let orders = format!("entry {start:x} {end:x}\n{copies}{driver}");
+        fs::write(Path::new(LEARNT).join(module), orders)?;
+    }
+    Ok(())
+}
+
+/// Tells the plugin that the driver is this module, of those that were given to [`learn`].
+pub fn watch(module: &str) -> Result<()> {
+    let orders = sysfs::read(Path::new(LEARNT).join(module))?;
+    say("forget");
+    orders.lines().for_each(say);
+    Ok(())
+}
+
+fn say_range(kind: &str, (start, end): (u64, u64)) {
+    say(&format!("{kind} {start:x} {end:x}"));
+}
+
+/// How often the known loop goes round.
+pub const ROUNDS: u64 = 1000;
+/// How many bytes the known copy moves: more than QEMU does in one go.
+pub const MOVED: usize = 200_000;
+
+// Code of which is known how many instructions are executed. Each part is a range of its own.
+global_asm!(
+    ".globl pmem_rs_known, pmem_rs_known_loop, pmem_rs_known_copy, pmem_rs_known_end",
+    "pmem_rs_known:",
+    "call pmem_rs_known_loop",
+    "call pmem_rs_known_copy",
+    "ret",
+    "pmem_rs_known_loop:",
+    "mov ecx, {rounds}",
+    "2:",
+    "dec ecx",
+    "jnz 2b",
+    "ret",
+    "pmem_rs_known_copy:",
+    "mov ecx, {moved}",
+    "rep movsb",
+    "ret",
+    "pmem_rs_known_end:",
+    rounds = const ROUNDS,
+    moved = const MOVED,
+);
+
+unsafe extern "C" {
+    /// Three instructions; it calls the other two.
+    fn pmem_rs_known(to: *mut u8, from: *const u8);
+    /// Two instructions, and two in each round.
+    static pmem_rs_known_loop: u8;
+    /// Three instructions, one of which copies.
+    static pmem_rs_known_copy: u8;
+    static pmem_rs_known_end: u8;
+}
+
+/// Tells the plugin that the known code of this program is the driver, and its copy the copy.
+pub fn watch_known() {
+    let [driver, callee, copy, end] = [
+        pmem_rs_known as usize,
+        (&raw const pmem_rs_known_loop) as usize,
+        (&raw const pmem_rs_known_copy) as usize,
+        (&raw const pmem_rs_known_end) as usize,
+    ]
+    .map(|address| address as u64);
+    say("forget");
+    say_range("driver", (driver, callee));
+    say_range("copy", (copy, end));
+}
+
+/// Executes the known code.
+pub fn known() {
+    let from = vec![1; MOVED];
+    let mut to = vec![0; MOVED];
+    // SAFETY: Both have as many bytes as are moved. The code changes no register that a function may not change.
+    unsafe { pmem_rs_known(to.as_mut_ptr(), from.as_ptr()) };
+    assert_eq!(to, from, "what was moved");
+}

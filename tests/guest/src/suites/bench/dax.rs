@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files on ext4 with DAX.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::measure::Work;
+use super::pair::Side;
+use crate::filesystem::FileSystem::Ext4;
+use crate::filesystem::Mount;
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::syscall::is_dax;
+
+/// How large the file is.
+const LEN: usize = 64 << 20;
+
+/// A mounted file system with a file all of which was written once.
+struct Site {
+    // In the order in which they have to go.
+    file: File,
+    mount: Mount,
+}
+
+impl Site {
+    fn new(side: &Side) -> Result<Site> {
+        let node = side.disk.node_str();
+        // A case before this one may have made it.
+        let mount = match Ext4.mount(&node, "dax=always") {
+            Ok(mount) => mount,
+            Err(_) => {
+                Ext4.make(&node)?;
+                Ext4.mount(&node, "dax=always")?
+            }
+        };
+        let path = mount.path("file");
+        let mut options = File::options();
+        let file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        ensure!(is_dax(&path)?, "{} is not a DAX file", path.display());
+        if file.metadata()?.len() != LEN as u64 {
+            fallocate(&file, FallocateFlags::empty(), 0, LEN as i64)?;
+            let bytes = vec![1; PMD];
+            for offset in (0..LEN).step_by(PMD) {
+                file.write_all_at(&bytes, offset as u64)?;
+            }
+        }
+        file.sync_all()?;
+        Ok(Site { file, mount })
+    }
+}
+
+struct Calls {
+    site: Site,
+    write: bool,
+    bytes: Vec<u8>,
+    done: usize,
+}
+
+impl Work for Calls {
+    fn run(&mut self, operations: u32) -> Result<()> {
+        for _ in 0..operations {
+            let offset = (self.done * self.bytes.len() % LEN) as u64;
+            if self.write {
+                self.site.file.write_all_at(&self.bytes, offset)?;
+            } else {
+                self.site.file.read_exact_at(&mut self.bytes, offset)?;
+            }
+            self.done += 1;
+        }
+        Ok(())
+    }
+}
+
+/// `read(2)` and `write(2)` of the file, sequentially.
+pub fn calls(side: &Side, write: bool, len: usize) -> Result<Box<dyn Work>> {
+    Ok(Box::new(Calls {
+        site: Site::new(side)?,
+        write,
+        bytes: vec![1; len],
+        done: 0,
+    }))
+}
+
+/// What is touched at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Page,
+    Pmd,
+}
+
+struct Faults {
+    // A mapping has to go before what it is of.
+    mapping: Option<Mapping>,
+    site: Site,
+    unit: Unit,
+    write: bool,
+}
+
+impl Work for Faults {
+    fn prepare(&mut self) -> Result<()> {
+        self.mapping = None;
+        let file = &self.site.file;
+        self.mapping = Some(match self.unit {
+            Unit::Page => Mapping::of_pages(file, LEN, Sharing::Shared, self.write)?,
+            Unit::Pmd if self.write => Mapping::new(file, LEN, Sharing::Shared)?,
+            Unit::Pmd => Mapping::read_only(file, LEN, Sharing::Shared)?,
+        });
+        Ok(())
+    }
+
+    fn run(&mut self, operations: u32) -> Result<()> {
+        let step = match self.unit {
+            Unit::Page => PAGE,
+            Unit::Pmd => PMD,
+        };
+        if let Some(mapping) = &self.mapping {
+            for offset in (0..operations as usize).map(|index| index * step) {
+                if self.write {
+                    mapping.store(offset, 1);
+                } else {
+                    black_box(mapping.load(offset));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first access to pages of the file through a mapping, each of which is a fault.
+pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
+    Ok(Box::new(Faults {
+        mapping: None,
+        site: Site::new(side)?,
+        unit,
+        write,
+    }))
+}
+
+struct SyncFaults {
+    mapping: Option<Mapping>,
+    site: Site,
+    path: PathBuf,
+}
+
+/// How large the file is that is made anew for each run of faults.
+const FRESH: usize = 4 << 20;
+
+impl Work for SyncFaults {
+    fn prepare(&mut self) -> Result<()> {
+        self.mapping = None;
+        if self.path.exists() {
+            fs::remove_file(&self.path)?;
+        }
+        let mut options = File::options();
+        let file = options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&self.path)?;
+        fallocate(&file, FallocateFlags::empty(), 0, FRESH as i64)?;
+        self.site.file.sync_all()?;
+        self.mapping = Some(Mapping::of_pages(&file, FRESH, Sharing::Synchronous, true)?);
+        Ok(())
+    }
+
+    fn run(&mut self, operations: u32) -> Result<()> {
+        if let Some(mapping) = &self.mapping {
+            (0..operations as usize).for_each(|page| mapping.store(page * PAGE, 1));
+        }
+        Ok(())
+    }
+}
+
+/// The first write to pages of a file that are allocated and were never written, with `MAP_SYNC`: each makes the
+/// file system write its metadata.
+pub fn sync_faults(side: &Side) -> Result<Box<dyn Work>> {
+    let site = Site::new(side)?;
+    let path = site.mount.path("fresh");
+    Ok(Box::new(SyncFaults {
+        mapping: None,
+        site,
+        path,
+    }))
+}
+
+struct Fsync {
+    mapping: Mapping,
+    site: Site,
+}
+
+/// How many pages are dirty.
+const DIRTY: usize = 256;
+
+impl Work for Fsync {
+    fn prepare(&mut self) -> Result<()> {
+        (0..DIRTY).for_each(|page| self.mapping.store(page * PAGE, 1));
+        Ok(())
+    }
+
+    fn run(&mut self, _: u32) -> Result<()> {
+        Ok(self.site.file.sync_all()?)
+    }
+}
+
+/// `fsync` after 256 pages were written to through a mapping.
+pub fn fsync(side: &Side) -> Result<Box<dyn Work>> {
+    let site = Site::new(side)?;
+    let mapping = Mapping::of_pages(&site.file, LEN, Sharing::Shared, true)?;
+    Ok(Box::new(Fsync { mapping, site }))
+}
+
+struct Copies {
+    mapping: Mapping,
+    _site: Site,
+    bytes: Vec<u8>,
+}
+
+impl Work for Copies {
+    fn prepare(&mut self) -> Result<()> {
+        // So that there are no faults later.
+        self.mapping.read(0, &mut self.bytes);
+        Ok(())
+    }
+
+    fn run(&mut self, operations: u32) -> Result<()> {
+        (0..operations).for_each(|_| self.mapping.read(0, black_box(&mut self.bytes)));
+        Ok(())
+    }
+}
+
+/// A program copies bytes out of a mapping of the file. No driver has a part in it.
+pub fn copies(side: &Side, len: usize) -> Result<Box<dyn Work>> {
+    let site = Site::new(side)?;
+    let mapping = Mapping::read_only(&site.file, LEN, Sharing::Shared)?;
+    Ok(Box::new(Copies {
+        mapping,
+        _site: site,
+        bytes: vec![0; len],
+    }))
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device that comes and goes, and what it takes while it is there.
+
+use std::fs::{self, File};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::measure::{Work, report};
+use super::pair::{Pair, Side};
+use crate::filesystem::FileSystem::Ext4;
+use crate::lab::Lab;
+use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::process::Child;
+use crate::sysfs;
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Bind,
+    Unbind,
+}
+
+struct Rebind {
+    side: Side,
+    step: Step,
+}
+
+impl Rebind {
+    fn is_bound(&self) -> bool {
+        self.side.bound.driver().is_some()
+    }
+
+    fn set_bound(&self, bound: bool) -> Result<()> {
+        match (bound, self.is_bound()) {
+            (true, false) => self.side.bound.bind(self.side.driver),
+            (false, true) => self.side.bound.unbind(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Work for Rebind {
+    fn prepare(&mut self) -> Result<()> {
+        self.set_bound(self.step == Step::Unbind)
+    }
+
+    fn run(&mut self, _: u32) -> Result<()> {
+        self.set_bound(self.step == Step::Bind)
+    }
+}
+
+/// A bind or an unbind of a device of `mib` MiB that nobody uses, by sysfs.
+pub fn rebind(side: &Side, step: Step, mib: u64) -> Result<Box<dyn Work>> {
+    Ok(Box::new(Rebind {
+        side: side.resized(mib)?,
+        step,
+    }))
+}
+
+/// How long the page faults may take.
+const FAULTS_LIMIT: Duration = Duration::from_secs(200);
+/// How often in one boot.
+const ROUNDS: usize = 2;
+
+/// An unbind while a process has `mib` MiB of a file mapped by pages of 4 KiB. Only one of the drivers survives that.
+pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
+    let len = mib << 20;
+    let side = Pair::ready(lab)?.pmem_rs;
+    let node = side.disk.node_str();
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        Ext4.make(&node)?;
+        let mount = Ext4.mount(&node, "dax=always")?;
+        let path = mount.path("file");
+        let mut user = Child::start("who has it mapped", |link| {
+            let mut options = File::options();
+            let file = options
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)?;
+            fallocate(&file, FallocateFlags::empty(), 0, len as i64)?;
+            let mapping = Mapping::of_pages(&file, len, Sharing::Shared, true)?;
+            for page in (0..len).step_by(PAGE) {
+                mapping.store(page, 1);
+            }
+            link.say("ready")?;
+            link.wait()
+        })?;
+        user.hear("ready", FAULTS_LIMIT)?;
+        let start = Instant::now();
+        side.bound.unbind()?;
+        rounds.push([None, Some(start.elapsed().as_nanos() as f64)]);
+        user.go()?;
+        user.expect_done(Duration::from_secs(30))?;
+        mount.unmount()?;
+        side.bound.bind(side.driver)?;
+    }
+    report(name, "time", "ns", &rounds);
+    Ok(())
+}
+
+/// Memory that the kernel counts by itself: not the struct pages, which depend on the device alone.
+fn memory() -> Result<f64> {
+    // What was used the moment before is not dropped the first time.
+    for _ in 0..2 {
+        sysfs::write("/proc/sys/vm/drop_caches", "3")?;
+    }
+    for cache in sysfs::names("/sys/kernel/slab")? {
+        sysfs::write(format!("/sys/kernel/slab/{cache}/shrink"), "1")?;
+    }
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let field = |name: &str| -> Result<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        Ok(number.with_context(|| format!("no {name}"))?.parse()?)
+    };
+    Ok(field("Slab:")? + field("VmallocUsed:")? + field("Percpu:")?)
+}
+
+/// How much more memory is in use while a device is bound: slab caches, vmalloc and per-CPU memory.
+pub fn memory_of_a_device(lab: &Lab, name: &str) -> Result<()> {
+    let pair = Pair::ready(lab)?;
+    let taken = |side: &Side| -> Result<Option<f64>> {
+        side.bound.unbind()?;
+        let before = memory()?;
+        side.bound.bind(side.driver)?;
+        Ok(Some(memory()? - before))
+    };
+    // The first time, things are loaded and made that stay.
+    for side in pair.sides() {
+        taken(side)?;
+    }
+    let [theirs, ours] = pair.sides();
+    let rounds = (0..super::measure::ROUNDS)
+        .map(|_| Ok([taken(theirs)?, taken(ours)?]))
+        .collect::<Result<Vec<_>>>()?;
+    report(name, "count", "KiB", &rounds);
+    Ok(())
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a case is measured: on both drivers alternately, several times.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::pair::{Pair, Side};
+use crate::counter::{counted, watch};
+use crate::lab::Lab;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// How long operations take.
+    Time,
+    /// How many instructions they take. The plugin writes that down.
+    Count,
+}
+
+/// Operations on a device of one driver.
+pub trait Work {
+    /// What comes before each run and is not measured.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Does so many operations.
+    fn run(&mut self, operations: u32) -> Result<()>;
+}
+
+/// One kind of work.
+pub struct Case {
+    pub amount: Amount,
+    /// The module whose instructions are counted, if it is not the driver.
+    pub module: Option<&'static str>,
+    pub setup: fn(&Side) -> Result<Box<dyn Work>>,
+}
+
+/// How many operations there are in a run.
+#[derive(Clone, Copy)]
+pub enum Amount {
+    /// As many as take a while, when they are timed.
+    Many,
+    /// So many, which `Work::prepare` has prepared.
+    Exactly(u32),
+}
+
+impl Case {
+    /// Operations that can be repeated as they are.
+    pub const fn many(setup: fn(&Side) -> Result<Box<dyn Work>>) -> Case {
+        Case {
+            amount: Amount::Many,
+            module: None,
+            setup,
+        }
+    }
+
+    /// Operations that have to be prepared.
+    pub const fn exactly(operations: u32, setup: fn(&Side) -> Result<Box<dyn Work>>) -> Case {
+        Case {
+            amount: Amount::Exactly(operations),
+            module: None,
+            setup,
+        }
+    }
+}
+
+/// How often each driver is timed in one boot.
+pub const ROUNDS: usize = 6;
+/// How often each is counted: so often that what others do once, such as writing back, does not show.
+const COUNTED_ROUNDS: usize = 3;
+/// What a run should take.
+const RUN: Duration = Duration::from_millis(100);
+/// With how many operations that is found out.
+const SAMPLE: u32 = 16;
+const MOST: u32 = 20_000;
+/// How many are counted.
+const COUNTED: u32 = 50;
+
+/// Measures a case in one of the two ways.
+pub fn measure(lab: &Lab, mode: Mode, name: &str, case: &Case) -> Result<()> {
+    let pair = Pair::ready(lab)?;
+    match mode {
+        Mode::Time => time(&pair, name, case),
+        Mode::Count => count(&pair, name, case),
+    }
+}
+
+/// Nanoseconds for each operation.
+fn timed(work: &mut dyn Work, operations: u32) -> Result<f64> {
+    work.prepare()?;
+    let start = Instant::now();
+    work.run(operations)?;
+    Ok(start.elapsed().as_nanos() as f64 / f64::from(operations))
+}
+
+fn time(pair: &Pair, name: &str, case: &Case) -> Result<()> {
+    let [theirs, ours] = pair.sides();
+    let (mut theirs, mut ours) = ((case.setup)(theirs)?, (case.setup)(ours)?);
+    let (theirs, ours) = (theirs.as_mut(), ours.as_mut());
+    let operations = match case.amount {
+        Amount::Exactly(operations) => {
+            timed(theirs, operations)?;
+            timed(ours, operations)?;
+            operations
+        }
+        Amount::Many => {
+            // The first are slower.
+            timed(theirs, SAMPLE)?;
+            let slower = timed(theirs, SAMPLE)?.max(timed(ours, SAMPLE)?);
+            ((RUN.as_nanos() as f64 / slower) as u32).clamp(1, MOST)
+        }
+    };
+    let mut rounds = Vec::new();
+    for round in 0..ROUNDS {
+        rounds.push(if goes_first(round) {
+            let theirs = timed(theirs, operations)?;
+            [Some(theirs), Some(timed(ours, operations)?)]
+        } else {
+            let ours = timed(ours, operations)?;
+            [Some(timed(theirs, operations)?), Some(ours)]
+        });
+    }
+    report(name, "time", "ns", &rounds);
+    Ok(())
+}
+
+/// Whether the in-tree driver goes first in a round: they take turns.
+pub fn goes_first(round: usize) -> bool {
+    round % 2 == 0
+}
+
+/// Tells the runner what came out: figures of nd_pmem and pmem_rs, in pairs.
+pub fn report(case: &str, mode: &str, unit: &str, rounds: &[[Option<f64>; 2]]) {
+    let result = json!({ "case": case, "mode": mode, "unit": unit, "rounds": rounds });
+    println!("bench: {result}");
+}
+
+fn count(pair: &Pair, name: &str, case: &Case) -> Result<()> {
+    let operations = match case.amount {
+        Amount::Exactly(operations) => operations,
+        Amount::Many => COUNTED,
+    };
+    for side in pair.sides() {
+        let driver = side.driver.name();
+        let mut work = (case.setup)(side)?;
+        watch(case.module.unwrap_or(driver))?;
+        work.prepare()?;
+        work.run(operations)?;
+        for _ in 0..COUNTED_ROUNDS {
+            work.prepare()?;
+            counted(&format!("{name} {driver} {operations}"), || {
+                work.run(operations)
+            })?;
+        }
+    }
+    Ok(())
+}

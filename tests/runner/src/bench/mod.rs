@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the two drivers cost, side by side: the guest measures, this collects.
+//!
+//! - [`figures`] makes one figure of many, with how sure it is.
+//! - [`table`] and [`plot`] show them.
+
+mod figures;
+mod plot;
+mod table;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use self::figures::{Row, Series};
+use crate::Setup;
+use crate::check::Bench;
+use crate::compare::tests_of;
+use crate::counting::{self, Counts};
+use crate::ktap::{Event, event};
+use crate::report::Report;
+use crate::suites::{self, Boot};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// How long things take.
+    Time,
+    /// How many instructions they take.
+    Count,
+}
+
+const TIME: &str = "bench_time";
+const COUNT: &str = "bench_count";
+/// What comes first, whatever is measured.
+const GET_READY: &str = "get_ready";
+/// What stands before a result of the guest.
+const MARK: &str = "bench: ";
+
+/// The units of what was counted.
+pub const DRIVER: &str = "instructions of the driver";
+pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
+pub const COPIES: &str = "instructions of copies";
+
+/// A line of the guest.
+#[derive(Deserialize)]
+struct Measured {
+    case: String,
+    mode: String,
+    unit: String,
+    rounds: Vec<[Option<f64>; 2]>,
+}
+
+/// The `bench` command: all cases, or those whose names contain one of `wanted`. Returns whether all could be
+/// measured. If nothing was left out, the results go to `docs` as well.
+pub fn run(
+    setup: &Setup,
+    seed: u64,
+    modes: &[Mode],
+    boots: u32,
+    docs: &Path,
+    wanted: &[String],
+) -> Result<bool> {
+    let start = Instant::now();
+    let mut bench = Bench::new(setup, "bench", seed)?;
+    println!(
+        "nd_pmem and pmem_rs on {}, results in {}",
+        bench.subject.release,
+        bench.results.display()
+    );
+    let mut all = Vec::new();
+    let mut failed = Vec::new();
+    let times = select(modes, Mode::Time, wanted)?;
+    let counts = select(modes, Mode::Count, wanted)?;
+    ensure!(
+        times.is_some() || counts.is_some(),
+        "no case is called like {wanted:?}"
+    );
+    if let Some(cases) = times {
+        for boot in 0..boots {
+            println!("\nboot {} of {boots} for times", boot + 1);
+            bench.swapped = boot % 2 == 1;
+            let report = time(&bench, &cases, &mut all)?;
+            failed.extend(failures(&report));
+        }
+    }
+    if let Some(cases) = counts {
+        println!("\nboot for counts");
+        bench.swapped = false;
+        bench.plugin = Some(counting::plugin()?);
+        let report = count(&bench, &cases, &mut all)?;
+        failed.extend(failures(&report));
+    }
+
+    let rows: Vec<Row> = all.iter().filter_map(Series::row).collect();
+    let whole = wanted.is_empty() && modes.contains(&Mode::Time) && modes.contains(&Mode::Count);
+    let mut folders = vec![bench.results.clone()];
+    folders.extend((whole && failed.is_empty()).then(|| docs.to_owned()));
+    for folder in &folders {
+        keep(folder, &bench.subject.release, boots, &rows)?;
+    }
+    println!();
+    for failure in &failed {
+        println!("not measured: {failure}");
+    }
+    let places: Vec<String> = folders
+        .iter()
+        .map(|folder| folder.join("bench.md").display().to_string())
+        .collect();
+    println!(
+        "It took {} minutes; see {}.",
+        start.elapsed().as_secs().div_ceil(60),
+        places.join(" and ")
+    );
+    Ok(failed.is_empty())
+}
+
+fn keep(folder: &Path, release: &str, boots: u32, rows: &[Row]) -> Result<()> {
+    fs::write(
+        folder.join("bench.md"),
+        table::markdown(release, boots, rows)?,
+    )?;
+    serde_json::to_writer_pretty(File::create(folder.join("bench.json"))?, rows)?;
+    plot::draw(&folder.join("bench.svg"), rows)
+}
+
+/// The tests of a mode's suite that are wanted, an empty list for all; nothing if none is.
+fn select(modes: &[Mode], mode: Mode, wanted: &[String]) -> Result<Option<Vec<String>>> {
+    if !modes.contains(&mode) {
+        return Ok(None);
+    }
+    if wanted.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    let mut cases = tests_of(match mode {
+        Mode::Time => TIME,
+        Mode::Count => COUNT,
+    })?;
+    cases
+        .retain(|case| case != GET_READY && wanted.iter().any(|word| case.contains(word.as_str())));
+    if cases.is_empty() {
+        return Ok(None);
+    }
+    cases.push(GET_READY.to_owned());
+    Ok(Some(cases))
+}
+
+/// What could not be measured in a boot.
+fn failures(report: &Report) -> Vec<String> {
+    let mut failures: Vec<String> = Vec::new();
+    for failure in &report.failures {
+        failures.push(format!(
+            "{}: {}",
+            failure.test,
+            failure.diagnostics.join("\n    ")
+        ));
+    }
+    failures.extend(report.troubles.iter().cloned());
+    failures
+}
+
+fn series<'a>(all: &'a mut Vec<Series>, case: &str, mode: &str, unit: &str) -> &'a mut Series {
+    let same = |series: &Series| series.case == case && series.mode == mode && series.unit == unit;
+    let index = match all.iter().position(same) {
+        Some(index) => index,
+        None => {
+            all.push(Series::new(case, mode, unit));
+            all.len() - 1
+        }
+    };
+    &mut all[index]
+}
+
+fn time(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Report> {
+    let boot = Boot::off(TIME);
+    let backing = bench.results.join(boot.suite);
+    let mut wrong = None;
+    let report = bench.boot_some(&suites::TIMED_PAIR, &backing, &boot, cases, |line| {
+        let Some(Event::Note(note)) = event(line) else {
+            return;
+        };
+        let Some(result) = note.strip_prefix(MARK) else {
+            return;
+        };
+        match serde_json::from_str::<Measured>(result) {
+            Ok(measured) => {
+                let Measured {
+                    case, mode, unit, ..
+                } = &measured;
+                let mut here = Series::new(case, mode, unit);
+                here.rounds.clone_from(&measured.rounds);
+                println!("{}", table::line(&here));
+                series(all, case, mode, unit).rounds.extend(measured.rounds);
+            }
+            Err(error) => wrong = Some(format!("the guest said `{result}`: {error}")),
+        }
+    })?;
+    match wrong {
+        Some(wrong) => anyhow::bail!(wrong),
+        None => Ok(report),
+    }
+}
+
+/// What the guest calls what it has counted.
+struct Label<'a> {
+    case: &'a str,
+    driver: &'a str,
+    operations: f64,
+}
+
+impl Label<'_> {
+    fn parse(label: &str) -> Result<Label<'_>> {
+        let mut words = label.split(' ');
+        let mut word = || words.next().with_context(|| format!("a label `{label}`"));
+        Ok(Label {
+            case: word()?,
+            driver: word()?,
+            operations: word()?.parse()?,
+        })
+    }
+}
+
+fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Report> {
+    let boot = Boot::off(COUNT);
+    let dir: PathBuf = bench.results.join(boot.suite);
+    let mut result = Ok(());
+    let report = bench.boot_some(
+        &suites::COUNTED_PAIR,
+        &dir,
+        &boot,
+        cases,
+        |line| match event(line) {
+            Some(Event::Result { passed: true, name }) if name != GET_READY => {
+                match counted(&dir, name) {
+                    Ok(found) => {
+                        println!("{}", table::line(&found[0]));
+                        all.extend(found);
+                    }
+                    Err(error) => result = Err(error),
+                }
+            }
+            _ => {}
+        },
+    )?;
+    result.map(|()| report)
+}
+
+/// What was counted for a case, for each operation.
+fn counted(dir: &Path, case: &str) -> Result<[Series; 3]> {
+    let mut found = [DRIVER, WITHOUT_COPIES, COPIES].map(|unit| Series::new(case, "count", unit));
+    let all = Counts::read(dir)?;
+    let of = |driver: &str| -> Result<Vec<[f64; 3]>> {
+        let mut rounds = Vec::new();
+        for counts in &all {
+            let label = Label::parse(&counts.label)?;
+            if label.case == case && label.driver == driver {
+                rounds.push(
+                    [counts.driver, counts.driver + counts.callees, counts.copies]
+                        .map(|number| number as f64 / label.operations),
+                );
+            }
+        }
+        ensure!(!rounds.is_empty(), "{case} of {driver} was not counted");
+        Ok(rounds)
+    };
+    for (theirs, ours) in of("nd_pmem")?.iter().zip(of("pmem_rs")?) {
+        for (index, series) in found.iter_mut().enumerate() {
+            series.rounds.push([Some(theirs[index]), Some(ours[index])]);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counts of instructions, as the plugin (`tests/counter`) writes them, and the tests of the counting itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::check::{Bench, COUNTS};
+use crate::report::Report;
+use crate::selftest::Findings;
+use crate::suites::{self, Boot};
+
+/// What was counted under one label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub label: String,
+    /// How often the driver was called.
+    pub calls: u64,
+    /// Instructions in the driver.
+    pub driver: u64,
+    /// Instructions in what it called, without copies.
+    pub callees: u64,
+    /// Instructions in copies.
+    pub copies: u64,
+}
+
+impl Counts {
+    /// Reads what was counted in a boot, in order.
+    pub fn read(dir: &Path) -> Result<Vec<Counts>> {
+        let path = dir.join(COUNTS);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        text.lines().map(Counts::parse).collect()
+    }
+
+    fn parse(line: &str) -> Result<Counts> {
+        let wrong = || format!("not a line of counts: `{line}`");
+        let mut fields = line.splitn(5, '\t');
+        let mut number = || {
+            let field = fields.next().with_context(wrong)?;
+            field.parse().with_context(wrong)
+        };
+        let [calls, driver, callees, copies] = [number()?, number()?, number()?, number()?];
+        Ok(Counts {
+            label: fields.next().with_context(wrong)?.to_owned(),
+            calls,
+            driver,
+            callees,
+            copies,
+        })
+    }
+}
+
+/// The plugin, which is built together with this program.
+pub fn plugin() -> Result<PathBuf> {
+    let plugin = std::env::current_exe()?.with_file_name("libcounter.so");
+    ensure!(plugin.exists(), "{} is not built", plugin.display());
+    Ok(plugin)
+}
+
+/// What the known code of the guest (`tests/guest/src/counter.rs`) consists of: a driver of three instructions
+/// that calls a loop of 2 + 2·1000 and a copy of three.
+fn known(counts: &Counts) -> bool {
+    (counts.calls, counts.driver, counts.callees, counts.copies) == (1, 3, 2 + 2 * 1000, 3)
+}
+
+/// Boots a guest that does work of which is known what has to be counted.
+pub fn run(bench: &Bench) -> Result<Report> {
+    let bench = Bench {
+        plugin: Some(plugin()?),
+        results: bench.results.clone(),
+        env: bench.env.clone(),
+        image: bench.image.clone(),
+        subject: bench.subject.clone(),
+        ..*bench
+    };
+    let boot = Boot::off(suites::COUNTING);
+    let dir = bench.results.join(boot.suite);
+    let report = bench.boot(&suites::COUNTED_PAIR, &dir, &boot, |_| {})?;
+    let all = Counts::read(&dir)?;
+    let of = |label: &str| -> Vec<&Counts> {
+        all.iter().filter(|counts| counts.label == label).collect()
+    };
+
+    let mut findings = Findings::default();
+    for (test, passed) in &report.tests {
+        findings.expect(test, *passed, report.troubles.clone());
+    }
+    let known_code = of("known");
+    let right = known_code.len() == 2 && known_code.iter().all(|counts| known(counts));
+    let seen = |counts: &[&Counts]| vec![format!("{counts:?}")];
+    findings.expect("known_code_is_counted_right", right, seen(&known_code));
+    for driver in ["nd_pmem", "pmem_rs"] {
+        let reads = of(driver);
+        let same = match reads[..] {
+            [first, second] => first.calls > 0 && first.driver > 0 && first == second,
+            _ => false,
+        };
+        findings.expect(
+            &format!("{driver}_is_counted_the_same_twice"),
+            same,
+            seen(&reads),
+        );
+    }
+    findings.report(suites::COUNTING, vec![report])
+}
