@@ -144,7 +144,12 @@ impl Bench {
             words.extend(["--only", &only]);
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        let kernel_words = format!("{} {}", self.kernel_words, boot.kernel_words());
+        let kernel_words = [
+            self.env.kernel_words(),
+            self.kernel_words,
+            boot.kernel_words(),
+        ]
+        .join(" ");
         let tree = machine
             .device_tree
             .map(|source| DeviceTree::make(&self.env, source, dir))
