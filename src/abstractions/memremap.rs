@@ -9,7 +9,8 @@
 //! Memory may fail while it is mapped. The architecture then takes the page out of the linear mapping, so that
 //! nobody reads it by speculation, and an ordinary access to it is an oops. [`Pagemap`] remembers which
 //! pages that are ([`Pagemap::has_failed`]), until they are [made good](Pagemap::unpoison), and puts them
-//! back before it goes: a mapping that is not there when the range is unmapped would still not be there when it is mapped again.
+//! back before it goes: a page that is missing when the range is unmapped would still be missing when it is
+//! mapped again.
 //!
 //! References to fs-dax pages do not keep the pgmap. [`Pagemap`] therefore remembers which of its
 //! pages were ever [exposed](Exposure), and does not go before all of these are idle: nobody has a
@@ -26,7 +27,6 @@ use super::{
         ReadLocked, //
     },
     ioport::MemRegion,
-    list::Array,
     pmem::PmemSlice,
     time::sleep, //
 };
@@ -52,15 +52,20 @@ use kernel::{
     },
     prelude::*,
     str::CString,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
-    time::{
-        msecs_to_jiffies,
-        Msecs, //
-    },
+    time::Msecs,
     types::Opaque, //
+};
+
+mod exposure;
+mod plain;
+mod usage;
+
+pub use exposure::Exposure;
+pub use plain::Memremap;
+use usage::Use;
+pub use usage::{
+    PagesInUse,
+    UsedPage, //
 };
 
 /// The size of a `struct page` in bytes.
@@ -201,177 +206,6 @@ pub trait PagemapOperations: Send + Sync + 'static {
     /// The `len` bytes from `offset` bytes into the data count as [failed](Pagemap::has_failed) from here on.
     /// Called after [`Self::memory_failure`], if the caller goes on to take them out of the linear mapping.
     fn has_failed(&self, offset: u64, len: u64);
-}
-
-/// Which pages of a [`Pagemap`] the DAX core was ever told the frame numbers of.
-///
-/// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. They are
-/// remembered by chunks, so that the record is small, and so that marking one that is marked already,
-/// which is the rule, is a load and a test.
-pub struct Exposure {
-    /// The chunk that the first bit is about.
-    first: usize,
-    bits: Array<Atomic<usize>>,
-}
-
-impl Exposure {
-    /// A chunk has the pages of a page middle directory.
-    const SHIFT: u32 = bindings::PMD_ORDER;
-    const BITS: usize = usize::BITS as usize;
-
-    /// Makes an empty record for these page frames.
-    pub(super) fn new(frames: &Range<u64>) -> Result<Self> {
-        let first = usize::try_from(frames.start >> Self::SHIFT)?;
-        let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
-        let chunks = last.saturating_sub(first).saturating_add(1);
-
-        Ok(Self {
-            first,
-            bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
-        })
-    }
-
-    /// The word and the bit for the chunk of a page frame.
-    #[inline]
-    fn place(&self, chunk: usize) -> Option<(&Atomic<usize>, usize)> {
-        let bit = chunk.wrapping_sub(self.first);
-        let word = self.bits.get(bit / Self::BITS)?;
-
-        Some((word, 1 << (bit % Self::BITS)))
-    }
-
-    /// Adds the `nr_pages` page frames from `pfn` on.
-    #[inline]
-    pub(super) fn add(&self, pfn: usize, nr_pages: usize) {
-        let mut chunk = pfn >> Self::SHIFT;
-        let last = pfn.wrapping_add(nr_pages.wrapping_sub(1)) >> Self::SHIFT;
-
-        while chunk <= last {
-            if let Some((word, mask)) = self.place(chunk) {
-                if word.load(Relaxed) & mask == 0 {
-                    Self::set(word, mask);
-                }
-            }
-            chunk = chunk.wrapping_add(1);
-        }
-    }
-
-    /// No order is needed: a barrier follows before the [`Gate`](super::dax::Gate) is looked at.
-    #[cold]
-    fn set(word: &Atomic<usize>, mask: usize) {
-        let mut old = word.load(Relaxed);
-
-        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
-            old = current;
-        }
-    }
-
-    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that is
-    /// not itself exposed.
-    fn next(&self, pfn: usize) -> Option<usize> {
-        let from = pfn >> Self::SHIFT;
-        let mut chunk = from;
-
-        while let Some((word, mask)) = self.place(chunk) {
-            let word = word.load(Relaxed);
-            if word & mask != 0 {
-                return Some(pfn.max(chunk << Self::SHIFT));
-            }
-            chunk = if word == 0 {
-                // On to the next word.
-                let bit = chunk.wrapping_sub(self.first);
-                chunk.wrapping_add(Self::BITS.wrapping_sub(bit % Self::BITS))
-            } else {
-                chunk.wrapping_add(1)
-            };
-        }
-        None
-    }
-
-    /// Returns how many chunks were exposed.
-    fn chunks(&self) -> u32 {
-        self.bits.iter().fold(0, |sum: u32, word| {
-            sum.saturating_add(word.load(Relaxed).count_ones())
-        })
-    }
-}
-
-/// A page that somebody uses, and the rest of its folio.
-///
-/// What it says may be outdated when it arrives, if translations can still begin.
-pub struct UsedPage<'a> {
-    page: NonNull<bindings::page>,
-    frames: Range<u64>,
-    references: u32,
-    _pages: PhantomData<&'a ()>,
-}
-
-impl UsedPage<'_> {
-    /// Returns the page frames of the folio.
-    pub fn frames(&self) -> Range<u64> {
-        self.frames.clone()
-    }
-
-    /// Returns whether somebody has a reference: a page table, a pipe, a DMA engine. Otherwise it is
-    /// only the page cache of a file that names the page.
-    pub fn is_referenced(&self) -> bool {
-        self.references != 0
-    }
-
-    /// Waits for the last reference to be put, for at most `limit` milliseconds. Sleeps.
-    pub fn wait_idle(&self, limit: Msecs) {
-        // SAFETY: The page is one of a pgmap that is borrowed.
-        unsafe {
-            bindings::wait_dax_page_idle_timeout(self.page.as_ptr(), msecs_to_jiffies(limit))
-        };
-    }
-}
-
-/// What the folio of a page says about who uses it.
-#[derive(Clone, Copy)]
-struct Use {
-    folio: *mut bindings::folio,
-    references: u32,
-    has_mapping: bool,
-    is_shared: bool,
-}
-
-impl Use {
-    /// Looks at the folio that the page is in at the moment.
-    ///
-    /// # Safety
-    ///
-    /// The page frame must have a `struct page` of a [`Pagemap`], which does not go meanwhile.
-    unsafe fn of(pfn: c_ulong) -> Self {
-        // SAFETY: By the safety requirements the page is there. Whether it is in a folio of several
-        // pages is a word that is read at once, and so are the fields of the first one, as the C code
-        // does, without a lock.
-        unsafe {
-            let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
-            let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
-
-            Self {
-                folio,
-                references: bindings::folio_ref_count(folio).unsigned_abs(),
-                has_mapping: !addr_of!((*fields).mapping).read_volatile().is_null(),
-                is_shared: addr_of!((*fields).__bindgen_anon_2.share).read_volatile() != 0,
-            }
-        }
-    }
-
-    /// Returns whether the page cache of a file names the page.
-    fn is_named(&self) -> bool {
-        self.has_mapping || self.is_shared
-    }
-}
-
-/// How many pages are in use; see [`Pagemap::count_used`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PagesInUse {
-    /// Pages that somebody has a reference to.
-    pub referenced: u64,
-    /// Pages that only the page cache of a file names.
-    pub cached: u64,
 }
 
 /// A pgmap: the `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the
@@ -617,7 +451,7 @@ impl<T: PagemapOperations> Pagemap<T> {
 
     /// Returns how many bytes have ever been exposed, in whole chunks of 2 MiB.
     pub fn exposed_bytes(&self) -> u64 {
-        u64::from(self.exposure.chunks()) << (Exposure::SHIFT + PAGE_SHIFT as u32)
+        self.exposure.bytes()
     }
 
     /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
@@ -634,8 +468,8 @@ impl<T: PagemapOperations> Pagemap<T> {
             }
 
             // SAFETY: The frame is one of the data, which has `struct page`s. The page of a folio
-            // belongs to the same file, so the folio is in the data too. Folios are not made any more,
-            // so this one has the size that it says.
+            // belongs to the same file, so the folio is in the data too. Its size is but a number; it is
+            // right as long as no folio is being made.
             let (found, page, first, pages) = unsafe {
                 let found = Use::of(pfn as c_ulong);
                 let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
@@ -674,12 +508,11 @@ impl<T: PagemapOperations> Pagemap<T> {
         {
             // SAFETY: The frame is one of the data, which has `struct page`s.
             let found = unsafe { Use::of(pfn as c_ulong) };
-            let sum = if found.references != 0 {
-                &mut count.referenced
-            } else {
-                &mut count.cached
-            };
-            *sum = sum.saturating_add(u64::from(found.references != 0 || found.is_named()));
+            if found.references != 0 {
+                count.referenced = count.referenced.saturating_add(1);
+            } else if found.is_named() {
+                count.cached = count.cached.saturating_add(1);
+            }
             next = pfn.saturating_add(1);
         }
         count
@@ -856,101 +689,17 @@ fn frames(phys: PhysAddr, len: usize) -> Range<u64> {
     (phys >> PAGE_SHIFT)..(phys.saturating_add(len as u64) >> PAGE_SHIFT)
 }
 
-/// A mapping of a physical range that has no `struct page`s.
-///
-/// # Examples
-///
-/// ```no_run
-/// use kernel::str::CString;
-/// use pmem_rs::abstractions::{
-///     ioport::MemRegion,
-///     memremap::Memremap, //
-/// };
-///
-/// fn wipe(start: u64, len: u64, name: CString) -> Result {
-///     let mapping = Memremap::new(MemRegion::request(start, len, name)?)?;
-///
-///     mapping.slice().zero();
-///     // Goes with its reservation.
-///     Ok(())
-/// }
-/// ```
-///
-/// # Invariants
-///
-/// `memremap` mapped the `len` bytes of `reservation` at `addr`.
-pub struct Memremap {
-    addr: NonNull<u8>,
-    len: usize,
-    // Goes after the mapping.
-    reservation: MemRegion,
-}
-
-// SAFETY: A mapping may be used and taken down by any thread.
-unsafe impl Send for Memremap {}
-
-// SAFETY: Through a shared reference only slices are made.
-unsafe impl Sync for Memremap {}
-
-impl Memremap {
-    /// Maps all of a reserved range as the architecture maps persistent memory
-    /// (`ARCH_MEMREMAP_PMEM`). May sleep.
-    pub fn new(reservation: MemRegion) -> Result<Self> {
-        let len = usize::try_from(reservation.len())?;
-
-        // SAFETY: The C function either maps the range or fails; it is reserved, so it is not RAM.
-        let addr = unsafe {
-            bindings::memremap(
-                reservation.start(),
-                len,
-                bindings::ARCH_MEMREMAP_PMEM as usize,
-            )
-        };
-
-        // INVARIANT: `memremap` has succeeded.
-        Ok(Self {
-            addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
-            len,
-            reservation,
-        })
-    }
-
-    /// Returns where the memory is in physical memory.
-    pub fn phys(&self) -> PhysAddr {
-        self.reservation.start()
-    }
-
-    /// Returns all of the memory.
-    #[inline]
-    pub fn slice(&self) -> PmemSlice<'_> {
-        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
-        unsafe { PmemSlice::from_raw_parts(self.addr, self.len) }
-    }
-
-    /// Gives the reservation another name in `/proc/iomem`. Only the first call has an effect.
-    pub fn rename_reservation(&self, name: CString) {
-        self.reservation.rename(name);
-    }
-
-    /// Returns the name that the reservation was made with.
-    pub fn reservation_name(&self) -> &CStr {
-        self.reservation.name()
-    }
-}
-
-impl Drop for Memremap {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the mapping is ours. Slices borrow from `self`, so there
-        // are none.
-        unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
-    }
-}
-
 #[kunit_tests(pmem_rs_memremap)]
 mod tests {
     use super::*;
     use crate::abstractions::ioport::free_range;
-    use kernel::sync::Arc;
+    use kernel::sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    };
 
     // A section of the memory map, so that all architectures can map it.
     const LEN: ResourceSize = 128 << 20;
@@ -1153,38 +902,6 @@ mod tests {
         assert!(!pages.has_failed(0x4000, 0x1000));
         pages.unpoison(0x3000, 0x1000);
         assert!(!pages.has_failed(0, pages.slice().len()));
-        Ok(())
-    }
-
-    #[test]
-    fn what_was_exposed_is_found() -> Result {
-        const CHUNK: u64 = 1 << Exposure::SHIFT;
-        let exposure = Exposure::new(&(1000 * CHUNK + 7..2000 * CHUNK))?;
-        let start = 1000 * CHUNK as usize;
-
-        assert_eq!(exposure.next(start), None);
-        exposure.add(start + 70 * CHUNK as usize + 3, 1);
-        exposure.add(start + 70 * CHUNK as usize + 3, 1);
-        assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
-        assert_eq!(
-            exposure.next(start + 70 * CHUNK as usize + 9),
-            Some(start + 70 * CHUNK as usize + 9)
-        );
-        assert_eq!(exposure.next(start + 71 * CHUNK as usize), None);
-        // Two pages on either side of a border, and what is not there at all.
-        exposure.add(start + 801 * CHUNK as usize - 1, 2);
-        exposure.add(0, 1);
-        exposure.add(3000 * CHUNK as usize, 1);
-        assert_eq!(exposure.chunks(), 3);
-        assert_eq!(
-            exposure.next(start + 71 * CHUNK as usize),
-            Some(start + 800 * CHUNK as usize)
-        );
-        assert_eq!(
-            exposure.next(start + 801 * CHUNK as usize),
-            Some(start + 801 * CHUNK as usize)
-        );
-        assert_eq!(exposure.next(start + 802 * CHUNK as usize), None);
         Ok(())
     }
 

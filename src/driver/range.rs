@@ -146,10 +146,7 @@ impl PmemRange {
     /// Returns whether a page that the `len` bytes from `offset` on are in has failed, so that it must not be
     /// written to.
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
-        match self {
-            Self::Pages(pages) => pages.has_failed(offset, len),
-            Self::Plain(_) => false,
-        }
+        self.first_failed(offset, len).is_some()
     }
 
     /// Makes the pages that are wholly in the `len` bytes from `offset` on usable again, after the

@@ -537,14 +537,30 @@ mod tests {
         })
     }
 
-    #[test]
-    fn a_label_may_ask_for_sectors_that_do_not_exist() -> Result {
+    /// Calls `f` with a namespace that has a label, whose fields `set` fills in.
+    fn with_label<R>(
+        set: impl FnOnce(&mut bindings::nd_namespace_pmem),
+        f: impl FnOnce(Namespace<'_>) -> R,
+    ) -> Result<R> {
         let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
         let generic: &device::Device<Bound> = faux.as_ref().as_ref();
         let kind = bindings::device_type {
             name: NAMESPACE_PMEM.as_char_ptr(),
             ..Default::default()
         };
+        let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
+        nspm.nsio.common.dev.type_ = &kind;
+        set(&mut nspm);
+
+        Ok(f(Namespace {
+            // SAFETY: As in `with_namespace`.
+            dev: unsafe { &*core::ptr::from_ref(generic).cast() },
+            ndns: NonNull::from(&mut *nspm).cast(),
+        }))
+    }
+
+    #[test]
+    fn a_label_may_ask_for_sectors_that_do_not_exist() -> Result {
         let uuid = KBox::new(bindings::uuid_t { b: [7; 16] }, GFP_KERNEL)?;
 
         for (asked, size) in [
@@ -553,47 +569,32 @@ mod tests {
             (4096, Ok(4096)),
             (520, Err(520)),
         ] {
-            let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
-            nspm.nsio.common.dev.type_ = &kind;
-            nspm.lbasize = asked;
-            nspm.uuid = core::ptr::from_ref(&*uuid).cast_mut();
-            let namespace = Namespace {
-                // SAFETY: As in `with_namespace`.
-                dev: unsafe { &*core::ptr::from_ref(generic).cast() },
-                ndns: NonNull::from(&mut *nspm).cast(),
-            };
-
-            assert!(namespace.sector_size() == size);
-            assert!(namespace.uuid() == [7; 16]);
-            assert!(!namespace.is_forced_raw());
+            with_label(
+                |nspm| {
+                    nspm.lbasize = asked;
+                    nspm.uuid = core::ptr::from_ref(&*uuid).cast_mut();
+                },
+                |namespace| {
+                    assert!(namespace.sector_size() == size);
+                    assert!(namespace.uuid() == [7; 16]);
+                    assert!(!namespace.is_forced_raw());
+                },
+            )?;
         }
         Ok(())
     }
 
     #[test]
     fn a_label_may_name_a_personality() -> Result {
-        let faux = faux::Registration::new(c"pmem_rs_namespace", None)?;
-        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
-        let kind = bindings::device_type {
-            name: NAMESPACE_PMEM.as_char_ptr(),
-            ..Default::default()
-        };
-
         for (class, raw) in [
             (bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE, true),
             (bindings::nvdimm_claim_class_NVDIMM_CCLASS_PFN, false),
             (bindings::nvdimm_claim_class_NVDIMM_CCLASS_UNKNOWN, false),
         ] {
-            let mut nspm = KBox::new(bindings::nd_namespace_pmem::default(), GFP_KERNEL)?;
-            nspm.nsio.common.dev.type_ = &kind;
-            nspm.nsio.common.claim_class = class;
-            let namespace = Namespace {
-                // SAFETY: As in `with_namespace`.
-                dev: unsafe { &*core::ptr::from_ref(generic).cast() },
-                ndns: NonNull::from(&mut *nspm).cast(),
-            };
-
-            assert!(namespace.is_raw_by_label() == raw);
+            with_label(
+                |nspm| nspm.nsio.common.claim_class = class,
+                |namespace| assert!(namespace.is_raw_by_label() == raw),
+            )?;
         }
         Ok(())
     }

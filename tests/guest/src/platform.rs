@@ -148,6 +148,14 @@ impl PlatformDevice {
         Ok(regions.into_iter().map(|(_, region)| region).collect())
     }
 
+    /// Where these are and how large, in bytes.
+    pub fn ranges(&self) -> Result<Vec<(u64, u64)>> {
+        self.regions()?
+            .iter()
+            .map(|region| Ok((region.resource()?, region.get("size")?.parse()?)))
+            .collect()
+    }
+
     /// What sysfs says about the bus, its regions and the namespaces in them.
     pub fn description(&self) -> Result<Description> {
         let mut found = BTreeMap::new();

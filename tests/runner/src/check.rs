@@ -156,11 +156,16 @@ impl Bench {
             words.push("--swapped");
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        let kernel_words = format!("{} {}", self.kernel_words, boot.kernel_words());
         let counter = self.plugin.clone().map(|plugin| Counter {
             plugin,
             counts: dir.join(COUNTS),
         });
+        let kernel_words = [
+            self.env.kernel_words(),
+            self.kernel_words,
+            boot.kernel_words(),
+        ]
+        .join(" ");
         let tree = machine
             .device_tree
             .map(|source| DeviceTree::make(&self.env, source, dir))

@@ -44,6 +44,14 @@ impl Env {
         }
     }
 
+    /// What the kernel has to be told whatever it is to do.
+    ///
+    /// KASAN takes good memory for bad if an interrupt comes while the first CPU is looked at, unless there are
+    /// only four levels of page tables. See docs/kernel-bugs.md.
+    pub fn kernel_words(&self) -> &'static str {
+        if self.planted.is_some() { "no5lvl" } else { "" }
+    }
+
     /// Reads a file and checks that what it names is there.
     pub fn read(path: &Path) -> Result<Env> {
         let text =

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::platform::{LIMIT, Site, disk_in, only_for_pmem_rs, take_away};
+use super::platform::{LIMIT, Site, disk_in, expect_alias, only_for_pmem_rs, take_away};
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
@@ -93,7 +93,7 @@ fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
             node_of(bus.path("of_node"))? == node_path,
             "{bus} is not for {node_path:?}"
         );
-        let mut found = Vec::new();
+        let found = device.ranges()?;
         for region in device.regions()? {
             expect(&region, "devtype", kind)?;
             match domain {
@@ -108,7 +108,6 @@ fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
                 node_of(region.path("of_node"))? == node_path,
                 "{region} is not for {node_path:?}"
             );
-            found.push((region.resource()?, region.get("size")?.parse::<u64>()?));
         }
         ensure!(
             found == ranges,
@@ -125,14 +124,7 @@ fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
 
 fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
     for name in [PERSISTENT, VOLATILE] {
-        let alias = device(lab, name)?.get("modalias")?;
-        let found = run("modprobe", &["-R", &alias])?;
-        ensure!(
-            found
-                .split_whitespace()
-                .any(|name| name == lab.driver.name()),
-            "{alias} is for {found:?}"
-        );
+        expect_alias(lab, &device(lab, name)?.get("modalias")?)?;
     }
     Ok(())
 }
@@ -166,11 +158,7 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     let said =
         messages.expect(&["[mem 0x20000000-0x20ffffff] is left out, it is used as System RAM"])?;
     println!("the kernel says: {said}");
-    let found = device
-        .regions()?
-        .iter()
-        .map(|region| Ok((region.resource()?, region.get("size")?.parse()?)))
-        .collect::<Result<Vec<(u64, u64)>>>()?;
+    let found = device.ranges()?;
     ensure!(
         found == [(0x5a00_0000, 0x100_0000)],
         "{device} has the regions {found:x?}"

@@ -9,10 +9,9 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 
 use super::dax::PAGE;
+use super::media::expect_bad_page;
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::errno;
@@ -167,27 +166,7 @@ fn bad_page_of_a_dax_file(lab: &mut Lab) -> Result<()> {
     note_bad(&disk, block * 8, 8)?;
 
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
-    for (page, good) in [(2, true), (3, false), (4, true)] {
-        let mut found = vec![0; PAGE];
-        let read = file.read_exact_at(&mut found, (page * PAGE) as u64);
-        let mapped = mapping.load_in_child(page * PAGE)?;
-        if good {
-            read?;
-            expect_same(
-                "a good page",
-                &found,
-                &stamped(LEN, 7)[page * PAGE..][..PAGE],
-            )?;
-            ensure!(
-                matches!(mapped, WaitStatus::Exited(_, 0)),
-                "page {page}: {mapped:?}"
-            );
-        } else {
-            errno::expect("reading the bad page", read, &[Errno::EIO])?;
-            let sigbus = matches!(mapped, WaitStatus::Signaled(_, Signal::SIGBUS, _));
-            ensure!(sigbus, "touching the bad page: {mapped:?}");
-        }
-    }
+    expect_bad_page(&file, &mapping, 3, &stamped(LEN, 7))?;
 
     file.write_all_at(&stamped(PAGE, 8), 3 * PAGE as u64)?;
     disk.expect("badblocks", "")?;

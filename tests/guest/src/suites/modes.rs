@@ -2,6 +2,7 @@
 
 //! What each mode of a namespace becomes, and what the disk says about itself.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -91,7 +92,12 @@ fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
     disk.expect("queue/rotational", "0")?;
     disk.expect("ro", "0")?;
 
-    let right = Buffer::stamped(SECTOR, 7);
+    use_both_ends(&file, bytes, 7)
+}
+
+/// Writes and reads the first and the last sector of a disk, and nothing after them.
+fn use_both_ends(file: &File, bytes: u64, tag: u64) -> Result<()> {
+    let right = Buffer::stamped(SECTOR, tag);
     let mut found = Buffer::new(SECTOR);
     for at in [0, bytes - SECTOR as u64] {
         file.write_all_at(&right, at)?;
@@ -100,7 +106,7 @@ fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
     }
     ensure!(
         file.read_at(&mut found, bytes)? == 0,
-        "there are bytes after the end"
+        "there is more than {bytes} bytes"
     );
     Ok(())
 }
@@ -293,17 +299,7 @@ fn size_changes(lab: &mut Lab) -> Result<()> {
         disk.expect("ro", "0")?;
         disk.expect("queue/dax", if mode == Mode::Raw { "0" } else { "1" })?;
         let file = disk.open(Access::Direct)?;
-        let right = Buffer::stamped(SECTOR, mib);
-        let mut found = Buffer::new(SECTOR);
-        for at in [0, bytes - SECTOR as u64] {
-            file.write_all_at(&right, at)?;
-            file.read_exact_at(&mut found, at)?;
-            expect_same(&format!("the sector at {at:#x}"), &found, &right)?;
-        }
-        ensure!(
-            file.read_at(&mut found, bytes)? == 0,
-            "there is more than {bytes} bytes"
-        );
+        use_both_ends(&file, bytes, mib)?;
         // What the next one must not inherit.
         sysfs::write(disk.path("badblocks"), "64 2\n")?;
         syscall::set_read_only(&file, true)?;

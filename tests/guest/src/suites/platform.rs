@@ -86,14 +86,18 @@ fn declares(lab: &mut Lab) -> Result<()> {
         "of:NpmemT(null)Cpmem-region".to_owned(),
         "of:NpmemT(null)Cpmem-region-v2".to_owned(),
     ] {
-        let found = run("modprobe", &["-R", &alias])?;
-        ensure!(
-            found
-                .split_whitespace()
-                .any(|name| name == lab.driver.name()),
-            "{alias} is for {found:?}"
-        );
+        expect_alias(lab, &alias)?;
     }
+    Ok(())
+}
+
+pub fn expect_alias(lab: &Lab, alias: &str) -> Result<()> {
+    let found = run("modprobe", &["-R", alias])?;
+    let is_ours = |name| name == lab.driver.name();
+    ensure!(
+        found.split_whitespace().any(is_ours),
+        "{alias} is for {found:?}"
+    );
     Ok(())
 }
 
@@ -124,11 +128,7 @@ fn each_range_is_a_region(lab: &mut Lab) -> Result<()> {
         "the provider is {}",
         device.bus()?.get("provider")?
     );
-    let regions = device
-        .regions()?
-        .iter()
-        .map(|region| Ok((region.resource()?, region.get("size")?.parse()?)))
-        .collect::<Result<Vec<(u64, u64)>>>()?;
+    let regions = device.ranges()?;
     let ranges = ranges()?;
     ensure!(ranges.len() == 3, "the ranges are {ranges:x?}");
     ensure!(

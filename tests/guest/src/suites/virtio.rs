@@ -3,7 +3,7 @@
 //! virtio-pmem: the host is asked to flush, and what is to be durable waits for its answer, whenever that
 //! comes and whatever it is. The provider can come and go, under load too.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
@@ -20,6 +20,7 @@ use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
+use crate::filesystem::Mount;
 use crate::host::{Disturbed, Monitor};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
@@ -94,6 +95,18 @@ fn expect_to_wait(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     child.expect_done(SOON)
 }
 
+/// A fresh ext4 on the device, made with `more` arguments and mounted with DAX, and a file on it that is durable.
+fn mounted(lab: &Lab, mode: Mode, more: &[&str]) -> Result<(String, Mount, File)> {
+    let node = prepare(lab, mode)?.disk.node_str();
+    Ext4.make_with(&node, more)?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    fs::write(&path, stamped(LEN, 1))?;
+    let file = Access::Buffered.open(&path)?;
+    file.sync_all()?;
+    Ok((node, mount, file))
+}
+
 /// The pages are reachable with DAX, but the CPU alone cannot make them durable.
 fn what_it_says(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
@@ -108,12 +121,7 @@ fn what_it_says(lab: &mut Lab) -> Result<()> {
             ensure!(warned.count() == 0, "{mode:?}: it denies that it can flush");
         }
     }
-    let node = prepare(lab, Mode::FsdaxMem)?.disk.node_str();
-    Ext4.make(&node)?;
-    let mount = Ext4.mount(&node, "dax=always")?;
-    let path = mount.path("file");
-    fs::write(&path, stamped(LEN, 1))?;
-    let file = Access::Buffered.open(&path)?;
+    let (_, mount, file) = mounted(lab, Mode::FsdaxMem, &[])?;
     let refused = Mapping::new(&file, LEN, Sharing::Synchronous).map(drop);
     errno::expect("MAP_SYNC", refused, &[Errno::EOPNOTSUPP])?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
@@ -148,13 +156,7 @@ fn durable_write_waits(lab: &mut Lab) -> Result<()> {
 }
 
 fn fsync_of_a_file_waits(lab: &mut Lab) -> Result<()> {
-    let node = prepare(lab, Mode::FsdaxMem)?.disk.node_str();
-    Ext4.make(&node)?;
-    let mount = Ext4.mount(&node, "dax=always")?;
-    let path = mount.path("file");
-    fs::write(&path, stamped(LEN, 1))?;
-    let file = Access::Buffered.open(&path)?;
-    file.sync_all()?;
+    let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &[])?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
     mapping.write(0, &stamped(LEN, 2));
     expect_to_wait("fsync after a write through a mapping", || {
@@ -272,13 +274,7 @@ fn failed_flush(lab: &mut Lab) -> Result<()> {
 
 /// Without a journal, whose failure would take the whole file system down.
 fn failed_on_ext4(lab: &mut Lab) -> Result<()> {
-    let node = prepare(lab, Mode::FsdaxMem)?.disk.node_str();
-    Ext4.make_with(&node, &["-O", "^has_journal"])?;
-    let mount = Ext4.mount(&node, "dax=always")?;
-    let path = mount.path("file");
-    fs::write(&path, stamped(LEN, 1))?;
-    let file = Access::Buffered.open(&path)?;
-    file.sync_all()?;
+    let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &["-O", "^has_journal"])?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
     mapping.write(0, &stamped(LEN, 2));
 
@@ -288,7 +284,7 @@ fn failed_on_ext4(lab: &mut Lab) -> Result<()> {
     mapping.write(0, &stamped(LEN, 3));
     file.sync_all()?;
     drop((mapping, file));
-    expect_same("the file", &fs::read(&path)?, &stamped(LEN, 3))?;
+    expect_same("the file", &fs::read(mount.path("file"))?, &stamped(LEN, 3))?;
     mount.unmount()?;
     Ext4.check(&node)
 }
@@ -321,13 +317,7 @@ fn back(lab: &Lab) -> Result<Disk> {
 /// While a process reads a file through a mapping, another one makes it durable over and over, and fio
 /// writes another file, the PCI device is taken out. It comes back with what was durable.
 fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
-    let node = prepare(lab, mode)?.disk.node_str();
-    Ext4.make(&node)?;
-    let mount = Ext4.mount(&node, "dax=always")?;
-    let path = mount.path("file");
-    fs::write(&path, stamped(LEN, 1))?;
-    let file = Access::Buffered.open(&path)?;
-    file.sync_all()?;
+    let (_, mount, file) = mounted(lab, mode, &[])?;
 
     let mut reader = Child::start_ready("the reader", |link| {
         let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, false)?;

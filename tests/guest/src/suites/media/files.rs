@@ -8,10 +8,8 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 
-use super::{Bench, open};
+use super::{Bench, expect_bad_page, open};
 use crate::command::run;
 use crate::disk;
 use crate::errno;
@@ -47,27 +45,7 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let sector = (address - bench.start) / SECTOR as u64 + 1;
     watch.expect(&format!("{sector} 1"))?;
     let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
-    for (page, good) in [(BAD - 1, true), (BAD, false), (BAD + 1, true)] {
-        let mut found = vec![0; PAGE];
-        let read = file.read_exact_at(&mut found, (page * PAGE) as u64);
-        let mapped = mapping.load_in_child(page * PAGE)?;
-        if good {
-            read?;
-            expect_same(
-                "its neighbour",
-                &found,
-                &stamped(LEN, 1)[page * PAGE..][..PAGE],
-            )?;
-            ensure!(
-                matches!(mapped, WaitStatus::Exited(_, 0)),
-                "page {page}: {mapped:?}"
-            );
-        } else {
-            errno::expect("reading the bad page", read, &[Errno::EIO])?;
-            let sigbus = matches!(mapped, WaitStatus::Signaled(_, Signal::SIGBUS, _));
-            ensure!(sigbus, "touching the bad page: {mapped:?}");
-        }
-    }
+    expect_bad_page(&file, &mapping, BAD, &stamped(LEN, 1))?;
 
     // The DAX core knows but this error for a write that stops at once.
     let at = (BAD * PAGE) as u64;

@@ -8,17 +8,23 @@ mod failures;
 mod files;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 
 use super::{Suite, Test};
 use crate::disk::Disk;
+use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::injector::{Clear, Injector};
 use crate::lab::{Lab, Prepared};
+use crate::mapping::{Mapping, PAGE};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::sectors::SECTOR;
+use crate::sectors::{SECTOR, expect_same};
 
 pub const SUITE: Suite = Suite {
     name: "media",
@@ -115,4 +121,24 @@ impl Bench {
 /// Opens a file for reading and writing.
 fn open(path: &std::path::Path) -> Result<File> {
     Ok(File::options().read(true).write(true).open(path)?)
+}
+
+/// Checks that one page of a file cannot be read, in either way, and that those beside it can.
+pub fn expect_bad_page(file: &File, mapping: &Mapping, bad: usize, contents: &[u8]) -> Result<()> {
+    for page in [bad - 1, bad, bad + 1] {
+        let mut found = vec![0; PAGE];
+        let read = file.read_exact_at(&mut found, (page * PAGE) as u64);
+        let mapped = mapping.load_in_child(page * PAGE)?;
+        if page == bad {
+            errno::expect("reading the bad page", read, &[Errno::EIO])?;
+            let sigbus = matches!(mapped, WaitStatus::Signaled(_, Signal::SIGBUS, _));
+            ensure!(sigbus, "touching the bad page: {mapped:?}");
+        } else {
+            read?;
+            expect_same("its neighbour", &found, &contents[page * PAGE..][..PAGE])?;
+            let fine = matches!(mapped, WaitStatus::Exited(_, 0));
+            ensure!(fine, "page {page}: {mapped:?}");
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The record of the pages that may be in use.
+
+use super::bindings;
+use crate::abstractions::list::Array;
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+};
+
+/// Which pages of a [`Pagemap`](super::Pagemap) the DAX core was ever told the frame numbers of.
+///
+/// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. They are
+/// remembered by chunks, so that the record is small, and so that marking one that is marked already,
+/// which is the rule, is a load and a test.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::memremap::Exposure;
+///
+/// let exposure = Exposure::new(&(0x10_0000..0x20_0000))?;
+///
+/// exposure.add(0x12_3456, 2);
+/// # Ok::<(), Error>(())
+/// ```
+pub struct Exposure {
+    /// The chunk that the first bit is about.
+    first: usize,
+    bits: Array<Atomic<usize>>,
+}
+
+impl Exposure {
+    /// A chunk has the pages of a page middle directory.
+    const SHIFT: u32 = bindings::PMD_ORDER;
+    const BITS: usize = usize::BITS as usize;
+
+    /// Makes an empty record for these page frames.
+    pub fn new(frames: &Range<u64>) -> Result<Self> {
+        let first = usize::try_from(frames.start >> Self::SHIFT)?;
+        let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
+        let chunks = last.saturating_sub(first).saturating_add(1);
+
+        Ok(Self {
+            first,
+            bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
+        })
+    }
+
+    /// The word and the bit for the chunk of a page frame.
+    #[inline]
+    fn place(&self, chunk: usize) -> Option<(&Atomic<usize>, usize)> {
+        let bit = chunk.wrapping_sub(self.first);
+        let word = self.bits.get(bit / Self::BITS)?;
+
+        Some((word, 1 << (bit % Self::BITS)))
+    }
+
+    /// Adds the `nr_pages` page frames from `pfn` on.
+    #[inline]
+    pub fn add(&self, pfn: usize, nr_pages: usize) {
+        let mut chunk = pfn >> Self::SHIFT;
+        let last = pfn.wrapping_add(nr_pages.wrapping_sub(1)) >> Self::SHIFT;
+
+        while chunk <= last {
+            if let Some((word, mask)) = self.place(chunk) {
+                if word.load(Relaxed) & mask == 0 {
+                    Self::set(word, mask);
+                }
+            }
+            chunk = chunk.wrapping_add(1);
+        }
+    }
+
+    /// No order is needed: a barrier follows before the [`Gate`](crate::abstractions::dax::Gate) is looked at.
+    #[cold]
+    fn set(word: &Atomic<usize>, mask: usize) {
+        let mut old = word.load(Relaxed);
+
+        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
+            old = current;
+        }
+    }
+
+    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that is
+    /// not itself exposed.
+    pub(super) fn next(&self, pfn: usize) -> Option<usize> {
+        let from = pfn >> Self::SHIFT;
+        let mut chunk = from;
+
+        while let Some((word, mask)) = self.place(chunk) {
+            let word = word.load(Relaxed);
+            if word & mask != 0 {
+                return Some(pfn.max(chunk << Self::SHIFT));
+            }
+            chunk = if word == 0 {
+                // On to the next word.
+                let bit = chunk.wrapping_sub(self.first);
+                chunk.wrapping_add(Self::BITS.wrapping_sub(bit % Self::BITS))
+            } else {
+                chunk.wrapping_add(1)
+            };
+        }
+        None
+    }
+
+    /// Returns the size of all chunks that were exposed, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let chunks = self.bits.iter().fold(0, |sum: u32, word| {
+            sum.saturating_add(word.load(Relaxed).count_ones())
+        });
+
+        u64::from(chunks) << (Self::SHIFT + PAGE_SHIFT as u32)
+    }
+}
+
+#[kunit_tests(pmem_rs_exposure)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_exposed_is_found() -> Result {
+        const CHUNK: u64 = 1 << Exposure::SHIFT;
+        let exposure = Exposure::new(&(1000 * CHUNK + 7..2000 * CHUNK))?;
+        let start = 1000 * CHUNK as usize;
+
+        assert_eq!(exposure.next(start), None);
+        exposure.add(start + 70 * CHUNK as usize + 3, 1);
+        exposure.add(start + 70 * CHUNK as usize + 3, 1);
+        assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
+        assert_eq!(
+            exposure.next(start + 70 * CHUNK as usize + 9),
+            Some(start + 70 * CHUNK as usize + 9)
+        );
+        assert_eq!(exposure.next(start + 71 * CHUNK as usize), None);
+        // Two pages on either side of a border, and what is not there at all.
+        exposure.add(start + 801 * CHUNK as usize - 1, 2);
+        exposure.add(0, 1);
+        exposure.add(3000 * CHUNK as usize, 1);
+        assert_eq!(exposure.bytes(), 3 * CHUNK << PAGE_SHIFT);
+        assert_eq!(
+            exposure.next(start + 71 * CHUNK as usize),
+            Some(start + 800 * CHUNK as usize)
+        );
+        assert_eq!(
+            exposure.next(start + 801 * CHUNK as usize),
+            Some(start + 801 * CHUNK as usize)
+        );
+        assert_eq!(exposure.next(start + 802 * CHUNK as usize), None);
+        Ok(())
+    }
+}
