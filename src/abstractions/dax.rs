@@ -127,6 +127,7 @@ impl<'g> Extent<'g> {
     /// on: page tables, page caches and pins may refer to them after the guard is gone.
     #[inline]
     fn expose(&self, nr_pages: usize) -> usize {
+        // Who asks for no page is told the first one all the same.
         self.exposure.add(self.pfn, nr_pages.min(self.nr_pages()));
         self.pfn
     }
@@ -151,8 +152,8 @@ pub enum AccessMode {
 ///
 /// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
 /// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, passes another full
-/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is recorded, and his entry is
-/// locked, or done.
+/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is
+/// recorded, and his entry is locked, or done.
 pub struct Gate(Atomic<u32>);
 
 impl Gate {

@@ -62,7 +62,10 @@ use kernel::{
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
-/// len` does not wrap.
+/// len` does not wrap. Pages that have failed may be missing in the mapping. Reading them is caught. The driver
+/// does not write to them (see [`Pagemap::has_failed`]): that is an oops, but no other memory is touched.
+///
+/// [`Pagemap::has_failed`]: super::memremap::Pagemap::has_failed
 #[derive(Clone, Copy)]
 pub struct PmemSlice<'a> {
     addr: NonNull<u8>,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The record of the pages that may be in use.
+//!
+//! Once a chunk is marked it stays so: who looks for users looks at all that was ever given away, and at nothing
+//! else.
 
 use super::bindings;
 use crate::abstractions::list::Array;
@@ -62,14 +65,17 @@ impl Exposure {
         Some((word, 1 << (bit % Self::BITS)))
     }
 
-    /// Adds the `nr_pages` page frames from `pfn` on.
+    /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     #[inline]
     pub fn add(&self, pfn: usize, nr_pages: usize) {
+        let nr_pages = nr_pages.max(1);
         let mut chunk = pfn >> Self::SHIFT;
-        let last = pfn.wrapping_add(nr_pages.wrapping_sub(1)) >> Self::SHIFT;
+        let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
 
         while chunk <= last {
             if let Some((word, mask)) = self.place(chunk) {
+                // No order is needed, here or there: a barrier follows before the gate of the device is
+                // looked at.
                 if word.load(Relaxed) & mask == 0 {
                     Self::set(word, mask);
                 }
@@ -78,7 +84,6 @@ impl Exposure {
         }
     }
 
-    /// No order is needed: a barrier follows before the [`Gate`](crate::abstractions::dax::Gate) is looked at.
     #[cold]
     fn set(word: &Atomic<usize>, mask: usize) {
         let mut old = word.load(Relaxed);

@@ -222,8 +222,13 @@ impl RegionAccess {
             unsafe { bindings::pmem_wmb() };
             return Ok(());
         }
+        self.flush_region()
+    }
 
+    #[inline(never)]
+    fn flush_region(&self) -> Result {
         self.with(|_, region| {
+            // Without a request nothing is left to be done later, which is what a positive result would mean.
             // SAFETY: `with` passes a bound region.
             to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
         })?
