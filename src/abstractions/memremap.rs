@@ -424,35 +424,22 @@ impl<T: PagemapOperations> Pagemap<T> {
         self.first_failed(offset, len).is_some()
     }
 
-    /// Returns the number of pages that the DAX core can have: all that are whole, or none if the data does not
-    /// start at a page.
+    /// Returns all whole pages from page `pgoff` of the data on, for the DAX core, or [`None`] if there are none,
+    /// or the data does not start at a page.
     #[inline]
-    pub fn nr_pages(&self) -> usize {
-        self.nr_pages
-    }
-
-    /// Returns the `nr_pages` pages from page `pgoff` of the data on, for the DAX core, or [`None`] if there is
-    /// none, or not all are within the data.
-    #[inline]
-    pub fn extent<'g>(
-        &'g self,
-        _locked: ReadLocked<'g>,
-        pgoff: usize,
-        nr_pages: usize,
-    ) -> Option<Extent<'g>> {
-        if nr_pages == 0 || nr_pages > self.nr_pages.checked_sub(pgoff)? {
+    pub fn extent<'g>(&'g self, _locked: ReadLocked<'g>, pgoff: usize) -> Option<Extent<'g>> {
+        if pgoff >= self.nr_pages {
             return None;
         }
+        // Neither wraps around, as the page is one of the data.
+        let nr_pages = self.nr_pages.wrapping_sub(pgoff);
+        let pfn = self.first_pfn.wrapping_add(pgoff);
 
         // SAFETY: By the type invariant the data has that many whole pages from its start on, mapped and with
-        // `struct page`s, so no byte of them is beyond it.
+        // `struct page`s, of which these are the last ones.
         unsafe {
             let addr = self.data.add(pgoff << PAGE_SHIFT);
-            let slice = PmemSlice::from_raw_parts(addr, nr_pages << PAGE_SHIFT);
-
-            // No wrap-around: the page frame is one of the data.
-            let pfn = self.first_pfn.wrapping_add(pgoff);
-            Some(Extent::new(slice, pfn, &self.exposure))
+            Some(Extent::new(addr, nr_pages, pfn, &self.exposure))
         }
     }
 

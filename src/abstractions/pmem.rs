@@ -90,12 +90,6 @@ impl<'a> PmemSlice<'a> {
         }
     }
 
-    /// The address, for the DAX core.
-    #[inline]
-    pub(super) fn as_ptr(&self) -> *mut u8 {
-        self.addr.as_ptr()
-    }
-
     /// Returns the length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
@@ -286,8 +280,8 @@ mod tests {
 
         let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
         assert_eq!((first.len(), rest.len()), (30, 70));
-        assert!(first.as_ptr() == whole.as_ptr());
-        assert!(rest.as_ptr() == whole.as_ptr().wrapping_add(30));
+        assert!(first.addr == whole.addr);
+        assert!(rest.addr.as_ptr() == whole.addr.as_ptr().wrapping_add(30));
         assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
         assert!(whole.split_at(101).is_none());
         Ok(())

@@ -34,15 +34,14 @@ impl dax::Operations for Pmem {
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
         let pages = self.range.pages().ok_or(ENXIO)?;
-        let rest = pages.nr_pages().saturating_sub(pgoff);
-        let nr_pages = if self.is_sound() {
-            rest
-        } else {
-            // Only what was asked for is known to be good.
-            self.pages_up_to_bad(pgoff, nr_pages.min(rest), mode)?
-        };
+        let rest = pages.extent(locked, pgoff).ok_or(ERANGE)?;
+        if self.is_sound() {
+            return Ok(rest);
+        }
 
-        pages.extent(locked, pgoff, nr_pages).ok_or(ERANGE)
+        // Only what was asked for is looked at.
+        let nr_pages = nr_pages.min(rest.nr_pages());
+        Ok(rest.truncate(self.pages_up_to_bad(pgoff, nr_pages, mode)?))
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {

@@ -68,28 +68,36 @@ impl Exposure {
     /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     #[inline]
     pub fn add(&self, pfn: usize, nr_pages: usize) {
-        let nr_pages = nr_pages.max(1);
-        let mut chunk = pfn >> Self::SHIFT;
+        let first = pfn >> Self::SHIFT;
         let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
 
-        while chunk <= last {
-            if let Some((word, mask)) = self.place(chunk) {
-                // No order is needed, here or there: a barrier follows before the gate of the device is
-                // looked at.
-                if word.load(Relaxed) & mask == 0 {
-                    Self::set(word, mask);
-                }
-            }
-            chunk = chunk.wrapping_add(1);
+        // No order is needed, here or below: a barrier follows before the gate of the device is looked at.
+        let is_marked = self
+            .place(first)
+            .is_some_and(|(word, mask)| word.load(Relaxed) & mask != 0);
+        if !is_marked || first != last {
+            self.mark(first, last);
         }
     }
 
+    /// Marks the chunks from `first` to `last`.
     #[cold]
-    fn set(word: &Atomic<usize>, mask: usize) {
-        let mut old = word.load(Relaxed);
+    fn mark(&self, first: usize, last: usize) {
+        let mut chunk = first;
 
-        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
-            old = current;
+        while let Some((word, mask)) = self.place(chunk) {
+            let mut old = word.load(Relaxed);
+
+            while old & mask == 0 {
+                match word.cmpxchg(old, old | mask, Relaxed) {
+                    Ok(_) => break,
+                    Err(current) => old = current,
+                }
+            }
+            if chunk >= last {
+                break;
+            }
+            chunk = chunk.wrapping_add(1);
         }
     }
 

@@ -118,6 +118,8 @@ impl Region {
 ///
 /// If a flush is only a barrier, it does not need the region, and none of that.
 ///
+/// Modelled in `tests/host/tests/atomics`.
+///
 /// Lock order: device lock, then the SRCU domain of this type. The operations call into the provider
 /// of the region and may sleep there; they take none of the driver's locks, and not the device lock,
 /// under which a device is unbound.

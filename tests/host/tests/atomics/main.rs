@@ -3,7 +3,7 @@
 //! Models of what threads share besides the protocol of unbind, which [loom](https://docs.rs/loom) goes
 //! through: flushes, the region, counts of users, and files that are put later.
 //!
-//! Each repeats what the function of the same name does; who changes one changes the other. The words on
+//! Each repeats what the function in its heading does; who changes one changes the other. The words on
 //! loom in `unbind/main.rs` and `unbind/kernel.rs` hold here too. A model that finds nothing may be blind. So
 //! each is run with defects as well, and has to find every one.
 
@@ -13,7 +13,6 @@
 mod kernel;
 
 use kernel::{
-    Completion,
     Memory,
     PercpuRef,
     Srcu,
@@ -66,7 +65,8 @@ fn finds(expected: &str, run: impl Fn() + Sync + Send + 'static) {
     assert!(message.contains(expected), "found otherwise: {message}");
 }
 
-/// Runs `work` with `shared` in a thread. What is shared is no [`Send`], but loom's threads are one.
+/// Runs `work` with `shared` in a thread. What is shared is not [`Send`], but loom runs its threads one at a time,
+/// in one thread of the host.
 fn spawn<T: 'static>(shared: &Rc<T>, work: impl FnOnce(&T) + 'static) -> thread::JoinHandle<()> {
     let shared = shared.clone();
     thread::spawn(move || work(&shared))
@@ -301,6 +301,10 @@ enum RegionDefect {
     NotAwaited,
     /// The pointer goes after those inside were waited for.
     ClearedLate,
+    /// The pointer is read before the section begins.
+    LoadedEarly,
+    /// The section ends at once, as that of a guard that is called `_`.
+    LeftEarly,
 }
 
 fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
@@ -317,11 +321,22 @@ fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
         });
         let with = |reader| {
             move |access: &Access| {
+                let early = access.bound.load(Relaxed);
                 access.srcu.read_lock(reader);
-                if access.bound.load(Relaxed) {
+                let bound = if defect == RegionDefect::LoadedEarly {
+                    early
+                } else {
+                    access.bound.load(Relaxed)
+                };
+                if defect == RegionDefect::LeftEarly {
+                    access.srcu.read_unlock(reader);
+                }
+                if bound {
                     access.region.access();
                 }
-                access.srcu.read_unlock(reader);
+                if defect != RegionDefect::LeftEarly {
+                    access.srcu.read_unlock(reader);
+                }
             }
         };
         let readers = [0, 1].map(|reader| spawn(&access, with(reader)));
@@ -333,7 +348,9 @@ fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
         if defect != RegionDefect::NotAwaited {
             access.srcu.synchronize();
         }
-        access.bound.store(false, Relaxed);
+        if defect == RegionDefect::ClearedLate {
+            access.bound.store(false, Relaxed);
+        }
         access.region.take();
         for reader in readers {
             reader.join().unwrap();
@@ -348,19 +365,28 @@ fn nobody_uses_a_region_after_unbind() {
 
 #[test]
 fn defects_of_the_access_to_the_region_are_found() {
-    finds(
-        "Causality violation",
-        flush_and_unbind(RegionDefect::NotAwaited),
-    );
-    finds(
-        "Causality violation",
-        flush_and_unbind(RegionDefect::ClearedLate),
-    );
+    for defect in [
+        RegionDefect::NotAwaited,
+        RegionDefect::ClearedLate,
+        RegionDefect::LoadedEarly,
+        RegionDefect::LeftEarly,
+    ] {
+        finds("Causality violation", flush_and_unbind(defect));
+    }
 }
 
 // ---- `Counted`: killed once, by whoever comes first, and dropped after the last hold.
 
-fn two_kills(torn: bool) -> impl Fn() + Sync + Send + 'static {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CountDefect {
+    None,
+    /// Whether it was killed is looked at and said in two steps.
+    Torn,
+    /// The holds are not waited for.
+    NotAwaited,
+}
+
+fn two_kills(defect: CountDefect) -> impl Fn() + Sync + Send + 'static {
     struct Inner {
         count: PercpuRef,
         killed: AtomicBool,
@@ -375,7 +401,7 @@ fn two_kills(torn: bool) -> impl Fn() + Sync + Send + 'static {
             value: Memory::new(),
         });
         let kill = move |inner: &Inner| {
-            let killed = if torn {
+            let killed = if defect == CountDefect::Torn {
                 let killed = inner.killed.load(Relaxed);
                 inner.killed.store(true, Relaxed);
                 killed
@@ -400,7 +426,9 @@ fn two_kills(torn: bool) -> impl Fn() + Sync + Send + 'static {
         // Who drops it has it alone: the other has returned.
         kill(&inner);
         other.join().unwrap();
-        inner.count.wait();
+        if defect != CountDefect::NotAwaited {
+            inner.count.wait();
+        }
         inner.value.take();
         user.join().unwrap();
     }
@@ -408,12 +436,13 @@ fn two_kills(torn: bool) -> impl Fn() + Sync + Send + 'static {
 
 #[test]
 fn a_count_is_killed_once_and_waited_for() {
-    explore(two_kills(false));
+    explore(two_kills(CountDefect::None));
 }
 
 #[test]
-fn a_kill_in_two_steps_is_found() {
-    finds("killed twice", two_kills(true));
+fn defects_of_the_count_are_found() {
+    finds("killed twice", two_kills(CountDefect::Torn));
+    finds("Causality violation", two_kills(CountDefect::NotAwaited));
 }
 
 // ---- `Unbind::put_later`: unbind waits until the files that were given away by then are put.
@@ -425,6 +454,8 @@ enum PutDefect {
     NotLooked,
     /// That there are more is said after the list was unlocked.
     SaidLate,
+    /// The list is unlocked before it is said that it was empty.
+    UnlockedEarly,
 }
 
 fn files_are_put(defect: PutDefect) -> impl Fn() + Sync + Send + 'static {
@@ -446,9 +477,12 @@ fn files_are_put(defect: PutDefect) -> impl Fn() + Sync + Send + 'static {
                 let inodes = std::mem::take(&mut *unbind.inodes.lock().unwrap());
                 unbind.put.fetch_add(inodes.len() as u32, AcqRel);
                 let waiting = unbind.inodes.lock().unwrap();
-                if waiting.is_empty() || defect == PutDefect::NotLooked {
+                let done = waiting.is_empty() || defect == PutDefect::NotLooked;
+                let waiting = (defect != PutDefect::UnlockedEarly).then_some(waiting);
+                if done {
                     unbind.are_put.complete_all();
                 }
+                drop(waiting);
             });
         });
 
@@ -511,38 +545,61 @@ fn files_that_were_given_away_are_put() {
 fn defects_of_putting_files_are_found() {
     finds("files are not put", files_are_put(PutDefect::NotLooked));
     finds("deadlock", files_are_put(PutDefect::SaidLate));
+    finds("files are not put", files_are_put(PutDefect::UnlockedEarly));
 }
 
-// ---- `Unbind`: what unbind looks at before it retires a range.
+// ---- `Unbind::finish` and `Unbind::wait`: who sees that it is done sees what was done.
 
-/// `is_revoked` and `is_dead` are said with a release and looked at with an acquire: who sees one also sees
-/// what was done before.
-fn looks(ordered: bool) -> impl Fn() + Sync + Send + 'static {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DoneDefect {
+    None,
+    /// It is said before it is done.
+    SaidEarly,
+    /// It is said without a release.
+    Relaxed,
+    /// Nobody is woken up.
+    NotWoken,
+}
+
+fn done(defect: DoneDefect) -> impl Fn() + Sync + Send + 'static {
     struct Unbind {
-        report: Memory,
-        is_revoked: AtomicBool,
-        progress: Completion,
+        memory: Memory,
+        is_done: AtomicBool,
+        progress: WaitQueue,
     }
     move || {
         let unbind = Rc::new(Unbind {
-            report: Memory::new(),
-            is_revoked: AtomicBool::new(false),
-            progress: Completion::new(),
+            memory: Memory::new(),
+            is_done: AtomicBool::new(false),
+            progress: WaitQueue::default(),
         });
         let worker = spawn(&unbind, move |unbind| {
-            unbind.report.take();
-            let order = if ordered { Release } else { Relaxed };
-            unbind.is_revoked.store(true, order);
-            if ordered {
-                unbind.progress.complete_all();
+            if defect != DoneDefect::SaidEarly {
+                unbind.memory.take();
+            }
+            let order = if defect == DoneDefect::Relaxed {
+                Relaxed
+            } else {
+                Release
+            };
+            unbind.is_done.store(true, order);
+            if defect == DoneDefect::SaidEarly {
+                unbind.memory.take();
+            }
+            if defect == DoneDefect::None {
+                unbind.progress.wake_up();
             }
         });
-        if unbind.is_revoked.load(Acquire) {
-            unbind.report.access();
+        // Loom orders all that a thread does after it was woken. So who is to find that there is no other order only
+        // looks.
+        let is_done = || unbind.is_done.load(Acquire);
+        let only_looks = matches!(defect, DoneDefect::SaidEarly | DoneDefect::Relaxed);
+        if !only_looks {
+            unbind.progress.wait_until(is_done);
         }
-        if ordered {
-            unbind.progress.wait();
-            unbind.report.access();
+        if !only_looks || is_done() {
+            // It can be bound again.
+            unbind.memory.take();
         }
         worker.join().unwrap();
     }
@@ -550,10 +607,12 @@ fn looks(ordered: bool) -> impl Fn() + Sync + Send + 'static {
 
 #[test]
 fn who_sees_that_it_is_done_sees_what_was_done() {
-    explore(looks(true));
+    explore(done(DoneDefect::None));
 }
 
 #[test]
-fn a_flag_without_an_order_is_found() {
-    finds("Causality violation", looks(false));
+fn defects_of_the_last_word_are_found() {
+    finds("Causality violation", done(DoneDefect::SaidEarly));
+    finds("Causality violation", done(DoneDefect::Relaxed));
+    finds("deadlock", done(DoneDefect::NotWoken));
 }
