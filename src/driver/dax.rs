@@ -72,10 +72,10 @@ impl dax::Operations for Pmem {
             return 0;
         }
 
-        let Some(place) = self.range.place(span) else {
+        let Some(area) = self.range.area(span) else {
             return 0;
         };
-        self.overwrite(place, |memory| memory.write_from_iter(source))
+        self.overwrite(area, |memory| memory.write_from_iter(source))
             .unwrap_or(0)
     }
 }

@@ -121,19 +121,19 @@ impl Pmem {
     #[inline(always)]
     fn transfer(&self, bio: &mut Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let place = self
+        let area = self
             .range
-            .place_in(|size| Span::of_request(bio.sector(), bio.len(), self.block_size, size))
+            .area_in(|size| Span::of_request(bio.sector(), bio.len(), self.block_size, size))
             .ok_or(EIO)?;
 
         // No `match`: that would make the number of the operation one of the enum first.
         if bio.operation() == Operation::Read {
             let segments = bio.segments_to_fill();
             // Reading bad memory that nobody knows of is safe.
-            if self.bad(place.span()).is_some() {
+            if self.bad(area.span()).is_some() {
                 return Err(ENODATA);
             }
-            let mut rest = place.memory();
+            let mut rest = area.memory();
             for mut segment in segments {
                 let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
                 memory.read_into(&mut segment)?;
@@ -142,7 +142,7 @@ impl Pmem {
             Ok(())
         } else if bio.operation() == Operation::Write {
             let segments = bio.segments();
-            let written = self.overwrite(place, |memory| {
+            let written = self.overwrite(area, |memory| {
                 let mut rest = memory;
                 for segment in segments {
                     let Some((memory, after)) = rest.split_at(segment.len()) else {
@@ -153,7 +153,7 @@ impl Pmem {
                 }
                 memory.len().saturating_sub(rest.len())
             })?;
-            if written != place.span().len {
+            if written != area.span().len {
                 return Err(EIO);
             }
             Ok(())

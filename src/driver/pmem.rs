@@ -9,7 +9,7 @@ use super::{
         SECTOR_SHIFT, //
     },
     range::{
-        Place,
+        Area,
         PmemRange, //
     }, //
 };
@@ -107,7 +107,7 @@ impl Pmem {
         }
     }
 
-    /// Lets `write` write to a place, from its start on, and say how much it has written. If there is bad
+    /// Lets `write` write to an area, from its start on, and say how much it has written. If there is bad
     /// memory in it, that is healed first, and may sleep for it. It stays on the list of bad blocks until
     /// it was written, so that nobody reads what firmware has put there.
     ///
@@ -119,17 +119,17 @@ impl Pmem {
     #[inline(always)]
     pub fn overwrite(
         &self,
-        place: Place<'_>,
+        area: Area<'_>,
         write: impl FnOnce(PmemSlice<'_>) -> usize,
     ) -> Result<usize> {
-        let bad = self.bad(place.span());
+        let bad = self.bad(area.span());
 
         if let Some(bad) = bad {
-            self.heal(place.span(), bad)?;
+            self.heal(area.span(), bad)?;
         }
-        let written = write(place.memory());
+        let written = write(area.memory());
         if bad.is_some() {
-            self.forget_bad(place.span(), written);
+            self.forget_bad(area.span(), written);
         }
         Ok(written)
     }
@@ -140,9 +140,9 @@ impl Pmem {
     ///
     /// As [`Self::overwrite`], and [`EIO`] if the memory is not there.
     pub fn zero(&self, span: Span) -> Result {
-        let place = self.range.place(span).ok_or(EIO)?;
+        let area = self.range.area(span).ok_or(EIO)?;
 
-        self.overwrite(place, |memory| {
+        self.overwrite(area, |memory| {
             memory.zero();
             memory.len()
         })?;
@@ -205,8 +205,8 @@ impl Pmem {
         }
 
         self.range.unpoison(span.offset, span.len);
-        if let Some(place) = self.range.place(span) {
-            place.memory().invalidate();
+        if let Some(area) = self.range.area(span) {
+            area.memory().invalidate();
         }
         Ok(())
     }

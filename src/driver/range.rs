@@ -53,14 +53,14 @@ pub enum PmemRange {
     Plain(Memremap),
 }
 
-/// A part of the data: where it is, and its memory.
+/// A part of the data, where it is, and its memory.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct Area<'a> {
     span: Span,
     memory: PmemSlice<'a>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Area<'a> {
     /// Returns where it is.
     #[inline]
     pub fn span(&self) -> Span {
@@ -145,19 +145,19 @@ impl PmemRange {
 
     /// Returns the memory that a span describes, if all of it is within the data.
     #[inline]
-    pub fn place(&self, span: Span) -> Option<Place<'_>> {
-        self.place_in(|_| Some(span))
+    pub fn area(&self, span: Span) -> Option<Area<'_>> {
+        self.area_in(|_| Some(span))
     }
 
     /// Returns the memory that the span describes which `find` makes for the size of the data, if all of it is
     /// within the data.
     #[inline]
-    pub fn place_in(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<Place<'_>> {
+    pub fn area_in(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<Area<'_>> {
         let data = self.slice();
         let span = find(data.len())?;
         let memory = data.get(span.offset, span.len)?;
 
-        Some(Place { span, memory })
+        Some(Area { span, memory })
     }
 
     /// Returns whether no page has failed.
