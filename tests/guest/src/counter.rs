@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Talks to the plugin that counts instructions (`tests/counter`), on machines that have it. On others nothing
-//! hears what is said here.
+//! Talks to the plugin that counts instructions (`tests/counter`), on machines that have it.
 
-use std::arch::{asm, global_asm};
+use std::arch::global_asm;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::plugin::say;
 use crate::sysfs;
 
 /// Functions of the kernel that copy, clear or flush memory. Their instructions are reported apart.
@@ -41,20 +41,6 @@ const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 
 /// Where is kept what [`learn`] has found, for other processes: what the plugin is to be told for each module.
 const LEARNT: &str = "/run/counter";
-
-/// Says a line to the plugin.
-fn say(line: &str) {
-    // SAFETY: This is `nopl 0x706d656d(%rax)`, which does nothing. The plugin reads the two registers and the
-    // bytes that they name.
-    unsafe {
-        asm!(
-            ".byte 0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70",
-            in("rdi") line.as_ptr(),
-            in("rsi") line.len(),
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-}
 
 /// Counts what `work` makes the driver do, under a label.
 pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {

@@ -41,8 +41,11 @@ mod mapping;
 mod messages;
 mod nd;
 mod ndctl;
+mod ordering;
 mod pci;
 mod platform;
+#[allow(unsafe_code)]
+mod plugin;
 mod process;
 mod retired;
 mod sectors;

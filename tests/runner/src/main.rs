@@ -6,7 +6,7 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`counting`] has instructions counted.
+//! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed.
 //! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod guest;
 mod image;
 mod ktap;
 mod machine;
+mod ordering;
 mod report;
 mod selftest;
 mod shell;
