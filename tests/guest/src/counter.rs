@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::plugin::say;
+use crate::plugin;
 use crate::sysfs;
 
 /// Functions of the kernel that copy, clear or flush memory. Their instructions are reported apart.
@@ -41,6 +41,10 @@ const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 
 /// Where is kept what [`learn`] has found, for other processes: what the plugin is to be told for each module.
 const LEARNT: &str = "/run/counter";
+
+fn say(line: &str) {
+    plugin::say("counter", line);
+}
 
 /// Counts what `work` makes the driver do, under a label.
 pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {

@@ -22,6 +22,7 @@ mod cli;
 mod command;
 #[allow(unsafe_code)]
 mod counter;
+mod coverage;
 mod disk;
 mod dm;
 mod driver;

@@ -10,7 +10,11 @@ use anyhow::Result;
 
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE};
-use crate::plugin::say;
+use crate::plugin;
+
+fn say(line: &str) {
+    plugin::say("ordering", line);
+}
 
 /// What must be true of a range, in which all lines were stored to since [`Watch::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

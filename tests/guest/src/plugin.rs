@@ -4,8 +4,9 @@
 
 use std::arch::asm;
 
-/// Says a line to the plugin. On a machine without one nothing hears it.
-pub fn say(line: &str) {
+/// Says a line to the plugin of that name. On a machine without it nothing hears it.
+pub fn say(plugin: &str, line: &str) {
+    let line = format!("{plugin} {line}");
     // SAFETY: This is `nopl 0x706d656d(%rax)`, which does nothing. The plugin reads the two registers and the
     // bytes that they name.
     unsafe {

@@ -9,7 +9,8 @@
 //! [`export!`] with a function that makes one.
 //!
 //! The guest tells a plugin what to do: it executes an instruction that does nothing ([`MARK`]), with the address
-//! of a line of text in RDI and its length in RSI. On a machine without a plugin nothing happens.
+//! of a line of text in RDI and its length in RSI. The line begins with the name of the plugin that it is for. On a
+//! machine without that plugin nothing happens.
 
 #![deny(unsafe_code)]
 
@@ -34,7 +35,7 @@ pub fn range(start: &str, end: &str) -> Option<std::ops::Range<u64>> {
     (start < end).then_some(start..end)
 }
 
-/// Makes a library a plugin: `export!(NAME, CPUS, make)`, with what it is called in messages, the number of CPUs
+/// Makes a library a plugin: `export!(NAME, CPUS, make)`, with its name, the number of CPUs
 /// that a machine may have at most, and a function that makes a [`Plugin`] of the file that it is to write.
 #[macro_export]
 macro_rules! export {

@@ -73,6 +73,7 @@ pub struct Info {
 
 type CpuCallback = extern "C" fn(Id, c_uint);
 type SimpleCallback = extern "C" fn(Id);
+type EndCallback = extern "C" fn(Id, *mut c_void);
 type TranslateCallback = extern "C" fn(Id, *mut Tb);
 type ExecuteCallback = extern "C" fn(c_uint, *mut c_void);
 type MemoryCallback = extern "C" fn(c_uint, c_uint, u64, *mut c_void);
@@ -111,6 +112,7 @@ unsafe extern "C" {
         which: c_int,
         data: *mut c_void,
     );
+    fn qemu_plugin_register_atexit_cb(id: Id, callback: EndCallback, data: *mut c_void);
     fn qemu_plugin_reset(id: Id, callback: SimpleCallback);
     fn qemu_plugin_tb_n_insns(tb: *const Tb) -> usize;
     fn qemu_plugin_tb_vaddr(tb: *const Tb) -> u64;
@@ -147,8 +149,13 @@ pub trait Plugin: Send {
     /// An instruction has stored something.
     fn stored(&mut self, _piece: &Piece, _token: usize) {}
 
-    /// The guest has said a line. An error is printed.
+    /// The guest has said a line to this plugin. An error is printed.
     fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
+
+    /// The machine is off. An error is printed. It does not come if QEMU is killed.
+    fn ending(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A register of the CPU.
@@ -457,10 +464,22 @@ pub unsafe fn install(
     0
 }
 
-/// Asks QEMU to say what it translates.
+/// Asks QEMU to say what it translates, and when it ends.
 extern "C" fn register(id: Id) {
-    // SAFETY: The function takes a function of the right type.
-    unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
+    // SAFETY: The functions take functions of the right types, and the latter a pointer that it does not need.
+    unsafe {
+        qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+        qemu_plugin_register_atexit_cb(id, ended, std::ptr::null_mut());
+    }
+}
+
+/// QEMU is about to end.
+extern "C" fn ended(_: Id, _: *mut c_void) {
+    if let Some(Loaded { connection, plugin }) = loaded().as_mut() {
+        if let Err(error) = plugin.ending() {
+            eprintln!("{}: {error}", connection.name);
+        }
+    }
 }
 
 /// A CPU exists: looks for its registers, which all CPUs have in common.
@@ -563,7 +582,12 @@ extern "C" fn marked(index: c_uint, _: *mut c_void) {
         return;
     };
     let cpu = Cpu { index, connection };
-    if let Err(error) = cpu.line().and_then(|line| plugin.told(&cpu, &line)) {
+    let told = cpu.line().and_then(|line| match line.split_once(' ') {
+        Some((name, line)) if name == connection.name => plugin.told(&cpu, line),
+        // It is for another one.
+        _ => Ok(()),
+    });
+    if let Err(error) = told {
         eprintln!("{}: {error}", connection.name);
     }
 }
