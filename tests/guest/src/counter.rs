@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use crate::kallsyms::{Symbol, symbols};
 use crate::plugin;
 use crate::sysfs;
 
@@ -56,28 +57,25 @@ pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {
 
 /// Looks up where the code of these modules is, which stay loaded from here on, and what else [`watch`] needs.
 pub fn learn(modules: &[&str]) -> Result<()> {
-    let text = fs::read_to_string("/proc/kallsyms").context("reading /proc/kallsyms")?;
     // What begins at each address: code of a module, a copy, or something else that ends what is before it.
+    let symbols = symbols()?;
     let mut starts: Vec<(u64, Option<&str>)> = Vec::new();
     let mut entry = [None; 2];
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        let address = u64::from_str_radix(address, 16)?;
-        ensure!(address != 0, "/proc/kallsyms does not tell addresses");
-        let module = words.next().map(|word| word.trim_matches(['[', ']']));
+    for Symbol {
+        address,
+        name,
+        module,
+    } in &symbols
+    {
         let what = match module {
-            None if COPIES.contains(&name) => Some("copy"),
+            None if COPIES.contains(&name.as_str()) => Some("copy"),
             None => None,
-            Some(module) => modules.iter().find(|wanted| **wanted == module).copied(),
+            Some(module) => modules.iter().find(|wanted| *wanted == module).copied(),
         };
-        starts.push((address, what));
+        starts.push((*address, what));
         for (found, wanted) in entry.iter_mut().zip(ENTRY) {
             if name == wanted {
-                *found = Some(address);
+                *found = Some(*address);
             }
         }
     }

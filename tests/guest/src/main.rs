@@ -32,6 +32,7 @@ mod host;
 mod infoblock;
 mod init;
 mod injector;
+mod kallsyms;
 mod kmemleak;
 mod ktap;
 mod kunit;

@@ -4,10 +4,14 @@
 //!
 //! The guest does not learn what the plugin has seen: the runner holds it against what is said here.
 
+use std::fmt::Write as _;
+use std::fs;
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::Result;
 
+use crate::kallsyms::{code_of, symbols};
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE};
 use crate::plugin;
@@ -47,6 +51,21 @@ impl Expect {
     }
 }
 
+/// Which fences make durable what is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fences {
+    /// Whoever executes them.
+    All,
+    /// Those of libnvdimm's flush of a region. There are others in the kernel, and some are always near; but for a
+    /// region that has a buffer behind the CPU only its flush is enough.
+    OfTheRegion,
+}
+
+/// The functions of libnvdimm that flush regions.
+const FLUSHES: [&str; 2] = ["nvdimm_flush", "generic_nvdimm_flush"];
+/// Where is kept what [`flushes`] has found.
+const KNOWN: &str = "/run/ordering";
+
 /// The account that the plugin keeps of a region, until this is dropped.
 pub struct Watch {
     test: &'static str,
@@ -56,12 +75,25 @@ pub struct Watch {
 impl Watch {
     /// Has the plugin keep account of the first region, all of which is taken for durable now. `test` is the name
     /// of the test that does it.
-    pub fn region(lab: &Lab, test: &'static str) -> Result<Watch> {
+    pub fn region(lab: &Lab, test: &'static str, fences: Fences) -> Result<Watch> {
         let region = lab.region(0)?;
         let start = region.resource()?;
+        // Not while everything that it stores is looked at.
+        flushes()?;
         let all = start..start + region.get("size")?.parse::<u64>()?;
         say(&format!("watch {:x} {:x}", all.start, all.end));
-        Ok(Watch { test, all })
+        let watch = Watch { test, all };
+        watch.count(fences)?;
+        Ok(watch)
+    }
+
+    /// Says which fences count from here on.
+    pub fn count(&self, fences: Fences) -> Result<()> {
+        say("fences");
+        if fences == Fences::OfTheRegion {
+            flushes()?.lines().for_each(say);
+        }
+        Ok(())
     }
 
     /// What counts as stored begins here.
@@ -81,6 +113,22 @@ impl Watch {
     pub fn expect_of_all(&self, expect: Expect, when: &str) {
         self.expect(expect, std::slice::from_ref(&self.all), when);
     }
+}
+
+/// What the plugin is to be told about the code that flushes regions. To look that up takes a while, so it is kept for
+/// the other tests, which are processes of their own.
+fn flushes() -> Result<String> {
+    let known = Path::new(KNOWN);
+    if !known.exists() {
+        let symbols = symbols()?;
+        let mut orders = String::new();
+        for function in FLUSHES {
+            let Range { start, end } = code_of(&symbols, function)?;
+            writeln!(orders, "fences {start:x} {end:x}")?;
+        }
+        fs::write(known, orders)?;
+    }
+    Ok(fs::read_to_string(known)?)
 }
 
 impl Drop for Watch {

@@ -11,6 +11,11 @@ pub enum Order {
     Watch(Range<u64>),
     /// `rest`: nothing matters until there is something to watch again.
     Rest,
+    /// `fences START END`: of all fences only those in this code count, and in such code that was named before.
+    /// These are virtual addresses.
+    FencesIn(Range<u64>),
+    /// `fences`: all of them count, as they do at first.
+    AllFences,
     /// `begin`: what counts as stored begins here.
     Begin,
     /// `look START END LABEL`: write down under this label what is known of the range. The label says what it
@@ -27,6 +32,8 @@ impl Order {
         Some(match verb {
             "watch" => Order::Watch(range()?),
             "rest" => Order::Rest,
+            "fences" if line == verb => Order::AllFences,
+            "fences" => Order::FencesIn(range()?),
             "begin" => Order::Begin,
             "look" => Order::Look(range()?, words.next()?.to_owned()),
             _ => return None,
@@ -45,6 +52,11 @@ mod tests {
             Order::parse("look 40 ff a label"),
             Some(Order::Look(0x40..0xff, "a label".to_owned()))
         );
+        assert_eq!(
+            Order::parse("fences 40 ff"),
+            Some(Order::FencesIn(0x40..0xff))
+        );
+        assert_eq!(Order::parse("fences"), Some(Order::AllFences));
         assert_eq!(Order::parse("begin"), Some(Order::Begin));
         assert_eq!(Order::parse("rest"), Some(Order::Rest));
     }
@@ -55,6 +67,7 @@ mod tests {
             "",
             "watch",
             "watch 40",
+            "fences 40",
             "look 40 ff",
             "look 40 40 label",
             "see",

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 
 use plugin::{Block, Cpu, Piece, Plugin, Register};
 
@@ -25,14 +26,16 @@ const STORE_PAST_CACHES: usize = 1;
 /// An instruction that makes something durable.
 struct Flush {
     effect: Effect,
-    /// Where the next instruction is.
-    next: u64,
+    /// Where the instruction is, up to the next one.
+    place: Range<u64>,
 }
 
 struct Watching {
     out: File,
     /// What is kept account of. Looking at each store takes time, so that is done only if there is something.
     lines: Option<Lines>,
+    /// The code in which fences count; if it is empty, all of them do.
+    fences: Vec<Range<u64>>,
     /// By their tokens.
     flushes: Vec<Flush>,
 }
@@ -42,6 +45,7 @@ impl Watching {
         Watching {
             out,
             lines: None,
+            fences: Vec::new(),
             flushes: Vec::new(),
         }
     }
@@ -50,6 +54,7 @@ impl Watching {
         const NOTHING: &str = "nothing is watched";
         match order {
             Order::Watch(range) => {
+                self.fences.clear();
                 if self.lines.replace(Lines::new(range)).is_none() {
                     cpu.translate_anew();
                 }
@@ -59,6 +64,8 @@ impl Watching {
                     cpu.translate_anew();
                 }
             }
+            Order::FencesIn(code) => self.fences.push(code),
+            Order::AllFences => self.fences.clear(),
             Order::Begin => self.lines.as_mut().ok_or(NOTHING)?.begin(),
             Order::Look(range, label) => {
                 let found = self.lines.as_ref().ok_or(NOTHING)?.summary(range);
@@ -98,29 +105,35 @@ impl Plugin for Watching {
                 Effect::Other => instruction.tell_stores(STORE),
                 effect => {
                     instruction.tell(self.flushes.len());
-                    let next = instruction.address() + bytes.len() as u64;
-                    self.flushes.push(Flush { effect, next });
+                    let address = instruction.address();
+                    let place = address..address + bytes.len() as u64;
+                    self.flushes.push(Flush { effect, place });
                 }
             }
         }
     }
 
     fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
-        let (Some(lines), Some(Flush { effect, next })) =
+        let (Some(lines), Some(Flush { effect, place })) =
             (self.lines.as_mut(), self.flushes.get(token))
         else {
             return;
         };
         match effect {
-            Effect::Fence => lines.fence(),
+            Effect::Fence => {
+                let counts = |code: &Range<u64>| code.contains(&place.start);
+                if self.fences.is_empty() || self.fences.iter().any(counts) {
+                    lines.fence();
+                }
+            }
             // What it flushes stays dirty if nobody knows where that is.
             Effect::WriteBack(operand) => {
-                if let Some(address) = target(cpu, operand, *next) {
+                if let Some(address) = target(cpu, operand, place.end) {
                     lines.write_back(address);
                 }
             }
             Effect::WriteBackAndWait(operand) => {
-                if let Some(address) = target(cpu, operand, *next) {
+                if let Some(address) = target(cpu, operand, place.end) {
                     lines.write_back_and_wait(address);
                 }
             }

@@ -249,13 +249,24 @@ fn read_code(module: &Path, section: &str) -> Result<Vec<(Place, Vec<Origin>)>> 
         .collect())
 }
 
-/// The offsets of the instructions in what `objdump` prints.
+/// The offsets of the instructions in what `objdump` prints, but for the room before functions, which is not to be
+/// executed.
 fn offsets(listing: &str) -> Vec<u64> {
-    listing
-        .lines()
-        .filter_map(|line| line.strip_prefix(' ')?.split_once(":\t"))
-        .filter_map(|(offset, _)| u64::from_str_radix(offset.trim(), 16).ok())
-        .collect()
+    const ROOM: &str = "<__pfx_";
+    let mut is_room = false;
+    let mut offsets = Vec::new();
+    for line in listing.lines() {
+        if line.ends_with(">:") {
+            is_room = line.contains(ROOM);
+        }
+        let instruction = line
+            .strip_prefix(' ')
+            .and_then(|line| line.split_once(":\t"));
+        let offset =
+            instruction.and_then(|(offset, _)| u64::from_str_radix(offset.trim(), 16).ok());
+        offsets.extend(offset.filter(|_| !is_room));
+    }
+    offsets
 }
 
 /// Reads what `addr2line` answers: for each address that, and then two lines for each function, the innermost
@@ -325,6 +336,7 @@ mod tests {
     #[test]
     fn instructions_are_found_in_a_listing() {
         let listing = "\npmem.ko:     file format elf64-x86-64\n\n\
+            0000000000000000 <__pfx_f>:\n   0:\tnop\n\n\
             0000000000000010 <f>:\n  10:\tpush   %rbp\n  11:\tcall   16 <f+0x6>\n\t...\n";
         assert_eq!(offsets(listing), [0x10, 0x11]);
     }

@@ -23,7 +23,7 @@ use crate::lab::{Lab, Prepared};
 use crate::mapping::{Flush, Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
 use crate::ordering::Expect::{Dirty, Durable, Flushed, Pending, Settled, Untouched};
-use crate::ordering::{Watch, physical};
+use crate::ordering::{Fences, Watch, physical};
 use crate::sectors::{Buffer, SECTOR, stamped};
 use crate::syscall::{pwritev2, zero_out};
 
@@ -51,7 +51,7 @@ fn the_plugin(lab: &mut Lab) -> Result<()> {
     mapping.write(0, &stamped(LEN, 1));
     file.sync_all()?;
     let places = physical(&mapping, 0..LEN)?;
-    let watch = Watch::region(lab, "the_plugin")?;
+    let watch = Watch::region(lab, "the_plugin", Fences::All)?;
 
     watch.expect(Untouched, &places, "before anything was stored");
     for (flush, then) in [
@@ -80,7 +80,7 @@ fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(mode)?;
     let start = bound.resource()?;
     let place = |at: usize, len: usize| [start + at as u64..start + (at + len) as u64];
-    let watch = Watch::region(lab, test)?;
+    let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
     let direct = disk.open(Access::Direct)?;
 
     for (tag, at, len) in [
@@ -139,7 +139,7 @@ fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
 fn sector(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::Sector)?.disk;
     let file = disk.open(Access::Direct)?;
-    let watch = Watch::region(lab, "sector")?;
+    let watch = Watch::region(lab, "sector", Fences::OfTheRegion)?;
     file.write_all_at(&Buffer::of_pages(64 << 10, 1), 0)?;
     file.sync_all()?;
     watch.expect_of_all(Settled, "after a write and fsync");
@@ -153,7 +153,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     let file = bench.allocated("file", LEN)?;
     let synchronous = bench.allocated("synchronous", LEN)?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
-    let watch = Watch::region(lab, test)?;
+    let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
     // A range of a file that is written to again stays where it is.
     file.write_all_at(&stamped(LEN, 1), 0)?;
     let place = |part: Range<usize>| physical(&mapping, part);
@@ -201,6 +201,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     drop((mapping, file));
 
     // A program that flushes by itself.
+    watch.count(Fences::All)?;
     let mapping = Mapping::new(&synchronous, LEN, Sharing::Synchronous)?;
     watch.begin();
     mapping.write(0, &stamped(LEN, 7));
@@ -216,6 +217,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
 
     drop((mapping, synchronous));
     let Bench { mount, .. } = bench;
+    watch.count(Fences::OfTheRegion)?;
     mount.unmount()?;
     watch.expect_of_all(Settled, "after umount");
     Ok(())
@@ -251,7 +253,7 @@ const USED: usize = 256 << 10;
 fn unbind(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Ext4, Mode::FsdaxMem)?;
     let file = bench.allocated("file", USED)?;
-    let watch = Watch::region(lab, "unbind")?;
+    let watch = Watch::region(lab, "unbind", Fences::OfTheRegion)?;
     unbind_used(&watch, &bench.prepared, &file)
 }
 
@@ -272,7 +274,7 @@ fn unbind_below_dm(lab: &mut Lab) -> Result<()> {
         .create_new(true)
         .open(mount.path("file"))?;
     fallocate(&file, FallocateFlags::empty(), 0, USED as i64)?;
-    let watch = Watch::region(lab, "unbind_below_dm")?;
+    let watch = Watch::region(lab, "unbind_below_dm", Fences::OfTheRegion)?;
     unbind_used(&watch, &prepared, &file)
 }
 
