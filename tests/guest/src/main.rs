@@ -22,6 +22,7 @@ mod cli;
 mod command;
 #[allow(unsafe_code)]
 mod counter;
+mod coverage;
 mod disk;
 mod dm;
 mod driver;
@@ -31,6 +32,7 @@ mod host;
 mod infoblock;
 mod init;
 mod injector;
+mod kallsyms;
 mod kmemleak;
 mod ktap;
 mod kunit;
@@ -41,8 +43,11 @@ mod mapping;
 mod messages;
 mod nd;
 mod ndctl;
+mod ordering;
 mod pci;
 mod platform;
+#[allow(unsafe_code)]
+mod plugin;
 mod process;
 mod retired;
 mod sectors;

@@ -6,7 +6,8 @@
 //! the device may get at it, and an access may end in a signal. So no reference into it is ever
 //! made; bytes are copied in and out.
 
-use std::arch::x86_64::{_mm_clflush, _mm_sfence};
+use std::arch::asm;
+use std::arch::x86_64::{_mm_sfence, _mm_stream_si64};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -48,6 +49,16 @@ impl Sharing {
             Sharing::Private => MapFlags::MAP_PRIVATE,
         }
     }
+}
+
+/// An instruction that writes a line of the CPU cache back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// The line may stay in the cache.
+    Clwb,
+    Clflushopt,
+    /// No fence has to follow.
+    Clflush,
 }
 
 /// A part of a file in memory, readable and writable, from the start of the file.
@@ -253,12 +264,40 @@ impl Mapping {
     /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
     /// the mapping is [`Sharing::Synchronous`].
     pub fn flush_cpu_cache(&self) {
+        self.flush_lines(Flush::Clflush);
+        self.fence();
+    }
+
+    /// Has the CPU write all of its lines of the mapping back.
+    pub fn flush_lines(&self, flush: Flush) {
         for line in (0..self.len).step_by(CACHE_LINE) {
-            // SAFETY: the byte is within the mapping; flushing its line changes no contents.
-            unsafe { _mm_clflush(self.at(line, 1)) }
+            let line = self.at(line, 1);
+            // SAFETY: the byte is within the mapping; flushing its line changes no contents. The emulated CPU
+            // has these instructions.
+            unsafe {
+                match flush {
+                    Flush::Clwb => asm!("clwb [{}]", in(reg) line, options(nostack)),
+                    Flush::Clflushopt => asm!("clflushopt [{}]", in(reg) line, options(nostack)),
+                    Flush::Clflush => asm!("clflush [{}]", in(reg) line, options(nostack)),
+                }
+            }
         }
+    }
+
+    /// Waits until what was flushed, or stored past the caches, is durable.
+    pub fn fence(&self) {
         // SAFETY: every x86-64 CPU has this instruction.
         unsafe { _mm_sfence() }
+    }
+
+    /// Fills the mapping with a byte, past the CPU caches.
+    pub fn write_past_caches(&self, byte: u8) {
+        let word = i64::from_ne_bytes([byte; 8]);
+        for offset in (0..self.len).step_by(size_of_val(&word)) {
+            // SAFETY: the word is within the mapping, whose length is a multiple of a page, and aligned. No
+            // reference into the mapping exists.
+            unsafe { _mm_stream_si64(self.at(offset, size_of_val(&word)).cast(), word) }
+        }
     }
 
     /// Reads a byte in a process of its own, which the access may kill, and says how that ended.

@@ -6,16 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
 use crate::ktap::{self, Event, Failures};
-use crate::machine::{Counter, Machine, Serial, Software};
+use crate::machine::{Machine, Plugin, Serial, Software};
 use crate::report::{Report, Subject, Total};
 use crate::suites::{self, Boot, Power};
-use crate::{Setup, counting, image, selftest};
+use crate::{Setup, counting, image, ordering, selftest};
 
 /// How many lines of the console are shown of a guest that died or hung.
 const CONSOLE_TAIL: usize = 40;
@@ -29,6 +29,7 @@ const CHECKERS: &str = "# checkers: ";
 const MEASURED: &str = "measured: ";
 
 /// Everything that is the same for all boots of a run.
+#[derive(Clone)]
 pub struct Bench {
     pub env: Env,
     pub image: PathBuf,
@@ -40,14 +41,21 @@ pub struct Bench {
     pub limits: Limits,
     /// How long tests go on that could go on for ever, if not as long as the guest thinks.
     pub stress_seconds: Option<u64>,
-    /// The plugin of QEMU that counts instructions, if that is wanted.
+    /// The library of the plugin of QEMU that watches guests, if that is wanted.
     pub plugin: Option<PathBuf>,
     /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
     pub swapped: bool,
 }
 
 /// The file of a boot that the plugin writes.
-pub const COUNTS: &str = "counts.tsv";
+const SEEN: &str = "plugin.tsv";
+
+/// Reads the lines that the plugin wrote in a boot.
+pub fn seen<T>(dir: &Path, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    let path = dir.join(SEEN);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    text.lines().map(parse).collect()
+}
 
 impl Bench {
     /// Prepares the image, in a folder of its own for each command.
@@ -72,6 +80,16 @@ impl Bench {
             stress_seconds: None,
             plugin: None,
             swapped: false,
+        })
+    }
+
+    /// The same with a plugin, which is built together with this program.
+    pub fn with_plugin(&self, name: &str) -> Result<Bench> {
+        let library = std::env::current_exe()?.with_file_name(format!("lib{name}.so"));
+        ensure!(library.exists(), "{} is not built", library.display());
+        Ok(Bench {
+            plugin: Some(library),
+            ..self.clone()
         })
     }
 
@@ -156,9 +174,9 @@ impl Bench {
             words.push("--swapped");
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        let counter = self.plugin.clone().map(|plugin| Counter {
-            plugin,
-            counts: dir.join(COUNTS),
+        let plugin = self.plugin.clone().map(|library| Plugin {
+            library,
+            out: dir.join(SEEN),
         });
         let kernel_words = [
             self.env.kernel_words(),
@@ -178,7 +196,7 @@ impl Bench {
                 .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
             kernel_words: &kernel_words,
             words: &words,
-            counter: counter.as_ref(),
+            plugin: plugin.as_ref(),
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;
@@ -305,6 +323,9 @@ pub fn run(
     }
     if selection.counting {
         take(counting::run(&bench)?);
+    }
+    if selection.ordering {
+        take(ordering::run(&bench, only)?);
     }
     for suite in selection.suites {
         let backing = bench.results.join(suite.name);

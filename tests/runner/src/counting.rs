@@ -2,12 +2,11 @@
 
 //! Counts of instructions, as the plugin (`tests/counter`) writes them, and the tests of the counting itself.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::check::{Bench, COUNTS};
+use crate::check::{Bench, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot};
@@ -29,10 +28,7 @@ pub struct Counts {
 impl Counts {
     /// Reads what was counted in a boot, in order.
     pub fn read(dir: &Path) -> Result<Vec<Counts>> {
-        let path = dir.join(COUNTS);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        text.lines().map(Counts::parse).collect()
+        seen(dir, Counts::parse)
     }
 
     fn parse(line: &str) -> Result<Counts> {
@@ -53,12 +49,8 @@ impl Counts {
     }
 }
 
-/// The plugin, which is built together with this program.
-pub fn plugin() -> Result<PathBuf> {
-    let plugin = std::env::current_exe()?.with_file_name("libcounter.so");
-    ensure!(plugin.exists(), "{} is not built", plugin.display());
-    Ok(plugin)
-}
+/// The name of the plugin.
+pub const PLUGIN: &str = "counter";
 
 /// What the known code of the guest (`tests/guest/src/counter.rs`) consists of: a driver of three instructions
 /// that calls a loop of 2 + 2·1000 and a copy of three.
@@ -68,14 +60,7 @@ fn known(counts: &Counts) -> bool {
 
 /// Boots a guest that does work of which is known what has to be counted.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let bench = Bench {
-        plugin: Some(plugin()?),
-        results: bench.results.clone(),
-        env: bench.env.clone(),
-        image: bench.image.clone(),
-        subject: bench.subject.clone(),
-        ..*bench
-    };
+    let bench = bench.with_plugin(PLUGIN)?;
     let boot = Boot::off(suites::COUNTING);
     let dir = bench.results.join(boot.suite);
     let report = bench.boot(&suites::COUNTED_PAIR, &dir, &boot, |_| {})?;

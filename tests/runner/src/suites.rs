@@ -187,6 +187,16 @@ pub const SELFTEST: &str = "selftest";
 /// The name of the tests of counting, likewise.
 pub const COUNTING: &str = "counting";
 
+/// The name of the tests of what is flushed, for whose results a plugin is needed.
+pub const ORDERING: &str = "ordering";
+
+/// An NVDIMM, one CPU, and addresses of the kernel that the plugin knows.
+pub const WATCHED: Machine = Machine {
+    cpus: 1,
+    kernel_words: "nokaslr no5lvl nopti",
+    ..ONE
+};
+
 /// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
 /// can be counted.
 pub const COUNTED_PAIR: Machine = Machine {
@@ -204,6 +214,7 @@ pub const TIMED_PAIR: Machine = Machine {
 pub struct Selection {
     pub selftest: bool,
     pub counting: bool,
+    pub ordering: bool,
     pub suites: Vec<&'static Suite>,
 }
 
@@ -216,12 +227,14 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
         return Ok(Selection {
             selftest: true,
             counting: !debug,
+            ordering: !debug,
             suites,
         });
     }
     let mut selection = Selection {
         selftest: false,
         counting: false,
+        ordering: false,
         suites: Vec::new(),
     };
     for name in names {
@@ -229,10 +242,11 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
             Some(suite) => selection.suites.push(suite),
             None if name == SELFTEST => selection.selftest = true,
             None if name == COUNTING => selection.counting = true,
+            None if name == ORDERING => selection.ordering = true,
             None => {
                 let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
                 bail!(
-                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {}",
+                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {ORDERING}, {}",
                     known.join(", ")
                 )
             }

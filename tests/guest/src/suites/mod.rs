@@ -22,6 +22,7 @@ mod kernel_users;
 mod legacy;
 mod media;
 mod modes;
+mod ordering;
 mod parity;
 mod partitions;
 mod persistence;
@@ -124,6 +125,7 @@ const ALL: &[Suite] = &[
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
     bench::counting::SUITE,
+    ordering::SUITE,
     bench::TIME,
     bench::COUNT,
     kernel_bugs::SUITE,
