@@ -238,8 +238,14 @@ impl Mapping {
 
     /// `msync(MS_SYNC)` on the whole mapping.
     pub fn sync(&self) -> io::Result<()> {
+        self.sync_part(0, self.len)
+    }
+
+    /// `msync(MS_SYNC)` on a part of the mapping, which starts with a page.
+    pub fn sync_part(&self, from: usize, len: usize) -> io::Result<()> {
+        let part = NonNull::new(self.at(from, len).cast()).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
-        unsafe { msync(self.start, self.len, MsFlags::MS_SYNC) }?;
+        unsafe { msync(part, len, MsFlags::MS_SYNC) }?;
         Ok(())
     }
 
@@ -253,7 +259,12 @@ impl Mapping {
     /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
     /// the mapping is [`Sharing::Synchronous`].
     pub fn flush_cpu_cache(&self) {
-        for line in (0..self.len).step_by(CACHE_LINE) {
+        self.flush_part(0, self.len);
+    }
+
+    /// As [`Mapping::flush_cpu_cache`], for a part of the mapping, which starts with a cache line.
+    pub fn flush_part(&self, from: usize, len: usize) {
+        for line in (from..from + len).step_by(CACHE_LINE) {
             // SAFETY: the byte is within the mapping; flushing its line changes no contents.
             unsafe { _mm_clflush(self.at(line, 1)) }
         }

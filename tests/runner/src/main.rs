@@ -6,7 +6,7 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`counting`] has instructions counted.
+//! - [`counting`] has instructions counted; [`crash`] kills guests while they write, [`ledger`] knows what they owe.
 //! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
@@ -15,12 +15,14 @@ mod bench;
 mod check;
 mod compare;
 mod counting;
+mod crash;
 mod demo;
 mod device_tree;
 mod env;
 mod guest;
 mod image;
 mod ktap;
+mod ledger;
 mod machine;
 mod report;
 mod selftest;

@@ -4,6 +4,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::guest::Cut;
 use crate::machine::{Machine, Nvdimm, PLAIN};
 
 /// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
@@ -26,8 +27,10 @@ pub enum Power {
     Off,
     /// The guest switches itself off while processes use its devices.
     InUse,
-    /// The guest is killed while it runs.
+    /// The guest is killed when it has done its work, and before it has tidied up.
     Cut,
+    /// The guest is killed in the middle of its work.
+    Lost(Cut),
 }
 
 impl Boot {
@@ -110,6 +113,17 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
+/// One for each kind of place that crashes are survived in.
+pub const FOUR_KEPT: Machine = Machine {
+    nvdimms: &[
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+    ],
+    ..PLAIN
+};
+
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
     Suite {
         name: boots[0].suite,
@@ -187,6 +201,9 @@ pub const SELFTEST: &str = "selftest";
 /// The name of the tests of counting, likewise.
 pub const COUNTING: &str = "counting";
 
+/// The name of the campaign that kills guests, likewise.
+pub const CRASH: &str = "crash";
+
 /// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
 /// can be counted.
 pub const COUNTED_PAIR: Machine = Machine {
@@ -204,6 +221,7 @@ pub const TIMED_PAIR: Machine = Machine {
 pub struct Selection {
     pub selftest: bool,
     pub counting: bool,
+    pub crash: bool,
     pub suites: Vec<&'static Suite>,
 }
 
@@ -216,12 +234,14 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
         return Ok(Selection {
             selftest: true,
             counting: !debug,
+            crash: true,
             suites,
         });
     }
     let mut selection = Selection {
         selftest: false,
         counting: false,
+        crash: false,
         suites: Vec::new(),
     };
     for name in names {
@@ -229,10 +249,11 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
             Some(suite) => selection.suites.push(suite),
             None if name == SELFTEST => selection.selftest = true,
             None if name == COUNTING => selection.counting = true,
+            None if name == CRASH => selection.crash = true,
             None => {
                 let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
                 bail!(
-                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {}",
+                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {CRASH}, {}",
                     known.join(", ")
                 )
             }

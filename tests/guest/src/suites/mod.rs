@@ -7,6 +7,7 @@ mod bench;
 mod bind;
 mod block;
 mod block_errors;
+mod crash;
 mod dax;
 mod dax_layout;
 mod dax_pages;
@@ -121,6 +122,9 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    crash::FIRST,
+    crash::AGAIN,
+    crash::LAST,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
     bench::counting::SUITE,
