@@ -129,6 +129,14 @@ impl Mapping {
         Ok(Mapping { start, len })
     }
 
+    /// Asks for huge pages, which the mapping has where one fits as soon as it is written to.
+    pub fn prefer_huge_pages(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; its contents stay.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_HUGEPAGE) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     /// Has the kernel take the pages away from this process, to swap if they are of no file.
     pub fn page_out(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; its contents stay.

@@ -16,6 +16,7 @@ mod device_tree;
 mod dm;
 mod fio;
 mod flush;
+mod fuzz;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
@@ -102,6 +103,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,
     media::SUITE,
