@@ -100,7 +100,11 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let time = share(lab);
     let all = cases(lab, "attributes", time, |lab, random| {
         let attributes = attributes(lab, &subject, &region)?;
-        let attribute = attributes.choose(random).context("no attributes")?;
+        let writable: Vec<&PathBuf> = attributes
+            .iter()
+            .filter(|attribute| allows(attribute, 0o222))
+            .collect();
+        let attribute = *writable.choose(random).context("no attributes")?;
         let bytes = bytes(random);
         let what = || {
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).into_owned();
@@ -270,15 +274,18 @@ fn write(attribute: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .write_all(bytes)
 }
 
+/// Whether anybody has one of these rights. Root may open what nobody may, and learns nothing by it.
+fn allows(attribute: &Path, rights: u32) -> bool {
+    fs::metadata(attribute).is_ok_and(|found| found.permissions().mode() & rights != 0)
+}
+
 /// Reads all that may be read, and returns how many of them could be.
 fn read_all(attributes: &[PathBuf]) -> u64 {
     let mut count = 0;
     for attribute in attributes {
-        let readable =
-            fs::metadata(attribute).is_ok_and(|found| found.permissions().mode() & 0o444 != 0);
         let mut bytes = Vec::new();
         let mut read = |file: fs::File| file.take(1 << 20).read_to_end(&mut bytes).is_ok();
-        if readable && fs::File::open(attribute).is_ok_and(&mut read) {
+        if allows(attribute, 0o444) && fs::File::open(attribute).is_ok_and(&mut read) {
             count += 1;
         }
     }
