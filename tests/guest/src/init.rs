@@ -22,7 +22,7 @@ use crate::platform::LEGACY_MODULE;
 use crate::{checkers, coverage, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
 /// Carries results; kernel messages go to the first port.
-const RESULTS: &str = "/dev/ttyS1";
+pub const RESULTS: &str = "/dev/ttyS1";
 const CONSOLE: &str = "/dev/ttyS0";
 /// Which driver is under test, for processes that are not told.
 const DRIVER_FILE: &str = "/run/driver";

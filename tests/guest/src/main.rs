@@ -16,6 +16,8 @@
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
+mod aio;
+#[allow(unsafe_code)]
 mod bus_error;
 mod checkers;
 mod cli;

@@ -12,6 +12,7 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
@@ -140,6 +141,14 @@ impl Mapping {
         Ok(Mapping { start, len })
     }
 
+    /// Asks for huge pages, which the mapping has where one fits as soon as it is written to.
+    pub fn prefer_huge_pages(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; its contents stay.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_HUGEPAGE) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     /// Has the kernel take the pages away from this process, to swap if they are of no file.
     pub fn page_out(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; its contents stay.
@@ -249,8 +258,14 @@ impl Mapping {
 
     /// `msync(MS_SYNC)` on the whole mapping.
     pub fn sync(&self) -> io::Result<()> {
+        self.sync_part(0, self.len)
+    }
+
+    /// `msync(MS_SYNC)` on a part of the mapping, which starts with a page.
+    pub fn sync_part(&self, from: usize, len: usize) -> io::Result<()> {
+        let part = NonNull::new(self.at(from, len).cast()).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
-        unsafe { msync(self.start, self.len, MsFlags::MS_SYNC) }?;
+        unsafe { msync(part, len, MsFlags::MS_SYNC) }?;
         Ok(())
     }
 
@@ -264,13 +279,18 @@ impl Mapping {
     /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
     /// the mapping is [`Sharing::Synchronous`].
     pub fn flush_cpu_cache(&self) {
-        self.flush_lines(Flush::Clflush);
+        self.flush_part(0, self.len);
+    }
+
+    /// As [`Mapping::flush_cpu_cache`], for a part of the mapping, which starts with a cache line.
+    pub fn flush_part(&self, from: usize, len: usize) {
+        self.flush_lines(from..from + len, Flush::Clflush);
         self.fence();
     }
 
-    /// Has the CPU write all of its lines of the mapping back.
-    pub fn flush_lines(&self, flush: Flush) {
-        for line in (0..self.len).step_by(CACHE_LINE) {
+    /// Has the CPU write its lines of a part of the mapping back.
+    pub fn flush_lines(&self, part: Range<usize>, flush: Flush) {
+        for line in part.step_by(CACHE_LINE) {
             let line = self.at(line, 1);
             // SAFETY: the byte is within the mapping; flushing its line changes no contents. The emulated CPU
             // has these instructions.

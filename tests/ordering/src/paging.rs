@@ -13,7 +13,7 @@ pub fn physical(cr3: u64, address: u64, read: impl Fn(u64) -> Option<u64>) -> Op
     let mut table = cr3 & FRAME;
     for level in (0..4).rev() {
         let shift = 12 + 9 * level;
-        let entry = read(table + (address >> shift & 0x1ff) * 8)?;
+        let entry = read(table + ((address >> shift) & 0x1ff) * 8)?;
         if entry & PRESENT == 0 {
             return None;
         }

@@ -11,11 +11,11 @@ use anyhow::{Context, Result, ensure};
 use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
-use crate::ktap::{self, Event, Failures};
+use crate::ktap::{self, Event, Failures, Results};
 use crate::machine::{Machine, Plugin, Serial, Software};
 use crate::report::{Report, Subject, Total};
-use crate::suites::{self, Boot, Power};
-use crate::{Setup, counting, image, ordering, selftest};
+use crate::suites::{self, Boot, Power, Special};
+use crate::{Setup, counting, crash, image, ordering, selftest};
 
 /// How many lines of the console are shown of a guest that died or hung.
 const CONSOLE_TAIL: usize = 40;
@@ -41,6 +41,8 @@ pub struct Bench {
     pub limits: Limits,
     /// How long tests go on that could go on for ever, if not as long as the guest thinks.
     pub stress_seconds: Option<u64>,
+    /// How many boots of the same campaign there were before.
+    pub round: u64,
     /// The library of the plugin of QEMU that watches guests, if that is wanted.
     pub plugin: Option<PathBuf>,
     /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
@@ -78,6 +80,7 @@ impl Bench {
             results,
             subject,
             stress_seconds: None,
+            round: 0,
             plugin: None,
             swapped: false,
         })
@@ -91,6 +94,14 @@ impl Bench {
             plugin: Some(library),
             ..self.clone()
         })
+    }
+
+    /// The same for a later boot of a campaign.
+    pub fn in_round(&self, round: u64) -> Bench {
+        Bench {
+            round,
+            ..self.clone()
+        }
     }
 
     /// Boots once, and again if the guest dies before its init runs: the emulator itself is known to
@@ -148,7 +159,7 @@ impl Bench {
         for log in [&console, &stream] {
             fs::write(log, "")?;
         }
-        let seed = self.subject.seed.to_string();
+        let (seed, round) = (self.subject.seed.to_string(), self.round.to_string());
         let mut words = vec![
             "run",
             boot.suite,
@@ -156,11 +167,15 @@ impl Bench {
             self.subject.driver,
             "--seed",
             &seed,
+            "--round",
+            &round,
         ];
+        let mut cut = None;
         match boot.end {
             Power::Off => {}
             Power::InUse => words.push("--in-use"),
             Power::Cut => words.push("--hold"),
+            Power::Lost(when) => cut = Some(when),
         }
         let stress = self.stress_seconds.map(|seconds| seconds.to_string());
         if let Some(stress) = &stress {
@@ -208,7 +223,7 @@ impl Bench {
         let mut failures = Failures::default();
         let mut checkers = None;
         let mut measured = Vec::new();
-        let guest = Guest::start(command, &console, &stream, self.limits)?;
+        let guest = Guest::start(command, &console, &stream, self.limits, cut)?;
         let end = guest.follow(|line| {
             failures.line(line);
             if let Some(list) = line.strip_prefix(CHECKERS) {
@@ -219,10 +234,14 @@ impl Bench {
             }
             on_line(line);
         })?;
-        let unfinished = failures.unfinished();
-        failures.found.extend(unfinished);
-
-        let results = ktap::parse(&self.env, &stream, &dir.join("ktap.json"), boot.suite)?;
+        let results = if cut.is_some() {
+            // Its test has been interrupted; what counts is whether it has failed before that.
+            Results::of_failures(&failures.found)
+        } else {
+            let unfinished = failures.unfinished();
+            failures.found.extend(unfinished);
+            ktap::parse(&self.env, &stream, &dir.join("ktap.json"), boot.suite)?
+        };
         let mut troubles = complaints(&console)?;
         match &end {
             End::Orderly => {}
@@ -240,7 +259,7 @@ impl Bench {
                 results.counts.errors
             ));
         }
-        if end == End::Orderly && results.tests.is_empty() {
+        if end == End::Orderly && cut.is_none() && results.tests.is_empty() {
             troubles.push("the guest ran no tests".to_owned());
         }
         let report = Report {
@@ -318,14 +337,13 @@ pub fn run(
         report.print();
         total.add(&report);
     };
-    if selection.selftest {
-        take(selftest::run(&bench)?);
-    }
-    if selection.counting {
-        take(counting::run(&bench)?);
-    }
-    if selection.ordering {
-        take(ordering::run(&bench, only)?);
+    for special in selection.specials {
+        take(match special {
+            Special::Selftest => selftest::run(&bench)?,
+            Special::Counting => counting::run(&bench)?,
+            Special::Ordering => ordering::run(&bench, only)?,
+            Special::Crash => crash::run(&bench)?,
+        });
     }
     for suite in selection.suites {
         let backing = bench.results.join(suite.name);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::check::{Bench, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
-use crate::suites::{self, Boot};
+use crate::suites::{self, Boot, Special};
 
 /// What was counted under one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ fn known(counts: &Counts) -> bool {
 /// Boots a guest that does work of which is known what has to be counted.
 pub fn run(bench: &Bench) -> Result<Report> {
     let bench = bench.with_plugin(PLUGIN)?;
-    let boot = Boot::off(suites::COUNTING);
+    let boot = Boot::off(Special::Counting.name());
     let dir = bench.results.join(boot.suite);
     let report = bench.boot(&suites::COUNTED_PAIR, &dir, &boot, |_| {})?;
     let all = Counts::read(&dir)?;
@@ -89,5 +89,5 @@ pub fn run(bench: &Bench) -> Result<Report> {
             seen(&reads),
         );
     }
-    findings.report(suites::COUNTING, vec![report])
+    findings.report(Special::Counting.name(), vec![report])
 }

@@ -6,8 +6,10 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed.
-//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`coverage`], [`demo`] and [`shell`] are the commands.
+//! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed; [`crash`] kills guests while
+//!   they write, [`ledger`] knows what they owe.
+//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`coverage`], [`demo`] and [`shell`] are
+//!   the commands.
 
 #![forbid(unsafe_code)]
 
@@ -16,12 +18,14 @@ mod check;
 mod compare;
 mod counting;
 mod coverage;
+mod crash;
 mod demo;
 mod device_tree;
 mod env;
 mod guest;
 mod image;
 mod ktap;
+mod ledger;
 mod machine;
 mod ordering;
 mod report;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::check::{Bench, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
-use crate::suites::{self, Boot};
+use crate::suites::{self, Boot, Special};
 
 /// What the plugin has seen at one point of a range of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl fmt::Display for Look {
 /// says so and all that it expects is true.
 pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
     let bench = bench.with_plugin("ordering")?;
-    let boot = Boot::off(suites::ORDERING);
+    let boot = Boot::off(Special::Ordering.name());
     let dir = bench.results.join(boot.suite);
     let report = bench.boot_some(&suites::WATCHED, &dir, &boot, only, |_| {})?;
     let all = seen(&dir, Look::parse)?;
@@ -104,7 +104,7 @@ pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
         findings.expect(test, *passed && complaints.is_empty(), complaints);
     }
     let troubles = report.troubles.clone();
-    let mut judged = findings.report(suites::ORDERING, vec![report])?;
+    let mut judged = findings.report(Special::Ordering.name(), vec![report])?;
     judged.troubles = troubles;
     judged
         .measured

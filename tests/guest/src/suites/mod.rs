@@ -7,6 +7,7 @@ mod bench;
 mod bind;
 mod block;
 mod block_errors;
+mod crash;
 mod dax;
 mod dax_layout;
 mod dax_pages;
@@ -15,6 +16,7 @@ mod device_tree;
 mod dm;
 mod fio;
 mod flush;
+mod fuzz;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
@@ -102,6 +104,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,
     media::SUITE,
@@ -122,6 +125,9 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    crash::FIRST,
+    crash::AGAIN,
+    crash::LAST,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
     bench::counting::SUITE,

@@ -62,7 +62,7 @@ fn the_plugin(lab: &mut Lab) -> Result<()> {
         watch.begin();
         mapping.write(0, &stamped(LEN, 2));
         watch.expect(Dirty, &places, &format!("before {flush:?}"));
-        mapping.flush_lines(flush);
+        mapping.flush_lines(0..LEN, flush);
         watch.expect(then, &places, &format!("after {flush:?}"));
         mapping.fence();
         watch.expect(Durable, &places, &format!("after {flush:?} and a fence"));
@@ -207,7 +207,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     mapping.write(0, &stamped(LEN, 7));
     let places = physical(&mapping, 0..LEN)?;
     watch.expect(Dirty, &places, "after stores with MAP_SYNC");
-    mapping.flush_lines(Flush::Clwb);
+    mapping.flush_lines(0..LEN, Flush::Clwb);
     mapping.fence();
     watch.expect(
         Durable,
