@@ -25,14 +25,14 @@ impl Seeing {
     }
 
     fn obey(&mut self, order: Order) -> Result<(), String> {
-        let lines: String = self
+        let lines: Vec<String> = self
             .reached
             .obey(order)
             .into_iter()
             .map(|(section, offset)| format!("{section}\t{offset:x}\n"))
             .collect();
         self.out
-            .write_all(lines.as_bytes())
+            .write_all(lines.concat().as_bytes())
             .map_err(|error| format!("cannot write what was executed: {error}"))
     }
 }

@@ -62,11 +62,11 @@ impl CallCount {
     /// Starts counting the calls of `functions`, all together.
     pub fn of(functions: &[&str]) -> Result<CallCount> {
         let tracefs = Path::new(TRACEFS);
-        let probes: String = functions
+        let probes: Vec<String> = functions
             .iter()
             .map(|function| format!("p:{} {function}\n", Self::EVENT))
             .collect();
-        fs::write(tracefs.join("kprobe_events"), probes)
+        fs::write(tracefs.join("kprobe_events"), probes.concat())
             .with_context(|| format!("placing probes on {functions:?}"))?;
         let count = CallCount(());
         fs::write(tracefs.join("trace"), "").context("emptying the trace")?;

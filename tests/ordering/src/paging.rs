@@ -36,12 +36,12 @@ mod tests {
     fn lookup(level: u64, last: u64) -> Option<u64> {
         physical(0x1000 | 0x18, ADDRESS, |at| {
             let found = 3 - (at / 0x1000 - 1);
-            let index = ADDRESS >> (12 + 9 * found) & 0x1ff;
+            let index = (ADDRESS >> (12 + 9 * found)) & 0x1ff;
             assert_eq!(at & 0xfff, index * 8);
             Some(if found == level {
                 last
             } else {
-                (at & FRAME) + 0x1000 | 0x63
+                ((at & FRAME) + 0x1000) | 0x63
             })
         })
     }

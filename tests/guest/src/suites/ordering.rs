@@ -79,7 +79,10 @@ fn the_plugin(lab: &mut Lab) -> Result<()> {
 fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(mode)?;
     let start = bound.resource()?;
-    let place = |at: usize, len: usize| [start + at as u64..start + (at + len) as u64];
+    let place = |at: usize, len: usize| {
+        let from = start + at as u64;
+        Vec::from_iter([(from, from + len as u64)].map(|(from, to)| from..to))
+    };
     let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
     let direct = disk.open(Access::Direct)?;
 
