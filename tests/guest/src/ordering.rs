@@ -101,17 +101,22 @@ impl Watch {
         say("begin");
     }
 
-    /// What must be true of ranges of physical addresses now.
+    /// What must be true of a range of physical addresses now.
+    pub fn expect_of(&self, expect: Expect, range: &Range<u64>, when: &str) {
+        let (word, test, Range { start, end }) = (expect.word(), self.test, range);
+        say(&format!("look {start:x} {end:x} {word} {test} {when}"));
+    }
+
+    /// What must be true of each of these.
     pub fn expect(&self, expect: Expect, ranges: &[Range<u64>], when: &str) {
-        let (word, test) = (expect.word(), self.test);
-        for Range { start, end } in ranges {
-            say(&format!("look {start:x} {end:x} {word} {test} {when}"));
+        for range in ranges {
+            self.expect_of(expect, range, when);
         }
     }
 
     /// What must be true of all of the region now.
     pub fn expect_of_all(&self, expect: Expect, when: &str) {
-        self.expect(expect, std::slice::from_ref(&self.all), when);
+        self.expect_of(expect, &self.all, when);
     }
 }
 

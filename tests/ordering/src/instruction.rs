@@ -67,7 +67,7 @@ fn two_bytes(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Effect {
     let Some(&modrm) = rest.first() else {
         return Effect::Other;
     };
-    let (in_memory, register) = (modrm >> 6 != 3, modrm >> 3 & 7);
+    let (in_memory, register) = (modrm >> 6 != 3, (modrm >> 3) & 7);
     match (opcode, register) {
         // movntps and movntpd, movnti, movntq and movntdq
         (0x2b | 0xc3 | 0xe7, _) if in_memory && parts.repeat.is_none() => Effect::StorePastCaches,

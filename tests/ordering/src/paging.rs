@@ -13,13 +13,13 @@ pub fn physical(cr3: u64, address: u64, read: impl Fn(u64) -> Option<u64>) -> Op
     let mut table = cr3 & FRAME;
     for level in (0..4).rev() {
         let shift = 12 + 9 * level;
-        let entry = read(table + (address >> shift & 0x1ff) * 8)?;
+        let entry = read(table + ((address >> shift) & 0x1ff) * 8)?;
         if entry & PRESENT == 0 {
             return None;
         }
         if level == 0 || level < 3 && entry & LARGE != 0 {
             let within = (1 << shift) - 1;
-            return Some(entry & FRAME & !within | address & within);
+            return Some((entry & FRAME & !within) | (address & within));
         }
         table = entry & FRAME;
     }
@@ -36,12 +36,12 @@ mod tests {
     fn lookup(level: u64, last: u64) -> Option<u64> {
         physical(0x1000 | 0x18, ADDRESS, |at| {
             let found = 3 - (at / 0x1000 - 1);
-            let index = ADDRESS >> (12 + 9 * found) & 0x1ff;
+            let index = (ADDRESS >> (12 + 9 * found)) & 0x1ff;
             assert_eq!(at & 0xfff, index * 8);
             Some(if found == level {
                 last
             } else {
-                (at & FRAME) + 0x1000 | 0x63
+                ((at & FRAME) + 0x1000) | 0x63
             })
         })
     }

@@ -226,10 +226,10 @@ fn read_code(module: &Path, section: &str) -> Result<Vec<(Place, Vec<Origin>)>> 
         .spawn()
         .context("starting addr2line")?;
     let mut questions = reader.stdin.take().context("addr2line takes no input")?;
-    let text: String = offsets
-        .iter()
-        .map(|offset| format!("{offset:#x}\n"))
-        .collect();
+    let mut text = String::new();
+    for offset in &offsets {
+        writeln!(text, "{offset:#x}")?;
+    }
     // It answers while it reads, so that both must go on.
     let asking = std::thread::spawn(move || questions.write_all(text.as_bytes()));
     let answers = reader.wait_with_output()?;
