@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What must be durable is flushed. The emulator has no power that could fail between a write and a
-//! flush, so the calls of libnvdimm's flush function are counted instead.
+//! flush, so the calls of libnvdimm's flush function are counted instead. What they leave behind is looked at by the
+//! suite `ordering`.
 
 use std::fs::File;
 use std::io::IoSlice;
