@@ -3,11 +3,9 @@
 //! Brings together what QEMU tells and what is counted.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 
 use plugin::instruction::split;
-use plugin::{Cpu, Plugin, Register, Switch};
+use plugin::{Cpu, Out, Plugin, Register, Switch};
 
 use crate::count::{Block, Counter, Map};
 use crate::order::Order;
@@ -15,7 +13,7 @@ use crate::order::Order;
 plugin::export!("counter", 1, Counting::new);
 
 struct Counting {
-    out: File,
+    out: Out,
     /// On while counting.
     counting: Switch,
     /// The blocks that there are, by their tokens, and the tokens.
@@ -26,7 +24,7 @@ struct Counting {
 }
 
 impl Counting {
-    fn new(out: File) -> Counting {
+    fn new(out: Out) -> Counting {
         Counting {
             out,
             counting: Switch::new(),
@@ -77,14 +75,10 @@ impl Plugin for Counting {
             Order::Stop(label) => {
                 self.counting.set(cpu, false);
                 let counts = self.counter.counts();
-                // In one piece, for who reads it while it grows.
-                let line = format!(
+                self.out.write(&format!(
                     "{}\t{}\t{}\t{}\t{label}\n",
                     counts.calls, counts.driver, counts.callees, counts.copies
-                );
-                self.out
-                    .write_all(line.as_bytes())
-                    .map_err(|error| format!("cannot write counts: {error}"))?;
+                ))?;
             }
         }
         Ok(())

@@ -2,22 +2,19 @@
 
 //! Brings together what QEMU tells and what was executed.
 
-use std::fs::File;
-use std::io::Write;
-
-use plugin::{Block, Cpu, Plugin};
+use plugin::{Block, Cpu, Out, Plugin};
 
 use crate::reached::{Order, Reached};
 
 plugin::export!("coverage", 64, Seeing::new);
 
 struct Seeing {
-    out: File,
+    out: Out,
     reached: Reached,
 }
 
 impl Seeing {
-    fn new(out: File) -> Seeing {
+    fn new(out: Out) -> Seeing {
         Seeing {
             out,
             reached: Reached::default(),
@@ -25,15 +22,11 @@ impl Seeing {
     }
 
     fn obey(&mut self, order: Order) -> Result<(), String> {
-        let lines: Vec<String> = self
-            .reached
-            .obey(order)
-            .into_iter()
-            .map(|(section, offset)| format!("{section}\t{offset:x}\n"))
-            .collect();
-        self.out
-            .write_all(lines.concat().as_bytes())
-            .map_err(|error| format!("cannot write what was executed: {error}"))
+        let mut lines = String::new();
+        for (section, offset) in self.reached.obey(order) {
+            lines.push_str(&format!("{section}\t{offset:x}\n"));
+        }
+        self.out.write(&lines)
     }
 }
 

@@ -56,13 +56,15 @@ impl Expect {
 pub enum Fences {
     /// Whoever executes them.
     All,
-    /// Those of libnvdimm's flush of a region. There are others in the kernel, and some are always near; but for a
+    /// Those of the flush of a region, by libnvdimm or by the driver. There are others in the kernel, and some are always near; but for a
     /// region that has a buffer behind the CPU only its flush is enough.
     OfTheRegion,
 }
 
 /// The functions of libnvdimm that flush regions.
 const FLUSHES: [&str; 2] = ["nvdimm_flush", "generic_nvdimm_flush"];
+/// The barrier that the driver has in their place, if nothing else is to be flushed. nd_pmem has none.
+const BARRIER: &str = "pmem_rs_helper_pmem_wmb";
 /// Where is kept what [`flushes`] has found.
 const KNOWN: &str = "/run/ordering";
 
@@ -101,17 +103,22 @@ impl Watch {
         say("begin");
     }
 
-    /// What must be true of ranges of physical addresses now.
+    /// What must be true of a range of physical addresses now.
+    pub fn expect_of(&self, expect: Expect, range: &Range<u64>, when: &str) {
+        let (word, test, Range { start, end }) = (expect.word(), self.test, range);
+        say(&format!("look {start:x} {end:x} {word} {test} {when}"));
+    }
+
+    /// What must be true of each of these.
     pub fn expect(&self, expect: Expect, ranges: &[Range<u64>], when: &str) {
-        let (word, test) = (expect.word(), self.test);
-        for Range { start, end } in ranges {
-            say(&format!("look {start:x} {end:x} {word} {test} {when}"));
+        for range in ranges {
+            self.expect_of(expect, range, when);
         }
     }
 
     /// What must be true of all of the region now.
     pub fn expect_of_all(&self, expect: Expect, when: &str) {
-        self.expect(expect, std::slice::from_ref(&self.all), when);
+        self.expect_of(expect, &self.all, when);
     }
 }
 
@@ -122,7 +129,8 @@ fn flushes() -> Result<String> {
     if !known.exists() {
         let symbols = symbols()?;
         let mut orders = String::new();
-        for function in FLUSHES {
+        let barrier = symbols.iter().any(|symbol| symbol.name == BARRIER);
+        for function in FLUSHES.into_iter().chain(barrier.then_some(BARRIER)) {
             let Range { start, end } = code_of(&symbols, function)?;
             writeln!(orders, "fences {start:x} {end:x}")?;
         }

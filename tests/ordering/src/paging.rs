@@ -19,7 +19,7 @@ pub fn physical(cr3: u64, address: u64, read: impl Fn(u64) -> Option<u64>) -> Op
         }
         if level == 0 || level < 3 && entry & LARGE != 0 {
             let within = (1 << shift) - 1;
-            return Some(entry & FRAME & !within | address & within);
+            return Some((entry & FRAME & !within) | (address & within));
         }
         table = entry & FRAME;
     }

@@ -2,11 +2,9 @@
 
 //! Brings together what QEMU tells and the account of lines.
 
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 
-use plugin::{Block, Cpu, Piece, Plugin, Register};
+use plugin::{Block, Cpu, Out, Piece, Plugin, Register};
 
 use crate::instruction::{Effect, Operand, effect};
 use crate::lines::Lines;
@@ -31,7 +29,7 @@ struct Flush {
 }
 
 struct Watching {
-    out: File,
+    out: Out,
     /// What is kept account of. Looking at each store takes time, so that is done only if there is something.
     lines: Option<Lines>,
     /// The code in which fences count; if it is empty, all of them do.
@@ -41,7 +39,7 @@ struct Watching {
 }
 
 impl Watching {
-    fn new(out: File) -> Watching {
+    fn new(out: Out) -> Watching {
         Watching {
             out,
             lines: None,
@@ -69,14 +67,10 @@ impl Watching {
             Order::Begin => self.lines.as_mut().ok_or(NOTHING)?.begin(),
             Order::Look(range, label) => {
                 let found = self.lines.as_ref().ok_or(NOTHING)?.summary(range);
-                // In one piece, for who reads it while it grows.
-                let line = format!(
+                self.out.write(&format!(
                     "{}\t{}\t{}\t{}\t{label}\n",
                     found.lines, found.written, found.dirty, found.pending
-                );
-                self.out
-                    .write_all(line.as_bytes())
-                    .map_err(|error| format!("cannot write what was seen: {error}"))?;
+                ))?;
             }
         }
         Ok(())

@@ -14,6 +14,9 @@
 
 #![deny(unsafe_code)]
 
+use std::fs::File;
+use std::io::Write;
+
 pub mod instruction;
 // Tests are programs, in which there is no QEMU to connect to.
 #[cfg(not(test))]
@@ -28,6 +31,17 @@ pub const MARK: [u8; 7] = [0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70];
 /// No line of the guest is longer.
 pub const LINE_LIMIT: usize = 256;
 
+/// The file that a plugin writes.
+pub struct Out(File);
+
+impl Out {
+    /// Writes whole lines, all at once, for who reads the file while it grows.
+    pub fn write(&mut self, lines: &str) -> Result<(), String> {
+        let written = self.0.write_all(lines.as_bytes());
+        written.map_err(|error| format!("cannot write what was seen: {error}"))
+    }
+}
+
 /// The two numbers that a line has, in hexadecimal digits, as addresses from the first to before the second.
 pub fn range(start: &str, end: &str) -> Option<std::ops::Range<u64>> {
     let start = u64::from_str_radix(start, 16).ok()?;
@@ -36,7 +50,7 @@ pub fn range(start: &str, end: &str) -> Option<std::ops::Range<u64>> {
 }
 
 /// Makes a library a plugin: `export!(NAME, CPUS, make)`, with its name, the number of CPUs
-/// that a machine may have at most, and a function that makes a [`Plugin`] of the file that it is to write.
+/// that a machine may have at most, and a function that makes a [`Plugin`] of its [`Out`].
 #[macro_export]
 macro_rules! export {
     ($name:literal, $cpus:literal, $make:expr) => {

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::instruction::LONGEST;
-use crate::{LINE_LIMIT, MARK};
+use crate::{LINE_LIMIT, MARK, Out};
 
 type Id = u64;
 
@@ -421,7 +421,7 @@ pub unsafe fn install(
     argv: *const *const c_char,
     name: &'static str,
     cpus: c_int,
-    make: impl FnOnce(File) -> Box<dyn Plugin>,
+    make: impl FnOnce(Out) -> Box<dyn Plugin>,
 ) -> c_int {
     // SAFETY: QEMU says so.
     let info = unsafe { &*info };
@@ -456,7 +456,7 @@ pub unsafe fn install(
             // SAFETY: The function may be called at any time.
             scratch: unsafe { g_byte_array_new() },
         },
-        plugin: make(out),
+        plugin: make(Out(out)),
     });
     // SAFETY: The function takes a function of the right type.
     unsafe { qemu_plugin_register_vcpu_init_cb(id, started) };

@@ -28,6 +28,21 @@ const CHECKERS: &str = "# checkers: ";
 /// What stands before a figure that people should see even if its test passes.
 const MEASURED: &str = "measured: ";
 
+/// Reads a line that consists of four numbers and a text, with tabs between them.
+pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
+    let wrong = || format!("not four numbers and a text: `{line}`");
+    let mut fields = line.splitn(5, '\t');
+    let mut numbers = [0; 4];
+    for number in &mut numbers {
+        *number = fields
+            .next()
+            .with_context(wrong)?
+            .parse()
+            .with_context(wrong)?;
+    }
+    Ok((numbers, fields.next().with_context(wrong)?))
+}
+
 /// Everything that is the same for all boots of a run.
 #[derive(Clone)]
 pub struct Bench {

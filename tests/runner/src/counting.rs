@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::check::{Bench, seen};
+use crate::check::{Bench, numbers_and_text, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Special};
@@ -32,15 +32,9 @@ impl Counts {
     }
 
     fn parse(line: &str) -> Result<Counts> {
-        let wrong = || format!("not a line of counts: `{line}`");
-        let mut fields = line.splitn(5, '\t');
-        let mut number = || {
-            let field = fields.next().with_context(wrong)?;
-            field.parse().with_context(wrong)
-        };
-        let [calls, driver, callees, copies] = [number()?, number()?, number()?, number()?];
+        let ([calls, driver, callees, copies], label) = numbers_and_text(line)?;
         Ok(Counts {
-            label: fields.next().with_context(wrong)?.to_owned(),
+            label: label.to_owned(),
             calls,
             driver,
             callees,

@@ -4,9 +4,10 @@
 //!
 //! A plugin (`tests/coverage`) sees which instructions of the module are executed; the debug information of the
 //! module says which lines they come from. Code that was inlined counts for the line that it was written in, and for
-//! those that called it.
+//! those that called it. Of most functions that were inlined the compiler also keeps a copy that nobody calls; such
+//! copies do not count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -35,7 +36,14 @@ type Place = (String, u64);
 struct Origin {
     file: String,
     line: u32,
+    /// With all that belongs to its name.
     function: String,
+}
+
+/// An instruction, and what it was made of, the innermost function first.
+struct Instruction {
+    place: Place,
+    origins: Vec<Origin>,
 }
 
 /// A line that has code.
@@ -58,10 +66,32 @@ impl Lines {
             let line = file.entry(origin.line).or_default();
             line.reached |= reached;
             // A line may be in several, such as a function and a closure in it. Always take the same one.
-            if line.function.is_empty() || origin.function < line.function {
-                line.function.clone_from(&origin.function);
+            let function = short_name(&origin.function);
+            if line.function.is_empty() || function < line.function {
+                line.function = function;
             }
         }
+    }
+
+    /// Takes note of all functions.
+    fn of(functions: &[Vec<Instruction>], reached: &BTreeSet<Place>) -> Lines {
+        let is_reached = |instruction: &&Instruction| reached.contains(&instruction.place);
+        let all = functions.iter().flatten().filter(is_reached);
+        let origins = all.flat_map(|instruction| &instruction.origins);
+        let executed: BTreeSet<&str> = origins.map(|origin| origin.function.as_str()).collect();
+
+        let mut lines = Lines::default();
+        for function in functions {
+            let outermost = function.iter().find_map(|first| first.origins.last());
+            let inlined = outermost.is_some_and(|origin| executed.contains(&*origin.function));
+            if inlined && !function.iter().any(|instruction| is_reached(&instruction)) {
+                continue;
+            }
+            for Instruction { place, origins } in function {
+                lines.add(origins, reached.contains(place));
+            }
+        }
+        lines
     }
 }
 
@@ -158,9 +188,9 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bo
         bench.env.planted.is_none(),
         "coverage is of the stock kernel: the debug kernel's module has tests in it"
     );
-    let mut code = Vec::new();
+    let mut functions = Vec::new();
     for section in SECTIONS {
-        code.extend(read_code(&bench.env.module, section)?);
+        functions.extend(read_code(&bench.env.module, section)?);
     }
 
     let mut total = Total::default();
@@ -183,10 +213,7 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bo
         "the plugin has seen nothing of the module"
     );
 
-    let mut lines = Lines::default();
-    for (place, origins) in &code {
-        lines.add(origins, reached.contains(place));
-    }
+    let lines = Lines::of(&functions, &reached);
     let suites: Vec<&str> = suites.iter().map(|suite| suite.name).collect();
     let text = describe(&lines, &bench.env.release, &suites);
     println!("\n{text}");
@@ -209,12 +236,13 @@ fn parse_place(line: &str) -> Result<Place> {
     Ok((section.to_owned(), offset))
 }
 
-/// All instructions of a section that come from lines of the driver.
-fn read_code(module: &Path, section: &str) -> Result<Vec<(Place, Vec<Origin>)>> {
+/// The functions of a section.
+fn read_code(module: &Path, section: &str) -> Result<Vec<Vec<Instruction>>> {
     let mut disassembler = Command::new("objdump");
     disassembler.args(["--disassemble", "--no-show-raw-insn", "--section", section]);
     let listing = tool(disassembler.arg(module))?.stdout;
-    let offsets = offsets(&String::from_utf8_lossy(&listing));
+    let functions = offsets(&String::from_utf8_lossy(&listing));
+    let offsets = functions.concat();
     ensure!(!offsets.is_empty(), "{} has no {section}", module.display());
 
     let mut reader = Command::new("addr2line")
@@ -226,62 +254,67 @@ fn read_code(module: &Path, section: &str) -> Result<Vec<(Place, Vec<Origin>)>> 
         .spawn()
         .context("starting addr2line")?;
     let mut questions = reader.stdin.take().context("addr2line takes no input")?;
-    let text: Vec<String> = offsets
-        .iter()
-        .map(|offset| format!("{offset:#x}\n"))
-        .collect();
-    let text = text.concat();
+    let mut text = String::new();
+    for offset in &offsets {
+        writeln!(text, "{offset:#x}")?;
+    }
     // It answers while it reads, so that both must go on.
     let asking = std::thread::spawn(move || questions.write_all(text.as_bytes()));
     let answers = reader.wait_with_output()?;
     asking.join().ok().context("asking addr2line")??;
     ensure!(answers.status.success(), "addr2line: {}", answers.status);
-    let found = origins(&String::from_utf8_lossy(&answers.stdout))?;
-    ensure!(
-        found.len() == offsets.len(),
-        "addr2line knows {} of {} instructions",
-        found.len(),
-        offsets.len()
-    );
-    let place = |offset| (section.to_owned(), offset);
-    Ok(found
-        .into_iter()
-        .map(|(offset, origins)| (place(offset), origins))
-        .collect())
+    let mut found = origins(&String::from_utf8_lossy(&answers.stdout))?;
+    let mut instruction = |offset: &u64| {
+        let origins = found.remove(offset);
+        Ok(Instruction {
+            place: (section.to_owned(), *offset),
+            origins: origins.with_context(|| format!("addr2line skips {section}+{offset:#x}"))?,
+        })
+    };
+    let functions = functions.iter();
+    functions
+        .map(|function| function.iter().map(&mut instruction).collect())
+        .collect()
 }
 
-/// The offsets of the instructions in what `objdump` prints, but for the room before functions, which is not to be
-/// executed.
-fn offsets(listing: &str) -> Vec<u64> {
+/// The offsets of the instructions of each function in what `objdump` prints. The room before functions, which is not
+/// to be executed, is none.
+fn offsets(listing: &str) -> Vec<Vec<u64>> {
     const ROOM: &str = "<__pfx_";
+    let mut functions = Vec::new();
     let mut is_room = false;
-    let mut offsets = Vec::new();
     for line in listing.lines() {
         if line.ends_with(">:") {
             is_room = line.contains(ROOM);
+            functions.push(Vec::new());
         }
         let instruction = line
             .strip_prefix(' ')
             .and_then(|line| line.split_once(":\t"));
         let offset =
             instruction.and_then(|(offset, _)| u64::from_str_radix(offset.trim(), 16).ok());
-        offsets.extend(offset.filter(|_| !is_room));
+        if let (Some(offset), Some(function), false) = (offset, functions.last_mut(), is_room) {
+            function.push(offset);
+        }
     }
-    offsets
+    functions.retain(|function| !function.is_empty());
+    functions
 }
 
 /// Reads what `addr2line` answers: for each address that, and then two lines for each function, the innermost
 /// first.
-fn origins(text: &str) -> Result<Vec<(u64, Vec<Origin>)>> {
-    let mut all: Vec<(u64, Vec<Origin>)> = Vec::new();
+fn origins(text: &str) -> Result<HashMap<u64, Vec<Origin>>> {
+    let mut all = HashMap::new();
+    let mut current = None;
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(address) = line.strip_prefix("0x") {
-            all.push((u64::from_str_radix(address, 16)?, Vec::new()));
+            let address = u64::from_str_radix(address, 16)?;
+            current = Some(all.entry(address).or_insert_with(Vec::new));
             continue;
         }
         let place = lines.next().context("a function without a line")?;
-        let (_, origins) = all.last_mut().context("a function without an address")?;
+        let origins = current.as_mut().context("a function without an address")?;
         origins.extend(origin(line, place));
     }
     Ok(all)
@@ -298,7 +331,7 @@ fn origin(function: &str, place: &str) -> Option<Origin> {
     Some(Origin {
         file: file[start..].to_owned(),
         line: line.parse().ok().filter(|line| *line > 0)?,
-        function: short_name(function),
+        function: function.to_owned(),
     })
 }
 
@@ -339,7 +372,7 @@ mod tests {
         let listing = "\npmem.ko:     file format elf64-x86-64\n\n\
             0000000000000000 <__pfx_f>:\n   0:\tnop\n\n\
             0000000000000010 <f>:\n  10:\tpush   %rbp\n  11:\tcall   16 <f+0x6>\n\t...\n";
-        assert_eq!(offsets(listing), [0x10, 0x11]);
+        assert_eq!(offsets(listing), [[0x10, 0x11]]);
     }
 
     #[test]
@@ -353,9 +386,9 @@ mod tests {
         let new = Origin {
             file: "src/driver/range.rs".to_owned(),
             line: 12,
-            function: "new".to_owned(),
+            function: "<pmem_rs::driver::range::PmemRange>::new".to_owned(),
         };
-        assert_eq!(found, [(0x10, vec![new]), (0x11, vec![])]);
+        assert_eq!(found, HashMap::from([(0x10, vec![new]), (0x11, vec![])]));
         Ok(())
     }
 
@@ -382,19 +415,50 @@ mod tests {
         assert_eq!(not_reached(&lines), expected);
     }
 
-    /// However often it is not reached elsewhere.
+    fn instruction(at: u64, origins: &[(u32, &str)]) -> Instruction {
+        let origin = |&(line, function): &(u32, &str)| Origin {
+            file: "src/driver/dax.rs".to_owned(),
+            line,
+            function: function.to_owned(),
+        };
+        Instruction {
+            place: (".text".to_owned(), at),
+            origins: origins.iter().map(origin).collect(),
+        }
+    }
+
+    /// The lines of these functions, and whether they were reached, if instructions at these places were.
+    fn lines(functions: &[Vec<Instruction>], reached: &[u64]) -> Vec<(u32, bool)> {
+        let reached = reached.iter().map(|at| (".text".to_owned(), *at)).collect();
+        let lines = Lines::of(functions, &reached);
+        let lines = lines.0.into_values().flatten();
+        lines.map(|(number, line)| (number, line.reached)).collect()
+    }
+
     #[test]
     fn a_line_is_reached_if_one_of_its_instructions_is() {
-        let origin = Origin {
-            file: "src/driver/dax.rs".to_owned(),
-            line: 3,
-            function: "f".to_owned(),
-        };
-        let mut lines = Lines::default();
-        for reached in [false, true, false] {
-            lines.add(std::slice::from_ref(&origin), reached);
-        }
-        let share = Share::of(&lines.0["src/driver/dax.rs"]);
-        assert_eq!((share.reached, share.lines), (1, 1));
+        let f = [1, 2, 3].map(|at| instruction(at, &[(3, "f")]));
+        assert_eq!(lines(&[f.into()], &[2]), [(3, true)]);
+    }
+
+    /// But for a copy that nobody calls, because it was inlined.
+    #[test]
+    fn a_function_that_was_not_executed_counts() {
+        let f = vec![
+            instruction(1, &[(1, "f")]),
+            instruction(2, &[(2, "f")]),
+            instruction(3, &[(3, "f")]),
+        ];
+        let caller = vec![
+            instruction(4, &[(9, "caller")]),
+            instruction(5, &[(2, "f"), (9, "caller")]),
+            instruction(6, &[(3, "f"), (9, "caller")]),
+        ];
+        let all = [f, caller];
+        assert_eq!(
+            lines(&all, &[4]),
+            [(1, false), (2, false), (3, false), (9, true)]
+        );
+        assert_eq!(lines(&all, &[4, 5]), [(2, true), (3, false), (9, true)]);
     }
 }

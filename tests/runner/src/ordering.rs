@@ -7,7 +7,7 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use crate::check::{Bench, seen};
+use crate::check::{Bench, numbers_and_text, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Special};
@@ -33,15 +33,14 @@ struct Look {
 
 impl Look {
     fn parse(line: &str) -> Result<Look> {
-        let wrong = || format!("not a line of what was seen: `{line}`");
-        let mut fields = line.splitn(5, '\t');
-        let mut number = || {
-            let field = fields.next().with_context(wrong)?;
-            field.parse::<u64>().with_context(wrong)
+        let ([lines, written, dirty, pending], text) = numbers_and_text(line)?;
+        let mut words = text.splitn(3, ' ');
+        let mut word = || {
+            let word = words
+                .next()
+                .with_context(|| format!("too few words: `{text}`"))?;
+            Ok::<_, anyhow::Error>(word.to_owned())
         };
-        let [lines, written, dirty, pending] = [number()?, number()?, number()?, number()?];
-        let mut words = fields.next().with_context(wrong)?.splitn(3, ' ');
-        let mut word = || Ok::<_, anyhow::Error>(words.next().with_context(wrong)?.to_owned());
         Ok(Look {
             lines,
             written,

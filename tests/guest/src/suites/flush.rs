@@ -2,7 +2,8 @@
 
 //! What must be durable is flushed. The emulator has no power that could fail between a write and a
 //! flush, so the calls of libnvdimm's flush function are counted instead, and of the barrier that pmem_rs has in its
-//! place for regions of which nothing else is to be flushed, as those of QEMU's NVDIMMs.
+//! place for regions of which nothing else is to be flushed, as those of QEMU's NVDIMMs. What they leave behind is
+//! looked at by the suite `ordering`.
 
 use std::fs::File;
 use std::io::IoSlice;

@@ -79,10 +79,7 @@ fn the_plugin(lab: &mut Lab) -> Result<()> {
 fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(mode)?;
     let start = bound.resource()?;
-    let place = |at: usize, len: usize| {
-        let from = start + at as u64;
-        Vec::from_iter([(from, from + len as u64)].map(|(from, to)| from..to))
-    };
+    let place = |at: usize, len: usize| start + at as u64..start + (at + len) as u64;
     let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
     let direct = disk.open(Access::Direct)?;
 
@@ -94,20 +91,20 @@ fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
         let bytes = Buffer::stamped(len, tag);
         watch.begin();
         direct.write_all_at(&bytes, at as u64)?;
-        watch.expect(
+        watch.expect_of(
             Flushed,
             &place(at, len),
             &format!("after a write of {len} bytes"),
         );
         direct.sync_all()?;
         let when = format!("after a write of {len} bytes and fsync");
-        watch.expect(Durable, &place(at, len), &when);
+        watch.expect_of(Durable, &place(at, len), &when);
 
         watch.begin();
         let written = pwritev2(&direct, &[IoSlice::new(&bytes)], at as u64, libc::RWF_DSYNC)?;
         ensure!(written == len, "only {written} bytes were written");
         let when = format!("after a write of {len} bytes with RWF_DSYNC");
-        watch.expect(Durable, &place(at, len), &when);
+        watch.expect_of(Durable, &place(at, len), &when);
     }
 
     let durably = OpenOptions::new()
@@ -116,20 +113,20 @@ fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
         .open(disk.node())?;
     watch.begin();
     durably.write_all_at(&Buffer::stamped(PAGE, 4), SECTOR as u64)?;
-    watch.expect(Durable, &place(SECTOR, PAGE), "after a write with O_DSYNC");
+    watch.expect_of(Durable, &place(SECTOR, PAGE), "after a write with O_DSYNC");
 
     const LEN: usize = 256 << 10;
     watch.begin();
     zero_out(&direct, SECTOR as u64, LEN as u64)?;
-    watch.expect(Flushed, &place(SECTOR, LEN), "after BLKZEROOUT");
+    watch.expect_of(Flushed, &place(SECTOR, LEN), "after BLKZEROOUT");
     direct.sync_all()?;
-    watch.expect(Durable, &place(SECTOR, LEN), "after BLKZEROOUT and fsync");
+    watch.expect_of(Durable, &place(SECTOR, LEN), "after BLKZEROOUT and fsync");
 
     let buffered = disk.open(Access::Buffered)?;
     watch.begin();
     buffered.write_all_at(&stamped(LEN, 5), 0)?;
     buffered.sync_data()?;
-    watch.expect(
+    watch.expect_of(
         Durable,
         &place(0, LEN),
         "after a buffered write and fdatasync",
