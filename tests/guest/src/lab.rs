@@ -46,7 +46,7 @@ impl Lab {
     /// tests run before it, and so has every boot.
     pub fn new(args: &TestArgs, stream: u64) -> Lab {
         let mut random = ChaCha8Rng::seed_from_u64(args.seed);
-        random.set_stream(args.round << 32 | stream);
+        random.set_stream((args.round << 32) | stream);
         Lab {
             driver: args.driver,
             stress: args.stress(),

@@ -59,13 +59,13 @@ impl Slot {
         if write == 0 {
             return 0;
         }
-        let place = u64::from(self.writer) << 48 | u64::from(self.block) << 16 | index as u64;
+        let place = (u64::from(self.writer) << 48) | (u64::from(self.block) << 16) | index as u64;
         let mut mixed = self.seed;
         for value in [place, u64::from(write)] {
             mixed = (mixed ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             mixed ^= mixed >> 32;
         }
-        u64::from(write) << 32 | (mixed & 0xffff_ffff)
+        (u64::from(write) << 32) | (mixed & 0xffff_ffff)
     }
 }
 
