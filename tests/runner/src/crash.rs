@@ -132,8 +132,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
         nonsense.is_empty(),
         reproduce(nonsense),
     );
-    let something = verified > 0 && checks > round;
-    findings.expect("there_was_something_to_lose", something, Vec::new());
+    findings.expect("there_was_something_to_lose", verified > 0, Vec::new());
     findings.expect("a_lie_is_noticed", lies > 0, Vec::new());
 
     let mut report = findings.report(Special::Crash.name(), boots)?;

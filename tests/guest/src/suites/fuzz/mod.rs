@@ -40,7 +40,7 @@ pub const SUITE: Suite = Suite {
 };
 
 /// Each of the tests gets such a part of the time that there is. What is left is for the preparations.
-const PART: u32 = 5;
+const PART: u32 = 6;
 /// How often it says how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
