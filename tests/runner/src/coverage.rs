@@ -195,7 +195,11 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bo
 
     let mut total = Total::default();
     let mut reached: BTreeSet<Place> = BTreeSet::new();
-    let suites = suites::select(names, false)?.suites;
+    let selection = suites::select(names, false)?;
+    let mut suites = selection.suites;
+    if selection.ordering {
+        suites.push(&suites::UNJUDGED_ORDERING);
+    }
     for suite in &suites {
         let backing = bench.results.join(suite.name);
         suite.machine.create_backing(&backing)?;
