@@ -61,6 +61,10 @@ stress: build/env runner ## Take devices away under load and give them back: mak
 soak: ## Run all campaigns, each for a time: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)
 	@tests/soak $(SOAK_SECONDS) $(SOAK_SEED) $(ARGS)
 
+.PHONY: coverage
+coverage: build/env runner ## See which lines of the driver the guest tests reach, half an hour: docs/coverage.md
+	@$(runner) coverage --env build/env --results $(results) $(ARGS)
+
 .PHONY: compare
 compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, for a table (ARGS=reader: some cells)
 	@$(runner) compare --env build/env --results $(results) $(ARGS)
