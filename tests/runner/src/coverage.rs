@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use crate::Setup;
 use crate::check::{Bench, seen};
 use crate::report::Total;
-use crate::suites;
+use crate::suites::{self, Special};
 use crate::tool::run as tool;
 
 /// The sections of the module that have code.
@@ -197,7 +197,7 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bo
     let mut reached: BTreeSet<Place> = BTreeSet::new();
     let selection = suites::select(names, false)?;
     let mut suites = selection.suites;
-    if selection.ordering {
+    if selection.specials.contains(&Special::Ordering) {
         suites.push(&suites::UNJUDGED_ORDERING);
     }
     for suite in &suites {

@@ -240,7 +240,7 @@ pub const WATCHED: Machine = Machine {
 };
 
 /// These tests as a suite, for who wants to run them without judging them.
-pub const UNJUDGED_ORDERING: Suite = simple(WATCHED, &[Boot::off(ORDERING)]);
+pub const UNJUDGED_ORDERING: Suite = simple(WATCHED, &[Boot::off(Special::Ordering.name())]);
 
 /// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
 /// can be counted.
