@@ -101,8 +101,8 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 ///
 /// # Invariants
 ///
-/// For all of `'g`, the `nr_pages` pages from `addr` on are mapped in the kernel, and have `struct page`s, from
-/// page frame `pfn` on, whose exposure is recorded in `exposure`.
+/// For all of `'g`, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have failed, and
+/// have `struct page`s, from page frame `pfn` on, whose exposure is recorded in `exposure`.
 pub struct Extent<'g> {
     addr: NonNull<u8>,
     nr_pages: usize,

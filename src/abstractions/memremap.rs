@@ -332,6 +332,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         let data_offset = usize::try_from(data_offset)?;
         let frames = frames(phys, data_len);
         let exposure = Exposure::new(&frames)?;
+        let first_pfn = usize::try_from(frames.start)?;
         let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
             data_len >> PAGE_SHIFT
         } else {
@@ -370,7 +371,7 @@ impl<T: PagemapOperations> Pagemap<T> {
             // beyond the offset.
             data: unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) },
             len: data_len,
-            first_pfn: usize::try_from(frames.start)?,
+            first_pfn,
             nr_pages,
             exposure,
             memmap_on_media,
@@ -435,8 +436,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         let nr_pages = self.nr_pages.wrapping_sub(pgoff);
         let pfn = self.first_pfn.wrapping_add(pgoff);
 
-        // SAFETY: By the type invariant the data has that many whole pages from its start on, mapped and with
-        // `struct page`s, of which these are the last ones.
+        // SAFETY: By the type invariant the data has that many whole pages from its start on, with addresses and
+        // with `struct page`s, of which these are the last ones.
         unsafe {
             let addr = self.data.add(pgoff << PAGE_SHIFT);
             Some(Extent::new(addr, nr_pages, pfn, &self.exposure))

@@ -368,7 +368,7 @@ fn refuse_fault(
 
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
-        // libnvdimm would refuse it too, without a word.
+        // libnvdimm would refuse it too, and not say what to do.
         Err(err) if err == EIO => {
             report_unreadable(dev, name);
             return Err(EOPNOTSUPP);

@@ -68,14 +68,14 @@ impl Region {
     }
 
     /// Returns whether a flush of the region is no more than the barrier in it: what has left the CPU is durable,
-    /// because the platform sees to it (ADR), or because nobody knows better.
+    /// because the platform sees to it (ADR). Not if the platform does not tell.
     ///
     /// C source: `nvdimm_flush` in `drivers/nvdimm/region_devs.c`
     fn is_flushed_by_barrier(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
         let calls_provider = unsafe { bindings::nd_region_has_flush_function(self.as_raw()) };
 
-        !calls_provider && self.has_flush() != Some(true)
+        !calls_provider && self.has_flush() == Some(false)
     }
 
     /// Returns whether there are CPU caches between a store and the persistent memory.

@@ -283,6 +283,37 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
 }
 
 #[test]
+fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
+    let with_spare = |spare: u64| {
+        let blocks = 1000 + spare;
+        let map = 4096 + blocks * 4096;
+        let draft = Draft::sector(1, 1);
+        fault_of(
+            draft
+                .having(BLOCK_SIZE, 4096)
+                .having(SECTORS, 1000)
+                .having(BLOCKS, blocks)
+                .having(SPARE, spare)
+                .having(MAP, map)
+                .having(LOG, map + 4096),
+        )
+    };
+    assert_eq!(with_spare(1 << 14), None);
+    assert_eq!(with_spare((1 << 14) + 1), Some(Fault::Arena));
+}
+
+#[test]
+fn an_arena_that_is_alone_is_no_larger_than_others() {
+    let large = Place {
+        size: 1 << 40,
+        ..PLACE
+    };
+    let draft = |copy| Draft::sector(1, 1).having(COPY, copy).sealed();
+    assert_eq!(draft((512 << 30) - 4096).check(&large), Ok(()));
+    assert_eq!(draft(512 << 30).check(&large), Err(Fault::Arena));
+}
+
+#[test]
 fn an_arena_of_512_gib_may_have_another_one_after_it() {
     let draft = Draft::sector(1, 1).having(NEXT, 512 << 30);
     let with_room = |bytes| Place {
@@ -323,6 +354,8 @@ proptest! {
             prop_assert!(of(LOG) + of(SPARE) * 64 <= of(COPY));
             prop_assert!(of(COPY) + 4096 <= end);
             prop_assert!(of(SECTORS) + of(SPARE) <= of(BLOCKS));
+            prop_assert!(of(SPARE) <= 1 << 14);
+            prop_assert!(of(COPY) < 512 << 30);
         }
     }
 
