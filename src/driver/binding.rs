@@ -273,6 +273,7 @@ fn place(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Place {
         reserve: nvdimm::info_block_reserve(),
         page_size: PAGE_SIZE as u64,
         page_struct_size: PAGE_STRUCT_SIZE as u64,
+        sector_size: enabled.namespace().btt_sector_size(),
     }
 }
 
@@ -375,9 +376,14 @@ fn refuse_fault(
         }
         Err(err) => return Err(err),
     };
-    // libnvdimm overwrites what is not this namespace's, and would believe the rest.
+    // libnvdimm overwrites what is not this namespace's, or of another personality, and would believe the rest.
     if let Some(block) = InfoBlock::of(&bytes) {
-        if let Err(fault) = block.check(&place(enabled, range)) {
+        let believed = match block.personality() {
+            Personality::Sector => dev.kind() == Kind::Btt,
+            Personality::Fsdax => dev.kind() == Kind::Pfn,
+            Personality::Devdax => false,
+        };
+        if let (true, Err(fault)) = (believed, block.check(&place(enabled, range))) {
             if !fault.is_no_block_of_ours() {
                 report_fault(dev, name, block.personality(), fault);
                 return Err(EOPNOTSUPP);

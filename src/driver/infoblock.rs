@@ -57,6 +57,8 @@ pub enum Fault {
     Arena,
     /// The sectors are of a size that does not exist.
     SectorSize,
+    /// The sectors are of another size than those of the device.
+    OtherSectorSize,
     /// Nothing is wrong with it that could be told here, but libnvdimm does not take it.
     Refused,
 }
@@ -75,6 +77,7 @@ impl Fault {
             Self::Alignment => "the data are not aligned as it says",
             Self::Arena => "the parts of its arena cannot be where it says",
             Self::SectorSize => "its sectors are of a size that does not exist",
+            Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
             Self::Refused => "libnvdimm does not accept it",
         }
     }
@@ -102,6 +105,8 @@ pub struct Place {
     pub page_size: u64,
     /// The size of a `struct page` in bytes.
     pub page_struct_size: u64,
+    /// The size of the sectors that a btt device is to have, with their metadata, in bytes.
+    pub sector_size: Option<usize>,
 }
 
 /// An info block, good or bad.
@@ -190,6 +195,13 @@ impl<'a> InfoBlock<'a> {
 
         if !SECTOR_SIZES.contains(&sector_size) || block_size < sector_size {
             return Err(Fault::SectorSize);
+        }
+        // The btt driver would write sectors of its size into blocks of this one.
+        if place
+            .sector_size
+            .is_some_and(|size| size as u64 != sector_size)
+        {
+            return Err(Fault::OtherSectorSize);
         }
         let room = place.size.checked_sub(place.at).ok_or(Fault::Arena)?;
         let end = if next == 0 { room } else { next };

@@ -238,6 +238,20 @@ impl<'bound> Namespace<'bound> {
         unsafe { bindings::pmem_should_map_pages(self.dev.as_raw()) }
     }
 
+    /// Returns the size of the sectors that a btt device is to have, with their metadata, in bytes; [`None`]
+    /// if the device is no btt.
+    pub fn btt_sector_size(&self) -> Option<usize> {
+        if self.dev.kind() != Kind::Btt {
+            return None;
+        }
+
+        // SAFETY: The device is valid, and a btt. It is being bound, and its attribute can only be written
+        // to while it has no driver (`sector_size_store()` in `btt_devs.c`).
+        let size = unsafe { (*bindings::to_nd_btt(self.dev.as_raw())).lbasize };
+
+        Some(size)
+    }
+
     /// Makes the info block at the start of the namespace accessible to libnvdimm. May sleep.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ const PLACE: Place = Place {
     reserve: 8192,
     page_size: 4096,
     page_struct_size: 64,
+    sector_size: None,
 };
 
 const PARENT: usize = 32;
@@ -274,6 +275,14 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
     }
     let narrow = fault_of(draft().having(BLOCK_SIZE, 4095));
     assert_eq!(narrow, Some(Fault::SectorSize));
+    // A device that is to have other sectors would write beyond these.
+    for (size, fault) in [(512, Some(Fault::OtherSectorSize)), (4096, None)] {
+        let place = Place {
+            sector_size: Some(size),
+            ..PLACE
+        };
+        assert_eq!(draft().sealed().check(&place).err(), fault, "{size}");
+    }
     // The same block on a namespace that has become smaller.
     let smaller = Place {
         size: PLACE.size - 4096,
