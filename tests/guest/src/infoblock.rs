@@ -11,7 +11,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::ndctl::Mode;
 
@@ -155,17 +155,22 @@ pub struct InfoBlock {
 }
 
 impl InfoBlock {
-    /// Reads it from a disk that shows the whole namespace, of a mode. Where the label can say that it is a
-    /// btt, that has no block before its own.
+    /// Reads it from a disk that shows the whole namespace, of a mode. A btt has no page before its block where
+    /// the label can say that it is one.
     pub fn read(disk: &File, mode: Mode) -> Result<InfoBlock> {
-        let place = if mode == Mode::Sector { 0 } else { 4096 };
-        let mut bytes = [0; LEN];
-        disk.read_exact_at(&mut bytes, place)?;
-        ensure!(
-            bytes[..16] != [0; 16],
-            "there is no info block at {place:#x}"
-        );
-        Ok(InfoBlock { bytes, place })
+        let places: &[u64] = if mode == Mode::Sector {
+            &[0, 4096]
+        } else {
+            &[4096]
+        };
+        for &place in places {
+            let mut bytes = [0; LEN];
+            disk.read_exact_at(&mut bytes, place)?;
+            if bytes[..16] != [0; 16] {
+                return Ok(InfoBlock { bytes, place });
+            }
+        }
+        bail!("there is no info block at {places:?}")
     }
 
     /// Writes it back.

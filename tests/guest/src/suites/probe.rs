@@ -250,7 +250,7 @@ impl Patient {
     }
 
     /// Puts a block in place that is good, and returns the device that is bound to it.
-    fn bind_with(&self, lab: &Lab, block: &InfoBlock) -> Result<Device> {
+    pub fn bind_with(&self, lab: &Lab, block: &InfoBlock) -> Result<Device> {
         let result = self.probe_with(lab, block)?;
         // The namespace itself is left for the device that was made for it.
         errno::expect("binding the namespace", result, &[Errno::ENXIO])?;

@@ -317,6 +317,45 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     expect_same("after all", &found, &Buffer::stamped(8 << 10, 8))
 }
 
+/// The btt driver learns from the event what has become bad, and that its region has become read-only. What it
+/// writes to is healed.
+pub fn sector_mode(lab: &mut Lab) -> Result<()> {
+    let injector = Injector::new()?;
+    let patient = Patient::new(lab, Mode::Sector)?;
+    let btt = patient.bind_with(lab, &patient.good)?;
+    let disk = Disk::named(btt.disk_name()?);
+    let region = lab.region(0)?;
+
+    for read_only in ["1", "0"] {
+        region.set("read_only", read_only)?;
+        disk.expect("ro", read_only)?;
+    }
+
+    let file = disk.open(Access::Direct)?;
+    // Its sectors are as large as pages, and it takes none that is in pieces.
+    let right = Buffer::of_pages(64 << 10, 11);
+    let at = 1 << 20;
+    file.write_all_at(&right, at)?;
+    // The arena is behind the first page of a namespace without label. All of its data, as any block can be
+    // anywhere.
+    let arena = patient.namespace.resource()? + 4096;
+    let (data, map) = (
+        patient.good.get(Field::ArenaData),
+        patient.good.get(Field::ArenaMap),
+    );
+    injector.inject(arena + data, map - data)?;
+    let mut found = Buffer::of_pages(right.len(), 0);
+    let result = file.read_at(&mut found, at);
+    errno::expect("reading what is bad", result, &[Errno::EIO])?;
+
+    let right = Buffer::of_pages(64 << 10, 12);
+    file.write_all_at(&right, at)?;
+    file.read_exact_at(&mut found, at)?;
+    expect_same("what was written since", &found, &right)?;
+    ensure!(!injector.clears()?.is_empty(), "nothing was healed");
+    Ok(())
+}
+
 /// Errors can be cleared by a command to the bus, too. The disk, which is not asked, goes on refusing what it
 /// knows to be bad until it comes anew or is written to.
 pub fn cleared_by_command(lab: &mut Lab) -> Result<()> {

@@ -38,6 +38,7 @@ pub const SUITE: Suite = Suite {
         Test::new("clear_is_refused", blocks::clear_is_refused),
         Test::new("clear_is_incomplete", blocks::clear_is_incomplete),
         Test::new("cleared_by_command", blocks::cleared_by_command),
+        Test::new("sector_mode", blocks::sector_mode),
         Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)).within(120),
         Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)).within(120),
         Test::new("zeroing_in_place", files::zeroing_in_place).within(120),
