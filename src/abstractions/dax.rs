@@ -12,12 +12,13 @@
 //! C header: [`include/linux/dax.h`](srctree/include/linux/dax.h)
 
 use super::{
+    atomic::read_once,
     bindings,
     gendisk::{
         self,
         GenDisk, //
     },
-    memremap::Exposure,
+    memremap::Pages,
     uio::IterSource, //
 };
 use core::{
@@ -101,34 +102,25 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 ///
 /// # Invariants
 ///
-/// For all of `'g`, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have failed, and
-/// have `struct page`s, from page frame `pfn` on, whose exposure is recorded in `exposure`.
+/// The `nr_pages` pages from `pgoff` on are pages of `pages`, which is borrowed for as long as the lock is held.
 pub struct Extent<'g> {
-    addr: NonNull<u8>,
+    pages: &'g Pages,
+    pgoff: usize,
     nr_pages: usize,
-    pfn: usize,
-    exposure: &'g Exposure,
 }
 
 impl<'g> Extent<'g> {
-    /// Makes an extent.
-    ///
-    /// # Safety
-    ///
-    /// See the type invariants.
-    pub(super) unsafe fn new(
-        addr: NonNull<u8>,
-        nr_pages: usize,
-        pfn: usize,
-        exposure: &'g Exposure,
-    ) -> Self {
-        // INVARIANT: By the safety requirements.
-        Self {
-            addr,
+    /// Returns all pages from `pgoff` on, or [`None`] if there are none.
+    #[inline]
+    pub(super) fn new(_locked: ReadLocked<'g>, pages: &'g Pages, pgoff: usize) -> Option<Self> {
+        let nr_pages = pages.nr_from(pgoff)?;
+
+        // INVARIANT: As there are so many, and by the lifetime.
+        Some(Self {
+            pages,
+            pgoff,
             nr_pages,
-            pfn,
-            exposure,
-        }
+        })
     }
 
     /// Returns the first `nr_pages` pages, or all if there are fewer.
@@ -140,13 +132,16 @@ impl<'g> Extent<'g> {
         }
     }
 
-    /// Returns the first page frame number of at most `nr_pages` pages, which are exposed from here
-    /// on: page tables, page caches and pins may refer to them after the guard is gone.
+    /// Records that of the first `nr_pages` pages, or all if there are fewer, page frame numbers are given away: page
+    /// tables, page caches and pins may refer to them after the guard is gone. Who asks for no page is told the
+    /// first one all the same.
     #[inline]
-    fn expose(&self, nr_pages: usize) -> usize {
-        // Who asks for no page is told the first one all the same.
-        self.exposure.add(self.pfn, nr_pages.min(self.nr_pages));
-        self.pfn
+    fn expose(&self, nr_pages: usize) {
+        let pfn = self.pages.pfn(self.pgoff);
+
+        if !self.pages.exposure.has(pfn, nr_pages) {
+            self.pages.exposure.add(pfn, nr_pages.min(self.nr_pages));
+        }
     }
 
     /// Returns the number of pages.
@@ -201,12 +196,19 @@ impl Gate {
         smp_mb(Full);
     }
 
-    /// Looks whether somebody may pass. What he exposes must have been recorded.
+    /// Looks whether somebody may pass who reads or writes.
     #[inline]
-    fn admits(&self, frames: bool) -> bool {
-        let step = self.0.load(Relaxed);
+    fn admits_access(&self) -> bool {
+        read_once(&self.0) != Self::CLOSED
+    }
 
-        step == Self::OPEN || (step == Self::NO_FRAMES && !frames)
+    /// Looks whether somebody may pass who asks for page frame numbers. What he exposes must have been recorded.
+    ///
+    /// A full barrier: whoever does not see the record after he has closed the gate is seen here.
+    #[inline]
+    fn admits_mapping(&self) -> bool {
+        smp_mb(Full);
+        read_once(&self.0) == Self::OPEN
     }
 }
 
@@ -241,11 +243,11 @@ impl Gate {
 ///     uio::IterSource, //
 /// };
 ///
-/// struct Memory<T: PagemapOperations>(Pagemap<T>, Gate);
+/// struct Memory<T: PagemapOperations>(Pagemap<T>);
 ///
 /// impl<T: PagemapOperations> dax::Operations for Memory<T> {
-///     fn gate(&self) -> &Gate {
-///         &self.1
+///     fn gate(&self) -> Option<&Gate> {
+///         Some(self.0.gate())
 ///     }
 ///
 ///     fn direct_access<'g>(
@@ -255,7 +257,7 @@ impl Gate {
 ///         _nr_pages: usize,
 ///         _mode: AccessMode,
 ///     ) -> Result<Extent<'g>> {
-///         self.0.extent(locked, pgoff).ok_or(ERANGE)
+///         self.0.extent(locked, pgoff).ok_or(ENXIO)
 ///     }
 ///
 ///     fn zero_page_range(
@@ -295,8 +297,8 @@ impl Gate {
 /// }
 /// ```
 pub trait Operations: Send + Sync + 'static {
-    /// Returns the gate that all translations pass.
-    fn gate(&self) -> &Gate;
+    /// Returns the gate of the memory, if it has pages.
+    fn gate(&self) -> Option<&Gate>;
 
     /// Translates `nr_pages` pages from `pgoff` on.
     ///
@@ -306,7 +308,7 @@ pub trait Operations: Send + Sync + 'static {
     /// # Errors
     ///
     /// - [`EHWPOISON`] if there is bad memory among them and `mode` is [`AccessMode::Normal`].
-    /// - [`ERANGE`] if `pgoff` is not within the device, [`ENXIO`] if the device has no pages at all.
+    /// - [`ENXIO`] if the device has no such page.
     ///
     /// [`EHWPOISON`]: kernel::error::Error
     fn direct_access<'g>(
@@ -529,33 +531,30 @@ impl<T: Operations> Registration<T> {
             bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
             _ => AccessMode::Normal,
         };
-        let Ok(nr_pages) = usize::try_from(nr_pages) else {
-            return EINVAL.to_errno() as c_long;
-        };
+        // `dax_direct_access` refuses a negative number.
+        let nr_pages = nr_pages as usize;
 
         let extent = match data.direct_access(locked, pgoff, nr_pages, mode) {
             Ok(extent) => extent,
             Err(err) => return err.to_errno() as c_long,
         };
-        // Only those ask for a page frame who are going to map it, or to keep it.
-        let frames = !pfn.is_null();
-        let first = if frames { extent.expose(nr_pages) } else { 0 };
-        if frames {
-            // Whoever does not see the exposure after he has closed the gate is seen here.
-            smp_mb(Full);
-        }
-        if !data.gate().admits(frames) {
-            return ENXIO.to_errno() as c_long;
-        }
-
         // SAFETY: By the safety requirements. What becomes of the results after the lock is released
         // is what revocation is for (`docs/lifetimes.md`).
         unsafe {
-            if !kaddr.is_null() {
-                *kaddr = extent.addr.as_ptr().cast();
+            // Only those ask for a page frame who are going to map it, or to keep it.
+            if pfn.is_null() {
+                if !extent.pages.gate.admits_access() {
+                    return ENXIO.to_errno() as c_long;
+                }
+            } else {
+                extent.expose(nr_pages);
+                if !extent.pages.gate.admits_mapping() {
+                    return ENXIO.to_errno() as c_long;
+                }
+                *pfn = extent.pages.pfn(extent.pgoff);
             }
-            if frames {
-                *pfn = first;
+            if !kaddr.is_null() {
+                *kaddr = extent.pages.addr(extent.pgoff).cast();
             }
         }
 
@@ -579,7 +578,7 @@ impl<T: Operations> Registration<T> {
             return ENXIO.to_errno();
         };
 
-        if !data.gate().admits(false) {
+        if !data.gate().is_some_and(Gate::admits_access) {
             return ENXIO.to_errno();
         }
 
@@ -650,6 +649,7 @@ impl Drop for Host {
 #[kunit_tests(pmem_rs_dax)]
 mod tests {
     use super::*;
+    use crate::abstractions::memremap::Exposure;
     use core::ptr::null_mut;
     use kernel::{
         sync::{
@@ -672,18 +672,18 @@ mod tests {
     };
 
     /// Eight pages of ordinary memory, from which nothing is read, and the page frame number 1234.
-    struct Memory(KVec<u8>, Exposure, Gate);
+    struct Memory(Pages, #[expect(dead_code)] KVec<u8>);
 
     const PAGE_SIZE: usize = kernel::page::PAGE_SIZE;
 
     impl Operations for Memory {
-        fn gate(&self) -> &Gate {
-            &self.2
+        fn gate(&self) -> Option<&Gate> {
+            Some(&self.0.gate)
         }
 
         fn direct_access<'g>(
             &'g self,
-            _locked: ReadLocked<'g>,
+            locked: ReadLocked<'g>,
             pgoff: usize,
             _nr_pages: usize,
             mode: AccessMode,
@@ -691,14 +691,7 @@ mod tests {
             if mode == AccessMode::RecoveryWrite {
                 return Err(EHWPOISON);
             }
-            let rest = self
-                .0
-                .get(pgoff * PAGE_SIZE..)
-                .filter(|rest| !rest.is_empty());
-            let rest = rest.ok_or(ERANGE)?;
-            let nr_pages = rest.len() / PAGE_SIZE;
-            // SAFETY: The vector has the bytes for as long as it is borrowed. Nobody uses the number.
-            Ok(unsafe { Extent::new(NonNull::from(rest).cast(), nr_pages, 1234 + pgoff, &self.1) })
+            Extent::new(locked, &self.0, pgoff).ok_or(ENXIO)
         }
 
         fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -721,14 +714,17 @@ mod tests {
         }
     }
 
-    fn device() -> Result<Registration<Memory>> {
-        let memory = Memory(
-            KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?,
-            Exposure::new(&(1234..1242))?,
-            Gate::new(),
-        );
+    fn memory() -> Result<Arc<Memory>> {
+        let mut bytes = KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?;
+        let addr = NonNull::new(bytes.as_mut_ptr()).ok_or(EINVAL)?;
+        // SAFETY: The vector, which stays as long, has the bytes. Nobody uses the number.
+        let pages = unsafe { Pages::new(addr, 1234, 8, Exposure::new(&(1234..1242))?) };
 
-        Registration::new(Arc::new(memory, GFP_KERNEL)?, PROPERTIES)
+        Ok(Arc::new(Memory(pages, bytes), GFP_KERNEL)?)
+    }
+
+    fn device() -> Result<Registration<Memory>> {
+        Registration::new(memory()?, PROPERTIES)
     }
 
     /// `dax_direct_access()` under `dax_read_lock()`, as a file system calls it.
@@ -760,7 +756,7 @@ mod tests {
 
         assert!(access(&handle, 0, normal) == (4, 1234));
         assert!(access(&handle, 6, normal) == (2, 1240));
-        assert_eq!(access(&handle, 9, normal).0, ERANGE.to_errno() as c_long);
+        assert_eq!(access(&handle, 9, normal).0, ENXIO.to_errno() as c_long);
         let recovery = bindings::dax_access_mode_DAX_RECOVERY_WRITE;
         assert_eq!(
             access(&handle, 0, recovery).0,
@@ -771,12 +767,7 @@ mod tests {
 
     #[test]
     fn a_gate_that_closes_refuses_frames_first() -> Result {
-        let memory = Memory(
-            KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?,
-            Exposure::new(&(1234..1242))?,
-            Gate::new(),
-        );
-        let data = Arc::new(memory, GFP_KERNEL)?;
+        let data = memory()?;
         let device = Registration::new(data.clone(), PROPERTIES)?;
         let normal = bindings::dax_access_mode_DAX_ACCESS;
         let enxio = ENXIO.to_errno() as c_long;
@@ -801,10 +792,10 @@ mod tests {
 
         assert_eq!(access(&handle, 0, normal).0, 4);
         assert_eq!(address(), 1);
-        data.2.close_to_mappings();
+        data.0.gate.close_to_mappings();
         assert_eq!(access(&handle, 0, normal).0, enxio);
         assert_eq!(address(), 1);
-        data.2.close();
+        data.0.gate.close();
         assert_eq!(access(&handle, 0, normal).0, enxio);
         assert_eq!(address(), enxio);
         Ok(())

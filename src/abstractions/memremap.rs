@@ -24,6 +24,7 @@ use super::{
     bindings,
     dax::{
         Extent,
+        Gate,
         ReadLocked, //
     },
     ioport::MemRegion,
@@ -60,6 +61,7 @@ mod plain;
 mod usage;
 
 pub use exposure::Exposure;
+pub(super) use exposure::Pages;
 pub use plain::Memremap;
 use usage::Use;
 pub use usage::{
@@ -265,16 +267,13 @@ pub trait PagemapOperations: Send + Sync + 'static {
 /// # Invariants
 ///
 /// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
-/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. `nr_pages` are those that it
-/// has whole, if it starts at one, which is page frame `first_pfn`. All of its pages
-/// that anybody but `self` was told of are in `exposure`, and those that were taken out of the mapping
-/// because they have failed are in `inner.failed`.
+/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. `pages` are those that it
+/// has whole, if it starts at one. All of its pages that anybody but `self` was told of are in `pages.exposure`,
+/// and those that were taken out of the mapping because they have failed are in `inner.failed`.
 pub struct Pagemap<T: PagemapOperations> {
     data: NonNull<u8>,
     len: usize,
-    first_pfn: usize,
-    nr_pages: usize,
-    exposure: Exposure,
+    pages: Pages,
     memmap_on_media: bool,
     inner: Pin<KBox<Inner<T>>>,
     // Goes last.
@@ -364,16 +363,17 @@ impl<T: PagemapOperations> Pagemap<T> {
         // reserved, so it is neither RAM nor in another pgmap.
         let addr = from_err_ptr(unsafe { bindings::memremap_pages(raw, node.0) })?;
 
+        // SAFETY: An address in the linear mapping is not null, and the range is mapped there
+        // beyond the offset.
+        let data = unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) };
+
         // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the data is
         // what follows the offset.
         Ok(Self {
-            // SAFETY: An address in the linear mapping is not null, and the range is mapped there
-            // beyond the offset.
-            data: unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) },
+            data,
             len: data_len,
-            first_pfn,
-            nr_pages,
-            exposure,
+            // SAFETY: As below; this is dropped with the mapping.
+            pages: unsafe { Pages::new(data, first_pfn, nr_pages, exposure) },
             memmap_on_media,
             inner,
             reservation,
@@ -428,20 +428,13 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Returns all whole pages from page `pgoff` of the data on, for the DAX core, or [`None`] if there are none,
     /// or the data does not start at a page.
     #[inline]
-    pub fn extent<'g>(&'g self, _locked: ReadLocked<'g>, pgoff: usize) -> Option<Extent<'g>> {
-        if pgoff >= self.nr_pages {
-            return None;
-        }
-        // Neither wraps around, as the page is one of the data.
-        let nr_pages = self.nr_pages.wrapping_sub(pgoff);
-        let pfn = self.first_pfn.wrapping_add(pgoff);
+    pub fn extent<'g>(&'g self, locked: ReadLocked<'g>, pgoff: usize) -> Option<Extent<'g>> {
+        Extent::new(locked, &self.pages, pgoff)
+    }
 
-        // SAFETY: By the type invariant the data has that many whole pages from its start on, with addresses and
-        // with `struct page`s, of which these are the last ones.
-        unsafe {
-            let addr = self.data.add(pgoff << PAGE_SHIFT);
-            Some(Extent::new(addr, nr_pages, pfn, &self.exposure))
-        }
+    /// Returns what says who may still ask for pages of the data.
+    pub fn gate(&self) -> &Gate {
+        &self.pages.gate
     }
 
     /// Returns the page frames of the data.
@@ -456,12 +449,15 @@ impl<T: PagemapOperations> Pagemap<T> {
 
     /// Returns whether any page was ever exposed.
     pub fn is_exposed(&self) -> bool {
-        self.exposure.next(self.frames().start as usize).is_some()
+        self.pages
+            .exposure
+            .next(self.frames().start as usize)
+            .is_some()
     }
 
     /// Returns how many bytes have ever been exposed, in whole chunks of 2 MiB.
     pub fn exposed_bytes(&self) -> u64 {
-        self.exposure.bytes()
+        self.pages.exposure.bytes()
     }
 
     /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
@@ -472,7 +468,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         let mut next = from.max(frames.start);
 
         loop {
-            let pfn = self.exposure.next(usize::try_from(next).ok()?)? as u64;
+            let pfn = self.pages.exposure.next(usize::try_from(next).ok()?)? as u64;
             if pfn >= frames.end {
                 return None;
             }
@@ -510,6 +506,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         let mut next = frames.start as usize;
 
         while let Some(pfn) = self
+            .pages
             .exposure
             .next(next)
             .filter(|pfn| frames.contains(&(*pfn as u64)))
@@ -926,7 +923,7 @@ mod tests {
         unsafe { (*page)._refcount.counter = 1 };
         // As long as it was not exposed, it cannot have been.
         assert!(pages.first_used(0).is_none());
-        pages.exposure.add(pfn as usize, 1);
+        pages.pages.exposure.add(pfn as usize, 1);
         assert!(pages
             .first_used(0)
             .is_some_and(|page| page.is_referenced() && page.frames() == (pfn..pfn + 1)));

@@ -18,6 +18,7 @@
 
 mod bindings;
 
+pub mod atomic;
 pub mod badblocks;
 pub mod bio;
 pub mod completion;

@@ -16,13 +16,16 @@ use crate::abstractions::{
     uio::IterSource, //
 };
 use kernel::{
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 
 impl dax::Operations for Pmem {
-    fn gate(&self) -> &dax::Gate {
-        &self.gate
+    fn gate(&self) -> Option<&dax::Gate> {
+        self.range.gate()
     }
 
     #[inline(always)]
@@ -34,14 +37,16 @@ impl dax::Operations for Pmem {
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
         let pages = self.range.pages().ok_or(ENXIO)?;
-        let rest = pages.extent(locked, pgoff).ok_or(ERANGE)?;
+        let rest = pages.extent(locked, pgoff).ok_or(ENXIO)?;
         if self.is_sound() {
             return Ok(rest);
         }
 
         // Only what was asked for is looked at.
-        let nr_pages = nr_pages.min(rest.nr_pages());
-        Ok(rest.truncate(self.pages_up_to_bad(pgoff, nr_pages, mode)?))
+        let good = self
+            .pages_up_to_bad(pgoff, nr_pages, mode)
+            .ok_or(EHWPOISON)?;
+        Ok(rest.truncate(good))
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -81,24 +86,22 @@ impl dax::Operations for Pmem {
 }
 
 impl Pmem {
-    /// Returns how many of the `nr_pages` pages from `pgoff` on, of which at least one is looked at, can be used
-    /// together: all of them, or in recovery those up to the first bad one.
-    ///
-    /// # Errors
-    ///
-    /// [`EHWPOISON`] if a page is bad and this is no recovery, [`ERANGE`] if there are no such pages.
+    /// Returns how many of the `nr_pages` pages from `pgoff` on, as far as there are any, can be used together: all of
+    /// them, or in recovery those up to the first bad one. [`None`] if there is a bad one otherwise. At least one is
+    /// looked at.
     #[cold]
-    fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Result<usize> {
-        let asked =
-            Span::of_pages(pgoff, nr_pages.max(1), PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
-        let span = match (self.bad(asked), mode) {
+    fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Option<usize> {
+        let Some(rest) = Span::from_page(pgoff, PAGE_SHIFT, self.range.size()) else {
+            return Some(0);
+        };
+        let len = nr_pages.max(1).saturating_mul(PAGE_SIZE);
+        let asked = rest.part(0, len.min(rest.len))?;
+        let good = match (self.bad(asked), mode) {
             (None, _) => asked,
-            (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
-            (Some(bad), AccessMode::RecoveryWrite) => {
-                asked.up_to_bad(bad, PAGE_SHIFT).ok_or(ERANGE)?
-            }
+            (Some(_), AccessMode::Normal) => return None,
+            (Some(bad), AccessMode::RecoveryWrite) => asked.up_to_bad(bad, PAGE_SHIFT)?,
         };
 
-        Ok(span.len >> PAGE_SHIFT)
+        Some(good.len >> PAGE_SHIFT)
     }
 }

@@ -48,8 +48,6 @@ pub struct Pmem {
     pub flusher: Arc<Flusher>,
     /// The smallest unit of block I/O in bytes, a power of two.
     pub block_size: u32,
-    /// What the DAX device admits.
-    pub gate: dax::Gate,
     /// The DAX device, once there is one.
     pub dax: SetOnce<Arc<dax::Handle>>,
 }
@@ -67,7 +65,6 @@ impl Pmem {
             badblocks,
             flusher,
             block_size,
-            gate: dax::Gate::new(),
             dax: SetOnce::new(),
         })
     }

@@ -11,7 +11,10 @@ use super::geometry::{
 };
 use crate::abstractions::{
     badblocks::Badblocks,
-    dax,
+    dax::{
+        self,
+        Gate, //
+    },
     ioport::MemRegion,
     memremap::{
         Memremap,
@@ -136,6 +139,11 @@ impl PmemRange {
             Self::Pages(pages) => Some(pages),
             Self::Plain(_) => None,
         }
+    }
+
+    /// Returns what says who may still ask for pages, if there are any.
+    pub fn gate(&self) -> Option<&Gate> {
+        Some(self.pages()?.gate())
     }
 
     /// Returns whether the memory has `struct page`s, so that DAX is possible.

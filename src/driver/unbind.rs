@@ -453,7 +453,9 @@ impl Unbind {
 
         // From here on no page can be pinned that was not mapped before; so the files that are found now
         // are all that the eviction of inodes could wait for.
-        pmem.gate.close_to_mappings();
+        if let Some(gate) = range.gate() {
+            gate.close_to_mappings();
+        }
         let mut files = Stack::new();
         while range.is_exposed() && !self.find_files(&range, &mut files) {
             sleep(RETRY);
@@ -467,7 +469,9 @@ impl Unbind {
         };
         drop(disk);
 
-        pmem.gate.close();
+        if let Some(gate) = range.gate() {
+            gate.close();
+        }
         drop(pmem);
         self.stage.store(STAGE_FILES, Relaxed);
         self.end_translations(dax);

@@ -6,8 +6,15 @@
 //! else.
 
 use super::bindings;
-use crate::abstractions::list::Array;
-use core::ops::Range;
+use crate::abstractions::{
+    atomic::read_once,
+    dax::Gate,
+    list::Array, //
+};
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
@@ -31,6 +38,7 @@ use kernel::{
 /// let exposure = Exposure::new(&(0x10_0000..0x20_0000))?;
 ///
 /// exposure.add(0x12_3456, 2);
+/// assert!(exposure.has(0x12_3457, 1));
 /// # Ok::<(), Error>(())
 /// ```
 pub struct Exposure {
@@ -65,25 +73,27 @@ impl Exposure {
         Some((word, 1 << (bit % Self::BITS)))
     }
 
-    /// Adds the `nr_pages` page frames from `pfn` on; at least one.
+    /// Returns whether the `nr_pages` page frames from `pfn` on were added before. It says no if they are in
+    /// more than one chunk, or none.
     #[inline]
-    pub fn add(&self, pfn: usize, nr_pages: usize) {
-        let first = pfn >> Self::SHIFT;
-        let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
+    pub fn has(&self, pfn: usize, nr_pages: usize) -> bool {
+        const MASK: usize = (1 << Exposure::SHIFT) - 1;
+        let behind_first = !pfn & MASK;
 
-        // No order is needed, here or below: a barrier follows before the gate of the device is looked at.
-        let is_marked = self
-            .place(first)
-            .is_some_and(|(word, mask)| word.load(Relaxed) & mask != 0);
-        if !is_marked || first != last {
-            self.mark(first, last);
-        }
+        nr_pages.wrapping_sub(1) <= behind_first
+            && self
+                .place(pfn >> Self::SHIFT)
+                .is_some_and(|(word, mask)| read_once(word) & mask != 0)
     }
 
-    /// Marks the chunks from `first` to `last`.
+    /// Adds the `nr_pages` page frames from `pfn` on; at least one.
+    ///
+    /// No order is kept, neither here nor by [`has`](Self::has): a barrier follows before the gate of the device is
+    /// looked at.
     #[cold]
-    fn mark(&self, first: usize, last: usize) {
-        let mut chunk = first;
+    pub fn add(&self, pfn: usize, nr_pages: usize) {
+        let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
+        let mut chunk = pfn >> Self::SHIFT;
 
         while let Some((word, mask)) = self.place(chunk) {
             let mut old = word.load(Relaxed);
@@ -133,6 +143,74 @@ impl Exposure {
     }
 }
 
+/// Pages that translations give away, with the record of it, and the gate that all of those pass.
+///
+/// # Invariants
+///
+/// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have
+/// failed, and have `struct page`s, from page frame `first_pfn` on. The last address, and the last page frame, are
+/// numbers.
+pub(in crate::abstractions) struct Pages {
+    addr: NonNull<u8>,
+    first_pfn: usize,
+    nr_pages: usize,
+    pub(in crate::abstractions) exposure: Exposure,
+    pub(in crate::abstractions) gate: Gate,
+}
+
+impl Pages {
+    /// Puts together what is known of some pages.
+    ///
+    /// # Safety
+    ///
+    /// See the type invariants.
+    pub(in crate::abstractions) unsafe fn new(
+        addr: NonNull<u8>,
+        first_pfn: usize,
+        nr_pages: usize,
+        exposure: Exposure,
+    ) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            addr,
+            first_pfn,
+            nr_pages,
+            exposure,
+            gate: Gate::new(),
+        }
+    }
+
+    /// Returns how many pages there are from one on, or [`None`] if there are none.
+    #[inline]
+    pub(in crate::abstractions) fn nr_from(&self, pgoff: usize) -> Option<usize> {
+        if pgoff >= self.nr_pages {
+            return None;
+        }
+        // Does not wrap around, as has just been seen.
+        Some(self.nr_pages.wrapping_sub(pgoff))
+    }
+
+    /// Returns the page frame number of a page.
+    #[inline]
+    pub(in crate::abstractions) fn pfn(&self, pgoff: usize) -> usize {
+        // Does not wrap around for a page that there is.
+        self.first_pfn.wrapping_add(pgoff)
+    }
+
+    /// Returns the address of a page.
+    #[inline]
+    pub(in crate::abstractions) fn addr(&self, pgoff: usize) -> *mut u8 {
+        // Points into the mapping for a page that there is.
+        self.addr.as_ptr().wrapping_add(pgoff << PAGE_SHIFT)
+    }
+}
+
+// SAFETY: Nothing here refers to a thread, and what is there is not accessed by this.
+unsafe impl Send for Pages {}
+
+// SAFETY: As above; the record is `Sync`.
+unsafe impl Sync for Pages {}
+
 #[kunit_tests(pmem_rs_exposure)]
 mod tests {
     use super::*;
@@ -144,8 +222,14 @@ mod tests {
         let start = 1000 * CHUNK as usize;
 
         assert_eq!(exposure.next(start), None);
-        exposure.add(start + 70 * CHUNK as usize + 3, 1);
-        exposure.add(start + 70 * CHUNK as usize + 3, 1);
+        let page = start + 70 * CHUNK as usize + 3;
+        assert!(!exposure.has(page, 1));
+        exposure.add(page, 1);
+        exposure.add(page, 1);
+        assert!(exposure.has(page, 1) && exposure.has(page, CHUNK as usize - 3));
+        // Pages of the next chunk, or of one before the first.
+        assert!(!exposure.has(page, CHUNK as usize - 2) && !exposure.has(page, usize::MAX));
+        assert!(!exposure.has(start - CHUNK as usize, 1));
         assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
         assert_eq!(
             exposure.next(start + 70 * CHUNK as usize + 9),
