@@ -15,6 +15,7 @@
 #include <linux/memremap.h>
 #include <linux/nd.h>
 #include "btt.h"
+#include "dax-private.h"
 #include "nd.h"
 #include "pfn.h"
 

@@ -31,6 +31,7 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
+    new_mutex,
     page::PAGE_MASK,
     prelude::*,
     sync::{
@@ -45,6 +46,7 @@ use kernel::{
         },
         Arc,
         ArcBorrow,
+        Mutex,
         UniqueArc, //
     },
     types::{
@@ -347,9 +349,16 @@ pub struct Properties {
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct dax_device`, one of whose references is ours; it is dead before the
+/// `dev` is a valid `struct dax_device`, one of whose references is ours; it is dead before the
 /// last [`Arc`] of this goes.
-pub struct Handle(NonNull<bindings::dax_device>);
+#[pin_data(PinnedDrop)]
+pub struct Handle {
+    dev: NonNull<bindings::dax_device>,
+    /// Held while the holder is told of a failure: the DAX core does not keep him from being released
+    /// meanwhile.
+    #[pin]
+    holder: Mutex<()>,
+}
 
 // SAFETY: References to a DAX device may be put from any thread.
 unsafe impl Send for Handle {}
@@ -361,34 +370,37 @@ impl Handle {
     /// Returns whether the DAX core flushes the CPU caches on behalf of the device.
     pub fn write_cache(&self) -> bool {
         // SAFETY: By the type invariant the device is valid.
-        unsafe { bindings::dax_write_cache_enabled(self.0.as_ptr()) }
+        unsafe { bindings::dax_write_cache_enabled(self.dev.as_ptr()) }
     }
 
     /// Tells the DAX core whether to flush the CPU caches on behalf of the device.
     pub fn set_write_cache(&self, enabled: bool) {
         // SAFETY: By the type invariant the device is valid; the flag is set atomically.
-        unsafe { bindings::dax_write_cache(self.0.as_ptr(), enabled) };
+        unsafe { bindings::dax_write_cache(self.dev.as_ptr(), enabled) };
     }
 
     /// Tells the holder of the device, a file system or a mapped device, that `len` bytes from
-    /// `offset` on have failed. May sleep.
+    /// `offset` on have failed. May sleep, takes locks of the holder.
     ///
     /// # Errors
     ///
     /// [`EOPNOTSUPP`] if there is no holder or it does not handle failures, [`ENXIO`] if the device
     /// is dead, and what the holder returns.
     pub fn notify_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+        let _guard = self.holder.lock();
+
         // SAFETY: By the type invariant the device is valid; it may be dead.
         to_result(unsafe {
-            bindings::dax_holder_notify_failure(self.0.as_ptr(), offset, len, flags)
+            bindings::dax_holder_notify_failure(self.dev.as_ptr(), offset, len, flags)
         })
     }
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
+#[pinned_drop]
+impl PinnedDrop for Handle {
+    fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant the reference is ours to put.
-        unsafe { bindings::put_dax(self.0.as_ptr()) };
+        unsafe { bindings::put_dax(self.dev.as_ptr()) };
     }
 }
 
@@ -456,9 +468,18 @@ impl<T: Operations> Registration<T> {
 
         // INVARIANT: The device was made with `data`, and one reference came with it. It is dead
         // before the last `Arc` goes, since `self` has one until it has killed it.
+        let handle = slot.pin_init_with(pin_init!(Handle {
+            dev,
+            holder <- new_mutex!((), "pmem_rs::dax_holder"),
+        }));
+        let handle = match handle {
+            Ok(handle) => handle.into(),
+            Err(never) => match never {},
+        };
+
         Ok(Self {
             host: None,
-            handle: slot.write(Handle(dev)).into(),
+            handle,
             data,
             _data: PhantomData,
         })
@@ -474,7 +495,7 @@ impl<T: Operations> Registration<T> {
         let device = disk.device();
 
         // SAFETY: Both are valid. The entry is removed before either reference is put.
-        to_result(unsafe { bindings::dax_add_host(self.handle.0.as_ptr(), disk.as_raw()) })?;
+        to_result(unsafe { bindings::dax_add_host(self.handle.dev.as_ptr(), disk.as_raw()) })?;
 
         // INVARIANT: `dax_add_host` has succeeded.
         self.host = Some(Host {
@@ -483,6 +504,27 @@ impl<T: Operations> Registration<T> {
             _device: device,
         });
         Ok(())
+    }
+
+    /// Takes the device from its holder, so that he is not told when it dies; and nobody finds it any more.
+    /// May sleep, and waits for a holder who is being told of a failure.
+    ///
+    /// For a device whose disk was removed, by which the file systems on it have been shut down. What
+    /// `kill_dax` has to say finds those that are being unmounted in pieces (`docs/kernel-bugs.md`).
+    pub fn release_holder(&mut self) {
+        self.host = None;
+
+        let dev = self.handle.dev.as_ptr();
+        let _guard = self.handle.holder.lock();
+        // SAFETY: By the type invariant the device is valid. `fs_put_dax` compares the holder, so it does
+        // not matter if he lets go of it himself now or later. It puts a reference, which is not his but
+        // the one that is taken here.
+        unsafe {
+            let holder = bindings::dax_holder(dev);
+            if !holder.is_null() && !bindings::igrab(bindings::dax_inode(dev)).is_null() {
+                bindings::fs_put_dax(dev, holder);
+            }
+        }
     }
 
     /// Returns a reference to the device that may outlive its death.
@@ -621,7 +663,7 @@ impl<T: Operations> Drop for Registration<T> {
         self.host = None;
 
         // SAFETY: By the type invariant the device is alive, and ours to kill.
-        unsafe { bindings::kill_dax(self.handle.0.as_ptr()) };
+        unsafe { bindings::kill_dax(self.handle.dev.as_ptr()) };
 
         // SAFETY: By the type invariant the pointer comes from `into_foreign`. The device is dead
         // and nobody is inside of its operations, so nobody uses the data any more.
@@ -735,7 +777,7 @@ mod tests {
         let pages = unsafe {
             let id = bindings::dax_read_lock();
             let pages = bindings::dax_direct_access(
-                handle.0.as_ptr(),
+                handle.dev.as_ptr(),
                 pgoff,
                 4,
                 mode,
@@ -778,7 +820,7 @@ mod tests {
             unsafe {
                 let id = bindings::dax_read_lock();
                 let pages = bindings::dax_direct_access(
-                    handle.0.as_ptr(),
+                    handle.dev.as_ptr(),
                     0,
                     1,
                     normal,
@@ -818,7 +860,7 @@ mod tests {
     fn a_dying_device_is_told_from_a_live_one() -> Result {
         let device = device()?;
         let handle = device.handle();
-        let dev = handle.0.as_ptr();
+        let dev = handle.dev.as_ptr();
         type Device = Registration<Memory>;
         // SAFETY: The lock is held, as far as a device without users can tell.
         let zero = |pgoff| unsafe { Device::zero_page_range_callback(dev, pgoff, 1) };
@@ -843,7 +885,7 @@ mod tests {
         // used.
         let sum = unsafe {
             Registration::<Memory>::recovery_write_callback(
-                device.handle.0.as_ptr(),
+                device.handle.dev.as_ptr(),
                 100,
                 addr,
                 4000,

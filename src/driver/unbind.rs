@@ -427,7 +427,10 @@ impl Unbind {
     fn kill_dax(&self) {
         let dax = self.dax.lock().take();
 
-        drop(dax);
+        if let Some(mut dax) = dax {
+            // The removal of the disk has told him.
+            dax.release_holder();
+        }
         self.is_dead.store(true, Release);
         self.dead.complete_all();
     }

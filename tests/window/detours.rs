@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Holds page faults between translation and insertion, so that a device can be taken away there.
+//! Holds page faults between translation and insertion, and unmounts before their end, so that a device can be
+//! taken away there.
 //!
-//! A thread that is called `window` is held in the fault path of `fs/dax.c`, at a place that `place`
-//! names, until `ms` milliseconds after somebody has begun to kill a DAX device, but no longer than
+//! A thread that is called `window` is held in the fault path of `fs/dax.c`, or in an unmount, at a place that
+//! `place` names, until `ms` milliseconds after somebody has begun to kill a DAX device, but no longer than
 //! `max_ms`. Faults that begin after that are left alone. What has happened is in the debugfs file
 //! `window/state`. Not a part of the driver.
 //!
@@ -58,6 +59,9 @@ mod place {
     /// page. To show what can happen here, the walk of `dax_layout_busy_page_range` over the file is
     /// held too, after its second round, until the fault has ended.
     pub(crate) const SYNCED: u8 = 2;
+    /// Not a fault: an unmount has taken the file system apart and given back its disk, but what the
+    /// file system itself keeps, its DAX device among it, is still there.
+    pub(crate) const UNMOUNTED: u8 = 3;
 }
 
 /// `struct ftrace_ops`, of which nothing but the address is of interest here.
@@ -74,6 +78,7 @@ extern "C" {
     static mut window_vfs_fsync_range_ops: FtraceOps;
     static mut window_kill_dax_ops: FtraceOps;
     static mut window_dax_layout_busy_page_range_ops: FtraceOps;
+    static mut window_kill_block_super_ops: FtraceOps;
     fn window_is_own(ip: c_ulong) -> bool;
     fn window_go_to(fregs: *mut FtraceRegs, ip: c_ulong);
     fn window_synchronize_rcu_tasks();
@@ -88,6 +93,7 @@ extern "C" {
     fn vfs_fsync_range(file: *mut c_void, start: i64, end: i64, datasync: c_int) -> c_int;
     fn kill_dax(dax_dev: *mut c_void);
     fn dax_layout_busy_page_range(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void;
+    fn kill_block_super(sb: *mut c_void);
 }
 
 /// What has happened.
@@ -276,6 +282,20 @@ unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -
     page
 }
 
+/// # Safety
+///
+/// As of the function that it is called instead of.
+unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
+    let inside = Inside::new();
+
+    // SAFETY: As by the caller.
+    unsafe { kill_block_super(sb) };
+    if module_parameters::place.value() == place::UNMOUNTED {
+        hold();
+    }
+    drop(inside);
+}
+
 /// Makes a hook's callback, which ftrace calls at the entry of a function.
 macro_rules! callback {
     ($name:ident, $detour:ident, $wanted:expr) => {
@@ -304,6 +324,7 @@ callback!(window_dax_read_unlock_at, read_unlock_detour, is_wanted());
 callback!(window_vfs_fsync_range_at, fsync_detour, is_wanted());
 callback!(window_kill_dax_at, kill_detour, true);
 callback!(window_dax_layout_busy_page_range_at, layout_detour, true);
+callback!(window_kill_block_super_at, kill_super_detour, is_wanted());
 
 /// A function that is being detoured.
 struct Hook(*mut FtraceOps);
@@ -351,7 +372,7 @@ impl Drop for Quiet {
 
 /// The module. The fields go in the order in which they stand here.
 struct Window {
-    _hooks: [Hook; 4],
+    _hooks: [Hook; 5],
     _quiet: Quiet,
     _file: Pin<KBox<File<()>>>,
 }
@@ -379,6 +400,10 @@ impl kernel::Module for Window {
                     addr_of_mut!(window_dax_layout_busy_page_range_ops),
                     dax_layout_busy_page_range as usize,
                 )?,
+                Hook::new(
+                    addr_of_mut!(window_kill_block_super_ops),
+                    kill_block_super as usize,
+                )?,
             ],
             _quiet: quiet,
             _file: file,
@@ -395,7 +420,7 @@ module! {
     params: {
         place: u8 {
             default: 1,
-            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault",
+            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super",
         },
         ms: u32 {
             default: 1000,

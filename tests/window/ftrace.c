@@ -25,6 +25,7 @@ HOOK(dax_read_unlock);
 HOOK(vfs_fsync_range);
 HOOK(kill_dax);
 HOOK(dax_layout_busy_page_range);
+HOOK(kill_block_super);
 
 notrace bool window_is_own(unsigned long ip)
 {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away while page faults are under way, between translation and insertion.
+//! Taking a device away while page faults are under way, between translation and insertion, and while a file
+//! system is being unmounted.
 //!
-//! The module `window` holds the faults there until the device has begun to die. What they insert
+//! The module `window` holds them there until the device has begun to die. What faults insert
 //! after that must not stay: once the device is gone, no page of the file can be reached through the
 //! mapping. See `docs/lifetimes.md` for what of the driver each of these tests is about.
 
@@ -13,8 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{Builder, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use super::site::{LEN, Site, contents};
@@ -41,7 +43,7 @@ macro_rules! tests {
                 window: Window::$window,
             };
             case.run(lab)
-        })),*]
+        }),)* Test::new("xfs_being_unmounted", being_unmounted)]
     };
 }
 
@@ -62,9 +64,9 @@ pub const SUITE: Suite = Suite {
         xfs_map_sync_write: Xfs StoreSync Page Translated Open,
         xfs_map_sync_write_synced: Xfs StoreSync Page Synced Open,
         xfs_rmap_read: XfsRmap Load Page Translated Open,
-        xfs_rmap_write: XfsRmap Store Page Translated ClosedByFreeze,
+        xfs_rmap_write: XfsRmap Store Page Translated Open,
         xfs_reflink_read: XfsReflink Load Page Translated Open,
-        xfs_reflink_write: XfsReflink Store Page Translated ClosedByFreeze,
+        xfs_reflink_write: XfsReflink Store Page Translated Open,
         erofs_read: Erofs Load Page Translated Open,
         erofs_read_of_pmd: Erofs Load Pmd Translated Open,
         erofs_read_being_translated: Erofs Load Page Translating Open,
@@ -106,12 +108,13 @@ enum Size {
     Pmd,
 }
 
-/// Where faults are held; the numbers are the module's.
+/// Where faults, or unmounts, are held; the numbers are the module's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Translating = 0,
     Translated = 1,
     Synced = 2,
+    Unmounted = 3,
 }
 
 /// Whether the window is still open when the device dies.
@@ -121,9 +124,6 @@ enum Window {
     /// A write fault of ext4 is a transaction of the journal, and the file system is synced before
     /// anything else happens.
     ClosedByJournal,
-    /// `kill_dax` tells an xfs that has a tree of owners, and that freezes itself, for which it waits
-    /// for write faults, before the device dies.
-    ClosedByFreeze,
 }
 
 /// A test.
@@ -157,7 +157,7 @@ impl Case {
             user.hear("queued", FAULT_LIMIT)?;
         }
         let held = match self.window {
-            Window::Open | Window::ClosedByFreeze => HELD,
+            Window::Open => HELD,
             Window::ClosedByJournal => HELD_AT_MOST,
         };
         let took = Way::Unbind.go(&site, held + UNBIND_LIMIT)?;
@@ -188,19 +188,11 @@ impl Case {
     /// device was gone.
     fn expect_was_open(self, module: &Module, count: usize) -> Result<()> {
         let state = module.state()?;
-        println!("{state:?}");
-        let expect = |name: &str, wanted: usize| {
-            let found = state.get(name).copied();
-            ensure!(
-                found == Some(wanted),
-                "{name} is {found:?}, expected {wanted}: {state:?}"
-            );
-            Ok(())
-        };
+        let expect = |name: &str, wanted: usize| expect(&state, name, wanted);
         expect("asleep", 0)?;
         expect("slept", count)?;
         match (self.window, self.place) {
-            (Window::Open, Place::Translating) | (Window::ClosedByFreeze, _) => {
+            (Window::Open, Place::Translating) => {
                 expect("at_kill", count)?;
                 expect("at_death", 0)?;
                 expect("gave_up", 0)
@@ -367,7 +359,46 @@ impl Case {
     }
 }
 
-/// The module that holds faults, for as long as it is loaded.
+/// xfs keeps its DAX device until the very end of an unmount, when it cannot be told of anything any more.
+fn being_unmounted(lab: &mut Lab) -> Result<()> {
+    let mut site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let module = Module::load(Place::Unmounted)?;
+    let root = site.root()?;
+    site.leave_mount();
+    let unmount = Builder::new()
+        .name(HELD_NAME.to_owned())
+        .spawn(move || umount2(&root, MntFlags::empty()))?;
+    module.expect_asleep(1)?;
+
+    Way::Unbind.go(&site, HELD + UNBIND_LIMIT)?;
+    let ended = unmount
+        .join()
+        .map_err(|_| anyhow!("the thread that unmounts panicked"))?;
+    ended.context("unmounting")?;
+    let state = module.state()?;
+    expect(&state, "at_death", 1)?;
+    expect(&state, "gave_up", 0)?;
+    drop(module);
+    expect_nobody_stuck()?;
+
+    site.take_down()?;
+    retired::await_none(FREE_LIMIT)?;
+    Way::Unbind.come_back(&site)?;
+    site.expect_intact()?;
+    expect_nobody_stuck()
+}
+
+/// Checks one of the numbers that the module has counted.
+fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<()> {
+    let found = state.get(name).copied();
+    ensure!(
+        found == Some(wanted),
+        "{name} is {found:?}, expected {wanted}: {state:?}"
+    );
+    Ok(())
+}
+
+/// The module that holds them, for as long as it is loaded.
 struct Module(());
 
 impl Module {
