@@ -30,6 +30,7 @@ mod filesystem;
 mod host;
 mod infoblock;
 mod init;
+mod injection;
 mod injector;
 mod kmemleak;
 mod ktap;
