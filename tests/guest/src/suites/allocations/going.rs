@@ -3,9 +3,7 @@
 //! Devices go. That cannot be refused, so it has to succeed whatever fails.
 
 use std::fs;
-use std::io::Read;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -30,7 +28,6 @@ const DRIVER: [Whose; 2] = [
 ];
 
 const LEN: usize = 1 << 20;
-const PINNED: usize = 4 * PAGE;
 /// How long the driver waits for pages that are pinned.
 const TIMEOUT: Duration = Duration::from_millis(100);
 /// How long it may take to hear of something.
@@ -117,63 +114,4 @@ pub fn while_mapped(lab: &mut Lab) -> Result<()> {
     }
     walk.end()?;
     expect_intact(&prepared)
-}
-
-/// The range is retired, and freed when it is not pinned any more. An allocation fails in the one or in the
-/// other.
-pub fn while_pinned(lab: &mut Lab) -> Result<()> {
-    let prepared = make(lab)?;
-    let mut walk = Walk::new(lab, "unbind of pinned memory")?;
-    for (whose, late) in DRIVER
-        .into_iter()
-        .flat_map(|whose| [(whose, false), (whose, true)])
-    {
-        walk.along(whose, |failing| {
-            let mount = mount(&prepared)?;
-            let mut user = Child::start_ready("who pins it", |link| {
-                let (reader, writer) = nix::unistd::pipe()?;
-                let mapping = map(&mount)?;
-                let given = mapping.give_to_pipe(0, PINNED, &writer)?;
-                ensure!(given == PINNED, "only {given} bytes went into the pipe");
-                drop(mapping);
-                link.say("ready")?;
-                link.wait()?;
-                let mut found = vec![0; PINNED];
-                fs::File::from(reader).read_exact(&mut found)?;
-                expect_same("what is in the pipe", &found, &stamped(LEN, 1)[..PINNED])
-            })?;
-            if late {
-                prepared.bound.unbind()?;
-            } else {
-                unbind(lab, &prepared, failing)?;
-            }
-            let list = retired::list()?;
-            ensure!(list.len() == 1, "retired are {list:#?}");
-            let mut let_go = || {
-                user.go()?;
-                user.expect_done(PATIENCE)?;
-                await_free()
-            };
-            if late {
-                failing.during(let_go)??;
-            } else {
-                let_go()?;
-            }
-            retired::await_none(PATIENCE)?;
-            mount.unmount()?;
-            prepared.bound.bind(lab.driver)
-        })?;
-    }
-    walk.end()?;
-    expect_intact(&prepared)
-}
-
-/// Waits until nothing is reserved by what is retired, without asking the driver for its list.
-fn await_free() -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !retired::reserved()?.is_empty() {
-        ensure!(Instant::now() < deadline, "the range is not freed");
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

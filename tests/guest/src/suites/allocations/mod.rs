@@ -42,7 +42,6 @@ pub const SUITE: Suite = Suite {
             binding::probe(lab, Mode::FsdaxMem)
         }),
         path("unbind_while_mapped", going::while_mapped),
-        path("unbind_while_pinned", going::while_pinned),
     ],
 };
 
