@@ -18,6 +18,9 @@ ARGS ?=
 
 # How long devices are taken away and given back.
 STRESS_SECONDS ?= 600
+# How long each campaign goes on, and what its randomness starts from.
+SOAK_SECONDS ?= 600
+SOAK_SEED ?= $(shell date +%s)
 
 in_root := qemu/in-root
 runner := $(in_root) build/target/release/runner
@@ -53,6 +56,14 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 .PHONY: stress
 stress: build/env runner ## Take devices away under load and give them back: make stress STRESS_SECONDS=3600
 	@$(runner) check --env build/env --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
+
+.PHONY: soak
+soak: ## Run all campaigns, each for a time: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)
+	@tests/soak $(SOAK_SECONDS) $(SOAK_SEED) $(ARGS)
+
+.PHONY: coverage
+coverage: build/env runner ## See which lines of the driver the guest tests reach, half an hour: docs/coverage.md
+	@$(runner) coverage --env build/env --results $(results) $(ARGS)
 
 .PHONY: compare
 compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, for a table (ARGS=reader: some cells)
@@ -98,4 +109,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release -p counter -p guest -p hostsync -p runner
+	@$(in_root) cargo build --quiet --locked --release --workspace

@@ -140,7 +140,7 @@ rustc_command() { # OBJECTS
     local command
     command=$(sed -n 's/^savedcmd_src\/pmem_rs\.o := //p' "$1/src/.pmem_rs.o.cmd" | cut -d ';' -f 1)
     [[ $command == *rustc* ]] || die "no rustc command in $1/src/.pmem_rs.o.cmd"
-    sed -E 's/ --emit=[^ ]*//g; s/ --out-dir [^ ]*//; s/ -Cremark[^ ]*//g' <<<"$command"
+    sed -E 's/ --emit=[^ ]*//g; s/ --out-dir [^ ]*//; s/ -Cremark[^ ]*//g; s/ --remap-path-prefix=[^ ]*//g' <<<"$command"
 }
 
 inside_root() {

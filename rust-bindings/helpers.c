@@ -179,6 +179,18 @@ void pmem_rs_helper_arch_wb_cache_pmem(void *addr, size_t size)
 	arch_wb_cache_pmem(addr, size);
 }
 
+bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_region);
+bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_region)
+{
+	return nd_region->flush;
+}
+
+void pmem_rs_helper_pmem_wmb(void);
+void pmem_rs_helper_pmem_wmb(void)
+{
+	pmem_wmb();
+}
+
 bool pmem_rs_helper_percpu_ref_tryget_live(struct percpu_ref *ref);
 bool pmem_rs_helper_percpu_ref_tryget_live(struct percpu_ref *ref)
 {

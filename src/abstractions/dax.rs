@@ -18,7 +18,6 @@ use super::{
         GenDisk, //
     },
     memremap::Exposure,
-    pmem::PmemSlice,
     uio::IterSource, //
 };
 use core::{
@@ -31,10 +30,7 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
-    page::{
-        PAGE_MASK,
-        PAGE_SHIFT, //
-    },
+    page::PAGE_MASK,
     prelude::*,
     sync::{
         aref::ARef,
@@ -99,27 +95,48 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 ///     pages: &'static Pagemap<T>,
 ///     kept: &mut Option<Extent<'static>>,
 /// ) {
-///     *kept = pages.extent(locked, 0, 4096);
+///     *kept = pages.extent(locked, 0);
 /// }
 /// ```
+///
+/// # Invariants
+///
+/// For all of `'g`, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have failed, and
+/// have `struct page`s, from page frame `pfn` on, whose exposure is recorded in `exposure`.
 pub struct Extent<'g> {
-    slice: PmemSlice<'g>,
+    addr: NonNull<u8>,
+    nr_pages: usize,
     pfn: usize,
     exposure: &'g Exposure,
 }
 
 impl<'g> Extent<'g> {
-    /// Makes an extent of the whole pages of `slice`.
+    /// Makes an extent.
     ///
     /// # Safety
     ///
-    /// `pfn` must be the page frame of the first byte of `slice`, which must start at a page, and
-    /// all of its pages must have `struct page`s, whose exposure is recorded in `exposure`.
-    pub(super) unsafe fn new(slice: PmemSlice<'g>, pfn: usize, exposure: &'g Exposure) -> Self {
+    /// See the type invariants.
+    pub(super) unsafe fn new(
+        addr: NonNull<u8>,
+        nr_pages: usize,
+        pfn: usize,
+        exposure: &'g Exposure,
+    ) -> Self {
+        // INVARIANT: By the safety requirements.
         Self {
-            slice,
+            addr,
+            nr_pages,
             pfn,
             exposure,
+        }
+    }
+
+    /// Returns the first `nr_pages` pages, or all if there are fewer.
+    pub fn truncate(self, nr_pages: usize) -> Self {
+        // INVARIANT: A part of what upholds it.
+        Self {
+            nr_pages: self.nr_pages.min(nr_pages),
+            ..self
         }
     }
 
@@ -127,13 +144,15 @@ impl<'g> Extent<'g> {
     /// on: page tables, page caches and pins may refer to them after the guard is gone.
     #[inline]
     fn expose(&self, nr_pages: usize) -> usize {
-        self.exposure.add(self.pfn, nr_pages.min(self.nr_pages()));
+        // Who asks for no page is told the first one all the same.
+        self.exposure.add(self.pfn, nr_pages.min(self.nr_pages));
         self.pfn
     }
 
-    /// Returns the number of whole pages.
+    /// Returns the number of pages.
+    #[inline]
     pub fn nr_pages(&self) -> usize {
-        self.slice.len() >> PAGE_SHIFT
+        self.nr_pages
     }
 }
 
@@ -151,8 +170,8 @@ pub enum AccessMode {
 ///
 /// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
 /// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, passes another full
-/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is recorded, and his entry is
-/// locked, or done.
+/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is
+/// recorded, and his entry is locked, or done.
 pub struct Gate(Atomic<u32>);
 
 impl Gate {
@@ -236,10 +255,7 @@ impl Gate {
 ///         _nr_pages: usize,
 ///         _mode: AccessMode,
 ///     ) -> Result<Extent<'g>> {
-///         let offset = pgoff.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
-///         let rest = self.0.slice().len().checked_sub(offset).ok_or(ERANGE)?;
-///
-///         self.0.extent(locked, offset, rest).ok_or(ERANGE)
+///         self.0.extent(locked, pgoff).ok_or(ERANGE)
 ///     }
 ///
 ///     fn zero_page_range(
@@ -290,7 +306,7 @@ pub trait Operations: Send + Sync + 'static {
     /// # Errors
     ///
     /// - [`EHWPOISON`] if there is bad memory among them and `mode` is [`AccessMode::Normal`].
-    /// - [`ERANGE`] if `pgoff` is not within the device.
+    /// - [`ERANGE`] if `pgoff` is not within the device, [`ENXIO`] if the device has no pages at all.
     ///
     /// [`EHWPOISON`]: kernel::error::Error
     fn direct_access<'g>(
@@ -536,7 +552,7 @@ impl<T: Operations> Registration<T> {
         // is what revocation is for (`docs/lifetimes.md`).
         unsafe {
             if !kaddr.is_null() {
-                *kaddr = extent.slice.as_ptr().cast();
+                *kaddr = extent.addr.as_ptr().cast();
             }
             if frames {
                 *pfn = first;
@@ -675,14 +691,14 @@ mod tests {
             if mode == AccessMode::RecoveryWrite {
                 return Err(EHWPOISON);
             }
-            let start = NonNull::from(self.0.as_slice()).cast();
-            // SAFETY: The vector has the bytes for as long as it is borrowed.
-            let all = unsafe { PmemSlice::from_raw_parts(start, 8 * PAGE_SIZE) };
-            let offset = pgoff * PAGE_SIZE;
-            let len = (8 * PAGE_SIZE).checked_sub(offset).ok_or(ERANGE)?;
-            let slice = all.get(offset, len).ok_or(ERANGE)?;
-            // SAFETY: Nobody uses the number.
-            Ok(unsafe { Extent::new(slice, 1234 + pgoff, &self.1) })
+            let rest = self
+                .0
+                .get(pgoff * PAGE_SIZE..)
+                .filter(|rest| !rest.is_empty());
+            let rest = rest.ok_or(ERANGE)?;
+            let nr_pages = rest.len() / PAGE_SIZE;
+            // SAFETY: The vector has the bytes for as long as it is borrowed. Nobody uses the number.
+            Ok(unsafe { Extent::new(NonNull::from(rest).cast(), nr_pages, 1234 + pgoff, &self.1) })
         }
 
         fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {

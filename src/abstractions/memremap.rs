@@ -31,7 +31,6 @@ use super::{
     time::sleep, //
 };
 use core::{
-    marker::PhantomData,
     ops::Range,
     ptr::{
         addr_of,
@@ -266,12 +265,15 @@ pub trait PagemapOperations: Send + Sync + 'static {
 /// # Invariants
 ///
 /// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
-/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. All of its pages
+/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. `nr_pages` are those that it
+/// has whole, if it starts at one, which is page frame `first_pfn`. All of its pages
 /// that anybody but `self` was told of are in `exposure`, and those that were taken out of the mapping
 /// because they have failed are in `inner.failed`.
 pub struct Pagemap<T: PagemapOperations> {
     data: NonNull<u8>,
     len: usize,
+    first_pfn: usize,
+    nr_pages: usize,
     exposure: Exposure,
     memmap_on_media: bool,
     inner: Pin<KBox<Inner<T>>>,
@@ -328,7 +330,14 @@ impl<T: PagemapOperations> Pagemap<T> {
         let phys = start.wrapping_add(data_offset);
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
-        let exposure = Exposure::new(&frames(phys, data_len))?;
+        let frames = frames(phys, data_len);
+        let exposure = Exposure::new(&frames)?;
+        let first_pfn = usize::try_from(frames.start)?;
+        let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
+            data_len >> PAGE_SHIFT
+        } else {
+            0
+        };
         let memmap_on_media = pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0;
 
         let inner = KBox::pin_init::<Error>(
@@ -362,6 +371,8 @@ impl<T: PagemapOperations> Pagemap<T> {
             // beyond the offset.
             data: unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) },
             len: data_len,
+            first_pfn,
+            nr_pages,
             exposure,
             memmap_on_media,
             inner,
@@ -414,24 +425,23 @@ impl<T: PagemapOperations> Pagemap<T> {
         self.first_failed(offset, len).is_some()
     }
 
-    /// Returns the whole pages of the `len` bytes from `offset` on, for the DAX core, or [`None`] if
-    /// they are not all within the data or do not start at a page.
+    /// Returns all whole pages from page `pgoff` of the data on, for the DAX core, or [`None`] if there are none,
+    /// or the data does not start at a page.
     #[inline]
-    pub fn extent<'g>(
-        &'g self,
-        _locked: ReadLocked<'g>,
-        offset: usize,
-        len: usize,
-    ) -> Option<Extent<'g>> {
-        let slice = self.slice().get(offset, len)?;
-        let phys = self.inner.phys.checked_add(offset as u64)?;
-        if phys % (PAGE_SIZE as u64) != 0 {
+    pub fn extent<'g>(&'g self, _locked: ReadLocked<'g>, pgoff: usize) -> Option<Extent<'g>> {
+        if pgoff >= self.nr_pages {
             return None;
         }
+        // Neither wraps around, as the page is one of the data.
+        let nr_pages = self.nr_pages.wrapping_sub(pgoff);
+        let pfn = self.first_pfn.wrapping_add(pgoff);
 
-        // SAFETY: By the type invariant the pages of the data have `struct page`s, and `phys` is the
-        // physical address of the first byte of the slice.
-        Some(unsafe { Extent::new(slice, (phys >> PAGE_SHIFT) as usize, &self.exposure) })
+        // SAFETY: By the type invariant the data has that many whole pages from its start on, with addresses and
+        // with `struct page`s, of which these are the last ones.
+        unsafe {
+            let addr = self.data.add(pgoff << PAGE_SHIFT);
+            Some(Extent::new(addr, nr_pages, pfn, &self.exposure))
+        }
     }
 
     /// Returns the page frames of the data.
@@ -467,9 +477,9 @@ impl<T: PagemapOperations> Pagemap<T> {
                 return None;
             }
 
-            // SAFETY: The frame is one of the data, which has `struct page`s. The page of a folio
-            // belongs to the same file, so the folio is in the data too. Its size is but a number; it is
-            // right as long as no folio is being made.
+            // SAFETY: The frame is one of the data, which has `struct page`s. All pages of a folio belong to
+            // one file, so the folio is in the data too. Its size is only read, and is right as long as no folio
+            // is being made.
             let (found, page, first, pages) = unsafe {
                 let found = Use::of(pfn as c_ulong);
                 let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
@@ -483,11 +493,9 @@ impl<T: PagemapOperations> Pagemap<T> {
             let end = first.saturating_add(pages).max(pfn.saturating_add(1));
 
             if found.references != 0 || found.is_named() {
-                return Some(UsedPage {
-                    page: NonNull::new(page)?,
-                    frames: first..end,
-                    references: found.references,
-                    _pages: PhantomData,
+                // SAFETY: As above; `self` is borrowed for as long as the result lives.
+                return Some(unsafe {
+                    UsedPage::new(NonNull::new(page)?, first..end, found.references)
                 });
             }
             next = end;

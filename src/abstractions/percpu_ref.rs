@@ -146,7 +146,8 @@ impl<T: Send + Sync + 'static> Counted<T> {
         live.then(|| Hold(self.0.clone()))
     }
 
-    /// Lets nobody in any more. Does not sleep; only the first call has an effect.
+    /// Lets nobody in any more. Does not sleep; only the first call has an effect (modelled in
+    /// `tests/host/tests/atomics`).
     pub fn kill(&self) {
         if !self.0.killed.xchg(true, Relaxed) {
             // SAFETY: The count is initialised, and has not been killed.

@@ -62,7 +62,10 @@ use kernel::{
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
-/// len` does not wrap.
+/// len` does not wrap. Pages that have failed may be missing in the mapping. Reading them is caught. The driver
+/// does not write to them (see [`Pagemap::has_failed`]): that is an oops, but no other memory is touched.
+///
+/// [`Pagemap::has_failed`]: super::memremap::Pagemap::has_failed
 #[derive(Clone, Copy)]
 pub struct PmemSlice<'a> {
     addr: NonNull<u8>,
@@ -85,12 +88,6 @@ impl<'a> PmemSlice<'a> {
             len,
             _mapping: PhantomData,
         }
-    }
-
-    /// The address, for the DAX core.
-    #[inline]
-    pub(super) fn as_ptr(&self) -> *mut u8 {
-        self.addr.as_ptr()
     }
 
     /// Returns the length in bytes.
@@ -283,8 +280,8 @@ mod tests {
 
         let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
         assert_eq!((first.len(), rest.len()), (30, 70));
-        assert!(first.as_ptr() == whole.as_ptr());
-        assert!(rest.as_ptr() == whole.as_ptr().wrapping_add(30));
+        assert!(first.addr == whole.addr);
+        assert!(rest.addr.as_ptr() == whole.addr.as_ptr().wrapping_add(30));
         assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
         assert!(whole.split_at(101).is_none());
         Ok(())

@@ -77,7 +77,11 @@ impl<'bound> Binding<'bound> {
 
         if dev.kind() == Kind::Btt {
             let flusher = Flusher::new(dev)?;
-            return Ok(Self::Btt(namespace.attach_btt()?, flusher));
+            let enabled = namespace
+                .enable()
+                .inspect_err(|err| report_unusable(dev, &range, *err))?;
+            refuse_fault(dev, &enabled, &range)?;
+            return Ok(Self::Btt(enabled.disable().attach_btt()?, flusher));
         }
 
         let enabled = namespace
@@ -260,11 +264,12 @@ impl Drop for Attached {
 }
 
 /// What an info block of the namespace has to fit.
-fn place(namespace: &Namespace<'_>, range: &Range<PhysAddr>) -> Place {
+fn place(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Place {
     Place {
-        uuid: namespace.uuid(),
+        uuid: enabled.namespace().uuid(),
         start: range.start,
         size: range.end.saturating_sub(range.start),
+        at: enabled.info_block_start(),
         reserve: nvdimm::info_block_reserve(),
         page_size: PAGE_SIZE as u64,
         page_struct_size: PAGE_STRUCT_SIZE as u64,
@@ -307,7 +312,7 @@ fn claim(
         return enabled.claim();
     };
 
-    let fault = match block.check(&place(namespace, range)) {
+    let fault = match block.check(&place(enabled, range)) {
         // It was left there by a namespace whose label is gone.
         Err(Fault::Foreign) if namespace.is_raw_by_label() => {
             dev_info!(
@@ -337,25 +342,7 @@ fn set_up_pages<'bound>(
     range: &Range<PhysAddr>,
 ) -> Result<(EnabledNamespace<'bound>, PagemapConfig)> {
     let name = enabled.namespace().name();
-
-    let bytes = match enabled.read_info_block() {
-        Ok(bytes) => bytes,
-        // libnvdimm would refuse it too, without a word.
-        Err(err) if err == EIO => {
-            report_unreadable(dev, name);
-            return Err(EOPNOTSUPP);
-        }
-        Err(err) => return Err(err),
-    };
-    // libnvdimm overwrites what is not this namespace's, and would believe the rest.
-    if let Some(block) = InfoBlock::of(&bytes) {
-        if let Err(fault) = block.check(&place(enabled.namespace(), range)) {
-            if !fault.is_no_block_of_ours() {
-                report_fault(dev, name, block.personality(), fault);
-                return Err(EOPNOTSUPP);
-            }
-        }
-    }
+    refuse_fault(dev, &enabled, range)?;
 
     enabled.setup_pfn().inspect_err(|err| {
         // An empty seed is no error.
@@ -369,6 +356,35 @@ fn set_up_pages<'bound>(
             );
         }
     })
+}
+
+/// Refuses a pfn or btt device whose info block libnvdimm would believe, and should not.
+fn refuse_fault(
+    dev: &Device<Core<'_>>,
+    enabled: &EnabledNamespace<'_>,
+    range: &Range<PhysAddr>,
+) -> Result {
+    let name = enabled.namespace().name();
+
+    let bytes = match enabled.read_info_block() {
+        Ok(bytes) => bytes,
+        // libnvdimm would refuse it too, and not say what to do.
+        Err(err) if err == EIO => {
+            report_unreadable(dev, name);
+            return Err(EOPNOTSUPP);
+        }
+        Err(err) => return Err(err),
+    };
+    // libnvdimm overwrites what is not this namespace's, and would believe the rest.
+    if let Some(block) = InfoBlock::of(&bytes) {
+        if let Err(fault) = block.check(&place(enabled, range)) {
+            if !fault.is_no_block_of_ours() {
+                report_fault(dev, name, block.personality(), fault);
+                return Err(EOPNOTSUPP);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Says in the log why an info block cannot be used, and what to do about it.
@@ -403,7 +419,9 @@ fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
 /// sentence.
 fn release(dev: &Device<Core<'_>>) -> &'static str {
     match dev.kind() {
-        Kind::Pfn => "write an empty line to the attribute `namespace` of this device, then ",
+        Kind::Pfn | Kind::Btt => {
+            "write an empty line to the attribute `namespace` of this device, then "
+        }
         _ => "",
     }
 }

@@ -34,25 +34,14 @@ impl dax::Operations for Pmem {
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
         let pages = self.range.pages().ok_or(ENXIO)?;
-        let size = pages.slice().len();
-        let rest = Span::from_page(pgoff, PAGE_SHIFT, size).ok_or(ERANGE)?;
+        let rest = pages.extent(locked, pgoff).ok_or(ERANGE)?;
+        if self.is_sound() {
+            return Ok(rest);
+        }
 
-        let span = if self.is_sound() {
-            rest
-        } else {
-            // Only what was asked for is known to be good.
-            let asked = nr_pages.min(rest.len >> PAGE_SHIFT).max(1);
-            let asked = Span::of_pages(pgoff, asked, PAGE_SHIFT, size).ok_or(ERANGE)?;
-            match (self.bad(asked), mode) {
-                (None, _) => asked,
-                (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
-                (Some(bad), AccessMode::RecoveryWrite) => {
-                    asked.up_to_bad(bad, PAGE_SHIFT).ok_or(ERANGE)?
-                }
-            }
-        };
-
-        pages.extent(locked, span.offset, span.len).ok_or(ENXIO)
+        // Only what was asked for is looked at.
+        let nr_pages = nr_pages.min(rest.nr_pages());
+        Ok(rest.truncate(self.pages_up_to_bad(pgoff, nr_pages, mode)?))
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -83,10 +72,33 @@ impl dax::Operations for Pmem {
             return 0;
         }
 
-        let Some(data) = self.range.data(span.offset, span.len) else {
+        let Some(area) = self.range.area(span) else {
             return 0;
         };
-        self.overwrite(span, data, |data| data.write_from_iter(source))
+        self.overwrite(area, |memory| memory.write_from_iter(source))
             .unwrap_or(0)
+    }
+}
+
+impl Pmem {
+    /// Returns how many of the `nr_pages` pages from `pgoff` on, of which at least one is looked at, can be used
+    /// together: all of them, or in recovery those up to the first bad one.
+    ///
+    /// # Errors
+    ///
+    /// [`EHWPOISON`] if a page is bad and this is no recovery, [`ERANGE`] if there are no such pages.
+    #[cold]
+    fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Result<usize> {
+        let asked =
+            Span::of_pages(pgoff, nr_pages.max(1), PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+        let span = match (self.bad(asked), mode) {
+            (None, _) => asked,
+            (Some(_), AccessMode::Normal) => return Err(EHWPOISON),
+            (Some(bad), AccessMode::RecoveryWrite) => {
+                asked.up_to_bad(bad, PAGE_SHIFT).ok_or(ERANGE)?
+            }
+        };
+
+        Ok(span.len >> PAGE_SHIFT)
     }
 }

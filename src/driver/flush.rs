@@ -38,7 +38,8 @@ use kernel::{
 
 /// The flushes of a device.
 ///
-/// Everything here may be used by several threads at once, and after the device was unbound.
+/// Everything here may be used by several threads at once, and after the device was unbound. What they share is
+/// modelled in `tests/host/tests/atomics`: who changes one changes the other.
 #[pin_data]
 pub struct Flusher {
     region: Arc<RegionAccess>,

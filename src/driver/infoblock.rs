@@ -53,6 +53,10 @@ pub enum Fault {
     DataOffset,
     /// The data are not aligned as it says that they are.
     Alignment,
+    /// The parts of an arena are not within it, or too small for what they are to hold.
+    Arena,
+    /// The sectors are of a size that does not exist.
+    SectorSize,
     /// Nothing is wrong with it that could be told here, but libnvdimm does not take it.
     Refused,
 }
@@ -69,6 +73,8 @@ impl Fault {
             Self::PageStructSize => "it has too little room for the struct pages of this kernel",
             Self::DataOffset => "the data cannot be where it says",
             Self::Alignment => "the data are not aligned as it says",
+            Self::Arena => "the parts of its arena cannot be where it says",
+            Self::SectorSize => "its sectors are of a size that does not exist",
             Self::Refused => "libnvdimm does not accept it",
         }
     }
@@ -88,6 +94,8 @@ pub struct Place {
     pub start: u64,
     /// Its size in bytes.
     pub size: u64,
+    /// Where in it the block is.
+    pub at: u64,
     /// How much at its start is kept for info blocks, in bytes.
     pub reserve: u64,
     /// The size of a page in bytes.
@@ -154,10 +162,62 @@ impl<'a> InfoBlock<'a> {
 
         let (major, minor) = (self.number(52, 2), self.number(54, 2));
         match (self.personality, major) {
-            (Personality::Sector, 1) if minor == 1 => Ok(()),
-            (Personality::Sector, 2) if minor == 0 => Ok(()),
+            (Personality::Sector, 1) if minor == 1 => self.check_arena(place),
+            (Personality::Sector, 2) if minor == 0 => self.check_arena(place),
             (Personality::Fsdax | Personality::Devdax, 1) => self.check_layout(place, minor),
             _ => Err(Fault::Version),
+        }
+    }
+
+    /// Checks that the parts of a btt's arena follow each other within the namespace, and that there is
+    /// room for what they are to hold. The btt driver computes addresses from them without looking.
+    ///
+    /// Only a namespace of more than 512 GiB has another arena. That is not looked at.
+    fn check_arena(&self, place: &Place) -> Result<(), Fault> {
+        const SMALLEST: u64 = 16 << 20;
+        const LARGEST: u64 = 512 << 30;
+        const SECTOR_SIZES: [u64; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
+        const ALIGNMENT: u64 = 512;
+        const MAP_ENTRY: u64 = 4;
+        const LOG_GROUP: u64 = 64;
+        // The btt driver allocates 64 bytes for each, all at once. Who makes an arena writes 256.
+        const MOST_SPARE: u64 = 1 << 14;
+        let (sector_size, sectors) = (self.number(56, 4), self.number(60, 4));
+        let (block_size, blocks) = (self.number(64, 4), self.number(68, 4));
+        let spare = self.number(72, 4);
+        let next = self.number(80, 8);
+        let [data, map, log, copy] = [88, 96, 104, 112].map(|at| self.number(at, 8));
+
+        if !SECTOR_SIZES.contains(&sector_size) || block_size < sector_size {
+            return Err(Fault::SectorSize);
+        }
+        let room = place.size.checked_sub(place.at).ok_or(Fault::Arena)?;
+        let end = if next == 0 { room } else { next };
+        // An arena ends where the room does, unless it is as large as they get and there is room for another.
+        let ends = next == 0 || (next == LARGEST && next <= room.saturating_sub(SMALLEST));
+        // The product of two numbers of 32 bits has 64, and none of the others is near that.
+        let holds = |start: u64, end: u64, count: u64, each: u64| {
+            end.checked_sub(start)
+                .is_some_and(|len| count.saturating_mul(each) <= len)
+        };
+        let fits = ends
+            && holds(0, data, 1, LEN as u64)
+            && holds(data, map, blocks, block_size)
+            && holds(map, log, sectors, MAP_ENTRY)
+            && holds(log, copy, spare, LOG_GROUP)
+            // The map has no numbers for the blocks of a larger one.
+            && holds(copy, end.min(LARGEST), 1, LEN as u64)
+            && [data, map, log, copy]
+                .iter()
+                .all(|at| at & ALIGNMENT.saturating_sub(1) == 0)
+            // A spare block is where the next write goes: it replaces a block, which is spare then.
+            && sectors > 0
+            && (1..=MOST_SPARE).contains(&spare)
+            && sectors.saturating_add(spare) <= blocks;
+        if fits {
+            Ok(())
+        } else {
+            Err(Fault::Arena)
         }
     }
 

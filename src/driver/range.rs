@@ -5,7 +5,10 @@
 //! The three are one object with a life of its own. It owns all that it uses and refers to no
 //! device, so it can outlive the binding that made it, for as long as somebody uses its pages.
 
-use super::geometry::SECTOR_SHIFT;
+use super::geometry::{
+    Span,
+    SECTOR_SHIFT, //
+};
 use crate::abstractions::{
     badblocks::Badblocks,
     dax,
@@ -50,6 +53,27 @@ pub enum PmemRange {
     Plain(Memremap),
 }
 
+/// A part of the data, where it is, and its memory.
+#[derive(Clone, Copy)]
+pub struct Area<'a> {
+    span: Span,
+    memory: PmemSlice<'a>,
+}
+
+impl<'a> Area<'a> {
+    /// Returns where it is.
+    #[inline]
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Returns its memory.
+    #[inline]
+    pub fn memory(&self) -> PmemSlice<'a> {
+        self.memory
+    }
+}
+
 impl PmemRange {
     /// Reserves `range` under `name`, and maps it as `layout` says. Memory that fails later is added to
     /// `badblocks`, which counts from the start of the data. May sleep.
@@ -82,7 +106,7 @@ impl PmemRange {
 
     /// Returns all of the data.
     #[inline]
-    pub fn slice(&self) -> PmemSlice<'_> {
+    fn slice(&self) -> PmemSlice<'_> {
         match self {
             Self::Pages(pages) => pages.slice(),
             Self::Plain(plain) => plain.slice(),
@@ -119,10 +143,21 @@ impl PmemRange {
         matches!(self, Self::Pages(_))
     }
 
-    /// Returns the `len` bytes from `offset` on, if all are within the data.
+    /// Returns the memory that a span describes, if all of it is within the data.
     #[inline]
-    pub fn data(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>> {
-        self.slice().get(offset, len)
+    pub fn area(&self, span: Span) -> Option<Area<'_>> {
+        self.area_in(|_| Some(span))
+    }
+
+    /// Returns the memory that the span describes which `find` makes for the size of the data, if all of it is
+    /// within the data.
+    #[inline]
+    pub fn area_in(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<Area<'_>> {
+        let data = self.slice();
+        let span = find(data.len())?;
+        let memory = data.get(span.offset, span.len)?;
+
+        Some(Area { span, memory })
     }
 
     /// Returns whether no page has failed.

@@ -216,6 +216,7 @@ impl WorkItem<2> for Unbind {
         let inodes = core::mem::take(&mut *this.inodes.lock());
 
         drop(inodes);
+        // Locked until it was said: nobody may add files in between. Modelled in `tests/host/tests/atomics`.
         let waiting = this.inodes.lock();
         if waiting.is_empty() {
             this.are_put.complete_all();

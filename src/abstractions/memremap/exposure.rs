@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The record of the pages that may be in use.
+//!
+//! Once a chunk is marked it stays so: who looks for users looks at all that was ever given away, and at nothing
+//! else.
 
 use super::bindings;
 use crate::abstractions::list::Array;
@@ -62,29 +65,39 @@ impl Exposure {
         Some((word, 1 << (bit % Self::BITS)))
     }
 
-    /// Adds the `nr_pages` page frames from `pfn` on.
+    /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     #[inline]
     pub fn add(&self, pfn: usize, nr_pages: usize) {
-        let mut chunk = pfn >> Self::SHIFT;
-        let last = pfn.wrapping_add(nr_pages.wrapping_sub(1)) >> Self::SHIFT;
+        let first = pfn >> Self::SHIFT;
+        let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
 
-        while chunk <= last {
-            if let Some((word, mask)) = self.place(chunk) {
-                if word.load(Relaxed) & mask == 0 {
-                    Self::set(word, mask);
-                }
-            }
-            chunk = chunk.wrapping_add(1);
+        // No order is needed, here or below: a barrier follows before the gate of the device is looked at.
+        let is_marked = self
+            .place(first)
+            .is_some_and(|(word, mask)| word.load(Relaxed) & mask != 0);
+        if !is_marked || first != last {
+            self.mark(first, last);
         }
     }
 
-    /// No order is needed: a barrier follows before the [`Gate`](crate::abstractions::dax::Gate) is looked at.
+    /// Marks the chunks from `first` to `last`.
     #[cold]
-    fn set(word: &Atomic<usize>, mask: usize) {
-        let mut old = word.load(Relaxed);
+    fn mark(&self, first: usize, last: usize) {
+        let mut chunk = first;
 
-        while let Err(current) = word.cmpxchg(old, old | mask, Relaxed) {
-            old = current;
+        while let Some((word, mask)) = self.place(chunk) {
+            let mut old = word.load(Relaxed);
+
+            while old & mask == 0 {
+                match word.cmpxchg(old, old | mask, Relaxed) {
+                    Ok(_) => break,
+                    Err(current) => old = current,
+                }
+            }
+            if chunk >= last {
+                break;
+            }
+            chunk = chunk.wrapping_add(1);
         }
     }
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses a page, as far as its folio says.
+//! Who uses a page, as far as its folio says: whether it has references, and whether a page cache names it.
+//!
+//! What is said here is right for the moment of the look only. It is made with no lock, as the C code does.
+//!
+//! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
 
 use super::bindings;
 use core::{
@@ -35,14 +39,35 @@ use kernel::{
 ///     }
 /// }
 /// ```
+///
+/// # Invariants
+///
+/// `page` is the first page of a folio of a [`Pagemap`](super::Pagemap) that is borrowed for `'a`.
 pub struct UsedPage<'a> {
-    pub(super) page: NonNull<bindings::page>,
-    pub(super) frames: Range<u64>,
-    pub(super) references: u32,
-    pub(super) _pages: PhantomData<&'a ()>,
+    page: NonNull<bindings::page>,
+    frames: Range<u64>,
+    references: u32,
+    _pages: PhantomData<&'a ()>,
 }
 
 impl UsedPage<'_> {
+    /// # Safety
+    ///
+    /// See the type invariant.
+    pub(super) unsafe fn new(
+        page: NonNull<bindings::page>,
+        frames: Range<u64>,
+        references: u32,
+    ) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            page,
+            frames,
+            references,
+            _pages: PhantomData,
+        }
+    }
+
     /// Returns the page frames of the folio.
     pub fn frames(&self) -> Range<u64> {
         self.frames.clone()
@@ -56,7 +81,7 @@ impl UsedPage<'_> {
 
     /// Waits for the last reference to be put, for at most `limit` milliseconds. Sleeps.
     pub fn wait_idle(&self, limit: Msecs) {
-        // SAFETY: The page is one of a pgmap that is borrowed.
+        // SAFETY: By the type invariant the page is there.
         unsafe {
             bindings::wait_dax_page_idle_timeout(self.page.as_ptr(), msecs_to_jiffies(limit))
         };

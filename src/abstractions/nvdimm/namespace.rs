@@ -304,7 +304,17 @@ impl<'bound> EnabledNamespace<'bound> {
         namespace
     }
 
-    /// Reads the place where an info block would be. May sleep.
+    /// Returns where in the namespace the first info block would be, in bytes.
+    pub fn info_block_start(&self) -> ResourceSize {
+        // SAFETY: By the type invariant the namespace is valid.
+        match unsafe { (*self.namespace.ndns.as_ptr()).claim_class } {
+            // Only a btt of version 2, for which the label is asked, has the first page for itself.
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
+            _ => INFO_BLOCK_SIZE as ResourceSize,
+        }
+    }
+
+    /// Reads the place where the first info block would be. May sleep.
     ///
     /// # Errors
     ///
@@ -318,14 +328,9 @@ impl<'bound> EnabledNamespace<'bound> {
         // is as much memory as is asked for.
         to_result(unsafe {
             let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
-            // Only a btt of version 2, for which the label is asked, has the first page for itself.
-            let offset = match (*ndns).claim_class {
-                bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
-                _ => INFO_BLOCK_SIZE as ResourceSize,
-            };
             read(
                 ndns,
-                offset,
+                self.info_block_start(),
                 block.as_mut_ptr().cast(),
                 block.len(),
                 READ,

@@ -67,6 +67,17 @@ impl Region {
         }
     }
 
+    /// Returns whether a flush of the region is no more than the barrier in it: what has left the CPU is durable,
+    /// because the platform sees to it (ADR). Not if the platform does not tell.
+    ///
+    /// C source: `nvdimm_flush` in `drivers/nvdimm/region_devs.c`
+    fn is_flushed_by_barrier(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid.
+        let calls_provider = unsafe { bindings::nd_region_has_flush_function(self.as_raw()) };
+
+        !calls_provider && self.has_flush() == Some(false)
+    }
+
     /// Returns whether there are CPU caches between a store and the persistent memory.
     pub fn has_cache(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
@@ -104,6 +115,10 @@ impl Region {
 /// through an SRCU read-side section, and ends when the device is unbound: [`Self::new`] registers
 /// with the device for that. After it every operation fails with [`ENXIO`], and nothing refers to the
 /// device: libnvdimm does not bear it that its devices outlive their bus.
+///
+/// If a flush is only a barrier, it does not need the region, and none of that.
+///
+/// Modelled in `tests/host/tests/atomics`.
 ///
 /// Lock order: device lock, then the SRCU domain of this type. The operations call into the provider
 /// of the region and may sleep there; they take none of the driver's locks, and not the device lock,
@@ -147,16 +162,20 @@ pub struct RegionAccess {
     #[pin]
     srcu: Srcu,
     dev: Atomic<*mut bindings::device>,
+    /// The DIMMs of a region do not change while it is bound.
+    is_flushed_by_barrier: bool,
 }
 
 impl RegionAccess {
     /// Gives access to the region that `dev` is in, for as long as `dev` is bound. May sleep.
     pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
+        let is_flushed_by_barrier = dev.region().is_flushed_by_barrier();
         let access = Arc::pin_init(
             try_pin_init!(Self {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
                 // INVARIANT: The device is bound until devres, which follows, ends the access.
                 dev: Atomic::new(dev.as_raw()),
+                is_flushed_by_barrier,
             }),
             GFP_KERNEL,
         )?;
@@ -196,10 +215,22 @@ impl RegionAccess {
     ///
     /// # Errors
     ///
-    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound.
+    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound. A flush that is only a
+    /// barrier cannot fail.
     #[inline]
     pub fn flush(&self) -> Result {
+        if self.is_flushed_by_barrier {
+            // SAFETY: May be called anywhere.
+            unsafe { bindings::pmem_wmb() };
+            return Ok(());
+        }
+        self.flush_region()
+    }
+
+    #[inline(never)]
+    fn flush_region(&self) -> Result {
         self.with(|_, region| {
+            // Without a request nothing is left to be done later, which is what a positive result would mean.
             // SAFETY: `with` passes a bound region.
             to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
         })?
@@ -262,6 +293,7 @@ mod tests {
             try_pin_init!(RegionAccess {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
                 dev: Atomic::new(dev),
+                is_flushed_by_barrier: false,
             }),
             GFP_KERNEL,
         )

@@ -5,7 +5,7 @@
 //!
 //! - [`count`] is what is counted, and how: plain logic, with its tests.
 //! - [`order`] is what the guest tells the plugin.
-//! - `plugin` is the connection to QEMU, and all of the unsafe code.
+//! - `counting` connects both with QEMU, by the library `plugin`.
 //!
 //! What counts as the driver, and when, the guest says. Counting does not depend on time, so two runs of the
 //! same work give the same numbers, whatever else the host does.
@@ -16,5 +16,4 @@ pub mod count;
 pub mod order;
 // The tests are a program, in which there is no QEMU to connect to.
 #[cfg(not(test))]
-#[allow(unsafe_code)]
-mod plugin;
+mod counting;

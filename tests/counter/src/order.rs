@@ -1,16 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the guest tells the plugin.
-//!
-//! The guest executes an instruction that does nothing ([`MARK`]), with the address of a line of text in RDI and
-//! its length in RSI. On a machine without the plugin nothing happens.
 
 use crate::count::{Kind, Range};
-
-/// `nopl 0x706d656d(%rax)`, which no compiler makes.
-pub const MARK: [u8; 7] = [0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70];
-/// No line is longer.
-pub const LINE_LIMIT: usize = 256;
 
 /// A line, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +35,8 @@ impl Order {
 
 fn range(text: &str) -> Option<Range> {
     let (start, end) = text.split_once(' ')?;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
-    (start < end).then_some(Range { start, end })
+    let std::ops::Range { start, end } = plugin::range(start, end)?;
+    Some(Range { start, end })
 }
 
 #[cfg(test)]

@@ -73,6 +73,9 @@ pub struct TestArgs {
     /// How long tests go on that could go on for ever.
     #[arg(long, default_value_t = 40)]
     pub stress_seconds: u64,
+    /// How many boots of the same campaign there were before.
+    #[arg(long, default_value_t = 0)]
+    pub round: u64,
     /// When both drivers are compared: the second NVDIMM belongs to the driver under test, not the first.
     #[arg(long)]
     pub swapped: bool,
@@ -93,6 +96,8 @@ impl TestArgs {
             &self.seed.to_string(),
             "--stress-seconds",
             &self.stress_seconds.to_string(),
+            "--round",
+            &self.round.to_string(),
         ]
         .map(str::to_owned)
         .to_vec();

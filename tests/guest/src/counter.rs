@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Talks to the plugin that counts instructions (`tests/counter`), on machines that have it. On others nothing
-//! hears what is said here.
+//! Talks to the plugin that counts instructions (`tests/counter`), on machines that have it.
 
-use std::arch::{asm, global_asm};
+use std::arch::global_asm;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use crate::kallsyms::{Symbol, symbols};
+use crate::plugin;
 use crate::sysfs;
 
 /// Functions of the kernel that copy, clear or flush memory. Their instructions are reported apart.
@@ -42,18 +43,8 @@ const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 /// Where is kept what [`learn`] has found, for other processes: what the plugin is to be told for each module.
 const LEARNT: &str = "/run/counter";
 
-/// Says a line to the plugin.
 fn say(line: &str) {
-    // SAFETY: This is `nopl 0x706d656d(%rax)`, which does nothing. The plugin reads the two registers and the
-    // bytes that they name.
-    unsafe {
-        asm!(
-            ".byte 0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70",
-            in("rdi") line.as_ptr(),
-            in("rsi") line.len(),
-            options(readonly, nostack, preserves_flags),
-        );
-    }
+    plugin::say("counter", line);
 }
 
 /// Counts what `work` makes the driver do, under a label.
@@ -66,28 +57,25 @@ pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {
 
 /// Looks up where the code of these modules is, which stay loaded from here on, and what else [`watch`] needs.
 pub fn learn(modules: &[&str]) -> Result<()> {
-    let text = fs::read_to_string("/proc/kallsyms").context("reading /proc/kallsyms")?;
     // What begins at each address: code of a module, a copy, or something else that ends what is before it.
+    let symbols = symbols()?;
     let mut starts: Vec<(u64, Option<&str>)> = Vec::new();
     let mut entry = [None; 2];
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        let address = u64::from_str_radix(address, 16)?;
-        ensure!(address != 0, "/proc/kallsyms does not tell addresses");
-        let module = words.next().map(|word| word.trim_matches(['[', ']']));
+    for Symbol {
+        address,
+        name,
+        module,
+    } in &symbols
+    {
         let what = match module {
-            None if COPIES.contains(&name) => Some("copy"),
+            None if COPIES.contains(&name.as_str()) => Some("copy"),
             None => None,
-            Some(module) => modules.iter().find(|wanted| **wanted == module).copied(),
+            Some(module) => modules.iter().find(|wanted| *wanted == module).copied(),
         };
-        starts.push((address, what));
+        starts.push((*address, what));
         for (found, wanted) in entry.iter_mut().zip(ENTRY) {
             if name == wanted {
-                *found = Some(address);
+                *found = Some(*address);
             }
         }
     }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::command::run;
+use crate::coverage;
 use crate::nd::{Device, settle};
 
 /// A driver for NVDIMM namespaces.
@@ -41,13 +42,18 @@ impl Driver {
 
     /// Loads the module and waits until it has taken the devices that are there.
     pub fn load(self) -> Result<()> {
-        run("modprobe", &[self.name()])?;
+        match self {
+            Driver::PmemRs => coverage::loading(|| run("modprobe", &[self.name()]))?,
+            Driver::NdPmem => run("modprobe", &[self.name()])?,
+        };
         settle()
     }
 
     /// Removes the module, which unbinds it from all its devices.
     pub fn unload(self) -> Result<()> {
-        run("rmmod", &[self.name()]).map(drop)
+        run("rmmod", &[self.name()])?;
+        coverage::unloaded();
+        Ok(())
     }
 
     /// Whether the module is loaded.

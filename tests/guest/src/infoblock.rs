@@ -8,6 +8,7 @@
 //! tool would write.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
@@ -17,9 +18,11 @@ use crate::ndctl::Mode;
 const LEN: usize = 4096;
 const CHECKSUM: usize = LEN - 8;
 
-/// A field, by its place and size.
+/// A field, by its place and size. Those of an arena are a btt's, where others have something else.
 #[derive(Clone, Copy, Debug)]
 pub enum Field {
+    /// Flags, of which one says that there was an error.
+    Flags,
     /// The namespace that the block was written for.
     ParentUuid,
     /// The first part of the version.
@@ -40,10 +43,69 @@ pub enum Field {
     PageSize,
     /// The size of `struct page` that the layout has room for.
     PageStructSize,
+    /// The size of the sectors.
+    SectorSize,
+    /// How many there are.
+    Sectors,
+    /// The size of the blocks that hold them.
+    BlockSize,
+    /// How many there are.
+    Blocks,
+    /// How many of these are spare.
+    SpareBlocks,
+    /// The size of an info block.
+    InfoSize,
+    /// How far away the next arena is.
+    NextArena,
+    /// Where in the arena the blocks start.
+    ArenaData,
+    /// Where the map of the sectors starts.
+    ArenaMap,
+    /// Where the log starts.
+    ArenaLog,
+    /// Where the copy of the info block is.
+    ArenaCopy,
 }
 
+/// What all kinds of info blocks have.
+const COMMON: &[Field] = &[
+    Field::ParentUuid,
+    Field::Flags,
+    Field::MajorVersion,
+    Field::MinorVersion,
+];
+const OF_PAGES: &[Field] = &[
+    Field::DataOffset,
+    Field::Mode,
+    Field::StartPad,
+    Field::EndTruncated,
+    Field::Align,
+    Field::PageSize,
+    Field::PageStructSize,
+];
+const OF_ARENA: &[Field] = &[
+    Field::SectorSize,
+    Field::Sectors,
+    Field::BlockSize,
+    Field::Blocks,
+    Field::SpareBlocks,
+    Field::InfoSize,
+    Field::NextArena,
+    Field::ArenaData,
+    Field::ArenaMap,
+    Field::ArenaLog,
+    Field::ArenaCopy,
+];
+
+/// How info blocks of the three kinds start.
+pub const SIGNATURES: [&[u8; 16]; 3] = [
+    b"BTT_ARENA_INFO\0\0",
+    b"NVDIMM_PFN_INFO\0",
+    b"NVDIMM_DAX_INFO\0",
+];
+
 impl Field {
-    fn range(self) -> std::ops::Range<usize> {
+    fn range(self) -> Range<usize> {
         match self {
             Field::ParentUuid => 32..48,
             Field::MajorVersion => 52..54,
@@ -55,7 +117,33 @@ impl Field {
             Field::Align => 84..88,
             Field::PageSize => 88..92,
             Field::PageStructSize => 92..94,
+            Field::Flags => 48..52,
+            Field::SectorSize => 56..60,
+            Field::Sectors => 60..64,
+            Field::BlockSize => 64..68,
+            Field::Blocks => 68..72,
+            Field::SpareBlocks => 72..76,
+            Field::InfoSize => 76..80,
+            Field::NextArena => 80..88,
+            Field::ArenaData => 88..96,
+            Field::ArenaMap => 96..104,
+            Field::ArenaLog => 104..112,
+            Field::ArenaCopy => 112..120,
         }
+    }
+
+    /// The fields that say how a namespace of a mode is laid out.
+    pub fn of_layout(mode: Mode) -> &'static [Field] {
+        if mode == Mode::Sector {
+            OF_ARENA
+        } else {
+            OF_PAGES
+        }
+    }
+
+    /// All fields of the info block of a mode.
+    pub fn all_of(mode: Mode) -> Vec<Field> {
+        [COMMON, Field::of_layout(mode)].concat()
     }
 }
 
@@ -98,14 +186,41 @@ impl InfoBlock {
     /// Changes a field and makes the checksum right again.
     pub fn with(&self, field: Field, value: u64) -> InfoBlock {
         let mut block = self.clone();
-        let place = &mut block.bytes[field.range()];
+        block.set(field, value);
+        block.seal();
+        block
+    }
+
+    /// Changes a field.
+    pub fn set(&mut self, field: Field, value: u64) {
+        let place = &mut self.bytes[field.range()];
         place.fill(0);
         for (to, from) in place.iter_mut().zip(value.to_le_bytes()) {
             *to = from;
         }
-        let checksum = block.checksum();
-        block.bytes[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
-        block
+    }
+
+    /// Turns a bit over, of any byte.
+    pub fn flip(&mut self, bit: usize) {
+        self.bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+
+    /// Makes it one of another kind.
+    pub fn set_signature(&mut self, signature: &[u8; 16]) {
+        self.bytes[..16].copy_from_slice(signature);
+    }
+
+    /// Whether it starts like an info block.
+    pub fn has_signature(&self) -> bool {
+        SIGNATURES
+            .iter()
+            .any(|signature| self.bytes.starts_with(*signature))
+    }
+
+    /// Makes the checksum right.
+    pub fn seal(&mut self) {
+        let checksum = self.checksum();
+        self.bytes[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
     }
 
     /// Changes nothing but the checksum.
@@ -133,27 +248,81 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 const LABEL_LEN: usize = 256;
+/// Where the sectors of a label have their size.
+pub const LABEL_SECTOR_SIZE: Range<usize> = 96..104;
+
+/// The uuid of a namespace as a label has it.
+fn uuid_bytes(namespace: &str) -> Result<[u8; 16]> {
+    let digits: String = namespace.chars().filter(|&digit| digit != '-').collect();
+    Ok(u128::from_str_radix(&digits, 16)?.to_be_bytes())
+}
+
+/// The labels of a namespace in a label area, or in the start of one.
+pub fn labels_of(area: &[u8], namespace: &str) -> Result<Vec<Range<usize>>> {
+    let uuid = uuid_bytes(namespace)?;
+    let labels: Vec<Range<usize>> = (0..area.len() - LABEL_LEN)
+        .step_by(LABEL_LEN)
+        .filter(|&at| area[at..].starts_with(&uuid))
+        .map(|at| at..at + LABEL_LEN)
+        .collect();
+    ensure!(!labels.is_empty(), "there is no label of {namespace}");
+    for label in &labels {
+        let (rest, end) = area[label.clone()].split_at(LABEL_LEN - 8);
+        ensure!(
+            end == checksum(rest).to_le_bytes(),
+            "the label at {:#x} is not as expected",
+            label.start
+        );
+    }
+    Ok(labels)
+}
+
+/// Makes the checksum of a label right.
+pub fn seal_label(label: &mut [u8]) {
+    let (rest, end) = label.split_at_mut(LABEL_LEN - 8);
+    end.copy_from_slice(&checksum(rest).to_le_bytes());
+}
 
 /// Makes all labels of a namespace in a label area ask for sectors of another size.
 pub fn set_sector_size(area: &mut [u8], namespace: &str, bytes: u64) -> Result<()> {
-    const SECTOR_SIZE: usize = 96;
-    let digits: String = namespace.chars().filter(|&digit| digit != '-').collect();
-    let uuid = u128::from_str_radix(&digits, 16)?.to_be_bytes();
-    let labels: Vec<usize> = (0..area.len() - LABEL_LEN)
-        .step_by(LABEL_LEN)
-        .filter(|&at| area[at..].starts_with(&uuid))
-        .collect();
-    ensure!(!labels.is_empty(), "there is no label of {namespace}");
-    for at in labels {
-        let label = &mut area[at..at + LABEL_LEN];
-        let end = LABEL_LEN - 8;
-        ensure!(
-            label[end..] == checksum(&label[..end]).to_le_bytes(),
-            "the label at {at:#x} is not as expected"
-        );
-        label[SECTOR_SIZE..SECTOR_SIZE + 8].copy_from_slice(&bytes.to_le_bytes());
-        let right = checksum(&label[..end]).to_le_bytes();
-        label[end..].copy_from_slice(&right);
+    for label in labels_of(area, namespace)? {
+        let label = &mut area[label];
+        label[LABEL_SECTOR_SIZE].copy_from_slice(&bytes.to_le_bytes());
+        seal_label(label);
     }
     Ok(())
+}
+
+/// The two blocks at the start of a label area that say which labels count.
+pub fn indexes_of(area: &[u8]) -> Result<[Range<usize>; 2]> {
+    const SIGNATURE: &[u8; 16] = b"NAMESPACE_INDEX\0";
+    const OTHER: Range<usize> = 40..48;
+    let number = |range: Range<usize>| -> Result<usize> {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&area[range]);
+        Ok(usize::try_from(u64::from_le_bytes(bytes))?)
+    };
+    let len = number(OTHER)?;
+    let indexes = [0..len, len..2 * len];
+    for index in &indexes {
+        ensure!(
+            index.end <= area.len() && area[index.clone()].starts_with(SIGNATURE),
+            "there is no index at {:#x}",
+            index.start
+        );
+    }
+    Ok(indexes)
+}
+
+/// Makes the checksum of an index right.
+pub fn seal_index(index: &mut [u8]) {
+    const CHECKSUM: Range<usize> = 64..72;
+    index[CHECKSUM].fill(0);
+    let (mut low, mut high) = (0_u32, 0_u64);
+    for word in index.chunks_exact(4) {
+        low = low.wrapping_add(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        high = high.wrapping_add(low.into());
+    }
+    let sum = (high << 32) | u64::from(low);
+    index[CHECKSUM].copy_from_slice(&sum.to_le_bytes());
 }

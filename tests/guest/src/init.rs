@@ -19,10 +19,10 @@ use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
 use crate::platform::LEGACY_MODULE;
-use crate::{checkers, kmemleak, kunit, suites, supervisor, syscall, sysfs};
+use crate::{checkers, coverage, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
 /// Carries results; kernel messages go to the first port.
-const RESULTS: &str = "/dev/ttyS1";
+pub const RESULTS: &str = "/dev/ttyS1";
 const CONSOLE: &str = "/dev/ttyS0";
 /// Which driver is under test, for processes that are not told.
 const DRIVER_FILE: &str = "/run/driver";
@@ -137,6 +137,7 @@ fn run_suite(name: &str, args: &TestArgs, only: &[String], ending: Ending) -> Re
     } else {
         supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
     }
+    coverage::keep();
     match ending {
         Ending::Orderly => ktap.remark("done"),
         Ending::Hold => {

@@ -23,6 +23,10 @@ pub struct Lab {
     pub stress: Duration,
     /// Whether the second NVDIMM belongs to the driver under test, not the first, when both are compared.
     pub swapped: bool,
+    /// What chance starts from.
+    pub seed: u64,
+    /// How many boots of the same campaign there were before.
+    pub round: u64,
     /// Chance, the same in every run with the same seed.
     pub random: ChaCha8Rng,
 }
@@ -39,14 +43,16 @@ pub struct Prepared {
 
 impl Lab {
     /// Sets up a bench. Every test has a `stream` of its own, so that it does the same whichever
-    /// tests run before it.
+    /// tests run before it, and so has every boot.
     pub fn new(args: &TestArgs, stream: u64) -> Lab {
         let mut random = ChaCha8Rng::seed_from_u64(args.seed);
-        random.set_stream(stream);
+        random.set_stream((args.round << 32) | stream);
         Lab {
             driver: args.driver,
             stress: args.stress(),
             swapped: args.swapped,
+            seed: args.seed,
+            round: args.round,
             random,
         }
     }

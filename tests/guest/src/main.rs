@@ -16,12 +16,15 @@
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
+mod aio;
+#[allow(unsafe_code)]
 mod bus_error;
 mod checkers;
 mod cli;
 mod command;
 #[allow(unsafe_code)]
 mod counter;
+mod coverage;
 mod disk;
 mod dm;
 mod driver;
@@ -32,6 +35,7 @@ mod infoblock;
 mod init;
 mod injection;
 mod injector;
+mod kallsyms;
 mod kmemleak;
 mod ktap;
 mod kunit;
@@ -42,8 +46,11 @@ mod mapping;
 mod messages;
 mod nd;
 mod ndctl;
+mod ordering;
 mod pci;
 mod platform;
+#[allow(unsafe_code)]
+mod plugin;
 mod process;
 mod retired;
 mod sectors;

@@ -6,11 +6,13 @@
 //! the device may get at it, and an access may end in a signal. So no reference into it is ever
 //! made; bytes are copied in and out.
 
-use std::arch::x86_64::{_mm_clflush, _mm_sfence};
+use std::arch::asm;
+use std::arch::x86_64::{_mm_sfence, _mm_stream_si64};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
@@ -48,6 +50,16 @@ impl Sharing {
             Sharing::Private => MapFlags::MAP_PRIVATE,
         }
     }
+}
+
+/// An instruction that writes a line of the CPU cache back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// The line may stay in the cache.
+    Clwb,
+    Clflushopt,
+    /// No fence has to follow.
+    Clflush,
 }
 
 /// A part of a file in memory, readable and writable, from the start of the file.
@@ -127,6 +139,14 @@ impl Mapping {
         let start = unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) }?;
         // INVARIANT: the range was just mapped and is handed to this object.
         Ok(Mapping { start, len })
+    }
+
+    /// Asks for huge pages, which the mapping has where one fits as soon as it is written to.
+    pub fn prefer_huge_pages(&self) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped; its contents stay.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_HUGEPAGE) };
+        Errno::result(result)?;
+        Ok(())
     }
 
     /// Has the kernel take the pages away from this process, to swap if they are of no file.
@@ -238,8 +258,14 @@ impl Mapping {
 
     /// `msync(MS_SYNC)` on the whole mapping.
     pub fn sync(&self) -> io::Result<()> {
+        self.sync_part(0, self.len)
+    }
+
+    /// `msync(MS_SYNC)` on a part of the mapping, which starts with a page.
+    pub fn sync_part(&self, from: usize, len: usize) -> io::Result<()> {
+        let part = NonNull::new(self.at(from, len).cast()).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
-        unsafe { msync(self.start, self.len, MsFlags::MS_SYNC) }?;
+        unsafe { msync(part, len, MsFlags::MS_SYNC) }?;
         Ok(())
     }
 
@@ -253,12 +279,45 @@ impl Mapping {
     /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
     /// the mapping is [`Sharing::Synchronous`].
     pub fn flush_cpu_cache(&self) {
-        for line in (0..self.len).step_by(CACHE_LINE) {
-            // SAFETY: the byte is within the mapping; flushing its line changes no contents.
-            unsafe { _mm_clflush(self.at(line, 1)) }
+        self.flush_part(0, self.len);
+    }
+
+    /// As [`Mapping::flush_cpu_cache`], for a part of the mapping, which starts with a cache line.
+    pub fn flush_part(&self, from: usize, len: usize) {
+        self.flush_lines(from..from + len, Flush::Clflush);
+        self.fence();
+    }
+
+    /// Has the CPU write its lines of a part of the mapping back.
+    pub fn flush_lines(&self, part: Range<usize>, flush: Flush) {
+        for line in part.step_by(CACHE_LINE) {
+            let line = self.at(line, 1);
+            // SAFETY: the byte is within the mapping; flushing its line changes no contents. The emulated CPU
+            // has these instructions.
+            unsafe {
+                match flush {
+                    Flush::Clwb => asm!("clwb [{}]", in(reg) line, options(nostack)),
+                    Flush::Clflushopt => asm!("clflushopt [{}]", in(reg) line, options(nostack)),
+                    Flush::Clflush => asm!("clflush [{}]", in(reg) line, options(nostack)),
+                }
+            }
         }
+    }
+
+    /// Waits until what was flushed, or stored past the caches, is durable.
+    pub fn fence(&self) {
         // SAFETY: every x86-64 CPU has this instruction.
         unsafe { _mm_sfence() }
+    }
+
+    /// Fills the mapping with a byte, past the CPU caches.
+    pub fn write_past_caches(&self, byte: u8) {
+        let word = i64::from_ne_bytes([byte; 8]);
+        for offset in (0..self.len).step_by(size_of_val(&word)) {
+            // SAFETY: the word is within the mapping, whose length is a multiple of a page, and aligned. No
+            // reference into the mapping exists.
+            unsafe { _mm_stream_si64(self.at(offset, size_of_val(&word)).cast(), word) }
+        }
     }
 
     /// Reads a byte in a process of its own, which the access may kill, and says how that ended.

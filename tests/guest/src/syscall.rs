@@ -2,8 +2,8 @@
 
 //! System calls that neither the standard library nor `nix` wraps safely.
 //!
-//! Together with [`crate::mapping`], [`crate::userfault`] and [`crate::bus_error`] this is all the unsafe
-//! code of the guest.
+//! Together with [`crate::mapping`], [`crate::aio`], [`crate::userfault`], [`crate::bus_error`] and
+//! [`crate::counter`] this is all the unsafe code of the guest.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -186,6 +186,21 @@ pub fn set_read_only(disk: &File, read_only: bool) -> io::Result<()> {
 pub fn discard(disk: &File, start: u64, len: u64) -> io::Result<()> {
     // SAFETY: the request reads two numbers.
     unsafe { request::discard(disk.as_raw_fd(), &[start, len]) }?;
+    Ok(())
+}
+
+/// `fallocate` on a disk: makes a range read as zeros, or forgets it.
+pub fn fallocate(disk: &File, zero: bool, start: u64, len: u64) -> io::Result<()> {
+    let mode = if zero {
+        libc::FALLOC_FL_ZERO_RANGE
+    } else {
+        libc::FALLOC_FL_PUNCH_HOLE
+    };
+    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the call takes numbers and touches no memory.
+    let result =
+        unsafe { libc::fallocate(disk.as_raw_fd(), mode, file_offset(start), file_offset(len)) };
+    Errno::result(result)?;
     Ok(())
 }
 

@@ -53,20 +53,21 @@ impl Drop for FaultTrace {
     }
 }
 
-/// Counts how often a kernel function is called, by whomever, for as long as it lives.
+/// Counts how often functions of the kernel are called, by whomever, for as long as it lives.
 pub struct CallCount(());
 
 impl CallCount {
     const EVENT: &str = "pmem_rs/counted";
 
-    /// Starts counting the calls of `function`.
-    pub fn of(function: &str) -> Result<CallCount> {
+    /// Starts counting the calls of `functions`, all together.
+    pub fn of(functions: &[&str]) -> Result<CallCount> {
         let tracefs = Path::new(TRACEFS);
-        fs::write(
-            tracefs.join("kprobe_events"),
-            format!("p:{} {function}\n", Self::EVENT),
-        )
-        .with_context(|| format!("placing a probe on {function}"))?;
+        let probes: Vec<String> = functions
+            .iter()
+            .map(|function| format!("p:{} {function}\n", Self::EVENT))
+            .collect();
+        fs::write(tracefs.join("kprobe_events"), probes.concat())
+            .with_context(|| format!("placing probes on {functions:?}"))?;
         let count = CallCount(());
         fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
         sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "1")?;

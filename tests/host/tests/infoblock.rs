@@ -12,6 +12,7 @@ const PLACE: Place = Place {
     uuid: UUID,
     start: 1 << 32,
     size: 512 * MIB,
+    at: 4096,
     reserve: 8192,
     page_size: 4096,
     page_struct_size: 64,
@@ -27,6 +28,29 @@ const END_TRUNC: usize = 80;
 const ALIGN: usize = 84;
 const PAGE_SIZE: usize = 88;
 const PAGE_STRUCT_SIZE: usize = 92;
+/// Of a btt, with their sizes.
+const SECTOR_SIZE: (usize, usize) = (56, 4);
+const SECTORS: (usize, usize) = (60, 4);
+const BLOCK_SIZE: (usize, usize) = (64, 4);
+const BLOCKS: (usize, usize) = (68, 4);
+const SPARE: (usize, usize) = (72, 4);
+const NEXT: (usize, usize) = (80, 8);
+const DATA: (usize, usize) = (88, 8);
+const MAP: (usize, usize) = (96, 8);
+const LOG: (usize, usize) = (104, 8);
+const COPY: (usize, usize) = (112, 8);
+const ARENA_FIELDS: [(usize, usize); 10] = [
+    SECTOR_SIZE,
+    SECTORS,
+    BLOCK_SIZE,
+    BLOCKS,
+    SPARE,
+    NEXT,
+    DATA,
+    MAP,
+    LOG,
+    COPY,
+];
 const CHECKSUM: usize = LEN - 8;
 
 /// A block that can be changed, and gets its checksum last.
@@ -51,6 +75,33 @@ impl Draft {
             .with(ALIGN, &(2_u32 << 20).to_le_bytes())
             .with(PAGE_SIZE, &4096_u32.to_le_bytes())
             .with(PAGE_STRUCT_SIZE, &64_u16.to_le_bytes())
+    }
+
+    /// As the btt driver makes it for sectors of 4 KiB.
+    fn sector(major: u16, minor: u16) -> Draft {
+        let end = PLACE.size - PLACE.at;
+        let log = end - 4096 - 256 * 64;
+        let map = log - MIB;
+        let blocks = (map - 4096) / 4096;
+        Draft::of(b"BTT_ARENA_INFO\0\0", major, minor)
+            .having(SECTOR_SIZE, 4096)
+            .having(SECTORS, blocks - 256)
+            .having(BLOCK_SIZE, 4096)
+            .having(BLOCKS, blocks)
+            .having(SPARE, 256)
+            .having(DATA, 4096)
+            .having(MAP, map)
+            .having(LOG, log)
+            .having(COPY, end - 4096)
+    }
+
+    fn having(self, (at, len): (usize, usize), value: u64) -> Draft {
+        self.with(at, &value.to_le_bytes()[..len])
+    }
+
+    fn number(&self, (at, len): (usize, usize)) -> u128 {
+        let bytes = self.0[at..at + len].iter().rev();
+        bytes.fold(0, |number, byte| (number << 8) | u128::from(*byte))
     }
 
     fn with(mut self, at: usize, bytes: &[u8]) -> Draft {
@@ -96,8 +147,8 @@ fn a_signature_tells_the_personality() {
 #[test]
 fn good_blocks_are_good() {
     assert_eq!(fault_of(Draft::fsdax()), None);
-    assert_eq!(fault_of(Draft::of(b"BTT_ARENA_INFO\0\0", 1, 1)), None);
-    assert_eq!(fault_of(Draft::of(b"BTT_ARENA_INFO\0\0", 2, 0)), None);
+    assert_eq!(fault_of(Draft::sector(1, 1)), None);
+    assert_eq!(fault_of(Draft::sector(2, 0)), None);
     let padded = Draft::fsdax()
         .with(START_PAD, &(4_u32 << 20).to_le_bytes())
         .with(END_TRUNC, &(6_u32 << 20).to_le_bytes());
@@ -107,7 +158,7 @@ fn good_blocks_are_good() {
 #[test]
 fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
     let nobodys = [0; 16];
-    let btt = Draft::of(b"BTT_ARENA_INFO\0\0", 1, 1);
+    let btt = Draft::sector(1, 1);
     assert_eq!(fault_of(btt.clone().with(PARENT, &nobodys)), None);
     assert_eq!(fault_of(btt.with(PARENT, &[7; 16])), Some(Fault::Foreign));
     let fsdax = Draft::fsdax().with(PARENT, &nobodys);
@@ -141,7 +192,7 @@ fn each_fault_is_told_from_the_others() {
     let draft = Draft::fsdax;
     for (changed, fault) in [
         (draft().with(MAJOR, &[2, 0]), Fault::Version),
-        (Draft::of(b"BTT_ARENA_INFO\0\0", 1, 2), Fault::Version),
+        (Draft::sector(1, 2), Fault::Version),
         (draft().with(MODE, &[0]), Fault::Mode),
         (draft().with(MODE, &[7]), Fault::Mode),
         (
@@ -186,7 +237,128 @@ fn each_fault_is_told_from_the_others() {
     assert_eq!(fault_of(in_ram), None);
 }
 
+#[test]
+fn an_arena_that_reaches_beyond_its_parts_is_refused() {
+    let draft = || Draft::sector(1, 1);
+    let of = |field| draft().number(field) as u64;
+    for (field, value) in [
+        (SECTORS, 0),
+        (SECTORS, of(SECTORS) + 1),
+        (SECTORS, u32::MAX.into()),
+        (BLOCK_SIZE, 8192),
+        (BLOCK_SIZE, u32::MAX.into()),
+        (BLOCKS, of(BLOCKS) + 1),
+        (SPARE, 0),
+        (SPARE, 257),
+        (SPARE, u32::MAX.into()),
+        // Only an arena of 512 GiB has another one after it.
+        (NEXT, 4096),
+        (NEXT, 64 * MIB),
+        (NEXT, 512 << 30),
+        (NEXT, u64::MAX),
+        (DATA, 0),
+        (DATA, of(MAP)),
+        (MAP, of(MAP) + 1),
+        (MAP, of(LOG)),
+        (LOG, of(LOG) + 4096),
+        (LOG, u64::MAX - 16),
+        (COPY, of(COPY) + 512),
+        (COPY, u64::MAX),
+    ] {
+        let fault = fault_of(draft().having(field, value));
+        assert_eq!(fault, Some(Fault::Arena), "{field:?} {value:#x}");
+    }
+    for size in [0, 256, 513, 8192] {
+        let fault = fault_of(draft().having(SECTOR_SIZE, size));
+        assert_eq!(fault, Some(Fault::SectorSize), "{size}");
+    }
+    let narrow = fault_of(draft().having(BLOCK_SIZE, 4095));
+    assert_eq!(narrow, Some(Fault::SectorSize));
+    // The same block on a namespace that has become smaller.
+    let smaller = Place {
+        size: PLACE.size - 4096,
+        ..PLACE
+    };
+    assert_eq!(draft().sealed().check(&smaller), Err(Fault::Arena));
+}
+
+#[test]
+fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
+    let with_spare = |spare: u64| {
+        let blocks = 1000 + spare;
+        let map = 4096 + blocks * 4096;
+        let draft = Draft::sector(1, 1);
+        fault_of(
+            draft
+                .having(BLOCK_SIZE, 4096)
+                .having(SECTORS, 1000)
+                .having(BLOCKS, blocks)
+                .having(SPARE, spare)
+                .having(MAP, map)
+                .having(LOG, map + 4096),
+        )
+    };
+    assert_eq!(with_spare(1 << 14), None);
+    assert_eq!(with_spare((1 << 14) + 1), Some(Fault::Arena));
+}
+
+#[test]
+fn an_arena_that_is_alone_is_no_larger_than_others() {
+    let large = Place {
+        size: 1 << 40,
+        ..PLACE
+    };
+    let draft = |copy| Draft::sector(1, 1).having(COPY, copy).sealed();
+    assert_eq!(draft((512 << 30) - 4096).check(&large), Ok(()));
+    assert_eq!(draft(512 << 30).check(&large), Err(Fault::Arena));
+}
+
+#[test]
+fn an_arena_of_512_gib_may_have_another_one_after_it() {
+    let draft = Draft::sector(1, 1).having(NEXT, 512 << 30);
+    let with_room = |bytes| Place {
+        size: PLACE.at + (512 << 30) + bytes,
+        ..PLACE
+    };
+    assert_eq!(draft.clone().sealed().check(&with_room(16 * MIB)), Ok(()));
+    assert_eq!(
+        draft.sealed().check(&with_room(16 * MIB - 1)),
+        Err(Fault::Arena)
+    );
+}
+
 proptest! {
+    #[test]
+    fn the_parts_of_a_believed_arena_do_not_overlap(
+        changes in prop::collection::vec(
+            (prop::sample::select(&ARENA_FIELDS[..]), prop_oneof![
+                any::<u64>(),
+                0_u64..8192,
+                (0_u64..512 * MIB).prop_map(|at| at & !511),
+                (0_u32..64).prop_map(|bit| 1 << bit),
+            ]),
+            0..4,
+        ),
+        size in prop_oneof![any::<u64>(), Just(PLACE.size)],
+    ) {
+        let block = changes
+            .into_iter()
+            .fold(Draft::sector(1, 1), |draft, (field, value)| draft.having(field, value))
+            .sealed();
+        if block.check(&Place { size, ..PLACE }).is_ok() {
+            let of = |field| block.number(field);
+            let end = u128::from(size - PLACE.at);
+            prop_assert!(4096 <= of(DATA));
+            prop_assert!(of(DATA) + of(BLOCKS) * of(BLOCK_SIZE) <= of(MAP));
+            prop_assert!(of(MAP) + of(SECTORS) * 4 <= of(LOG));
+            prop_assert!(of(LOG) + of(SPARE) * 64 <= of(COPY));
+            prop_assert!(of(COPY) + 4096 <= end);
+            prop_assert!(of(SECTORS) + of(SPARE) <= of(BLOCKS));
+            prop_assert!(of(SPARE) <= 1 << 14);
+            prop_assert!(of(COPY) < 512 << 30);
+        }
+    }
+
     #[test]
     fn every_changed_byte_is_noticed(at in 16..LEN, by in 1_u8..) {
         let mut block = Draft::fsdax().sealed();

@@ -6,16 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
-use crate::ktap::{self, Event, Failures};
-use crate::machine::{Counter, Machine, Serial, Software};
+use crate::ktap::{self, Event, Failures, Results};
+use crate::machine::{Machine, Plugin, Serial, Software};
 use crate::report::{Report, Subject, Total};
-use crate::suites::{self, Boot, Power};
-use crate::{Setup, counting, image, selftest};
+use crate::suites::{self, Boot, Power, Special};
+use crate::{Setup, counting, crash, image, ordering, selftest};
 
 /// How many lines of the console are shown of a guest that died or hung.
 const CONSOLE_TAIL: usize = 40;
@@ -28,7 +28,23 @@ const CHECKERS: &str = "# checkers: ";
 /// What stands before a figure that people should see even if its test passes.
 const MEASURED: &str = "measured: ";
 
+/// Reads a line that consists of four numbers and a text, with tabs between them.
+pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
+    let wrong = || format!("not four numbers and a text: `{line}`");
+    let mut fields = line.splitn(5, '\t');
+    let mut numbers = [0; 4];
+    for number in &mut numbers {
+        *number = fields
+            .next()
+            .with_context(wrong)?
+            .parse()
+            .with_context(wrong)?;
+    }
+    Ok((numbers, fields.next().with_context(wrong)?))
+}
+
 /// Everything that is the same for all boots of a run.
+#[derive(Clone)]
 pub struct Bench {
     pub env: Env,
     pub image: PathBuf,
@@ -40,14 +56,23 @@ pub struct Bench {
     pub limits: Limits,
     /// How long tests go on that could go on for ever, if not as long as the guest thinks.
     pub stress_seconds: Option<u64>,
-    /// The plugin of QEMU that counts instructions, if that is wanted.
+    /// How many boots of the same campaign there were before.
+    pub round: u64,
+    /// The library of the plugin of QEMU that watches guests, if that is wanted.
     pub plugin: Option<PathBuf>,
     /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
     pub swapped: bool,
 }
 
 /// The file of a boot that the plugin writes.
-pub const COUNTS: &str = "counts.tsv";
+const SEEN: &str = "plugin.tsv";
+
+/// Reads the lines that the plugin wrote in a boot.
+pub fn seen<T>(dir: &Path, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    let path = dir.join(SEEN);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    text.lines().map(parse).collect()
+}
 
 impl Bench {
     /// Prepares the image, in a folder of its own for each command.
@@ -70,9 +95,28 @@ impl Bench {
             results,
             subject,
             stress_seconds: None,
+            round: 0,
             plugin: None,
             swapped: false,
         })
+    }
+
+    /// The same with a plugin, which is built together with this program.
+    pub fn with_plugin(&self, name: &str) -> Result<Bench> {
+        let library = std::env::current_exe()?.with_file_name(format!("lib{name}.so"));
+        ensure!(library.exists(), "{} is not built", library.display());
+        Ok(Bench {
+            plugin: Some(library),
+            ..self.clone()
+        })
+    }
+
+    /// The same for a later boot of a campaign.
+    pub fn in_round(&self, round: u64) -> Bench {
+        Bench {
+            round,
+            ..self.clone()
+        }
     }
 
     /// Boots once, and again if the guest dies before its init runs: the emulator itself is known to
@@ -130,7 +174,7 @@ impl Bench {
         for log in [&console, &stream] {
             fs::write(log, "")?;
         }
-        let seed = self.subject.seed.to_string();
+        let (seed, round) = (self.subject.seed.to_string(), self.round.to_string());
         let mut words = vec![
             "run",
             boot.suite,
@@ -138,11 +182,15 @@ impl Bench {
             self.subject.driver,
             "--seed",
             &seed,
+            "--round",
+            &round,
         ];
+        let mut cut = None;
         match boot.end {
             Power::Off => {}
             Power::InUse => words.push("--in-use"),
             Power::Cut => words.push("--hold"),
+            Power::Lost(when) => cut = Some(when),
         }
         let stress = self.stress_seconds.map(|seconds| seconds.to_string());
         if let Some(stress) = &stress {
@@ -156,9 +204,9 @@ impl Bench {
             words.push("--swapped");
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        let counter = self.plugin.clone().map(|plugin| Counter {
-            plugin,
-            counts: dir.join(COUNTS),
+        let plugin = self.plugin.clone().map(|library| Plugin {
+            library,
+            out: dir.join(SEEN),
         });
         let kernel_words = [
             self.env.kernel_words(),
@@ -178,7 +226,7 @@ impl Bench {
                 .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
             kernel_words: &kernel_words,
             words: &words,
-            counter: counter.as_ref(),
+            plugin: plugin.as_ref(),
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;
@@ -190,7 +238,7 @@ impl Bench {
         let mut failures = Failures::default();
         let mut checkers = None;
         let mut measured = Vec::new();
-        let guest = Guest::start(command, &console, &stream, self.limits)?;
+        let guest = Guest::start(command, &console, &stream, self.limits, cut)?;
         let end = guest.follow(|line| {
             failures.line(line);
             if let Some(list) = line.strip_prefix(CHECKERS) {
@@ -201,10 +249,14 @@ impl Bench {
             }
             on_line(line);
         })?;
-        let unfinished = failures.unfinished();
-        failures.found.extend(unfinished);
-
-        let results = ktap::parse(&self.env, &stream, &dir.join("ktap.json"), boot.suite)?;
+        let results = if cut.is_some() {
+            // Its test has been interrupted; what counts is whether it has failed before that.
+            Results::of_failures(&failures.found)
+        } else {
+            let unfinished = failures.unfinished();
+            failures.found.extend(unfinished);
+            ktap::parse(&self.env, &stream, &dir.join("ktap.json"), boot.suite)?
+        };
         let mut troubles = complaints(&console)?;
         match &end {
             End::Orderly => {}
@@ -222,7 +274,7 @@ impl Bench {
                 results.counts.errors
             ));
         }
-        if end == End::Orderly && results.tests.is_empty() {
+        if end == End::Orderly && cut.is_none() && results.tests.is_empty() {
             troubles.push("the guest ran no tests".to_owned());
         }
         let report = Report {
@@ -300,11 +352,13 @@ pub fn run(
         report.print();
         total.add(&report);
     };
-    if selection.selftest {
-        take(selftest::run(&bench)?);
-    }
-    if selection.counting {
-        take(counting::run(&bench)?);
+    for special in selection.specials {
+        take(match special {
+            Special::Selftest => selftest::run(&bench)?,
+            Special::Counting => counting::run(&bench)?,
+            Special::Ordering => ordering::run(&bench, only)?,
+            Special::Crash => crash::run(&bench)?,
+        });
     }
     for suite in selection.suites {
         let backing = bench.results.join(suite.name);

@@ -2,15 +2,14 @@
 
 //! Counts of instructions, as the plugin (`tests/counter`) writes them, and the tests of the counting itself.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
-use crate::check::{Bench, COUNTS};
+use crate::check::{Bench, numbers_and_text, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
-use crate::suites::{self, Boot};
+use crate::suites::{self, Boot, Special};
 
 /// What was counted under one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,22 +28,13 @@ pub struct Counts {
 impl Counts {
     /// Reads what was counted in a boot, in order.
     pub fn read(dir: &Path) -> Result<Vec<Counts>> {
-        let path = dir.join(COUNTS);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        text.lines().map(Counts::parse).collect()
+        seen(dir, Counts::parse)
     }
 
     fn parse(line: &str) -> Result<Counts> {
-        let wrong = || format!("not a line of counts: `{line}`");
-        let mut fields = line.splitn(5, '\t');
-        let mut number = || {
-            let field = fields.next().with_context(wrong)?;
-            field.parse().with_context(wrong)
-        };
-        let [calls, driver, callees, copies] = [number()?, number()?, number()?, number()?];
+        let ([calls, driver, callees, copies], label) = numbers_and_text(line)?;
         Ok(Counts {
-            label: fields.next().with_context(wrong)?.to_owned(),
+            label: label.to_owned(),
             calls,
             driver,
             callees,
@@ -53,12 +43,8 @@ impl Counts {
     }
 }
 
-/// The plugin, which is built together with this program.
-pub fn plugin() -> Result<PathBuf> {
-    let plugin = std::env::current_exe()?.with_file_name("libcounter.so");
-    ensure!(plugin.exists(), "{} is not built", plugin.display());
-    Ok(plugin)
-}
+/// The name of the plugin.
+pub const PLUGIN: &str = "counter";
 
 /// What the known code of the guest (`tests/guest/src/counter.rs`) consists of: a driver of three instructions
 /// that calls a loop of 2 + 2·1000 and a copy of three.
@@ -68,15 +54,8 @@ fn known(counts: &Counts) -> bool {
 
 /// Boots a guest that does work of which is known what has to be counted.
 pub fn run(bench: &Bench) -> Result<Report> {
-    let bench = Bench {
-        plugin: Some(plugin()?),
-        results: bench.results.clone(),
-        env: bench.env.clone(),
-        image: bench.image.clone(),
-        subject: bench.subject.clone(),
-        ..*bench
-    };
-    let boot = Boot::off(suites::COUNTING);
+    let bench = bench.with_plugin(PLUGIN)?;
+    let boot = Boot::off(Special::Counting.name());
     let dir = bench.results.join(boot.suite);
     let report = bench.boot(&suites::COUNTED_PAIR, &dir, &boot, |_| {})?;
     let all = Counts::read(&dir)?;
@@ -104,5 +83,5 @@ pub fn run(bench: &Bench) -> Result<Report> {
             seen(&reads),
         );
     }
-    findings.report(suites::COUNTING, vec![report])
+    findings.report(Special::Counting.name(), vec![report])
 }

@@ -44,6 +44,15 @@ const DONE: &str = "# done";
 /// What it says when it wants its power cut.
 const HOLDING: &str = "# waiting for the power to be cut";
 
+/// When a guest loses its power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// What it says first.
+    pub line: &'static str,
+    /// How long after that.
+    pub after: Duration,
+}
+
 /// How a guest ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
@@ -67,6 +76,8 @@ pub struct Guest {
     last_line: Instant,
     /// Whether the guest's init has said that it is up.
     up: bool,
+    /// When it loses its power, if it does.
+    cut: Option<Cut>,
 }
 
 impl Guest {
@@ -76,6 +87,7 @@ impl Guest {
         console: &Path,
         results: &Path,
         limits: Limits,
+        cut: Option<Cut>,
     ) -> Result<Guest> {
         let qemu = machine
             .stdin(Stdio::null())
@@ -90,12 +102,14 @@ impl Guest {
             started: now,
             last_line: now,
             up: false,
+            cut,
         })
     }
 
     /// Follows the guest to its end, and passes on every line of its results.
     pub fn follow(mut self, mut on_line: impl FnMut(&str)) -> Result<End> {
         let mut finished = None;
+        let mut cut_at = None;
         loop {
             // Whether it runs is asked first: what it wrote before it ended is read after that.
             let running = self.qemu.try_wait()?.is_none();
@@ -105,6 +119,9 @@ impl Guest {
             }
             for line in &results {
                 self.up |= line.starts_with("KTAP version");
+                if let Some(cut) = self.cut.take_if(|cut| cut.line == line) {
+                    cut_at = Some(Instant::now() + cut.after);
+                }
                 match line.as_str() {
                     DONE => finished = Some(Instant::now()),
                     HOLDING => return Ok(End::Orderly),
@@ -125,7 +142,18 @@ impl Guest {
                     End::DiedBooting
                 });
             }
-            sleep(POLL_INTERVAL);
+            let left = cut_at.map(|at: Instant| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                self.qemu.kill()?;
+                self.qemu.wait()?;
+                // What it said before that, it has said.
+                self.results
+                    .new_lines()?
+                    .iter()
+                    .for_each(|line| on_line(line));
+                return Ok(End::Orderly);
+            }
+            sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
         }
     }
 

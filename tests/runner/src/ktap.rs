@@ -127,6 +127,21 @@ pub struct Results {
     pub tests: Vec<(String, bool)>,
 }
 
+impl Results {
+    /// Those of a stream that was cut off, which the parser would not understand.
+    pub fn of_failures(found: &[Failure]) -> Results {
+        let counts = Counts {
+            failed: found.len() as u64,
+            ..Counts::default()
+        };
+        let tests = found.iter().map(|failure| (failure.test.clone(), false));
+        Results {
+            counts,
+            tests: tests.collect(),
+        }
+    }
+}
+
 /// Has the kernel's parser read the stream, and keeps its report.
 pub fn parse(env: &Env, stream: &Path, report: &Path, suite: &str) -> Result<Results> {
     let parser = env.source.join("tools/testing/kunit/kunit.py");

@@ -100,14 +100,15 @@ pub struct Software<'a> {
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
     pub words: &'a [String],
-    /// Where instructions are counted, the plugin that does it, and the file that it writes.
-    pub counter: Option<&'a Counter>,
+    /// A plugin that watches the guest.
+    pub plugin: Option<&'a Plugin>,
 }
 
-/// The plugin of QEMU that counts instructions, on a machine with one CPU.
-pub struct Counter {
-    pub plugin: PathBuf,
-    pub counts: PathBuf,
+/// A plugin of QEMU.
+pub struct Plugin {
+    pub library: PathBuf,
+    /// The file that it writes.
+    pub out: PathBuf,
 }
 
 impl Machine {
@@ -192,8 +193,8 @@ impl Machine {
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-machine", "q35,nvdimm=on", "-accel", "tcg", "-cpu", "max"]);
         qemu.args(["-smp", &self.cpus.to_string()]);
-        if let Some(Counter { plugin, counts }) = software.counter {
-            let argument = format!("{},out={}", plugin.display(), counts.display());
+        if let Some(Plugin { library, out }) = software.plugin {
+            let argument = format!("{},out={}", library.display(), out.display());
             qemu.args(["-plugin", &argument]);
         }
         qemu.args([

@@ -6,8 +6,10 @@
 //!   program to the image.
 //! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`counting`] has instructions counted.
-//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`demo`] and [`shell`] are the commands.
+//! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed; [`crash`] kills guests while
+//!   they write, [`ledger`] knows what they owe.
+//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`coverage`], [`demo`] and [`shell`] are
+//!   the commands.
 
 #![forbid(unsafe_code)]
 
@@ -15,13 +17,17 @@ mod bench;
 mod check;
 mod compare;
 mod counting;
+mod coverage;
+mod crash;
 mod demo;
 mod device_tree;
 mod env;
 mod guest;
 mod image;
 mod ktap;
+mod ledger;
 mod machine;
+mod ordering;
 mod report;
 mod selftest;
 mod shell;
@@ -90,6 +96,18 @@ enum Command {
         #[arg(long, default_value = "docs")]
         docs: PathBuf,
         cases: Vec<String>,
+    },
+    /// See which lines of the driver the guest tests reach: all suites, or those that are named.
+    Coverage {
+        #[command(flatten)]
+        setup: Setup,
+        /// Where random numbers start.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where the result goes as well if all suites were run.
+        #[arg(long, default_value = "docs")]
+        docs: PathBuf,
+        suites: Vec<String>,
     },
     /// Start a guest with the driver loaded and a prompt.
     Shell {
@@ -181,6 +199,12 @@ fn run(command: Command) -> Result<bool> {
             docs,
             cases,
         } => bench::run(&setup, random_seed(), &mode, boots, &docs, &cases),
+        Command::Coverage {
+            setup,
+            seed,
+            docs,
+            suites,
+        } => coverage::run(&setup, seed, &docs, &suites),
         Command::KernelBugs { setup } => compare::bugs(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }

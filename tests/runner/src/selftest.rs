@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::check::Bench;
 use crate::ktap::{Counts, Failure};
 use crate::report::Report;
-use crate::suites::{self, Boot};
+use crate::suites::{self, Boot, Special};
 
 /// How a misbehaving test must end: passed, skipped, or failed with a word about the reason.
 enum Verdict {
@@ -168,5 +168,5 @@ pub fn run(bench: &Bench) -> Result<Report> {
         vec![faults, panic]
     };
 
-    findings.report(suites::SELFTEST, boots)
+    findings.report(Special::Selftest.name(), boots)
 }

@@ -20,7 +20,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         loaded: None,
         kernel_words: env.kernel_words(),
         words: &words,
-        counter: None,
+        plugin: None,
     };
     println!(
         "Booting a guest with {}; Ctrl-A X ends it.",

@@ -4,6 +4,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::guest::Cut;
 use crate::machine::{Machine, Nvdimm, PLAIN};
 
 /// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
@@ -26,8 +27,10 @@ pub enum Power {
     Off,
     /// The guest switches itself off while processes use its devices.
     InUse,
-    /// The guest is killed while it runs.
+    /// The guest is killed when it has done its work, and before it has tidied up.
     Cut,
+    /// The guest is killed in the middle of its work.
+    Lost(Cut),
 }
 
 impl Boot {
@@ -110,6 +113,17 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
+/// One for each kind of place that crashes are survived in.
+pub const FOUR_KEPT: Machine = Machine {
+    nvdimms: &[
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+        Nvdimm::kept(512),
+    ],
+    ..PLAIN
+};
+
 const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
     Suite {
         name: boots[0].suite,
@@ -142,6 +156,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
+    simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),
     simple(ONE, &[Boot::off("block_errors")]),
     simple(ONE, &[Boot::off("flush")]),
@@ -186,11 +201,51 @@ pub const ALL: &[Suite] = &[
     },
 ];
 
-/// The name of the tests of the runner itself, which have guests of their own.
-pub const SELFTEST: &str = "selftest";
+/// Suites that are more than what guests say of themselves. Each has guests of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// The runner itself.
+    Selftest,
+    /// That instructions are counted right.
+    Counting,
+    /// What is flushed, as a plugin sees it.
+    Ordering,
+    /// Guests that are killed.
+    Crash,
+}
 
-/// The name of the tests of counting, likewise.
-pub const COUNTING: &str = "counting";
+impl Special {
+    const ALL: [Special; 4] = [
+        Special::Selftest,
+        Special::Counting,
+        Special::Ordering,
+        Special::Crash,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Special::Selftest => "selftest",
+            Special::Counting => "counting",
+            Special::Ordering => "ordering",
+            Special::Crash => "crash",
+        }
+    }
+
+    /// Whether it says something about the kernel with all checkers, too.
+    fn is_for_debug(self) -> bool {
+        matches!(self, Special::Selftest | Special::Crash)
+    }
+}
+
+/// An NVDIMM, one CPU, and addresses of the kernel that the plugin knows.
+pub const WATCHED: Machine = Machine {
+    cpus: 1,
+    kernel_words: "nokaslr no5lvl nopti",
+    ..ONE
+};
+
+/// These tests as a suite, for who wants to run them without judging them.
+pub const UNJUDGED_ORDERING: Suite = simple(WATCHED, &[Boot::off(Special::Ordering.name())]);
 
 /// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
 /// can be counted.
@@ -207,8 +262,7 @@ pub const TIMED_PAIR: Machine = Machine {
 
 /// What was asked for.
 pub struct Selection {
-    pub selftest: bool,
-    pub counting: bool,
+    pub specials: Vec<Special>,
     pub suites: Vec<&'static Suite>,
 }
 
@@ -217,29 +271,28 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
     let more = if debug { DEBUG_ONLY } else { &[] };
     let all: Vec<&'static Suite> = more.iter().chain(ALL).collect();
     if names.is_empty() {
-        let suites = all;
+        let mut specials = Special::ALL.to_vec();
+        specials.retain(|special| !debug || special.is_for_debug());
         return Ok(Selection {
-            selftest: true,
-            counting: !debug,
-            suites,
+            specials,
+            suites: all,
         });
     }
     let mut selection = Selection {
-        selftest: false,
-        counting: false,
+        specials: Vec::new(),
         suites: Vec::new(),
     };
     for name in names {
-        match all.iter().find(|suite| suite.name == name) {
-            Some(suite) => selection.suites.push(suite),
-            None if name == SELFTEST => selection.selftest = true,
-            None if name == COUNTING => selection.counting = true,
-            None => {
-                let known: Vec<&str> = all.iter().map(|suite| suite.name).collect();
-                bail!(
-                    "no suite `{name}`; there are {SELFTEST}, {COUNTING}, {}",
-                    known.join(", ")
-                )
+        let special = Special::ALL
+            .into_iter()
+            .find(|special| special.name() == name);
+        match (all.iter().find(|suite| suite.name == name), special) {
+            (Some(suite), _) => selection.suites.push(suite),
+            (None, Some(special)) => selection.specials.push(special),
+            (None, None) => {
+                let known = Special::ALL.map(Special::name).into_iter();
+                let known: Vec<&str> = known.chain(all.iter().map(|suite| suite.name)).collect();
+                bail!("no suite `{name}`; there are {}", known.join(", "))
             }
         }
     }

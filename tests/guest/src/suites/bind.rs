@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::{Suite, Test};
 use crate::command::{run, run_expecting_failure};
+use crate::coverage;
 use crate::disk::Access;
 use crate::filesystem::FileSystem;
 use crate::lab::{Lab, Prepared, Skip};
@@ -70,7 +71,7 @@ fn modprobe_by_alias_binds(lab: &mut Lab) -> Result<()> {
     lab.driver.unload()?;
     bound.expect_driver(None)?;
     ensure!(!disk.exists(), "{disk} is still there without a driver");
-    run("modprobe", &["-b", &alias])?;
+    coverage::loading(|| run("modprobe", &["-b", &alias]))?;
     settle()?;
     let other = lab.driver.other();
     ensure!(!other.is_loaded(), "{} was loaded as well", other.name());

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What must be durable is flushed. The emulator has no power that could fail between a write and a
-//! flush, so the calls of libnvdimm's flush function are counted instead.
+//! flush, so the calls of libnvdimm's flush function are counted instead, and of the barrier that pmem_rs has in its
+//! place for regions of which nothing else is to be flushed, as those of QEMU's NVDIMMs. What they leave behind is
+//! looked at by the suite `ordering`.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -11,6 +13,7 @@ use anyhow::{Result, ensure};
 
 use super::{Suite, Test};
 use crate::disk::Access;
+use crate::driver::Driver;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PMD, Sharing};
@@ -32,11 +35,15 @@ pub const SUITE: Suite = Suite {
 };
 
 const FLUSH: &str = "nvdimm_flush";
+const BARRIER: &str = "pmem_rs_helper_pmem_wmb";
 const MODES: [Mode; 2] = [Mode::Raw, Mode::FsdaxMem];
 
 /// Returns how often the device is flushed during `work`.
-fn flushes(work: impl FnOnce() -> Result<()>) -> Result<usize> {
-    let count = CallCount::of(FLUSH)?;
+fn flushes(driver: Driver, work: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let count = CallCount::of(match driver {
+        Driver::PmemRs => &[FLUSH, BARRIER],
+        Driver::NdPmem => &[FLUSH],
+    })?;
     work()?;
     count.so_far()
 }
@@ -45,12 +52,12 @@ fn fsync_of_the_disk(lab: &mut Lab) -> Result<()> {
     for mode in MODES {
         let file = lab.prepare(mode)?.disk.open(Access::Direct)?;
         let bytes = Buffer::stamped(1 << 20, 1);
-        let by_write = flushes(|| Ok(file.write_all_at(&bytes, 0)?))?;
+        let by_write = flushes(lab.driver, || Ok(file.write_all_at(&bytes, 0)?))?;
         ensure!(
             by_write == 0,
             "{mode:?}: a write that need not be durable made {by_write} flushes"
         );
-        let by_sync = flushes(|| Ok(file.sync_all()?))?;
+        let by_sync = flushes(lab.driver, || Ok(file.sync_all()?))?;
         ensure!(by_sync > 0, "{mode:?}: fsync made no flush");
     }
     Ok(())
@@ -63,10 +70,11 @@ fn fua_write(lab: &mut Lab) -> Result<()> {
         let file = lab.prepare(mode)?.disk.open(Access::Direct)?;
         let bytes = Buffer::stamped(4096, 2);
         for (flags, right) in [(0, 0), (libc::RWF_DSYNC, 2)] {
-            let count = CallCount::of(FLUSH)?;
-            let written = pwritev2(&file, &[IoSlice::new(&bytes)], 0, flags)?;
-            ensure!(written == bytes.len(), "only {written} bytes were written");
-            let count = count.so_far()?;
+            let count = flushes(lab.driver, || {
+                let written = pwritev2(&file, &[IoSlice::new(&bytes)], 0, flags)?;
+                ensure!(written == bytes.len(), "only {written} bytes were written");
+                Ok(())
+            })?;
             ensure!(
                 count == right,
                 "{mode:?}, flags {flags:#x}: {count} flushes, expected {right}"
@@ -90,7 +98,7 @@ fn fsync_of_a_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let mapping = Mapping::new(&file, PMD, Sharing::Shared)?;
     for (tag, how) in [(1, "msync"), (2, "fsync")] {
         mapping.write(0, &stamped(PMD, tag));
-        let count = flushes(|| {
+        let count = flushes(lab.driver, || {
             let result = if how == "msync" {
                 mapping.sync()
             } else {
@@ -108,7 +116,7 @@ fn fsync_of_a_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 fn unbind(lab: &mut Lab) -> Result<()> {
     for mode in MODES {
         let Prepared { bound, .. } = lab.prepare(mode)?;
-        let count = flushes(|| bound.unbind())?;
+        let count = flushes(lab.driver, || bound.unbind())?;
         ensure!(count > 0, "{mode:?}: unbind made no flush");
         bound.bind(lab.driver)?;
     }
@@ -117,7 +125,7 @@ fn unbind(lab: &mut Lab) -> Result<()> {
 
 fn removal_of_the_module(lab: &mut Lab) -> Result<()> {
     lab.prepare(Mode::FsdaxMem)?;
-    let count = flushes(|| lab.driver.unload())?;
+    let count = flushes(lab.driver, || lab.driver.unload())?;
     ensure!(count > 0, "rmmod made no flush");
     lab.driver.load()
 }

@@ -8,6 +8,7 @@ mod bench;
 mod bind;
 mod block;
 mod block_errors;
+mod crash;
 mod dax;
 mod dax_layout;
 mod dax_pages;
@@ -16,6 +17,7 @@ mod device_tree;
 mod dm;
 mod fio;
 mod flush;
+mod fuzz;
 mod harness;
 pub mod in_use;
 mod kernel_bugs;
@@ -23,6 +25,7 @@ mod kernel_users;
 mod legacy;
 mod media;
 mod modes;
+mod ordering;
 mod parity;
 mod partitions;
 mod persistence;
@@ -102,6 +105,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,
     media::SUITE,
@@ -122,9 +126,13 @@ const ALL: &[Suite] = &[
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,
+    crash::FIRST,
+    crash::AGAIN,
+    crash::LAST,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
     bench::counting::SUITE,
+    ordering::SUITE,
     bench::TIME,
     bench::COUNT,
     kernel_bugs::SUITE,

@@ -225,7 +225,8 @@ impl Patient {
         })
     }
 
-    fn with_whole_range<T>(
+    /// Does something with the whole range of an idle namespace, info block and all.
+    pub fn with_whole_range<T>(
         lab: &Lab,
         namespace: &Device,
         work: impl FnOnce(&Disk) -> Result<T>,
@@ -298,6 +299,7 @@ impl Patient {
 const NOT_KNOWN: &str = "its version is not known";
 const CHECKSUM: &str = "its checksum is wrong";
 const FOREIGN: &str = "it belongs to another namespace";
+const NO_ARENA: &str = "the parts of its arena cannot be where it says";
 const NO_PLACE: &str = "the data cannot be where it says";
 
 fn bad_sector_block(lab: &mut Lab) -> Result<()> {
@@ -314,6 +316,32 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
             "a later version",
             good.with(Field::MajorVersion, 3),
             NOT_KNOWN,
+        ),
+        // libnvdimm would believe these, and compute addresses from them.
+        (
+            "a log behind the end",
+            good.with(Field::ArenaLog, u64::MAX - 0xfff),
+            NO_ARENA,
+        ),
+        (
+            "a map behind the end",
+            good.with(Field::ArenaMap, 1 << 40),
+            NO_ARENA,
+        ),
+        (
+            "more spare blocks than memory",
+            good.with(Field::SpareBlocks, u32::MAX.into()),
+            NO_ARENA,
+        ),
+        (
+            "a next arena that is itself",
+            good.with(Field::NextArena, u64::MAX - 0xfff),
+            NO_ARENA,
+        ),
+        (
+            "sectors of 100 bytes",
+            good.with(Field::SectorSize, 100),
+            "of a size that does not exist",
         ),
     ] {
         patient.expect_refused(lab, what, &block, why)?;

@@ -173,7 +173,7 @@ fn zero_pages_in_place(lab: &mut Lab) -> Result<()> {
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
     expect_same("before", &mapping.to_vec(0, LEN), &stamped(LEN, 1))?;
 
-    let calls = CallCount::of("dax_zero_page_range")?;
+    let calls = CallCount::of(&["dax_zero_page_range"])?;
     let mut right = stamped(LEN, 1);
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     for (page, count) in [(1, 1), (21, 3), (1000, 8)] {

@@ -195,7 +195,7 @@ fn fua_writes(lab: &mut Lab) -> Result<()> {
     let disk = prepare(lab, Mode::FsdaxMem)?.disk;
     sysfs::write(disk.path("queue/iostats"), "1")?;
     let before = disk.statistics()?;
-    let count = CallCount::of("nvdimm_flush")?;
+    let count = CallCount::of(&["nvdimm_flush"])?;
     let held = Disturbed::held()?;
     let mut fio = Child::start("fio", |_| {
         let args = fua(&disk);

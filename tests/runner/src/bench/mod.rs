@@ -92,7 +92,7 @@ pub fn run(
     if let Some(cases) = counts {
         println!("\nboot for counts");
         bench.swapped = false;
-        bench.plugin = Some(counting::plugin()?);
+        bench = bench.with_plugin(counting::PLUGIN)?;
         let report = count(&bench, &cases, &mut all)?;
         failed.extend(failures(&report));
     }

@@ -109,7 +109,7 @@ pub fn zeroing_in_place(lab: &mut Lab) -> Result<()> {
     bench.expect_bad(&format!("{sector} 1"))?;
 
     bench.injector.set_limit(u64::MAX)?;
-    let calls = CallCount::of("dax_zero_page_range")?;
+    let calls = CallCount::of(&["dax_zero_page_range"])?;
     fallocate(&file, punch, at, len)?;
     let calls = calls.so_far()?;
     ensure!(calls == 3, "the driver was asked to zero {calls} pages");

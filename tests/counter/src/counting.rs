@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Brings together what QEMU tells and what is counted.
+
+use std::collections::HashMap;
+
+use plugin::instruction::split;
+use plugin::{Cpu, Out, Plugin, Register, Switch};
+
+use crate::count::{Block, Counter, Map};
+use crate::order::Order;
+
+plugin::export!("counter", 1, Counting::new);
+
+struct Counting {
+    out: Out,
+    /// On while counting.
+    counting: Switch,
+    /// The blocks that there are, by their tokens, and the tokens.
+    blocks: Vec<Block>,
+    tokens: HashMap<Block, usize>,
+    map: Map,
+    counter: Counter,
+}
+
+impl Counting {
+    fn new(out: Out) -> Counting {
+        Counting {
+            out,
+            counting: Switch::new(),
+            blocks: Vec::new(),
+            tokens: HashMap::new(),
+            map: Map::default(),
+            counter: Counter::default(),
+        }
+    }
+}
+
+impl Plugin for Counting {
+    /// Asks to be told when a block is executed, if there is counting then.
+    fn translated(&mut self, translated: &plugin::Block<'_>) {
+        let instructions = translated.instructions();
+        let len = instructions.len() as u64;
+        let last = instructions.last();
+        let block = Block {
+            start: translated.start(),
+            instructions: len,
+            last_repeats: last
+                .filter(|last| repeats(&last.bytes()))
+                .map(|last| last.address()),
+        };
+        let token = *self.tokens.entry(block).or_insert_with(|| {
+            self.blocks.push(block);
+            self.blocks.len() - 1
+        });
+        translated.tell_if(&self.counting, token);
+    }
+
+    fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
+        let block = self.blocks.get(token);
+        if let (Some(block), Some(pointer)) = (block, cpu.register(Register::RSP)) {
+            self.counter.execute(&self.map, block, pointer);
+        }
+    }
+
+    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+        match order {
+            Order::Forget => self.map = Map::default(),
+            Order::Range(kind, range) => self.map.add(kind, range),
+            Order::Start => {
+                self.counter = Counter::default();
+                self.counting.set(cpu, true);
+            }
+            Order::Stop(label) => {
+                self.counting.set(cpu, false);
+                let counts = self.counter.counts();
+                self.out.write(&format!(
+                    "{}\t{}\t{}\t{}\t{label}\n",
+                    counts.calls, counts.driver, counts.callees, counts.copies
+                ))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an instruction is one on strings with a `rep` prefix.
+fn repeats(bytes: &[u8]) -> bool {
+    let parts = split(bytes);
+    let on_strings = matches!(
+        parts.rest.first(),
+        Some(0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf)
+    );
+    on_strings && parts.repeat.is_some()
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Many requests of one process under way at once: the kernel's own asynchronous I/O (`io_submit(2)`).
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+
+/// One of several requests.
+pub enum Request<'a> {
+    /// Fills the bytes from this offset on.
+    Read(&'a mut [u8], u64),
+    /// Writes the bytes from this offset on.
+    Write(&'a [u8], u64),
+    /// Makes durable what was written before.
+    Sync,
+}
+
+/// `struct iocb` of `linux/aio_abi.h`, on little-endian machines.
+#[repr(C)]
+#[derive(Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    file: u32,
+    buffer: u64,
+    len: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    event_file: u32,
+}
+
+/// `struct io_event` of the same.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Event {
+    data: u64,
+    request: u64,
+    result: i64,
+    more: i64,
+}
+
+/// Submits all requests at once and waits for them. Returns what became of each: the bytes that were moved, or
+/// a negative error number.
+pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
+    const READ: u16 = 0;
+    const WRITE: u16 = 1;
+    const SYNC: u16 = 2;
+    let mut blocks = Vec::with_capacity(requests.len());
+    for (number, request) in requests.iter_mut().enumerate() {
+        let (opcode, buffer, len, offset) = match request {
+            Request::Read(bytes, at) => (READ, bytes.as_mut_ptr() as u64, bytes.len(), *at),
+            Request::Write(bytes, at) => (WRITE, bytes.as_ptr() as u64, bytes.len(), *at),
+            Request::Sync => (SYNC, 0, 0, 0),
+        };
+        blocks.push(Iocb {
+            data: number as u64,
+            opcode,
+            file: u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?,
+            buffer,
+            len: len as u64,
+            offset: i64::try_from(offset).map_err(io::Error::other)?,
+            ..Iocb::default()
+        });
+    }
+
+    let context = Context::new(blocks.len())?;
+    let pointers: Vec<*const Iocb> = blocks.iter().map(|block| &raw const *block).collect();
+    let mut submitted = 0;
+    let mut error = None;
+    while submitted < pointers.len() && error.is_none() {
+        let rest = &pointers[submitted..];
+        // SAFETY: The pointers are to as many requests. Their buffers are borrowed by the caller of this function,
+        // which returns only when all of the requests that were submitted are over.
+        let result =
+            unsafe { libc::syscall(libc::SYS_io_submit, context.0, rest.len(), rest.as_ptr()) };
+        match Errno::result(result) {
+            Ok(count) => submitted += count as usize,
+            Err(errno) => error = Some(errno),
+        }
+    }
+    let events = context.wait(submitted);
+    if let Some(errno) = error {
+        return Err(errno.into());
+    }
+    let mut results = vec![0; requests.len()];
+    for event in events {
+        results[event.data as usize] = event.result;
+    }
+    Ok(results)
+}
+
+/// What the kernel keeps track of requests with.
+struct Context(libc::c_ulong);
+
+impl Context {
+    fn new(requests: usize) -> io::Result<Context> {
+        let mut id: libc::c_ulong = 0;
+        // SAFETY: The pointer is to a number of the type that the call fills in.
+        let result = unsafe { libc::syscall(libc::SYS_io_setup, requests.max(1), &raw mut id) };
+        Errno::result(result)?;
+        Ok(Context(id))
+    }
+
+    /// Waits until so many requests are over. Memory that the kernel may still write to must not be used by anybody
+    /// else, so this does not return before.
+    fn wait(&self, count: usize) -> Vec<Event> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            let mut event = MaybeUninit::<Event>::uninit();
+            // SAFETY: There is room for one event; no time is given, so the call waits for one.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_io_getevents,
+                    self.0,
+                    1,
+                    1,
+                    event.as_mut_ptr(),
+                    std::ptr::null_mut::<libc::timespec>(),
+                )
+            };
+            if result == 1 {
+                // SAFETY: The call says that it has filled in one event.
+                events.push(unsafe { event.assume_init() });
+            }
+        }
+        events
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: The context is this object's, and no request of it is under way.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
+    }
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Talks to the plugin that sees which instructions are executed (`tests/coverage`), on machines that have it.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::driver::Driver;
+use crate::plugin;
+use crate::sysfs;
+
+/// Sections with code that stay for as long as the module does.
+const LASTING: &[&str] = &[".text", ".exit.text"];
+/// Code that is gone when the module has been loaded.
+const INIT: &str = ".init.text";
+
+fn say(line: &str) {
+    plugin::say("coverage", line);
+}
+
+/// Loads the driver, and tells the plugin where its code is.
+pub fn loading<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
+    say("forget");
+    let result = load()?;
+    // It need not have been the driver that was loaded.
+    if Driver::PmemRs.is_loaded() {
+        let sections = Path::new("/sys/module")
+            .join(Driver::PmemRs.name())
+            .join("sections");
+        say(&format!(
+            "past {INIT} {}",
+            sysfs::read(sections.join(INIT))?
+        ));
+        for name in LASTING {
+            say(&format!(
+                "section {name} {}",
+                sysfs::read(sections.join(name))?
+            ));
+        }
+    }
+    Ok(result)
+}
+
+/// Tells the plugin that a driver has been removed, if that was the driver.
+pub fn unloaded() {
+    if !Driver::PmemRs.is_loaded() {
+        say("forget");
+    }
+}
+
+/// Has the plugin write down what it knows: the power may be cut.
+pub fn keep() {
+    say("write");
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the blocks of the writers look like.
+//!
+//! Every word of a block says which write it is from, and that it belongs just there. So a block that was
+//! written by halves is told from one that was not written, and from one that nobody has ever written.
+
+use crate::sectors::Buffer;
+
+/// The size of a block in bytes: a sector of the btt, and a page.
+pub const BLOCK: usize = 4096;
+const WORD: usize = 8;
+
+/// A block of a writer, in a campaign.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    pub seed: u64,
+    pub writer: u32,
+    pub block: u32,
+}
+
+/// What a block holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Words of these writes, of which the oldest and the newest are named. They are the same if the block is
+    /// whole. Write 0 is the one that has never been: it has left zeros.
+    Written { oldest: u32, newest: u32 },
+    /// A word, at this place in the block, that nobody has written there.
+    Damaged { at: usize },
+}
+
+impl Slot {
+    /// What a write leaves in the block.
+    pub fn fill(self, write: u32, bytes: &mut [u8]) {
+        for (index, word) in bytes.chunks_exact_mut(WORD).enumerate() {
+            word.copy_from_slice(&self.word(write, index).to_le_bytes());
+        }
+    }
+
+    /// Looks at what is in the block.
+    pub fn look_at(self, bytes: &[u8]) -> Content {
+        let (mut oldest, mut newest) = (u32::MAX, 0);
+        for (index, bytes) in bytes.chunks_exact(WORD).enumerate() {
+            let mut word = [0; WORD];
+            word.copy_from_slice(bytes);
+            let word = u64::from_le_bytes(word);
+            let write = (word >> 32) as u32;
+            if word != self.word(write, index) {
+                return Content::Damaged { at: index * WORD };
+            }
+            oldest = oldest.min(write);
+            newest = newest.max(write);
+        }
+        Content::Written { oldest, newest }
+    }
+
+    /// The write in the upper half, and in the lower one what nothing else comes out as.
+    fn word(self, write: u32, index: usize) -> u64 {
+        if write == 0 {
+            return 0;
+        }
+        let place = (u64::from(self.writer) << 48) | (u64::from(self.block) << 16) | index as u64;
+        let mut mixed = self.seed;
+        for value in [place, u64::from(write)] {
+            mixed = (mixed ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed ^= mixed >> 32;
+        }
+        (u64::from(write) << 32) | (mixed & 0xffff_ffff)
+    }
+}
+
+/// Blocks that follow each other, as a write leaves them, for `O_DIRECT` as well.
+pub fn filled(slots: impl ExactSizeIterator<Item = Slot>, write: u32) -> Buffer {
+    let mut bytes = Buffer::of_pages(slots.len() * BLOCK, 0);
+    for (slot, block) in slots.zip(bytes.chunks_exact_mut(BLOCK)) {
+        slot.fill(write, block);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: Slot = Slot {
+        seed: 7,
+        writer: 3,
+        block: 9,
+    };
+
+    fn block(write: u32) -> Vec<u8> {
+        let mut bytes = vec![0; BLOCK];
+        SLOT.fill(write, &mut bytes);
+        bytes
+    }
+
+    fn written(oldest: u32, newest: u32) -> Content {
+        Content::Written { oldest, newest }
+    }
+
+    #[test]
+    fn a_whole_block_names_its_write() {
+        assert_eq!(SLOT.look_at(&block(5)), written(5, 5));
+        assert_eq!(SLOT.look_at(&[0; BLOCK]), written(0, 0));
+    }
+
+    #[test]
+    fn a_torn_block_names_both_writes_wherever_it_is_torn() {
+        for at in (WORD..BLOCK).step_by(WORD) {
+            let mut torn = block(5);
+            torn[at..].copy_from_slice(&block(6)[at..]);
+            assert_eq!(SLOT.look_at(&torn), written(5, 6));
+            torn[..at].fill(0);
+            assert_eq!(SLOT.look_at(&torn), written(0, 6));
+        }
+    }
+
+    #[test]
+    fn what_nobody_has_written_there_is_damaged() {
+        for bit in 0..8 * WORD {
+            let mut bytes = block(5);
+            bytes[64 + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SLOT.look_at(&bytes), Content::Damaged { at: 64 });
+        }
+        // Nor does it help to be from another block, writer or campaign, or from another place in this block.
+        for other in [
+            Slot { block: 8, ..SLOT },
+            Slot { writer: 2, ..SLOT },
+            Slot { seed: 8, ..SLOT },
+        ] {
+            assert_eq!(other.look_at(&block(5)), Content::Damaged { at: 0 });
+        }
+        let mut moved = block(5);
+        moved.rotate_left(WORD);
+        assert_eq!(SLOT.look_at(&moved), Content::Damaged { at: 0 });
+    }
+}

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A machine that loses its power in the middle of writes, again and again.
+//!
+//! Writers tell the host what they were told is durable, until the runner kills the guest at a point of time
+//! of its choice. The next boot recovers, tells the host all that is on the media, and goes on writing.
+//! Who is right is for the host to say: it alone has seen both.
+
+mod block;
+mod port;
+mod writer;
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use self::block::{BLOCK, Content, Slot};
+use self::port::Port;
+use self::writer::{Home, LEN, Way, Writer};
+use super::{Suite, Test};
+use crate::disk::Disk;
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::filesystem::Mount;
+use crate::lab::{Lab, holder};
+use crate::nd::Device;
+use crate::ndctl::Mode;
+use crate::process::{Child, expect_nobody_stuck};
+use crate::retired;
+use crate::syscall::is_dax;
+
+/// The first boot of a campaign.
+pub const FIRST: Suite = Suite {
+    name: "crash_first",
+    tests: &[Test::step("makes_and_writes", first).within(LIMIT)],
+};
+
+/// All others but the last.
+pub const AGAIN: Suite = Suite {
+    name: "crash_again",
+    tests: &[Test::step("checks_and_writes", again).within(LIMIT)],
+};
+
+/// The one that is not killed.
+pub const LAST: Suite = Suite {
+    name: "crash_last",
+    tests: &[Test::new("checks", last).within(LIMIT)],
+};
+
+/// A boot ends long before that, one way or the other.
+const LIMIT: u64 = 300;
+/// How soon a writer must end that was told to, or whose device is gone.
+const WRITERS_LIMIT: Duration = Duration::from_secs(40);
+/// How soon a range is free once nobody uses it any more.
+const FREE_LIMIT: Duration = Duration::from_secs(5);
+/// How long writers are at work before their device is taken away, at most.
+const MOST_WORK_MS: u64 = 600;
+/// In every so many boots a device is taken away and given back before it goes on.
+const UNBIND_EVERY: u64 = 3;
+
+/// Where the first of two partitions is, and the second: each starts at a multiple of 2 MiB.
+const PARTITIONS: &str = "label: gpt\nstart=4096, size=524288\nstart=528384, size=409600\n";
+/// Where the writers of a disk begin.
+const ON_DISK: u64 = 64 << 20;
+
+/// What is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// An ext4 with DAX, on a partition.
+    Ext4,
+    /// An ext4 without DAX, on another partition of the same disk.
+    Cached,
+    /// An xfs with DAX.
+    Xfs,
+    /// A raw namespace, as a disk.
+    Raw,
+    /// A namespace with a btt, as a disk.
+    Sector,
+}
+
+const PLACES: &[Place] = &[
+    Place::Ext4,
+    Place::Cached,
+    Place::Xfs,
+    Place::Raw,
+    Place::Sector,
+];
+
+const WRITERS: &[(Place, Way)] = &[
+    (Place::Ext4, Way::Fsync),
+    (Place::Ext4, Way::Fdatasync),
+    (Place::Ext4, Way::Dsync),
+    (Place::Ext4, Way::Msync),
+    (Place::Ext4, Way::MapSync),
+    (Place::Ext4, Way::Rename),
+    (Place::Xfs, Way::Fsync),
+    (Place::Xfs, Way::Fdatasync),
+    (Place::Xfs, Way::Dsync),
+    (Place::Xfs, Way::Msync),
+    (Place::Xfs, Way::MapSync),
+    (Place::Xfs, Way::Rename),
+    (Place::Cached, Way::Fsync),
+    (Place::Cached, Way::Dsync),
+    (Place::Cached, Way::DirectDsync),
+    (Place::Cached, Way::Msync),
+    // Were it believed, the rest would say nothing.
+    (Place::Cached, Way::Lie),
+    (Place::Raw, Way::Fsync),
+    (Place::Raw, Way::DirectDsync),
+    (Place::Raw, Way::DirectFdatasync),
+    (Place::Sector, Way::DirectDsync),
+    (Place::Sector, Way::DirectFdatasync),
+];
+
+/// What the host is to expect of a writer: that its blocks may be torn while they are written, that they are not, or
+/// that it lies.
+fn duty(place: Place, way: Way) -> &'static str {
+    match (place, way) {
+        (_, Way::Lie) => "lies",
+        // A name stands for the whole old file or for the whole new one.
+        (Place::Sector, _) | (_, Way::Rename) => "whole",
+        _ => "torn",
+    }
+}
+
+impl Place {
+    fn region(self) -> u32 {
+        match self {
+            Place::Ext4 | Place::Cached => 0,
+            Place::Xfs => 1,
+            Place::Raw => 2,
+            Place::Sector => 3,
+        }
+    }
+
+    /// The file system, and what it is mounted with.
+    fn file_system(self) -> Option<(FileSystem, &'static str)> {
+        match self {
+            Place::Ext4 => Some((Ext4, "dax=always")),
+            Place::Cached => Some((Ext4, "dax=never")),
+            Place::Xfs => Some((Xfs, "dax=always")),
+            Place::Raw | Place::Sector => None,
+        }
+    }
+}
+
+/// A place on this machine.
+struct Site {
+    place: Place,
+    bound: Device,
+    node: String,
+}
+
+/// A site that can be written to.
+struct Open<'a> {
+    site: &'a Site,
+    mount: Option<Mount>,
+}
+
+impl Site {
+    /// Finds what the first boot has made.
+    fn find(lab: &Lab, place: Place) -> Result<Site> {
+        let bound = holder(&lab.namespace(place.region())?)?;
+        bound.expect_driver(Some(lab.driver))?;
+        let disk = Disk::named(bound.disk_name()?);
+        let disk = match place {
+            Place::Ext4 => disk.partition(1),
+            Place::Cached => disk.partition(2),
+            _ => disk,
+        };
+        let node = disk.node_str();
+        Ok(Site { place, bound, node })
+    }
+
+    fn find_all(lab: &Lab) -> Result<Vec<Site>> {
+        let sites = PLACES.iter().map(|&place| Site::find(lab, place));
+        sites.collect()
+    }
+
+    fn open(&self) -> Result<Open<'_>> {
+        let mount = match self.place.file_system() {
+            Some((fs, options)) => Some(fs.mount(&self.node, options)?),
+            None => None,
+        };
+        Ok(Open { site: self, mount })
+    }
+}
+
+impl Open<'_> {
+    /// Its writers, by their numbers.
+    fn writers(&self) -> impl Iterator<Item = (usize, Way)> {
+        let place = self.site.place;
+        let all = WRITERS.iter().enumerate();
+        all.filter_map(move |(id, &(home, way))| (home == place).then_some((id, way)))
+    }
+
+    /// Where a writer has its blocks.
+    fn home(&self, id: usize, way: Way) -> Home {
+        match &self.mount {
+            Some(mount) if way == Way::Rename => Home::Directory(mount.path(&name_of(id))),
+            Some(mount) => Home::File {
+                path: mount.path(&name_of(id)),
+                start: 0,
+            },
+            None => Home::File {
+                path: Path::new(&self.site.node).to_owned(),
+                start: ON_DISK + (id * LEN) as u64,
+            },
+        }
+    }
+
+    /// Makes the files of all writers, which start with nothing.
+    fn make_files(&self) -> Result<()> {
+        if self.mount.is_none() {
+            return Ok(());
+        }
+        for (id, way) in self.writers() {
+            let home = self.home(id, way);
+            home.make()?;
+            if let Home::File { path, .. } = home {
+                let dax = is_dax(&path)?;
+                ensure!(
+                    dax == (self.site.place != Place::Cached),
+                    "{}: DAX is {dax}",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn close(self) -> Result<()> {
+        self.mount.map_or(Ok(()), Mount::unmount)
+    }
+}
+
+fn name_of(id: usize) -> String {
+    let (place, way) = WRITERS[id];
+    format!("{place:?}_{way:?}").to_lowercase()
+}
+
+/// A campaign, as one boot sees it.
+struct Boot<'a> {
+    lab: &'a mut Lab,
+    port: Port,
+    /// The last write of each writer that has left anything.
+    last: Vec<u32>,
+}
+
+fn first(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare_in(Place::Ext4.region(), Mode::FsdaxMem)?.disk;
+    disk.cut(PARTITIONS)?;
+    lab.prepare_in(Place::Xfs.region(), Mode::FsdaxMem)?;
+    lab.prepare_in(Place::Raw.region(), Mode::Raw)?;
+    lab.prepare_in(Place::Sector.region(), Mode::Sector)?;
+    let sites = Site::find_all(lab)?;
+    for site in &sites {
+        if let Some((fs, _)) = site.place.file_system() {
+            fs.make(&site.node)?;
+        }
+        let open = site.open()?;
+        open.make_files()?;
+        open.close()?;
+    }
+    let mut boot = Boot::new(lab)?;
+    boot.check(&sites)?;
+    boot.write_for_ever(&sites)
+}
+
+fn again(lab: &mut Lab) -> Result<()> {
+    let sites = Site::find_all(lab)?;
+    let round = lab.round;
+    let mut boot = Boot::new(lab)?;
+    boot.check(&sites)?;
+    boot.start_one_anew(&sites, round)?;
+    if round % UNBIND_EVERY == UNBIND_EVERY - 1 {
+        boot.take_one_away(&sites)?;
+        boot.check(&sites)?;
+    }
+    boot.write_for_ever(&sites)
+}
+
+fn last(lab: &mut Lab) -> Result<()> {
+    let sites = Site::find_all(lab)?;
+    Boot::new(lab)?.check(&sites)
+}
+
+impl Boot<'_> {
+    fn new(lab: &mut Lab) -> Result<Boot<'_>> {
+        let mut port = Port::open()?;
+        for (id, &(place, way)) in WRITERS.iter().enumerate() {
+            port.writer(id, &name_of(id), duty(place, way))?;
+        }
+        Ok(Boot {
+            lab,
+            port,
+            last: vec![0; WRITERS.len()],
+        })
+    }
+
+    /// Tells the host all that is on the media, once the file systems have recovered, and has these checked.
+    fn check(&mut self, sites: &[Site]) -> Result<()> {
+        self.port.checking()?;
+        for site in sites {
+            let open = site.open()?;
+            for (id, way) in open.writers() {
+                self.last[id] = self.last[id].max(self.report(id, &open.home(id, way))?);
+            }
+            open.close()?;
+        }
+        self.port.checked()?;
+        for site in sites {
+            if let Some((fs, _)) = site.place.file_system() {
+                fs.check(&site.node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the host what a writer has left, and returns the last write of which there is anything.
+    fn report(&mut self, id: usize, home: &Home) -> Result<u32> {
+        let bytes = home
+            .read()
+            .with_context(|| format!("reading what {} has written", name_of(id)))?;
+        let mut last = 0;
+        for (block, bytes) in (0..).zip(bytes.chunks_exact(BLOCK)) {
+            let slot = Slot {
+                seed: self.lab.seed,
+                writer: id as u32,
+                block,
+            };
+            match slot.look_at(bytes) {
+                Content::Written { newest: 0, .. } => {}
+                Content::Written { oldest, newest } => {
+                    self.port.found(id, block, oldest, newest)?;
+                    last = last.max(newest);
+                }
+                Content::Damaged { at } => self.port.damaged(id, block, at)?,
+            }
+        }
+        Ok(last)
+    }
+
+    /// Lets one writer start with nothing again, so that there is space to be allocated.
+    fn start_one_anew(&mut self, sites: &[Site], round: u64) -> Result<()> {
+        let id = (round % WRITERS.len() as u64) as usize;
+        let (place, way) = WRITERS[id];
+        let site = sites.iter().find(|site| site.place == place);
+        let open = site.context("a place that is not there")?.open()?;
+        if open.mount.is_some() {
+            self.port.forget(id)?;
+            let home = open.home(id, way);
+            home.remove()?;
+            home.make()?;
+        }
+        open.close()
+    }
+
+    fn start_writers(&mut self, open: &[Open<'_>]) -> Result<Vec<(Place, Way, Child)>> {
+        let mut children = Vec::new();
+        for open in open {
+            for (id, way) in open.writers() {
+                let writer = Writer {
+                    id,
+                    seed: self.lab.seed,
+                    way,
+                    home: open.home(id, way),
+                    last: self.last[id],
+                    random: ChaCha8Rng::from_rng(&mut self.lab.random),
+                };
+                let child = Child::start_ready(name_of(id), |link| writer.work(link))?;
+                children.push((open.site.place, way, child));
+            }
+        }
+        Ok(children)
+    }
+
+    /// Takes a device away while writers are at work, and brings it back.
+    fn take_one_away(&mut self, sites: &[Site]) -> Result<()> {
+        let victim = sites.choose(&mut self.lab.random).context("no sites")?;
+        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+        let children = self.start_writers(&open)?;
+        let work = self.lab.random.random_range(0..MOST_WORK_MS);
+        sleep(Duration::from_millis(work));
+
+        victim.bound.unbind()?;
+        println!("{} is gone after {work} ms", victim.bound);
+        for (place, way, mut child) in children {
+            if place.region() != victim.place.region() {
+                child.go()?;
+                child.hear("stopped", WRITERS_LIMIT)?;
+                child.expect_done(WRITERS_LIMIT)?;
+                continue;
+            }
+            let end = child.end(WRITERS_LIMIT)?;
+            let right = match end {
+                WaitStatus::Exited(_, code) => code == 0,
+                WaitStatus::Signaled(_, signal, _) => way.maps() && signal == Signal::SIGBUS,
+                _ => false,
+            };
+            ensure!(
+                right,
+                "{place:?} {way:?} ended with {end:?} when its device was gone"
+            );
+        }
+        for open in open {
+            open.close()?;
+        }
+        retired::await_none(FREE_LIMIT)?;
+        expect_nobody_stuck()?;
+        victim.bound.bind(self.lab.driver)
+    }
+
+    /// Writes until the power is cut.
+    fn write_for_ever(&mut self, sites: &[Site]) -> Result<()> {
+        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+        let mut children = self.start_writers(&open)?;
+        self.port.at_work()?;
+        loop {
+            for (place, way, child) in &mut children {
+                if let Some(end) = child.try_end()? {
+                    bail!("{place:?} {way:?} ended with {end:?}");
+                }
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+}

@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Info blocks with changed bits and hostile values: the driver refuses them, and says so in one line, or binds
+//! something that lies within the namespace. What lies beside it is never touched, and what is in it is there
+//! again with the right block.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::{cases, hostile, share};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::infoblock::{Field, InfoBlock, SIGNATURES};
+use crate::lab::{Lab, holder};
+use crate::mapping::PAGE;
+use crate::messages::Messages;
+use crate::nd::{Device, settle};
+use crate::ndctl::{self, Mode};
+use crate::sectors::{Buffer, expect_same};
+use crate::suites::probe::Patient;
+
+const MODES: [Mode; 4] = [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector, Mode::Devdax];
+const MIB: u64 = 1 << 20;
+/// How much of a neighbour is looked at after each case, where it is next to the victim.
+const EDGE: usize = 1 << 20;
+/// In the data of the victim, from here on, each page at the start of a MiB has a mark.
+const MARKS_FROM: u64 = 16 * MIB;
+/// After so many cases the right block is put back.
+const CASES_TO_RECOVERY: u64 = 8;
+
+/// What became of the cases.
+#[derive(Debug, Default)]
+struct Tally {
+    refused: u64,
+    bound: u64,
+    left_idle: u64,
+    raw: u64,
+}
+
+pub fn fuzz(lab: &mut Lab) -> Result<()> {
+    let estate = Estate::make(lab)?;
+    let result = fuzz_on(lab, &estate);
+    // Other tests want to have one namespace.
+    estate.take_down(lab)?;
+    result
+}
+
+fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut all = 0;
+    for mode in MODES {
+        let mut victim = Victim::make(lab, estate, mode)?;
+        let mut since = 0;
+        let time = share(lab) / MODES.len() as u32;
+        all += cases(lab, &format!("{mode:?}"), time, |lab, random| {
+            let block = victim.mutant(random);
+            let outcome = victim.case(lab, &block);
+            outcome.with_context(|| block.what.clone())?;
+            estate.expect_untouched()?;
+            since += 1;
+            if since % CASES_TO_RECOVERY == 0 {
+                victim.recover(lab)?;
+            }
+            Ok(())
+        })?;
+        victim.recover(lab)?;
+        let Tally {
+            refused,
+            bound,
+            left_idle,
+            raw,
+        } = victim.tally;
+        tally.refused += refused;
+        tally.bound += bound;
+        tally.left_idle += left_idle;
+        tally.raw += raw;
+    }
+    println!("measured: {all} info blocks: {tally:?}");
+    Ok(())
+}
+
+/// Three namespaces in a row, of which the middle one is the victim.
+struct Estate {
+    before: Disk,
+    victim: Device,
+    after: Disk,
+}
+
+impl Estate {
+    fn make(lab: &Lab) -> Result<Estate> {
+        let region = lab.region(0)?;
+        // A region can have several if it has labels, and gets them with the first that is made.
+        lab.prepare(Mode::FsdaxMem)?;
+        destroy_all(lab)?;
+        let mut made = Vec::new();
+        for mib in ["64M", "256M", "64M"] {
+            made.push(ndctl::create(
+                &region,
+                Mode::Raw,
+                &["-s", mib, "-l", "512"],
+            )?);
+        }
+        let mut places = Vec::new();
+        for namespace in &made {
+            let device = Device::named(namespace.dev.clone());
+            let start = device.resource()?;
+            places.push(start..start + namespace.size);
+        }
+        ensure!(
+            places.windows(2).all(|pair| pair[0].end == pair[1].start),
+            "the namespaces are at {places:x?}"
+        );
+        let disk = |number: usize| {
+            let name = made[number].blockdev.clone();
+            name.map(Disk::named).context("a namespace without a disk")
+        };
+        let estate = Estate {
+            before: disk(0)?,
+            victim: Device::named(made[1].dev.clone()),
+            after: disk(2)?,
+        };
+        for (disk, at, tag) in estate.edges()? {
+            disk.open(Access::Direct)?
+                .write_all_at(&Buffer::stamped(EDGE, tag), at)?;
+        }
+        Ok(estate)
+    }
+
+    /// The parts of the neighbours that are next to the victim, and what is in them.
+    fn edges(&self) -> Result<[(&Disk, u64, u64); 2]> {
+        let end = self.before.bytes()? - EDGE as u64;
+        Ok([(&self.before, end, 1), (&self.after, 0, 2)])
+    }
+
+    fn expect_untouched(&self) -> Result<()> {
+        for (disk, at, tag) in self.edges()? {
+            let mut found = Buffer::new(EDGE);
+            disk.open(Access::Direct)?.read_exact_at(&mut found, at)?;
+            let right = Buffer::stamped(EDGE, tag);
+            expect_same("the namespace beside it", &found, &right)?;
+        }
+        Ok(())
+    }
+
+    fn take_down(self, lab: &Lab) -> Result<()> {
+        destroy_all(lab)?;
+        ndctl::create(&lab.region(0)?, Mode::Raw, &["-l", "512"]).map(drop)
+    }
+}
+
+fn destroy_all(lab: &Lab) -> Result<()> {
+    let region = lab.region(0)?;
+    let all = ["destroy-namespace", "-f", "-r", region.name(), "all"];
+    run("ndctl", &all).map(drop)
+}
+
+/// An info block, and how it came about.
+struct Mutant {
+    block: InfoBlock,
+    what: String,
+}
+
+/// The namespace whose info block is changed.
+struct Victim {
+    mode: Mode,
+    namespace: Device,
+    place: Range<u64>,
+    good: InfoBlock,
+    /// What the last case may have changed of the data, from the start of the namespace.
+    spoilt: Vec<Range<u64>>,
+    /// Whether it may have changed anything at all, so that the namespace has to be made anew.
+    spoilt_all: bool,
+    tally: Tally,
+}
+
+impl Victim {
+    fn make(lab: &Lab, estate: &Estate, mode: Mode) -> Result<Victim> {
+        let namespace = estate.victim.clone();
+        let start = namespace.resource()?;
+        let place = start..start + namespace.get("size")?.parse::<u64>()?;
+        let good = make_anew(lab, &namespace, mode)?;
+        ensure!(
+            namespace.resource()? == place.start,
+            "{namespace} has moved"
+        );
+        let victim = Victim {
+            mode,
+            namespace,
+            place,
+            good,
+            spoilt: Vec::new(),
+            spoilt_all: false,
+            tally: Tally::default(),
+        };
+        Patient::with_whole_range(lab, &victim.namespace, |disk| victim.stamp_all(disk))?;
+        Ok(victim)
+    }
+
+    fn size(&self) -> u64 {
+        self.place.end - self.place.start
+    }
+
+    /// Where marks are. Those of a btt are in its sectors, wherever these are: see [`make_anew`].
+    fn marks(&self) -> impl Iterator<Item = u64> + use<> {
+        let end = if self.mode == Mode::Sector {
+            0
+        } else {
+            self.size()
+        };
+        (MARKS_FROM..end).step_by(MIB as usize)
+    }
+
+    fn stamp_all(&self, disk: &Disk) -> Result<()> {
+        let file = disk.open(Access::Direct)?;
+        for at in self.marks() {
+            file.write_all_at(&Buffer::of_pages(PAGE, at), at)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the marks, and renews those that a case may have changed.
+    fn look_after_marks(&mut self, disk: &Disk) -> Result<()> {
+        let file = disk.open(Access::Direct)?;
+        let spoilt = std::mem::take(&mut self.spoilt);
+        for at in self.marks() {
+            let right = Buffer::of_pages(PAGE, at);
+            if spoilt
+                .iter()
+                .any(|part| part.start < at + PAGE as u64 && at < part.end)
+            {
+                file.write_all_at(&right, at)?;
+                continue;
+            }
+            let mut found = Buffer::of_pages(PAGE, 0);
+            file.read_exact_at(&mut found, at)?;
+            expect_same(&format!("the mark at {at:#x}"), &found, &right)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the right block, up to three times.
+    fn mutant(&self, random: &mut ChaCha8Rng) -> Mutant {
+        let mut block = self.good.clone();
+        let mut what = Vec::new();
+        for _ in 0..random.random_range(1..=3) {
+            match random.random_range(0..10) {
+                0 => {
+                    let bit = random.random_range(0..PAGE * 8);
+                    block.flip(bit);
+                    what.push(format!("bit {bit} changed"));
+                }
+                1 => {
+                    // Where the fields are.
+                    let bit = random.random_range(0..120 * 8);
+                    block.flip(bit);
+                    what.push(format!("bit {bit} changed"));
+                }
+                2 => {
+                    let signature = SIGNATURES.choose(random).copied();
+                    let signature = signature.unwrap_or(SIGNATURES[0]);
+                    block.set_signature(signature);
+                    what.push(String::from_utf8_lossy(signature).into_owned());
+                }
+                _ => {
+                    let fields = Field::all_of(self.mode);
+                    let field = *fields.choose(random).unwrap_or(&Field::Flags);
+                    let value = hostile(random, block.get(field), self.size());
+                    block.set(field, value);
+                    what.push(format!("{field:?} {:#x}", block.get(field)));
+                }
+            }
+        }
+        if random.random_ratio(3, 4) {
+            block.seal();
+            what.push("right checksum".to_owned());
+        }
+        Mutant {
+            block,
+            what: format!("{:?}: {}", self.mode, what.join(", ")),
+        }
+    }
+
+    /// Puts a block in place, has it probed, and looks at what comes of it. The namespace is idle again then.
+    fn case(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
+        let namespace = self.namespace.clone();
+        Patient::with_whole_range(lab, &namespace, |disk| {
+            self.look_after_marks(disk)?;
+            mutant.block.write(&disk.open(Access::Buffered)?)
+        })?;
+        let mut messages = Messages::from_now()?;
+        let result = namespace.try_bind(lab.driver);
+        settle()?;
+        match result.map_err(|error| error.raw_os_error().map(Errno::from_raw)) {
+            Ok(()) => {
+                ensure!(
+                    !mutant.block.has_signature(),
+                    "it is bound as if it had no info block"
+                );
+                self.tally.raw += 1;
+                namespace.unbind()
+            }
+            Err(Some(Errno::EOPNOTSUPP)) => {
+                self.tally.refused += 1;
+                ensure!(namespace.driver().is_none(), "refused, and bound");
+                expect_one_line(&mut messages)
+            }
+            Err(Some(Errno::ENXIO)) => self.look_at_claimed(lab, mutant),
+            Err(errno) => bail!("binding it failed with {errno:?}"),
+        }
+    }
+
+    /// A device has been made for the personality that the block says.
+    fn look_at_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
+        let claim = holder(&self.namespace)?;
+        ensure!(
+            claim != self.namespace,
+            "neither refused nor claimed by anybody"
+        );
+        // The rest is the same with the right block.
+        let changed = Field::of_layout(self.mode)
+            .iter()
+            .any(|&field| mutant.block.get(field) != self.good.get(field));
+        match claim.driver() {
+            None => self.tally.left_idle += 1,
+            Some(driver) if driver == lab.driver.name() => {
+                self.tally.bound += 1;
+                let disk = Disk::named(claim.disk_name()?);
+                if claim.name().starts_with("btt") {
+                    self.spoilt_all |= changed;
+                    self.look_at_sectors(&disk)?;
+                } else {
+                    self.look_at_data(&claim, &disk)?;
+                }
+                claim.unbind()?;
+            }
+            Some(driver) => {
+                ensure!(driver == "dax_pmem", "{claim} is bound to {driver}");
+                self.tally.bound += 1;
+                // That initializes its struct pages, which may be on the medium.
+                let before_data =
+                    mutant.block.get(Field::StartPad) + mutant.block.get(Field::DataOffset);
+                self.spoilt.push(0..before_data);
+                claim.unbind()?;
+            }
+        }
+        claim.give_up_namespace()
+    }
+
+    /// The disk of a pfn device lies within the namespace and behind the info block.
+    fn look_at_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
+        let (start, bytes) = (pfn.resource()?, disk.bytes()?);
+        let within = start >= self.place.start + 2 * PAGE as u64
+            && start
+                .checked_add(bytes)
+                .is_some_and(|end| end <= self.place.end);
+        ensure!(
+            within && bytes > 0,
+            "{disk} is at {start:#x}, of {bytes:#x} bytes; the namespace is at {:#x?}",
+            self.place
+        );
+        let data = start - self.place.start;
+        if pfn.get("mode")? == "pmem" {
+            self.spoilt.push(0..data);
+        }
+        let file = disk.open(Access::Direct)?;
+        for at in [0, bytes.saturating_sub(PAGE as u64)] {
+            let right = Buffer::of_pages(PAGE, 5);
+            let mut found = Buffer::of_pages(PAGE, 0);
+            file.write_all_at(&right, at)?;
+            file.read_exact_at(&mut found, at)?;
+            expect_same("what was just written", &found, &right)?;
+            self.spoilt.push(data + at..data + at + PAGE as u64);
+        }
+        Ok(())
+    }
+
+    /// The disk of a btt is no larger than the namespace. With other parameters its map may say anything, so that
+    /// reading may fail.
+    fn look_at_sectors(&self, disk: &Disk) -> Result<()> {
+        let bytes = disk.bytes()?;
+        ensure!(
+            bytes < self.size(),
+            "{disk} has {bytes:#x} bytes of {:#x}",
+            self.size()
+        );
+        let file = disk.open(Access::Direct)?;
+        for at in [0, bytes.saturating_sub(PAGE as u64)] {
+            let mut found = Buffer::of_pages(PAGE, 0);
+            match file.read_at(&mut found, at) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {}
+                Err(error) => return Err(error).context("reading a sector"),
+            }
+        }
+        Ok(())
+    }
+
+    /// With the right block the namespace is what it was.
+    fn recover(&mut self, lab: &Lab) -> Result<()> {
+        if std::mem::take(&mut self.spoilt_all) {
+            // What another layout says of the map and the log is not what was there.
+            self.good = make_anew(lab, &self.namespace, self.mode)?;
+            return Ok(());
+        }
+        let namespace = self.namespace.clone();
+        let good = self.good.clone();
+        Patient::with_whole_range(lab, &namespace, |disk| {
+            self.look_after_marks(disk)?;
+            good.write(&disk.open(Access::Buffered)?)
+        })?;
+        let claimed = namespace.try_bind(lab.driver);
+        settle()?;
+        crate::errno::expect("binding the namespace", claimed, &[Errno::ENXIO])?;
+        let claim = holder(&namespace)?;
+        let driver = claim.driver();
+        let right = match self.mode {
+            Mode::Devdax => "dax_pmem",
+            _ => lab.driver.name(),
+        };
+        ensure!(
+            driver.as_deref() == Some(right),
+            "with the right block, {claim} is bound to {driver:?}"
+        );
+        if self.mode == Mode::Sector {
+            expect_marks_in_sectors(&Disk::named(claim.disk_name()?))?;
+        }
+        claim.unbind()?;
+        claim.give_up_namespace()
+    }
+}
+
+/// Makes the namespace anew, leaves it idle, and returns its info block.
+fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
+    let made = ndctl::reconfigure(namespace, mode)?;
+    let claim = holder(namespace)?;
+    if mode == Mode::Sector {
+        let disk = Disk::named(made.blockdev.context("no disk")?);
+        let file = disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::of_pages(SECTOR_MARK, 3), 0)?;
+        expect_marks_in_sectors(&disk)?;
+    }
+    claim.unbind()?;
+    claim.give_up_namespace()?;
+    Patient::with_whole_range(lab, namespace, |disk| {
+        InfoBlock::read(&disk.open(Access::Buffered)?, mode)
+    })
+}
+
+const SECTOR_MARK: usize = 1 << 20;
+
+fn expect_marks_in_sectors(disk: &Disk) -> Result<()> {
+    let mut found = Buffer::of_pages(SECTOR_MARK, 0);
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+    let right = Buffer::of_pages(SECTOR_MARK, 3);
+    expect_same("what is in the sectors", &found, &right)
+}
+
+/// A refusal is one line of the driver, which says what to do.
+fn expect_one_line(messages: &mut Messages) -> Result<()> {
+    messages.expect(&["the info block for mode"])?;
+    let lines: Vec<&String> = messages
+        .so_far()?
+        .iter()
+        // The driver core adds a line of its own.
+        .filter(|line| line.contains("pmem_rs") && !line.contains("probe with driver"))
+        .collect();
+    ensure!(
+        lines.len() == 1 && lines[0].contains("force_raw"),
+        "the driver says {lines:#?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the guest tells the plugin.
+
+use std::ops::Range;
+
+/// A line, understood. Ranges are of physical addresses, in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `watch START END`: keep account of this range, all of which is durable now.
+    Watch(Range<u64>),
+    /// `rest`: nothing matters until there is something to watch again.
+    Rest,
+    /// `fences START END`: of all fences only those in this code count, and in such code that was named before.
+    /// These are virtual addresses.
+    FencesIn(Range<u64>),
+    /// `fences`: all of them count, as they do at first.
+    AllFences,
+    /// `begin`: what counts as stored begins here.
+    Begin,
+    /// `look START END LABEL`: write down under this label what is known of the range. The label says what it
+    /// should be, to whoever reads it.
+    Look(Range<u64>, String),
+}
+
+impl Order {
+    /// Understands a line.
+    pub fn parse(line: &str) -> Option<Order> {
+        let mut words = line.splitn(4, ' ');
+        let verb = words.next()?;
+        let mut range = || plugin::range(words.next()?, words.next()?);
+        Some(match verb {
+            "watch" => Order::Watch(range()?),
+            "rest" => Order::Rest,
+            "fences" if line == verb => Order::AllFences,
+            "fences" => Order::FencesIn(range()?),
+            "begin" => Order::Begin,
+            "look" => Order::Look(range()?, words.next()?.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_understood() {
+        assert_eq!(Order::parse("watch 40 ff"), Some(Order::Watch(0x40..0xff)));
+        assert_eq!(
+            Order::parse("look 40 ff a label"),
+            Some(Order::Look(0x40..0xff, "a label".to_owned()))
+        );
+        assert_eq!(
+            Order::parse("fences 40 ff"),
+            Some(Order::FencesIn(0x40..0xff))
+        );
+        assert_eq!(Order::parse("fences"), Some(Order::AllFences));
+        assert_eq!(Order::parse("begin"), Some(Order::Begin));
+        assert_eq!(Order::parse("rest"), Some(Order::Rest));
+    }
+
+    #[test]
+    fn nonsense_is_not() {
+        for line in [
+            "",
+            "watch",
+            "watch 40",
+            "fences 40",
+            "look 40 ff",
+            "look 40 40 label",
+            "see",
+        ] {
+            assert_eq!(Order::parse(line), None, "{line}");
+        }
+    }
+}

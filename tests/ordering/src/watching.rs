@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Brings together what QEMU tells and the account of lines.
+
+use std::ops::Range;
+
+use plugin::{Block, Cpu, Out, Piece, Plugin, Register};
+
+use crate::instruction::{Effect, Operand, effect};
+use crate::lines::Lines;
+use crate::order::Order;
+use crate::paging::physical;
+
+plugin::export!("ordering", 1, Watching::new);
+
+/// Where Linux has all of physical memory, if the addresses of the kernel are not random and page tables have
+/// four levels (`nokaslr no5lvl`).
+const LINEAR: u64 = 0xffff_8880_0000_0000;
+
+/// What callbacks are registered with: how something was stored, or the number of an instruction.
+const STORE: usize = 0;
+const STORE_PAST_CACHES: usize = 1;
+
+/// An instruction that makes something durable.
+struct Flush {
+    effect: Effect,
+    /// Where the instruction is, up to the next one.
+    place: Range<u64>,
+}
+
+struct Watching {
+    out: Out,
+    /// What is kept account of. Looking at each store takes time, so that is done only if there is something.
+    lines: Option<Lines>,
+    /// The code in which fences count; if it is empty, all of them do.
+    fences: Vec<Range<u64>>,
+    /// By their tokens.
+    flushes: Vec<Flush>,
+}
+
+impl Watching {
+    fn new(out: Out) -> Watching {
+        Watching {
+            out,
+            lines: None,
+            fences: Vec::new(),
+            flushes: Vec::new(),
+        }
+    }
+
+    fn obey(&mut self, cpu: &Cpu<'_>, order: Order) -> Result<(), String> {
+        const NOTHING: &str = "nothing is watched";
+        match order {
+            Order::Watch(range) => {
+                self.fences.clear();
+                if self.lines.replace(Lines::new(range)).is_none() {
+                    cpu.translate_anew();
+                }
+            }
+            Order::Rest => {
+                if self.lines.take().is_some() {
+                    cpu.translate_anew();
+                }
+            }
+            Order::FencesIn(code) => self.fences.push(code),
+            Order::AllFences => self.fences.clear(),
+            Order::Begin => self.lines.as_mut().ok_or(NOTHING)?.begin(),
+            Order::Look(range, label) => {
+                let found = self.lines.as_ref().ok_or(NOTHING)?.summary(range);
+                self.out.write(&format!(
+                    "{}\t{}\t{}\t{}\t{label}\n",
+                    found.lines, found.written, found.dirty, found.pending
+                ))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where in physical memory an instruction points.
+fn target(cpu: &Cpu<'_>, operand: &Operand, next: u64) -> Option<u64> {
+    let register = |number| cpu.register(Register::General(number));
+    let address = operand.address(register, next)?;
+    physical(cpu.register(Register::Cr3)?, address, |at| {
+        let entry = cpu.memory(LINEAR + at, size_of::<u64>())?;
+        Some(u64::from_le_bytes(entry.try_into().ok()?))
+    })
+}
+
+impl Plugin for Watching {
+    fn translated(&mut self, block: &Block<'_>) {
+        if self.lines.is_none() {
+            return;
+        }
+        for instruction in block.instructions() {
+            let bytes = instruction.bytes();
+            match effect(&bytes) {
+                Effect::StorePastCaches => instruction.tell_stores(STORE_PAST_CACHES),
+                Effect::Other => instruction.tell_stores(STORE),
+                effect => {
+                    instruction.tell(self.flushes.len());
+                    let address = instruction.address();
+                    let place = address..address + bytes.len() as u64;
+                    self.flushes.push(Flush { effect, place });
+                }
+            }
+        }
+    }
+
+    fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
+        let (Some(lines), Some(Flush { effect, place })) =
+            (self.lines.as_mut(), self.flushes.get(token))
+        else {
+            return;
+        };
+        match effect {
+            Effect::Fence => {
+                let counts = |code: &Range<u64>| code.contains(&place.start);
+                if self.fences.is_empty() || self.fences.iter().any(counts) {
+                    lines.fence();
+                }
+            }
+            // What it flushes stays dirty if nobody knows where that is.
+            Effect::WriteBack(operand) => {
+                if let Some(address) = target(cpu, operand, place.end) {
+                    lines.write_back(address);
+                }
+            }
+            Effect::WriteBackAndWait(operand) => {
+                if let Some(address) = target(cpu, operand, place.end) {
+                    lines.write_back_and_wait(address);
+                }
+            }
+            Effect::StorePastCaches | Effect::Other => {}
+        }
+    }
+
+    fn stored(&mut self, piece: &Piece, token: usize) {
+        let Some(lines) = self.lines.as_mut() else {
+            return;
+        };
+        let range = piece.physical..piece.physical + piece.len;
+        if token == STORE_PAST_CACHES {
+            lines.store_past_caches(range);
+        } else {
+            lines.store(range);
+        }
+    }
+
+    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+        self.obey(cpu, order)
+    }
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the plugin (`tests/ordering`) has seen of stores, flushes and fences, held against what the guest says must
+//! be true.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+
+use crate::check::{Bench, numbers_and_text, seen};
+use crate::report::Report;
+use crate::selftest::Findings;
+use crate::suites::{self, Boot, Special};
+
+/// What the plugin has seen at one point of a range of memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Look {
+    /// How many cache lines the range has.
+    lines: u64,
+    /// How many of them were stored to.
+    written: u64,
+    /// How many of them are in a cache only.
+    dirty: u64,
+    /// How many are on the way to the memory.
+    pending: u64,
+    /// The word for what must be true.
+    expect: String,
+    /// The test of the guest that this belongs to.
+    test: String,
+    /// What had been done.
+    when: String,
+}
+
+impl Look {
+    fn parse(line: &str) -> Result<Look> {
+        let ([lines, written, dirty, pending], text) = numbers_and_text(line)?;
+        let mut words = text.splitn(3, ' ');
+        let mut word = || {
+            let word = words
+                .next()
+                .with_context(|| format!("too few words: `{text}`"))?;
+            Ok::<_, anyhow::Error>(word.to_owned())
+        };
+        Ok(Look {
+            lines,
+            written,
+            dirty,
+            pending,
+            expect: word()?,
+            test: word()?,
+            when: word()?,
+        })
+    }
+
+    /// Whether that is as it must be. A range that was not stored to shows nothing.
+    fn holds(&self) -> bool {
+        let all_written = self.lines > 0 && self.written == self.lines;
+        match self.expect.as_str() {
+            "durable" => all_written && self.dirty == 0 && self.pending == 0,
+            "flushed" => all_written && self.dirty == 0,
+            "pending" => all_written && self.pending == self.lines,
+            "dirty" => all_written && self.dirty == self.lines,
+            "settled" => self.written > 0 && self.dirty == 0 && self.pending == 0,
+            "untouched" => self.lines > 0 && self.written == 0,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "not {} {}: of {} cache lines {} were stored to, {} are dirty, and {} are not fenced",
+            self.expect, self.when, self.lines, self.written, self.dirty, self.pending
+        )
+    }
+}
+
+/// Boots a guest that says what must be durable when. Each of its tests is one test, which has passed if the guest
+/// says so and all that it expects is true.
+pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
+    let bench = bench.with_plugin("ordering")?;
+    let boot = Boot::off(Special::Ordering.name());
+    let dir = bench.results.join(boot.suite);
+    let report = bench.boot_some(&suites::WATCHED, &dir, &boot, only, |_| {})?;
+    let all = seen(&dir, Look::parse)?;
+
+    let mut findings = Findings::default();
+    for (test, passed) in &report.tests {
+        let looks: Vec<&Look> = all.iter().filter(|look| look.test == *test).collect();
+        let mut complaints: Vec<String> = report
+            .failures
+            .iter()
+            .filter(|failure| failure.test == *test)
+            .flat_map(|failure| failure.diagnostics.clone())
+            .collect();
+        let wrong = looks.iter().filter(|look| !look.holds());
+        complaints.extend(wrong.map(|look| look.to_string()));
+        if looks.is_empty() {
+            complaints.push("the plugin was not asked for anything".to_owned());
+        }
+        findings.expect(test, *passed && complaints.is_empty(), complaints);
+    }
+    let troubles = report.troubles.clone();
+    let mut judged = findings.report(Special::Ordering.name(), vec![report])?;
+    judged.troubles = troubles;
+    judged
+        .measured
+        .push(format!("looked {} times at what is durable", all.len()));
+    Ok(judged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(line: &str) -> bool {
+        Look::parse(line).is_ok_and(|look| look.holds())
+    }
+
+    #[test]
+    fn what_was_not_stored_to_is_not_durable() {
+        assert!(holds("4\t4\t0\t0\tdurable test after a write"));
+        assert!(!holds("4\t3\t0\t0\tdurable test after a write"));
+        assert!(!holds("0\t0\t0\t0\tdurable test after a write"));
+        assert!(!holds("4\t0\t0\t0\tsettled test in the end"));
+    }
+
+    #[test]
+    fn nothing_may_be_left_in_a_cache_or_on_the_way() {
+        for (line, durable, flushed) in [
+            ("4\t4\t1\t0", false, false),
+            ("4\t4\t0\t1", false, true),
+            ("4\t4\t0\t0", true, true),
+        ] {
+            assert_eq!(holds(&format!("{line}\tdurable test when")), durable);
+            assert_eq!(holds(&format!("{line}\tsettled test when")), durable);
+            assert_eq!(holds(&format!("{line}\tflushed test when")), flushed);
+        }
+    }
+
+    #[test]
+    fn all_of_it_is_dirty_or_pending() {
+        assert!(holds("4\t4\t4\t0\tdirty test when"));
+        assert!(!holds("4\t4\t3\t1\tdirty test when"));
+        assert!(holds("4\t4\t0\t4\tpending test when"));
+        assert!(!holds("4\t4\t1\t3\tpending test when"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(!holds("4\t4\t0\t0\tperfect test when"));
+        for line in [
+            "",
+            "4\t4\t0",
+            "4\t4\t0\t0\tdurable",
+            "4\t4\tx\t0\tdurable test when",
+        ] {
+            assert!(Look::parse(line).is_err(), "{line}");
+        }
+    }
+}
