@@ -20,7 +20,10 @@ use crate::sysfs;
 
 const DEBUGFS: &str = "/sys/kernel/debug";
 /// The most callers that the kernel looks at.
-const DEPTH: &str = "32";
+const DEPTH: u32 = 32;
+/// So many callers are found between an allocation that the driver makes, itself or by calling one or two functions
+/// of the kernel, and the driver; the allocator's own functions included.
+const NEAR: u32 = 8;
 const EVERYTHING: Addresses = (0, u64::MAX);
 /// More allocations than there are in anything that is tried.
 const MANY: u32 = 1 << 30;
@@ -58,8 +61,9 @@ impl Allocator {
         sysfs::write(self.file(name), value)
     }
 
-    /// Only allocations count that have one of these addresses among their callers.
-    fn require(self, (start, end): Addresses) -> Result<()> {
+    /// Only allocations count that have one of these addresses among so many of their callers.
+    fn require(self, (start, end): Addresses, depth: u32) -> Result<()> {
+        self.set("stacktrace-depth", &depth.to_string())?;
         self.set("require-start", &start.to_string())?;
         self.set("require-end", &end.to_string())
     }
@@ -70,6 +74,10 @@ impl Allocator {
 pub enum Whose {
     /// All that the thread makes.
     Thread,
+    /// Those that the thread makes for the driver.
+    ThreadInDriver,
+    /// Those of them that the driver makes itself, or nearly so.
+    ThreadNearDriver,
     /// Those that any thread makes for the driver, in one of the allocators.
     Driver(Allocator),
 }
@@ -78,6 +86,8 @@ impl fmt::Display for Whose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Whose::Thread => "of the thread",
+            Whose::ThreadInDriver => "of the thread for the driver",
+            Whose::ThreadNearDriver => "of the driver itself",
             Whose::Driver(Allocator::Slab) => "of the driver from the slab",
             Whose::Driver(Allocator::Pages) => "of pages of the driver",
         })
@@ -98,7 +108,6 @@ impl Injection {
         for place in Allocator::ALL {
             place.set("ignore-gfp-wait", "N")?;
             place.set("verbose", "0")?;
-            place.set("stacktrace-depth", DEPTH)?;
             place.set("reject-start", &code.excepted.0.to_string())?;
             place.set("reject-end", &code.excepted.1.to_string())?;
         }
@@ -110,21 +119,19 @@ impl Injection {
 
     /// Does `work`, in which the `nth` allocation fails. Returns what came of it, and whether there were so many.
     pub fn fail<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, bool)> {
-        let code = match whose {
-            Whose::Thread => EVERYTHING,
-            Whose::Driver(place) => return self.fail_of_driver(place, nth, work),
-        };
-        let (result, left) = count_down(code, nth, work)?;
+        if let Whose::Driver(place) = whose {
+            return self.fail_of_driver(place, nth, work);
+        }
+        let (result, left) = self.count_down(whose, nth, work)?;
         Ok((result, left == 0))
     }
 
     /// Does `work`, and returns how many allocations there were in it, if that can be told without one failing.
     pub fn count<T>(&self, whose: Whose, work: impl FnOnce() -> T) -> Result<(T, Option<u32>)> {
-        let code = match whose {
-            Whose::Thread => EVERYTHING,
-            Whose::Driver(_) => return Ok((work(), None)),
-        };
-        let (result, left) = count_down(code, MANY, work)?;
+        if let Whose::Driver(_) = whose {
+            return Ok((work(), None));
+        }
+        let (result, left) = self.count_down(whose, MANY, work)?;
         Ok((result, Some(MANY - left)))
     }
 
@@ -136,7 +143,7 @@ impl Injection {
         nth: u32,
         work: impl FnOnce() -> T,
     ) -> Result<(T, bool)> {
-        place.require(EVERYTHING)?;
+        place.require(EVERYTHING, DEPTH)?;
         place.set("interval", &nth.to_string())?;
         sysfs::write("/proc/self/make-it-fail", "1")?;
         place.set("task-filter", "Y")?;
@@ -147,13 +154,39 @@ impl Injection {
             drop(black_box(vec![1_u8; LOAD]));
         }
         place.set("task-filter", "N")?;
-        place.require(self.code)?;
+        place.require(self.code, DEPTH)?;
 
         place.set("times", "1")?;
         let result = work();
         let failed = sysfs::read(place.file("times"))? == "0";
         place.set("probability", "0")?;
         Ok((result, failed))
+    }
+
+    /// Does `work`, and returns how many more allocations of this thread there would have to be until one fails; 0 if
+    /// one has.
+    fn count_down<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+        let (code, depth) = match whose {
+            Whose::Thread => (EVERYTHING, DEPTH),
+            Whose::ThreadNearDriver => (self.code, NEAR),
+            Whose::ThreadInDriver | Whose::Driver(_) => (self.code, DEPTH),
+        };
+        for place in Allocator::ALL {
+            place.require(code, depth)?;
+        }
+        let counter = File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/thread-self/fail-nth")
+            .context("opening fail-nth")?;
+        counter.write_all_at(nth.to_string().as_bytes(), 0)?;
+        let result = work();
+        let mut left = [0; 24];
+        let len = counter.read_at(&mut left, 0)?;
+        counter.write_all_at(b"0", 0)?;
+        let left = String::from_utf8_lossy(&left[..len]);
+        let left = left.trim_end().parse();
+        Ok((result, left.context("fail-nth is not a number")?))
     }
 }
 
@@ -174,27 +207,6 @@ pub fn end() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Does `work`, and returns how many more allocations of this thread there would have to be until one fails; 0 if
-/// one has.
-fn count_down<T>(code: Addresses, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-    for place in Allocator::ALL {
-        place.require(code)?;
-    }
-    let counter = File::options()
-        .read(true)
-        .write(true)
-        .open("/proc/thread-self/fail-nth")
-        .context("opening fail-nth")?;
-    counter.write_all_at(nth.to_string().as_bytes(), 0)?;
-    let result = work();
-    let mut left = [0; 24];
-    let len = counter.read_at(&mut left, 0)?;
-    counter.write_all_at(b"0", 0)?;
-    let left = String::from_utf8_lossy(&left[..len]);
-    let left = left.trim_end().parse();
-    Ok((result, left.context("fail-nth is not a number")?))
 }
 
 /// Where some code is in the kernel's memory.

@@ -21,7 +21,12 @@ use crate::process::Child;
 use crate::retired;
 use crate::sectors::{expect_same, stamped};
 
-/// The kernel cannot refuse to unbind once the driver is asked, so only what is done for it counts.
+/// Those for whom the allocations are counted. The kernel cannot refuse to unbind once the driver is asked.
+const EVERYBODY: [Whose; 3] = [
+    Whose::Thread,
+    Whose::Driver(Allocator::Slab),
+    Whose::Driver(Allocator::Pages),
+];
 const DRIVER: [Whose; 2] = [
     Whose::Driver(Allocator::Slab),
     Whose::Driver(Allocator::Pages),
@@ -51,6 +56,21 @@ fn unbind(lab: &Lab, prepared: &Prepared, failing: &mut Failing<'_>) -> Result<(
     }
     bound.expect_driver(None)?;
     ensure!(!prepared.disk.exists(), "{} is there", prepared.disk);
+    Ok(())
+}
+
+pub fn while_idle(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Raw, Mode::Sector] {
+        let prepared = small(lab, mode)?;
+        let mut walk = Walk::new(lab, "unbind")?;
+        for whose in EVERYBODY {
+            walk.along(whose, |failing| {
+                unbind(lab, &prepared, failing)?;
+                prepared.bound.bind(lab.driver)
+            })?;
+        }
+        walk.end()?;
+    }
     Ok(())
 }
 

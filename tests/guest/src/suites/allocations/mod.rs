@@ -26,7 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
-use crate::injection::{Excepted, Injection, MEMORY_MAP, Whose};
+use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Whose};
 use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
 use crate::messages::Messages;
@@ -54,9 +54,19 @@ pub const MORE: Suite = Suite {
             binding::probe(lab, Mode::FsdaxDev)
         }),
         path("probe_of_sector", |lab| binding::probe(lab, Mode::Sector)),
+        path("probe_of_new_fsdax_mem", |lab| {
+            binding::probe_of_new(lab, "ram")
+        }),
+        path("probe_of_new_fsdax_dev", |lab| {
+            binding::probe_of_new(lab, "pmem")
+        }),
         path("claim_of_fsdax", |lab| binding::claim(lab, Mode::FsdaxMem)),
         path("claim_of_sector", |lab| binding::claim(lab, Mode::Sector)),
         path("block_io", using::block_io),
+        path("dax", using::dax),
+        path("attributes", using::attributes),
+        path("unbind_while_idle", going::while_idle),
+        path("module", binding::module),
     ],
 };
 
@@ -70,12 +80,12 @@ const SIZE: &str = "64M";
 
 /// What a call may fail with because there is no memory.
 const NO_MEMORY: &[Errno] = &[Errno::ENOMEM];
-/// The same of probing: the kernel's `request_mem_region` and `memremap` do not say why they fail, so it looks as if
-/// the range were in use, or not there.
-const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO];
+/// The same of probing. The kernel's `request_mem_region` and `memremap` do not say why they fail, so it looks as if
+/// the range were in use, or not there; and a disk that got no name is `EINVAL`.
+const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO, Errno::EINVAL];
 
-/// The part of the time that is asked for which one path takes at most.
-const SHARE: u32 = 4;
+/// The part of the time that is asked for which one path takes at most: there are about so many long ones.
+const SHARE: u32 = 8;
 
 /// One path, and what has failed on it.
 struct Walk {
@@ -123,8 +133,8 @@ impl Walk {
 
     /// Goes along it again and again; `step` is given what makes one allocation fail, in what it does with it.
     ///
-    /// Where the allocations can be counted, they fail in a random order, until all have or the time is over:
-    /// the first and the last, and all if the test is given long enough. Else one after the other, and all.
+    /// Where the allocations can be counted, they fail in a random order, until all have or the time is over.
+    /// Those of the driver itself all fail, and so do those that cannot be counted, one after the other.
     fn along(
         &mut self,
         whose: Whose,
@@ -147,9 +157,24 @@ impl Walk {
         let deadline = Instant::now() + self.limit;
         for nth in places {
             self.turn(whose, Some(nth), &mut step)?;
-            if Instant::now() > deadline {
+            if whose != Whose::ThreadNearDriver && Instant::now() > deadline {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Does `work`, and expects that the driver allocates nothing for it.
+    fn expect_none(&mut self, mut work: impl FnMut() -> io::Result<()>) -> Result<()> {
+        for whose in [
+            Whose::ThreadInDriver,
+            Whose::Driver(Allocator::Slab),
+            Whose::Driver(Allocator::Pages),
+        ] {
+            let turn = self.turn(whose, Some(1), &mut |failing| {
+                Ok(failing.during(&mut work)??)
+            })?;
+            ensure!(turn == Turn::NotFailed, "there was an allocation {whose}");
         }
         Ok(())
     }
