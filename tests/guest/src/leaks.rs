@@ -25,8 +25,9 @@ const TOLERANCE_KIB: u64 = 24 << 10;
 /// How many more objects a slab cache may have for no reason: those in the slabs that each CPU keeps are
 /// counted too. 62 were seen, after 35 cycles as after 113.
 const NOISE: u64 = 128;
-/// Slab caches whose objects are freed when there are enough of them: the addresses of stacks.
-const LAZY_CACHES: &[&str] = &["vmap_area"];
+/// Slab caches that say nothing. The addresses of stacks are freed when there are enough of them; and kmemleak has
+/// notes of these and of the objects of all other caches, and so the noise of all of them.
+const NOISY_CACHES: &[&str] = &["vmap_area", "kmemleak_object", "kmemleak_scan_area"];
 
 const SLAB_CACHES: &str = "/sys/kernel/slab";
 
@@ -42,7 +43,7 @@ impl Holdings {
         for cache in sysfs::names(SLAB_CACHES)? {
             sysfs::write(format!("{SLAB_CACHES}/{cache}/shrink"), "1")?;
         }
-        let mappings = fs::read_to_string("/proc/vmallocinfo")?
+        let mut mappings: Vec<String> = fs::read_to_string("/proc/vmallocinfo")?
             .lines()
             .filter(|line| line.contains(" phys="))
             .map(|line| {
@@ -52,6 +53,8 @@ impl Holdings {
                     .join(" ")
             })
             .collect();
+        // They are listed by where they are mapped, which may be elsewhere the next time.
+        mappings.sort();
         Ok(Holdings {
             iomem: fs::read_to_string("/proc/iomem")?,
             mappings,
@@ -86,7 +89,7 @@ impl Holdings {
         let limit = NOISE + cycles / 4;
         let grown: Vec<String> = now
             .iter()
-            .filter(|(cache, _)| !LAZY_CACHES.contains(&cache.as_str()))
+            .filter(|(cache, _)| !NOISY_CACHES.contains(&cache.as_str()))
             .map(|(cache, count)| (cache, self.objects.get(cache).copied().unwrap_or(0), count))
             .filter(|(_, before, now)| now.saturating_sub(*before) > limit)
             .map(|(cache, before, now)| format!("{cache} from {before} to {now}"))

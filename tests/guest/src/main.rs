@@ -33,6 +33,7 @@ mod filesystem;
 mod host;
 mod infoblock;
 mod init;
+mod injection;
 mod injector;
 mod kallsyms;
 mod kmemleak;

@@ -154,11 +154,7 @@ fn kernel_is_content(before: Taint, messages: &mut Messages, ktap: &mut Ktap) ->
         ktap.note(&format!("the kernel became tainted: {new}"))?;
         content = false;
     }
-    for message in messages
-        .so_far()?
-        .iter()
-        .filter(|message| klog::is_trouble(message))
-    {
+    for (_, message) in klog::troubles(messages.so_far()?, String::as_str) {
         ktap.note(&format!("the kernel complains: {message}"))?;
         content = false;
     }

@@ -17,6 +17,7 @@ use crate::command::run;
 use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::init::driver_under_test;
+use crate::injection;
 use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
@@ -27,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does all of it. What fails does not keep the rest from being done.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 10] = [
+    let steps: [fn() -> Result<()>; 11] = [
+        injection::end,
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
         end_swap,

@@ -63,6 +63,47 @@ pub fn is_trouble(message: &str) -> bool {
         && !HARMLESS.iter().any(|piece| message.contains(piece))
 }
 
+/// What a test writes into the kernel's log before it makes allocations fail, and after that.
+pub const NO_MEMORY_FROM_HERE: &str = "pmem-rs: allocations are made to fail";
+/// See [`NO_MEMORY_FROM_HERE`].
+pub const NO_MEMORY_UNTIL_HERE: &str = "pmem-rs: allocations are not made to fail any more";
+
+/// How the kernel says that an allocation has failed. Some of it comes with a stack trace.
+const NO_MEMORY: &[&str] = &[
+    "page allocation failure:",
+    "vmalloc error:",
+    "vmemmap alloc failure:",
+    "kmemleak: Cannot allocate a scan area",
+];
+
+/// Returns which of the messages in a row say that something went wrong, and their places.
+///
+/// Where allocations are made to fail, the kernel may say that they did; that is no trouble there.
+pub fn troubles<'a, T>(
+    messages: &'a [T],
+    text: impl Fn(&'a T) -> &'a str,
+) -> impl Iterator<Item = (usize, &'a T)> {
+    let mut made_to_fail = false;
+    let mut has_trace = false;
+    messages.iter().enumerate().filter(move |(_, message)| {
+        let message = text(message);
+        if message.contains(NO_MEMORY_FROM_HERE) {
+            made_to_fail = true;
+        } else if message.contains(NO_MEMORY_UNTIL_HERE) {
+            made_to_fail = false;
+        }
+        if made_to_fail && NO_MEMORY.iter().any(|piece| message.contains(piece)) {
+            has_trace = true;
+            return false;
+        }
+        if has_trace && message.contains("Call Trace:") {
+            has_trace = false;
+            return false;
+        }
+        is_trouble(message)
+    })
+}
+
 /// Why a kernel calls itself tainted: the bits of `/proc/sys/kernel/tainted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taint(u64);
@@ -141,6 +182,27 @@ mod tests {
         ] {
             assert!(!is_trouble(line), "{line}");
         }
+    }
+
+    #[test]
+    fn a_lack_of_memory_is_trouble_unless_it_is_made() {
+        let failure = [
+            "ndctl: page allocation failure: order:0, mode:0xcc0(GFP_KERNEL)",
+            "Call Trace:",
+            "Call Trace:",
+        ];
+        let log = [
+            &failure[..],
+            &[NO_MEMORY_FROM_HERE],
+            &failure[..],
+            &[NO_MEMORY_UNTIL_HERE],
+            &failure[..],
+        ]
+        .concat();
+        let places: Vec<usize> = troubles(&log, |line| line)
+            .map(|(place, _)| place)
+            .collect();
+        assert_eq!(places, [1, 2, 6, 9, 10]);
     }
 
     #[test]

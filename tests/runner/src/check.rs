@@ -297,10 +297,10 @@ impl Bench {
 /// What the kernel complained about on the console.
 fn complaints(console: &Path) -> Result<Vec<String>> {
     let text = read(console)?;
-    let complaints = text.lines().filter(|line| klog::is_trouble(line));
-    Ok(complaints
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(klog::troubles(&lines, |line| line)
         .take(COMPLAINTS)
-        .map(|line| format!("kernel: {}", line.trim()))
+        .map(|(_, line)| format!("kernel: {}", line.trim()))
         .collect())
 }
 

@@ -142,7 +142,12 @@ const WITH_DEVICE_TREE: Machine = Machine {
 /// The tests inside the module, for kernels that have KUnit.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
 /// What only the debug kernel has what it takes for.
-const DEBUG_ONLY: &[Suite] = &[KUNIT, simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")])];
+const DEBUG_ONLY: &[Suite] = &[
+    KUNIT,
+    simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
+    simple(ONE, &[Boot::off("allocations")]),
+    simple(ONE, &[Boot::off("allocations_more")]),
+];
 /// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.
 const WITHOUT_KUNIT: &str = "kunit.enable=0";
 

@@ -3,6 +3,7 @@
 //! The tests, by suite. A suite is what one boot of a guest runs; the runner knows the machine that
 //! each needs.
 
+mod allocations;
 mod bench;
 mod bind;
 mod block;
@@ -135,6 +136,8 @@ const ALL: &[Suite] = &[
     bench::TIME,
     bench::COUNT,
     kernel_bugs::SUITE,
+    allocations::SUITE,
+    allocations::MORE,
     harness::FAULTS,
     harness::PANIC,
     planted::SUITE,

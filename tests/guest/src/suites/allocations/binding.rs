@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices come, and the module does.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
+
+use super::{NO_MEMORY, NOT_PROBED, Walk, small};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::errno;
+use crate::injection::{ASYNC, Whose};
+use crate::lab::{Lab, Prepared, holder};
+use crate::nd::{Device, settle};
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, expect_same};
+use crate::sysfs;
+
+/// Where the driver lists what is bound, one a line.
+const LIST: &str = "/sys/kernel/debug/pmem_rs/devices";
+const MARK: usize = 4096;
+
+fn leave_mark(disk: &Disk) -> Result<()> {
+    let file = disk.open(Access::Direct)?;
+    Ok(file.write_all_at(&Buffer::of_pages(MARK, 6), 1 << 20)?)
+}
+
+fn find_mark(disk: &Disk) -> Result<()> {
+    let mut found = Buffer::of_pages(MARK, 0);
+    disk.open(Access::Direct)?
+        .read_exact_at(&mut found, 1 << 20)?;
+    expect_same("the mark", &found, &Buffer::of_pages(MARK, 6))
+}
+
+/// Checks whether the driver lists a device among those that are bound.
+fn expect_listed(device: &Device, is: bool) -> Result<()> {
+    let list = sysfs::read(LIST)?;
+    // Before the address.
+    let start = format!("{device} [");
+    ensure!(
+        list.lines().any(|line| line.starts_with(&start)) == is,
+        "{device} is bound: {is}; listed are: {list}"
+    );
+    Ok(())
+}
+
+/// The file that binds devices, or unbinds them; nothing has to be opened once allocations fail.
+pub fn order(lab: &Lab, what: &str) -> Result<File> {
+    let path = Path::new("/sys/bus/nd/drivers")
+        .join(lab.driver.name())
+        .join(what);
+    File::options()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Gives a device to a driver or takes it away, by a file of [`order`].
+pub fn give(mut order: &File, device: &Device) -> io::Result<()> {
+    order.write_all(device.name().as_bytes())
+}
+
+/// A device is bound that has been bound before.
+pub fn probe(lab: &mut Lab, mode: Mode) -> Result<()> {
+    let Prepared { bound, disk, .. } = small(lab, mode)?;
+    leave_mark(&disk)?;
+    bound.unbind()?;
+    let bind = order(lab, "bind")?;
+    let mut walk = Walk::new(lab, "probe")?;
+    for whose in [Whose::ThreadNearDriver, Whose::Thread] {
+        walk.along(whose, |failing| {
+            if failing.call(NOT_PROBED, || give(&bind, &bound))?.is_none() {
+                bound.expect_driver(None)?;
+                ensure!(!disk.exists(), "{disk} is there");
+                expect_listed(&bound, false)?;
+                bound.bind(lab.driver)?;
+            }
+            bound.expect_driver(Some(lab.driver))?;
+            if mode != Mode::Sector {
+                expect_listed(&bound, true)?;
+            }
+            find_mark(&disk)?;
+            bound.unbind()
+        })?;
+    }
+    walk.end()?;
+    bound.bind(lab.driver)
+}
+
+/// A new pfn device is bound, which has no info block yet.
+pub fn probe_of_new(lab: &mut Lab, map: &str) -> Result<()> {
+    let Prepared { namespace, .. } = small(lab, Mode::Raw)?;
+    namespace.unbind()?;
+    let region = lab.region(0)?;
+    let bind = order(lab, "bind")?;
+    let mut number = 0;
+    let mut walk = Walk::new(lab, "probe of a new device")?;
+    // What libnvdimm does after that, for the next one, is like a claim.
+    walk.along(Whose::ThreadInDriver, |failing| {
+        // With another uuid, the info block that is there is another one's.
+        number += 1;
+        let seed = Device::named(region.get("pfn_seed")?);
+        seed.set("mode", map)?;
+        seed.set("uuid", &format!("5a3b1c9e-0d7f-4a63-9a57-{number:012x}"))?;
+        seed.set("namespace", namespace.name())?;
+        if failing.call(NOT_PROBED, || give(&bind, &seed))?.is_none() {
+            seed.expect_driver(None)?;
+            seed.bind(lab.driver)?;
+        }
+        leave_mark(&Disk::named(seed.disk_name()?))?;
+        seed.unbind()?;
+        seed.give_up_namespace()
+    })?;
+    walk.end()
+}
+
+/// What binding a namespace ends with that belongs to a device that has just been made for it.
+const CLAIMED: Errno = Errno::ENXIO;
+
+/// A namespace is offered to the driver that has an info block, for which there is no device yet. Whatever
+/// fails, it is not taken for one that has none.
+pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
+    let Prepared {
+        namespace,
+        bound,
+        disk,
+    } = small(lab, mode)?;
+    leave_mark(&disk)?;
+    bound.unbind()?;
+    bound.give_up_namespace()?;
+    let region = lab.region(0)?;
+    let bind = order(lab, "bind")?;
+    let mut walk = Walk::new_excepting(lab, "claim", ASYNC)?;
+    walk.along(Whose::Thread, |failing| {
+        let result = failing.during(|| give(&bind, &namespace))?;
+        let right = [&[CLAIMED], NOT_PROBED].concat();
+        let end = errno::expect("binding the namespace", result, &right)?;
+        failing.ended(&format!("{end:?}"));
+        namespace.expect_driver(None)?;
+        settle()?;
+        if namespace.get("holder")?.is_empty() {
+            ensure!(failing.has_failed(), "nobody has claimed {namespace}");
+            let result = namespace.try_bind(lab.driver);
+            errno::expect("binding it again", result, &[CLAIMED])?;
+            settle()?;
+        }
+        let bound = holder(&namespace)?;
+        ensure!(bound != namespace, "nobody has claimed {namespace}");
+        if bound.driver().is_none() {
+            bound.bind(lab.driver)?;
+        }
+        find_mark(&Disk::named(bound.disk_name()?))?;
+        bound.unbind()?;
+        bound.give_up_namespace()
+    })?;
+    // Devices that have claimed something once are kept by the region.
+    region.unbind()?;
+    region.enable_region()?;
+    let bound = holder(&lab.namespace(0)?)?;
+    bound.unbind()?;
+    walk.end()?;
+    bound.bind(lab.driver)
+}
+
+/// The module is loaded while there is no device for it, and unloaded.
+pub fn module(lab: &mut Lab) -> Result<()> {
+    const NO_PARAMETERS: &CStr = c"";
+    let region = lab.region(0)?;
+    region.unbind()?;
+    lab.driver.unload()?;
+    let name = std::ffi::CString::new(lab.driver.name())?;
+    let path = run("modinfo", &["-n", lab.driver.name()])?;
+    let file = File::open(path.trim()).with_context(|| format!("opening {path}"))?;
+    let load = || {
+        Ok(finit_module(
+            &file,
+            NO_PARAMETERS,
+            ModuleInitFlags::empty(),
+        )?)
+    };
+    let unload = || Ok(delete_module(&name, DeleteModuleFlags::empty())?);
+    let mut walk = Walk::new(lab, "load")?;
+    walk.along(Whose::Thread, |failing| {
+        if failing.call(NO_MEMORY, load)?.is_none() {
+            ensure!(!lab.driver.is_loaded(), "it is loaded by halves");
+            load().context("the next time")?;
+        }
+        unload().context("unloading")
+    })?;
+    walk.end()?;
+    load()?;
+    let mut walk = Walk::new(lab, "unload")?;
+    walk.along(Whose::Thread, |failing| {
+        if failing.call(NO_MEMORY, unload)?.is_none() {
+            ensure!(lab.driver.is_loaded(), "it is unloaded by halves");
+            unload().context("the next time")?;
+        }
+        load().context("loading")
+    })?;
+    walk.end()?;
+    region.enable_region()
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every allocation fails once.
+//!
+//! A test walks along a path through the driver: each time another allocation fails, until all have, or the time
+//! is over. Whichever fails, the kernel does not complain, who asked gets an
+//! error or what was asked for, and the same goes well the next time. What is left at the end of the walk is what
+//! was there before.
+//!
+//! The kernel says it on its own if it cannot get memory, with a stack trace; that is no complaint, see
+//! `tests/klog`.
+
+mod binding;
+mod going;
+mod using;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Suite, Test};
+use crate::command::run;
+use crate::disk::Disk;
+use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Whose};
+use crate::lab::{Lab, Prepared, holder};
+use crate::leaks::Holdings;
+use crate::messages::Messages;
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use crate::sysfs;
+
+/// What is walked along whenever the tests are run.
+pub const SUITE: Suite = Suite {
+    name: "allocations",
+    tests: &[
+        path("probe_of_fsdax_mem", |lab| {
+            binding::probe(lab, Mode::FsdaxMem)
+        }),
+        path("unbind_while_mapped", going::while_mapped),
+    ],
+};
+
+/// The rest, which takes longer.
+pub const MORE: Suite = Suite {
+    name: "allocations_more",
+    tests: &[
+        path("probe_of_raw", |lab| binding::probe(lab, Mode::Raw)),
+        path("probe_of_fsdax_dev", |lab| {
+            binding::probe(lab, Mode::FsdaxDev)
+        }),
+        path("probe_of_sector", |lab| binding::probe(lab, Mode::Sector)),
+        path("probe_of_new_fsdax_mem", |lab| {
+            binding::probe_of_new(lab, "ram")
+        }),
+        path("probe_of_new_fsdax_dev", |lab| {
+            binding::probe_of_new(lab, "pmem")
+        }),
+        path("claim_of_fsdax", |lab| binding::claim(lab, Mode::FsdaxMem)),
+        path("claim_of_sector", |lab| binding::claim(lab, Mode::Sector)),
+        path("block_io", using::block_io),
+        path("dax", using::dax),
+        path("attributes", using::attributes),
+        path("unbind_while_idle", going::while_idle),
+        path("module", binding::module),
+    ],
+};
+
+/// A test that goes on until all allocations have failed, or for as long as it may.
+const fn path(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Test {
+    Test::new(name, run).within(120).or_as_long_as_asked()
+}
+
+/// How large the namespaces are. Most of what takes time when a device comes or goes is done for each page.
+const SIZE: &str = "64M";
+
+/// What a call may fail with because there is no memory.
+const NO_MEMORY: &[Errno] = &[Errno::ENOMEM];
+/// The same of probing. The kernel's `request_mem_region` and `memremap` do not say why they fail, so it looks as if
+/// the range were in use, or not there; and a disk that got no name is `EINVAL`.
+const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO, Errno::EINVAL];
+
+/// The part of the time that is asked for which one path takes at most: there are about so many long ones.
+const SHARE: u32 = 8;
+
+/// One path, and what has failed on it.
+struct Walk {
+    what: &'static str,
+    injection: Injection,
+    random: ChaCha8Rng,
+    limit: Duration,
+    messages: Messages,
+    heard: usize,
+    baseline: Holdings,
+    failed: u64,
+    /// How many there are, as far as they were counted, or all failed.
+    known: u64,
+    /// How often what was tried ended how.
+    ends: BTreeMap<String, u64>,
+    began: Instant,
+}
+
+impl Walk {
+    /// Starts a walk. What the driver holds is to be the same at the end.
+    fn new(lab: &Lab, what: &'static str) -> Result<Walk> {
+        Walk::new_excepting(lab, what, MEMORY_MAP)
+    }
+
+    /// As [`Walk::new`], where not the memory map is excepted.
+    fn new_excepting(lab: &Lab, what: &'static str, excepted: Excepted) -> Result<Walk> {
+        let injection = Injection::new(lab.driver, excepted)?;
+        let baseline = Holdings::now()?;
+        let messages = Messages::from_now()?;
+        sysfs::write("/dev/kmsg", klog::NO_MEMORY_FROM_HERE)?;
+        Ok(Walk {
+            what,
+            injection,
+            random: lab.random.clone(),
+            limit: lab.stress / SHARE,
+            messages,
+            heard: 0,
+            baseline,
+            failed: 0,
+            known: 0,
+            ends: BTreeMap::new(),
+            began: Instant::now(),
+        })
+    }
+
+    /// Goes along it again and again; `step` is given what makes one allocation fail, in what it does with it.
+    ///
+    /// Where the allocations can be counted, they fail in a random order, until all have or the time is over.
+    /// Those of the driver itself all fail, and so do those that cannot be counted, one after the other.
+    fn along(
+        &mut self,
+        whose: Whose,
+        mut step: impl FnMut(&mut Failing<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Turn::Counted(count) = self.turn(whose, None, &mut step)? else {
+            for nth in 1.. {
+                if !matches!(self.turn(whose, Some(nth), &mut step)?, Turn::Failed) {
+                    self.known += u64::from(nth - 1);
+                    break;
+                }
+            }
+            return Ok(());
+        };
+        self.known += u64::from(count);
+        let mut places: Vec<u32> = (1..=count).collect();
+        for place in (1..places.len()).rev() {
+            places.swap(place, self.random.random_range(0..=place));
+        }
+        let deadline = Instant::now() + self.limit;
+        for nth in places {
+            self.turn(whose, Some(nth), &mut step)?;
+            if whose != Whose::ThreadNearDriver && Instant::now() > deadline {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does `work`, and expects that the driver allocates nothing for it.
+    fn expect_none(&mut self, mut work: impl FnMut() -> io::Result<()>) -> Result<()> {
+        for whose in [
+            Whose::ThreadInDriver,
+            Whose::Driver(Allocator::Slab),
+            Whose::Driver(Allocator::Pages),
+        ] {
+            let turn = self.turn(whose, Some(1), &mut |failing| {
+                Ok(failing.during(&mut work)??)
+            })?;
+            ensure!(turn == Turn::NotFailed, "there was an allocation {whose}");
+        }
+        Ok(())
+    }
+
+    /// Goes along it once.
+    fn turn(
+        &mut self,
+        whose: Whose,
+        nth: Option<u32>,
+        step: &mut impl FnMut(&mut Failing<'_>) -> Result<()>,
+    ) -> Result<Turn> {
+        let mut failing = Failing {
+            injection: &self.injection,
+            whose,
+            nth,
+            turn: Turn::NotTried,
+            ends: &mut self.ends,
+        };
+        let result = step(&mut failing);
+        let turn = failing.turn;
+        result
+            .and_then(|()| self.expect_quiet())
+            .with_context(|| match nth {
+                Some(nth) => format!("{}: allocation {nth} {whose} fails", self.what),
+                None => format!("{}: nothing fails", self.what),
+            })?;
+        ensure!(turn != Turn::NotTried, "nothing was tried");
+        if turn == Turn::Failed {
+            self.failed += 1;
+        }
+        Ok(turn)
+    }
+
+    /// The kernel has not complained since this was asked last.
+    fn expect_quiet(&mut self) -> Result<()> {
+        let said = self.messages.so_far()?;
+        let trouble: Vec<&String> = klog::troubles(said, String::as_str)
+            .filter(|(place, _)| *place >= self.heard)
+            .map(|(_, message)| message)
+            .collect();
+        ensure!(trouble.is_empty(), "the kernel complains: {trouble:#?}");
+        self.heard = said.len();
+        Ok(())
+    }
+
+    /// Ends it, with the devices as they were when it began.
+    fn end(self) -> Result<()> {
+        println!(
+            "measured: {}: {} of {} allocations failed, and it ended: {}; {} s",
+            self.what,
+            self.failed,
+            self.known,
+            self.ends
+                .iter()
+                .map(|(end, count)| format!("{end} {count}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+            self.began.elapsed().as_secs()
+        );
+        ensure!(self.failed > 0, "no allocation has failed");
+        drop(self.injection);
+        sysfs::write("/dev/kmsg", klog::NO_MEMORY_UNTIL_HERE)?;
+        self.baseline.expect_unchanged()?;
+        self.baseline.expect_no_objects_of(self.failed)
+    }
+}
+
+/// What has become of the allocation that was to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    NotTried,
+    /// None was to; there are so many.
+    Counted(u32),
+    /// None was to, and they cannot be counted; or there were not so many.
+    NotFailed,
+    Failed,
+}
+
+/// What makes one allocation fail, once.
+struct Failing<'a> {
+    injection: &'a Injection,
+    whose: Whose,
+    /// None is to fail if there is no number.
+    nth: Option<u32>,
+    turn: Turn,
+    ends: &'a mut BTreeMap<String, u64>,
+}
+
+impl Failing<'_> {
+    /// Does `work`, in which the allocation fails if it gets there.
+    fn during<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
+        let (result, turn) = match self.nth {
+            None => {
+                let (result, count) = self.injection.count(self.whose, work)?;
+                (result, count.map_or(Turn::NotFailed, Turn::Counted))
+            }
+            Some(nth) => {
+                let (result, failed) = self.injection.fail(self.whose, nth, work)?;
+                (
+                    result,
+                    if failed {
+                        Turn::Failed
+                    } else {
+                        Turn::NotFailed
+                    },
+                )
+            }
+        };
+        self.turn = turn;
+        Ok(result)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.turn == Turn::Failed
+    }
+
+    /// Counts how it ended, if an allocation has failed.
+    fn ended(&mut self, end: &str) {
+        if self.has_failed() {
+            *self.ends.entry(end.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// As [`Failing::during`], for a call that may fail with one of these errors, and only because of that.
+    /// Returns what came of it if it did not.
+    fn call<T>(
+        &mut self,
+        right: &[Errno],
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> Result<Option<T>> {
+        let result = self.during(work)?;
+        let errno = result.as_ref().err().map(|error| {
+            let number = error.raw_os_error();
+            Errno::from_raw(number.unwrap_or_default())
+        });
+        self.ended(&errno.map_or("well".to_owned(), |errno| format!("{errno:?}")));
+        let error = match result {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) => error,
+        };
+        ensure!(
+            self.has_failed(),
+            "no allocation has failed, and yet the call did: {error}"
+        );
+        ensure!(
+            errno.is_some_and(|errno| right.contains(&errno)),
+            "the call failed with `{error}`, expected one of {right:?}"
+        );
+        Ok(None)
+    }
+}
+
+/// Makes a small namespace, in place of what there is.
+fn small(lab: &Lab, mode: Mode) -> Result<Prepared> {
+    // Only what has a label can be of any size, and it gets one by this.
+    ndctl::reconfigure(&lab.namespace(0)?, Mode::Raw)?;
+    let old = lab.namespace(0)?;
+    run("ndctl", &["destroy-namespace", "-f", old.name()])?;
+    let mut more = vec!["-s", SIZE];
+    if mode != Mode::Sector {
+        more.extend(["-l", "512"]);
+    }
+    let made = ndctl::create(&lab.region(0)?, mode, &more)?;
+    let namespace = Device::named(&made.dev);
+    let disk = made
+        .blockdev
+        .with_context(|| format!("{namespace} has no disk"))?;
+    let bound = holder(&namespace)?;
+    bound.expect_driver(Some(lab.driver))?;
+    Ok(Prepared {
+        namespace,
+        bound,
+        disk: Disk::named(disk),
+    })
+}
