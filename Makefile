@@ -70,7 +70,7 @@ compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, fo
 	@$(runner) compare --env build/env --results $(results) $(ARGS)
 
 .PHONY: bench
-bench: build/env runner ## Measure what both drivers cost, half an hour (ARGS='--mode count read_4k': some of it)
+bench: build/env runner ## Measure what both drivers cost, on a quiet machine (ARGS='--mode count read_4k': some of it)
 	@$(runner) bench --env build/env --results $(results) $(ARGS)
 
 .PHONY: kernel-bugs

@@ -134,16 +134,27 @@ impl<'g> Extent<'g> {
         }
     }
 
-    /// Records that of the first `nr_pages` pages, or all if there are fewer, page frame numbers are given away: page
-    /// tables, page caches and pins may refer to them after the guard is gone. Who asks for no page is told the
-    /// first one all the same.
+    /// Returns the first page frame number of the first `nr_pages` pages, or all if there are fewer, unless the gate
+    /// is closed to those who ask for one. They are exposed from here on: page tables, page caches and pins may
+    /// refer to them after the guard is gone. Who asks for no page is told the first one all the same.
     #[inline]
-    fn expose(&self, nr_pages: usize) {
+    fn expose(&self, nr_pages: usize) -> Option<usize> {
         let pfn = self.pages.pfn(self.pgoff);
 
         if !self.pages.exposure.has(pfn, nr_pages) {
             self.pages.exposure.add(pfn, nr_pages.min(self.nr_pages));
         }
+        if !self.pages.gate.admits_mapping() {
+            return None;
+        }
+        // Computed once more, which takes less than to keep it.
+        Some(self.pages.pfn(self.pgoff))
+    }
+
+    /// Returns the address of the first page.
+    #[inline]
+    fn addr(&self) -> *mut u8 {
+        self.pages.addr(self.pgoff)
     }
 
     /// Returns the number of pages.
@@ -162,8 +173,8 @@ pub enum AccessMode {
     RecoveryWrite,
 }
 
-/// What a device still admits. It is closed in two steps, before `kill_dax`: that calls the holder of
-/// the device first, a file system, which may take as long as it likes.
+/// What a device still admits. It is closed in two steps, before `kill_dax`, which may take as long as
+/// anybody stays inside of a `dax_read_lock` section.
 ///
 /// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
 /// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, passes another full
@@ -354,10 +365,10 @@ pub struct Properties {
 #[pin_data(PinnedDrop)]
 pub struct Handle {
     dev: NonNull<bindings::dax_device>,
-    /// Held while the holder is told of a failure: the DAX core does not keep him from being released
-    /// meanwhile.
+    /// Whether there is no holder any more. Held while he is told of a failure: the DAX core does not keep him
+    /// from being released meanwhile.
     #[pin]
-    holder: Mutex<()>,
+    is_released: Mutex<bool>,
 }
 
 // SAFETY: References to a DAX device may be put from any thread.
@@ -387,7 +398,10 @@ impl Handle {
     /// [`EOPNOTSUPP`] if there is no holder or it does not handle failures, [`ENXIO`] if the device
     /// is dead, and what the holder returns.
     pub fn notify_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
-        let _guard = self.holder.lock();
+        let is_released = self.is_released.lock();
+        if *is_released {
+            return Err(EOPNOTSUPP);
+        }
 
         // SAFETY: By the type invariant the device is valid; it may be dead.
         to_result(unsafe {
@@ -470,7 +484,7 @@ impl<T: Operations> Registration<T> {
         // before the last `Arc` goes, since `self` has one until it has killed it.
         let handle = slot.pin_init_with(pin_init!(Handle {
             dev,
-            holder <- new_mutex!((), "pmem_rs::dax_holder"),
+            is_released <- new_mutex!(false, "pmem_rs::dax_holder"),
         }));
         let handle = match handle {
             Ok(handle) => handle.into(),
@@ -509,16 +523,19 @@ impl<T: Operations> Registration<T> {
     /// Takes the device from its holder, so that he is not told when it dies; and nobody finds it any more.
     /// May sleep, and waits for a holder who is being told of a failure.
     ///
-    /// For a device whose disk was removed, by which the file systems on it have been shut down. What
-    /// `kill_dax` has to say finds those that are being unmounted in pieces (`docs/kernel-bugs.md`).
+    /// For a device whose disk was removed: file systems on it have been shut down by that, unless they are being
+    /// unmounted. What `kill_dax` has to say finds those in pieces (`docs/kernel-bugs.md`).
     pub fn release_holder(&mut self) {
         self.host = None;
 
         let dev = self.handle.dev.as_ptr();
-        let _guard = self.handle.holder.lock();
-        // SAFETY: By the type invariant the device is valid. `fs_put_dax` compares the holder, so it does
-        // not matter if he lets go of it himself now or later. It puts a reference, which is not his but
-        // the one that is taken here.
+        let mut is_released = self.handle.is_released.lock();
+        *is_released = true;
+        // SAFETY: By the type invariant the device is valid. `fs_put_dax` takes the holder away if it is still
+        // the same, so it does not matter if he lets go of it himself now or later. (If another one came in
+        // between, who would have to have found the device before `host` went, it warns.) It puts a reference,
+        // which is not the holder's but the one that is taken here. He is not told of a failure meanwhile, nor
+        // later, by the lock.
         unsafe {
             let holder = bindings::dax_holder(dev);
             if !holder.is_null() && !bindings::igrab(bindings::dax_inode(dev)).is_null() {
@@ -589,14 +606,13 @@ impl<T: Operations> Registration<T> {
                     return ENXIO.to_errno() as c_long;
                 }
             } else {
-                extent.expose(nr_pages);
-                if !extent.pages.gate.admits_mapping() {
+                let Some(first) = extent.expose(nr_pages) else {
                     return ENXIO.to_errno() as c_long;
-                }
-                *pfn = extent.pages.pfn(extent.pgoff);
+                };
+                *pfn = first;
             }
             if !kaddr.is_null() {
-                *kaddr = extent.pages.addr(extent.pgoff).cast();
+                *kaddr = extent.addr().cast();
             }
         }
 

@@ -372,7 +372,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         Ok(Self {
             data,
             len: data_len,
-            // SAFETY: As below; this is dropped with the mapping.
+            // SAFETY: The range is mapped with its `struct page`s, of which these are the whole ones, and the record is
+            // for all frames of the data. It is not used after `drop` has begun to take the mapping away.
             pages: unsafe { Pages::new(data, first_pfn, nr_pages, exposure) },
             memmap_on_media,
             inner,

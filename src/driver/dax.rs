@@ -87,13 +87,11 @@ impl dax::Operations for Pmem {
 
 impl Pmem {
     /// Returns how many of the `nr_pages` pages from `pgoff` on, as far as there are any, can be used together: all of
-    /// them, or in recovery those up to the first bad one. [`None`] if there is a bad one otherwise. At least one is
-    /// looked at.
+    /// them, or in recovery those up to the first bad one. [`None`] if there is a bad one otherwise, or no such
+    /// page. At least one is looked at.
     #[cold]
     fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Option<usize> {
-        let Some(rest) = Span::from_page(pgoff, PAGE_SHIFT, self.range.size()) else {
-            return Some(0);
-        };
+        let rest = Span::from_page(pgoff, PAGE_SHIFT, self.range.size())?;
         let len = nr_pages.max(1).saturating_mul(PAGE_SIZE);
         let asked = rest.part(0, len.min(rest.len))?;
         let good = match (self.bad(asked), mode) {

@@ -8,7 +8,7 @@
 //!    disk does not evict them, which would wait for pinned pages;
 //! 2. removes the disk: file systems on it sync and shut down in order while DAX reads and writes still
 //!    work;
-//! 3. closes the gate, and lets a second work item kill the DAX device, since that waits for every DAX
+//! 3. closes the gate, and lets a second work item release and kill the DAX device, since that waits for every DAX
 //!    read and write of the system, and these may hang in a page fault of their own for as long as a user
 //!    likes;
 //! 4. *revokes*: goes through the DAX files of all mounted file systems, unmaps the memory, waits for page
@@ -428,7 +428,7 @@ impl Unbind {
         let dax = self.dax.lock().take();
 
         if let Some(mut dax) = dax {
-            // The removal of the disk has told him.
+            // The removal of the disk has told him, unless he is unmounting.
             dax.release_holder();
         }
         self.is_dead.store(true, Release);

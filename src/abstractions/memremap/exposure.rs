@@ -149,7 +149,7 @@ impl Exposure {
 ///
 /// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have
 /// failed, and have `struct page`s, from page frame `first_pfn` on. The last address, and the last page frame, are
-/// numbers.
+/// numbers. `exposure` is a record for all of these frames.
 pub(in crate::abstractions) struct Pages {
     addr: NonNull<u8>,
     first_pfn: usize,
@@ -190,7 +190,7 @@ impl Pages {
         Some(self.nr_pages.wrapping_sub(pgoff))
     }
 
-    /// Returns the page frame number of a page.
+    /// Returns the page frame number of a page, which is for [`Extent`](crate::abstractions::dax::Extent) to expose.
     #[inline]
     pub(in crate::abstractions) fn pfn(&self, pgoff: usize) -> usize {
         // Does not wrap around for a page that there is.

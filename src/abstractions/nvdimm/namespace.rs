@@ -239,7 +239,7 @@ impl<'bound> Namespace<'bound> {
     }
 
     /// Returns the size of the sectors that a btt device is to have, with their metadata, in bytes; [`None`]
-    /// if the device is no btt.
+    /// if the device is no btt, or nobody has said it yet.
     pub fn btt_sector_size(&self) -> Option<usize> {
         if self.dev.kind() != Kind::Btt {
             return None;
@@ -249,7 +249,7 @@ impl<'bound> Namespace<'bound> {
         // to while it has no driver (`sector_size_store()` in `btt_devs.c`).
         let size = unsafe { (*bindings::to_nd_btt(self.dev.as_raw())).lbasize };
 
-        Some(size)
+        (size != 0).then_some(size)
     }
 
     /// Makes the info block at the start of the namespace accessible to libnvdimm. May sleep.

@@ -166,7 +166,10 @@ impl InfoBlock {
         for &place in places {
             let mut bytes = [0; LEN];
             disk.read_exact_at(&mut bytes, place)?;
-            if bytes[..16] != [0; 16] {
+            if SIGNATURES
+                .iter()
+                .any(|signature| bytes.starts_with(*signature))
+            {
                 return Ok(InfoBlock { bytes, place });
             }
         }
