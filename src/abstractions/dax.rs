@@ -104,7 +104,8 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 ///
 /// # Invariants
 ///
-/// The `nr_pages` pages from `pgoff` on are pages of `pages`, which is borrowed for as long as the lock is held.
+/// The `nr_pages` pages from `pgoff` on, and the first one in any case, are pages of `pages`, which is borrowed for as
+/// long as the lock is held.
 pub struct Extent<'g> {
     pages: &'g Pages,
     pgoff: usize,
@@ -139,15 +140,13 @@ impl<'g> Extent<'g> {
     /// refer to them after the guard is gone. Who asks for no page is told the first one all the same.
     #[inline]
     fn expose(&self, nr_pages: usize) -> Option<usize> {
-        let pfn = self.pages.pfn(self.pgoff);
-
-        if !self.pages.exposure.has(pfn, nr_pages) {
-            self.pages.exposure.add(pfn, nr_pages.min(self.nr_pages));
+        // SAFETY: By the type invariant there is such a page.
+        if !unsafe { self.pages.are_exposed(self.pgoff, nr_pages) } {
+            self.pages.expose(self.pgoff, nr_pages.min(self.nr_pages));
         }
         if !self.pages.gate.admits_mapping() {
             return None;
         }
-        // Computed once more, which takes less than to keep it.
         Some(self.pages.pfn(self.pgoff))
     }
 

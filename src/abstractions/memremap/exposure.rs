@@ -38,9 +38,12 @@ use kernel::{
 /// let exposure = Exposure::new(&(0x10_0000..0x20_0000))?;
 ///
 /// exposure.add(0x12_3456, 2);
-/// assert!(exposure.has(0x12_3457, 1));
 /// # Ok::<(), Error>(())
 /// ```
+///
+/// # Invariants
+///
+/// There is a bit for each chunk that has some of the frames.
 pub struct Exposure {
     /// The chunk that the first bit is about.
     first: usize,
@@ -58,6 +61,7 @@ impl Exposure {
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
 
+        // INVARIANT: As computed.
         Ok(Self {
             first,
             bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
@@ -73,23 +77,34 @@ impl Exposure {
         Some((word, 1 << (bit % Self::BITS)))
     }
 
-    /// Returns whether the `nr_pages` page frames from `pfn` on were added before. It says no if they are in
-    /// more than one chunk, or none.
-    #[inline]
-    pub fn has(&self, pfn: usize, nr_pages: usize) -> bool {
-        const MASK: usize = (1 << Exposure::SHIFT) - 1;
-        let behind_first = !pfn & MASK;
+    /// Returns the page frame that the first chunk starts with.
+    fn start(&self) -> usize {
+        self.first << Self::SHIFT
+    }
 
-        nr_pages.wrapping_sub(1) <= behind_first
-            && self
-                .place(pfn >> Self::SHIFT)
-                .is_some_and(|(word, mask)| read_once(word) & mask != 0)
+    /// Returns whether the `nr_pages` page frames from a frame on, which is counted from the start of the first
+    /// chunk, were added before. It says no if they are in more than one chunk, or none.
+    ///
+    /// # Safety
+    ///
+    /// The frame must be one that the record was made for.
+    #[inline]
+    unsafe fn has(&self, frame: usize, nr_pages: usize) -> bool {
+        const MASK: usize = (1 << Exposure::SHIFT) - 1;
+        let behind_first = !frame & MASK;
+        let bit = frame >> Self::SHIFT;
+
+        nr_pages.wrapping_sub(1) <= behind_first && {
+            // SAFETY: By the safety requirements and the type invariant, its chunk has a bit.
+            let word = unsafe { self.bits.get_unchecked(bit / Self::BITS) };
+            read_once(word) & (1 << (bit % Self::BITS)) != 0
+        }
     }
 
     /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     ///
-    /// No order is kept, neither here nor by [`has`](Self::has): a barrier follows before the gate of the device is
-    /// looked at.
+    /// No order is kept, neither here nor where this is asked for: a barrier follows before the gate of the device
+    /// is looked at.
     #[cold]
     pub fn add(&self, pfn: usize, nr_pages: usize) {
         let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
@@ -153,6 +168,8 @@ impl Exposure {
 pub(in crate::abstractions) struct Pages {
     addr: NonNull<u8>,
     first_pfn: usize,
+    /// How many page frames the first chunk of the record has before these.
+    lead: usize,
     nr_pages: usize,
     pub(in crate::abstractions) exposure: Exposure,
     pub(in crate::abstractions) gate: Gate,
@@ -174,6 +191,7 @@ impl Pages {
         Self {
             addr,
             first_pfn,
+            lead: first_pfn.wrapping_sub(exposure.start()),
             nr_pages,
             exposure,
             gate: Gate::new(),
@@ -195,6 +213,27 @@ impl Pages {
     pub(in crate::abstractions) fn pfn(&self, pgoff: usize) -> usize {
         // Does not wrap around for a page that there is.
         self.first_pfn.wrapping_add(pgoff)
+    }
+
+    /// Returns whether `nr_pages` pages from one on are known to have been exposed: if they are in one chunk, which
+    /// was.
+    ///
+    /// # Safety
+    ///
+    /// There must be such a page.
+    #[inline]
+    pub(in crate::abstractions) unsafe fn are_exposed(
+        &self,
+        pgoff: usize,
+        nr_pages: usize,
+    ) -> bool {
+        // SAFETY: By the type invariant the record was made for all frames, of which the page's is one.
+        unsafe { self.exposure.has(self.lead.wrapping_add(pgoff), nr_pages) }
+    }
+
+    /// Records that `nr_pages` pages from one on are exposed; at least one.
+    pub(in crate::abstractions) fn expose(&self, pgoff: usize, nr_pages: usize) {
+        self.exposure.add(self.pfn(pgoff), nr_pages);
     }
 
     /// Returns the address of a page.
@@ -223,13 +262,15 @@ mod tests {
 
         assert_eq!(exposure.next(start), None);
         let page = start + 70 * CHUNK as usize + 3;
-        assert!(!exposure.has(page, 1));
+        // SAFETY: The frame is one of the first chunk or a later one.
+        let has = |pfn: usize, nr| unsafe { exposure.has(pfn - start, nr) };
+        assert!(!has(page, 1));
         exposure.add(page, 1);
         exposure.add(page, 1);
-        assert!(exposure.has(page, 1) && exposure.has(page, CHUNK as usize - 3));
-        // Pages of the next chunk, or of one before the first.
-        assert!(!exposure.has(page, CHUNK as usize - 2) && !exposure.has(page, usize::MAX));
-        assert!(!exposure.has(start - CHUNK as usize, 1));
+        assert!(has(page, 1) && has(page, CHUNK as usize - 3));
+        // Some of the next chunk, too, and none.
+        assert!(!has(page, CHUNK as usize - 2) && !has(page, usize::MAX) && !has(page, 0));
+        assert!(!has(page - CHUNK as usize, 1) && !has(page + CHUNK as usize, 1));
         assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
         assert_eq!(
             exposure.next(start + 70 * CHUNK as usize + 9),
