@@ -109,6 +109,27 @@ pub struct Place {
     pub sector_size: Option<usize>,
 }
 
+impl Place {
+    /// Returns whether what is before the data has room for the `struct page`s of so many bytes.
+    ///
+    /// The kernel takes it in blocks of 2 MiB, and libnvdimm starts the data at a multiple of that
+    /// (`nd_pfn_init()`). With less, the kernel warns, and leaves the range half mapped for ever.
+    fn has_room_for_pages(&self, start: u64, len: u64, data_offset: u64) -> bool {
+        const BLOCK: u64 = 2 << 20;
+
+        let needed = || {
+            let pages = len
+                .checked_sub(self.reserve)?
+                .checked_div(self.page_size)?
+                .checked_mul(self.page_struct_size)?;
+            let end = start.checked_add(self.reserve)?.checked_add(pages)?;
+
+            end.checked_next_multiple_of(BLOCK)?.checked_sub(start)
+        };
+        needed().is_some_and(|needed| data_offset >= needed)
+    }
+}
+
 /// An info block, good or bad.
 #[derive(Clone, Copy, Debug)]
 pub struct InfoBlock<'a> {
@@ -272,12 +293,15 @@ impl<'a> InfoBlock<'a> {
         if data_offset < place.reserve || data_offset >= usable || data_offset & in_page != 0 {
             return Err(Fault::DataOffset);
         }
+        let start = place
+            .start
+            .checked_add(start_pad)
+            .ok_or(Fault::DataOffset)?;
+        if mode == ON_MEDIUM && !place.has_room_for_pages(start, usable, data_offset) {
+            return Err(Fault::PageStructSize);
+        }
         if align != 0 {
-            let data = place
-                .start
-                .checked_add(start_pad)
-                .and_then(|start| start.checked_add(data_offset))
-                .ok_or(Fault::DataOffset)?;
+            let data = start.checked_add(data_offset).ok_or(Fault::DataOffset)?;
             if !align.is_power_of_two() || align > place.size || data & align.saturating_sub(1) != 0
             {
                 return Err(Fault::Alignment);

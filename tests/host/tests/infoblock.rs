@@ -201,6 +201,11 @@ fn each_fault_is_told_from_the_others() {
             Fault::PageSize,
         ),
         (draft().with(PAGE_STRUCT_SIZE, &[63]), Fault::PageStructSize),
+        // 8 MiB of struct pages, from 8 KiB on, in whole blocks.
+        (
+            draft().with(DATA_OFFSET, &(10 * MIB - 4096).to_le_bytes()),
+            Fault::PageStructSize,
+        ),
         (
             draft().with(DATA_OFFSET, &0_u64.to_le_bytes()),
             Fault::DataOffset,
@@ -400,6 +405,8 @@ proptest! {
             prop_assert!(u128::from(data_offset) + pads < u128::from(size));
             prop_assert!(data_offset >= PLACE.reserve && data_offset % 4096 == 0);
             prop_assert!(mode == 1 || mode == 2);
+            let pages = (u128::from(size) - pads) / 4096;
+            prop_assert!(mode == 1 || u128::from(data_offset) >= (pages - 2) * 64 + 8192);
         }
     }
 }

@@ -431,6 +431,12 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
                 good.with(Field::DataOffset, 0x20_1200),
                 NO_PLACE,
             ),
+            // The kernel would warn, and leave the range half mapped.
+            (
+                "struct pages where there is no room",
+                good.with(Field::Mode, 2),
+                "too little room for the struct pages",
+            ),
             (
                 "an alignment that is none",
                 good.with(Field::Align, 3),
