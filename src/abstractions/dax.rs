@@ -479,8 +479,8 @@ impl<T: Operations> Registration<T> {
             bindings::dax_write_cache(dev.as_ptr(), properties.write_cache);
         }
 
-        // INVARIANT: The device was made with `data`, and one reference came with it. It is dead
-        // before the last `Arc` goes, since `self` has one until it has killed it.
+        // INVARIANT: One reference came with the device. It is dead before the last `Arc` goes, since the
+        // registration has one until it has killed it.
         let handle = slot.pin_init_with(pin_init!(Handle {
             dev,
             is_released <- new_mutex!(false, "pmem_rs::dax_holder"),
@@ -490,6 +490,7 @@ impl<T: Operations> Registration<T> {
             Err(never) => match never {},
         };
 
+        // INVARIANT: The device was made with `data`.
         Ok(Self {
             host: None,
             handle,

@@ -430,6 +430,7 @@ impl Unbind {
         if let Some(mut dax) = dax {
             // The removal of the disk has told him, unless he is unmounting.
             dax.release_holder();
+            drop(dax);
         }
         self.is_dead.store(true, Release);
         self.dead.complete_all();

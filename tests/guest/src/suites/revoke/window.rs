@@ -138,7 +138,7 @@ struct Case {
 
 impl Case {
     fn run(self, lab: &Lab) -> Result<()> {
-        let mut site = Site::build(lab, self.fs, Under::Whole)?;
+        let site = Site::build(lab, self.fs, Under::Whole)?;
         let module = Module::load(self.place)?;
         let known = (self.touch != Touch::StoreSync).then(|| self.map(&site));
         if let Some(mapping) = known {
@@ -177,11 +177,7 @@ impl Case {
         drop((trace, module));
         expect_nobody_stuck()?;
 
-        site.take_down()?;
-        retired::await_none(FREE_LIMIT)?;
-        Way::Unbind.come_back(&site)?;
-        site.expect_intact()?;
-        expect_nobody_stuck()
+        give_back(site)
     }
 
     /// Checks that the faults were where they should be when it mattered, and not any more when the
@@ -381,6 +377,11 @@ fn being_unmounted(lab: &mut Lab) -> Result<()> {
     drop(module);
     expect_nobody_stuck()?;
 
+    give_back(site)
+}
+
+/// Lets go of all, gives the device back, and looks whether everything is as it was.
+fn give_back(mut site: Site<'_>) -> Result<()> {
     site.take_down()?;
     retired::await_none(FREE_LIMIT)?;
     Way::Unbind.come_back(&site)?;
