@@ -587,8 +587,11 @@ impl BlockDevice {
             bindings::kobject_get_unless_zero(addr_of_mut!((*bdev.as_ptr()).bd_device.kobj))
         };
 
+        if kobj.is_null() {
+            return None;
+        }
         // INVARIANT: The reference was just taken.
-        (!kobj.is_null()).then_some(Self(bdev))
+        Some(Self(bdev))
     }
 
     /// Returns whether somebody inside of the kernel who cannot be told that the device goes has
@@ -803,6 +806,23 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_that_is_being_freed_is_left_alone() -> Result {
+        let mut device = KBox::<bindings::block_device>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let bdev = device.as_mut_ptr();
+
+        // SAFETY: The device is there; no reference to it is left, which is all that is looked at.
+        let (found, references) = unsafe {
+            (
+                BlockDevice::get(bdev).is_some(),
+                (*bdev).bd_device.kobj.kref.refcount.refs.counter,
+            )
+        };
+        assert!(!found);
+        assert_eq!(references, 0);
         Ok(())
     }
 

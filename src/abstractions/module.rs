@@ -34,8 +34,11 @@ impl ModuleRef {
         // SAFETY: The module is valid, its code is running.
         let got = unsafe { bindings::try_module_get(module.as_ptr()) };
 
+        if !got {
+            return None;
+        }
         // INVARIANT: Just taken.
-        got.then_some(Self(module))
+        Some(Self(module))
     }
 }
 

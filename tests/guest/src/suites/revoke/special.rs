@@ -63,6 +63,7 @@ pub const SUITE: Suite = Suite {
         Test::new("another_device_stays", another_stays),
         Test::new("umount_waits_for_a_pin", umount_waits),
         Test::new("module_stays_while_a_range_is_retired", module_stays),
+        Test::new("module_goes_when_time_is_short", module_goes),
         Test::new("nobody_else_gets_a_retired_range", nobody_else),
         Test::new("namespace_of_a_retired_range_is_destroyed", destroyed),
         Test::new("without_a_timeout_it_waits", without_timeout),
@@ -537,6 +538,21 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)?;
     lab.driver.unload()?;
     lab.driver.load()
+}
+
+/// A module that is being unloaded cannot leave a range to anybody, and does not lose references by trying to:
+/// the kernel would complain.
+fn module_goes(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    // With some of these the time is up after the revocation, and before the range is free.
+    for limit in (10..=60).step_by(10) {
+        retired::set_timeout(lab.driver, Duration::from_millis(limit))?;
+        // Who has translated is to be waited for.
+        Site::build(lab, Fs::Ext4, Under::Whole)?.take_down()?;
+        lab.driver.unload()?;
+        lab.driver.load()?;
+    }
+    retired::set_timeout(lab.driver, TIMEOUT)
 }
 
 fn nobody_else(lab: &mut Lab) -> Result<()> {
