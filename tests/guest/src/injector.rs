@@ -15,7 +15,6 @@ use crate::command::run;
 use crate::nd::{Device, settle};
 use crate::sysfs;
 
-const NAME: &str = "injector";
 const DEBUGFS: &str = "/sys/kernel/debug/injector";
 /// What the machine has reserved for it (`memmap=512M$1G`).
 const START: u64 = 1 << 30;
@@ -28,21 +27,33 @@ pub struct Clear {
     pub len: u64,
 }
 
-/// A provider that has just come: nothing of its memory is bad.
+/// The provider.
 pub struct Injector(());
 
 impl Injector {
-    /// Brings the provider back if it was there, and forgets all that was bad.
+    /// The name of the module.
+    pub const NAME: &str = "injector";
+
+    /// The provider if it is there; else everything that is asked of it fails.
+    pub fn attach() -> Injector {
+        Injector(())
+    }
+
+    pub fn is_loaded() -> bool {
+        Path::new("/sys/module").join(Self::NAME).exists()
+    }
+
+    /// Brings the provider, and brings it back if it was there: nothing of its memory is bad then.
     pub fn new() -> Result<Injector> {
-        if Path::new("/sys/module").join(NAME).exists() {
+        if Self::is_loaded() {
             // What is bound keeps the provider.
             for region in Device::all_of("region")? {
                 region.unbind()?;
             }
-            run("rmmod", &[NAME])?;
+            run("rmmod", &[Self::NAME])?;
         }
         let (start, size) = (format!("start={START}"), format!("size={SIZE}"));
-        run("modprobe", &[NAME, &start, &size])?;
+        run("modprobe", &[Self::NAME, &start, &size])?;
         settle()?;
         Ok(Injector(()))
     }

@@ -363,20 +363,33 @@ const KNOWN_BUGS: &[Bug] = &[
     Bug {
         test: "xfs_hangs_with_rmap",
         what: "unbind does not return",
-        shows: |report, _| {
-            let mut notes = report
-                .failures
-                .iter()
-                .flat_map(|failure| &failure.diagnostics);
-            notes.any(|note| note.contains("unbind has not ended"))
-        },
+        shows: |report, _| says(report, "unbind has not ended"),
     },
     Bug {
         test: "labels_make_the_kernel_warn",
         what: "a warning when a namespace is bound",
         shows: |_, console| console.contains("unsupported sector size: 520"),
     },
+    Bug {
+        test: "name_of_a_disk_that_is_gone",
+        what: "a warning when the disk that came back is mounted",
+        shows: |_, console| console.contains("cannot create duplicate filename '/fs/ext4/"),
+    },
+    Bug {
+        test: "namespace_comes_after_its_region_went",
+        what: "a namespace of a region without driver",
+        shows: |report, _| says(report, "came after the region had gone"),
+    },
 ];
+
+/// Whether the test failed with these words.
+fn says(report: &Report, words: &str) -> bool {
+    let mut notes = report
+        .failures
+        .iter()
+        .flat_map(|failure| &failure.diagnostics);
+    notes.any(|note| note.contains(words))
+}
 
 /// The `kernel-bugs` command. Returns whether the in-tree driver has all of them.
 pub fn bugs(setup: &Setup, seed: u64) -> Result<bool> {

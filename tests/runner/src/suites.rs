@@ -101,6 +101,13 @@ const VIRTIO: Machine = Machine {
     spares: &[128],
     ..PLAIN
 };
+/// One region of each provider, on each of which xfs fits.
+const ONE_OF_EACH: Machine = Machine {
+    kernel_words: "memmap=512M$1G",
+    nvdimms: &[Nvdimm::volatile(512)],
+    virtio: &[512],
+    ..PLAIN
+};
 /// NVDIMMs on two nodes, and one more to be plugged in, label area included.
 const NODES: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
@@ -182,6 +189,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
     simple(LARGE, &[Boot::off("revoke_time")]),
+    simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {
         name: "persistence",
         machine: KEPT,

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Suite, Test, probe};
 use crate::disk::Access;
@@ -14,8 +14,10 @@ use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, Sharing};
+use crate::nd::settle;
 use crate::ndctl::Mode;
 use crate::process::Child;
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "kernel_bugs",
@@ -27,11 +29,15 @@ pub const SUITE: Suite = Suite {
             probe::ask_for_odd_sectors(lab).map(drop)
         })
         .within(120),
+        Test::new("name_of_a_disk_that_is_gone", mount_again),
+        Test::new("namespace_comes_after_its_region_went", region_goes).within(120),
     ],
 };
 
 const LEN: usize = 1 << 20;
 const PAGE: usize = 4096;
+/// How often a race is tried.
+const ROUNDS: u32 = 1000;
 /// How long unbind may take.
 const UNBIND_LIMIT: Duration = Duration::from_secs(15);
 
@@ -94,4 +100,34 @@ fn unbind_under_xfs(lab: &mut Lab) -> Result<()> {
     unbind(&prepared)?;
     drop(user);
     mount.unmount()
+}
+
+/// The file system of the old disk is still mounted.
+fn mount_again(lab: &mut Lab) -> Result<()> {
+    let (prepared, old) = mounted(lab, Ext4, &[])?;
+    unbind(&prepared)?;
+    prepared.bound.bind(lab.driver)?;
+    Ext4.mount(&prepared.disk.node_str(), "dax=always")?
+        .unmount()?;
+    old.unmount()
+}
+
+/// Gives a region to its driver and takes it away at once, until one of its namespaces has outlived that.
+fn region_goes(lab: &mut Lab) -> Result<()> {
+    let region = lab.region(0)?;
+    let prefix = region.name().replace("region", "namespace");
+    for round in 0..ROUNDS {
+        region.try_unbind_region()?;
+        settle()?;
+        let left: Vec<String> = sysfs::names(region.path(""))?
+            .into_iter()
+            .filter(|name| name.starts_with(&prefix))
+            .collect();
+        ensure!(
+            left.is_empty(),
+            "in round {round} {left:?} came after the region had gone"
+        );
+        sysfs::write("/sys/bus/nd/drivers/nd_region/bind", region.name())?;
+    }
+    Ok(())
 }

@@ -35,6 +35,7 @@ mod probe;
 mod providers;
 mod revoke;
 mod revoke_time;
+mod sequences;
 mod several;
 mod virtio;
 
@@ -138,6 +139,7 @@ const ALL: &[Suite] = &[
     kernel_bugs::SUITE,
     allocations::SUITE,
     allocations::MORE,
+    sequences::SUITE,
     harness::FAULTS,
     harness::PANIC,
     planted::SUITE,

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random sequences: several processes use three devices, take them away and give them back, all at once, each
+//! step drawn from the seed. What a step may fail with is listed with the step ([`steps`]); anything else is a
+//! failure, and so is a step that does not end.
+//!
+//! A round ends with everything let go of. Then nothing is retired, all devices bind, all file systems mount,
+//! and they hold what was acknowledged as durable.
+
+mod steps;
+mod target;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use self::steps::{Step, Worker};
+use self::target::{Provider, Target};
+use super::{Suite, Test};
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::injector::Injector;
+use crate::lab::Lab;
+use crate::leaks::Holdings;
+use crate::process::{Child, expect_nobody_stuck};
+use crate::retired;
+
+pub const SUITE: Suite = Suite {
+    name: "sequences",
+    tests: &[Test::new("everything_at_once", everything_at_once)
+        .within(120)
+        .or_as_long_as_asked()],
+};
+
+/// What the workers of a round do, besides three that keep a log each.
+const WORKERS: &[&[Step]] = &[
+    steps::OF_USERS,
+    steps::OF_USERS,
+    steps::OF_OWNERS,
+    steps::OF_OWNERS,
+];
+const STEPS: u32 = 12;
+/// Who provides the regions, in the order of their addresses, and what is on them. No xfs where memory fails:
+/// it does not bear that while it is being unmounted (docs/kernel-bugs.md).
+const TARGETS: [(Provider, FileSystem); 3] = [
+    (Provider::Injector, Ext4),
+    (Provider::Firmware, Ext4),
+    (Provider::Virtio, Xfs),
+];
+/// How many rounds the kernel's caches are given to get to their size.
+const WARM_UP: u64 = 2;
+/// How long a round may take on a busy machine: all its workers' steps, one after the other.
+const ROUND_LIMIT: Duration = Duration::from_secs(240);
+/// How long the driver waits for pages that are pinned, which is less than some are.
+const TIMEOUT: Duration = Duration::from_millis(100);
+
+fn everything_at_once(lab: &mut Lab) -> Result<()> {
+    retired::set_timeout(lab.driver, TIMEOUT)?;
+    let mut targets = Vec::new();
+    Injector::new()?;
+    for (place, (provider, fs)) in (0..).zip(TARGETS) {
+        targets.push(Target::make(lab, place, provider, fs)?);
+    }
+    let (mut rounds, mut tally, mut warm) = (0, Tally::default(), None);
+    let start = Instant::now();
+    while start.elapsed() < lab.stress || warm.is_none() {
+        round(lab, &mut targets, &mut tally).with_context(|| format!("in round {rounds}"))?;
+        rounds += 1;
+        if rounds == WARM_UP {
+            warm = Some((Holdings::now()?, tally.steps()));
+        }
+    }
+    println!(
+        "measured: {} steps in {rounds} rounds in {} s",
+        tally.steps(),
+        start.elapsed().as_secs()
+    );
+    tally.print();
+    tally.expect_success()?;
+    let (warm, before) = warm.context("there was no round")?;
+    warm.expect_no_objects_of(tally.steps() - before)?;
+    targets.iter().try_for_each(Target::check)
+}
+
+/// How often each step came to each end.
+#[derive(Default)]
+struct Tally(BTreeMap<String, BTreeMap<String, u64>>);
+
+impl Tally {
+    /// What is so rare that it may have met nothing but absent devices.
+    const RARE: u64 = 100;
+
+    /// Adds what is in a diary.
+    fn add(&mut self, diary: &str) -> Result<()> {
+        for line in diary.lines() {
+            // `12 ms Touch /mnt/0: SIGBUS`
+            let (step, end) = line.split_once(": ").context("a step without an end")?;
+            let step = step
+                .split_whitespace()
+                .nth(2)
+                .context("an end without a step")?;
+            let ends = self.0.entry(step.to_owned()).or_default();
+            *ends.entry(end.to_owned()).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn steps(&self) -> u64 {
+        self.0.values().flat_map(BTreeMap::values).sum()
+    }
+
+    fn expect_success(&self) -> Result<()> {
+        for (step, ends) in &self.0 {
+            let all: u64 = ends.values().sum();
+            ensure!(
+                all < Self::RARE || ends.contains_key("done"),
+                "none of {all} {step} succeeded"
+            );
+        }
+        Ok(())
+    }
+
+    fn print(&self) {
+        for (step, ends) in &self.0 {
+            let ends: Vec<String> = ends
+                .iter()
+                .map(|(end, count)| format!("{count} {end}"))
+                .collect();
+            println!("measured: {step}: {}", ends.join(", "));
+        }
+    }
+}
+
+fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()> {
+    for target in targets.iter() {
+        target.mount()?;
+    }
+    let mut loggers = Vec::new();
+    for target in targets.iter() {
+        let logged = target.logged;
+        let what = format!("who logs to {}", target.name());
+        loggers.push(Child::start(what, |link| target.log(logged, link))?);
+    }
+    let mut workers = Vec::new();
+    for (worker, steps) in WORKERS.iter().enumerate() {
+        let worker = Worker {
+            driver: lab.driver,
+            targets: &*targets,
+            random: ChaCha8Rng::seed_from_u64(lab.random.random()),
+            diary: PathBuf::from(format!("/tmp/worker{worker}")),
+        };
+        fs::write(&worker.diary, "")?;
+        let what = format!("a worker, whose diary is {}", worker.diary.display());
+        let diary = worker.diary.clone();
+        let child = Child::start(what, move |_| worker.work(steps, STEPS))?;
+        workers.push((child, diary));
+    }
+    let deadline = Instant::now() + ROUND_LIMIT;
+    let rest = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+    let mut result = Ok(());
+    for (child, _) in &mut workers {
+        result = result.and(child.expect_done(rest(deadline)));
+    }
+    let mut logged = Vec::new();
+    for logger in &mut loggers {
+        logger.go()?;
+        let last = logger.hear_value("logged ", rest(deadline).max(Duration::from_secs(1)));
+        match last {
+            Ok(last) => logged.push(last.parse()?),
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    result = result.and_then(|()| settle(lab, targets, &logged));
+    if let Err(error) = result {
+        for (_, diary) in &workers {
+            println!("{}:", diary.display());
+            print!("{}", fs::read_to_string(diary)?);
+        }
+        return Err(error).context("its steps are above");
+    }
+    for (_, diary) in &workers {
+        tally.add(&fs::read_to_string(diary)?)?;
+    }
+    expect_nobody_stuck()
+}
+
+/// Lets go of everything, and looks whether all is as it should be.
+fn settle(lab: &Lab, targets: &mut [Target], logged: &[u64]) -> Result<()> {
+    for target in targets.iter() {
+        target.let_go()?;
+    }
+    retired::await_none(Duration::from_secs(20))?;
+    target::bring_back(lab)?;
+    for (target, logged) in targets.iter_mut().zip(logged) {
+        target.bind(lab)?;
+        ensure!(*logged >= target.logged, "the log has gone backwards");
+        target.logged = *logged;
+        target.expect_intact()?;
+    }
+    Ok(())
+}
