@@ -46,7 +46,7 @@ pub struct BadRange {
 ///
 /// // To heal what is bad, sector by sector: overwrite it, then take it off the list.
 /// if let Some(bad) = list.check(0, 8) {
-///     list.clear(bad.first, bad.sectors);
+///     list.clear(bad.first, bad.sectors)?;
 /// }
 /// # Ok::<(), Error>(())
 /// ```
@@ -156,10 +156,32 @@ impl Badblocks {
         result
     }
 
+    /// Returns whether all of the `sectors` sectors from `first` on are bad.
+    pub fn contains(&self, first: u64, sectors: u64) -> bool {
+        let end = first.saturating_add(sectors);
+        let mut next = first;
+
+        while next < end {
+            let Some(bad) = self.check(next, 1) else {
+                return false;
+            };
+            next = bad
+                .first
+                .saturating_add(bad.sectors)
+                .max(next.saturating_add(1));
+        }
+        true
+    }
+
     /// Takes `sectors` sectors from `first` on off the list, and wakes those who poll it.
-    pub fn clear(&self, first: u64, sectors: u64) {
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if some of them are still on it: they are in the middle of a run, and the list has no room to
+    /// make two of it (`_badblocks_clear()` in `block/badblocks.c`, which does not say so in all cases).
+    pub fn clear(&self, first: u64, sectors: u64) -> Result {
         if sectors == 0 {
-            return;
+            return Ok(());
         }
 
         for (first, sectors) in chunks(first, sectors) {
@@ -167,6 +189,10 @@ impl Badblocks {
             unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
         }
         self.notify();
+        match self.check(first, sectors) {
+            None => Ok(()),
+            Some(_) => Err(ENOSPC),
+        }
     }
 
     /// Returns the C structure, which is valid as long as `self` is.
@@ -258,11 +284,11 @@ mod tests {
     fn what_is_cleared_is_good() -> Result {
         let list = list_of(&[(100, 8)])?;
 
-        list.clear(102, 2);
+        list.clear(102, 2)?;
         assert!(list.check(102, 2).is_none());
         assert!(list.check(100, 2).is_some());
         assert!(list.check(104, 4).is_some());
-        list.clear(0, 1 << 40);
+        list.clear(0, 1 << 40)?;
         assert!(list.is_empty());
         Ok(())
     }
@@ -272,7 +298,7 @@ mod tests {
         let list = list_of(&[(100, 8)])?;
 
         assert!(list.check(104, 0).is_none());
-        list.clear(104, 0);
+        list.clear(104, 0)?;
         assert!(list.check(104, 1).is_some());
         Ok(())
     }
@@ -284,9 +310,39 @@ mod tests {
         let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
 
         assert!(refused.is_some_and(|run| run > 100));
-        list.clear(0, 1);
+        list.clear(0, 1)?;
         list.add(2, 1)?;
         assert!(list.check(0, 3).is_some_and(|bad| bad.first == 2));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_full_list_cannot_split_stays_on_it() -> Result {
+        let list = list_of(&[(1 << 20, 24)])?;
+        // Runs that do not touch.
+        let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
+
+        assert!(refused.is_some());
+
+        assert!(list.clear((1 << 20) + 8, 8).is_err_and(|err| err == ENOSPC));
+        assert!(list.contains(1 << 20, 24));
+        // The end of a run needs no room.
+        list.clear((1 << 20) + 8, 16)?;
+        assert!(list.contains(1 << 20, 8));
+        Ok(())
+    }
+
+    #[test]
+    fn all_of_them_are_bad_or_not() -> Result {
+        // More than one entry of the C list.
+        let list = list_of(&[(100, 1000), (1100, 8), (1109, 1)])?;
+
+        assert!(list.contains(100, 1008));
+        assert!(list.contains(500, 1));
+        assert!(!list.contains(99, 2));
+        assert!(!list.contains(1107, 2));
+        assert!(!list.contains(1100, 10));
+        assert!(list.contains(5, 0));
         Ok(())
     }
 

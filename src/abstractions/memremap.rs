@@ -600,7 +600,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         // SAFETY: The page frame is in the data, so it has a place in the linear mapping. If it is there
         // already, nothing changes.
         unsafe { bindings::clear_mce_nospec(pfn) };
-        self.inner.failed.clear(page, 1);
+        // If it cannot be taken off, it is not read, as before.
+        let _ = self.inner.failed.clear(page, 1);
     }
 
     /// # Safety
@@ -644,7 +645,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         } else if goes {
             inner.ops.has_failed(offset, len);
         } else if !known {
-            inner.failed.clear(first, nr_pages as u64);
+            // As in `map_again`.
+            let _ = inner.failed.clear(first, nr_pages as u64);
         }
 
         match result {

@@ -131,6 +131,14 @@ impl Span {
         (first as u64, beyond.saturating_sub(first) as u64)
     }
 
+    /// The sectors that are wholly in the span: the first one, and how many.
+    pub fn whole_sectors(self) -> (u64, u64) {
+        let first = self.offset.div_ceil(1 << SECTOR_SHIFT);
+        let beyond = self.offset.saturating_add(self.len) >> SECTOR_SHIFT;
+
+        (first as u64, beyond.saturating_sub(first) as u64)
+    }
+
     /// The pages at the start of the span before the one that `bad_sector` is in; but at least the
     /// first one, since that is the one to be healed.
     ///

@@ -155,20 +155,8 @@ impl Pmem {
         loop {
             let (piece, after) = rest.split_at_bad(bad, PAGE_SHIFT).ok_or(EIO)?;
 
-            if self.range.has_failed(piece.offset, piece.len) && piece.len != PAGE_SIZE {
-                // A part of a page cannot be put back into the linear mapping. To clear the poison of
-                // all of it would leave bytes that are neither bad nor what they were.
-                kernel::do_once_lite! {
-                    let _ = self.flusher.region().with_device(|dev| dev_err!(
-                        dev,
-                        "write of {} bytes at sector {} refused: their page has failed. Write all of \
-                         its {} bytes at once, which repairs it\n",
-                        piece.len,
-                        piece.offset >> SECTOR_SHIFT,
-                        PAGE_SIZE
-                    ));
-                }
-                return Err(ENODATA);
+            if self.range.has_failed(piece.offset, piece.len) {
+                self.prepare_failed_page(piece)?;
             }
             self.clear_poison(piece)?;
 
@@ -178,6 +166,41 @@ impl Pmem {
                 Some(next) => bad = next,
             }
         }
+    }
+
+    /// Sees to it that a page that has failed is not read before it was written, once it is usable again.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODATA`] if that cannot be done, or if `span` is not all of the page.
+    fn prepare_failed_page(&self, span: Span) -> Result {
+        let (first, sectors) = span.sectors();
+
+        if span.len != PAGE_SIZE {
+            // A part of a page cannot be put back into the linear mapping. To clear the poison of
+            // all of it would leave bytes that are neither bad nor what they were.
+            kernel::do_once_lite! {
+                let _ = self.flusher.region().with_device(|dev| dev_err!(
+                    dev,
+                    "write of {} bytes at sector {first} refused: their page has failed. Write all of \
+                     its {PAGE_SIZE} bytes at once, which repairs it\n",
+                    span.len
+                ));
+            }
+            return Err(ENODATA);
+        }
+        // It need not be listed yet, since the range knew.
+        if self.badblocks.contains(first, sectors) || self.badblocks.add(first, sectors).is_ok() {
+            return Ok(());
+        }
+        kernel::do_once_lite! {
+            let _ = self.flusher.region().with_device(|dev| dev_err!(
+                dev,
+                "write at sector {first} refused: its page has failed, and the list of bad blocks is full. \
+                 Repair others first, by writing to them\n"
+            ));
+        }
+        Err(ENODATA)
     }
 
     /// Clears the poison in `span`, which is a page or a part of one. May sleep.
@@ -212,9 +235,19 @@ impl Pmem {
     /// those who poll it.
     #[cold]
     fn forget_bad(&self, span: Span, len: usize) {
-        let sectors = len.min(span.len) >> SECTOR_SHIFT;
+        let Some(written) = span.part(0, len.min(span.len)) else {
+            return;
+        };
+        let (first, sectors) = written.whole_sectors();
 
-        self.badblocks
-            .clear((span.offset >> SECTOR_SHIFT) as u64, sectors as u64);
+        if self.badblocks.clear(first, sectors).is_err() {
+            kernel::do_once_lite! {
+                let _ = self.flusher.region().with_device(|dev| dev_warn!(
+                    dev,
+                    "what was written at sector {first} is still listed as bad: the list of bad blocks is \
+                     full. Repair others, by writing to them, then write this again\n"
+                ));
+            }
+        }
     }
 }

@@ -147,6 +147,21 @@ proptest! {
     }
 
     #[test]
+    fn whole_sectors_are_all_that_are_covered(offset in 0..1_usize << 50, len in 0..1_usize << 12) {
+        let span = Span { offset, len };
+        let (first, count) = span.sectors();
+        let (first_whole, whole) = span.whole_sectors();
+
+        for sector in first..first + count {
+            let start = sector as usize * 512;
+            let is_covered = offset <= start && start + 512 <= offset + len;
+            let is_whole = first_whole <= sector && sector < first_whole + whole;
+            prop_assert_eq!(is_whole, is_covered);
+        }
+        prop_assert!(whole <= count);
+    }
+
+    #[test]
     fn sectors_never_overflow(offset in edgy_size(), len in edgy_size()) {
         let (first, count) = Span { offset, len }.sectors();
 

@@ -26,6 +26,7 @@ use crate::ndctl::Mode;
 use crate::process::{Child, Link};
 use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
 use crate::syscall;
+use crate::sysfs;
 use crate::tracing::FaultTrace;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -247,6 +248,58 @@ pub fn rebind(lab: &mut Lab) -> Result<()> {
     let mut found = Buffer::new(SECTOR);
     disk.read_exact_at(&mut found, place)?;
     expect_same("the sector", &found, &Buffer::stamped(SECTOR, 3))
+}
+
+/// The list of bad blocks has no room. What is good again, but cannot be taken off, is said to be so; and a page that
+/// has failed is not written to before it can be listed, or it would be read with what firmware has put there.
+pub fn list_is_full(lab: &mut Lab) -> Result<()> {
+    const BAD: usize = 3;
+    const TAIL: u64 = 4096;
+    let site = Site::new(lab, Ext4)?;
+    let disk = site.bench.disk.open(Access::Direct)?;
+    let write = |sector: u64, len: usize, seed: u64| {
+        disk.write_at(&Buffer::stamped(len, seed), sector * SECTOR as u64)
+    };
+    // Nothing is in use at the end of the disk.
+    let run = site.bench.disk.bytes()? / SECTOR as u64 - TAIL;
+    let single = |number: u64| run + 64 + number * 4;
+    let list = site.bench.disk.path("badblocks");
+    sysfs::write(&list, &format!("{run} 24"))?;
+    for number in 0..511 {
+        sysfs::write(&list, &format!("{} 1", single(number)))?;
+    }
+
+    let mut messages = Messages::from_now()?;
+    write(run + 8, PAGE, 2)?;
+    messages.expect(&[&format!("at sector {} is still listed as bad", run + 8)])?;
+    let mut found = Buffer::new(PAGE);
+    let at = (run + 8) * SECTOR as u64;
+    let result = disk.read_at(&mut found, at);
+    errno::expect("reading it", result, &[Errno::ENODATA])?;
+    // What the message says helps.
+    write(single(0), SECTOR, 3)?;
+    write(run + 8, PAGE, 2)?;
+    disk.read_exact_at(&mut found, at)?;
+    expect_same("it", &found, &Buffer::stamped(PAGE, 2))?;
+
+    let mut victim = site.user("the victim", BAD, PAGE)?;
+    site.bench.injector.fail(victim.physical)?;
+    victim.expect_told(victim.address)?;
+    let clears = site.bench.injector.clears()?;
+    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
+    let result = write(sector, PAGE, 2);
+    errno::expect("writing the page", result, &[Errno::ENODATA])?;
+    messages.expect(&["its page has failed, and the list of bad blocks is full"])?;
+    ensure!(site.bench.injector.clears()? == clears, "it was cleared");
+    write(single(1), SECTOR, 3)?;
+    site.file
+        .write_all_at(&stamped(PAGE, 2), (BAD * PAGE) as u64)?;
+    victim.finish()?;
+
+    write(run, TAIL as usize * SECTOR, 4)?;
+    site.bench.expect_bad("")?;
+    drop(disk);
+    site.finish()
 }
 
 /// The kernel's own injection, on a process that has made no arrangements: it is killed, and nobody else is.
