@@ -254,7 +254,8 @@ fn find(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn bytes(random: &mut ChaCha8Rng) -> Vec<u8> {
+/// Bytes that somebody may write.
+pub fn bytes(random: &mut ChaCha8Rng) -> Vec<u8> {
     match random.random_range(0..8) {
         0 => {
             let mut bytes = vec![0; random.random_range(0..2 * PAGE)];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What comes from outside, made up at random: info blocks and labels on the medium, bytes for attributes, requests.
+//! What comes from outside, made up at random: info blocks and labels on the medium, bytes for attributes and
+//! parameters, requests.
 //!
 //! Everything derives from the seed. Cases go on as long as the time lasts, and a failure says which one it was:
 //! with the same seed all cases before it are the same.
@@ -8,6 +9,7 @@
 mod attributes;
 mod info_blocks;
 mod labels;
+mod parameters;
 mod requests;
 
 use std::time::{Duration, Instant};
@@ -31,6 +33,9 @@ pub const SUITE: Suite = Suite {
             .within(120)
             .or_as_long_as_asked(),
         Test::new("attributes", attributes::fuzz)
+            .within(120)
+            .or_as_long_as_asked(),
+        Test::new("parameters", parameters::fuzz)
             .within(120)
             .or_as_long_as_asked(),
         Test::new("requests", requests::fuzz)
