@@ -23,21 +23,22 @@ pub mod abstractions;
 pub mod driver;
 
 use abstractions::{
+    debugfs::{
+        Dir,
+        File, //
+    },
     module::Installed,
     nvdimm,
     platform, //
 };
 use driver::retired::{
+    BoundList,
+    RetiredList,
+    RevokeTimeout,
     Shared,
     SHARED, //
 };
-use kernel::{
-    debugfs::{
-        Dir,
-        File, //
-    },
-    sync::Arc, //
-};
+use kernel::sync::Arc;
 
 /// The module: the registrations of its drivers, and what all devices share. The fields go in the
 /// order in which they stand here.
@@ -50,38 +51,28 @@ pub struct PmemModule {
     #[pin]
     _platform_driver:
         kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,
-    #[pin]
-    _devices: File<Arc<Shared>>,
-    #[pin]
-    _retired: File<Arc<Shared>>,
-    #[pin]
-    _revoke_timeout_ms: File<u32>,
-    _debugfs: Dir,
+    _devices: File<BoundList>,
+    _retired: File<RetiredList>,
+    _revoke_timeout_ms: File<RevokeTimeout>,
     _shared: Installed<Shared>,
 }
 
 impl InPlaceModule for PmemModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let debugfs = Dir::new(c"pmem_rs");
-
         try_pin_init!(Self {
             _shared: SHARED.install(Shared::new()?)?,
-            _devices <- debugfs.read_callback_file(
+            _devices: File::new(
+                &Dir::new(c"pmem_rs")?,
                 c"devices",
                 SHARED.get().ok_or(ENODEV)?,
-                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show_bound(f),
             ),
-            _retired <- debugfs.read_callback_file(
-                c"retired",
-                SHARED.get().ok_or(ENODEV)?,
-                &|shared: &Arc<Shared>, f: &mut kernel::fmt::Formatter<'_>| shared.show_retired(f),
-            ),
+            _retired: File::new(_devices.dir(), c"retired", SHARED.get().ok_or(ENODEV)?),
             // The parameters of Rust modules are not in sysfs.
-            _revoke_timeout_ms <- debugfs.read_only_file(
+            _revoke_timeout_ms: File::new(
+                _devices.dir(),
                 c"revoke_timeout_ms",
-                module_parameters::revoke_timeout_ms.value(),
+                Arc::new(module_parameters::revoke_timeout_ms.value(), GFP_KERNEL)?,
             ),
-            _debugfs: debugfs.clone(),
             _nd_driver <- kernel::driver::Registration::new(Self::NAME, module),
             _platform_driver <- kernel::driver::Registration::new(Self::NAME, module),
         })

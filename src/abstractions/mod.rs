@@ -23,6 +23,7 @@ pub mod badblocks;
 pub mod bio;
 pub mod completion;
 pub mod dax;
+pub mod debugfs;
 pub mod fs;
 pub mod gendisk;
 pub mod ioport;

@@ -5,6 +5,7 @@
 
 use super::unbind::Unbind;
 use crate::abstractions::{
+    debugfs,
     list::Stack,
     module::Global,
     workqueue::OwnedQueue, //
@@ -87,15 +88,41 @@ impl Shared {
             })
             .cloned()
     }
+}
 
-    /// Writes what is bound, a line for each device: how much of it was exposed, and who uses it.
-    pub fn show_bound(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        show(&self.bound, f)
+/// A file with what is bound, a line for each device: how much of it was exposed, and who uses it.
+pub struct BoundList;
+
+impl debugfs::Contents for BoundList {
+    type Data = Shared;
+    type OwnerModule = crate::LocalModule;
+
+    fn show(shared: &Shared, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(&shared.bound, f)
     }
+}
 
-    /// Writes what is retired, a line for each range: who uses it.
-    pub fn show_retired(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        show(&self.retired, f)
+/// A file with what is retired, a line for each range: who uses it.
+pub struct RetiredList;
+
+impl debugfs::Contents for RetiredList {
+    type Data = Shared;
+    type OwnerModule = crate::LocalModule;
+
+    fn show(shared: &Shared, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(&shared.retired, f)
+    }
+}
+
+/// A file with the time after which a range is retired.
+pub struct RevokeTimeout;
+
+impl debugfs::Contents for RevokeTimeout {
+    type Data = u32;
+    type OwnerModule = crate::LocalModule;
+
+    fn show(milliseconds: &u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!("{milliseconds}\n"))
     }
 }
 

@@ -3,10 +3,14 @@
 //! Taking devices and giving them back: aliases, sysfs bind and unbind, loading and removing the
 //! module.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 
+use super::platform::only_for_pmem_rs;
 use super::{Suite, Test};
 use crate::command::{run, run_expecting_failure};
 use crate::coverage;
@@ -34,6 +38,10 @@ pub const SUITE: Suite = Suite {
         Test::new("unbind_and_bind_raw", |lab| bind_loop(lab, Mode::Raw, 50)).within(120),
         Test::new("remove_and_load_the_module", remove_and_load).within(120),
         Test::new("module_stays_while_disk_is_open", module_stays_while_open),
+        Test::new(
+            "module_stays_while_its_files_are_open",
+            module_stays_while_its_files_are_open,
+        ),
         Test::new("module_stays_while_mounted", module_stays_while_mounted),
         Test::new("range_is_reserved_while_bound", range_is_reserved),
         Test::new("unbind_writes_dirty_pages_back", unbind_writes_back),
@@ -119,6 +127,26 @@ fn expect_module_in_use(lab: &Lab) -> Result<()> {
     let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
     ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
     ensure!(lab.driver.is_loaded(), "the module is gone");
+    Ok(())
+}
+
+/// Closing the file takes code of the module.
+fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    for name in ["devices", "retired", "revoke_timeout_ms"] {
+        let path = Path::new("/sys/kernel/debug").join(lab.driver.name());
+        let mut file = File::open(path.join(name))?;
+        expect_module_in_use(lab)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        ensure!(
+            text.ends_with('\n') || name == "retired",
+            "{name} says `{text}`"
+        );
+        drop(file);
+        lab.driver.unload()?;
+        lab.driver.load()?;
+    }
     Ok(())
 }
 
