@@ -59,7 +59,8 @@ pub enum Fault {
     SectorSize,
     /// The sectors are of another size than those of the device.
     OtherSectorSize,
-    /// Nothing is wrong with it that could be told here, but libnvdimm does not take it.
+    /// Nothing is wrong with it that could be told here, but libnvdimm does not take it. It says the same when it
+    /// could not allocate a buffer (`__nd_btt_probe()`).
     Refused,
 }
 
@@ -78,7 +79,9 @@ impl Fault {
             Self::Arena => "the parts of its arena cannot be where it says",
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
-            Self::Refused => "libnvdimm does not accept it",
+            Self::Refused => {
+                "libnvdimm does not accept it, or was out of memory, so bind the device again first"
+            }
         }
     }
 
