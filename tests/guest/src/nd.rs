@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 
 use crate::driver::Driver;
 use crate::sysfs;
@@ -150,10 +151,20 @@ impl fmt::Display for Device {
 }
 
 /// Waits until libnvdimm has probed everything that it registered so far, which it does in the
-/// background.
+/// background. A bus that goes meanwhile has nothing to probe.
 pub fn settle() -> Result<()> {
+    const GONE: &[Errno] = &[Errno::ENOENT, Errno::ENODEV, Errno::ENXIO, Errno::EIO];
     for bus in Device::all_of("ndbus")? {
-        bus.get("wait_probe")?;
+        match fs::read(bus.path("wait_probe")) {
+            Err(error)
+                if !GONE
+                    .iter()
+                    .any(|gone| error.raw_os_error() == Some(*gone as i32)) =>
+            {
+                return Err(error).with_context(|| format!("waiting for {bus}"));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -117,6 +117,9 @@ fn region_goes(lab: &mut Lab) -> Result<()> {
     let region = lab.region(0)?;
     let prefix = region.name().replace("region", "namespace");
     for round in 0..ROUNDS {
+        if round % 100 == 0 {
+            println!("round {round}");
+        }
         region.try_unbind_region()?;
         settle()?;
         let left: Vec<String> = sysfs::names(region.path(""))?

@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use self::steps::{Step, Worker};
-use self::target::{Provider, Target};
+use self::target::{PATIENCE, Provider, Target};
 use super::{Suite, Test};
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::injector::Injector;
@@ -32,7 +32,7 @@ use crate::retired;
 pub const SUITE: Suite = Suite {
     name: "sequences",
     tests: &[Test::new("everything_at_once", everything_at_once)
-        .within(120)
+        .within(300)
         .or_as_long_as_asked()],
 };
 
@@ -71,7 +71,7 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
         round(lab, &mut targets, &mut tally).with_context(|| format!("in round {rounds}"))?;
         rounds += 1;
         if rounds == WARM_UP {
-            warm = Some((Holdings::now()?, tally.steps()));
+            warm = Some((Holdings::now()?, tally.taken_away()));
         }
     }
     println!(
@@ -82,7 +82,7 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     tally.print();
     tally.expect_success()?;
     let (warm, before) = warm.context("there was no round")?;
-    warm.expect_no_objects_of(tally.steps() - before)?;
+    warm.expect_no_objects_of(tally.taken_away() - before)?;
     targets.iter().try_for_each(Target::check)
 }
 
@@ -111,6 +111,14 @@ impl Tally {
 
     fn steps(&self) -> u64 {
         self.0.values().flat_map(BTreeMap::values).sum()
+    }
+
+    /// How often a device was taken away.
+    fn taken_away(&self) -> u64 {
+        ["Unbind", "DisableRegion", "Replug", "Reload"]
+            .iter()
+            .filter_map(|step| self.0.get(*step)?.get("done"))
+            .sum()
     }
 
     fn expect_success(&self) -> Result<()> {
@@ -167,10 +175,15 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     }
     let mut logged = Vec::new();
     for logger in &mut loggers {
-        logger.go()?;
-        let last = logger.hear_value("logged ", rest(deadline).max(Duration::from_secs(1)));
+        let last = logger
+            .go()
+            .and_then(|()| logger.hear_value("logged ", rest(deadline).max(PATIENCE)))
+            .and_then(|last| {
+                logger.expect_done(PATIENCE)?;
+                Ok(last.parse()?)
+            });
         match last {
-            Ok(last) => logged.push(last.parse()?),
+            Ok(last) => logged.push(last),
             Err(error) => result = result.and(Err(error)),
         }
     }

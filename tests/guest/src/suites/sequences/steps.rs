@@ -15,10 +15,10 @@ use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, delete_module};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::target::{GONE, LEN, Provider, TAIL, Target};
+use super::target::{GONE, LEN, Provider, TAIL, TAIL_TAG, Target, turn};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
@@ -145,9 +145,15 @@ impl Worker<'_> {
             let target = &self.targets[self.random.random_range(0..self.targets.len())];
             let at = start.elapsed().as_millis();
             write!(diary, "{at:>7} ms {step:?} {}: ", target.name())?;
-            let end = self
-                .step(step, target)
-                .with_context(|| format!("{step:?} of {}", target.name()));
+            // Whatever the step draws, the next one is the same.
+            let random = ChaCha8Rng::from_rng(&mut self.random);
+            let end = Acting {
+                driver: self.driver,
+                targets: self.targets,
+                random,
+            }
+            .step(step, target)
+            .with_context(|| format!("{step:?} of {}", target.name()));
             match &end {
                 Ok(end) => writeln!(diary, "{end}")?,
                 Err(error) => writeln!(diary, "{error:?}")?,
@@ -156,7 +162,16 @@ impl Worker<'_> {
         }
         Ok(())
     }
+}
 
+/// A process that does one step.
+struct Acting<'a> {
+    driver: Driver,
+    targets: &'a [Target],
+    random: ChaCha8Rng,
+}
+
+impl Acting<'_> {
     fn pause(&mut self) -> Duration {
         Duration::from_millis(self.random.random_range(0..LONGEST_PAUSE_MS))
     }
@@ -235,14 +250,19 @@ impl Worker<'_> {
         };
         let work = || -> Result<()> {
             let file = disk.open(Access::Direct)?;
-            let mut buffer = Buffer::stamped(PAGE, 5);
+            let mut buffer = Buffer::stamped(PAGE, TAIL_TAG);
             if write {
                 file.write_all_at(&buffer, at)?;
                 file.sync_all()?;
             } else {
-                // What has gone has no bytes any more.
                 let len = file.read_at(&mut buffer, at)?;
+                // What has gone has no bytes any more.
                 ensure!(len == 0 || len == PAGE, "{len} bytes were read");
+                expect_same(
+                    "the end of the disk",
+                    &buffer,
+                    &Buffer::stamped(PAGE, TAIL_TAG),
+                )?;
             }
             Ok(())
         };
@@ -256,8 +276,12 @@ impl Worker<'_> {
     }
 
     fn badblock(&mut self, target: &Target) -> Result<String> {
-        let disk = match target.disk() {
-            Ok(disk) => disk,
+        // Both of one device: another one's data begin elsewhere.
+        let found = target
+            .device()
+            .and_then(|device| Ok((Disk::named(device.disk_name()?), device)));
+        let (disk, device) = match found {
+            Ok(found) => found,
             Err(error) => return absent(&error),
         };
         let Some(at) = self.in_tail(&disk) else {
@@ -267,10 +291,11 @@ impl Worker<'_> {
             let order = format!("{} 1", at / 512);
             return allowed(sysfs::try_write(disk.path("badblocks"), &order), ABSENT);
         }
-        match target.device().and_then(|device| device.resource()) {
-            Ok(start) => allowed_of(Injector::attach().inject(start + at, 512), ABSENT),
-            Err(error) => absent(&error),
-        }
+        let start = match device.resource() {
+            Ok(start) => start,
+            Err(error) => return absent(&error),
+        };
+        allowed_of(Injector::attach().inject(start + at, 512), NOT_READABLE)
     }
 
     fn ask(&mut self, target: &Target) -> Result<String> {
@@ -308,12 +333,14 @@ impl Worker<'_> {
     }
 
     fn reload(&self) -> Result<String> {
+        // modprobe does not wait for a module that is being unloaded.
+        let _turn = turn("reload")?;
         for target in self.targets {
             allowed(target.try_unmount(), &[Errno::EBUSY, Errno::EINVAL])?;
         }
         let end = unload(self.driver.name())?;
         run("modprobe", &[self.driver.name()])?;
-        settle().or_else(|error| absent(&error).map(drop))?;
+        settle()?;
         Ok(end)
     }
 }
@@ -444,6 +471,7 @@ fn fail(target: &Target) -> Result<String> {
     if target.provider != Provider::Injector {
         return Ok("cannot fail".to_owned());
     }
+    let _turn = target.failure_turn()?;
     let file = match File::options()
         .read(true)
         .write(true)
@@ -468,8 +496,8 @@ fn fail(target: &Target) -> Result<String> {
     };
     // Who maps it would be told by a signal.
     drop(mapping);
-    // It has failed before, is let go of just then, or has gone.
-    let right = [&[Errno::EHWPOISON, Errno::EBUSY], ABSENT].concat();
+    // It has failed before, is let go of just then, or has gone, and the provider perhaps as well.
+    let right = [&[Errno::EHWPOISON, Errno::EBUSY, Errno::EIO], ABSENT].concat();
     allowed_of(Injector::attach().fail(address), &right)
 }
 
@@ -520,7 +548,7 @@ fn enable(target: &Target) -> Result<String> {
         sysfs::try_write("/sys/bus/nd/drivers/nd_region/bind", region.name()),
         &[Errno::ENODEV, Errno::EBUSY, Errno::ENOENT, Errno::ENXIO],
     )?;
-    settle().or_else(|error| absent(&error).map(drop))?;
+    settle()?;
     Ok(end)
 }
 
@@ -561,7 +589,7 @@ fn replug(target: &Target, pause: Duration) -> Result<String> {
             end
         }
     };
-    settle().or_else(|error| absent(&error).map(drop))?;
+    settle()?;
     Ok(end)
 }
 

@@ -24,12 +24,14 @@ use crate::nd::{Device, enable_all, settle};
 use crate::ndctl::Mode;
 use crate::pci::VirtioPmem;
 use crate::process::Link;
-use crate::sectors::{expect_same, stamped};
+use crate::sectors::{Buffer, expect_same, stamped};
 
 /// The file that is used.
 pub const LEN: usize = 1 << 20;
 /// What of the disk is not the file system's.
 pub const TAIL: u64 = 16 << 20;
+/// What each page of the second half of that holds.
+pub const TAIL_TAG: u64 = 5;
 /// What a user of a file system may be told once its disk has gone, or cannot be written to.
 pub const GONE: &[Errno] = &[
     Errno::EIO,
@@ -38,7 +40,8 @@ pub const GONE: &[Errno] = &[
     Errno::ENOENT,
     Errno::EROFS,
 ];
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take that is under way.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who provides a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +92,12 @@ impl Target {
                 fs.make_with(&node, &["-d", &size, "-m", "rmapbt=1,reflink=0"])?;
             }
         }
+        let file = disk.open(Access::Direct)?;
+        let page = Buffer::stamped(PAGE, TAIL_TAG);
+        for at in (disk.bytes()? - TAIL / 2..disk.bytes()?).step_by(PAGE) {
+            file.write_all_at(&page, at)?;
+        }
+        drop(file);
         target.mount()?;
         fs::write(target.path("used"), stamped(LEN, 1))?;
         fs::write(target.path("log"), [0; 8])?;
@@ -124,12 +133,14 @@ impl Target {
         self.turn("region")
     }
 
+    /// Waits until nobody else lets memory fail, which would be this process's if it had that mapped.
+    pub fn failure_turn(&self) -> Result<Flock<File>> {
+        self.turn("failure")
+    }
+
     /// Waits for one's turn to do this to the device.
     fn turn(&self, what: &str) -> Result<Flock<File>> {
-        let file = File::create(format!("/tmp/{what}-of{}", self.name().replace('/', "-")))?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| errno)
-            .with_context(|| format!("waiting for one's turn: {what}"))
+        turn(&format!("{what}-of{}", self.name().replace('/', "-")))
     }
 
     /// What is bound, or can be.
@@ -283,6 +294,14 @@ impl Target {
     pub fn check(&self) -> Result<()> {
         self.fs.check(&self.disk()?.node_str())
     }
+}
+
+/// Waits for one's turn to do this.
+pub fn turn(what: &str) -> Result<Flock<File>> {
+    let file = File::create(format!("/tmp/{what}"))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("waiting for one's turn: {what}"))
 }
 
 /// Brings back providers, regions and the driver.
