@@ -51,8 +51,6 @@ const TARGETS: [(Provider, FileSystem); 3] = [
     (Provider::Firmware, Ext4),
     (Provider::Virtio, Xfs),
 ];
-/// How many rounds the kernel's caches are given to get to their size.
-const WARM_UP: u64 = 2;
 /// How long a round may take on a busy machine: all its workers' steps, one after the other.
 const ROUND_LIMIT: Duration = Duration::from_secs(240);
 /// How long the driver waits for pages that are pinned, which is less than some are.
@@ -70,7 +68,8 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     while start.elapsed() < lab.stress || warm.is_none() {
         round(lab, &mut targets, &mut tally).with_context(|| format!("in round {rounds}"))?;
         rounds += 1;
-        if rounds == WARM_UP {
+        // The first half is for the kernel's caches to get to their size.
+        if warm.is_none() && start.elapsed() >= lab.stress / 2 {
             warm = Some((Holdings::now()?, tally.taken_away()));
         }
     }
