@@ -563,9 +563,14 @@ impl<T: PagemapOperations> Pagemap<T> {
     ///
     /// For use after the poison of the medium itself was cleared, or the next access raises another
     /// machine check. May sleep.
-    pub fn unpoison(&self, offset: usize, len: usize) {
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if one of the pages cannot be taken off the list of those that have failed, which is full; and
+    /// [`EINVAL`] if they are not all in the data.
+    pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
-            return;
+            return Err(EINVAL);
         };
         let first = offset.div_ceil(PAGE_SIZE) as u64;
         let beyond = (end >> PAGE_SHIFT) as u64;
@@ -588,20 +593,20 @@ impl<T: PagemapOperations> Pagemap<T> {
                 bindings::test_and_clear_pmem_poison(pfn)
             };
             if has_failed || was_marked {
-                self.map_again(page);
+                self.map_again(page)?;
             }
         }
+        Ok(())
     }
 
     /// Puts a page, counted from the start of the data, back into the linear mapping.
-    fn map_again(&self, page: u64) {
+    fn map_again(&self, page: u64) -> Result {
         let pfn = self.frames().start.wrapping_add(page) as c_ulong;
 
         // SAFETY: The page frame is in the data, so it has a place in the linear mapping. If it is there
         // already, nothing changes.
         unsafe { bindings::clear_mce_nospec(pfn) };
-        // If it cannot be taken off, it is not read, as before.
-        let _ = self.inner.failed.clear(page, 1);
+        self.inner.failed.clear(page, 1)
     }
 
     /// # Safety
@@ -645,7 +650,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         } else if goes {
             inner.ops.has_failed(offset, len);
         } else if !known {
-            // As in `map_again`.
+            // If it cannot be taken off, it is not read, that is all.
             let _ = inner.failed.clear(first, nr_pages as u64);
         }
 
@@ -683,7 +688,8 @@ impl<T: PagemapOperations> Drop for Pagemap<T> {
 
         // They are still bad, but nobody is left who could use them, and they go at once.
         while let Some(run) = self.inner.failed.check(0, u64::MAX) {
-            self.map_again(run.first);
+            // The first page of a run can always be taken off.
+            let _ = self.map_again(run.first);
         }
 
         // SAFETY: By the type invariant `memremap_pages` has succeeded. Slices and extents borrow
@@ -905,10 +911,10 @@ mod tests {
         assert!(!pages.has_failed(0x5000, 0x1000));
 
         // Only pages that are good as a whole are good.
-        pages.unpoison(0x3001, 0x1fff);
+        pages.unpoison(0x3001, 0x1fff)?;
         assert!(pages.has_failed(0x3000, 0x1000));
         assert!(!pages.has_failed(0x4000, 0x1000));
-        pages.unpoison(0x3000, 0x1000);
+        pages.unpoison(0x3000, 0x1000)?;
         assert!(!pages.has_failed(0, pages.slice().len()));
         Ok(())
     }

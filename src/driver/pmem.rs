@@ -111,7 +111,7 @@ impl Pmem {
     /// # Errors
     ///
     /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed. Then nothing was
-    /// written, and the list is as it was.
+    /// written, and nothing was taken off the list that is not still known to be bad.
     // A call of its own costs more than thirty instructions, of the hundred and fifty for a small request.
     #[inline(always)]
     pub fn overwrite(
@@ -190,7 +190,12 @@ impl Pmem {
             return Err(ENODATA);
         }
         // It need not be listed yet, since the range knew.
-        if self.badblocks.contains(first, sectors) || self.badblocks.add(first, sectors).is_ok() {
+        if self.badblocks.contains(first, sectors) {
+            return Ok(());
+        }
+        // Parts of it may be, and make room for all of it. Nobody reads it meanwhile, since the range still knows.
+        let _ = self.badblocks.clear(first, sectors);
+        if self.badblocks.add(first, sectors).is_ok() {
             return Ok(());
         }
         kernel::do_once_lite! {
@@ -224,7 +229,9 @@ impl Pmem {
             return Err(ENODATA);
         }
 
-        self.range.unpoison(span.offset, span.len);
+        self.range
+            .unpoison(span.offset, span.len)
+            .map_err(|_| ENODATA)?;
         if let Some(area) = self.range.area(span) {
             area.memory().invalidate();
         }
@@ -244,8 +251,8 @@ impl Pmem {
             kernel::do_once_lite! {
                 let _ = self.flusher.region().with_device(|dev| dev_warn!(
                     dev,
-                    "what was written at sector {first} is still listed as bad: the list of bad blocks is \
-                     full. Repair others, by writing to them, then write this again\n"
+                    "what was written at sector {first} is still listed as bad. If the list of bad blocks is \
+                     full, repair others, by writing to them, then write this again\n"
                 ));
             }
         }

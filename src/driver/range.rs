@@ -194,9 +194,14 @@ impl PmemRange {
 
     /// Makes the pages that are wholly in the `len` bytes from `offset` on usable again, after the
     /// poison in them was cleared. May sleep.
-    pub fn unpoison(&self, offset: usize, len: usize) {
-        if let Self::Pages(pages) = self {
-            pages.unpoison(offset, len);
+    ///
+    /// # Errors
+    ///
+    /// As [`Pagemap::unpoison`].
+    pub fn unpoison(&self, offset: usize, len: usize) -> Result {
+        match self {
+            Self::Pages(pages) => pages.unpoison(offset, len),
+            Self::Plain(_) => Ok(()),
         }
     }
 

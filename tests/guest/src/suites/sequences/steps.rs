@@ -291,6 +291,7 @@ impl Acting<'_> {
             let order = format!("{} 1", at / 512);
             return allowed(sysfs::try_write(disk.path("badblocks"), &order), ABSENT);
         }
+        let _turn = target.failure_turn()?;
         let start = match device.resource() {
             Ok(start) => start,
             Err(error) => return absent(&error),
@@ -577,6 +578,8 @@ fn replug(target: &Target, pause: Duration) -> Result<String> {
             end
         }
         Provider::Injector => {
+            // A file of its may not be open, since that does not keep it.
+            let _turn = target.failure_turn()?;
             // What is bound keeps it.
             allowed(region.try_unbind_region(), ABSENT)?;
             let end = unload(Injector::NAME)?;

@@ -133,7 +133,8 @@ impl Target {
         self.turn("region")
     }
 
-    /// Waits until nobody else lets memory fail, which would be this process's if it had that mapped.
+    /// Waits until nobody else lets memory fail, which would be this process's if it had that mapped, or unloads the
+    /// module that does it.
     pub fn failure_turn(&self) -> Result<Flock<File>> {
         self.turn("failure")
     }
