@@ -91,7 +91,7 @@ struct Tally(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Tally {
     /// What is so rare that it may have met nothing but absent devices.
-    const RARE: u64 = 100;
+    const RARE: u64 = 200;
 
     /// Adds what is in a diary.
     fn add(&mut self, diary: &str) -> Result<()> {
