@@ -132,7 +132,8 @@ impl<C: Contents> File<C> {
         #[cfg(CONFIG_DEBUG_FS)]
         // SAFETY: The name is a string, and the directory is null, an error, or there. The operations are those for a
         // pointer to `C::Data`, which is owned by what this returns, and so is the file. debugfs calls them only while
-        // the file is there, but for `release`, which does not use that pointer.
+        // the file is there (`debugfs_file_get()` in `fs/debugfs/file.c`), but for `release`, which does not use that
+        // pointer.
         let dentry = unsafe {
             bindings::debugfs_create_file_full(
                 name.as_char_ptr(),

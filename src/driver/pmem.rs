@@ -212,7 +212,7 @@ impl Pmem {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] if not all of it could be cleared.
+    /// [`ENODATA`] if not all of it could be cleared, or if the range cannot forget that the page has failed.
     fn clear_poison(&self, span: Span) -> Result {
         let phys = self
             .range

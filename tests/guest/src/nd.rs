@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use crate::driver::Driver;
+use crate::errno;
 use crate::sysfs;
 
 const DEVICES: &str = "/sys/bus/nd/devices";
@@ -155,13 +156,9 @@ impl fmt::Display for Device {
 pub fn settle() -> Result<()> {
     const GONE: &[Errno] = &[Errno::ENOENT, Errno::ENODEV, Errno::ENXIO, Errno::EIO];
     for bus in Device::all_of("ndbus")? {
-        match fs::read(bus.path("wait_probe")) {
-            Err(error)
-                if !GONE
-                    .iter()
-                    .any(|gone| error.raw_os_error() == Some(*gone as i32)) =>
-            {
-                return Err(error).with_context(|| format!("waiting for {bus}"));
+        match bus.get("wait_probe") {
+            Err(error) if !errno::of(&error).is_some_and(|errno| GONE.contains(&errno)) => {
+                return Err(error);
             }
             _ => {}
         }

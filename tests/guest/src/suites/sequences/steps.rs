@@ -23,6 +23,7 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
 use crate::driver::Driver;
+use crate::errno;
 use crate::injector::Injector;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::{disable_provider, enable_provider, settle};
@@ -355,20 +356,15 @@ fn allowed_of(result: Result<()>, right: &[Errno]) -> Result<String> {
     let Err(error) = result else {
         return Ok("done".to_owned());
     };
-    match errno_of(&error) {
+    match errno::of(&error) {
         Some(errno) if right.contains(&errno) => Ok(format!("{errno:?}")),
         _ => Err(error).with_context(|| format!("expected one of {right:?}")),
     }
 }
 
-fn errno_of(error: &anyhow::Error) -> Option<Errno> {
-    let error = error.root_cause().downcast_ref::<io::Error>()?;
-    error.raw_os_error().map(Errno::from_raw)
-}
-
 /// The device could not be found. That is right if it is on its way, which other mistakes are not.
 fn absent(error: &anyhow::Error) -> Result<String> {
-    match errno_of(error) {
+    match errno::of(error) {
         None => Ok("absent".to_owned()),
         Some(errno) if NOT_READABLE.contains(&errno) => Ok("absent".to_owned()),
         Some(errno) => bail!("looking for it ended with {errno:?}: {error:?}"),

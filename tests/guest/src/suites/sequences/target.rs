@@ -255,13 +255,8 @@ impl Target {
             match written {
                 Ok(()) => number = next,
                 Err(error) => {
-                    let errno = error
-                        .root_cause()
-                        .downcast_ref::<io::Error>()
-                        .and_then(io::Error::raw_os_error)
-                        .map(Errno::from_raw);
                     ensure!(
-                        errno.is_some_and(|errno| GONE.contains(&errno)),
+                        errno::of(&error).is_some_and(|errno| GONE.contains(&errno)),
                         "logging failed with {error:?}, expected one of {GONE:?}"
                     );
                     sleep(Duration::from_millis(20));
