@@ -17,6 +17,7 @@
 #include "btt.h"
 #include "dax-private.h"
 #include "nd.h"
+#include "parameters.h"
 #include "pfn.h"
 
 /* bindgen cannot evaluate macros that cast; constants with an initialiser it can. */

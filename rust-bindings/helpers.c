@@ -13,11 +13,13 @@
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/libnvdimm.h>
+#include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/set_memory.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
@@ -111,6 +113,24 @@ bool pmem_rs_helper_atomic_inc_not_zero(atomic_t *v)
 	return atomic_inc_not_zero(v);
 }
 
+bool pmem_rs_helper_atomic_add_unless(atomic_t *v, int a, int u);
+bool pmem_rs_helper_atomic_add_unless(atomic_t *v, int a, int u)
+{
+	return atomic_add_unless(v, a, u);
+}
+
+void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap);
+void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap)
+{
+	put_dev_pagemap(pgmap);
+}
+
+int pmem_rs_helper_fatal_signal_pending(struct task_struct *task);
+int pmem_rs_helper_fatal_signal_pending(struct task_struct *task)
+{
+	return fatal_signal_pending(task);
+}
+
 bool pmem_rs_helper_dax_mapping(struct address_space *mapping);
 bool pmem_rs_helper_dax_mapping(struct address_space *mapping)
 {
@@ -121,6 +141,12 @@ void pmem_rs_helper_filemap_invalidate_lock(struct address_space *mapping);
 void pmem_rs_helper_filemap_invalidate_lock(struct address_space *mapping)
 {
 	filemap_invalidate_lock(mapping);
+}
+
+bool pmem_rs_helper_filemap_invalidate_trylock(struct address_space *mapping);
+bool pmem_rs_helper_filemap_invalidate_trylock(struct address_space *mapping)
+{
+	return down_write_trylock(&mapping->invalidate_lock);
 }
 
 void pmem_rs_helper_filemap_invalidate_unlock(struct address_space *mapping);

@@ -27,14 +27,16 @@ use abstractions::{
         Dir,
         File, //
     },
-    module::Installed,
+    module::{
+        Installed,
+        WaitOnExit, //
+    },
     nvdimm,
     platform, //
 };
 use driver::retired::{
     BoundList,
     RetiredList,
-    RevokeTimeout,
     Shared,
     SHARED, //
 };
@@ -53,7 +55,6 @@ pub struct PmemModule {
         kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,
     _devices: File<BoundList>,
     _retired: File<RetiredList>,
-    _revoke_timeout_ms: File<RevokeTimeout>,
     _shared: Installed<Shared>,
 }
 
@@ -64,35 +65,29 @@ impl InPlaceModule for PmemModule {
             _devices: File::new(
                 &Dir::new(c"pmem_rs")?,
                 c"devices",
-                SHARED.get().ok_or(ENODEV)?,
+                Arc::new(SHARED.get().ok_or(ENODEV)?, GFP_KERNEL)?,
             ),
-            _retired: File::new(_devices.dir(), c"retired", SHARED.get().ok_or(ENODEV)?),
-            // The parameters of Rust modules are not in sysfs.
-            _revoke_timeout_ms: File::new(
+            _retired: File::new(
                 _devices.dir(),
-                c"revoke_timeout_ms",
-                Arc::new(module_parameters::revoke_timeout_ms.value(), GFP_KERNEL)?,
+                c"retired",
+                Arc::new(SHARED.get().ok_or(ENODEV)?, GFP_KERNEL)?,
             ),
-            _nd_driver <- kernel::driver::Registration::new(Self::NAME, module),
-            _platform_driver <- kernel::driver::Registration::new(Self::NAME, module),
+            _nd_driver <- kernel::driver::Registration::new(Module::NAME, module),
+            _platform_driver <- kernel::driver::Registration::new(Module::NAME, module),
         })
     }
 }
 
+/// The type that `module!` initialises and drops.
+pub type Module = WaitOnExit<PmemModule>;
+
 module! {
-    type: PmemModule,
+    type: Module,
     name: "pmem_rs",
     authors: ["The pmem-rs authors"],
     description: "Persistent memory block and DAX driver",
     license: "GPL v2",
     alias: ["pmem", "nd:t4*", "nd:t5*", "platform:e820_pmem*"],
-    params: {
-        revoke_timeout_ms: u32 {
-            default: 10000,
-            description: "How long unbind waits for pinned pages before it retires the range, in \
-                          milliseconds; 0: for as long as it takes (default: 10000)",
-        },
-    },
 }
 
 // The examples of the abstractions, when `tests/examples` has made tests of them. They name this crate

@@ -10,8 +10,8 @@ use kernel::sync::atomic::{
 };
 
 /// Reads an atomic as `READ_ONCE()` does, which is what [`Atomic::load`] does with
-/// [`Relaxed`](kernel::sync::atomic::Relaxed). That is a call of a function in C, though; this is for what every
-/// page fault does. Not for more than a word. Callable from any context.
+/// [`Relaxed`](kernel::sync::atomic::Relaxed). That is a call of a function in C, though; this is
+/// for what every page fault does. Not for more than a word. Callable from any context.
 ///
 /// # Examples
 ///
@@ -24,7 +24,8 @@ use kernel::sync::atomic::{
 #[inline(always)]
 pub fn read_once<T: AtomicType>(atomic: &Atomic<T>) -> T {
     const { assert!(size_of::<T>() <= size_of::<usize>()) };
-    // SAFETY: The atomic is initialised, aligned, and of a size that the CPU reads at once. Others write to it by
-    // the atomic operations of the kernel only, and in the kernel's memory model a volatile read may race with those.
+    // SAFETY: The atomic is initialised, aligned, and of a size that the CPU reads at once. Others
+    // write to it by the atomic operations of the kernel only, and in the kernel's memory model a
+    // volatile read may race with those.
     unsafe { atomic.as_ptr().read_volatile() }
 }

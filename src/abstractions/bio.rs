@@ -89,7 +89,7 @@ pub enum Operation {
 ///     pmem::PmemSlice, //
 /// };
 ///
-/// fn serve(mut bio: Bio, memory: PmemSlice<'_>) -> Result {
+/// fn serve(bio: Bio, memory: PmemSlice<'_>) -> Result {
 ///     if bio.operation() != Operation::Read {
 ///         bio.end(Status::NOTSUPP);
 ///         return Ok(());
@@ -197,7 +197,7 @@ impl Bio {
     /// Returns the memory of a read, in order, to be filled. Of other requests there is none: what
     /// is written from may be memory that nobody may change, such as the zero page.
     #[inline]
-    pub fn segments_to_fill(&mut self) -> SegmentsToFill<'_> {
+    pub fn segments_to_fill(&self) -> SegmentsToFill<'_> {
         SegmentsToFill(self.segments_of(Operation::Read))
     }
 
@@ -218,9 +218,9 @@ impl Bio {
         }
     }
 
-    /// Starts to account the request to `iostat`, if the queue keeps statistics.
+    /// Starts to account the request to `iostat`; [`None`] if the queue keeps no statistics.
     #[inline]
-    pub fn start_accounting(&self) -> Option<Accounting> {
+    pub fn start_accounting(&self) -> Option<Accounting<'_>> {
         // SAFETY: By the type invariant the request was submitted to a disk, which lives longer
         // than it, and so does its queue.
         let features = unsafe {
@@ -234,16 +234,9 @@ impl Bio {
 
         // SAFETY: By the type invariant the request is valid.
         let start = unsafe { bindings::bio_start_io_acct(self.0.as_ptr()) };
-        Some(Accounting { start })
-    }
 
-    /// Ends what [`Self::start_accounting`] started.
-    #[inline]
-    pub fn end_accounting(&self, accounting: Option<Accounting>) {
-        if let Some(Accounting { start }) = accounting {
-            // SAFETY: By the type invariant the request is valid.
-            unsafe { bindings::bio_end_io_acct(self.0.as_ptr(), start) };
-        }
+        // INVARIANT: It has just been started for this request.
+        Some(Accounting { bio: self, start })
     }
 
     /// Ends the request.
@@ -361,10 +354,59 @@ impl Drop for BioList {
     }
 }
 
-/// The start of a request in the disk's statistics.
-#[must_use = "the request must be accounted for when it is done"]
-pub struct Accounting {
+/// A request that is accounted to `iostat`, until [`Self::end`].
+///
+/// It borrows the request, so that what was started for one cannot be ended for another one. A
+/// request that ends without it stays among those that are in flight, as far as `iostat` knows.
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::bio::Bio;
+///
+/// fn serve(bio: Bio, work: impl FnOnce(&Bio) -> Result) {
+///     let accounting = bio.start_accounting();
+///     let result = work(&bio);
+///     if let Some(accounting) = accounting {
+///         accounting.end();
+///     }
+///
+///     bio.end(result.into());
+/// }
+/// ```
+///
+/// The request cannot end before its accounting does:
+///
+/// ```compile_fail,E0505
+/// use pmem_rs::abstractions::bio::{
+///     Bio,
+///     Status, //
+/// };
+///
+/// fn end_early(bio: Bio) {
+///     let accounting = bio.start_accounting();
+///     bio.end(Status::OK);
+///     accounting.map(|accounting| accounting.end());
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// `bio_start_io_acct` has returned `start` for `bio`.
+#[must_use = "the accounting of a request must end"]
+pub struct Accounting<'a> {
+    bio: &'a Bio,
     start: c_ulong,
+}
+
+impl Accounting<'_> {
+    /// Ends the accounting.
+    #[inline]
+    pub fn end(self) {
+        // SAFETY: By the type invariant the accounting of this request was started then. It has not
+        // ended, since it is borrowed.
+        unsafe { bindings::bio_end_io_acct(self.bio.0.as_ptr(), self.start) };
+    }
 }
 
 /// The memory of a request, a physically contiguous piece at a time.
@@ -681,7 +723,7 @@ mod tests {
     #[test]
     fn a_flush_has_no_memory() -> Result {
         let pages = Pages::new()?;
-        let (mut bio, raw) = request(WRITE | bindings::REQ_PREFLUSH, &pages, &[])?;
+        let (bio, raw) = request(WRITE | bindings::REQ_PREFLUSH, &pages, &[])?;
 
         assert!(bio.is_preflush());
         assert!(!bio.is_fua());
@@ -707,7 +749,7 @@ mod tests {
                 false,
             ),
         ] {
-            let (mut bio, raw) = request(opf, &pages, &[(0, 512)])?;
+            let (bio, raw) = request(opf, &pages, &[(0, 512)])?;
             assert!(bio.operation() == operation);
             assert_eq!(bio.is_fua(), opf & bindings::REQ_FUA != 0);
             assert_eq!(bio.segments().next().is_some(), from);

@@ -61,13 +61,13 @@ impl Completion {
         })
     }
 
-    /// Lets one wait end, one that is under way or a later one. May be called from any context.
+    /// Wakes one current or future waiter. May be called from any context.
     pub fn complete(&self) {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::complete(self.inner.get()) };
     }
 
-    /// Lets all waits end, now and later. May be called from any context.
+    /// Wakes all current and future waiters. May be called from any context.
     pub fn complete_all(&self) {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::complete_all(self.inner.get()) };
@@ -80,10 +80,12 @@ impl Completion {
         unsafe { addr_of_mut!((*self.inner.get()).done).write_volatile(0) };
     }
 
-    /// Waits, uninterruptibly, for as long as it takes. Sleeps.
-    pub fn wait(&self) {
+    /// Returns whether a wait would end at once. May be called from any context.
+    ///
+    /// If so, `complete` or `complete_all` has ended too, so that the completion may be freed.
+    pub fn is_done(&self) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
-        unsafe { bindings::wait_for_completion(self.inner.get()) };
+        unsafe { bindings::completion_done(self.inner.get()) }
     }
 
     /// Waits, uninterruptibly, for at most `limit` milliseconds. Sleeps. Returns whether the

@@ -5,20 +5,32 @@
 //! A translation turns an offset in a device into a kernel address and a page frame number. It is
 //! valid while `dax_read_lock` is held and the device is alive. [`ReadLocked`] is the proof of the
 //! first, the DAX core checks the second before it calls a driver, and [`Extent`], which is the
-//! result, borrows from the proof. Dropping a [`Registration`] (`kill_dax`) waits for all read-side
-//! sections, so afterwards no translation exists outside of what the DAX core and the file systems
-//! have made of it: page table entries, and the entries of their page caches.
+//! result, borrows from the proof.
+//!
+//! A [`Registration`] has a reference to the pgmap of its memory ([`PagemapRef`]), which it puts
+//! when the device is dead: `kill_dax` has waited for all read-side sections then. So a pgmap
+//! without references has no translation under way. The DAX core uses the results for longer. A
+//! page fault uses address and page frame number after it has released the lock, with its entry in
+//! the page cache locked (`dax_insert_entry()`, `dax_iomap_copy_around()`), and it leaves page
+//! table entries and entries of page caches behind. To find those is the part of
+//! [`fs_dax`](super::fs_dax).
 //!
 //! C header: [`include/linux/dax.h`](srctree/include/linux/dax.h)
 
 use super::{
-    atomic::read_once,
     bindings,
     gendisk::{
         self,
+        DiskState,
         GenDisk, //
     },
-    memremap::Pages,
+    memremap::{
+        PagemapInner,
+        PagemapOperations,
+        PagemapRef,
+        Pages, //
+    },
+    module::Registered,
     uio::IterSource, //
 };
 use core::{
@@ -36,30 +48,11 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        barrier::{
-            smp_mb,
-            Full, //
-        },
         Arc,
-        ArcBorrow,
         Mutex,
         UniqueArc, //
     },
-    types::{
-        ForeignOwnable,
-        NotThreadSafe, //
-    },
-};
-
-mod mapping;
-
-pub use mapping::{
-    FileMapping,
-    Revoked, //
+    types::NotThreadSafe, //
 };
 
 /// The proof that this thread holds `dax_read_lock` for `'g`.
@@ -77,35 +70,31 @@ pub struct ReadLocked<'g>(PhantomData<(&'g (), NotThreadSafe)>);
 /// Pages of persistent memory as the DAX core wants them: with a kernel address and a page frame
 /// number, under a held `dax_read_lock`.
 ///
+/// Only the DAX device makes one, of its own memory. A driver can shorten it and hand it back.
+///
 /// # Examples
 ///
-/// Not even of pages that stay for ever can an extent be kept for longer than the lock is held:
+/// An extent cannot be kept for longer than the lock is held:
 ///
 /// ```compile_fail,E0521
-/// use pmem_rs::abstractions::{
-///     dax::{
-///         Extent,
-///         ReadLocked, //
-///     },
-///     memremap::{
-///         Pagemap,
-///         PagemapOperations, //
-///     },
+/// use kernel::{
+///     prelude::*,
+///     workqueue, //
 /// };
+/// use pmem_rs::abstractions::dax::Extent;
 ///
-/// fn keep<T: PagemapOperations>(
-///     locked: ReadLocked<'_>,
-///     pages: &'static Pagemap<T>,
-///     kept: &mut Option<Extent<'static>>,
-/// ) {
-///     *kept = pages.extent(locked, 0);
+/// fn keep(extent: Extent<'_>) -> Result {
+///     workqueue::system().try_spawn(GFP_KERNEL, move || {
+///         let _ = extent.nr_pages();
+///     })?;
+///     Ok(())
 /// }
 /// ```
 ///
 /// # Invariants
 ///
-/// The `nr_pages` pages from `pgoff` on, and the first one in any case, are pages of `pages`, which is borrowed for as
-/// long as the lock is held.
+/// The `nr_pages` pages from `pgoff` on, and the first one in any case, are pages of `pages`, which
+/// is borrowed for as long as the lock is held.
 pub struct Extent<'g> {
     pages: &'g Pages,
     pgoff: usize,
@@ -115,7 +104,7 @@ pub struct Extent<'g> {
 impl<'g> Extent<'g> {
     /// Returns all pages from `pgoff` on, or [`None`] if there are none.
     #[inline]
-    pub(super) fn new(_locked: ReadLocked<'g>, pages: &'g Pages, pgoff: usize) -> Option<Self> {
+    fn new(_locked: ReadLocked<'g>, pages: &'g Pages, pgoff: usize) -> Option<Self> {
         let nr_pages = pages.nr_from(pgoff)?;
 
         // INVARIANT: As there are so many, and by the lifetime.
@@ -135,9 +124,10 @@ impl<'g> Extent<'g> {
         }
     }
 
-    /// Returns the first page frame number of the first `nr_pages` pages, or all if there are fewer, unless the gate
-    /// is closed to those who ask for one. They are exposed from here on: page tables, page caches and pins may
-    /// refer to them after the guard is gone. Who asks for no page is told the first one all the same.
+    /// Returns the first page frame number of the first `nr_pages` pages, or all if there are
+    /// fewer, unless the gate is closed to mappings. They are exposed from here on: page tables,
+    /// page caches and pins may refer to them after the lock was released. At least one page counts
+    /// as exposed.
     #[inline]
     fn expose(&self, nr_pages: usize) -> Option<usize> {
         // SAFETY: By the type invariant there is such a page.
@@ -156,6 +146,12 @@ impl<'g> Extent<'g> {
         self.pages.addr(self.pgoff)
     }
 
+    /// Returns the offset of the first page in the data.
+    #[inline]
+    pub fn pgoff(&self) -> usize {
+        self.pgoff
+    }
+
     /// Returns the number of pages.
     #[inline]
     pub fn nr_pages(&self) -> usize {
@@ -172,58 +168,6 @@ pub enum AccessMode {
     RecoveryWrite,
 }
 
-/// What a device still admits. It is closed in two steps, before `kill_dax`, which may take as long as
-/// anybody stays inside of a `dax_read_lock` section.
-///
-/// Closing is a store and a full barrier. A page fault locks an entry in the page cache of its file,
-/// enters a `dax_read_lock` section, which is a full barrier too, records what it exposes, passes another full
-/// barrier, and looks at the gate. So once the gate is closed, whoever got past it is seen: his exposure is
-/// recorded, and his entry is locked, or done.
-pub struct Gate(Atomic<u32>);
-
-impl Gate {
-    const OPEN: u32 = 0;
-    const NO_FRAMES: u32 = 1;
-    const CLOSED: u32 = 2;
-
-    /// An open gate.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self(Atomic::new(Self::OPEN))
-    }
-
-    /// Admits nobody any more who asks for page frame numbers, to map the memory or to keep it. Those who
-    /// read and write go on.
-    pub fn close_to_mappings(&self) {
-        self.close_to(Self::NO_FRAMES);
-    }
-
-    /// Admits nobody any more.
-    pub fn close(&self) {
-        self.close_to(Self::CLOSED);
-    }
-
-    fn close_to(&self, step: u32) {
-        self.0.store(step, Relaxed);
-        smp_mb(Full);
-    }
-
-    /// Looks whether somebody may pass who reads or writes.
-    #[inline]
-    fn admits_access(&self) -> bool {
-        read_once(&self.0) != Self::CLOSED
-    }
-
-    /// Looks whether somebody may pass who asks for page frame numbers. What he exposes must have been recorded.
-    ///
-    /// A full barrier: whoever does not see the record after he has closed the gate is seen here.
-    #[inline]
-    fn admits_mapping(&self) -> bool {
-        smp_mb(Full);
-        read_once(&self.0) == Self::OPEN
-    }
-}
-
 /// The operations of a DAX device.
 ///
 /// All of them are called in process context under `dax_read_lock`, by several threads at once, and
@@ -231,11 +175,10 @@ impl Gate {
 ///
 /// # Examples
 ///
-/// Memory that never fails:
+/// Memory that never fails, and cannot be zeroed by the DAX core:
 ///
 /// ```no_run
 /// use kernel::{
-///     page::PAGE_SIZE,
 ///     prelude::*,
 ///     sync::Arc, //
 /// };
@@ -244,45 +187,37 @@ impl Gate {
 ///         self,
 ///         AccessMode,
 ///         Extent,
-///         Gate,
 ///         Properties,
 ///         ReadLocked, //
 ///     },
+///     fs_dax::Pagemap,
 ///     memremap::{
-///         Pagemap,
+///         PagemapInner,
 ///         PagemapOperations, //
 ///     },
 ///     uio::IterSource, //
 /// };
 ///
-/// struct Memory<T: PagemapOperations>(Pagemap<T>);
+/// struct Memory;
 ///
-/// impl<T: PagemapOperations> dax::Operations for Memory<T> {
-///     fn gate(&self) -> Option<&Gate> {
-///         Some(self.0.gate())
-///     }
-///
+/// impl<P: PagemapOperations> dax::Operations<P> for Memory {
 ///     fn direct_access<'g>(
 ///         &'g self,
-///         locked: ReadLocked<'g>,
-///         pgoff: usize,
+///         _pages: &'g PagemapInner<P>,
+///         extent: Extent<'g>,
 ///         _nr_pages: usize,
 ///         _mode: AccessMode,
 ///     ) -> Result<Extent<'g>> {
-///         self.0.extent(locked, pgoff).ok_or(ENXIO)
+///         Ok(extent)
 ///     }
 ///
 ///     fn zero_page_range(
 ///         &self,
 ///         _locked: ReadLocked<'_>,
-///         pgoff: usize,
-///         nr_pages: usize,
+///         _pgoff: usize,
+///         _nr_pages: usize,
 ///     ) -> Result {
-///         let offset = pgoff.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
-///         let len = nr_pages.checked_mul(PAGE_SIZE).ok_or(ERANGE)?;
-///
-///         self.0.slice().get(offset, len).ok_or(ERANGE)?.zero();
-///         Ok(())
+///         Err(EIO)
 ///     }
 ///
 ///     fn recovery_write(
@@ -297,36 +232,34 @@ impl Gate {
 ///     }
 /// }
 ///
-/// fn register<T: PagemapOperations>(
-///     memory: Arc<Memory<T>>,
-/// ) -> Result<dax::Registration<Memory<T>>> {
+/// // The device keeps the pgmap. If the pgmap is dropped first, it is leaked, with a warning.
+/// fn register<P: PagemapOperations>(
+///     memory: Arc<Memory>,
+///     pages: &Pagemap<P>,
+/// ) -> Result<dax::Registration<Memory, P>> {
 ///     let properties = Properties {
 ///         synchronous: true,
 ///         write_cache: true,
 ///     };
 ///
-///     dax::Registration::new(memory, properties)
+///     dax::Registration::new(memory, pages.reference(), properties)
 /// }
 /// ```
-pub trait Operations: Send + Sync + 'static {
-    /// Returns the gate of the memory, if it has pages.
-    fn gate(&self) -> Option<&Gate>;
-
-    /// Translates `nr_pages` pages from `pgoff` on.
+pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
+    /// Translates `nr_pages` pages. `extent` has all pages of `pages` from the first of these on.
     ///
-    /// Returns the pages from `pgoff` on that may be accessed: fewer than `nr_pages`, but at least
-    /// one, if that is where the good memory ends; it may be more.
+    /// Returns the pages from the first on that may be accessed: fewer than `nr_pages`, but at
+    /// least one, if that is where the good memory ends; it may be more.
     ///
     /// # Errors
     ///
-    /// - [`EHWPOISON`] if there is bad memory among them and `mode` is [`AccessMode::Normal`].
-    /// - [`ENXIO`] if the device has no such page.
+    /// [`EHWPOISON`] if there is bad memory among them and `mode` is [`AccessMode::Normal`].
     ///
     /// [`EHWPOISON`]: kernel::error::Error
     fn direct_access<'g>(
         &'g self,
-        locked: ReadLocked<'g>,
-        pgoff: usize,
+        pages: &'g PagemapInner<P>,
+        extent: Extent<'g>,
         nr_pages: usize,
         mode: AccessMode,
     ) -> Result<Extent<'g>>;
@@ -364,8 +297,8 @@ pub struct Properties {
 #[pin_data(PinnedDrop)]
 pub struct Handle {
     dev: NonNull<bindings::dax_device>,
-    /// Whether there is no holder any more. Held while he is told of a failure: the DAX core does not keep him
-    /// from being released meanwhile.
+    /// Set once the holder has been released. The lock is held across `notify_failure()`, because
+    /// the DAX core does not serialise that against `fs_put_dax()`.
     #[pin]
     is_released: Mutex<bool>,
 }
@@ -419,56 +352,82 @@ impl PinnedDrop for Handle {
 
 /// A DAX device that is alive.
 ///
-/// Dropping it kills the device: nobody finds it any more, no translation begins afterwards, and those
-/// under way have finished. That waits for all `dax_read_lock` sections of the system, so none of the locks that
-/// are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may be held.
+/// Dropping it kills the device: it is not found any more, no translation begins afterwards, and
+/// those under way have finished. That waits for all `dax_read_lock` sections of the system, so
+/// none of the locks that are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may
+/// be held.
+///
+/// If the disk through which it was found has been removed, the device is taken from its holder
+/// before that. File systems have been shut down by the removal, or are being unmounted, and the
+/// failure handler of xfs, which `kill_dax` calls, must not run then (`docs/kernel-bugs.md`).
 ///
 /// # Invariants
 ///
-/// The device of `handle` was made by `alloc_dax` with `data` as its private data, and is alive.
-pub struct Registration<T: Operations> {
-    /// Goes before the device dies: who finds the device under `dax_read_lock` relies on
-    /// `kill_dax` waiting for him.
+/// The device of `handle` was made by `alloc_dax` with `private`, a box in its raw form, as its
+/// private data, and is alive.
+pub struct Registration<T: Operations<P>, P: PagemapOperations> {
+    /// Goes before the device dies: what finds the device under `dax_read_lock` relies on
+    /// `kill_dax` waiting for the lock.
     host: Option<Host>,
     handle: Arc<Handle>,
-    data: *mut c_void,
-    _data: PhantomData<Arc<T>>,
+    private: NonNull<Private<T, P>>,
+    // Goes last.
+    _registered: Registered,
+}
+
+/// The private data of a DAX device.
+struct Private<T, P: PagemapOperations> {
+    pages: Option<PagemapRef<P>>,
+    data: Arc<T>,
 }
 
 // SAFETY: A device may be killed by any thread, and `T` is `Send` and `Sync`.
-unsafe impl<T: Operations> Send for Registration<T> {}
+unsafe impl<T: Operations<P>, P: PagemapOperations> Send for Registration<T, P> {}
 
 // SAFETY: Through a shared reference only the handle is accessible, which is `Sync`.
-unsafe impl<T: Operations> Sync for Registration<T> {}
+unsafe impl<T: Operations<P>, P: PagemapOperations> Sync for Registration<T, P> {}
 
-impl<T: Operations> Registration<T> {
+impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
     const OPS: bindings::dax_operations = bindings::dax_operations {
         direct_access: Some(Self::direct_access_callback),
         zero_page_range: Some(Self::zero_page_range_callback),
         recovery_write: Some(Self::recovery_write_callback),
     };
 
-    /// Makes a device. Nobody can find it until it has a host. May sleep.
+    /// Those of a device without pages.
+    const NO_OPS: bindings::dax_operations = bindings::dax_operations {
+        direct_access: Some(refuse_direct_access),
+        zero_page_range: Some(refuse_zero_page_range),
+        recovery_write: None,
+    };
+
+    /// Makes a device for the memory of `pages`. It is not found until it has a host. Without
+    /// pages, it translates nothing. May sleep.
     ///
     /// # Errors
     ///
     /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
-    pub fn new(data: Arc<T>, properties: Properties) -> Result<Self> {
+    pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
+        let registered = Registered::new()?;
         // First of all, since a device that is alive cannot be put.
         let slot = UniqueArc::new_uninit(GFP_KERNEL)?;
-        let data = data.into_foreign();
-        let ops: &'static bindings::dax_operations = &Self::OPS;
+        let ops: &'static bindings::dax_operations = if pages.is_some() {
+            &Self::OPS
+        } else {
+            &Self::NO_OPS
+        };
+        let private = KBox::into_raw(KBox::new(Private { pages, data }, GFP_KERNEL)?);
 
         // SAFETY: The operations match the type of the private data, which lives until after the
         // device is dead.
-        let dev = from_err_ptr(unsafe { bindings::alloc_dax(data, ops) })
+        let dev = from_err_ptr(unsafe { bindings::alloc_dax(private.cast(), ops) })
             .and_then(|dev| NonNull::new(dev).ok_or(ENOMEM))
             .inspect_err(|_| {
-                // SAFETY: The pointer comes from `into_foreign`, and no device refers to it.
-                drop(unsafe { Arc::<T>::from_foreign(data) });
+                // SAFETY: The pointer comes from `into_raw`, and no device refers to it.
+                drop(unsafe { KBox::from_raw(private) });
             })?;
 
-        // SAFETY: The device is valid and known to nobody else.
+        // SAFETY: The device is valid and known to nothing else.
         unsafe {
             // Writes of the DAX core go past the CPU caches, its reads survive machine checks.
             bindings::set_dax_nocache(dev.as_ptr());
@@ -479,8 +438,8 @@ impl<T: Operations> Registration<T> {
             bindings::dax_write_cache(dev.as_ptr(), properties.write_cache);
         }
 
-        // INVARIANT: One reference came with the device. It is dead before the last `Arc` goes, since the
-        // registration has one until it has killed it.
+        // INVARIANT: One reference came with the device. It is dead before the last `Arc` goes,
+        // since the registration has one until it has killed it.
         let handle = slot.pin_init_with(pin_init!(Handle {
             dev,
             is_released <- new_mutex!(false, "pmem_rs::dax_holder"),
@@ -490,22 +449,34 @@ impl<T: Operations> Registration<T> {
             Err(never) => match never {},
         };
 
-        // INVARIANT: The device was made with `data`.
+        // INVARIANT: The device was made with `private`.
         Ok(Self {
             host: None,
             handle,
-            data,
-            _data: PhantomData,
+            // SAFETY: The pointer of a box is not null.
+            private: unsafe { NonNull::new_unchecked(private) },
+            _registered: registered,
         })
     }
 
     /// Lets file systems find the device through a disk that is not added yet. May sleep.
     ///
-    /// For them to look for it, the queue of the disk must have [`Features::DAX`] too. A device has
-    /// one host; another one takes the place of the first.
+    /// For them to look for it, the queue of the disk must have [`Features::DAX`] too.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the device, another one of the same memory, or the disk has been a host before.
     ///
     /// [`Features::DAX`]: super::gendisk::Features::DAX
     pub fn set_host<D: gendisk::Operations>(&mut self, disk: &GenDisk<D>) -> Result {
+        if self.host.is_some() {
+            return Err(EBUSY);
+        }
+        // First: what is found through the disk is looked for through it when the memory goes.
+        // SAFETY: By the type invariant the box is there; it is only read.
+        if let Some(pages) = unsafe { &(*self.private.as_ptr()).pages } {
+            pages.set_host(disk.state())?;
+        }
         let device = disk.device();
 
         // SAFETY: Both are valid. The entry is removed before either reference is put.
@@ -515,27 +486,26 @@ impl<T: Operations> Registration<T> {
         self.host = Some(Host {
             // SAFETY: The pointer of a disk is never null.
             disk: unsafe { NonNull::new_unchecked(disk.as_raw()) },
+            state: disk.state(),
             _device: device,
         });
         Ok(())
     }
 
-    /// Takes the device from its holder, so that he is not told when it dies; and nobody finds it any more.
-    /// May sleep, and waits for a holder who is being told of a failure.
+    /// Takes the device from its holder, so that the holder is not told when it dies. May sleep,
+    /// and waits for a holder that is being told of a failure.
     ///
-    /// For a device whose disk was removed: file systems on it have been shut down by that, unless they are being
-    /// unmounted. What `kill_dax` has to say finds those in pieces (`docs/kernel-bugs.md`).
-    pub fn release_holder(&mut self) {
-        self.host = None;
-
+    /// The device must not be found any more.
+    fn release_holder(&self) {
         let dev = self.handle.dev.as_ptr();
         let mut is_released = self.handle.is_released.lock();
         *is_released = true;
-        // SAFETY: By the type invariant the device is valid. `fs_put_dax` takes the holder away if it is still
-        // the same, so it does not matter if he lets go of it himself now or later. (If another one came in
-        // between, who would have to have found the device before `host` went, it warns.) It puts a reference,
-        // which is not the holder's but the one that is taken here. He is not told of a failure meanwhile, nor
-        // later, by the lock.
+        // SAFETY: By the type invariant the device is valid. `fs_put_dax` clears the operations of the
+        // holder, and the holder if it is still the one that was read. The holder itself may let go of
+        // the device now or later. It puts a reference, which is not the holder's but the one that is
+        // taken here. The holder is not told of a failure meanwhile, nor later, by the lock. A thread
+        // that found the device before it lost its host may still become its holder after this: then
+        // `kill_dax` tells it, or `fs_put_dax` warns.
         unsafe {
             let holder = bindings::dax_holder(dev);
             if !holder.is_null() && !bindings::igrab(bindings::dax_inode(dev)).is_null() {
@@ -549,29 +519,32 @@ impl<T: Operations> Registration<T> {
         self.handle.clone()
     }
 
-    /// Returns the private data of a device, unless it is dying.
+    /// Returns the memory and the data of a device, unless it is dying.
     ///
     /// # Safety
     ///
-    /// `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be held for `'g`, since
-    /// before the DAX core saw the device alive.
-    unsafe fn data<'g>(
+    /// `dev` must be a device of a `Registration<T, P>` that was made with pages, and `dax_read_lock`
+    /// be held for `'g`, since before the DAX core saw the device alive.
+    #[inline]
+    unsafe fn private<'g>(
         dev: *mut bindings::dax_device,
         _locked: ReadLocked<'g>,
-    ) -> Option<ArcBorrow<'g, T>> {
+    ) -> Option<(&'g PagemapInner<P>, &'g T)> {
         // SAFETY: By the safety requirements the device is valid.
-        let data = NonNull::new(unsafe { bindings::dax_get_private(dev) })?;
+        let private = unsafe { bindings::dax_get_private(dev) };
 
-        // SAFETY: The private data is an `Arc<T>` in its foreign form. `Registration::drop` lets go
-        // of it only after `kill_dax`, which waits for the lock that is held for `'g`.
-        Some(unsafe { Arc::<T>::borrow(data.as_ptr()) })
+        // SAFETY: If it is not null, the private data is a box in its raw form. `Registration::drop`
+        // drops it only after `kill_dax`, which waits for the lock that is held for `'g`.
+        let Private { pages, data } = unsafe { private.cast::<Private<T, P>>().as_ref() }?;
+        // SAFETY: By the safety requirements there are pages.
+        let pages = unsafe { pages.as_ref().unwrap_unchecked() };
+        Some((pages, data))
     }
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
-    /// held since `dev` was seen alive; `kaddr` and `pfn` must be null or
-    /// valid for writing.
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with
+    /// pages, and `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid for writing.
     unsafe extern "C" fn direct_access_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -583,24 +556,27 @@ impl<T: Operations> Registration<T> {
         // INVARIANT: By the safety requirements. `dax_direct_access` asserts it, in `dax_alive`.
         let locked = ReadLocked(PhantomData);
         // SAFETY: By the safety requirements.
-        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+        let Some((pages, data)) = (unsafe { Self::private(dev, locked) }) else {
             return ENXIO.to_errno() as c_long;
         };
         let mode = match mode {
             bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
             _ => AccessMode::Normal,
         };
+        let Some(extent) = Extent::new(locked, &pages.pages, pgoff) else {
+            return ENXIO.to_errno() as c_long;
+        };
         // `dax_direct_access` refuses a negative number.
         let nr_pages = nr_pages as usize;
 
-        let extent = match data.direct_access(locked, pgoff, nr_pages, mode) {
+        let extent = match data.direct_access(pages, extent, nr_pages, mode) {
             Ok(extent) => extent,
             Err(err) => return err.to_errno() as c_long,
         };
-        // SAFETY: By the safety requirements. What becomes of the results after the lock is released
-        // is what revocation is for (`docs/lifetimes.md`).
+        // SAFETY: By the safety requirements. What becomes of the results after the lock is
+        // released is what revocation is for (`docs/lifetimes.md`).
         unsafe {
-            // Only those ask for a page frame who are going to map it, or to keep it.
+            // A caller that asks for a page frame number is going to map it, or to keep it.
             if pfn.is_null() {
                 if !extent.pages.gate.admits_access() {
                     return ENXIO.to_errno() as c_long;
@@ -622,8 +598,8 @@ impl<T: Operations> Registration<T> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
-    /// held since `dev` was seen alive.
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with
+    /// pages, and `dax_read_lock` be held since `dev` was seen alive.
     unsafe extern "C" fn zero_page_range_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -632,11 +608,10 @@ impl<T: Operations> Registration<T> {
         // INVARIANT: By the safety requirements; the caller is `dax_zero_page_range`.
         let locked = ReadLocked(PhantomData);
         // SAFETY: By the safety requirements.
-        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+        let Some((pages, data)) = (unsafe { Self::private(dev, locked) }) else {
             return ENXIO.to_errno();
         };
-
-        if !data.gate().is_some_and(Gate::admits_access) {
+        if !pages.pages.gate.admits_access() {
             return ENXIO.to_errno();
         }
 
@@ -648,9 +623,9 @@ impl<T: Operations> Registration<T> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T>`, and `dax_read_lock` be
-    /// held since `dev` was seen alive; `iter` must be a valid source, for
-    /// the use of this call alone.
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with
+    /// pages, and `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the use of this call
+    /// alone.
     unsafe extern "C" fn recovery_write_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -662,29 +637,60 @@ impl<T: Operations> Registration<T> {
         // `dax_recovery_write`; it holds the lock since it translated `addr`.
         let locked = ReadLocked(PhantomData);
         // SAFETY: By the safety requirements.
-        let Some(data) = (unsafe { Self::data(dev, locked) }) else {
+        let Some((_, data)) = (unsafe { Self::private(dev, locked) }) else {
             return 0;
         };
         // SAFETY: By the safety requirements.
         let mut source = unsafe { IterSource::from_raw(iter) };
 
-        // Of the address only the offset in the page is news: the page is `pgoff`.
+        // The page is `pgoff`. The address adds the offset in it.
         let offset = addr.addr() & !PAGE_MASK;
         data.recovery_write(locked, pgoff, offset, len, &mut source)
     }
 }
 
-impl<T: Operations> Drop for Registration<T> {
+impl<T: Operations<P>, P: PagemapOperations> Drop for Registration<T, P> {
     fn drop(&mut self) {
-        self.host = None;
+        if let Some(host) = self.host.take() {
+            let is_removed = host.state.is_removed();
+            drop(host);
+            if is_removed {
+                self.release_holder();
+            }
+        }
 
         // SAFETY: By the type invariant the device is alive, and ours to kill.
         unsafe { bindings::kill_dax(self.handle.dev.as_ptr()) };
 
-        // SAFETY: By the type invariant the pointer comes from `into_foreign`. The device is dead
-        // and nobody is inside of its operations, so nobody uses the data any more.
-        drop(unsafe { Arc::<T>::from_foreign(self.data) });
+        // SAFETY: By the type invariant the pointer comes from `into_raw`. The device is dead and
+        // no thread is inside of its operations, so the data is not used any more.
+        drop(unsafe { KBox::from_raw(self.private.as_ptr()) });
     }
+}
+
+/// # Safety
+///
+/// For the DAX core only, which may call it for any device.
+unsafe extern "C" fn refuse_direct_access(
+    _dev: *mut bindings::dax_device,
+    _pgoff: c_ulong,
+    _nr_pages: c_long,
+    _mode: bindings::dax_access_mode,
+    _kaddr: *mut *mut c_void,
+    _pfn: *mut c_ulong,
+) -> c_long {
+    ENXIO.to_errno() as c_long
+}
+
+/// # Safety
+///
+/// For the DAX core only, which may call it for any device.
+unsafe extern "C" fn refuse_zero_page_range(
+    _dev: *mut bindings::dax_device,
+    _pgoff: c_ulong,
+    _nr_pages: usize,
+) -> c_int {
+    ENXIO.to_errno()
 }
 
 /// The connection of a disk to a DAX device, by which file systems find the device.
@@ -694,6 +700,7 @@ impl<T: Operations> Drop for Registration<T> {
 /// `dax_add_host` was called for `disk`, whose reference `_device` is ours.
 struct Host {
     disk: NonNull<bindings::gendisk>,
+    state: Arc<DiskState>,
     _device: ARef<device::Device>,
 }
 
@@ -707,9 +714,15 @@ impl Drop for Host {
 #[kunit_tests(pmem_rs_dax)]
 mod tests {
     use super::*;
-    use crate::abstractions::memremap::Exposure;
+    use crate::abstractions::fs_dax::testing::{
+        pages,
+        Silent,
+        TestPagemap,
+        LEN, //
+    };
     use core::ptr::null_mut;
     use kernel::{
+        page::PAGE_SIZE,
         sync::{
             atomic::{
                 Atomic,
@@ -729,27 +742,23 @@ mod tests {
         write_cache: false,
     };
 
-    /// Eight pages of ordinary memory, from which nothing is read, and the page frame number 1234.
-    struct Memory(Pages, #[expect(dead_code)] KVec<u8>);
+    /// How many pages there are.
+    const PAGES: usize = LEN as usize / PAGE_SIZE;
 
-    const PAGE_SIZE: usize = kernel::page::PAGE_SIZE;
+    struct Memory;
 
-    impl Operations for Memory {
-        fn gate(&self) -> Option<&Gate> {
-            Some(&self.0.gate)
-        }
-
+    impl Operations<Silent> for Memory {
         fn direct_access<'g>(
             &'g self,
-            locked: ReadLocked<'g>,
-            pgoff: usize,
+            _pages: &'g PagemapInner<Silent>,
+            extent: Extent<'g>,
             _nr_pages: usize,
             mode: AccessMode,
         ) -> Result<Extent<'g>> {
             if mode == AccessMode::RecoveryWrite {
                 return Err(EHWPOISON);
             }
-            Extent::new(locked, &self.0, pgoff).ok_or(ENXIO)
+            Ok(extent)
         }
 
         fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
@@ -772,17 +781,43 @@ mod tests {
         }
     }
 
-    fn memory() -> Result<Arc<Memory>> {
-        let mut bytes = KVec::from_elem(0, 8 * PAGE_SIZE, GFP_KERNEL)?;
-        let addr = NonNull::new(bytes.as_mut_ptr()).ok_or(EINVAL)?;
-        // SAFETY: The vector, which stays as long, has the bytes. Nobody uses the number.
-        let pages = unsafe { Pages::new(addr, 1234, 8, Exposure::new(&(1234..1242))?) };
+    type Device = Registration<Memory, Silent>;
 
-        Ok(Arc::new(Memory(pages, bytes), GFP_KERNEL)?)
+    /// A device, and its memory. What was exposed has to be revoked.
+    struct Lab {
+        device: Device,
+        memory: TestPagemap<Silent>,
     }
 
-    fn device() -> Result<Registration<Memory>> {
-        Registration::new(memory()?, PROPERTIES)
+    impl Lab {
+        fn new() -> Result<Self> {
+            let memory = pages()?;
+            let device = Registration::new(
+                Arc::new(Memory, GFP_KERNEL)?,
+                memory.pages.reference(),
+                PROPERTIES,
+            )?;
+
+            Ok(Self { device, memory })
+        }
+
+        /// The first page frame number.
+        fn first(&self) -> usize {
+            self.memory.frames().start as usize
+        }
+
+        /// Takes the memory away, which has no users.
+        fn end(self) -> Result {
+            let Self { device, memory } = self;
+
+            drop(device);
+            let (mut revoked, _) = memory.pages.close().revoke();
+            while let Some(user) = revoked.first_user() {
+                revoked.wait_for(user, 1000);
+                revoked.revoke();
+            }
+            revoked.unmap().map_err(|_| EBUSY)
+        }
     }
 
     /// `dax_direct_access()` under `dax_read_lock()`, as a file system calls it.
@@ -808,31 +843,31 @@ mod tests {
 
     #[test]
     fn a_translation_is_what_the_driver_says() -> Result {
-        let device = device()?;
-        let handle = device.handle();
+        let lab = Lab::new()?;
+        let (handle, first) = (lab.device.handle(), lab.first());
         let normal = bindings::dax_access_mode_DAX_ACCESS;
 
-        assert!(access(&handle, 0, normal) == (4, 1234));
-        assert!(access(&handle, 6, normal) == (2, 1240));
-        assert_eq!(access(&handle, 9, normal).0, ENXIO.to_errno() as c_long);
+        // The DAX core does not return more than was asked for.
+        assert!(access(&handle, 0, normal) == (4, first));
+        assert!(access(&handle, PAGES - 2, normal) == (2, first + PAGES - 2));
+        assert_eq!(access(&handle, PAGES, normal).0, ENXIO.to_errno() as c_long);
         let recovery = bindings::dax_access_mode_DAX_RECOVERY_WRITE;
         assert_eq!(
             access(&handle, 0, recovery).0,
             EHWPOISON.to_errno() as c_long
         );
-        Ok(())
+        lab.end()
     }
 
     #[test]
     fn a_gate_that_closes_refuses_frames_first() -> Result {
-        let data = memory()?;
-        let device = Registration::new(data.clone(), PROPERTIES)?;
+        let lab = Lab::new()?;
         let normal = bindings::dax_access_mode_DAX_ACCESS;
         let enxio = ENXIO.to_errno() as c_long;
-        let handle = device.handle();
+        let handle = lab.device.handle();
         let address = || {
             let mut address = null_mut();
-            // SAFETY: As in `access`.
+            // SAFETY: The device is valid, and the lock is held.
             unsafe {
                 let id = bindings::dax_read_lock();
                 let pages = bindings::dax_direct_access(
@@ -850,34 +885,49 @@ mod tests {
 
         assert_eq!(access(&handle, 0, normal).0, 4);
         assert_eq!(address(), 1);
-        data.0.gate.close_to_mappings();
+        lab.memory.refuse_mappings();
         assert_eq!(access(&handle, 0, normal).0, enxio);
         assert_eq!(address(), 1);
-        data.0.gate.close();
+        lab.memory.close_gate();
         assert_eq!(access(&handle, 0, normal).0, enxio);
         assert_eq!(address(), enxio);
+        // It stays closed.
+        lab.memory.refuse_mappings();
+        assert_eq!(address(), enxio);
+        lab.end()
+    }
+
+    #[test]
+    fn a_device_without_pages_translates_nothing() -> Result {
+        let device: Device = Registration::new(Arc::new(Memory, GFP_KERNEL)?, None, PROPERTIES)?;
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+
+        assert_eq!(
+            access(&device.handle(), 0, normal).0,
+            ENXIO.to_errno() as c_long
+        );
         Ok(())
     }
 
     #[test]
     fn a_dead_device_translates_nothing() -> Result {
-        let device = device()?;
+        let Lab { device, memory } = Lab::new()?;
         let handle = device.handle();
 
         drop(device);
         let normal = bindings::dax_access_mode_DAX_ACCESS;
         assert_eq!(access(&handle, 0, normal).0, ENXIO.to_errno() as c_long);
         assert!(handle.notify_failure(0, 1, 0) == Err(ENXIO));
+        drop(memory);
         Ok(())
     }
 
     // What the DAX core calls after it has seen the device alive may see it die meanwhile.
     #[test]
     fn a_dying_device_is_told_from_a_live_one() -> Result {
-        let device = device()?;
+        let Lab { device, memory } = Lab::new()?;
         let handle = device.handle();
         let dev = handle.dev.as_ptr();
-        type Device = Registration<Memory>;
         // SAFETY: The lock is held, as far as a device without users can tell.
         let zero = |pgoff| unsafe { Device::zero_page_range_callback(dev, pgoff, 1) };
 
@@ -889,19 +939,20 @@ mod tests {
         let written =
             unsafe { Device::recovery_write_callback(dev, 1, null_mut(), PAGE_SIZE, null_mut()) };
         assert_eq!(written, 0);
+        drop(memory);
         Ok(())
     }
 
     #[test]
     fn a_recovery_is_told_page_and_offset() -> Result {
-        let device = device()?;
+        let lab = Lab::new()?;
         let addr = core::ptr::without_provenance_mut::<c_void>(5 * PAGE_SIZE + 7);
 
         // SAFETY: The lock is held, as far as a device without users can tell; the iterator is not
         // used.
         let sum = unsafe {
-            Registration::<Memory>::recovery_write_callback(
-                device.handle.dev.as_ptr(),
+            Device::recovery_write_callback(
+                lab.device.handle.dev.as_ptr(),
                 100,
                 addr,
                 4000,
@@ -914,8 +965,8 @@ mod tests {
 
     #[test]
     fn the_write_cache_can_be_switched() -> Result {
-        let device = device()?;
-        let handle = device.handle();
+        let lab = Lab::new()?;
+        let handle = lab.device.handle();
 
         assert!(!handle.write_cache());
         handle.set_write_cache(true);
@@ -932,7 +983,7 @@ mod tests {
 
     #[test]
     fn death_waits_for_those_who_translate() -> Result {
-        let device = device()?;
+        let Lab { device, memory } = Lab::new()?;
         let reader = Arc::pin_init(
             pin_init!(Reader {
                 entered <- Completion::new(),
@@ -955,6 +1006,7 @@ mod tests {
         reader.entered.wait_for_completion();
         drop(device);
         assert!(reader.left.load(Relaxed));
+        drop(memory);
         Ok(())
     }
 }

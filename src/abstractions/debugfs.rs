@@ -9,7 +9,10 @@
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
-use super::bindings;
+use super::{
+    bindings,
+    module::Registered, //
+};
 use core::ptr::null_mut;
 use kernel::{
     ffi::{
@@ -49,15 +52,20 @@ impl Drop for Entry {
 }
 
 /// A directory in the root of debugfs.
-pub struct Dir(Entry);
+pub struct Dir {
+    entry: Entry,
+    // Of the directory, and of the files in it: each has a reference to it.
+    _registered: Registered,
+}
 
 impl Dir {
     /// Makes a directory of this name. May sleep.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`].
+    /// [`ENOMEM`], or [`ENODEV`] while the module has no registrations ([`Registered::new`]).
     pub fn new(name: &CStr) -> Result<Arc<Self>> {
+        let registered = Registered::new()?;
         #[cfg(CONFIG_DEBUG_FS)]
         // SAFETY: The name is a string; null stands for the root.
         let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), null_mut()) };
@@ -68,7 +76,11 @@ impl Dir {
         };
 
         // INVARIANT: The directory was just made, if it could be.
-        Ok(Arc::new(Self(Entry(dentry)), GFP_KERNEL)?)
+        let dir = Self {
+            entry: Entry(dentry),
+            _registered: registered,
+        };
+        Ok(Arc::new(dir, GFP_KERNEL)?)
     }
 }
 
@@ -97,7 +109,7 @@ pub trait Contents: 'static {
 ///
 /// impl Contents for Answer {
 ///     type Data = u32;
-///     type OwnerModule = pmem_rs::PmemModule;
+///     type OwnerModule = pmem_rs::Module;
 ///
 ///     fn show(data: &u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 ///         f.write_fmt(fmt!("{data}\n"))
@@ -138,7 +150,7 @@ impl<C: Contents> File<C> {
             bindings::debugfs_create_file_full(
                 name.as_char_ptr(),
                 0o400,
-                dir.0 .0,
+                dir.entry.0,
                 Arc::as_ptr(&data).cast_mut().cast(),
                 core::ptr::null(),
                 &Self::OPS,

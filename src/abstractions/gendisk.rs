@@ -11,13 +11,11 @@ use super::{
     badblocks::Badblocks,
     bindings,
     bio::Bio,
-    completion::Completion,
     kernfs::Dirent,
-    list::Stack,
-    memremap::Node, //
+    memremap::Node,
+    module::Registered, //
 };
 use core::{
-    cell::Cell,
     marker::PhantomData,
     ptr::{
         addr_of,
@@ -31,6 +29,7 @@ use kernel::{
         self,
         Bound, //
     },
+    devres,
     error::{
         from_err_ptr,
         to_result, //
@@ -44,9 +43,14 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
+    time::Msecs,
     types::ForeignOwnable,
     ModuleMetadata, //
 };
+
+mod state;
+
+pub(super) use state::DiskState;
 
 /// What a queue can do (`BLK_FEAT_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,11 +89,11 @@ pub struct Limits {
 /// The name of a disk, as in `/dev`.
 pub struct DiskName(pub(super) [c_char; bindings::DISK_NAME_LEN as usize]);
 
-/// An attribute in sysfs that shows `0` or `1`, and takes whatever means no or yes (`kstrtobool()`).
+/// An attribute in sysfs that shows `0` or `1`, and takes what means no or yes to `kstrtobool()`.
 pub struct BoolAttribute<T> {
     /// The directory in that of the disk.
     pub directory: &'static CStr,
-    /// The name of the file, which everybody may read and root may write.
+    /// The name of the file, which all may read and root may write.
     pub name: &'static CStr,
     /// Returns the value.
     pub show: fn(&T) -> bool,
@@ -118,7 +122,6 @@ pub struct BoolAttribute<T> {
 ///         Operation,
 ///         Status, //
 ///     },
-///     completion::Completion,
 ///     gendisk::{
 ///         self,
 ///         DiskName,
@@ -133,7 +136,7 @@ pub struct BoolAttribute<T> {
 /// struct Abyss;
 ///
 /// impl gendisk::Operations for Abyss {
-///     type OwnerModule = pmem_rs::PmemModule;
+///     type OwnerModule = pmem_rs::Module;
 ///
 ///     fn submit_bio(&self, bio: Bio) {
 ///         let status = match bio.operation() {
@@ -156,8 +159,7 @@ pub struct BoolAttribute<T> {
 ///         features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
 ///     };
 ///     let data = Arc::new(Abyss, GFP_KERNEL)?;
-///     let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
-///     let disk = GenDisk::new(name, limits, 2048, node, data, closed)?;
+///     let disk = GenDisk::new(name, limits, 2048, node, data)?;
 ///
 ///     // From here on it can be opened, until what is returned is dropped.
 ///     disk.register(parent)
@@ -183,26 +185,20 @@ pub trait Operations: Send + Sync + Sized + 'static {
     }
 }
 
-/// What a disk is watched with: who has it open may close it long after the driver is done with it.
-struct Watch {
-    /// Completed whenever somebody closes the disk or a partition of it.
-    closed: Arc<Completion>,
-    /// Nobody else refers to the watch: whoever closes the disk last frees it. Protected by the open
-    /// mutex of the disk.
-    orphaned: Cell<bool>,
-}
-
-/// A disk that has not been added yet, so that nobody can open it.
+/// A disk that has not been added yet, so that it cannot be opened.
 ///
 /// # Invariants
 ///
 /// `disk` is a valid `struct gendisk` that is ours, its operations are those of `T`, and its
-/// private data is an `Arc<T>` in its foreign form, which is ours too. The data of its queue is a
-/// [`Watch`], which stays until nobody has the disk open any more.
+/// private data is an `Arc<T>` in its foreign form, which is ours too. The data of its queue is an
+/// `Arc<DiskState>` in its raw form, which is put when the disk is open no more.
 pub struct GenDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
+    state: Arc<DiskState>,
     data: *mut c_void,
     _data: PhantomData<Arc<T>>,
+    // Goes last.
+    _registered: Registered,
 }
 
 // SAFETY: A disk may be removed by any thread, and `T` is `Send` and `Sync`.
@@ -221,8 +217,6 @@ impl<T: Operations> GenDisk<T> {
 
     /// Makes a disk of `sectors` sectors of 512 bytes. May sleep.
     ///
-    /// `closed` is completed whenever somebody closes it, even after it was removed.
-    ///
     /// # Errors
     ///
     /// [`EINVAL`] if the block layer does not accept the limits.
@@ -232,19 +226,12 @@ impl<T: Operations> GenDisk<T> {
         sectors: u64,
         node: Node,
         data: Arc<T>,
-        closed: Arc<Completion>,
     ) -> Result<Self> {
-        let watch = KBox::new(
-            Watch {
-                closed,
-                orphaned: Cell::new(false),
-            },
-            GFP_KERNEL,
-        )?;
+        let registered = Registered::new()?;
         let mut lim = bindings::queue_limits {
             logical_block_size: limits.logical_block_size,
             physical_block_size: limits.physical_block_size,
-            // Memory does not care how much of it is copied at once.
+            // Memory can be copied in pieces of any size.
             max_hw_sectors: u32::MAX,
             features: limits.features.0,
             ..Default::default()
@@ -255,17 +242,22 @@ impl<T: Operations> GenDisk<T> {
             bindings::__blk_alloc_disk(&mut lim, node.0, kernel::static_lock_class!().as_ptr())
         })?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;
+        // SAFETY: The disk is valid. What cannot be watched is put again.
+        let state = unsafe { DiskState::new(disk) }.inspect_err(|_| {
+            // SAFETY: The disk was just made, and is known to nothing else.
+            unsafe { bindings::put_disk(disk.as_ptr()) };
+        })?;
 
         let bad = data.badblocks().map(Badblocks::as_raw);
         let data = data.into_foreign();
 
         let ops: &'static bindings::block_device_operations = &Self::OPS;
-        // SAFETY: The disk is valid and known to nobody else. The list of bad blocks belongs to the
-        // data, which outlives the disk's presence in sysfs.
+        // SAFETY: The disk is valid and known to nothing else. The list of bad blocks belongs to
+        // the data, which outlives the disk's presence in sysfs.
         unsafe {
             let raw = disk.as_ptr();
             (*raw).fops = ops;
-            (*(*raw).queue).queuedata = KBox::into_raw(watch).cast();
+            (*(*raw).queue).queuedata = Arc::into_raw(state.clone()).cast_mut().cast();
             (*raw).private_data = data;
             (*raw).disk_name = name.0;
             if let Some(bad) = bad {
@@ -278,9 +270,16 @@ impl<T: Operations> GenDisk<T> {
         // INVARIANT: As just set.
         Ok(Self {
             disk,
+            state,
             data,
             _data: PhantomData,
+            _registered: registered,
         })
+    }
+
+    /// Returns the state of the disk, which stays for as long as anything may have it open.
+    pub(super) fn state(&self) -> Arc<DiskState> {
+        self.state.clone()
     }
 
     /// Returns the C structure.
@@ -295,18 +294,19 @@ impl<T: Operations> GenDisk<T> {
     }
 
     /// Returns a reference to the device of the disk.
-    pub fn device(&self) -> ARef<device::Device> {
+    pub(super) fn device(&self) -> ARef<device::Device> {
         // SAFETY: The device is valid, it is part of the disk, of which we have a reference.
         unsafe { device::Device::get_device(self.device_raw()) }
     }
 
-    /// Adds the disk, so that it appears in `/dev` and sysfs and can be opened. May sleep, and reads
-    /// the partition table, for which requests are submitted.
+    /// Adds the disk, so that it appears in `/dev` and sysfs and can be opened. May sleep, and
+    /// reads the partition table, for which requests are submitted.
     ///
-    /// `parent` becomes the parent in the device tree.
+    /// `parent` becomes the parent in the device tree. The disk is removed when it is unbound, if
+    /// it is still there then.
     pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
-        let parent = core::ptr::from_ref(parent).cast_mut().cast();
+        let raw_parent = core::ptr::from_ref(parent).cast_mut().cast();
         let groups = if T::ATTRIBUTE.is_some() {
             Self::GROUPS.as_ptr().cast_mut()
         } else {
@@ -315,24 +315,30 @@ impl<T: Operations> GenDisk<T> {
 
         // SAFETY: The disk is valid and not added. `parent` is a valid device, of which the disk
         // takes a reference. The groups are in static memory.
-        to_result(unsafe { bindings::device_add_disk(parent, self.as_raw(), groups) })?;
+        to_result(unsafe { bindings::device_add_disk(raw_parent, self.as_raw(), groups) })?;
 
+        // SAFETY: The disk has just been added.
+        unsafe { self.state.set_added() };
         // INVARIANT: The disk has been added.
-        Ok(Registration { disk: self })
+        let registration = Registration { disk: self };
+
+        let state = registration.disk.state();
+        devres::register(parent, RemoveOnUnbind(state), GFP_KERNEL)?;
+        Ok(registration)
     }
 
     /// # Safety
     ///
-    /// For the block layer only: `bio` must have been submitted to a disk with these operations, and
-    /// be handed over.
+    /// For the block layer only: `bio` must have been submitted to a disk with these operations,
+    /// and be handed over.
     unsafe extern "C" fn submit_bio_callback(bio: *mut bindings::bio) {
         let Some(bio) = NonNull::new(bio) else {
             return;
         };
 
-        // SAFETY: By the safety requirements the request is valid, and the disk has these operations,
-        // so its private data is an `Arc<T>`. It lives until `del_gendisk` has waited for all that are
-        // inside of this function.
+        // SAFETY: By the safety requirements the request is valid, and the disk has these
+        // operations, so its private data is an `Arc<T>`. It lives until `del_gendisk` has waited
+        // for all that are inside of this function.
         let data = unsafe { Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data) };
 
         // SAFETY: By the safety requirements.
@@ -446,20 +452,18 @@ const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
 ///
 /// For the block layer only: `disk` must be a [`GenDisk`], with its open mutex held.
 unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
-    // SAFETY: By the safety requirements and the type invariant of `GenDisk`; somebody had the disk
-    // open until now.
-    let watch = unsafe { (*(*disk).queue).queuedata.cast::<Watch>() };
-
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements and the type invariant of `GenDisk`, the disk was open
+    // until now, so the data of the queue is there.
     unsafe {
-        (*watch).closed.complete();
-        if (*watch).orphaned.get() && !is_open(disk) {
-            drop(KBox::from_raw(watch));
+        let state = (*(*disk).queue).queuedata.cast::<DiskState>();
+        (*state).closed.complete();
+        if (*disk).private_data.is_null() && !is_open(disk) {
+            drop(Arc::from_raw(state.cast_const()));
         }
     }
 }
 
-/// Whether anybody has a disk or a partition of it open.
+/// Returns whether a disk or a partition of it is open.
 ///
 /// # Safety
 ///
@@ -474,18 +478,18 @@ impl<T: Operations> Drop for GenDisk<T> {
         let raw = self.disk.as_ptr();
 
         // SAFETY: By the type invariant the disk is ours; it has not been added, or been deleted
-        // again, so nobody can open it and the private data is not used any more. Who still has it
-        // open closes it under the mutex.
+        // again, so it cannot be opened and the private data is not used any more. What still has
+        // it open closes it under the mutex, and finds then that there is no private data.
         unsafe {
             let mutex = addr_of_mut!((*raw).open_mutex);
             bindings::mutex_lock(mutex);
-            let watch = (*(*raw).queue).queuedata.cast::<Watch>();
-            if is_open(raw) {
-                (*watch).orphaned.set(true);
-            } else {
-                drop(KBox::from_raw(watch));
-            }
+            (*raw).private_data = core::ptr::null_mut();
+            let state = (*(*raw).queue).queuedata.cast::<DiskState>();
+            let is_open = is_open(raw);
             bindings::mutex_unlock(mutex);
+            if !is_open {
+                drop(Arc::from_raw(state.cast_const()));
+            }
 
             bindings::put_disk(raw);
             drop(Arc::<T>::from_foreign(self.data));
@@ -493,17 +497,22 @@ impl<T: Operations> Drop for GenDisk<T> {
     }
 }
 
+/// Removes a disk when its parent is unbound.
+struct RemoveOnUnbind(Arc<DiskState>);
+
+impl Drop for RemoveOnUnbind {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
+}
+
 /// A disk that can be opened.
 ///
-/// Dropping it removes the disk: no new request is accepted, file systems on it are told to sync
-/// and shut down, and those who are inside of [`Operations::submit_bio`] are waited for. This sleeps;
-/// see `docs/lifetimes.md` for what it may wait for.
-///
-/// The disk holds a reference to its parent, but is to be removed before the parent leaves sysfs.
+/// Dropping it [removes](Self::remove) the disk. So does the unbinding of the parent.
 ///
 /// # Invariants
 ///
-/// The disk has been added.
+/// The disk has been added. It may have been removed since.
 pub struct Registration<T: Operations> {
     disk: GenDisk<T>,
 }
@@ -514,168 +523,40 @@ impl<T: Operations> Registration<T> {
         &self.disk
     }
 
-    /// Returns an attribute of the disk in sysfs, for notifications.
+    /// Returns an attribute of the disk in sysfs, for notifications; none if the disk was removed.
     pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
-        // SAFETY: By the type invariant the disk has been added, and `self` is borrowed, so it is
-        // not being deleted.
-        unsafe { Dirent::of_device(self.disk.device_raw(), name) }
+        self.disk.state.with_added(|_| {
+            // SAFETY: The disk has been added, and is not being deleted during the call.
+            unsafe { Dirent::of_device(self.disk.device_raw(), name) }
+        })?
     }
 
-    /// Returns who may have claimed the disk. May sleep.
-    pub fn claims(&self) -> Result<Claims> {
-        let disk = self.disk.as_raw();
-        // SAFETY: By the type invariant the disk is valid.
-        let whole = unsafe { BlockDevice::get((*disk).part0) }.ok_or(ENXIO)?;
-        let mut partitions = Stack::new();
-        let mut index: c_ulong = 0;
+    /// Removes the disk: no new request is accepted, file systems on it are told to sync and shut
+    /// down, and threads inside of [`Operations::submit_bio`] are waited for. This sleeps; see
+    /// `docs/lifetimes.md` for what it may wait for.
+    pub fn remove(self) -> RemovedDisk {
+        let state = self.disk.state();
 
-        loop {
-            // SAFETY: The disk is valid; its table has block devices, which are freed only after an
-            // RCU grace period.
-            let partition = unsafe {
-                bindings::rcu_read_lock();
-                let found = bindings::xa_find_after(
-                    addr_of_mut!((*disk).part_tbl),
-                    &mut index,
-                    c_ulong::MAX,
-                    bindings::XA_PRESENT,
-                );
-                let partition = BlockDevice::get(found.cast());
-                bindings::rcu_read_unlock();
-                if found.is_null() {
-                    break;
-                }
-                partition
-            };
-            if let Some(partition) = partition {
-                partitions.push(partition)?;
-            }
-        }
-
-        Ok(Claims { whole, partitions })
+        drop(self);
+        RemovedDisk(state)
     }
 }
 
 impl<T: Operations> Drop for Registration<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the disk has been added. What remains of it is dropped
-        // after this.
-        unsafe { bindings::del_gendisk(self.disk.as_raw()) };
+        // What remains of it is dropped after this.
+        self.disk.state.remove();
     }
 }
 
-/// A reference to a disk or partition.
-///
-/// # Invariants
-///
-/// One reference of the device is ours.
-struct BlockDevice(NonNull<bindings::block_device>);
+/// A disk that was removed. Programs, file systems and device-mapper may still have it open.
+pub struct RemovedDisk(Arc<DiskState>);
 
-// SAFETY: References may be used and put by any thread.
-unsafe impl Send for BlockDevice {}
-
-impl BlockDevice {
-    /// Takes a reference, unless the last one is just being put.
-    ///
-    /// # Safety
-    ///
-    /// `bdev` must be null, or not be freed during the call.
-    unsafe fn get(bdev: *mut bindings::block_device) -> Option<Self> {
-        let bdev = NonNull::new(bdev)?;
-        // SAFETY: By the safety requirements.
-        let kobj = unsafe {
-            bindings::kobject_get_unless_zero(addr_of_mut!((*bdev.as_ptr()).bd_device.kobj))
-        };
-
-        if kobj.is_null() {
-            return None;
-        }
-        // INVARIANT: The reference was just taken.
-        Some(Self(bdev))
-    }
-
-    /// Returns whether somebody inside of the kernel who cannot be told that the device goes has
-    /// claimed it, and how many claims there are.
-    fn claim(&self) -> (bool, c_int) {
-        let raw = self.0.as_ptr();
-
-        // SAFETY: By the type invariant the device is valid. Holder and operations change together
-        // under the lock; the number is only read.
-        unsafe {
-            let lock = addr_of_mut!((*raw).bd_holder_lock);
-            bindings::mutex_lock(lock);
-            let holder = (*raw).bd_holder;
-            let untold = !holder.is_null()
-                && (*raw).bd_holder_ops.is_null()
-                && !self.is_file(holder.cast_const());
-            let claims = addr_of!((*raw).bd_holders).read_volatile();
-            bindings::mutex_unlock(lock);
-            (untold, claims)
-        }
-    }
-
-    /// Returns whether a holder is a file by which a program has opened the device with `O_EXCL`: then
-    /// it is the `struct file` itself (`blkdev_open()`).
-    ///
-    /// A holder may be anything, down to the address of a string, so it is looked at as something that
-    /// may not be there. Only a file of this device has its mapping in that place.
-    fn is_file(&self, holder: *const c_void) -> bool {
-        let mut mapping: *mut bindings::address_space = core::ptr::null_mut();
-        let field = holder.wrapping_byte_add(core::mem::offset_of!(bindings::file, f_mapping));
-
-        // SAFETY: The function survives whatever the address is; it writes to a local variable. The
-        // device is valid by the type invariant.
-        unsafe {
-            bindings::copy_from_kernel_nofault(
-                (&raw mut mapping).cast(),
-                field,
-                core::mem::size_of_val(&mapping),
-            ) == 0
-                && mapping == (*self.0.as_ptr()).bd_mapping
-        }
-    }
-}
-
-impl Drop for BlockDevice {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { bindings::put_device(addr_of_mut!((*self.0.as_ptr()).bd_device)) };
-    }
-}
-
-/// Who has claimed a disk, or partitions of it, for himself.
-///
-/// File systems have operations by which they are told when the disk goes. Others inside of the kernel,
-/// such as device-mapper, md and swap, have none. They may have translated the memory behind the disk, and
-/// keep the addresses until they close it. Programs that have opened it with `O_EXCL` cannot.
-pub struct Claims {
-    whole: BlockDevice,
-    partitions: Stack<BlockDevice>,
-}
-
-impl Claims {
-    /// Returns whether there is anybody inside of the kernel who cannot be told that the disk goes.
-    /// May sleep.
-    ///
-    /// The answer changes from true to false before the `closed` of the disk is completed, and, once
-    /// the disk has been removed, never back.
-    pub fn are_left(&self) -> bool {
-        // First: a claim of a partition that is given up meanwhile is not missed then.
-        let (whole_untold, whole_claims) = self.whole.claim();
-
-        let mut of_partitions: c_int = 0;
-        for partition in self.partitions.iter() {
-            let (untold, claims) = partition.claim();
-            if untold {
-                return true;
-            }
-            of_partitions = of_partitions.saturating_add(claims);
-        }
-
-        // Claims of partitions count as claims of the whole disk too, with a holder that stands for
-        // all of them (`bd_finish_claiming()`). Whoever has claimed a partition that was made after
-        // the list was is among the others.
-        whole_untold && whole_claims != of_partitions
+impl RemovedDisk {
+    /// Waits until the disk or a partition of it is closed, for at most `limit` milliseconds.
+    /// Sleeps.
+    pub fn wait_closed(&self, limit: Msecs) {
+        self.0.wait_closed(limit);
     }
 }
 
@@ -717,7 +598,7 @@ mod tests {
             },
         });
 
-        fn submit_bio(&self, mut bio: Bio) {
+        fn submit_bio(&self, bio: Bio) {
             if bio.operation() == Operation::Read {
                 self.reads.fetch_add(1, Relaxed);
                 // Of a read there is nothing to be written from.
@@ -728,8 +609,9 @@ mod tests {
                 }
                 self.bytes.fetch_add(to as u64, Relaxed);
             }
-            let accounting = bio.start_accounting();
-            bio.end_accounting(accounting);
+            if let Some(accounting) = bio.start_accounting() {
+                accounting.end();
+            }
             bio.end(Status::IOERR);
         }
     }
@@ -756,8 +638,7 @@ mod tests {
             features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
         };
 
-        let closed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
-        GenDisk::new(&name, limits, 2048, Node(0), data, closed)
+        GenDisk::new(&name, limits, 2048, Node(0), data)
     }
 
     #[test]
@@ -771,7 +652,7 @@ mod tests {
     fn limits_are_what_was_asked_for() -> Result {
         let disk = disk(counter()?, 4096)?;
 
-        // SAFETY: The disk is valid, and nobody else knows it.
+        // SAFETY: The disk is valid, and nothing else knows it.
         let limits = unsafe { &(*(*disk.as_raw()).queue).limits };
         assert_eq!(limits.logical_block_size, 4096);
         assert_eq!(limits.physical_block_size, PAGE_BLOCK);
@@ -806,23 +687,6 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
-        Ok(())
-    }
-
-    #[test]
-    fn a_device_that_is_being_freed_is_left_alone() -> Result {
-        let mut device = KBox::<bindings::block_device>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
-        let bdev = device.as_mut_ptr();
-
-        // SAFETY: The device is there; no reference to it is left, which is all that is looked at.
-        let (found, references) = unsafe {
-            (
-                BlockDevice::get(bdev).is_some(),
-                (*bdev).bd_device.kobj.kref.refcount.refs.counter,
-            )
-        };
-        assert!(!found);
-        assert_eq!(references, 0);
         Ok(())
     }
 

@@ -3,12 +3,15 @@
 //! Reservations in the physical address space.
 //!
 //! The kernel crate's `io::resource::Region` can only be requested from a `Resource` that a bus
-//! device has; this one is for a range that is known by its numbers.
+//! device has; this one is for the range of a namespace, which has none. No range is taken from a
+//! driver as numbers: a [`MemRegion`] comes from a namespace, and a [`PmemResource`] from the
+//! firmware.
 //!
 //! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
 use super::bindings;
 use core::{
+    marker::PhantomData,
     ops::Range,
     ptr::{
         addr_of_mut,
@@ -16,49 +19,116 @@ use core::{
     }, //
 };
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
     io::{
         PhysAddr,
         ResourceSize, //
     },
+    new_mutex,
     prelude::*,
     str::CString,
-    sync::SetOnce, //
+    sync::{
+        Arc,
+        Mutex,
+        SetOnce, //
+    }, //
 };
 
 /// A reserved range of physical memory addresses, as `/proc/iomem` shows it.
 ///
-/// It owns its name, so it may outlive whatever it was named after. It cannot overlap System RAM,
+/// It owns its name, so it may outlive what it was named after. It cannot overlap System RAM,
 /// which is reserved from the start. The reservation is given up when this is dropped.
+///
+/// A mapping of a reservation can be written to. So only [`Namespace::reserve`] makes one, for the
+/// range of the namespace.
+///
+/// [`Namespace::reserve`]: super::nvdimm::Namespace::reserve
 ///
 /// # Examples
 ///
+/// ```no_run
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::{
+///     ioport::MemRegion,
+///     nvdimm::Namespace, //
+/// };
+///
+/// fn reserve(namespace: &Namespace<'_>) -> Result<MemRegion> {
+///     namespace.reserve(CString::try_from_fmt(fmt!("{}", namespace.name()))?)
+/// }
 /// ```
+///
+/// A driver cannot reserve a range that it knows by its numbers:
+///
+/// ```compile_fail,E0624
 /// use kernel::str::CString;
 /// use pmem_rs::abstractions::ioport::MemRegion;
 ///
-/// // No machine has as many addresses as there are numbers.
-/// let name = CString::try_from_fmt(fmt!("{}.{}", "namespace0", 0))?;
-/// assert!(MemRegion::request(1 << 62, 4096, name).is_err_and(|err| err == EBUSY));
-/// # Ok::<(), Error>(())
+/// fn reserve(start: u64, len: u64, name: CString) -> Result<MemRegion> {
+///     MemRegion::request(start, len, name)
+/// }
 /// ```
 ///
 /// # Invariants
 ///
-/// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours, is `region`, and points
-/// to one of the names.
+/// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours, is that of `name`,
+/// and points to one of the names there.
 pub struct MemRegion {
     start: PhysAddr,
     len: ResourceSize,
-    region: NonNull<bindings::resource>,
-    name: CString,
-    other_name: SetOnce<CString>,
+    name: Arc<RegionName>,
 }
 
 // SAFETY: A region may be used and released by any thread.
 unsafe impl Send for MemRegion {}
 
-// SAFETY: As above; `rename` stores a pointer, atomically.
+// SAFETY: Through a shared reference only the names are accessible, which are `Sync`.
 unsafe impl Sync for MemRegion {}
+
+/// The name of a [`MemRegion`] in `/proc/iomem`.
+///
+/// It may outlive the region. It has no effect then.
+///
+/// # Invariants
+///
+/// `region` is that of a `MemRegion`, until it is released.
+#[pin_data]
+pub struct RegionName {
+    /// Innermost; nothing is called with it held but the release of the region.
+    #[pin]
+    region: Mutex<Option<NonNull<bindings::resource>>>,
+    name: CString,
+    other_name: SetOnce<CString>,
+}
+
+// SAFETY: The region may be used by any thread, with the lock held.
+unsafe impl Send for RegionName {}
+
+// SAFETY: What changes is protected by the lock.
+unsafe impl Sync for RegionName {}
+
+impl RegionName {
+    /// Gives the region another name. Only the first call has an effect. May sleep.
+    pub fn set(&self, name: CString) {
+        if !self.other_name.populate(name) {
+            return;
+        }
+        let region = self.region.lock();
+        if let (Some(name), Some(region)) = (self.other_name.as_ref(), *region) {
+            // SAFETY: By the type invariant the region is there, as long as the lock is held. Both
+            // names live for longer, so readers may see either.
+            unsafe { addr_of_mut!((*region.as_ptr()).name).write_volatile(name.as_char_ptr()) };
+        }
+    }
+
+    /// Returns the name that the region was made with.
+    pub fn first(&self) -> &CStr {
+        &self.name
+    }
+}
 
 impl MemRegion {
     /// Reserves `len` bytes from `start` on.
@@ -68,7 +138,20 @@ impl MemRegion {
     /// # Errors
     ///
     /// [`EBUSY`] if any part of the range is in use.
-    pub fn request(start: PhysAddr, len: ResourceSize, name: CString) -> Result<Self> {
+    pub(in crate::abstractions) fn request(
+        start: PhysAddr,
+        len: ResourceSize,
+        name: CString,
+    ) -> Result<Self> {
+        let name = Arc::pin_init(
+            try_pin_init!(RegionName {
+                region <- new_mutex!(None, "pmem_rs::RegionName::region"),
+                name,
+                other_name: SetOnce::new(),
+            }),
+            GFP_KERNEL,
+        )?;
+
         // SAFETY: `iomem_resource` always exists. The region keeps a pointer to the name, whose
         // bytes are on the heap and live as long as the reservation does.
         let region = unsafe {
@@ -76,38 +159,20 @@ impl MemRegion {
                 addr_of_mut!(bindings::iomem_resource),
                 start,
                 len,
-                name.as_char_ptr(),
+                name.name.as_char_ptr(),
                 0,
             )
         };
-
+        let region = NonNull::new(region).ok_or(EBUSY)?;
         // INVARIANT: The region has just been requested.
-        Ok(Self {
-            start,
-            len,
-            region: NonNull::new(region).ok_or(EBUSY)?,
-            name,
-            other_name: SetOnce::new(),
-        })
+        *name.region.lock() = Some(region);
+
+        Ok(Self { start, len, name })
     }
 
-    /// Returns the name that the region was made with.
-    pub fn name(&self) -> &CStr {
+    /// Returns the name, which can be changed later.
+    pub fn name(&self) -> &Arc<RegionName> {
         &self.name
-    }
-
-    /// Gives the region another name. Only the first call has an effect.
-    pub fn rename(&self, name: CString) {
-        if !self.other_name.populate(name) {
-            return;
-        }
-        if let Some(name) = self.other_name.as_ref() {
-            // SAFETY: By the type invariant the region is ours. Both names live as long as it does, so
-            // readers may see either.
-            unsafe {
-                addr_of_mut!((*self.region.as_ptr()).name).write_volatile(name.as_char_ptr())
-            };
-        }
     }
 
     /// Returns the first address.
@@ -136,11 +201,64 @@ impl MemRegion {
 
 impl Drop for MemRegion {
     fn drop(&mut self) {
+        // The lock is held until the region is released.
+        let mut region = self.name.region.lock();
+        *region = None;
         // SAFETY: By the type invariant the region is ours to release. The name is dropped after
         // this.
         unsafe {
             bindings::__release_region(addr_of_mut!(bindings::iomem_resource), self.start, self.len)
         };
+    }
+}
+
+/// A physical range of memory that a [region] can be made of, for `'a`. The firmware calls it
+/// persistent ([`for_each_legacy_pmem`]), or it is a resource of a device that is bound for `'a`
+/// ([`platform::memory`]).
+///
+/// It is not reserved; it may overlap another one, or System RAM ([`has_ram`]).
+///
+/// [region]: super::nvdimm::Bus::create_region
+/// [`platform::memory`]: super::platform::memory
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::ioport::PmemResource;
+///
+/// fn len(resource: &PmemResource<'_>) -> u64 {
+///     let range = resource.range();
+///     range.end.saturating_sub(range.start)
+/// }
+/// ```
+///
+/// A driver cannot make one of numbers:
+///
+/// ```compile_fail,E0624
+/// use pmem_rs::abstractions::ioport::PmemResource;
+///
+/// fn at(start: u64, len: u64) -> PmemResource<'static> {
+///     PmemResource::new(start..start.saturating_add(len))
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct PmemResource<'a> {
+    range: Range<PhysAddr>,
+    _device: PhantomData<&'a Device<Bound>>,
+}
+
+impl PmemResource<'_> {
+    /// Makes a resource of what the kernel says about the firmware or a device.
+    pub(in crate::abstractions) fn new(range: Range<PhysAddr>) -> Self {
+        Self {
+            range,
+            _device: PhantomData,
+        }
+    }
+
+    /// Returns the addresses.
+    pub fn range(&self) -> Range<PhysAddr> {
+        self.range.clone()
     }
 }
 
@@ -160,14 +278,15 @@ impl Drop for MemRegion {
 ///
 /// fn total() -> Result<u64> {
 ///     let mut total: u64 = 0;
-///     ioport::for_each_legacy_pmem(|range| {
+///     ioport::for_each_legacy_pmem(|resource| {
+///         let range = resource.range();
 ///         total = total.saturating_add(range.end.saturating_sub(range.start));
 ///         Ok(())
 ///     })?;
 ///     Ok(total)
 /// }
 /// ```
-pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result {
+pub fn for_each_legacy_pmem<'a, F: FnMut(PmemResource<'a>) -> Result>(f: F) -> Result {
     struct Walk<F> {
         f: F,
         result: Result,
@@ -175,9 +294,9 @@ pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result
 
     /// # Safety
     ///
-    /// For `walk_iomem_res_desc` only: both must be valid, and `walk` be a `Walk<F>` that nobody else
-    /// uses.
-    unsafe extern "C" fn visit<F: FnMut(Range<PhysAddr>) -> Result>(
+    /// For `walk_iomem_res_desc` only: both must be valid, and `walk` be a `Walk<F>` that nothing
+    /// else uses.
+    unsafe extern "C" fn visit<'a, F: FnMut(PmemResource<'a>) -> Result>(
         resource: *mut bindings::resource,
         walk: *mut c_void,
     ) -> c_int {
@@ -190,14 +309,14 @@ pub fn for_each_legacy_pmem<F: FnMut(Range<PhysAddr>) -> Result>(f: F) -> Result
             )
         };
 
-        walk.result = (walk.f)(start..last.saturating_add(1));
+        walk.result = (walk.f)(PmemResource::new(start..last.saturating_add(1)));
         // Anything but zero ends the walk.
         c_int::from(walk.result.is_err())
     }
 
     let mut walk = Walk {
         f,
-        // In case that nothing is visited.
+        // The result if nothing is visited.
         result: Err(ENODEV),
     };
     // SAFETY: The callback is that for the argument, which lives as long as the call. It is called

@@ -56,6 +56,11 @@ impl<T> Element<T> {
     pub fn value(&self) -> &T {
         &self.0.value
     }
+
+    /// Returns the value, to be changed.
+    pub fn value_mut(&mut self) -> &mut T {
+        &mut self.0.value
+    }
 }
 
 impl<T> Stack<T> {

@@ -2,19 +2,19 @@
 
 //! Mappings of physical memory that is not System RAM, with and without `struct page`s.
 //!
-//! Neither kind is managed by a device: who owns the value owns the mapping, and may keep it for
-//! longer than a driver is bound. A mapping owns the reservation of what it maps, so that nobody else
-//! can map or use it for as long.
+//! Neither kind is managed by a device: the value owns the mapping, and may outlive the binding of
+//! a driver. A mapping owns the reservation of what it maps, so that the range cannot be mapped or
+//! used a second time meanwhile.
 //!
-//! Memory may fail while it is mapped. The architecture then takes the page out of the linear mapping, so that
-//! nobody reads it by speculation, and an ordinary access to it is an oops. [`Pagemap`] remembers which
-//! pages that are ([`Pagemap::has_failed`]), until they are [made good](Pagemap::unpoison), and puts them
-//! back before it goes: a page that is missing when the range is unmapped would still be missing when it is
-//! mapped again.
+//! Memory may fail while it is mapped. The architecture then takes the page out of the linear
+//! mapping, so that it is not read by speculation, and an ordinary access to it is an oops.
+//! [`PagemapInner`] remembers which pages that are ([`PagemapInner::first_failed`]), until they are
+//! [repaired](PagemapInner::unpoison). They are put back before the range is unmapped: a page that
+//! is missing then would still be missing when the range is mapped again.
 //!
-//! References to fs-dax pages do not keep the pgmap. [`Pagemap`] therefore remembers which of its
-//! pages were ever [exposed](Exposure), and does not go before all of these are idle: nobody has a
-//! reference, and no entry of a page cache names them.
+//! References to fs-dax pages do not keep the pgmap. [`PagemapInner`] therefore records which of
+//! its pages were ever [exposed](Exposure), and [`fs_dax`](super::fs_dax) unmaps the range only
+//! when all of these are idle.
 //!
 //! C headers: [`include/linux/memremap.h`](srctree/include/linux/memremap.h),
 //! [`include/linux/io.h`](srctree/include/linux/io.h)
@@ -22,14 +22,16 @@
 use super::{
     badblocks::Badblocks,
     bindings,
-    dax::{
-        Extent,
-        Gate,
-        ReadLocked, //
+    gendisk::DiskState,
+    ioport::{
+        MemRegion,
+        RegionName, //
     },
-    ioport::MemRegion,
-    pmem::PmemSlice,
-    time::sleep, //
+    percpu_ref::Hold,
+    pmem::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
 };
 use core::{
     ops::Range,
@@ -51,21 +53,26 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
-    str::CString,
-    time::Msecs,
+    sync::{
+        Arc,
+        SetOnce, //
+    },
     types::Opaque, //
 };
 
 mod exposure;
+mod gate;
 mod plain;
 mod usage;
 
-pub use exposure::Exposure;
-pub(super) use exposure::Pages;
+pub(super) use exposure::{
+    Exposure,
+    Pages, //
+};
 pub use plain::Memremap;
-use usage::Use;
-pub use usage::{
-    PagesInUse,
+pub use usage::PagesInUse;
+pub(super) use usage::{
+    Use,
     UsedPage, //
 };
 
@@ -93,8 +100,8 @@ impl Node {
     }
 }
 
-/// What a [`Pagemap`] is to be made of: a physical range, where its `struct page`s live, and where its
-/// data begins.
+/// What a [`Pagemap`](super::fs_dax::Pagemap) is to be made of: a physical range, where its
+/// `struct page`s live, and where its data begins.
 ///
 /// # Examples
 ///
@@ -119,8 +126,8 @@ pub struct PagemapConfig {
 }
 
 impl PagemapConfig {
-    /// A range of `len` bytes from `start` on, whose `struct page`s live in System RAM. All of it is
-    /// data.
+    /// A range of `len` bytes from `start` on, whose `struct page`s live in System RAM. All of it
+    /// is data.
     ///
     /// # Errors
     ///
@@ -147,8 +154,8 @@ impl PagemapConfig {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is not exactly one range, if it is empty or wraps, or if there is no data
-    /// in it.
+    /// [`EINVAL`] if there is not exactly one range, if it is empty or wraps, or if there is no
+    /// data in it.
     ///
     /// # Safety
     ///
@@ -191,114 +198,72 @@ fn last(start: PhysAddr, len: ResourceSize) -> Result<PhysAddr> {
         .ok_or(EINVAL)
 }
 
-/// What the memory management asks of the owner of a [`Pagemap`].
+/// What the memory management asks of the owner of a [`Pagemap`](super::fs_dax::Pagemap).
 pub trait PagemapOperations: Send + Sync + 'static {
-    /// The `len` bytes from `offset` bytes into the data on have failed; tell those who use them.
+    /// The `len` bytes from `offset` bytes into the data on have failed. Tells the users of them.
     ///
     /// Called by `memory_failure()` in process context, may sleep; it holds `mf_mutex` and a
-    /// reference to the pgmap. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
+    /// reference to the pgmap. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed
+    /// on.
     ///
     /// # Errors
     ///
-    /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory. After any
-    /// other error the memory stays in the linear mapping.
+    /// With [`EOPNOTSUPP`] the caller falls back to killing all processes that map the memory.
+    /// After any other error the memory stays in the linear mapping.
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
 
-    /// The `len` bytes from `offset` bytes into the data count as [failed](Pagemap::has_failed) from here on.
-    /// Called after [`Self::memory_failure`], if the caller goes on to take them out of the linear mapping.
+    /// The `len` bytes from `offset` bytes into the data on count as
+    /// [failed](PagemapInner::has_failed) from here on. Called after [`Self::memory_failure`], if
+    /// the caller goes on to take them out of the linear mapping.
     fn has_failed(&self, offset: u64, len: u64);
 }
 
-/// A pgmap: the `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the
-/// linear map of the kernel.
+/// A reference to a pgmap, which keeps it: disks and DAX devices have one each.
+pub type PagemapRef<T> = Hold<PagemapInner<T>>;
+
+/// A pgmap, as its owner ([`fs_dax::Pagemap`]) and the references to it share it: the
+/// `struct page`s of a physical range (`MEMORY_DEVICE_FS_DAX`), and its mapping in the linear map
+/// of the kernel.
 ///
 /// Offsets are those of the data: what is before it in the range, such as `struct page`s that live
 /// there, is not accessible.
 ///
-/// Dropping it waits, for as long as it takes, until no exposed page is in use, and for the references
-/// to the pgmap, and takes pages and mapping away. Who does not want to wait looks first
-/// ([`Self::first_used`]).
-///
-/// # Examples
-///
-/// ```no_run
-/// use kernel::{
-///     io::{
-///         PhysAddr,
-///         ResourceSize, //
-///     },
-///     prelude::*,
-///     str::CString, //
-/// };
-/// use pmem_rs::abstractions::{
-///     ioport::MemRegion,
-///     memremap::{
-///         Node,
-///         Pagemap,
-///         PagemapConfig,
-///         PagemapOperations, //
-///     },
-/// };
-///
-/// struct Unprepared;
-///
-/// impl PagemapOperations for Unprepared {
-///     fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
-///         // Leaves it to the memory management.
-///         Err(EOPNOTSUPP)
-///     }
-///
-///     fn has_failed(&self, _offset: u64, _len: u64) {}
-/// }
-///
-/// fn map(
-///     start: PhysAddr,
-///     len: ResourceSize,
-///     name: CString,
-///     node: Node,
-/// ) -> Result<Pagemap<Unprepared>> {
-///     let reservation = MemRegion::request(start, len, name)?;
-///     let config = PagemapConfig::new(start, len)?;
-///
-///     Pagemap::new(config, reservation, node, Unprepared)
-/// }
-/// ```
+/// [`fs_dax::Pagemap`]: super::fs_dax::Pagemap
 ///
 /// # Invariants
 ///
-/// `inner.pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is
-/// mapped at `data`, is at `inner.phys` in physical memory, and has `struct page`s. `pages` are those that it
-/// has whole, if it starts at one. All of its pages that anybody but `self` was told of are in `pages.exposure`,
-/// and those that were taken out of the mapping because they have failed are in `inner.failed`.
-pub struct Pagemap<T: PagemapOperations> {
-    data: NonNull<u8>,
-    len: usize,
-    pages: Pages,
-    memmap_on_media: bool,
-    inner: Pin<KBox<Inner<T>>>,
-    // Goes last.
-    reservation: MemRegion,
-}
-
+/// `pgmap` was passed to `memremap_pages`, which mapped the range. The data, `len` bytes, is mapped
+/// at `data`, is at `phys` in physical memory, and has `struct page`s. `pages` are those that it
+/// has whole, if it starts at one. All of its pages whose frame numbers were given away are in
+/// `pages.exposure`, and those that were taken out of the mapping because they have failed are in
+/// `failed`.
 #[pin_data]
-struct Inner<T> {
+pub struct PagemapInner<T: PagemapOperations> {
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
     /// Where the data is in physical memory.
     phys: PhysAddr,
+    len: usize,
     /// The pages that have failed, counted from the start of the data.
     #[pin]
     failed: Badblocks,
     ops: T,
+    memmap_on_media: bool,
+    data: NonNull<u8>,
+    pub(super) pages: Pages,
+    /// The disk through which file systems and device-mapper find the DAX device.
+    host: SetOnce<Arc<DiskState>>,
+    // Goes last.
+    reservation: MemRegion,
 }
 
 // SAFETY: A pgmap may be used and taken down by any thread, and `T` is `Send` and `Sync`.
-unsafe impl<T: PagemapOperations> Send for Pagemap<T> {}
+unsafe impl<T: PagemapOperations> Send for PagemapInner<T> {}
 
 // SAFETY: Through a shared reference only slices are made, and `T` is `Sync`.
-unsafe impl<T: PagemapOperations> Sync for Pagemap<T> {}
+unsafe impl<T: PagemapOperations> Sync for PagemapInner<T> {}
 
-impl<T: PagemapOperations> Pagemap<T> {
+impl<T: PagemapOperations> PagemapInner<T> {
     const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         memory_failure: Some(Self::memory_failure_callback),
         folio_free: None,
@@ -312,7 +277,16 @@ impl<T: PagemapOperations> Pagemap<T> {
     ///
     /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
     /// it (`memremap_compat_align()`), [`ENOMEM`], and what the architecture fails with.
-    pub fn new(config: PagemapConfig, reservation: MemRegion, node: Node, ops: T) -> Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// [`Self::unmap`] must be called before the value is dropped.
+    pub(super) unsafe fn new(
+        config: PagemapConfig,
+        reservation: MemRegion,
+        node: Node,
+        ops: T,
+    ) -> Result<impl PinInit<Self, Error>> {
         let PagemapConfig {
             pgmap,
             start,
@@ -339,108 +313,196 @@ impl<T: PagemapOperations> Pagemap<T> {
         };
         let memmap_on_media = pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0;
 
-        let inner = KBox::pin_init::<Error>(
-            try_pin_init!(Inner {
-                pgmap: Opaque::new(pgmap),
-                phys,
-                failed <- Badblocks::new(),
-                ops,
-            }),
-            GFP_KERNEL,
-        )?;
+        Ok(try_pin_init!(&this in Self {
+            pgmap: Opaque::new(pgmap),
+            phys,
+            len: data_len,
+            failed <- Badblocks::new(),
+            ops,
+            memmap_on_media,
+            host: SetOnce::new(),
+            reservation,
+            // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the
+            // data is what follows the offset.
+            data: {
+                // SAFETY: `this` is where the value is made, and stays. The field is initialised.
+                let raw = unsafe { (*this.as_ptr()).pgmap.get() };
+                // SAFETY: The structure was filled in for a range that is in the reservation.
+                let addr = unsafe { Self::map(raw, node) }?;
+                // SAFETY: An address in the linear mapping is not null, and the range is mapped
+                // there beyond the offset.
+                unsafe { NonNull::new_unchecked(addr.add(data_offset)) }
+            },
+            // Nothing after the mapping fails.
+            // SAFETY: The range is mapped with its `struct page`s, of which these are the whole
+            // ones, and the record is for all frames of the data. It is not used after `unmap`. The
+            // field `data` is initialised.
+            pages: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
+        }? Error))
+    }
 
-        let raw = inner.pgmap.get();
+    /// # Safety
+    ///
+    /// `raw` must be the field of a `Self` that stays, filled in by a [`PagemapConfig`] whose range
+    /// is reserved, so that it is neither RAM nor in another pgmap.
+    unsafe fn map(raw: *mut bindings::dev_pagemap, node: Node) -> Result<*mut u8> {
         let ops: &'static bindings::dev_pagemap_ops = &Self::OPS;
-        // SAFETY: The C side does not know the structure yet, so it may be written.
-        unsafe {
+
+        // SAFETY: By the safety requirements, and the invariant of `PagemapConfig`, the structure
+        // is as `memremap_pages` expects it. The C side does not know it yet, so it may be written.
+        let addr = from_err_ptr(unsafe {
             (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_FS_DAX;
             (*raw).ops = ops;
             (*raw).owner = raw.cast();
+            bindings::memremap_pages(raw, node.0)
+        })?;
+
+        Ok(addr.cast())
+    }
+
+    /// Waits for what may still read a `struct page` after it has put the last reference, or given up
+    /// the last entry. Sleeps.
+    pub(super) fn synchronize(&self) {
+        if !self.is_exposed() {
+            return;
+        }
+        // The thread that put the last reference to a page may still read its `struct page`
+        // (`free_zone_device_folio()`), in a section that can be preempted, but does not sleep.
+        // Lockless walkers of page tables are in RCU read-side sections. And a page may have been seen
+        // idle that `dax_delete_mapping_range()` was just letting go of, under the lock of its page
+        // cache.
+        // SAFETY: May sleep here.
+        unsafe {
+            bindings::synchronize_rcu();
+            bindings::synchronize_rcu_tasks();
+        }
+    }
+
+    /// Takes pages and mapping away. Sleeps: waits for references to the pgmap, and takes the memory
+    /// hotplug lock.
+    ///
+    /// # Safety
+    ///
+    /// No page may be in use, nor have been since [`Self::synchronize`]. No translation may be under
+    /// way or begin, and nothing may have an address of the data. The value must not be used after
+    /// this, but to be dropped.
+    pub(super) unsafe fn unmap(&self) {
+        // They are still bad, but there is no user left, and they go at once.
+        while let Some(run) = self.failed.check(0, u64::MAX) {
+            // The first page of a run can always be taken off.
+            let _ = self.map_again(run.first);
         }
 
-        // SAFETY: By the invariant of `PagemapConfig` and the lines above, the structure is as
-        // `memremap_pages` expects it. It is pinned, and stays until `memunmap_pages`. The range is
-        // reserved, so it is neither RAM nor in another pgmap.
-        let addr = from_err_ptr(unsafe { bindings::memremap_pages(raw, node.0) })?;
+        // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
+        // requirements it is undone once.
+        unsafe { bindings::memunmap_pages(self.pgmap.get()) };
+    }
 
-        // SAFETY: An address in the linear mapping is not null, and the range is mapped there
-        // beyond the offset.
-        let data = unsafe { NonNull::new_unchecked(addr.cast::<u8>().add(data_offset)) };
+    /// Says through which disk the DAX device of this memory is found.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if there is one already.
+    pub(super) fn set_host(&self, host: Arc<DiskState>) -> Result {
+        if self.host.populate(host) {
+            Ok(())
+        } else {
+            Err(EBUSY)
+        }
+    }
 
-        // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the data is
-        // what follows the offset.
-        Ok(Self {
-            data,
-            len: data_len,
-            // SAFETY: The range is mapped with its `struct page`s, of which these are the whole ones, and the record is
-            // for all frames of the data. It is not used after `drop` has begun to take the mapping away.
-            pages: unsafe { Pages::new(data, first_pfn, nr_pages, exposure) },
-            memmap_on_media,
-            inner,
-            reservation,
-        })
+    /// Returns the disk through which the DAX device of this memory is found.
+    pub(super) fn host(&self) -> Option<&DiskState> {
+        self.host.as_ref().map(|host| &**host)
+    }
+
+    /// Returns the C structure, to be compared.
+    pub(super) fn as_raw(&self) -> *const bindings::dev_pagemap {
+        self.pgmap.get()
+    }
+
+    /// Refuses translations that ask for a page frame number from here on. Callable from any
+    /// context. It cannot be undone.
+    pub fn refuse_mappings(&self) {
+        self.pages.gate.close_to_mappings();
     }
 
     /// Returns the operations that the memory management calls.
     pub fn ops(&self) -> &T {
-        &self.inner.ops
+        &self.ops
     }
 
     /// Returns where the data is in physical memory.
     pub fn phys(&self) -> PhysAddr {
-        self.inner.phys
+        self.phys
     }
 
-    /// Returns the data.
-    ///
-    /// Reading pages that [have failed](Self::has_failed) is an error, and writing to them an oops.
+    /// Returns the data, to be read. Reading pages that [have failed](Self::has_failed) is an
+    /// error.
     #[inline]
     pub fn slice(&self) -> PmemSlice<'_> {
         // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
         unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
     }
 
+    /// Returns all of the data, to be written to, or [`None`] if any page has failed. Callable from
+    /// any context.
+    ///
+    /// A page may fail between this look and the write, see [`WritableSlice`].
+    #[inline]
+    pub fn writable_all(&self) -> Option<WritableSlice<'_>> {
+        if !self.is_sound() {
+            return None;
+        }
+        // SAFETY: By the type invariant no page was taken out of the mapping.
+        Some(unsafe { WritableSlice::new(self.slice()) })
+    }
+
+    /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if a page that they
+    /// are in has failed, or they are not all in the data. Callable from any context.
+    ///
+    /// A page may fail between this look and the write, see [`WritableSlice`].
+    #[inline]
+    pub fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
+        let slice = self.slice().get(offset, len)?;
+        if !self.is_sound() && self.has_failed(offset, len) {
+            return None;
+        }
+
+        // SAFETY: By the type invariant all pages that were taken out of the mapping are in the
+        // list that was looked at.
+        Some(unsafe { WritableSlice::new(slice) })
+    }
+
     /// Returns whether no page has failed. Callable from any context.
     #[inline]
     pub fn is_sound(&self) -> bool {
-        self.inner.failed.is_empty()
+        self.failed.is_empty()
     }
 
-    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has failed, and
-    /// was not made good since. It may be one before `offset`: a run of failed pages is found by its start.
-    /// Callable from any context.
+    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has
+    /// failed, and was not made good since. It may be one before `offset`: a run of failed pages is
+    /// found by its start. Callable from any context.
+    #[cold]
     pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
         let first = offset >> PAGE_SHIFT;
         let beyond = offset.saturating_add(len).div_ceil(PAGE_SIZE);
         let run = self
-            .inner
             .failed
             .check(first as u64, beyond.saturating_sub(first) as u64)?;
 
         Some((run.first as usize) << PAGE_SHIFT)
     }
 
-    /// Returns whether any page that the `len` bytes from `offset` on are in has failed. Callable from any
-    /// context.
+    /// Returns whether any page that the `len` bytes from `offset` on are in has failed. Callable
+    /// from any context.
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
         self.first_failed(offset, len).is_some()
     }
 
-    /// Returns all whole pages from page `pgoff` of the data on, for the DAX core, or [`None`] if there are none,
-    /// or the data does not start at a page.
-    #[inline]
-    pub fn extent<'g>(&'g self, locked: ReadLocked<'g>, pgoff: usize) -> Option<Extent<'g>> {
-        Extent::new(locked, &self.pages, pgoff)
-    }
-
-    /// Returns what says who may still ask for pages of the data.
-    pub fn gate(&self) -> &Gate {
-        &self.pages.gate
-    }
-
     /// Returns the page frames of the data.
-    pub fn frames(&self) -> Range<u64> {
-        frames(self.inner.phys, self.len)
+    pub(super) fn frames(&self) -> Range<u64> {
+        frames(self.phys, self.len)
     }
 
     /// Returns whether the `struct page`s are on the media, so that they go when these go.
@@ -461,10 +523,10 @@ impl<T: PagemapOperations> Pagemap<T> {
         self.pages.exposure.bytes()
     }
 
-    /// Returns the first page from frame `from` on that somebody uses. Does not sleep; takes as long
-    /// as there are exposed pages. Only for when no translation can begin any more: with faults, folios come
-    /// and go.
-    pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+    /// Returns the first page from frame `from` on that is in use. Does not sleep; takes as long as
+    /// there are exposed pages. Only for when no translation can begin any more: with faults,
+    /// folios come and go.
+    pub(super) fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
         let frames = self.frames();
         let mut next = from.max(frames.start);
 
@@ -474,9 +536,9 @@ impl<T: PagemapOperations> Pagemap<T> {
                 return None;
             }
 
-            // SAFETY: The frame is one of the data, which has `struct page`s. All pages of a folio belong to
-            // one file, so the folio is in the data too. Its size is only read, and is right as long as no folio
-            // is being made.
+            // SAFETY: The frame is one of the data, which has `struct page`s. All pages of a folio
+            // belong to one file, so the folio is in the data too. Its size is only read, and is
+            // right as long as no folio is being made.
             let (found, page, first, pages) = unsafe {
                 let found = Use::of(pfn as c_ulong);
                 let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
@@ -499,19 +561,23 @@ impl<T: PagemapOperations> Pagemap<T> {
         }
     }
 
-    /// Counts the pages that are in use. Does not sleep; takes as long as there are exposed pages. While
-    /// translations are under way the numbers may be those of no moment.
-    pub fn count_used(&self) -> PagesInUse {
+    /// Counts the pages that are in use, among `limit` exposed ones from page `first` of the data
+    /// on. Returns the page to go on with too, if there are more. Does not sleep; takes as long as
+    /// there are pages to look at. While translations are under way the numbers may be those of no
+    /// moment.
+    pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         let frames = self.frames();
         let mut count = PagesInUse::default();
-        let mut next = frames.start as usize;
+        let mut next = frames.start.saturating_add(first);
 
-        while let Some(pfn) = self
-            .pages
-            .exposure
-            .next(next)
-            .filter(|pfn| frames.contains(&(*pfn as u64)))
-        {
+        for _ in 0..limit {
+            let found = usize::try_from(next)
+                .ok()
+                .and_then(|next| self.pages.exposure.next(next))
+                .filter(|pfn| frames.contains(&(*pfn as u64)));
+            let Some(pfn) = found else {
+                return (count, None);
+            };
             // SAFETY: The frame is one of the data, which has `struct page`s.
             let found = unsafe { Use::of(pfn as c_ulong) };
             if found.references != 0 {
@@ -519,12 +585,18 @@ impl<T: PagemapOperations> Pagemap<T> {
             } else if found.is_named() {
                 count.cached = count.cached.saturating_add(1);
             }
-            next = pfn.saturating_add(1);
+            next = (pfn as u64).saturating_add(1);
         }
-        count
+        (count, Some(next.saturating_sub(frames.start)))
     }
 
-    /// Writes the CPU caches back for these page frames, as far as they are in the data and have not failed.
+    /// Refuses all translations from here on. Callable from any context. It cannot be undone.
+    pub(super) fn close_gate(&self) {
+        self.pages.gate.close();
+    }
+
+    /// Writes the CPU caches back for these page frames, as far as they are in the data and have
+    /// not failed.
     pub fn write_back(&self, pfns: Range<u64>) {
         let frames = self.frames();
         let (start, end) = (pfns.start.max(frames.start), pfns.end.min(frames.end));
@@ -533,41 +605,34 @@ impl<T: PagemapOperations> Pagemap<T> {
         let mut offset = (start.saturating_sub(frames.start) << PAGE_SHIFT) as usize;
         let mut rest = (end.saturating_sub(start) << PAGE_SHIFT) as usize;
         while rest > 0 {
-            let len = if self.inner.failed.is_empty() {
+            let len = if self.failed.is_empty() {
                 rest
             } else {
                 rest.min(PAGE_SIZE)
             };
-            if !self.has_failed(offset, len) {
-                if let Some(slice) = self.slice().get(offset, len) {
-                    slice.write_back();
-                }
+            if let Some(slice) = self.writable(offset, len) {
+                slice.write_back();
             }
             offset = offset.saturating_add(len);
             rest = rest.saturating_sub(len);
         }
     }
 
-    /// Gives the reservation another name in `/proc/iomem`. Only the first call has an effect.
-    pub fn rename_reservation(&self, name: CString) {
-        self.reservation.rename(name);
-    }
-
-    /// Returns the name that the reservation was made with.
-    pub fn reservation_name(&self) -> &CStr {
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
         self.reservation.name()
     }
 
-    /// Takes the hwpoison mark off the pages that are wholly in the `len` bytes from `offset` on, and
-    /// puts those that had one or were reported as failed back into the linear mapping.
+    /// Takes the hwpoison mark off the pages that are wholly in the `len` bytes from `offset` on,
+    /// and puts those that had one or were reported as failed back into the linear mapping.
     ///
     /// For use after the poison of the medium itself was cleared, or the next access raises another
     /// machine check. May sleep.
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if one of the pages cannot be taken off the list of those that have failed, which is full; and
-    /// [`EINVAL`] if they are not all in the data.
+    /// [`ENOSPC`] if one of the pages cannot be taken off the list of those that have failed, which
+    /// is full; and [`EINVAL`] if they are not all in the data.
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
             return Err(EINVAL);
@@ -576,11 +641,11 @@ impl<T: PagemapOperations> Pagemap<T> {
         let beyond = (end >> PAGE_SHIFT) as u64;
 
         for page in first..beyond {
-            let has_failed = self.inner.failed.check(page, 1).is_some();
+            let has_failed = self.failed.check(page, 1).is_some();
             let pfn = self.frames().start.wrapping_add(page) as c_ulong;
 
-            // SAFETY: The page frame is in the data, so it has a `struct page`, and the folio that the
-            // page is in does too.
+            // SAFETY: The page frame is in the data, so it has a `struct page`, and the folio that
+            // the page is in does too.
             let was_marked = unsafe {
                 // Whichever page of a folio has failed, it is the first one that is marked
                 // (`mf_generic_kill_procs()`, `mf_dax_kill_procs()`).
@@ -603,24 +668,25 @@ impl<T: PagemapOperations> Pagemap<T> {
     fn map_again(&self, page: u64) -> Result {
         let pfn = self.frames().start.wrapping_add(page) as c_ulong;
 
-        // SAFETY: The page frame is in the data, so it has a place in the linear mapping. If it is there
-        // already, nothing changes.
+        // SAFETY: The page frame is in the data, so it has a place in the linear mapping. If it is
+        // there already, nothing changes.
         unsafe { bindings::clear_mce_nospec(pfn) };
-        self.inner.failed.clear(page, 1)
+        self.failed.clear(page, 1)
     }
 
     /// # Safety
     ///
-    /// For the memory management only: `pgmap` must be that of a `Pagemap<T>`, with a reference held.
+    /// For the memory management only: `pgmap` must be that of a `PagemapInner<T>`, with a
+    /// reference held.
     unsafe extern "C" fn memory_failure_callback(
         pgmap: *mut bindings::dev_pagemap,
         pfn: c_ulong,
         nr_pages: c_ulong,
         flags: c_int,
     ) -> c_int {
-        // SAFETY: By the safety requirements the pgmap is a field of `Inner`, and `memunmap_pages` has
-        // not returned yet.
-        let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Inner<T>, pgmap) };
+        // SAFETY: By the safety requirements the pgmap is a field of `Self`, and `memunmap_pages`
+        // has not returned yet.
+        let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Self, pgmap) };
 
         // What is before the data is no concern of its users; the memory management knows what to
         // do then.
@@ -630,17 +696,17 @@ impl<T: PagemapOperations> Pagemap<T> {
             return EOPNOTSUPP.to_errno();
         };
 
-        // Who calls takes the pages out of the linear mapping only if this does not fail
+        // The caller takes the pages out of the linear mapping only if this does not fail
         // (`uc_decode_notifier()`). So they are remembered first, and forgotten again if it does.
         let first = offset >> PAGE_SHIFT;
         let known = inner.failed.check(first, nr_pages as u64).is_some();
         let remembered = known || inner.failed.add(first, nr_pages as u64).is_ok();
 
         let mut result = inner.ops.memory_failure(offset, len, flags);
-        // The memory management kills the users of pages that the page cache of a file names, and fails
-        // otherwise (`mf_generic_kill_procs()`).
+        // The memory management kills the users of pages that the page cache of a file names, and
+        // fails otherwise (`mf_generic_kill_procs()`).
         // SAFETY: The page frame is one of the pgmap, which the caller has a reference to.
-        if result == Err(EOPNOTSUPP) && !unsafe { Use::of(pfn) }.has_mapping {
+        if result == Err(EOPNOTSUPP) && !unsafe { Use::of(pfn) }.has_mapping() {
             result = Err(EBUSY);
         }
         let goes = result.is_ok() || result == Err(EOPNOTSUPP);
@@ -650,7 +716,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         } else if goes {
             inner.ops.has_failed(offset, len);
         } else if !known {
-            // If it cannot be taken off, it is not read, that is all.
+            // If it cannot be taken off the list, it is neither read nor written.
             let _ = inner.failed.clear(first, nr_pages as u64);
         }
 
@@ -658,43 +724,6 @@ impl<T: PagemapOperations> Pagemap<T> {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }
-    }
-}
-
-impl<T: PagemapOperations> Drop for Pagemap<T> {
-    fn drop(&mut self) {
-        // How long a page that is only named by a page cache is left alone, in milliseconds.
-        const PATIENCE: Msecs = 100;
-
-        while let Some(page) = self.first_used(0) {
-            page.wait_idle(PATIENCE);
-            if !page.is_referenced() {
-                sleep(PATIENCE);
-            }
-        }
-
-        if self.is_exposed() {
-            // Whoever put the last reference to a page may not be done with its `struct page` yet:
-            // `free_zone_device_folio()` reads it after that, in a section that can be preempted, but
-            // does not sleep. Lockless walkers of page tables are in RCU read-side sections; and
-            // `first_used` may have seen a page that `dax_delete_mapping_range()` was just letting go of,
-            // under the lock of its page cache.
-            // SAFETY: May sleep here.
-            unsafe {
-                bindings::synchronize_rcu();
-                bindings::synchronize_rcu_tasks();
-            }
-        }
-
-        // They are still bad, but nobody is left who could use them, and they go at once.
-        while let Some(run) = self.inner.failed.check(0, u64::MAX) {
-            // The first page of a run can always be taken off.
-            let _ = self.map_again(run.first);
-        }
-
-        // SAFETY: By the type invariant `memremap_pages` has succeeded. Slices and extents borrow
-        // from `self`, so there are none, and no exposed page is in use.
-        unsafe { bindings::memunmap_pages(self.inner.pgmap.get()) };
     }
 }
 
@@ -706,13 +735,16 @@ fn frames(phys: PhysAddr, len: usize) -> Range<u64> {
 #[kunit_tests(pmem_rs_memremap)]
 mod tests {
     use super::*;
-    use crate::abstractions::ioport::free_range;
-    use kernel::sync::{
-        atomic::{
+    use crate::abstractions::{
+        fs_dax::testing::TestPagemap,
+        ioport::free_range, //
+    };
+    use kernel::{
+        str::CString,
+        sync::atomic::{
             Atomic,
             Relaxed, //
-        },
-        Arc, //
+        }, //
     };
 
     // A section of the memory map, so that all architectures can map it.
@@ -760,11 +792,11 @@ mod tests {
     }
 
     /// The pages of a range where there is no memory; nothing may be read or written.
-    fn pages(start: PhysAddr, data_offset: ResourceSize) -> Result<Pagemap<Arc<LastFailure>>> {
+    fn pages(start: PhysAddr, data_offset: ResourceSize) -> Result<TestPagemap<Arc<LastFailure>>> {
         let mut config = PagemapConfig::new(start, LEN)?;
         config.data_offset = data_offset;
 
-        Pagemap::new(config, reserve(start, LEN)?, Node(0), last_failure()?)
+        TestPagemap::new(config, reserve(start, LEN)?, last_failure()?)
     }
 
     #[test]
@@ -804,10 +836,9 @@ mod tests {
         let start = free_range(LEN)?;
         let reservation = reserve(start, LEN / 2)?;
 
-        let refused = Pagemap::new(
+        let refused = TestPagemap::new(
             PagemapConfig::new(start, LEN)?,
             reservation,
-            Node(0),
             last_failure()?,
         );
         assert!(refused.is_err_and(|err| err == EINVAL));
@@ -821,10 +852,9 @@ mod tests {
         let start = free_range(LEN)?;
         let reservation = reserve(start, LEN)?;
 
-        let refused = Pagemap::new(
+        let refused = TestPagemap::new(
             PagemapConfig::new(start + 4096, LEN / 2)?,
             reservation,
-            Node(0),
             last_failure()?,
         );
         assert!(refused.is_err_and(|err| err == EINVAL));
@@ -838,8 +868,8 @@ mod tests {
         let report = |phys: PhysAddr, nr_pages| {
             // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
             unsafe {
-                Pagemap::<Arc<LastFailure>>::memory_failure_callback(
-                    pages.inner.pgmap.get(),
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
                     (phys >> PAGE_SHIFT) as c_ulong,
                     nr_pages,
                     0,
@@ -864,8 +894,8 @@ mod tests {
             pages.ops().errno.store(errno, Relaxed);
             // SAFETY: As above.
             unsafe {
-                Pagemap::<Arc<LastFailure>>::memory_failure_callback(
-                    pages.inner.pgmap.get(),
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
                     (pfn + 3) as c_ulong,
                     1,
                     0,
@@ -894,17 +924,25 @@ mod tests {
         let pfn = pages.frames().start;
         // SAFETY: As above.
         let report = |page: u64| unsafe {
-            Pagemap::<Arc<LastFailure>>::memory_failure_callback(
-                pages.inner.pgmap.get(),
+            PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                pages.pgmap.get(),
                 (pfn + page) as c_ulong,
                 1,
                 0,
             )
         };
 
+        let is_writable = |offset, len| pages.writable(offset, len).is_some();
+
         assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(is_writable(0, pages.slice().len()));
+        assert!(!is_writable(0, pages.slice().len() + 1));
         assert_eq!(report(3), 0);
         assert_eq!(report(4), 0);
+        assert!(!is_writable(0, pages.slice().len()));
+        assert!(!is_writable(0x3fff, 1));
+        assert!(is_writable(0x2000, 0x1000));
+        assert!(is_writable(0x5000, 0x1000));
         assert!(pages.has_failed(0x3fff, 1));
         assert!(pages.has_failed(0x2fff, 2));
         assert!(!pages.has_failed(0x2000, 0x1000));
@@ -916,31 +954,7 @@ mod tests {
         assert!(!pages.has_failed(0x4000, 0x1000));
         pages.unpoison(0x3000, 0x1000)?;
         assert!(!pages.has_failed(0, pages.slice().len()));
-        Ok(())
-    }
-
-    #[test]
-    fn pages_that_are_referenced_are_waited_for() -> Result {
-        let start = free_range(LEN)?;
-        let pages = pages(start, 0)?;
-        let pfn = (start >> PAGE_SHIFT) + 5;
-
-        assert!(pages.first_used(0).is_none());
-        // SAFETY: The frame has a page; the count is that of a page that was just mapped.
-        let page = unsafe { bindings::pfn_to_page(pfn as c_ulong) };
-        // SAFETY: As above; nobody else knows the page.
-        unsafe { (*page)._refcount.counter = 1 };
-        // As long as it was not exposed, it cannot have been.
-        assert!(pages.first_used(0).is_none());
-        pages.pages.exposure.add(pfn as usize, 1);
-        assert!(pages
-            .first_used(0)
-            .is_some_and(|page| page.is_referenced() && page.frames() == (pfn..pfn + 1)));
-        assert_eq!(pages.count_used().referenced, 1);
-        // SAFETY: As above.
-        unsafe { (*page)._refcount.counter = 0 };
-        assert!(pages.first_used(0).is_none());
-        assert!(pages.is_exposed());
+        assert!(is_writable(0, pages.slice().len()));
         Ok(())
     }
 }

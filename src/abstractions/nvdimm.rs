@@ -15,7 +15,8 @@
 use super::{
     bindings,
     gendisk,
-    memremap::Node, //
+    memremap::Node,
+    module::Registered, //
 };
 use core::{
     marker::PhantomData,
@@ -34,12 +35,18 @@ use kernel::{
         to_result, //
     },
     prelude::*,
+    sync::Arc,
     types::Opaque,
     ThisModule, //
+};
+use provider::{
+    RawDriver,
+    Watchers, //
 };
 
 mod bus;
 mod namespace;
+mod provider;
 mod region;
 
 pub use bus::{
@@ -54,6 +61,10 @@ pub use namespace::{
     EnabledNamespace,
     Namespace,
     INFO_BLOCK_SIZE, //
+};
+pub use provider::{
+    ProviderWatch,
+    ProviderWatcher, //
 };
 pub use region::{
     Region,
@@ -112,9 +123,9 @@ pub enum Event {
 ///
 ///     fn probe<'bound>(
 ///         dev: &'bound Device<Core<'_>>,
+///         namespace: Namespace<'bound>,
 ///     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
 ///         let claim = || {
-///             let namespace = Namespace::probe(dev)?;
 ///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
 ///                 dev_info!(dev, "claimed\n");
 ///             }
@@ -139,7 +150,8 @@ pub trait Driver {
     /// The devices that the bus offers to the driver.
     const TYPES: DeviceTypes;
 
-    /// Binds a device.
+    /// Binds a device, whose namespace can be used: it is not empty, incomplete or locked, and no
+    /// other personality uses it. Devices of other namespaces are refused before.
     ///
     /// # Errors
     ///
@@ -148,6 +160,7 @@ pub trait Driver {
     /// does after success. Therefore empty seeds must be refused with another error.
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
+        namespace: Namespace<'bound>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
 
     /// Unbinds a device; what the driver holds by RAII is dropped after this.
@@ -170,42 +183,76 @@ pub trait Driver {
 pub struct Adapter<T: Driver>(T);
 
 // SAFETY:
-// - `struct nd_device_driver` is a C type declared as `repr(C)`.
+// - `RawDriver` is declared as `repr(C)`.
 // - `T::Data` is the type of the driver's device private data.
-// - `struct nd_device_driver` embeds a `struct device_driver`, at the given offset.
+// - `RawDriver` embeds a `struct nd_device_driver`, which embeds a `struct device_driver`, at the given
+//   offset.
 unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
-    type DriverType = bindings::nd_device_driver;
+    type DriverType = RawDriver;
     type DriverData<'bound> = T::Data<'bound>;
-    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, drv);
+    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, nd.drv);
 }
 
 // SAFETY: A call to `unregister` for a given instance of `DriverType` is guaranteed to be valid if
 // a preceding call to `register` has been successful.
 unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
     unsafe fn register(
-        ndrv: &Opaque<Self::DriverType>,
+        driver: &Opaque<Self::DriverType>,
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: It is safe to set the fields of `struct nd_device_driver` on initialization.
+        let registered = Registered::new()?;
+        let watchers = Watchers::new()?;
+        let driver = driver.get();
+        // SAFETY: The driver is valid, by the safety requirements of this function.
+        let ndrv = unsafe { &raw mut (*driver).nd };
+
+        // SAFETY: It is safe to set the fields of `struct nd_device_driver` on initialization, and
+        // those of what it is embedded in. Devices use the pointer for as long as they are bound,
+        // which is until `unregister`.
         unsafe {
-            (*ndrv.get()).drv.name = name.as_char_ptr();
-            (*ndrv.get()).type_ = T::TYPES.0;
-            (*ndrv.get()).probe = Some(Self::probe_callback);
-            (*ndrv.get()).remove = Some(Self::remove_callback);
-            (*ndrv.get()).shutdown = Some(Self::shutdown_callback);
-            (*ndrv.get()).notify = Some(Self::notify_callback);
+            (*ndrv).drv.name = name.as_char_ptr();
+            (*ndrv).type_ = T::TYPES.0;
+            (*ndrv).probe = Some(Self::probe_callback);
+            (*ndrv).remove = Some(Self::remove_callback);
+            (*ndrv).shutdown = Some(Self::shutdown_callback);
+            (*ndrv).notify = Some(Self::notify_callback);
+            (*driver).watchers = Arc::as_ptr(&watchers);
         }
 
-        // SAFETY: `ndrv` is a valid `DriverType`, and stays until `unregister`.
+        // SAFETY: The driver is valid, and stays until `unregister`.
         to_result(unsafe {
-            bindings::__nd_driver_register(ndrv.get(), module.as_ptr(), name.as_char_ptr())
-        })
+            bindings::__nd_driver_register(ndrv, module.as_ptr(), name.as_char_ptr())
+        })?;
+        // The bus is known from here on: `__nd_driver_register()` has set it.
+        //
+        // SAFETY: The bus is registered for as long as there is libnvdimm, which this module needs.
+        // The reference to the notifier is kept until `unregister`.
+        if let Err(err) = unsafe { watchers.register((*ndrv).drv.bus) } {
+            // SAFETY: The driver was registered just now.
+            unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
+            return Err(err);
+        }
+
+        // Taken back by `unregister`.
+        let _ = Arc::into_raw(watchers);
+        registered.into_raw();
+        Ok(())
     }
 
-    unsafe fn unregister(ndrv: &Opaque<Self::DriverType>) {
-        // SAFETY: `ndrv` is a registered `DriverType`. `nd_driver_unregister()` does just this.
-        unsafe { bindings::driver_unregister(&raw mut (*ndrv.get()).drv) };
+    unsafe fn unregister(driver: &Opaque<Self::DriverType>) {
+        let driver = driver.get();
+        // SAFETY: The driver is registered, by the safety requirements of this function.
+        // `nd_driver_unregister()` does just this.
+        unsafe { bindings::driver_unregister(&raw mut (*driver).nd.drv) };
+
+        // SAFETY: `register` has left a reference, and the bus stays set.
+        unsafe {
+            let watchers = Arc::from_raw((*driver).watchers);
+            watchers.unregister((*driver).nd.drv.bus);
+        }
+        // SAFETY: `register` has succeeded, and this is called once after it.
+        drop(unsafe { Registered::from_raw() });
     }
 }
 
@@ -217,12 +264,12 @@ impl<T: Driver> Adapter<T> {
         // INVARIANT: `dev` is valid for the duration of the callback.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        from_result(|| {
-            let data = T::probe(dev);
+        from_result(|| Self::bind(dev, Namespace::probe(dev)?).map(|()| 0))
+    }
 
-            dev.as_ref().set_drvdata(data)?;
-            Ok(0)
-        })
+    /// Has the driver bind a device, and keeps its data.
+    fn bind<'bound>(dev: &'bound Device<CoreInternal<'_>>, namespace: Namespace<'bound>) -> Result {
+        dev.as_ref().set_drvdata(T::probe(dev, namespace))
     }
 
     extern "C" fn remove_callback(dev: *mut bindings::device) {
@@ -393,6 +440,7 @@ unsafe impl Sync for Device<Bound> {}
 #[kunit_tests(pmem_rs_nvdimm)]
 mod tests {
     use super::*;
+    use core::ptr::NonNull;
     use kernel::{
         faux,
         module::this_module,
@@ -422,6 +470,7 @@ mod tests {
 
         fn probe<'bound>(
             _dev: &'bound Device<Core<'_>>,
+            _namespace: Namespace<'bound>,
         ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
             Ok(Log(Atomic::new(1)))
         }
@@ -452,6 +501,7 @@ mod tests {
 
         fn probe<'bound>(
             _dev: &'bound Device<Core<'_>>,
+            _namespace: Namespace<'bound>,
         ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
             Err::<(), _>(ENODEV)
         }
@@ -461,6 +511,18 @@ mod tests {
         let generic: &device::Device<Bound> = faux.as_ref().as_ref();
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         core::ptr::from_ref(generic).cast_mut().cast()
+    }
+
+    /// Has a driver bind a device that stands for its own namespace.
+    fn bind<T: Driver>(dev: *mut bindings::device) -> Result {
+        // SAFETY: The device is valid for as long as its registration, which the tests keep. It is
+        // on no nd bus and has no namespace, and the drivers of the tests do not use either.
+        let (dev, namespace) = unsafe {
+            let dev = &*dev.cast::<Device<CoreInternal<'_>>>();
+            (dev, Namespace::from_raw(dev, NonNull::dangling()))
+        };
+
+        Adapter::<T>::bind(dev, namespace)
     }
 
     #[test]
@@ -497,7 +559,7 @@ mod tests {
         let dev = raw(&faux);
         type Callbacks = Adapter<Diary>;
 
-        assert_eq!(Callbacks::probe_callback(dev), 0);
+        bind::<Diary>(dev)?;
         let poison = bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON;
         let region = bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION;
         Callbacks::notify_callback(dev, poison);
@@ -507,7 +569,7 @@ mod tests {
         Callbacks::shutdown_callback(dev);
         Callbacks::remove_callback(dev);
 
-        // SAFETY: The device is valid, and `probe_callback` has left it a `Log`, which is taken back
+        // SAFETY: The device is valid, and `bind` has left it a `Log`, which is taken back
         // as the driver core would.
         let log = unsafe {
             let data = bindings::dev_get_drvdata(dev);
@@ -519,11 +581,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_probe_is_an_errno() -> Result {
+    fn a_driver_may_refuse_a_device() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
 
-        let ret = Adapter::<Useless>::probe_callback(raw(&faux));
-        assert_eq!(ret, ENODEV.to_errno());
+        assert!(bind::<Useless>(raw(&faux)) == Err(ENODEV));
         Ok(())
     }
 

@@ -1,95 +1,117 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Values whose users are counted per CPU.
+//! Values whose references are counted per CPU.
 //!
-//! A [`Counted`] owns a value; everybody else uses it through a [`Hold`]. To get or put a hold touches
-//! no cache line that CPUs share, until the owner asks for the value to go: [`Counted::kill`] lets
-//! nobody in any more, and the value is dropped when the last hold has been put.
+//! A [`Counted`] owns a value, and everything else uses it through a [`Hold`]. To take or to put a
+//! hold touches no cache line that CPUs share, until the owner kills the count: [`Counted::kill`]
+//! refuses new holds, and the owner can free the value when the last hold has been put.
+//!
+//! A hold that is leaked keeps the value for ever. An owner that is leaked keeps it as well.
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
 use super::{
     bindings,
-    completion::Completion, //
+    completion::Completion,
+    time::MINUTE, //
 };
 use core::{
-    cell::UnsafeCell,
-    mem::ManuallyDrop,
-    ops::Deref, //
+    ops::Deref,
+    pin::Pin,
+    ptr::NonNull, //
 };
 use kernel::{
     container_of,
     error::to_result,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    },
     time::Msecs,
     types::Opaque, //
 };
 
+/// An initialised `struct percpu_ref`.
+///
 /// # Invariants
 ///
-/// `count` is initialised. `value` is initialised until the [`Counted`] drops it, which is after
-/// `count` has reached zero, so it is for as long as there is a [`Hold`].
+/// The structure was initialised by `percpu_ref_init`.
 #[pin_data(PinnedDrop)]
-struct Inner<T> {
+struct Count {
     #[pin]
-    count: Opaque<bindings::percpu_ref>,
+    inner: Opaque<bindings::percpu_ref>,
+}
+
+impl Count {
+    fn new(release: unsafe extern "C" fn(*mut bindings::percpu_ref)) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // INVARIANT: Initialised here.
+            inner <- Opaque::try_ffi_init(move |slot: *mut bindings::percpu_ref| {
+                // SAFETY: `slot` is valid for writing, and pinned from here on.
+                to_result(unsafe {
+                    bindings::percpu_ref_init(slot, Some(release), 0, bindings::GFP_KERNEL)
+                })
+            }),
+        }? Error)
+    }
+
+    fn as_raw(&self) -> *mut bindings::percpu_ref {
+        self.inner.get()
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Count {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant the count is initialised. What contains it goes, so there
+        // is no reference that could use it.
+        unsafe { bindings::percpu_ref_exit(self.as_raw()) };
+    }
+}
+
+/// What the owner and the holds share.
+///
+/// It is freed by the owner, after `zero` was completed. That happens when the last hold was put.
+#[pin_data]
+pub(super) struct Inner<T> {
+    #[pin]
+    count: Count,
     #[pin]
     zero: Completion,
-    killed: Atomic<bool>,
-    value: UnsafeCell<ManuallyDrop<T>>,
+    #[pin]
+    value: T,
 }
 
 impl<T> Inner<T> {
     /// # Safety
     ///
-    /// `value` must be initialised, see the type invariant.
-    unsafe fn value(&self) -> &T {
-        // SAFETY: By the safety requirements; it is written only to be dropped.
-        unsafe { &*self.value.get() }
-    }
-
-    /// # Safety
-    ///
     /// For `percpu_ref` only: `count` must be that of an `Inner<T>`.
     unsafe extern "C" fn release(count: *mut bindings::percpu_ref) {
-        // SAFETY: By the safety requirements. The owner keeps the allocation until this has
-        // completed `zero`, whose lock he takes after it.
-        let inner = unsafe { &*container_of!(Opaque::cast_from(count), Self, count) };
+        // SAFETY: By the safety requirements. The owner frees the structure only after it has seen
+        // `zero` completed, for which it takes the lock that `complete_all` holds.
+        let inner = unsafe {
+            let count = container_of!(Opaque::cast_from(count), Count, inner);
+            &*container_of!(count, Self, count)
+        };
 
         inner.zero.complete_all();
     }
 }
 
-#[pinned_drop]
-impl<T> PinnedDrop for Inner<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant `count` is initialised, and nobody uses it any more.
-        unsafe { bindings::percpu_ref_exit(self.count.get()) };
-    }
-}
-
-/// The owner of a value that others hold.
+/// The owner of a counted value.
 ///
-/// Dropping it kills the count, waits for the last [`Hold`] for as long as it takes, and drops the value.
+/// Dropping it kills the count, waits for the last [`Hold`] for as long as it takes, and drops the
+/// value. It sleeps, and says every minute in the log that it still waits.
 ///
 /// # Examples
 ///
 /// ```
 /// use pmem_rs::abstractions::percpu_ref::Counted;
 ///
-/// let owner = Counted::new(5)?;
+/// let mut owner = Counted::new(5)?;
 /// let hold = owner.hold().ok_or(ENXIO)?;
 ///
 /// owner.kill();
 /// assert!(owner.hold().is_none());
 /// assert_eq!(*hold, 5);
+/// assert!(!owner.is_unused());
 /// drop(hold);
 /// assert!(owner.wait_timeout(1000));
 /// # Ok::<(), Error>(())
@@ -97,13 +119,17 @@ impl<T> PinnedDrop for Inner<T> {
 ///
 /// # Invariants
 ///
-/// The value of the inner structure is initialised.
-pub struct Counted<T: Send + Sync + 'static>(Arc<Inner<T>>);
+/// `inner` is a pinned box in its raw form, which is ours to free once `zero` was completed.
+/// `killed` says whether the count was killed.
+pub struct Counted<T: Send + Sync + 'static> {
+    inner: NonNull<Inner<T>>,
+    killed: bool,
+}
 
 // SAFETY: The value may be sent to and used by any thread.
 unsafe impl<T: Send + Sync + 'static> Send for Counted<T> {}
 
-// SAFETY: As above.
+// SAFETY: Through a shared reference the value is only shared, and `T` is `Sync`.
 unsafe impl<T: Send + Sync + 'static> Sync for Counted<T> {}
 
 impl<T: Send + Sync + 'static> Counted<T> {
@@ -113,52 +139,69 @@ impl<T: Send + Sync + 'static> Counted<T> {
     ///
     /// [`ENOMEM`]; the value is dropped then.
     pub fn new(value: T) -> Result<Self> {
-        let inner = Arc::pin_init(
+        Self::pin_init(Ok::<T, Error>(value))
+    }
+
+    /// Makes a value in place. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], and those of `value`, which is initialised last.
+    pub fn pin_init(value: impl PinInit<T, Error>) -> Result<Self> {
+        let inner = KBox::pin_init(
             try_pin_init!(Inner {
-                count <- Opaque::try_ffi_init(|slot: *mut bindings::percpu_ref| {
-                    // SAFETY: `slot` is valid for writing; the allocation is pinned.
-                    to_result(unsafe {
-                        bindings::percpu_ref_init(
-                            slot,
-                            Some(Inner::<T>::release),
-                            0,
-                            bindings::GFP_KERNEL,
-                        )
-                    })
-                }),
+                count <- Count::new(Inner::<T>::release),
                 zero <- Completion::new(),
-                killed: Atomic::new(false),
-                value: UnsafeCell::new(ManuallyDrop::new(value)),
+                value <- value,
             }? Error),
             GFP_KERNEL,
         )?;
 
-        // INVARIANT: The value was just moved in.
-        Ok(Self(inner))
+        // SAFETY: The box stays pinned: it is only turned back to be dropped.
+        let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(inner) });
+        // INVARIANT: Just made, and not killed. The pointer of a box is not null.
+        Ok(Self {
+            // SAFETY: The pointer of a box is not null.
+            inner: unsafe { NonNull::new_unchecked(inner) },
+            killed: false,
+        })
     }
 
-    /// Returns a hold, unless the count was killed.
+    fn inner(&self) -> &Inner<T> {
+        // SAFETY: By the type invariant the structure is there until `self` frees it.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// Returns a hold, unless the count was killed. Does not sleep.
     pub fn hold(&self) -> Option<Hold<T>> {
-        // SAFETY: By its type invariant the count is initialised.
-        let live = unsafe { bindings::percpu_ref_tryget_live(self.0.count.get()) };
-
-        // INVARIANT: The reference has just been taken.
-        live.then(|| Hold(self.0.clone()))
+        // SAFETY: By the type invariant the structure is there.
+        unsafe { Hold::try_new(self.inner) }
     }
 
-    /// Lets nobody in any more. Does not sleep; only the first call has an effect (modelled in
-    /// `tests/host/tests/atomics`).
-    pub fn kill(&self) {
-        if !self.0.killed.xchg(true, Relaxed) {
-            // SAFETY: The count is initialised, and has not been killed.
-            unsafe { bindings::percpu_ref_kill_and_confirm(self.0.count.get(), None) };
+    /// Refuses new holds. Does not sleep. Only the first call has an effect.
+    pub fn kill(&mut self) {
+        if !self.killed {
+            self.killed = true;
+            // SAFETY: The count is initialised, and is killed once.
+            unsafe { bindings::percpu_ref_kill_and_confirm(self.inner().count.as_raw(), None) };
         }
+    }
+
+    /// Returns whether the last hold was put after [`Self::kill`]. Does not sleep.
+    pub fn is_unused(&self) -> bool {
+        self.inner().zero.is_done()
     }
 
     /// Waits for the last hold to be put, after [`Self::kill`], for at most `limit` milliseconds.
     /// Sleeps. Returns whether there are no holds any more.
     pub fn wait_timeout(&self, limit: Msecs) -> bool {
-        self.0.zero.wait_timeout(limit)
+        self.inner().zero.wait_idle_timeout(limit)
+    }
+
+    /// Returns a pointer to the structure, from which a hold can be made without a reference to
+    /// `self`.
+    pub(super) fn as_ptr(&self) -> NonNull<Inner<T>> {
+        self.inner
     }
 }
 
@@ -166,42 +209,66 @@ impl<T: Send + Sync + 'static> Deref for Counted<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: By the type invariants; only dropping `self` ends that.
-        unsafe { self.0.value() }
+        &self.inner().value
     }
 }
 
 impl<T: Send + Sync + 'static> Drop for Counted<T> {
     fn drop(&mut self) {
         self.kill();
-        self.0.zero.wait();
+        while !self.wait_timeout(MINUTE) {
+            pr_warn!("still waiting for references to something that is to be freed\n");
+        }
 
-        // SAFETY: The count is dead and zero, so there are no holds; nobody but `self`, which goes
-        // now, can refer to the value.
-        unsafe { ManuallyDrop::drop(&mut *self.0.value.get()) };
+        // SAFETY: By the type invariant the pointer is that of a pinned box, which is ours. There
+        // is no hold any more, and `release` has ended, since `zero` was seen completed.
+        drop(unsafe { Pin::new_unchecked(KBox::from_raw(self.inner.as_ptr())) });
     }
 }
 
-/// A use of a value that keeps it from being dropped.
+/// A reference to a counted value, which keeps it.
 ///
 /// # Invariants
 ///
-/// One reference of the count is ours.
-pub struct Hold<T: Send + Sync + 'static>(Arc<Inner<T>>);
+/// `self.0` points to the structure of a [`Counted`], and one reference of its count is ours.
+pub struct Hold<T: Send + Sync + 'static>(NonNull<Inner<T>>);
 
 // SAFETY: A hold may be put by any thread, and the value may be used by any.
 unsafe impl<T: Send + Sync + 'static> Send for Hold<T> {}
 
-// SAFETY: As above.
+// SAFETY: Through a shared reference the value is only shared, and `T` is `Sync`.
 unsafe impl<T: Send + Sync + 'static> Sync for Hold<T> {}
+
+impl<T: Send + Sync + 'static> Hold<T> {
+    /// # Safety
+    ///
+    /// The structure must be there during the call.
+    pub(super) unsafe fn try_new(inner: NonNull<Inner<T>>) -> Option<Self> {
+        // SAFETY: By the safety requirements; the count is initialised by its type invariant.
+        let live = unsafe { bindings::percpu_ref_tryget_live(inner.as_ref().count.as_raw()) };
+
+        // INVARIANT: The reference has just been taken.
+        if live {
+            Some(Self(inner))
+        } else {
+            None
+        }
+    }
+
+    #[inline]
+    fn inner(&self) -> &Inner<T> {
+        // SAFETY: By the type invariant the count is not zero, so the owner has not freed it.
+        unsafe { self.0.as_ref() }
+    }
+}
 
 impl<T: Send + Sync + 'static> Clone for Hold<T> {
     fn clone(&self) -> Self {
         // SAFETY: By the type invariant the count is not zero.
-        unsafe { bindings::percpu_ref_get(self.0.count.get()) };
+        unsafe { bindings::percpu_ref_get(self.inner().count.as_raw()) };
 
         // INVARIANT: The reference has just been taken.
-        Self(self.0.clone())
+        Self(self.0)
     }
 }
 
@@ -210,22 +277,28 @@ impl<T: Send + Sync + 'static> Deref for Hold<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: By the type invariant the count is not zero, so the value is there.
-        unsafe { self.0.value() }
+        &self.inner().value
     }
 }
 
 impl<T: Send + Sync + 'static> Drop for Hold<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours. The allocation stays until the field
-        // is dropped after this.
-        unsafe { bindings::percpu_ref_put(self.0.count.get()) };
+        // SAFETY: By the type invariant the reference is ours. After the last one was put, the C
+        // function uses the structure only until `release` has completed `zero`.
+        unsafe { bindings::percpu_ref_put(self.inner().count.as_raw()) };
     }
 }
 
 #[kunit_tests(pmem_rs_percpu_ref)]
 mod tests {
     use super::*;
+    use kernel::sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    };
 
     /// Says when it goes.
     struct Witness(Arc<Atomic<bool>>);
@@ -255,8 +328,8 @@ mod tests {
     }
 
     #[test]
-    fn after_the_kill_nobody_gets_in_and_those_inside_are_waited_for() -> Result {
-        let (gone, counted) = witness()?;
+    fn after_the_kill_no_hold_is_given_and_those_there_are_waited_for() -> Result {
+        let (gone, mut counted) = witness()?;
         let hold = counted.hold().ok_or(EINVAL)?;
         let other = hold.clone();
 
@@ -266,10 +339,32 @@ mod tests {
         assert!(!counted.wait_timeout(50));
         drop(hold);
         assert!(!counted.wait_timeout(50));
-        assert!(!other.0.killed.load(Relaxed) || !gone.load(Relaxed));
+        assert!(!counted.is_unused() && !gone.load(Relaxed));
         drop(other);
         assert!(counted.wait_timeout(1000));
+        assert!(counted.is_unused());
         drop(counted);
+        assert!(gone.load(Relaxed));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_leaked_owner_had_can_be_used_for_ever() -> Result {
+        let (gone, counted) = witness()?;
+        let hold = counted.hold().ok_or(EINVAL)?;
+
+        core::mem::forget(counted);
+        drop(hold.clone());
+        assert!(!gone.load(Relaxed));
+        // Nothing is leaked for good: that is what kmemleak looks for.
+        // INVARIANT: The owner was forgotten, so that this is the only one.
+        drop(Counted {
+            inner: hold.0,
+            killed: {
+                drop(hold);
+                false
+            },
+        });
         assert!(gone.load(Relaxed));
         Ok(())
     }

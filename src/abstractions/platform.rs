@@ -11,11 +11,16 @@
 
 use super::{
     bindings,
+    ioport::PmemResource,
     memremap::Node,
+    module::Registered,
     nvdimm, //
 };
 use kernel::{
-    device,
+    device::{
+        self,
+        Bound, //
+    },
     device_id::RawDeviceId,
     driver,
     platform,
@@ -125,13 +130,18 @@ unsafe impl<T: NamedDriver> driver::RegistrationOps for Adapter<T> {
         // is static, and ends with an entry of zeroes.
         unsafe { (*pdrv.get()).id_table = T::NAMES.as_ptr() };
 
+        let registered = Registered::new()?;
         // SAFETY: By the safety requirements of this function, which are the same.
-        unsafe { <platform::Adapter<T> as driver::RegistrationOps>::register(pdrv, name, module) }
+        unsafe { <platform::Adapter<T> as driver::RegistrationOps>::register(pdrv, name, module) }?;
+        registered.into_raw();
+        Ok(())
     }
 
     unsafe fn unregister(pdrv: &Opaque<Self::DriverType>) {
         // SAFETY: By the safety requirements of this function, which are the same.
-        unsafe { <platform::Adapter<T> as driver::RegistrationOps>::unregister(pdrv) }
+        unsafe { <platform::Adapter<T> as driver::RegistrationOps>::unregister(pdrv) };
+        // SAFETY: `register` has succeeded, and this is called once after it.
+        drop(unsafe { Registered::from_raw() });
     }
 }
 
@@ -154,6 +164,50 @@ pub fn name<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> &CStr {
 pub fn node<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> Node {
     // SAFETY: The device is valid.
     Node(unsafe { bindings::dev_to_node(raw(dev)) })
+}
+
+/// Returns the memory resource of a device with this index, counted among those of memory, if there
+/// is one. One that ends with the last address of all is given without it.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     device::Bound,
+///     platform::Device,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::platform;
+///
+/// fn has_memory(dev: &Device<Bound>) -> bool {
+///     platform::memory(dev, 0).is_some()
+/// }
+/// ```
+///
+/// It is not for longer than the device is bound:
+///
+/// ```compile_fail,E0521
+/// use kernel::{
+///     device::Bound,
+///     platform::Device,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::{
+///     ioport::PmemResource,
+///     platform, //
+/// };
+///
+/// fn keep(dev: &Device<Bound>, kept: &mut Option<PmemResource<'static>>) {
+///     *kept = platform::memory(dev, 0);
+/// }
+/// ```
+pub fn memory(dev: &platform::Device<Bound>, index: u32) -> Option<PmemResource<'_>> {
+    let resource = dev.resource_by_index(index)?;
+    let start = resource.start();
+
+    Some(PmemResource::new(
+        start..start.saturating_add(resource.size()),
+    ))
 }
 
 #[kunit_tests(pmem_rs_platform)]

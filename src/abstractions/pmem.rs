@@ -32,8 +32,8 @@ use kernel::{
 
 /// A part of a mapped range of persistent memory, borrowed for `'a`.
 ///
-/// It has a length and operations, and no address: whatever the holder does with it goes through
-/// the copies of this module. Other CPUs, user space and devices may access the same bytes at any
+/// It has a length and operations, and no address: all accesses go through the copies of this
+/// module. Other CPUs, user space and devices may access the same bytes at any
 /// time, so there is no way to make a Rust reference to them either.
 ///
 /// # Examples
@@ -44,28 +44,37 @@ use kernel::{
 ///     pmem::PmemSlice, //
 /// };
 ///
-/// /// Copies a write request to where it belongs.
-/// fn write(memory: PmemSlice<'_>, bio: &Bio) -> Result {
+/// /// Answers a read request from where it says.
+/// fn read(memory: PmemSlice<'_>, bio: &Bio) -> Result {
 ///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
 ///
-///     for segment in bio.segments() {
+///     for mut segment in bio.segments_to_fill() {
 ///         memory
 ///             .get(offset, segment.len())
 ///             .ok_or(EIO)?
-///             .write_from(&segment);
+///             .read_into(&mut segment)?;
 ///         offset = offset.checked_add(segment.len()).ok_or(EIO)?;
 ///     }
 ///     Ok(())
 /// }
 /// ```
 ///
+/// It cannot be written to, since some of its pages may have failed; for that there is
+/// [`WritableSlice`]:
+///
+/// ```compile_fail,E0599
+/// use pmem_rs::abstractions::pmem::PmemSlice;
+///
+/// fn wipe(memory: PmemSlice<'_>) {
+///     memory.zero();
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
-/// len` does not wrap. Pages that have failed may be missing in the mapping. Reading them is caught. The driver
-/// does not write to them (see [`Pagemap::has_failed`]): that is an oops, but no other memory is touched.
-///
-/// [`Pagemap::has_failed`]: super::memremap::Pagemap::has_failed
+/// len` does not wrap. Pages that have failed may be missing in the mapping. A read of them fails
+/// with a fault that the copy catches.
 #[derive(Clone, Copy)]
 pub struct PmemSlice<'a> {
     addr: NonNull<u8>,
@@ -124,11 +133,12 @@ impl<'a> PmemSlice<'a> {
     pub fn split_at(&self, len: usize) -> Option<(PmemSlice<'a>, PmemSlice<'a>)> {
         let rest = self.len.checked_sub(len)?;
 
-        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that upholds it.
+        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that
+        // upholds it.
         let first = Self { len, ..*self };
         let rest = Self {
-            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at most
-            // its length.
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at
+            // most its length.
             addr: unsafe { self.addr.add(len) },
             len: rest,
             ..*self
@@ -142,14 +152,15 @@ impl<'a> PmemSlice<'a> {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine check;
-    /// the segment then holds an unspecified mix of old and new bytes.
+    /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine
+    /// check; the segment then holds an unspecified mix of old and new bytes.
     #[inline]
     pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
         let len = self.len.min(segment.len());
 
         // SAFETY: By the type invariants both sides have `len` bytes, and those of the segment are
-        // there to be written to; `copy_mc_to_kernel` is the copy for a source that may raise a machine check.
+        // there to be written to; `copy_mc_to_kernel` is the copy for a source that may raise a
+        // machine check.
         let rest = unsafe {
             bindings::copy_mc_to_kernel(
                 segment.as_mut_ptr().cast(),
@@ -164,18 +175,100 @@ impl<'a> PmemSlice<'a> {
         }
         Ok(())
     }
+}
+
+/// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
+///
+/// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
+/// the mapping makes one of these only after it has looked: [`Pagemap::writable`],
+/// [`Memremap::writable`].
+///
+/// A page may still fail between that look and the store, or while this is kept. The store is an
+/// oops then, as it is in the C driver; no other memory is touched.
+///
+/// [`Memremap::writable`]: super::memremap::Memremap::writable
+/// [`Pagemap::writable`]: super::memremap::PagemapInner::writable
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::{
+///     bio::Bio,
+///     memremap::Memremap, //
+/// };
+///
+/// /// Copies a write request to where it belongs.
+/// fn write(mapping: &Memremap, bio: &Bio) -> Result {
+///     let offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
+///     let mut rest = mapping.writable().get(offset, bio.len()).ok_or(EIO)?;
+///
+///     for segment in bio.segments() {
+///         let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+///         memory.write_from(&segment);
+///         rest = after;
+///     }
+///     Ok(())
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// No page that the slice is in had failed when the mapping looked.
+#[derive(Clone, Copy)]
+pub struct WritableSlice<'a>(PmemSlice<'a>);
+
+impl<'a> WritableSlice<'a> {
+    /// Makes a slice writable.
+    ///
+    /// # Safety
+    ///
+    /// The mapping must have looked, just now, and no page that the slice is in has failed.
+    #[inline]
+    pub(super) unsafe fn new(slice: PmemSlice<'a>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(slice)
+    }
+
+    /// Returns the length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Returns whether the slice has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Returns the `len` bytes from `offset` on, or [`None`] if they are not all within the slice.
+    #[inline]
+    pub fn get(&self, offset: usize, len: usize) -> Option<WritableSlice<'a>> {
+        // INVARIANT: All pages of a part are pages of the whole.
+        self.0.get(offset, len).map(Self)
+    }
+
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    #[inline]
+    pub fn split_at(&self, len: usize) -> Option<(WritableSlice<'a>, WritableSlice<'a>)> {
+        let (first, rest) = self.0.split_at(len)?;
+
+        // INVARIANT: All pages of a part are pages of the whole.
+        Some((Self(first), Self(rest)))
+    }
 
     /// Writes from the memory of a write request, as many bytes as both have, past the CPU caches.
     ///
     /// Does not sleep. The bytes are durable after the next flush of the region.
     #[inline]
     pub fn write_from(&self, segment: &Segment<'_>) {
-        let len = self.len.min(segment.len());
+        let len = self.len().min(segment.len());
 
         segment.flush_dcache();
-        // SAFETY: By the type invariants of `Self` and of `Segment`, both sides have `len` bytes.
+        // SAFETY: By the type invariants of `PmemSlice` and of `Segment`, both sides have `len`
+        // bytes.
         unsafe {
-            bindings::memcpy_flushcache(self.addr.as_ptr().cast(), segment.as_ptr().cast(), len)
+            bindings::memcpy_flushcache(self.0.addr.as_ptr().cast(), segment.as_ptr().cast(), len)
         };
     }
 
@@ -188,13 +281,13 @@ impl<'a> PmemSlice<'a> {
         let mut rest = *self;
 
         while !rest.is_empty() {
-            let len = rest.len.min(PAGE_SIZE);
+            let len = rest.len().min(PAGE_SIZE);
 
-            // SAFETY: By the type invariant `rest` has `len` bytes, and `len` is at most the size
-            // of the zero page.
-            unsafe { bindings::memcpy_flushcache(rest.addr.as_ptr().cast(), zero_page, len) };
+            // SAFETY: By the type invariant of `PmemSlice`, `rest` has `len` bytes, and `len` is at
+            // most the size of the zero page.
+            unsafe { bindings::memcpy_flushcache(rest.0.addr.as_ptr().cast(), zero_page, len) };
 
-            match rest.get(len, rest.len.saturating_sub(len)) {
+            match rest.get(len, rest.len().saturating_sub(len)) {
                 Some(next) => rest = next,
                 None => break,
             }
@@ -205,12 +298,12 @@ impl<'a> PmemSlice<'a> {
     ///
     /// The source may be user memory: may sleep if the source may.
     pub fn write_from_iter(&self, source: &mut IterSource<'_>) -> usize {
-        // SAFETY: By the type invariant `self` has `len` bytes; `source` is a valid source by its
-        // own invariant.
+        // SAFETY: By the type invariant of `PmemSlice`, `self` has `len` bytes; `source` is a valid
+        // source by its own invariant.
         unsafe {
             bindings::copy_from_iter_flushcache(
-                self.addr.as_ptr().cast(),
-                self.len,
+                self.0.addr.as_ptr().cast(),
+                self.len(),
                 source.as_raw(),
             )
         }
@@ -218,11 +311,12 @@ impl<'a> PmemSlice<'a> {
 
     /// Writes the CPU's cached copies of the bytes back to the medium.
     ///
-    /// For what others have stored there with ordinary stores. Does not sleep. The bytes are durable
-    /// after the next flush of the region.
+    /// For what was stored there with ordinary stores, by user space for instance. Does not sleep.
+    /// The bytes are durable after the next flush of the region.
     pub fn write_back(&self) {
-        // SAFETY: By the type invariant the bytes are mapped.
-        unsafe { bindings::arch_wb_cache_pmem(self.addr.as_ptr().cast(), self.len) };
+        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
+        // looked at.
+        unsafe { bindings::arch_wb_cache_pmem(self.0.addr.as_ptr().cast(), self.len()) };
     }
 
     /// Drops the CPU's cached copies of the bytes.
@@ -230,9 +324,10 @@ impl<'a> PmemSlice<'a> {
     /// For use after poison was cleared, so that the poisoned lines are not read from the caches.
     /// Does not sleep.
     pub fn invalidate(&self) {
-        // SAFETY: By the type invariant the bytes are mapped. Nothing of what is in the caches is
-        // worth keeping: the caller says so, and the memory is not Rust's.
-        unsafe { bindings::arch_invalidate_pmem(self.addr.as_ptr().cast(), self.len) };
+        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
+        // looked at. What the caches have is lost: the caller says that it may be, and there are no
+        // Rust references to the memory.
+        unsafe { bindings::arch_invalidate_pmem(self.0.addr.as_ptr().cast(), self.len()) };
     }
 }
 
@@ -245,18 +340,18 @@ pub const HAS_FLUSHCACHE: bool = bindings::HAS_UACCESS_FLUSHCACHE;
 mod tests {
     use super::*;
 
-    /// Ordinary memory will do: the copies do not care.
+    /// Ordinary memory: the copies work on it too.
     fn memory(len: usize) -> Result<KVec<u8>> {
         Ok(KVec::from_elem(0xaa, len, GFP_KERNEL)?)
     }
 
-    fn slice(memory: &mut KVec<u8>) -> PmemSlice<'_> {
-        // SAFETY: The vector has the bytes, for as long as it is borrowed.
+    fn slice(memory: &mut KVec<u8>) -> WritableSlice<'_> {
+        // SAFETY: The vector has the bytes, for as long as it is borrowed. They do not fail.
         unsafe {
-            PmemSlice::from_raw_parts(
+            WritableSlice::new(PmemSlice::from_raw_parts(
                 NonNull::new_unchecked(memory.as_mut_ptr()),
                 memory.as_slice().len(),
-            )
+            ))
         }
     }
 
@@ -280,8 +375,8 @@ mod tests {
 
         let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
         assert_eq!((first.len(), rest.len()), (30, 70));
-        assert!(first.addr == whole.addr);
-        assert!(rest.addr.as_ptr() == whole.addr.as_ptr().wrapping_add(30));
+        assert!(first.0.addr == whole.0.addr);
+        assert!(rest.0.addr.as_ptr() == whole.0.addr.as_ptr().wrapping_add(30));
         assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
         assert!(whole.split_at(101).is_none());
         Ok(())

@@ -16,6 +16,9 @@ use kernel::{
     },
 };
 
+/// A minute, in milliseconds.
+pub const MINUTE: Msecs = 60_000;
+
 /// Sleeps, uninterruptibly, for about so many milliseconds. It does not count as load.
 pub fn sleep(time: Msecs) {
     // SAFETY: May sleep here, as the caller says by calling this.

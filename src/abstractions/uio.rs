@@ -3,11 +3,11 @@
 //! IO vectors, as far as the DAX operations hand them to a driver.
 //!
 //! The kernel crate's `IovIterSource` copies through the CPU caches and asserts what it is given;
-//! what is needed here is the handle alone, for [`PmemSlice::write_from_iter`].
+//! what is needed here is the handle alone, for [`WritableSlice::write_from_iter`].
 //!
 //! C header: [`include/linux/uio.h`](srctree/include/linux/uio.h)
 //!
-//! [`PmemSlice::write_from_iter`]: super::pmem::PmemSlice::write_from_iter
+//! [`WritableSlice::write_from_iter`]: super::pmem::WritableSlice::write_from_iter
 
 use super::bindings;
 use core::marker::PhantomData;
@@ -22,13 +22,13 @@ use kernel::{
 ///
 /// ```no_run
 /// use pmem_rs::abstractions::{
-///     pmem::PmemSlice,
+///     pmem::WritableSlice,
 ///     uio::IterSource, //
 /// };
 ///
 /// /// Returns how many bytes were written, at most `len`.
 /// fn write(
-///     memory: PmemSlice<'_>,
+///     memory: WritableSlice<'_>,
 ///     offset: usize,
 ///     len: usize,
 ///     source: &mut IterSource<'_>,
@@ -75,11 +75,14 @@ impl IterSource<'_> {
 #[kunit_tests(pmem_rs_uio)]
 mod tests {
     use super::*;
-    use crate::abstractions::pmem::PmemSlice;
+    use crate::abstractions::pmem::{
+        PmemSlice,
+        WritableSlice, //
+    };
     use core::ptr::NonNull;
 
     /// Has `f` read from two pieces of five bytes each, `abcdefghij`, into eight bytes, and returns them.
-    fn reading(f: impl FnOnce(&PmemSlice<'_>, &mut IterSource<'_>)) -> [u8; 8] {
+    fn reading(f: impl FnOnce(&WritableSlice<'_>, &mut IterSource<'_>)) -> [u8; 8] {
         let (mut first, mut second, mut target) = (*b"abcde", *b"fghij", *b"________");
         let vecs = [&mut first, &mut second].map(|piece| bindings::kvec {
             iov_base: piece.as_mut_ptr().cast(),
@@ -88,11 +91,14 @@ mod tests {
         let mut iter = bindings::iov_iter::default();
 
         // SAFETY: The iterator, what it iterates over and the target live until the end of the
-        // function, and are not used in another way before.
+        // function, and are not used in another way before. The target does not fail.
         unsafe {
             bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, vecs.as_ptr(), 2, 10);
             let memory = PmemSlice::from_raw_parts(NonNull::from(&mut target).cast(), 8);
-            f(&memory, &mut IterSource::from_raw(&mut iter));
+            f(
+                &WritableSlice::new(memory),
+                &mut IterSource::from_raw(&mut iter),
+            );
         }
         target
     }

@@ -7,7 +7,10 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use super::bindings;
+use super::{
+    bindings,
+    module::Registered, //
+};
 use core::{
     ops::Deref,
     ptr::NonNull, //
@@ -42,13 +45,16 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid work queue that is ours.
-pub struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+/// `queue` is a valid work queue that is ours.
+pub struct OwnedQueue {
+    queue: NonNull<bindings::workqueue_struct>,
+    _registered: Registered,
+}
 
 // SAFETY: A work queue may be used and destroyed by any thread.
 unsafe impl Send for OwnedQueue {}
 
-// SAFETY: As above.
+// SAFETY: Work may be queued by any thread, by several at once.
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
@@ -66,6 +72,7 @@ impl OwnedQueue {
     }
 
     fn with(name: &'static CStr, flags: bindings::wq_flags) -> Result<Self> {
+        let registered = Registered::new()?;
         // SAFETY: The format has one string, and that is what follows. 0 is the default for how
         // many items run at once.
         let queue = unsafe {
@@ -73,7 +80,10 @@ impl OwnedQueue {
         };
 
         // INVARIANT: Just made.
-        Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
+        Ok(Self {
+            queue: NonNull::new(queue).ok_or(ENOMEM)?,
+            _registered: registered,
+        })
     }
 }
 
@@ -82,13 +92,13 @@ impl Deref for OwnedQueue {
 
     fn deref(&self) -> &Queue {
         // SAFETY: By the type invariant the queue is valid for as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
+        unsafe { Queue::from_raw(self.queue.as_ptr()) }
     }
 }
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the queue is ours.
-        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+        unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) };
     }
 }

@@ -17,11 +17,15 @@ use super::{
     pmem::Pmem,
     range::{
         Layout,
-        PmemRange, //
+        Memory, //
     },
-    retired::SHARED,
+    retired::{
+        Shared,
+        SHARED, //
+    },
     unbind::{
         Parts,
+        Provider,
         Unbind, //
     },
 };
@@ -39,9 +43,10 @@ use crate::abstractions::{
         Device,
         EnabledNamespace,
         Kind,
-        Namespace, //
+        Namespace,
+        ProviderWatch, //
     },
-    percpu_ref::Counted,
+    percpu_ref::Hold,
     pmem::HAS_FLUSHCACHE, //
 };
 use core::ops::Range;
@@ -54,8 +59,7 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     str::CString,
-    sync::Arc,
-    time::Msecs, //
+    sync::Arc, //
 };
 
 /// A device that is bound to the driver.
@@ -64,29 +68,29 @@ pub enum Binding<'bound> {
     /// that it makes, so that nothing is left to be flushed when it goes.
     Btt(Btt<'bound>, Arc<Flusher>),
     /// A raw namespace or a pfn device: the disk is ours.
-    Disk(Attached),
+    Disk(Attached<'bound>),
 }
 
 impl<'bound> Binding<'bound> {
-    /// Binds a device, if there is a namespace behind it that is for this driver.
+    /// Binds a device, if the namespace behind it is for this driver.
     ///
     /// A namespace with an info block is not: the device of its personality is bound instead.
-    pub fn new(dev: &'bound Device<Core<'_>>) -> Result<Self> {
-        let namespace = Namespace::probe(dev)?;
+    pub fn new(dev: &Device<Core<'_>>, namespace: Namespace<'bound>) -> Result<Self> {
+        let shared = SHARED.get().ok_or(ENODEV)?;
         let range = namespace.range()?;
 
         if dev.kind() == Kind::Btt {
-            let flusher = Flusher::new(dev)?;
+            let flusher = Flusher::new(shared.clone(), &namespace)?;
             let enabled = namespace
                 .enable()
-                .inspect_err(|err| report_unusable(dev, &range, *err))?;
+                .inspect_err(|err| report_unusable(&shared, dev, &range, *err))?;
             refuse_fault(dev, &enabled, &range)?;
             return Ok(Self::Btt(enabled.disable().attach_btt()?, flusher));
         }
 
         let enabled = namespace
             .enable()
-            .inspect_err(|err| report_unusable(dev, &range, *err))?;
+            .inspect_err(|err| report_unusable(&shared, dev, &range, *err))?;
         // With the namespace disabled again, the disk has the range to itself.
         let (namespace, layout) = if dev.kind() == Kind::Pfn {
             let (enabled, pages) = set_up_pages(dev, enabled, &range)?;
@@ -107,17 +111,14 @@ impl<'bound> Binding<'bound> {
             (namespace, layout)
         };
 
-        Ok(Self::Disk(Attached::new(dev, namespace, layout)?))
+        Ok(Self::Disk(Attached::new(shared, dev, namespace, layout)?))
     }
 
     /// Makes everything that was written so far durable. If that fails, the log has it.
     pub fn flush(&self) {
-        let flusher = match self {
-            Self::Btt(_, flusher) => Some(flusher),
-            Self::Disk(attached) => attached.parts.as_ref().map(|parts| &parts.pmem.flusher),
-        };
+        let (Self::Btt(_, flusher) | Self::Disk(Attached { flusher, .. })) = self;
 
-        let _ = flusher.map(|flusher| flusher.flush());
+        let _ = flusher.flush();
     }
 
     /// Brings the list of bad blocks up to date with what the region knows.
@@ -125,11 +126,9 @@ impl<'bound> Binding<'bound> {
         match self {
             Self::Btt(btt, _) => btt.revalidate_poison(),
             Self::Disk(attached) => {
-                if let Some(Parts { pmem, .. }) = &attached.parts {
-                    dev.region()
-                        .populate_badblocks(&pmem.badblocks, &pmem.range.phys());
-                    pmem.badblocks.notify();
-                }
+                dev.region()
+                    .populate_badblocks(&attached.badblocks, &attached.data);
+                attached.badblocks.notify();
             }
         }
     }
@@ -138,39 +137,48 @@ impl<'bound> Binding<'bound> {
     pub fn revalidate_region(&self, dev: &Device<Bound>) {
         match self {
             Self::Btt(btt, _) => btt.sync_read_only(),
-            Self::Disk(attached) => {
-                if let Some(parts) = &attached.parts {
-                    dev.sync_read_only(&parts.disk);
-                }
-            }
+            Self::Disk(attached) => attached.unbind.with_disk(|disk| dev.sync_read_only(disk)),
         }
     }
 }
 
 /// The disk, the DAX device and the memory of a bound device.
 ///
-/// Dropping it takes the device away; see [`unbind`](super::unbind) for the order.
-pub struct Attached {
-    /// Until it is dropped.
-    parts: Option<Parts>,
+/// Dropping it takes the device away; see [`unbind`](super::unbind).
+pub struct Attached<'bound> {
     unbind: Arc<Unbind>,
-    limit: Msecs,
+    flusher: Arc<Flusher>,
+    badblocks: Arc<Badblocks>,
+    /// The physical range of the data.
+    data: Range<PhysAddr>,
+    _watch: ProviderWatch<'bound>,
 }
 
-impl Attached {
+impl<'bound> Attached<'bound> {
     /// Makes the disk for a namespace.
     ///
     /// If any step fails, what was made before is dropped, in reverse order.
-    fn new(dev: &Device<Core<'_>>, namespace: Namespace<'_>, layout: Layout) -> Result<Self> {
+    fn new(
+        shared: Hold<Shared>,
+        dev: &Device<Core<'_>>,
+        namespace: Namespace<'bound>,
+        layout: Layout,
+    ) -> Result<Self> {
         let region = dev.region();
         let node = dev.node();
         let reserve = namespace.range()?;
 
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
         let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
-        let range = PmemRange::new(reserve.clone(), name, layout, node, badblocks.clone())
-            .inspect_err(|err| report_unusable(dev, &reserve, *err))?;
-        let range = Arc::new(Counted::new(range)?, GFP_KERNEL)?;
+        let flusher = Flusher::new(shared.clone(), &namespace)?;
+        let files = shared.files.hold().ok_or(ENODEV)?;
+        let memory = namespace
+            .reserve(name)
+            .and_then(|memory| Memory::new(memory, layout, node, badblocks.clone(), files))
+            .inspect_err(|err| report_unusable(&shared, dev, &reserve, *err))?;
+        let range = memory.reference().ok_or(ENXIO)?;
+        let pages = range.pages();
+        let data = range.phys();
 
         let block_size = namespace.sector_size().unwrap_or_else(|asked| {
             dev_warn!(
@@ -183,26 +191,30 @@ impl Attached {
             512
         });
         let pmem = Arc::pin_init(
-            Pmem::new(
-                range.hold().ok_or(ENXIO)?,
-                badblocks,
-                Flusher::new(dev)?,
-                block_size,
-            ),
+            Pmem::new(range, badblocks.clone(), flusher.clone(), block_size),
             GFP_KERNEL,
         )?;
-        region.populate_badblocks(&pmem.badblocks, &range.phys());
+        region.populate_badblocks(&badblocks, &data);
+        // Before the disk can be opened: after that, to give up takes the same steps as to unbind.
+        let place = Shared::place()?;
         let unbind = Unbind::new(
+            shared.clone(),
             CString::try_from_fmt(fmt!("{}", dev.name()))?,
             reserve,
-            pmem.flusher.clone(),
+            flusher.clone(),
+            &memory,
+        )?;
+        let watch = ProviderWatch::new(
+            namespace.device(),
+            Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,
         )?;
 
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
             write_cache: region.has_cache(),
         };
-        let mut dax = match dax::Registration::new(pmem.clone(), properties) {
+        let has_pages = pages.is_some();
+        let mut dax = match dax::Registration::new(pmem.clone(), pages, properties) {
             Ok(dax) => Some(dax),
             // The architecture cannot have DAX devices; the disk works without.
             Err(err) if err == EOPNOTSUPP => None,
@@ -210,7 +222,7 @@ impl Attached {
         };
         if let Some(dax) = &dax {
             pmem.dax.populate(dax.handle());
-            range.set_dax(dax.handle());
+            memory.set_dax(dax.handle());
         }
 
         let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
@@ -219,15 +231,9 @@ impl Attached {
         }
         let abilities = Abilities {
             fua: has_flush.unwrap_or(false),
-            dax: dax.is_some() && range.has_pages(),
+            dax: dax.is_some() && has_pages,
         };
-        let disk = disk::new(
-            &namespace.disk_name()?,
-            abilities,
-            node,
-            pmem.clone(),
-            unbind.closed(),
-        )?;
+        let disk = disk::new(&namespace.disk_name()?, abilities, node, pmem)?;
         if let Some(dax) = &mut dax {
             dax.set_host(&disk)?;
         }
@@ -235,31 +241,26 @@ impl Attached {
         let disk = disk.register(dev.as_ref())?;
         dev.sync_read_only(&disk);
         match disk.attribute(c"badblocks") {
-            Some(attribute) => pmem.badblocks.set_attribute(attribute),
+            Some(attribute) => badblocks.set_attribute(attribute),
             None => dev_warn!(dev, "'badblocks' notification disabled\n"),
         }
 
-        // From here on, dropping it takes the device away in the right order.
-        let attached = Self {
-            parts: Some(Parts {
-                disk,
-                dax,
-                pmem,
-                range: range.clone(),
-            }),
+        // First: if the provider goes in between, the worker takes the device off the list again.
+        shared.add(place, unbind.clone());
+        unbind.set_bound(Parts { disk, dax, memory });
+        Ok(Self {
             unbind,
-            limit: crate::module_parameters::revoke_timeout_ms.value(),
-        };
-        attached.unbind.set_bound(range)?;
-        Ok(attached)
+            flusher,
+            badblocks,
+            data,
+            _watch: watch,
+        })
     }
 }
 
-impl Drop for Attached {
+impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        if let Some(parts) = self.parts.take() {
-            self.unbind.clone().run(parts, self.limit);
-        }
+        self.unbind.run();
     }
 }
 
@@ -281,9 +282,9 @@ fn place(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Place {
 ///
 /// # Errors
 ///
-/// [`EOPNOTSUPP`] if there is an info block that cannot, or if it cannot be told whether there is one. To
-/// libnvdimm such a namespace is complete, so it makes a new seed, as it does for those that it refuses
-/// itself.
+/// [`EOPNOTSUPP`] if there is an info block that cannot, or if it cannot be told whether there is
+/// one. To libnvdimm such a namespace is complete, so it makes a new seed, as it does for those
+/// that it refuses itself.
 fn claim(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
@@ -302,7 +303,8 @@ fn claim(
             );
             return Ok(Claim::Raw);
         }
-        // A raw disk would look empty, and the first write to it would put an end to what there was.
+        // A raw disk would look empty, and the first write to it would put an end to what there
+        // was.
         Err(err) if err == EIO => {
             report_unreadable(dev, namespace.name());
             return Err(EOPNOTSUPP);
@@ -326,7 +328,7 @@ fn claim(
         Ok(()) => match enabled.claim() {
             Ok(Claim::Claimed) => return Ok(Claim::Claimed),
             Err(err) if err != EOPNOTSUPP => return Err(err),
-            // The user may have changed his mind meanwhile, or the label say that the namespace has
+            // `force_raw` may have been written meanwhile, or the label says that the namespace has
             // another personality.
             _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
             _ => Fault::Refused,
@@ -376,7 +378,8 @@ fn refuse_fault(
         }
         Err(err) => return Err(err),
     };
-    // libnvdimm overwrites what is not this namespace's, or of another personality, and would believe the rest.
+    // libnvdimm overwrites what is not this namespace's, or of another personality, and would
+    // believe the rest.
     if let Some(block) = InfoBlock::of(&bytes) {
         let believed = match block.personality() {
             Personality::Sector => dev.kind() == Kind::Btt,
@@ -421,8 +424,8 @@ fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
     );
 }
 
-/// Returns what has to be done before the namespace of a device can be bound itself, as the start of a
-/// sentence.
+/// Returns what has to be done before the namespace of a device can be bound itself, as the start
+/// of a sentence.
 fn release(dev: &Device<Core<'_>>) -> &'static str {
     match dev.kind() {
         Kind::Pfn | Kind::Btt => {
@@ -433,11 +436,10 @@ fn release(dev: &Device<Core<'_>>) -> &'static str {
 }
 
 /// Says in the log why the memory of a device cannot be used, and what to do about it.
-fn report_unusable(dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) {
+fn report_unusable(shared: &Shared, dev: &Device<Core<'_>>, range: &Range<PhysAddr>, err: Error) {
     let (start, last) = (range.start, range.end.saturating_sub(1));
 
-    let retired = SHARED.get().and_then(|shared| shared.find(range));
-    if let Some(retired) = retired {
+    if let Some(retired) = shared.find_retired(range) {
         dev_err!(
             dev,
             "could not reserve [mem {:#x}-{:#x}]: it was retired with {}\n",

@@ -4,7 +4,8 @@
 
 use super::{
     geometry::Span,
-    pmem::Pmem, //
+    pmem::Pmem,
+    range::FailureHandler, //
 };
 use crate::abstractions::{
     dax::{
@@ -13,6 +14,7 @@ use crate::abstractions::{
         Extent,
         ReadLocked, //
     },
+    memremap::PagemapInner,
     uio::IterSource, //
 };
 use kernel::{
@@ -23,37 +25,31 @@ use kernel::{
     prelude::*, //
 };
 
-impl dax::Operations for Pmem {
-    fn gate(&self) -> Option<&dax::Gate> {
-        self.range.gate()
-    }
-
+impl dax::Operations<FailureHandler> for Pmem {
     #[inline(always)]
     fn direct_access<'g>(
         &'g self,
-        locked: ReadLocked<'g>,
-        pgoff: usize,
+        pages: &'g PagemapInner<FailureHandler>,
+        extent: Extent<'g>,
         nr_pages: usize,
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
-        let pages = self.range.pages().ok_or(ENXIO)?;
-        let rest = pages.extent(locked, pgoff).ok_or(ENXIO)?;
-        if self.is_sound() {
-            return Ok(rest);
+        if self.badblocks.is_empty() && pages.is_sound() {
+            return Ok(extent);
         }
 
         // Only what was asked for is looked at.
         let good = self
-            .pages_up_to_bad(pgoff, nr_pages, mode)
+            .pages_up_to_bad(extent.pgoff(), nr_pages, mode)
             .ok_or(EHWPOISON)?;
-        Ok(rest.truncate(good))
+        Ok(extent.truncate(good))
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
         let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
 
         // What the DAX core says of bad memory, too.
-        self.zero(span).map_err(|_| EIO)
+        self.zero(span)
     }
 
     fn recovery_write(
@@ -77,18 +73,19 @@ impl dax::Operations for Pmem {
             return 0;
         }
 
-        let Some(area) = self.range.area(span) else {
+        let Some(overwriting) = self.start_overwriting(|_| Some(span)) else {
             return 0;
         };
-        self.overwrite(area, |memory| memory.write_from_iter(source))
-            .unwrap_or(0)
+        let written = overwriting.memory.write_from_iter(source);
+        self.finish_overwriting(overwriting, written);
+        written
     }
 }
 
 impl Pmem {
-    /// Returns how many of the `nr_pages` pages from `pgoff` on, as far as there are any, can be used together: all of
-    /// them, or in recovery those up to the first bad one. [`None`] if there is a bad one otherwise, or no such
-    /// page. At least one is looked at.
+    /// Returns how many of the `nr_pages` pages from `pgoff` on, as far as there are any, can be
+    /// used together: all of them, or in recovery those up to the first bad one. [`None`] if there
+    /// is a bad one otherwise, or no such page. At least one is looked at.
     #[cold]
     fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Option<usize> {
         let rest = Span::from_page(pgoff, PAGE_SHIFT, self.range.size())?;

@@ -19,7 +19,6 @@ use crate::abstractions::{
         Operation,
         Status, //
     },
-    completion::Completion,
     gendisk::{
         self,
         BoolAttribute,
@@ -44,13 +43,12 @@ pub struct Abilities {
     pub dax: bool,
 }
 
-/// Makes the disk for `pmem`. `closed` is completed whenever somebody closes it.
+/// Makes the disk for `pmem`.
 pub fn new(
     name: &DiskName,
     abilities: Abilities,
     node: Node,
     pmem: Arc<Pmem>,
-    closed: Arc<Completion>,
 ) -> Result<GenDisk<Pmem>> {
     let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS;
     if abilities.fua {
@@ -66,7 +64,7 @@ pub fn new(
     };
     let sectors = pmem.range.size() >> SECTOR_SHIFT;
 
-    GenDisk::new(name, limits, sectors as u64, node, pmem, closed)
+    GenDisk::new(name, limits, sectors as u64, node, pmem)
 }
 
 impl gendisk::Operations for Pmem {
@@ -87,7 +85,7 @@ impl gendisk::Operations for Pmem {
     });
 
     #[inline]
-    fn submit_bio(&self, mut bio: Bio) {
+    fn submit_bio(&self, bio: Bio) {
         if bio.is_preflush() {
             if let Err(err) = self.flusher.flush() {
                 return bio.end(err.into());
@@ -98,8 +96,10 @@ impl gendisk::Operations for Pmem {
             Status::OK
         } else {
             let accounting = bio.start_accounting();
-            let result = self.transfer(&mut bio);
-            bio.end_accounting(accounting);
+            let result = self.transfer(&bio);
+            if let Some(accounting) = accounting {
+                accounting.end();
+            }
             result.into()
         };
 
@@ -119,21 +119,18 @@ impl Pmem {
     /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
     // A call of its own costs more than thirty instructions, of the hundred and fifty for a small request.
     #[inline(always)]
-    fn transfer(&self, bio: &mut Bio) -> Result {
+    fn transfer(&self, bio: &Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.
-        let area = self
-            .range
-            .area_in(|size| Span::of_request(bio.sector(), bio.len(), self.block_size, size))
-            .ok_or(EIO)?;
+        let find = move |size| Span::of_request(bio.sector(), bio.len(), self.block_size, size);
 
         // No `match`: that would make the number of the operation one of the enum first.
         if bio.operation() == Operation::Read {
             let segments = bio.segments_to_fill();
-            // Reading bad memory that nobody knows of is safe.
-            if self.bad(area.span()).is_some() {
+            let (span, mut rest) = self.range.find(find).ok_or(EIO)?;
+            // Reading bad memory that is not known to be bad is safe.
+            if self.bad(span).is_some() {
                 return Err(ENODATA);
             }
-            let mut rest = area.memory();
             for mut segment in segments {
                 let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
                 memory.read_into(&mut segment)?;
@@ -142,18 +139,21 @@ impl Pmem {
             Ok(())
         } else if bio.operation() == Operation::Write {
             let segments = bio.segments();
-            let written = self.overwrite(area, |memory| {
-                let mut rest = memory;
-                for segment in segments {
-                    let Some((memory, after)) = rest.split_at(segment.len()) else {
-                        break;
-                    };
-                    memory.write_from(&segment);
-                    rest = after;
-                }
-                memory.len().saturating_sub(rest.len())
-            })?;
-            if written != area.span().len {
+            let Some(overwriting) = self.start_overwriting(find) else {
+                let is_there = find(self.range.size()).is_some();
+                return Err(if is_there { ENODATA } else { EIO });
+            };
+            let len = overwriting.memory.len();
+            let mut rest = overwriting.memory;
+            for segment in segments {
+                let Some((memory, after)) = rest.split_at(segment.len()) else {
+                    break;
+                };
+                memory.write_from(&segment);
+                rest = after;
+            }
+            self.finish_overwriting(overwriting, len.saturating_sub(rest.len()));
+            if !rest.is_empty() {
                 return Err(EIO);
             }
             Ok(())

@@ -2,24 +2,24 @@
 
 //! Making durable what was written.
 //!
-//! Most regions are flushed at once, by whoever asks for it. A flush of a virtio region takes as long as
-//! the host's storage does. Who asks for that alone has to wait for it (`REQ_PREFLUSH`), but writes that
-//! are to be durable (`REQ_FUA`) need not keep their submitter: they wait in a list for the end of the
-//! next flush, one for all that have come by then.
+//! Most regions are flushed at once, by the thread that asks for it. A flush of a virtio region
+//! takes as long as the host's storage does. A thread that asks for a flush alone waits for it
+//! (`REQ_PREFLUSH`). Writes that are to be durable (`REQ_FUA`) do not keep their submitter: they
+//! wait in a list for the end of the next flush, one for all that have come by then.
 
-use super::retired::SHARED;
+use super::retired::Shared;
 use crate::abstractions::{
     bio::{
         Bio,
         BioList, //
     },
     nvdimm::{
-        Device,
+        Namespace,
         RegionAccess, //
     },
+    percpu_ref::Hold, //
 };
 use kernel::{
-    device::Bound,
     impl_has_work, new_spinlock, new_work,
     prelude::*,
     sync::{
@@ -38,10 +38,11 @@ use kernel::{
 
 /// The flushes of a device.
 ///
-/// Everything here may be used by several threads at once, and after the device was unbound. What they share is
-/// modelled in `tests/host/tests/atomics`: who changes one changes the other.
+/// Everything here may be used by several threads at once, and after the device was unbound. What
+/// they share is modelled in `tests/host/tests/atomics`, which repeats it.
 #[pin_data]
 pub struct Flusher {
+    shared: Hold<Shared>,
     region: Arc<RegionAccess>,
     is_asynchronous: bool,
     /// Requests that have written their data, and end after the next flush.
@@ -66,13 +67,14 @@ impl WorkItem for Flusher {
 }
 
 impl Flusher {
-    /// Prepares for flushing the region that a device is in. May sleep.
-    pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
-        let region = RegionAccess::new(dev)?;
-        let is_asynchronous = !dev.region().is_synchronous();
+    /// Prepares for flushing the region that a namespace is in. May sleep.
+    pub fn new(shared: Hold<Shared>, namespace: &Namespace<'_>) -> Result<Arc<Self>> {
+        let region = RegionAccess::new(namespace)?;
+        let is_asynchronous = !namespace.device().region().is_synchronous();
 
         Arc::pin_init(
             try_pin_init!(Self {
+                shared,
                 region,
                 is_asynchronous,
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
@@ -103,8 +105,8 @@ impl Flusher {
         result
     }
 
-    /// Makes all that was written so far durable, and then ends a request. Of an asynchronous region this
-    /// does not wait for that.
+    /// Makes all that was written so far durable, and then ends a request. Of an asynchronous
+    /// region this does not wait for that.
     pub fn flush_and_end(self: &Arc<Self>, bio: Bio) {
         if !self.is_asynchronous {
             return bio.end(self.flush().into());
@@ -112,13 +114,7 @@ impl Flusher {
         self.waiting.lock().push(bio);
 
         // If it is queued already, it has not yet looked at the list.
-        let is_there = SHARED
-            .get()
-            .map(|shared| shared.flushes.enqueue(self.clone()))
-            .is_some();
-        if !is_there {
-            self.flush_waiting();
-        }
+        let _ = self.shared.flushes.enqueue(self.clone());
     }
 
     /// Flushes for the requests that wait.
@@ -139,9 +135,7 @@ impl Flusher {
     fn report(&self, result: Result) {
         let Err(err) = result else {
             if self.has_failed.xchg(false, Relaxed) {
-                let _ = self
-                    .region
-                    .with_device(|dev| dev_info!(dev, "flushes succeed again\n"));
+                self.region.info(fmt!("flushes succeed again\n"));
             }
             return;
         };
@@ -150,15 +144,12 @@ impl Flusher {
         }
 
         // If the device was unbound, nothing was flushed and nothing has failed.
-        let _ = self.region.with_device(|dev| {
-            dev_err!(
-                dev,
-                "flush failed (error {}): the latest writes may not survive a failure of power or \
-                 host. After a provider was unplugged that is to be expected: unmount before. Else \
-                 look for errors of the storage behind it (for virtio-pmem, on the host), and write \
-                 again\n",
-                err.to_errno()
-            );
-        });
+        self.region.err(fmt!(
+            "flush failed (error {}): the latest writes may not survive a failure of power or \
+             host. After a provider was unplugged that is to be expected: unmount before. Else \
+             look for errors of the storage behind it (for virtio-pmem, on the host), and write \
+             again\n",
+            err.to_errno()
+        ));
     }
 }

@@ -5,14 +5,15 @@
 //! - [`platform_driver`]: how memory that no NVDIMM describes gets onto the nd bus.
 //! - [`nd_driver`]: how devices on the nd bus come and go.
 //! - [`binding`]: what a bound device consists of, and how it is put together.
-//! - [`unbind`]: how it is taken away from those who use it: revoke, drain, retire.
-//! - [`lifecycle`]: what may follow what in that; plain Rust, tested and model-checked on the host too.
-//! - [`retired`]: what unbind could not wait for.
+//! - [`teardown`]: how it is taken away: the states and the steps; plain Rust, which loom runs too.
+//! - [`unbind`]: the same with the kernel: limits, messages, events.
+//! - [`retired`]: what all devices share: work queues, the list of what is bound or retired.
 //! - [`range`](mod@range): the memory: reservation, mapping, `struct page`s.
 //! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
 //! - [`disk`]: the block device.
 //! - [`dax`]: the DAX device.
 //! - [`flush`]: making durable what was written.
+//! - [`parameters`]: what the administrator can choose, at any time.
 //! - [`infoblock`]: what a namespace says that it is; plain Rust, tested on the host too.
 //! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
 
@@ -32,10 +33,11 @@ pub mod disk;
 pub mod flush;
 pub mod geometry;
 pub mod infoblock;
-pub mod lifecycle;
 pub mod nd_driver;
+pub mod parameters;
 pub mod platform_driver;
 pub mod pmem;
 pub mod range;
 pub mod retired;
+pub mod teardown;
 pub mod unbind;

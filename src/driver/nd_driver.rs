@@ -7,7 +7,8 @@ use crate::abstractions::nvdimm::{
     self,
     Device,
     DeviceTypes,
-    Event, //
+    Event,
+    Namespace, //
 };
 use kernel::{
     device::Core,
@@ -24,8 +25,9 @@ impl nvdimm::Driver for NdDriver {
 
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
+        namespace: Namespace<'bound>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        Binding::new(dev)
+        Binding::new(dev, namespace)
     }
 
     fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {

@@ -8,7 +8,10 @@
 
 use super::geometry::is_whole_pages;
 use crate::abstractions::{
-    ioport,
+    ioport::{
+        self,
+        PmemResource, //
+    },
     memremap::Node,
     nvdimm::{
         Bus,
@@ -25,6 +28,7 @@ use core::ops::Range;
 use kernel::{
     device::{
         self,
+        Bound,
         Core, //
     },
     device_id::IdArray,
@@ -69,9 +73,9 @@ impl kernel::platform::Driver for PlatformDriver {
         let mut has_region = false;
 
         // A wrong range takes nothing away from the others.
-        source.for_each_range(|range| {
-            if source.is_usable(&range) {
-                bus.create_region(&source.region(range))?;
+        source.for_each_memory(|memory| {
+            if source.is_usable(&memory.range()) {
+                bus.create_region(&source.region(memory))?;
                 has_region = true;
             }
             Ok(())
@@ -92,14 +96,14 @@ impl platform::NamedDriver for PlatformDriver {
 #[derive(Clone, Copy)]
 enum Source<'a> {
     /// The node of the device in the device tree.
-    DeviceTree(&'a Device),
+    DeviceTree(&'a Device<Bound>),
     /// The memory map of the machine.
-    MemoryMap(&'a Device),
+    MemoryMap(&'a Device<Bound>),
 }
 
 impl<'a> Source<'a> {
     /// Finds the source for a device. `node` is there if its node is one of those that are asked for.
-    fn of(dev: &'a Device, node: Option<&()>) -> Result<Self> {
+    fn of(dev: &'a Device<Bound>, node: Option<&()>) -> Result<Self> {
         if node.is_some() {
             return Ok(Self::DeviceTree(dev));
         }
@@ -116,7 +120,7 @@ impl<'a> Source<'a> {
         Err(ENXIO)
     }
 
-    fn device(self) -> &'a Device {
+    fn device(self) -> &'a Device<Bound> {
         let (Self::DeviceTree(dev) | Self::MemoryMap(dev)) = self;
 
         dev
@@ -132,7 +136,7 @@ impl<'a> Source<'a> {
     }
 
     /// Calls `f` with every range. An error of `f` ends the walk.
-    fn for_each_range(self, mut f: impl FnMut(Range<PhysAddr>) -> Result) -> Result {
+    fn for_each_memory(self, mut f: impl FnMut(PmemResource<'a>) -> Result) -> Result {
         match self {
             Self::MemoryMap(dev) => ioport::for_each_legacy_pmem(f).inspect_err(|err| {
                 if *err == ENODEV {
@@ -141,10 +145,9 @@ impl<'a> Source<'a> {
             }),
             Self::DeviceTree(dev) => {
                 let mut index: u32 = 0;
-                while let Some(resource) = dev.resource_by_index(index) {
-                    let start = resource.start();
+                while let Some(memory) = platform::memory(dev, index) {
                     // One that wraps is not whole pages.
-                    f(start..start.saturating_add(resource.size()))?;
+                    f(memory)?;
                     index = index.wrapping_add(1);
                 }
                 if index == 0 {
@@ -196,7 +199,7 @@ impl<'a> Source<'a> {
     }
 
     /// Says what a range is to be.
-    fn region(self, range: Range<PhysAddr>) -> RegionDesc {
+    fn region(self, memory: PmemResource<'a>) -> RegionDesc<'a> {
         match self {
             Self::DeviceTree(dev) => {
                 let node = platform::node(dev);
@@ -206,7 +209,7 @@ impl<'a> Source<'a> {
                     .is_some_and(|node| node.property_read_bool(c"volatile"));
 
                 RegionDesc {
-                    range,
+                    memory,
                     node,
                     target: node,
                     persistence: if is_volatile {
@@ -217,10 +220,10 @@ impl<'a> Source<'a> {
                 }
             }
             Self::MemoryMap(_) => {
-                let target = Node::of_memory(range.start);
+                let target = Node::of_memory(memory.range().start);
 
                 RegionDesc {
-                    range,
+                    memory,
                     node: target.nearest_online(),
                     target,
                     persistence: Persistence::Unspecified,

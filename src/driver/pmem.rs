@@ -8,10 +8,7 @@ use super::{
         Span,
         SECTOR_SHIFT, //
     },
-    range::{
-        Area,
-        PmemRange, //
-    }, //
+    range::PmemRange, //
 };
 use crate::abstractions::{
     badblocks::{
@@ -19,8 +16,7 @@ use crate::abstractions::{
         Badblocks, //
     },
     dax,
-    percpu_ref::Hold,
-    pmem::PmemSlice, //
+    pmem::WritableSlice, //
 };
 use kernel::{
     page::{
@@ -40,8 +36,8 @@ use kernel::{
 /// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
-    /// The memory itself, which stays as long as disk and DAX device do.
-    pub range: Hold<PmemRange>,
+    /// The memory itself, which this keeps.
+    pub range: PmemRange,
     /// What is known to be bad, in sectors from the start of the data. The range adds to it what fails.
     pub badblocks: Arc<Badblocks>,
     /// What makes writes durable; it has the region.
@@ -52,10 +48,20 @@ pub struct Pmem {
     pub dax: SetOnce<Arc<dax::Handle>>,
 }
 
+/// Memory that is about to be overwritten.
+#[must_use = "what was healed stays on the list of bad blocks until the overwriting is finished"]
+pub struct Overwriting<'a> {
+    span: Span,
+    /// The memory.
+    pub memory: WritableSlice<'a>,
+    /// Bad memory in it was healed.
+    healed: bool,
+}
+
 impl Pmem {
     /// Brings the parts together.
     pub fn new(
-        range: Hold<PmemRange>,
+        range: PmemRange,
         badblocks: Arc<Badblocks>,
         flusher: Arc<Flusher>,
         block_size: u32,
@@ -104,45 +110,69 @@ impl Pmem {
         }
     }
 
-    /// Lets `write` write to an area, from its start on, and say how much it has written. If there is bad
-    /// memory in it, that is healed first, and may sleep for it. It stays on the list of bad blocks until
-    /// it was written, so that nobody reads what firmware has put there.
+    /// Makes the span that `find` makes for the size of the data ready to be overwritten. If there
+    /// is bad memory in it, that is healed first, and may sleep for it. It stays on the list of bad
+    /// blocks until [`Self::finish_overwriting`], so that what firmware has put there is not read.
     ///
-    /// # Errors
-    ///
-    /// [`ENODATA`], which stands for a medium error, if the memory cannot be healed. Then nothing was
-    /// written, and nothing was taken off the list that is not still known to be bad.
-    // A call of its own costs more than thirty instructions, of the hundred and fifty for a small request.
+    /// Returns [`None`] if there is no such span in the data, or if it cannot be healed. Then
+    /// nothing was taken off the list that is not still known to be bad.
+    // Calls of their own cost more than thirty instructions, of the hundred and fifty for a small
+    // request. So does an error in the result, which would share its place with the address.
     #[inline(always)]
-    pub fn overwrite(
+    pub fn start_overwriting(
         &self,
-        area: Area<'_>,
-        write: impl FnOnce(PmemSlice<'_>) -> usize,
-    ) -> Result<usize> {
-        let bad = self.bad(area.span());
+        find: impl Fn(usize) -> Option<Span>,
+    ) -> Option<Overwriting<'_>> {
+        if self.badblocks.is_empty() {
+            if let Some((span, memory)) = self.range.find_writable(&find) {
+                return Some(Overwriting {
+                    span,
+                    memory,
+                    healed: false,
+                });
+            }
+        }
 
+        self.make_writable(find(self.range.size())?)
+    }
+
+    /// Takes the first `written` bytes of what was overwritten off the list of bad blocks.
+    #[inline(always)]
+    pub fn finish_overwriting(&self, overwriting: Overwriting<'_>, written: usize) {
+        if overwriting.healed {
+            self.forget_bad(overwriting.span, written);
+        }
+    }
+
+    /// Heals what is bad in `span`. Returns [`None`] as [`Self::start_overwriting`] does.
+    #[cold]
+    fn make_writable(&self, span: Span) -> Option<Overwriting<'_>> {
+        self.range.find(|_| Some(span))?;
+
+        let bad = self.look_for_bad(span);
         if let Some(bad) = bad {
-            self.heal(area.span(), bad)?;
+            self.heal(span, bad).ok()?;
         }
-        let written = write(area.memory());
-        if bad.is_some() {
-            self.forget_bad(area.span(), written);
-        }
-        Ok(written)
+        // A page may have failed since.
+        let memory = self.range.writable(span)?;
+        Some(Overwriting {
+            span,
+            memory,
+            healed: bad.is_some(),
+        })
     }
 
     /// Overwrites `span` with zeroes, healing bad memory. May sleep for that.
     ///
     /// # Errors
     ///
-    /// As [`Self::overwrite`], and [`EIO`] if the memory is not there.
+    /// [`EIO`] if the memory is not there, or cannot be healed.
     pub fn zero(&self, span: Span) -> Result {
-        let area = self.range.area(span).ok_or(EIO)?;
+        let overwriting = self.start_overwriting(|_| Some(span)).ok_or(EIO)?;
+        let memory = overwriting.memory;
 
-        self.overwrite(area, |memory| {
-            memory.zero();
-            memory.len()
-        })?;
+        memory.zero();
+        self.finish_overwriting(overwriting, memory.len());
         Ok(())
     }
 
@@ -180,8 +210,7 @@ impl Pmem {
             // A part of a page cannot be put back into the linear mapping. To clear the poison of
             // all of it would leave bytes that are neither bad nor what they were.
             kernel::do_once_lite! {
-                let _ = self.flusher.region().with_device(|dev| dev_err!(
-                    dev,
+                self.flusher.region().err(fmt!(
                     "write of {} bytes at sector {first} refused: their page has failed. Write all of \
                      its {PAGE_SIZE} bytes at once, which repairs it\n",
                     span.len
@@ -199,8 +228,7 @@ impl Pmem {
             return Ok(());
         }
         kernel::do_once_lite! {
-            let _ = self.flusher.region().with_device(|dev| dev_err!(
-                dev,
+            self.flusher.region().err(fmt!(
                 "write at sector {first} refused: its page has failed, and the list of bad blocks is full. \
                  Repair others first, by writing to them\n"
             ));
@@ -212,7 +240,8 @@ impl Pmem {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] if not all of it could be cleared, or if the range cannot forget that the page has failed.
+    /// [`ENODATA`] if not all of it could be cleared, or if the range cannot forget that the page
+    /// has failed, or it has failed again.
     fn clear_poison(&self, span: Span) -> Result {
         let phys = self
             .range
@@ -232,9 +261,7 @@ impl Pmem {
         self.range
             .unpoison(span.offset, span.len)
             .map_err(|_| ENODATA)?;
-        if let Some(area) = self.range.area(span) {
-            area.memory().invalidate();
-        }
+        self.range.writable(span).ok_or(ENODATA)?.invalidate();
         Ok(())
     }
 
@@ -249,8 +276,7 @@ impl Pmem {
 
         if self.badblocks.clear(first, sectors).is_err() {
             kernel::do_once_lite! {
-                let _ = self.flusher.region().with_device(|dev| dev_warn!(
-                    dev,
+                self.flusher.region().warn(fmt!(
                     "what was written at sector {first} is still listed as bad. If the list of bad blocks is \
                      full, repair others, by writing to them, then write this again\n"
                 ));

@@ -2,8 +2,9 @@
 
 //! The memory of a device: a reserved physical range, its mapping, and its `struct page`s.
 //!
-//! The three are one object with a life of its own. It owns all that it uses and refers to no
-//! device, so it can outlive the binding that made it, for as long as somebody uses its pages.
+//! The three have one owner ([`Memory`]), which refers to no device, so it can outlive the binding
+//! that made it, for as long as its pages are in use. Disk and DAX device have references to it
+//! ([`PmemRange`]).
 
 use super::geometry::{
     Span,
@@ -11,31 +12,43 @@ use super::geometry::{
 };
 use crate::abstractions::{
     badblocks::Badblocks,
-    dax::{
+    dax,
+    fs_dax::{
         self,
-        Gate, //
+        Pagemap, //
     },
-    ioport::MemRegion,
+    ioport::{
+        MemRegion,
+        RegionName, //
+    },
     memremap::{
         Memremap,
         Node,
-        Pagemap,
         PagemapConfig,
+        PagemapInner,
         PagemapOperations,
-        PagesInUse,
-        UsedPage, //
+        PagemapRef,
+        PagesInUse, //
     },
-    pmem::PmemSlice, //
+    percpu_ref::{
+        Counted,
+        Hold, //
+    },
+    pmem::{
+        PmemSlice,
+        WritableSlice, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::ops::Range;
 use kernel::{
     io::PhysAddr,
     prelude::*,
-    str::CString,
     sync::{
         Arc,
         SetOnce, //
     },
+    time::Msecs, //
 };
 
 /// How the memory of a device is to be mapped.
@@ -46,67 +59,197 @@ pub enum Layout {
     Plain,
 }
 
-/// A reserved and mapped range of persistent memory.
-///
-/// Offsets are those of the data: whatever lies before it in the range is not accessible.
-pub enum PmemRange {
+/// The owner of a reserved and mapped range of persistent memory.
+pub enum Memory {
     /// With `struct page`s.
     Pages(Pagemap<FailureHandler>),
     /// Without.
-    Plain(Memremap),
+    Plain(Counted<Memremap>),
 }
 
-/// A part of the data, where it is, and its memory.
-#[derive(Clone, Copy)]
-pub struct Area<'a> {
-    span: Span,
-    memory: PmemSlice<'a>,
+/// The owner of memory that is not translated any more.
+pub enum Closed {
+    /// With `struct page`s.
+    Pages(fs_dax::Closed<FailureHandler>),
+    /// Without.
+    Plain(Counted<Memremap>),
 }
 
-impl<'a> Area<'a> {
-    /// Returns where it is.
-    #[inline]
-    pub fn span(&self) -> Span {
-        self.span
-    }
-
-    /// Returns its memory.
-    #[inline]
-    pub fn memory(&self) -> PmemSlice<'a> {
-        self.memory
-    }
+/// The owner of memory that was taken away from all files.
+pub enum Revoked {
+    /// With `struct page`s.
+    Pages(fs_dax::Revoked<FailureHandler>),
+    /// Without.
+    Plain(Counted<Memremap>),
 }
 
-impl PmemRange {
-    /// Reserves `range` under `name`, and maps it as `layout` says. Memory that fails later is added to
-    /// `badblocks`, which counts from the start of the data. May sleep.
+impl Memory {
+    /// Maps a reserved range as `layout` says. Memory that fails later is added to `badblocks`,
+    /// which counts from the start of the data. References to files are put on `queue` when the
+    /// memory is taken away. May sleep.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if somebody else has reserved a part of the range, [`EINVAL`] if the layout does
-    /// not fit it, [`ENOMEM`], and what the mapping of memory fails with.
+    /// [`EINVAL`] if the layout does not fit the range, [`ENOMEM`], and what the mapping of memory
+    /// fails with.
     pub fn new(
-        range: Range<PhysAddr>,
-        name: CString,
+        reservation: MemRegion,
         layout: Layout,
         node: Node,
         badblocks: Arc<Badblocks>,
+        queue: Hold<OwnedQueue>,
     ) -> Result<Self> {
-        let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
-        let reservation = MemRegion::request(range.start, len, name)?;
-
         Ok(match layout {
             Layout::Pages(config) => {
                 let handler = FailureHandler {
                     badblocks,
                     dax: SetOnce::new(),
                 };
-                Self::Pages(Pagemap::new(config, reservation, node, handler)?)
+                Self::Pages(Pagemap::new(config, reservation, node, handler, queue)?)
             }
-            Layout::Plain => Self::Plain(Memremap::new(reservation)?),
+            Layout::Plain => Self::Plain(Counted::new(Memremap::new(reservation)?)?),
         })
     }
 
+    /// Returns a reference to the memory, which keeps it; none once it is being taken away.
+    pub fn reference(&self) -> Option<PmemRange> {
+        Some(match self {
+            Self::Pages(pages) => PmemRange::Pages(pages.reference()?),
+            Self::Plain(plain) => PmemRange::Plain(plain.hold()?),
+        })
+    }
+
+    /// Returns whether the `struct page`s are on the media.
+    pub fn memmap_is_on_media(&self) -> bool {
+        match self {
+            Self::Pages(pages) => pages.memmap_is_on_media(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Lets failures of the memory be reported to the users of a DAX device.
+    ///
+    /// The device is put only when the pages are gone, since a failure may be reported until then.
+    pub fn set_dax(&self, dax: Arc<dax::Handle>) {
+        if let Self::Pages(pages) = self {
+            pages.ops().dax.populate(dax);
+        }
+    }
+
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
+        match self {
+            Self::Pages(pages) => pages.reservation_name(),
+            Self::Plain(plain) => plain.reservation_name(),
+        }
+    }
+
+    /// As [`PagemapInner::refuse_mappings`].
+    pub fn refuse_mappings(&self) {
+        if let Self::Pages(pages) = self {
+            pages.refuse_mappings();
+        }
+    }
+
+    /// As [`Pagemap::close_to_mappings`].
+    pub fn close_to_mappings(&mut self) -> fs_dax::Walked {
+        match self {
+            Self::Pages(pages) => pages.close_to_mappings(),
+            Self::Plain(plain) => {
+                plain.kill();
+                fs_dax::Walked::default()
+            }
+        }
+    }
+
+    /// As [`Pagemap::close`].
+    pub fn close(self) -> Closed {
+        match self {
+            Self::Pages(pages) => Closed::Pages(pages.close()),
+            Self::Plain(plain) => Closed::Plain(plain),
+        }
+    }
+}
+
+impl Closed {
+    /// As [`fs_dax::Closed::revoke`].
+    pub fn revoke(self) -> (Revoked, fs_dax::Walked) {
+        match self {
+            Self::Pages(pages) => {
+                let (pages, walked) = pages.revoke();
+                (Revoked::Pages(pages), walked)
+            }
+            Self::Plain(plain) => (Revoked::Plain(plain), fs_dax::Walked::default()),
+        }
+    }
+}
+
+impl Revoked {
+    /// As [`fs_dax::Revoked::revoke`].
+    pub fn revoke(&mut self) -> fs_dax::Walked {
+        match self {
+            Self::Pages(pages) => pages.revoke(),
+            Self::Plain(_) => fs_dax::Walked::default(),
+        }
+    }
+
+    /// As [`fs_dax::Revoked::first_user`].
+    pub fn first_user(&mut self) -> Option<fs_dax::User> {
+        match self {
+            Self::Pages(pages) => pages.first_user(),
+            Self::Plain(plain) => (!plain.is_unused()).then_some(fs_dax::User::Reference),
+        }
+    }
+
+    /// As [`fs_dax::Revoked::wait_for`].
+    pub fn wait_for(&mut self, user: fs_dax::User, limit: Msecs) {
+        match self {
+            Self::Pages(pages) => pages.wait_for(user, limit),
+            Self::Plain(plain) => {
+                plain.wait_timeout(limit);
+            }
+        }
+    }
+
+    /// The `struct page`s, if there are any.
+    pub fn pages(&self) -> Option<&PagemapInner<FailureHandler>> {
+        match self {
+            Self::Pages(pages) => Some(pages),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// Takes mapping and reservation away, after waiting for at most `limit` milliseconds for
+    /// references to files to be put. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// If there is a user, the memory is returned.
+    pub fn unmap(self, limit: Msecs) -> Result<(), Self> {
+        match self {
+            Self::Pages(pages) => {
+                pages.wait_put(limit);
+                pages.unmap().map_err(Self::Pages)
+            }
+            Self::Plain(plain) => {
+                drop(plain);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A reference to the memory of a device, which keeps it.
+///
+/// Offsets are those of the data: whatever lies before it in the range is not accessible.
+pub enum PmemRange {
+    /// With `struct page`s.
+    Pages(PagemapRef<FailureHandler>),
+    /// Without.
+    Plain(Hold<Memremap>),
+}
+
+impl PmemRange {
     /// Returns all of the data.
     #[inline]
     fn slice(&self) -> PmemSlice<'_> {
@@ -132,18 +275,12 @@ impl PmemRange {
         start..start.saturating_add(self.size() as u64)
     }
 
-    /// Returns the `struct page`s with their memory, without which there is no DAX.
-    #[inline]
-    pub fn pages(&self) -> Option<&Pagemap<FailureHandler>> {
+    /// Returns a reference to the `struct page`s, without which there is no DAX.
+    pub fn pages(&self) -> Option<PagemapRef<FailureHandler>> {
         match self {
-            Self::Pages(pages) => Some(pages),
+            Self::Pages(pages) => Some(pages.clone()),
             Self::Plain(_) => None,
         }
-    }
-
-    /// Returns what says who may still ask for pages, if there are any.
-    pub fn gate(&self) -> Option<&Gate> {
-        Some(self.pages()?.gate())
     }
 
     /// Returns whether the memory has `struct page`s, so that DAX is possible.
@@ -151,21 +288,39 @@ impl PmemRange {
         matches!(self, Self::Pages(_))
     }
 
-    /// Returns the memory that a span describes, if all of it is within the data.
-    #[inline]
-    pub fn area(&self, span: Span) -> Option<Area<'_>> {
-        self.area_in(|_| Some(span))
-    }
-
-    /// Returns the memory that the span describes which `find` makes for the size of the data, if all of it is
+    /// Returns the span that `find` makes for the size of the data, and its memory, if all of it is
     /// within the data.
     #[inline]
-    pub fn area_in(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<Area<'_>> {
+    pub fn find(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<(Span, PmemSlice<'_>)> {
         let data = self.slice();
         let span = find(data.len())?;
-        let memory = data.get(span.offset, span.len)?;
 
-        Some(Area { span, memory })
+        Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns the span that `find` makes for the size of the data, and its memory, to be written
+    /// to, if all of it is within the data and no page of the data has failed.
+    #[inline]
+    pub fn find_writable(
+        &self,
+        find: impl FnOnce(usize) -> Option<Span>,
+    ) -> Option<(Span, WritableSlice<'_>)> {
+        let data = match self {
+            Self::Pages(pages) => pages.writable_all()?,
+            Self::Plain(plain) => plain.writable(),
+        };
+        let span = find(data.len())?;
+
+        Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns the memory of `span`, to be written to, if all of it is within the data and no page
+    /// of it has failed.
+    pub fn writable(&self, span: Span) -> Option<WritableSlice<'_>> {
+        match self {
+            Self::Pages(pages) => pages.writable(span.offset, span.len),
+            Self::Plain(plain) => plain.writable().get(span.offset, span.len),
+        }
     }
 
     /// Returns whether no page has failed.
@@ -177,8 +332,8 @@ impl PmemRange {
         }
     }
 
-    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has failed; it
-    /// may be one before `offset`.
+    /// Returns the offset of the first page that the `len` bytes from `offset` on are in that has
+    /// failed; it may be one before `offset`.
     pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
         match self {
             Self::Pages(pages) => pages.first_failed(offset, len),
@@ -186,8 +341,8 @@ impl PmemRange {
         }
     }
 
-    /// Returns whether a page that the `len` bytes from `offset` on are in has failed, so that it must not be
-    /// written to.
+    /// Returns whether a page that the `len` bytes from `offset` on are in has failed, so that it
+    /// must not be written to.
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
         self.first_failed(offset, len).is_some()
     }
@@ -197,35 +352,11 @@ impl PmemRange {
     ///
     /// # Errors
     ///
-    /// As [`Pagemap::unpoison`].
+    /// As [`PagemapInner::unpoison`].
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         match self {
             Self::Pages(pages) => pages.unpoison(offset, len),
             Self::Plain(_) => Ok(()),
-        }
-    }
-
-    /// Returns the page frames of the data; none if there are no `struct page`s.
-    pub fn frames(&self) -> Range<u64> {
-        match self {
-            Self::Pages(pages) => pages.frames(),
-            Self::Plain(_) => 0..0,
-        }
-    }
-
-    /// Returns whether the `struct page`s are on the media.
-    pub fn memmap_is_on_media(&self) -> bool {
-        match self {
-            Self::Pages(pages) => pages.memmap_is_on_media(),
-            Self::Plain(_) => false,
-        }
-    }
-
-    /// Returns whether anybody was ever told a page frame number.
-    pub fn is_exposed(&self) -> bool {
-        match self {
-            Self::Pages(pages) => pages.is_exposed(),
-            Self::Plain(_) => false,
         }
     }
 
@@ -237,59 +368,17 @@ impl PmemRange {
         }
     }
 
-    /// Returns the first page from frame `from` on that somebody uses.
-    pub fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+    /// As [`PagemapInner::count_used`].
+    pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         match self {
-            Self::Pages(pages) => pages.first_used(from),
-            Self::Plain(_) => None,
-        }
-    }
-
-    /// Counts the pages that are in use.
-    pub fn count_used(&self) -> PagesInUse {
-        match self {
-            Self::Pages(pages) => pages.count_used(),
-            Self::Plain(_) => PagesInUse::default(),
-        }
-    }
-
-    /// Writes the CPU caches back for these page frames.
-    pub fn write_back(&self, frames: Range<u64>) {
-        if let Self::Pages(pages) = self {
-            pages.write_back(frames);
-        }
-    }
-
-    /// Says in `/proc/iomem` that the range is retired. If there is no memory for that, it is not said.
-    pub fn mark_retired(&self) {
-        let Ok(name) = CString::try_from_fmt(fmt!("{} (retired by pmem_rs)", self.name())) else {
-            return;
-        };
-        match self {
-            Self::Pages(pages) => pages.rename_reservation(name),
-            Self::Plain(plain) => plain.rename_reservation(name),
-        }
-    }
-
-    /// The name in `/proc/iomem`.
-    fn name(&self) -> &CStr {
-        match self {
-            Self::Pages(pages) => pages.reservation_name(),
-            Self::Plain(plain) => plain.reservation_name(),
-        }
-    }
-
-    /// Lets failures of the memory be reported to the users of a DAX device.
-    ///
-    /// The device is put only when the pages are gone, since a failure may be reported until then.
-    pub fn set_dax(&self, dax: Arc<dax::Handle>) {
-        if let Self::Pages(pages) = self {
-            pages.ops().dax.populate(dax);
+            Self::Pages(pages) => pages.count_used(first, limit),
+            Self::Plain(_) => (PagesInUse::default(), None),
         }
     }
 }
 
-/// Keeps failed memory from being read, and reports it to the file system or mapped device that uses it.
+/// Keeps failed memory from being read, and reports it to the file system or mapped device that
+/// uses it.
 pub struct FailureHandler {
     badblocks: Arc<Badblocks>,
     dax: SetOnce<Arc<dax::Handle>>,
@@ -304,9 +393,9 @@ impl PagemapOperations for FailureHandler {
     }
 
     fn has_failed(&self, offset: u64, len: u64) {
-        // For those who read the list. The provider may never say that the memory is bad, or say so only of
-        // a few bytes of a page none of which is mapped any more. If the list is full, that changes nothing:
-        // the range itself knows.
+        // For readers of the list. The provider may never say that the memory is bad, or may say so
+        // of a few bytes only, while no byte of the page is mapped any more. That the list is full
+        // changes nothing: the range has a list of its own.
         let _ = self
             .badblocks
             .add(offset >> SECTOR_SHIFT, len.div_ceil(1 << SECTOR_SHIFT));

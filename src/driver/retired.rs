@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all devices share: the work queues on which they are taken away and flushed, the list of those
-//! that are bound, and the list of what was retired because somebody still uses it.
+//! What all devices share: the work queues on which they are taken away and flushed, and the list
+//! of those that are bound, or were retired because something still uses them.
 
 use super::unbind::Unbind;
 use crate::abstractions::{
     debugfs,
-    list::Stack,
+    list::{
+        Slot,
+        Stack, //
+    },
     module::Global,
+    percpu_ref::{
+        Counted,
+        Hold, //
+    },
     workqueue::OwnedQueue, //
 };
 use core::ops::Range;
@@ -22,128 +29,151 @@ use kernel::{
     }, //
 };
 
-/// There from before the first device is bound until after the last one is unbound.
+/// Installed from before the first device is bound until after the last one is unbound. Probe takes
+/// it from here, and gives it to the objects that it makes.
 pub static SHARED: Global<Shared> = Global::new();
 
 /// What all devices share.
+///
+/// The queues have rescuers, so their work is done even when there is no memory for another thread.
+/// There are several because work on one of them may wait for work on another. Only `files` has no
+/// rescuer: putting a reference may unmount a file system, which flushes work of queues that have
+/// none, and the kernel warns if a queue with a rescuer does that. Unbind waits for a put only if
+/// very many files are in use.
 #[pin_data]
 pub struct Shared {
-    /// Where devices are taken away. Only who is not running on it may hold the last reference to this.
-    pub queue: OwnedQueue,
-    /// Where devices are flushed for those who do not wait for it.
+    /// Where devices are taken away.
+    pub teardowns: OwnedQueue,
+    /// Where DAX devices are killed.
+    pub kills: OwnedQueue,
+    /// Where references to files are put.
+    pub files: Counted<OwnedQueue>,
+    /// Where devices are flushed for requests that do not wait for it.
     pub flushes: OwnedQueue,
-    /// What is bound.
+    /// Innermost. It is held from one device to the next, and not while a device is described.
     #[pin]
-    bound: Mutex<Stack<Arc<Unbind>>>,
-    /// What unbind could not wait for.
-    #[pin]
-    retired: Mutex<Stack<Arc<Unbind>>>,
+    devices: Mutex<Devices>,
 }
 
+struct Devices {
+    list: Stack<Device>,
+    /// The number that the next device gets.
+    next: u64,
+}
+
+#[derive(Clone)]
+struct Device {
+    number: u64,
+    unbind: Arc<Unbind>,
+}
+
+/// Room for a device in the list.
+pub struct Place(Slot<Device>);
+
 impl Shared {
-    /// Makes the queue, and empty lists.
-    pub fn new() -> Result<Arc<Self>> {
-        let queue = OwnedQueue::new(c"pmem_rs")?;
+    /// Makes the queues, and an empty list.
+    pub fn new() -> Result<Counted<Self>> {
+        let teardowns = OwnedQueue::for_io(c"pmem_rs")?;
+        let kills = OwnedQueue::for_io(c"pmem_rs_kill")?;
+        let files = Counted::new(OwnedQueue::new(c"pmem_rs_files")?)?;
         let flushes = OwnedQueue::for_io(c"pmem_rs_flush")?;
 
-        Arc::pin_init(
-            try_pin_init!(Self {
-                queue,
-                flushes,
-                bound <- new_mutex!(Stack::new(), "pmem_rs::bound"),
-                retired <- new_mutex!(Stack::new(), "pmem_rs::retired"),
-            }),
-            GFP_KERNEL,
-        )
+        Counted::pin_init(try_pin_init!(Self {
+            teardowns,
+            kills,
+            files,
+            flushes,
+            devices <- new_mutex!(
+                Devices {
+                    list: Stack::new(),
+                    next: 0,
+                },
+                "pmem_rs::devices"
+            ),
+        }))
     }
 
-    /// Adds a device to those that are bound. May sleep.
-    pub fn add_bound(&self, device: Arc<Unbind>) -> Result {
-        self.bound.lock().push(device)
+    /// Makes room for a device in the list, so that adding it cannot fail. May sleep.
+    pub fn place() -> Result<Place> {
+        Ok(Place(Stack::slot()?))
     }
 
-    /// Takes a device off those that are bound. May sleep.
-    pub fn remove_bound(&self, device: &Unbind) {
-        remove(&self.bound, device);
+    /// Adds a device to the list. May sleep.
+    pub fn add(&self, place: Place, unbind: Arc<Unbind>) {
+        let mut devices = self.devices.lock();
+        let number = devices.next;
+
+        devices.next = number.wrapping_add(1);
+        devices.list.fill(place.0, Device { number, unbind });
     }
 
-    /// Adds a range to those that are retired. May sleep.
-    pub fn add_retired(&self, range: Arc<Unbind>) -> Result {
-        self.retired.lock().push(range)
-    }
-
-    /// Takes a range off those that are retired. May sleep.
-    pub fn remove_retired(&self, range: &Unbind) {
-        remove(&self.retired, range);
+    /// Takes a device off the list. May sleep.
+    pub fn remove(&self, unbind: &Arc<Unbind>) {
+        self.devices
+            .lock()
+            .list
+            .remove(|device| Arc::ptr_eq(&device.unbind, unbind));
     }
 
     /// Finds a retired range that overlaps a physical one.
-    pub fn find(&self, phys: &Range<PhysAddr>) -> Option<Arc<Unbind>> {
-        self.retired
-            .lock()
-            .iter()
-            .find(|retired| {
-                let other = retired.phys();
-                other.start < phys.end && phys.start < other.end
-            })
-            .cloned()
+    pub fn find_retired(&self, phys: &Range<PhysAddr>) -> Option<Arc<Unbind>> {
+        let overlaps = |unbind: &Arc<Unbind>| {
+            let other = unbind.phys();
+            other.start < phys.end && phys.start < other.end && unbind.is_retired()
+        };
+
+        self.each()
+            .find(|device| overlaps(&device.unbind))
+            .map(|device| device.unbind)
+    }
+
+    /// Returns the devices, in the order in which they were bound. The list is locked only from one
+    /// to the next.
+    fn each(&self) -> impl Iterator<Item = Device> + '_ {
+        let mut from = 0;
+
+        core::iter::from_fn(move || {
+            let device = self
+                .devices
+                .lock()
+                .list
+                .iter()
+                .filter(|device| device.number >= from)
+                .min_by_key(|device| device.number)
+                .cloned()?;
+            from = device.number.saturating_add(1);
+            Some(device)
+        })
     }
 }
 
-/// A file with what is bound, a line for each device: how much of it was exposed, and who uses it.
+/// The file with the devices that are bound, a line for each: how much was exposed, and what uses
+/// it.
 pub struct BoundList;
 
 impl debugfs::Contents for BoundList {
-    type Data = Shared;
+    type Data = Hold<Shared>;
     type OwnerModule = crate::LocalModule;
 
-    fn show(shared: &Shared, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        show(&shared.bound, f)
+    fn show(shared: &Hold<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for device in shared.each().filter(|device| device.unbind.is_bound()) {
+            f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
+        }
+        Ok(())
     }
 }
 
-/// A file with what is retired, a line for each range: who uses it.
+/// The file with the ranges that are retired, a line for each: what uses it.
 pub struct RetiredList;
 
 impl debugfs::Contents for RetiredList {
-    type Data = Shared;
+    type Data = Hold<Shared>;
     type OwnerModule = crate::LocalModule;
 
-    fn show(shared: &Shared, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        show(&shared.retired, f)
-    }
-}
-
-/// A file with the time after which a range is retired.
-pub struct RevokeTimeout;
-
-impl debugfs::Contents for RevokeTimeout {
-    type Data = u32;
-    type OwnerModule = crate::LocalModule;
-
-    fn show(milliseconds: &u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_fmt(fmt!("{milliseconds}\n"))
-    }
-}
-
-/// Takes an element off a list. The caller has a reference to it too.
-fn remove(list: &Mutex<Stack<Arc<Unbind>>>, element: &Unbind) {
-    list.lock()
-        .remove(|other| core::ptr::eq::<Unbind>(&**other, element));
-}
-
-/// Writes a line for each element of a list.
-fn show(list: &Mutex<Stack<Arc<Unbind>>>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    // Copied first: what the elements have to say takes locks and time.
-    let mut elements = Stack::new();
-    for element in list.lock().iter() {
-        if elements.push(element.clone()).is_err() {
-            return f.write_str("not enough memory to show all\n");
+    fn show(shared: &Hold<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for device in shared.each().filter(|device| device.unbind.is_retired()) {
+            f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
         }
+        Ok(())
     }
-
-    for element in elements.iter() {
-        f.write_fmt(fmt!("{}\n", element.describe()))?;
-    }
-    Ok(())
 }

@@ -2,13 +2,15 @@
 
 //! The record of the pages that may be in use.
 //!
-//! Once a chunk is marked it stays so: who looks for users looks at all that was ever given away, and at nothing
-//! else.
+//! Once a chunk is marked it stays so. A search for users looks at all pages that were ever given
+//! away, and at nothing else.
 
-use super::bindings;
+use super::{
+    bindings,
+    gate::Gate, //
+};
 use crate::abstractions::{
     atomic::read_once,
-    dax::Gate,
     list::Array, //
 };
 use core::{
@@ -24,27 +26,16 @@ use kernel::{
     },
 };
 
-/// Which pages of a [`Pagemap`](super::Pagemap) the DAX core was ever told the frame numbers of.
+/// The pages of a pgmap of which the DAX core was ever told the frame numbers.
 ///
 /// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. They are
-/// remembered by chunks, so that the record is small, and so that marking one that is marked already,
-/// which is the rule, is a load and a test.
-///
-/// # Examples
-///
-/// ```
-/// use pmem_rs::abstractions::memremap::Exposure;
-///
-/// let exposure = Exposure::new(&(0x10_0000..0x20_0000))?;
-///
-/// exposure.add(0x12_3456, 2);
-/// # Ok::<(), Error>(())
-/// ```
+/// remembered by chunks, so that the record is small, and so that marking one that is marked
+/// already, which is the rule, is a load and a test.
 ///
 /// # Invariants
 ///
 /// There is a bit for each chunk that has some of the frames.
-pub struct Exposure {
+pub(in crate::abstractions) struct Exposure {
     /// The chunk that the first bit is about.
     first: usize,
     bits: Array<Atomic<usize>>,
@@ -56,7 +47,7 @@ impl Exposure {
     const BITS: usize = usize::BITS as usize;
 
     /// Makes an empty record for these page frames.
-    pub fn new(frames: &Range<u64>) -> Result<Self> {
+    pub(in crate::abstractions) fn new(frames: &Range<u64>) -> Result<Self> {
         let first = usize::try_from(frames.start >> Self::SHIFT)?;
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
@@ -82,8 +73,9 @@ impl Exposure {
         self.first << Self::SHIFT
     }
 
-    /// Returns whether the `nr_pages` page frames from a frame on, which is counted from the start of the first
-    /// chunk, were added before. It says no if they are in more than one chunk, or none.
+    /// Returns whether the `nr_pages` page frames from a frame on, which is counted from the start
+    /// of the first chunk, were added before. It says no if they are in more than one chunk, or
+    /// none.
     ///
     /// # Safety
     ///
@@ -103,10 +95,10 @@ impl Exposure {
 
     /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     ///
-    /// No order is kept, neither here nor where this is asked for: a barrier follows before the gate of the device
-    /// is looked at.
+    /// ORDERING: none here, nor in [`Self::has`]. A full barrier follows before the gate is looked
+    /// at.
     #[cold]
-    pub fn add(&self, pfn: usize, nr_pages: usize) {
+    pub(super) fn add(&self, pfn: usize, nr_pages: usize) {
         let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
         let mut chunk = pfn >> Self::SHIFT;
 
@@ -126,8 +118,8 @@ impl Exposure {
         }
     }
 
-    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that is
-    /// not itself exposed.
+    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that
+    /// is not itself exposed.
     pub(super) fn next(&self, pfn: usize) -> Option<usize> {
         let from = pfn >> Self::SHIFT;
         let mut chunk = from;
@@ -158,13 +150,13 @@ impl Exposure {
     }
 }
 
-/// Pages that translations give away, with the record of it, and the gate that all of those pass.
+/// Pages that translations give away, the record of that, and the gate that all translations pass.
 ///
 /// # Invariants
 ///
-/// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except those that have
-/// failed, and have `struct page`s, from page frame `first_pfn` on. The last address, and the last page frame, are
-/// numbers. `exposure` is a record for all of these frames.
+/// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except
+/// those that have failed, and have `struct page`s, from page frame `first_pfn` on. The last
+/// address, and the last page frame, are numbers. `exposure` is a record for all of these frames.
 pub(in crate::abstractions) struct Pages {
     addr: NonNull<u8>,
     first_pfn: usize,
@@ -208,15 +200,16 @@ impl Pages {
         Some(self.nr_pages.wrapping_sub(pgoff))
     }
 
-    /// Returns the page frame number of a page, which is for [`Extent`](crate::abstractions::dax::Extent) to expose.
+    /// Returns the page frame number of a page, which is for
+    /// [`Extent`](crate::abstractions::dax::Extent) to expose.
     #[inline]
     pub(in crate::abstractions) fn pfn(&self, pgoff: usize) -> usize {
         // Does not wrap around for a page that there is.
         self.first_pfn.wrapping_add(pgoff)
     }
 
-    /// Returns whether `nr_pages` pages from one on are known to have been exposed: if they are in one chunk, which
-    /// was.
+    /// Returns whether `nr_pages` pages from one on are known to have been exposed: if they are in
+    /// one chunk, which was.
     ///
     /// # Safety
     ///
@@ -227,7 +220,8 @@ impl Pages {
         pgoff: usize,
         nr_pages: usize,
     ) -> bool {
-        // SAFETY: By the type invariant the record was made for all frames, of which the page's is one.
+        // SAFETY: By the type invariant the record was made for all frames, of which the page's is
+        // one.
         unsafe { self.exposure.has(self.lead.wrapping_add(pgoff), nr_pages) }
     }
 

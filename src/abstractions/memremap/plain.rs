@@ -4,14 +4,20 @@
 
 use super::bindings;
 use crate::abstractions::{
-    ioport::MemRegion,
-    pmem::PmemSlice, //
+    ioport::{
+        MemRegion,
+        RegionName, //
+    },
+    pmem::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
     io::PhysAddr,
     prelude::*,
-    str::CString, //
+    sync::Arc, //
 };
 
 /// A mapping of a physical range that has no `struct page`s.
@@ -21,14 +27,15 @@ use kernel::{
 /// ```no_run
 /// use kernel::str::CString;
 /// use pmem_rs::abstractions::{
-///     ioport::MemRegion,
-///     memremap::Memremap, //
+///     memremap::Memremap,
+///     nvdimm::Namespace, //
 /// };
 ///
-/// fn wipe(start: u64, len: u64, name: CString) -> Result {
-///     let mapping = Memremap::new(MemRegion::request(start, len, name)?)?;
+/// fn wipe(namespace: &Namespace<'_>, name: CString) -> Result {
+///     let mapping = Memremap::new(namespace.reserve(name)?)?;
 ///
-///     mapping.slice().zero();
+///     let len = mapping.slice().len();
+///     mapping.writable().zero();
 ///     // Goes with its reservation.
 ///     Ok(())
 /// }
@@ -85,13 +92,17 @@ impl Memremap {
         unsafe { PmemSlice::from_raw_parts(self.addr, self.len) }
     }
 
-    /// Gives the reservation another name in `/proc/iomem`. Only the first call has an effect.
-    pub fn rename_reservation(&self, name: CString) {
-        self.reservation.rename(name);
+    /// Returns all of the memory, to be written to.
+    ///
+    /// `memory_failure()` takes no page out of the mapping, since it has no `struct page`s.
+    #[inline]
+    pub fn writable(&self) -> WritableSlice<'_> {
+        // SAFETY: `memory_failure()` knows pages by their `struct page`s, of which there are none.
+        unsafe { WritableSlice::new(self.slice()) }
     }
 
-    /// Returns the name that the reservation was made with.
-    pub fn reservation_name(&self) -> &CStr {
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
         self.reservation.name()
     }
 }

@@ -3,10 +3,13 @@
 //! Buses: what a provider of persistent memory registers, and the regions on them.
 
 use super::bindings;
-use crate::abstractions::memremap::Node;
+use crate::abstractions::{
+    ioport::PmemResource,
+    memremap::Node,
+    module::Registered, //
+};
 use core::{
     marker::PhantomData,
-    ops::Range,
     ptr::NonNull, //
 };
 use kernel::{
@@ -14,7 +17,6 @@ use kernel::{
         self,
         Bound, //
     },
-    io::PhysAddr,
     prelude::*,
     str::CString,
     types::Opaque, //
@@ -31,11 +33,34 @@ pub enum Persistence {
     MemoryController,
 }
 
-/// A region to be.
+/// A region to be, of memory that is there for `'a`.
+///
+/// # Examples
+///
+/// A driver cannot name the memory by numbers:
+///
+/// ```compile_fail,E0308
+/// use pmem_rs::abstractions::{
+///     memremap::Node,
+///     nvdimm::{
+///         Persistence,
+///         RegionDesc, //
+///     },
+/// };
+///
+/// fn describe(start: u64, len: u64) -> RegionDesc<'static> {
+///     RegionDesc {
+///         memory: start..start.saturating_add(len),
+///         node: Node::NONE,
+///         target: Node::NONE,
+///         persistence: Persistence::Unspecified,
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug)]
-pub struct RegionDesc {
-    /// The physical range; whole pages, or no namespace in it can be used.
-    pub range: Range<PhysAddr>,
+pub struct RegionDesc<'a> {
+    /// The memory; whole pages, or no namespace in it can be used.
+    pub memory: PmemResource<'a>,
     /// The node that is near to the memory, and has CPUs or memory of its own.
     pub node: Node,
     /// The node that the memory would be, were it used as System RAM.
@@ -61,13 +86,9 @@ pub struct RegionDesc {
 /// # Examples
 ///
 /// ```no_run
-/// use core::ops::Range;
 /// use kernel::{
-///     device::{
-///         Bound,
-///         Device, //
-///     },
-///     io::PhysAddr,
+///     device::Bound,
+///     platform::Device,
 ///     prelude::*,
 ///     str::CString, //
 /// };
@@ -78,14 +99,16 @@ pub struct RegionDesc {
 ///         Persistence,
 ///         RegionDesc, //
 ///     },
+///     platform, //
 /// };
 ///
-/// fn provide(dev: &Device<Bound>, range: Range<PhysAddr>) -> Result<Bus<'_>> {
-///     let target = Node::of_memory(range.start);
-///     let bus = Bus::register(dev, CString::try_from_fmt(fmt!("memory"))?)?;
+/// fn provide(dev: &Device<Bound>) -> Result<Bus<'_>> {
+///     let memory = platform::memory(dev, 0).ok_or(ENXIO)?;
+///     let target = Node::of_memory(memory.range().start);
+///     let bus = Bus::register(dev.as_ref(), CString::try_from_fmt(fmt!("memory"))?)?;
 ///
 ///     bus.create_region(&RegionDesc {
-///         range,
+///         memory,
 ///         node: target.nearest_online(),
 ///         target,
 ///         persistence: Persistence::Unspecified,
@@ -103,6 +126,7 @@ pub struct Bus<'bound> {
     _descriptor: KBox<Opaque<bindings::nvdimm_bus_descriptor>>,
     _provider: CString,
     _parent: PhantomData<&'bound device::Device<Bound>>,
+    _registered: Registered,
 }
 
 // SAFETY: A bus may be used and unregistered by any thread.
@@ -118,8 +142,10 @@ impl<'bound> Bus<'bound> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm cannot drive the bus.
+    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm cannot drive the bus, or the module has no registrations
+    /// ([`Registered::new`]).
     pub fn register(parent: &'bound device::Device<Bound>, provider: CString) -> Result<Self> {
+        let registered = Registered::new()?;
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let parent = core::ptr::from_ref(parent)
             .cast_mut()
@@ -158,6 +184,7 @@ impl<'bound> Bus<'bound> {
             _descriptor: descriptor,
             _provider: provider,
             _parent: PhantomData,
+            _registered: registered,
         })
     }
 
@@ -167,8 +194,8 @@ impl<'bound> Bus<'bound> {
     /// # Errors
     ///
     /// [`EINVAL`] if the range is empty, [`ENOMEM`] if the region cannot be made.
-    pub fn create_region(&self, region: &RegionDesc) -> Result {
-        let RegionDesc { range, .. } = region;
+    pub fn create_region(&self, region: &RegionDesc<'bound>) -> Result {
+        let range = region.memory.range();
         if range.is_empty() {
             return Err(EINVAL);
         }
@@ -217,12 +244,27 @@ impl Drop for Bus<'_> {
 
 #[kunit_tests(pmem_rs_bus)]
 mod tests {
-    use super::*;
+    use super::{
+        super::provider::{
+            ProviderWatcher,
+            Watchers, //
+        },
+        *, //
+    };
     use crate::abstractions::{
         ioport::free_range,
         time::sleep, //
     };
-    use kernel::faux;
+    use kernel::{
+        faux,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
+        }, //
+    };
 
     fn bus(faux: &faux::Registration) -> Result<Bus<'_>> {
         Bus::register(
@@ -294,7 +336,7 @@ mod tests {
         ] {
             bus.create_region(&RegionDesc {
                 // Too small for a namespace that a driver would take.
-                range: start..start + 512,
+                memory: PmemResource::new(start..start + 512),
                 node: target.nearest_online(),
                 target,
                 persistence,
@@ -325,6 +367,103 @@ mod tests {
         Ok(())
     }
 
+    /// Counts how often it was told that the provider goes.
+    struct Told(Atomic<u32>);
+
+    impl ProviderWatcher for Told {
+        fn provider_goes(&self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Returns a child that is bound to a driver.
+    ///
+    /// # Safety
+    ///
+    /// The device must be valid. What is returned is valid for as long as its bus is registered.
+    unsafe fn bound_child(dev: *mut bindings::device) -> *mut bindings::device {
+        extern "C" fn find(dev: *mut bindings::device, data: *mut c_void) -> c_int {
+            // SAFETY: The device is valid, and the data is what was passed along.
+            unsafe {
+                if (*dev).driver.is_null() {
+                    return 0;
+                }
+                *data.cast::<*mut bindings::device>() = dev;
+            }
+            1
+        }
+
+        let mut found: *mut bindings::device = core::ptr::null_mut();
+        // SAFETY: By the safety requirements; the callback is that for the data.
+        unsafe { bindings::device_for_each_child(dev, (&raw mut found).cast(), Some(find)) };
+        found
+    }
+
+    #[test]
+    fn those_below_are_told_that_region_or_bus_goes() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
+        let start = free_range(4096)?;
+        let bus = bus(&faux)?;
+        bus.create_region(&RegionDesc {
+            memory: PmemResource::new(start..start + 512),
+            node: Node::NONE,
+            target: Node::NONE,
+            persistence: Persistence::Volatile,
+        })?;
+        // SAFETY: The bus is registered.
+        let dev = unsafe { bindings::to_nvdimm_bus_dev(bus.bus.as_ptr()) };
+        let mut region: *mut bindings::device = core::ptr::null_mut();
+        for _ in 0..1000 {
+            // It is bound in the background.
+            //
+            // SAFETY: The device of the bus is valid.
+            region = unsafe { bound_child(dev) };
+            if !region.is_null() {
+                break;
+            }
+            sleep(10);
+        }
+        assert!(!region.is_null());
+        // What is below it is registered in the background too. libnvdimm does not wait for that when
+        // the region loses its driver.
+        for prefix in [c"namespace", c"btt", c"pfn", c"dax"] {
+            let mut tries = 0;
+            // SAFETY: The region is valid for as long as the bus is registered.
+            while unsafe { children(region, prefix) } == 0 && tries < 1000 {
+                sleep(10);
+                tries += 1;
+            }
+            assert!(tries < 1000);
+        }
+
+        let watchers = Watchers::new()?;
+        // SAFETY: The device of the bus is valid, and on the nd bus.
+        let nd = unsafe { (*dev).bus };
+        // SAFETY: The bus is registered; it is unregistered below.
+        unsafe { watchers.register(nd)? };
+        let below_region = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
+        let below_bus = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
+        let watches = (
+            watchers
+                .clone()
+                .watch(region.addr(), dev.addr(), below_region.clone()),
+            watchers.clone().watch(0, dev.addr(), below_bus.clone()),
+        );
+
+        // SAFETY: The region is valid for as long as the bus is registered.
+        unsafe { bindings::device_release_driver(region) };
+        let after_region = (below_region.0.load(Relaxed), below_bus.0.load(Relaxed));
+        drop(bus);
+        let after_bus = (below_region.0.load(Relaxed), below_bus.0.load(Relaxed));
+
+        drop(watches);
+        // SAFETY: Registered above.
+        unsafe { watchers.unregister(nd) };
+        assert_eq!(after_region, (1, 0));
+        assert_eq!(after_bus, (1, 1));
+        Ok(())
+    }
+
     #[test]
     fn regions_that_were_not_registered_yet_go_with_their_bus() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
@@ -333,7 +472,7 @@ mod tests {
         for _ in 0..3 {
             let bus = bus(&faux)?;
             bus.create_region(&RegionDesc {
-                range: start..start + 512,
+                memory: PmemResource::new(start..start + 512),
                 node: Node::NONE,
                 target: Node::NONE,
                 persistence: Persistence::Unspecified,
@@ -348,7 +487,7 @@ mod tests {
     fn a_region_is_not_empty() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let refused = bus(&faux)?.create_region(&RegionDesc {
-            range: 4096..4096,
+            memory: PmemResource::new(4096..4096),
             node: Node::NONE,
             target: Node::NONE,
             persistence: Persistence::Unspecified,

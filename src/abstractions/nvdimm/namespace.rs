@@ -9,6 +9,7 @@ use super::{
 };
 use crate::abstractions::{
     gendisk::DiskName,
+    ioport::MemRegion,
     memremap::PagemapConfig, //
 };
 use core::{
@@ -33,41 +34,64 @@ use kernel::{
     },
     page::PAGE_SIZE,
     prelude::*,
+    str::CString,
     sync::aref::ARef, //
 };
 
 /// The namespace behind a device that is being bound or is bound.
 ///
-/// It cannot be resized, reconfigured or claimed by anybody else meanwhile.
+/// It cannot be resized, reconfigured or claimed by another device meanwhile. There is one for each
+/// binding: the [`Adapter`](super::Adapter) makes it, for [`Driver::probe`](super::Driver::probe).
+/// What is done with it consumes it, so that it is in one state at a time.
 ///
 /// # Examples
 ///
-/// Where the data of a pfn device is, and how it wants to be mapped:
+/// Reserves the range of a pfn device, and finds out how its data wants to be mapped:
 ///
 /// ```no_run
-/// use core::ops::Range;
 /// use kernel::{
-///     device::Core,
-///     io::PhysAddr,
-///     prelude::*, //
+///     prelude::*,
+///     str::CString, //
 /// };
 /// use pmem_rs::abstractions::{
+///     ioport::MemRegion,
 ///     memremap::PagemapConfig,
-///     nvdimm::{
-///         Device,
-///         Namespace, //
-///     },
+///     nvdimm::Namespace, //
 /// };
 ///
-/// fn layout(dev: &Device<Core<'_>>) -> Result<(Range<PhysAddr>, PagemapConfig)> {
-///     let namespace = Namespace::probe(dev)?;
-///     dev_info!(dev, "this is {}\n", namespace.name());
-///
-///     // While it is enabled, nobody else can reserve the range.
+/// fn layout(namespace: Namespace<'_>) -> Result<(MemRegion, PagemapConfig)> {
+///     // While it is enabled, its range cannot be reserved.
 ///     let (enabled, pages) = namespace.enable()?.setup_pfn()?;
 ///     let namespace = enabled.disable();
 ///
-///     Ok((namespace.range()?, pages))
+///     let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
+///     Ok((namespace.reserve(name)?, pages))
+/// }
+/// ```
+///
+/// A driver cannot make another one for the same device:
+///
+/// ```compile_fail,E0624
+/// use kernel::device::Core;
+/// use pmem_rs::abstractions::nvdimm::{
+///     Device,
+///     Namespace, //
+/// };
+///
+/// fn again<'bound>(dev: &'bound Device<Core<'_>>) -> Result<Namespace<'bound>> {
+///     Namespace::probe(dev)
+/// }
+/// ```
+///
+/// Nor can it keep one for longer than the device is bound:
+///
+/// ```compile_fail,E0521
+/// use pmem_rs::abstractions::nvdimm::Namespace;
+///
+/// fn keep<T: 'static>(_value: T) {}
+///
+/// fn probe(namespace: Namespace<'_>) {
+///     keep(namespace);
 /// }
 /// ```
 ///
@@ -97,7 +121,8 @@ pub enum Claim {
 }
 
 impl<'bound> Namespace<'bound> {
-    /// Finds the namespace behind a device that is being bound. May sleep.
+    /// Finds the namespace behind a device that is being bound. May sleep. To be called once for
+    /// each probe.
     ///
     /// # Errors
     ///
@@ -105,17 +130,33 @@ impl<'bound> Namespace<'bound> {
     /// - [`EBUSY`] or [`ENXIO`] if another personality uses the namespace.
     /// - [`EACCES`] if the media are locked.
     /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment.
-    pub fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self> {
+    pub(super) fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self> {
         // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
         // bound, so its lock is held.
         let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })?;
 
-        // INVARIANT: For a namespace this is the device itself; for a personality it is what the
+        // SAFETY: For a namespace this is the device itself; for a personality it is what the
         // device has claimed, which it cannot give up while it has a driver.
-        Ok(Self {
-            dev,
-            ndns: NonNull::new(ndns).ok_or(ENODEV)?,
-        })
+        Ok(unsafe { Self::from_raw(dev, NonNull::new(ndns).ok_or(ENODEV)?) })
+    }
+
+    /// Makes a namespace from a pointer.
+    ///
+    /// # Safety
+    ///
+    /// For `'bound`, `ndns` must be valid, and be `dev` itself or be claimed by it. It must be
+    /// neither enabled nor attached.
+    pub(super) unsafe fn from_raw(
+        dev: &'bound Device<Bound>,
+        ndns: NonNull<bindings::nd_namespace_common>,
+    ) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self { dev, ndns }
+    }
+
+    /// Returns the device that it was found behind.
+    pub fn device(&self) -> &'bound Device<Bound> {
+        self.dev
     }
 
     /// The part of the namespace that has its physical range.
@@ -138,6 +179,20 @@ impl<'bound> Namespace<'bound> {
         let (start, last) = unsafe { ((*self.io()).res.start, (*self.io()).res.end) };
 
         Ok(start..last.checked_add(1).ok_or(EOVERFLOW)?)
+    }
+
+    /// Reserves the physical range of the namespace under `name`. May sleep. The reservation may be
+    /// kept for longer than the device is bound; meanwhile no driver can use the range.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if a part of the range is in use, as it is while the namespace is
+    /// [enabled](Self::enable); [`EOVERFLOW`] if its end is not an address.
+    pub fn reserve(&self, name: CString) -> Result<MemRegion> {
+        let range = self.range()?;
+
+        // A namespace that was probed is not empty.
+        MemRegion::request(range.start, range.end.saturating_sub(range.start), name)
     }
 
     /// The whole of a namespace with a label, whose other fields those without one lack.
@@ -522,6 +577,7 @@ impl Drop for DetachBtt {
 #[kunit_tests(pmem_rs_namespace)]
 mod tests {
     use super::*;
+    use crate::abstractions::ioport::free_range;
     use kernel::faux;
 
     /// Calls `f` with a namespace that has a range and a name, and nothing else.
@@ -543,6 +599,22 @@ mod tests {
             dev: unsafe { &*core::ptr::from_ref(generic).cast() },
             ndns: NonNull::from(&mut *nsio).cast(),
         }))
+    }
+
+    #[test]
+    fn a_namespace_reserves_its_range_once() -> Result {
+        const LEN: ResourceSize = 4 << 20;
+        let start = free_range(LEN)?;
+        let name = || CString::try_from_fmt(fmt!("pmem_rs test"));
+
+        with_namespace(start, start + LEN - 1, |namespace| -> Result {
+            let region = namespace.reserve(name()?)?;
+            assert_eq!((region.start(), region.len()), (start, LEN));
+            assert!(namespace.reserve(name()?).is_err_and(|err| err == EBUSY));
+            drop(region);
+            namespace.reserve(name()?)?;
+            Ok(())
+        })?
     }
 
     #[test]

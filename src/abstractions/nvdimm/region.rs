@@ -4,17 +4,17 @@
 
 use super::{
     bindings,
-    Device, //
+    Namespace, //
 };
-use crate::abstractions::badblocks::Badblocks;
+use crate::abstractions::{
+    badblocks::Badblocks,
+    kobject, //
+};
 use core::ops::Range;
 use kernel::{
-    device::{
-        self,
-        Bound, //
-    },
-    devres,
+    device, devres,
     error::to_result,
+    fmt,
     io::PhysAddr,
     prelude::*,
     sync::{
@@ -113,8 +113,9 @@ impl Region {
 ///
 /// A region can only be flushed, and its poison only be cleared, while it is bound. So access goes
 /// through an SRCU read-side section, and ends when the device is unbound: [`Self::new`] registers
-/// with the device for that. After it every operation fails with [`ENXIO`], and nothing refers to the
-/// device: libnvdimm does not bear it that its devices outlive their bus.
+/// with the device for that. After it every operation fails with [`ENXIO`], and nothing refers to
+/// the device: nd devices must not outlive their bus. For the same reason no operation hands out
+/// the device, of which a driver could keep a reference.
 ///
 /// If a flush is only a barrier, it does not need the region, and none of that.
 ///
@@ -126,19 +127,17 @@ impl Region {
 ///
 /// # Invariants
 ///
-/// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is bound.
+/// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is
+/// bound. `range` is that of its namespace.
 ///
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Bound,
-///     prelude::*, //
-/// };
+/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::{
 ///     bio::Bio,
 ///     nvdimm::{
-///         Device,
+///         Namespace,
 ///         RegionAccess, //
 ///     },
 /// };
@@ -147,8 +146,8 @@ impl Region {
 /// struct Flusher(kernel::sync::Arc<RegionAccess>);
 ///
 /// impl Flusher {
-///     fn new(dev: &Device<Bound>) -> Result<Self> {
-///         Ok(Self(RegionAccess::new(dev)?))
+///     fn new(namespace: &Namespace<'_>) -> Result<Self> {
+///         Ok(Self(RegionAccess::new(namespace)?))
 ///     }
 ///
 ///     // May be called at any time, also after the device was unbound.
@@ -157,24 +156,45 @@ impl Region {
 ///     }
 /// }
 /// ```
+///
+/// A driver cannot say itself which addresses are the namespace's:
+///
+/// ```compile_fail,E0308
+/// use core::ops::Range;
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
+///
+/// fn access(range: Range<u64>) -> Result<kernel::sync::Arc<RegionAccess>> {
+///     RegionAccess::new(&range)
+/// }
+/// ```
 #[pin_data]
 pub struct RegionAccess {
     #[pin]
     srcu: Srcu,
     dev: Atomic<*mut bindings::device>,
+    range: Range<PhysAddr>,
     /// The DIMMs of a region do not change while it is bound.
     is_flushed_by_barrier: bool,
 }
 
 impl RegionAccess {
-    /// Gives access to the region that `dev` is in, for as long as `dev` is bound. May sleep.
-    pub fn new(dev: &Device<Bound>) -> Result<Arc<Self>> {
+    /// Gives access to the region that a namespace is in, for as long as its device is bound. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], or [`EOVERFLOW`] if the end of the namespace is not an address.
+    pub fn new(namespace: &Namespace<'_>) -> Result<Arc<Self>> {
+        let dev = namespace.device();
+        let range = namespace.range()?;
         let is_flushed_by_barrier = dev.region().is_flushed_by_barrier();
         let access = Arc::pin_init(
             try_pin_init!(Self {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
                 // INVARIANT: The device is bound until devres, which follows, ends the access.
                 dev: Atomic::new(dev.as_raw()),
+                range,
                 is_flushed_by_barrier,
             }),
             GFP_KERNEL,
@@ -205,10 +225,35 @@ impl RegionAccess {
         Ok(f(dev, region))
     }
 
-    /// Calls `f` with the device, unless that has been unbound.
-    pub fn with_device<R>(&self, f: impl FnOnce(&device::Device) -> R) -> Result<R> {
+    /// Calls `f` with the device, unless that has been unbound. `f` must not keep a reference to
+    /// it.
+    fn with_device<R>(&self, f: impl FnOnce(&device::Device) -> R) -> Result<R> {
         // SAFETY: `with` passes a valid device.
         self.with(|dev, _| f(unsafe { device::Device::from_raw(dev) }))
+    }
+
+    /// Logs an error of the device, as `dev_err!` does; nothing if it was unbound.
+    pub fn err(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_err(message));
+    }
+
+    /// Logs a warning about the device, as `dev_warn!` does; nothing if it was unbound.
+    pub fn warn(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_warn(message));
+    }
+
+    /// Logs a message about the device, as `dev_info!` does; nothing if it was unbound.
+    pub fn info(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_info(message));
+    }
+
+    /// Tells user space that the device has changed, as [`kobject::notify_change`] does. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As there; [`ENXIO`] if the device was unbound.
+    pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
+        self.with_device(|dev| kobject::notify_change(dev, variables))?
     }
 
     /// Makes all that was written to the region so far durable. May sleep.
@@ -241,8 +286,15 @@ impl RegionAccess {
     ///
     /// # Errors
     ///
-    /// What the provider answers; [`ENXIO`] if the device was unbound.
+    /// What the provider answers; [`ENXIO`] if the device was unbound; [`EINVAL`] if the bytes are
+    /// not all in the namespace: clearing poison overwrites what is there.
     pub fn clear_poison(&self, phys: PhysAddr, len: usize) -> Result<usize> {
+        let is_within = phys
+            .checked_add(len as u64)
+            .is_some_and(|end| phys >= self.range.start && end <= self.range.end);
+        if !is_within {
+            return Err(EINVAL);
+        }
         let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
 
         let cleared = self.with(|dev, _| {
@@ -275,6 +327,7 @@ impl Drop for RevokeOnUnbind {
 mod tests {
     use super::*;
     use kernel::{
+        device::Bound,
         faux,
         sync::Completion,
         time::{
@@ -293,6 +346,7 @@ mod tests {
             try_pin_init!(RegionAccess {
                 srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
                 dev: Atomic::new(dev),
+                range: 0x10000..0x20000,
                 is_flushed_by_barrier: false,
             }),
             GFP_KERNEL,
@@ -307,7 +361,35 @@ mod tests {
         drop(RevokeOnUnbind(access.clone()));
 
         assert!(access.flush() == Err(ENXIO));
-        assert!(access.clear_poison(0, 512).is_err_and(|err| err == ENXIO));
+        assert!(access.notify_change([c"A=b"]) == Err(ENXIO));
+        access.err(fmt!("not to be seen\n"));
+        for phys in [0x10000, 0x20000 - 512] {
+            assert!(access
+                .clear_poison(phys, 512)
+                .is_err_and(|err| err == ENXIO));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn poison_is_cleared_in_the_namespace_only() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let access = access(&faux)?;
+
+        // The device is on no bus that could be asked: these do not get as far as that.
+        for (phys, len) in [
+            (0, 512),
+            (0x10000 - 1, 512),
+            (0x20000 - 511, 512),
+            (0x20000, 512),
+            (0x10000, 0x10001),
+            (u64::MAX, 1),
+            (0x10000, usize::MAX),
+        ] {
+            assert!(access
+                .clear_poison(phys, len)
+                .is_err_and(|err| err == EINVAL));
+        }
         Ok(())
     }
 
