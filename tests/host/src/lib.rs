@@ -8,5 +8,5 @@
 pub mod geometry;
 #[path = "../../../src/driver/infoblock.rs"]
 pub mod infoblock;
-#[path = "../../../src/driver/lifecycle.rs"]
-pub mod lifecycle;
+#[path = "../../../src/driver/teardown.rs"]
+pub mod teardown;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Models of what threads share besides the protocol of unbind, which [loom](https://docs.rs/loom) goes
-//! through: flushes, the region, counts of users, and files that are put later.
+//! Models of what threads share besides the end of a device, which [loom](https://docs.rs/loom) goes
+//! through: flushes, the region, and counts of users.
 //!
-//! Each repeats what the function in its heading does; who changes one changes the other. The words on
-//! loom in `unbind/main.rs` and `unbind/kernel.rs` hold here too. A model that finds nothing may be blind. So
-//! each is run with defects as well, and has to find every one.
+//! Each repeats what the function in its heading does; a change of one is a change of the other.
+//! What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. A model that finds
+//! nothing may be blind. So each is run with defects as well, and has to find every one.
 
 // Most of it is for the other models.
 #[allow(dead_code)]
@@ -29,7 +29,6 @@ use loom::{
                 AcqRel,
                 Acquire,
                 Relaxed,
-                Release,
                 SeqCst, //
             }, //
         },
@@ -375,244 +374,139 @@ fn defects_of_the_access_to_the_region_are_found() {
     }
 }
 
-// ---- `Counted`: killed once, by whoever comes first, and dropped after the last hold.
+// ---- `Counted`: killed by its owner, and dropped after the last hold.
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CountDefect {
     None,
-    /// Whether it was killed is looked at and said in two steps.
-    Torn,
+    /// The count is not killed: a hold may be taken when there are none any more.
+    NotKilled,
     /// The holds are not waited for.
     NotAwaited,
 }
 
-fn two_kills(defect: CountDefect) -> impl Fn() + Sync + Send + 'static {
+fn drop_counted(defect: CountDefect) -> impl Fn() + Sync + Send + 'static {
     struct Inner {
         count: PercpuRef,
-        killed: AtomicBool,
-        kills: AtomicU32,
         value: Memory,
     }
     move || {
         let inner = Rc::new(Inner {
-            count: PercpuRef::new(),
-            killed: AtomicBool::new(false),
-            kills: AtomicU32::new(0),
+            count: PercpuRef::new(0),
             value: Memory::new(),
         });
-        let kill = move |inner: &Inner| {
-            let killed = if defect == CountDefect::Torn {
-                let killed = inner.killed.load(Relaxed);
-                inner.killed.store(true, Relaxed);
-                killed
-            } else {
-                inner.killed.swap(true, Relaxed)
-            };
-            if !killed {
-                // The kernel warns of a second one.
-                let kills = inner.kills.fetch_add(1, Relaxed);
-                assert_eq!(kills, 0, "killed twice");
-                inner.count.kill();
+        let users = [0, 1].map(|_| {
+            spawn(&inner, |inner| {
+                if inner.count.try_get() {
+                    inner.value.access();
+                    inner.count.put();
+                }
+            })
+        });
+
+        let has_no_holds = if defect == CountDefect::NotKilled {
+            !inner.count.exceeds(0)
+        } else {
+            inner.count.kill();
+            if defect != CountDefect::NotAwaited {
+                inner.count.wait(0);
             }
+            true
         };
-        let user = spawn(&inner, |inner| {
-            if inner.count.try_get() {
-                inner.value.access();
-                inner.count.put();
+        if has_no_holds {
+            inner.value.take();
+        }
+        for user in users {
+            user.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_value_goes_after_the_last_hold() {
+    explore(drop_counted(CountDefect::None));
+}
+
+#[test]
+fn defects_of_the_count_are_found() {
+    for defect in [CountDefect::NotKilled, CountDefect::NotAwaited] {
+        finds("Causality violation", drop_counted(defect));
+    }
+}
+
+// ---- `Global` and the drop of `Installed`: the value is found without a reference to its owner.
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GlobalDefect {
+    None,
+    /// The structure is freed without an RCU grace period after the pointer was cleared.
+    NoGracePeriod,
+    /// The grace period comes before the pointer is cleared.
+    ClearedLate,
+    /// The pointer is read before the RCU read-side section.
+    ReadEarly,
+}
+
+fn get_and_drop_installed(defect: GlobalDefect) -> impl Fn() + Sync + Send + 'static {
+    struct Place {
+        is_there: AtomicBool,
+        rcu: Srcu,
+        count: PercpuRef,
+        /// The structure that has the count, and the value.
+        structure: Memory,
+    }
+    move || {
+        let place = Rc::new(Place {
+            is_there: AtomicBool::new(true),
+            rcu: Srcu::new(1, None),
+            count: PercpuRef::new(0),
+            structure: Memory::new(),
+        });
+        let user = spawn(&place, move |place| {
+            let early = defect == GlobalDefect::ReadEarly && place.is_there.load(Acquire);
+            place.rcu.read_lock(0);
+            let found = early || place.is_there.load(Acquire);
+            if found {
+                // `percpu_ref_tryget_live()`
+                place.structure.access();
+            }
+            let held = found && place.count.try_get();
+            place.rcu.read_unlock(0);
+            if held {
+                place.structure.access();
+                place.count.put();
             }
         });
-        let other = spawn(&inner, kill);
 
-        // Who drops it has it alone: the other has returned.
-        kill(&inner);
-        other.join().unwrap();
-        if defect != CountDefect::NotAwaited {
-            inner.count.wait();
+        if defect == GlobalDefect::ClearedLate {
+            place.rcu.synchronize();
         }
-        inner.value.take();
+        place.is_there.swap(false, Relaxed);
+        if !matches!(
+            defect,
+            GlobalDefect::NoGracePeriod | GlobalDefect::ClearedLate
+        ) {
+            place.rcu.synchronize();
+        }
+        place.count.kill();
+        place.count.wait(0);
+        place.structure.take();
         user.join().unwrap();
     }
 }
 
 #[test]
-fn a_count_is_killed_once_and_waited_for() {
-    explore(two_kills(CountDefect::None));
+fn a_global_value_is_found_only_while_it_is_there() {
+    explore(get_and_drop_installed(GlobalDefect::None));
 }
 
 #[test]
-fn defects_of_the_count_are_found() {
-    finds("killed twice", two_kills(CountDefect::Torn));
-    finds("Causality violation", two_kills(CountDefect::NotAwaited));
-}
-
-// ---- `Unbind::put_later`: unbind waits until the files that were given away by then are put.
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PutDefect {
-    None,
-    /// The work item says that all are put without looking whether there are more.
-    NotLooked,
-    /// That there are more is said after the list was unlocked.
-    SaidLate,
-    /// The list is unlocked before it is said that it was empty.
-    UnlockedEarly,
-}
-
-fn files_are_put(defect: PutDefect) -> impl Fn() + Sync + Send + 'static {
-    struct Unbind {
-        inodes: Mutex<Vec<u32>>,
-        are_put: Resettable,
-        work: Work,
-        put: AtomicU32,
+fn defects_of_the_global_place_are_found() {
+    for defect in [
+        GlobalDefect::NoGracePeriod,
+        GlobalDefect::ClearedLate,
+        GlobalDefect::ReadEarly,
+    ] {
+        finds("Causality violation", get_and_drop_installed(defect));
     }
-    move || {
-        let unbind = Rc::new(Unbind {
-            inodes: Mutex::new(Vec::new()),
-            are_put: Resettable::new(),
-            work: Work::new(),
-            put: AtomicU32::new(0),
-        });
-        let putter = spawn(&unbind, move |unbind| {
-            unbind.work.serve(|| {
-                let inodes = std::mem::take(&mut *unbind.inodes.lock().unwrap());
-                unbind.put.fetch_add(inodes.len() as u32, AcqRel);
-                let waiting = unbind.inodes.lock().unwrap();
-                let done = waiting.is_empty() || defect == PutDefect::NotLooked;
-                let waiting = (defect != PutDefect::UnlockedEarly).then_some(waiting);
-                if done {
-                    unbind.are_put.complete_all();
-                }
-                drop(waiting);
-            });
-        });
-
-        for file in 0..2 {
-            let mut waiting = unbind.inodes.lock().unwrap();
-            waiting.push(file);
-            if defect == PutDefect::SaidLate {
-                drop(waiting);
-            } else {
-                unbind.are_put.reinit();
-                drop(waiting);
-            }
-            unbind.work.enqueue();
-            if defect == PutDefect::SaidLate {
-                unbind.are_put.reinit();
-            }
-        }
-        unbind.are_put.wait();
-        assert_eq!(unbind.put.load(Acquire), 2, "files are not put");
-        unbind.work.close();
-        putter.join().unwrap();
-    }
-}
-
-/// A `struct completion` that is used again.
-struct Resettable {
-    done: AtomicBool,
-    queue: WaitQueue,
-}
-
-impl Resettable {
-    /// All that there are, none, are put.
-    fn new() -> Self {
-        Self {
-            done: AtomicBool::new(true),
-            queue: WaitQueue::default(),
-        }
-    }
-
-    fn reinit(&self) {
-        self.done.swap(false, AcqRel);
-    }
-
-    fn complete_all(&self) {
-        self.done.swap(true, AcqRel);
-        self.queue.wake_up();
-    }
-
-    fn wait(&self) {
-        self.queue.wait_until(|| self.done.fetch_or(false, AcqRel));
-    }
-}
-
-#[test]
-fn files_that_were_given_away_are_put() {
-    explore(files_are_put(PutDefect::None));
-}
-
-#[test]
-fn defects_of_putting_files_are_found() {
-    finds("files are not put", files_are_put(PutDefect::NotLooked));
-    finds("deadlock", files_are_put(PutDefect::SaidLate));
-    finds("files are not put", files_are_put(PutDefect::UnlockedEarly));
-}
-
-// ---- `Unbind::finish` and `Unbind::wait`: who sees that it is done sees what was done.
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum DoneDefect {
-    None,
-    /// It is said before it is done.
-    SaidEarly,
-    /// It is said without a release.
-    Relaxed,
-    /// Nobody is woken up.
-    NotWoken,
-}
-
-fn done(defect: DoneDefect) -> impl Fn() + Sync + Send + 'static {
-    struct Unbind {
-        memory: Memory,
-        is_done: AtomicBool,
-        progress: WaitQueue,
-    }
-    move || {
-        let unbind = Rc::new(Unbind {
-            memory: Memory::new(),
-            is_done: AtomicBool::new(false),
-            progress: WaitQueue::default(),
-        });
-        let worker = spawn(&unbind, move |unbind| {
-            if defect != DoneDefect::SaidEarly {
-                unbind.memory.take();
-            }
-            let order = if defect == DoneDefect::Relaxed {
-                Relaxed
-            } else {
-                Release
-            };
-            unbind.is_done.store(true, order);
-            if defect == DoneDefect::SaidEarly {
-                unbind.memory.take();
-            }
-            if defect == DoneDefect::None {
-                unbind.progress.wake_up();
-            }
-        });
-        // Loom orders all that a thread does after it was woken. So who is to find that there is no other order only
-        // looks.
-        let is_done = || unbind.is_done.load(Acquire);
-        let only_looks = matches!(defect, DoneDefect::SaidEarly | DoneDefect::Relaxed);
-        if !only_looks {
-            unbind.progress.wait_until(is_done);
-        }
-        if !only_looks || is_done() {
-            // It can be bound again.
-            unbind.memory.take();
-        }
-        worker.join().unwrap();
-    }
-}
-
-#[test]
-fn who_sees_that_it_is_done_sees_what_was_done() {
-    explore(done(DoneDefect::None));
-}
-
-#[test]
-fn defects_of_the_last_word_are_found() {
-    finds("Causality violation", done(DoneDefect::SaidEarly));
-    finds("Causality violation", done(DoneDefect::Relaxed));
-    finds("deadlock", done(DoneDefect::NotWoken));
 }

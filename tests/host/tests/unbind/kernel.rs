@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel gives to the protocol, over loom's atomics.
+//! What the kernel gives to the environment, over loom's atomics.
 //!
-//! - Loom tries another order of two operations only if they are on the same loom object. So what is
-//!   asserted is stored in the objects that it is about, as marks that users must never meet; a flag of
-//!   its own would be looked at in one order only.
-//! - What is done under a lock of the kernel is one read-modify-write operation: it returns the latest
-//!   value, acquires and releases, and orders no other object. What is read without the lock is a load,
-//!   which may return what was there before. Where there are such operations, values are swapped and
-//!   not stored, because loom has an order for a store and a read-modify-write operation only if one
-//!   has seen the other.
-//! - Whoever waits sleeps, so that a deadlock is found. Time does not pass by itself: where the driver
-//!   waits with a limit and looks again, the model waits until there is something new to be seen.
+//! - Loom tries another order of two operations only if they are on the same loom object. So what
+//!   is asserted is stored in the objects that it is about, as marks that users must never meet; a
+//!   flag of its own would be read in one order only.
+//! - What is done under a lock of the kernel is one read-modify-write operation: it returns the
+//!   latest value, acquires and releases, and orders no other object. What is read without the
+//!   lock is a load, which may return an older value. Where there are such operations, values are
+//!   swapped and not stored, because loom has an order for a store and a read-modify-write
+//!   operation only if one has seen the other.
+//! - A thread that waits sleeps, so that a deadlock is found. Time does not pass by itself: where
+//!   the driver waits with a limit and looks again, the model waits until there is something new.
 //! - `smp_mb()`, and what implies it, is a sequentially consistent fence.
 
-use host::lifecycle::StateCell;
 use loom::{
     cell::UnsafeCell,
     sync::atomic::{
@@ -77,68 +76,14 @@ impl Completion {
         self.queue.wake_up();
     }
 
-    /// A wait whose time is up: whether it was in time.
-    pub fn is_done(&self) -> bool {
-        self.done.fetch_or(false, Acquire)
-    }
-
-    /// A look without the lock, which may miss it.
-    pub fn looks_done(&self) -> bool {
-        self.done.load(Acquire)
-    }
-
     pub fn wait(&self) {
-        self.queue.wait_until(|| self.is_done());
+        self.queue.wait_until(|| self.done.fetch_or(false, Acquire));
     }
 }
 
-/// The cell of a [`Lifecycle`](host::lifecycle::Lifecycle): `cmpxchg` is a full barrier where it
-/// replaces the value, and nothing where it does not.
-pub struct Cmpxchg(AtomicU32);
-
-impl StateCell for Cmpxchg {
-    fn new(value: u32) -> Self {
-        Self(AtomicU32::new(value))
-    }
-
-    fn load(&self) -> u32 {
-        self.0.load(Acquire)
-    }
-
-    fn replace(&self, old: u32, new: u32) -> bool {
-        fence(SeqCst);
-        let replaced = self.0.compare_exchange(old, new, AcqRel, Relaxed).is_ok();
-        if replaced {
-            fence(SeqCst);
-        }
-        replaced
-    }
-}
-
-/// A cell that is looked at and changed in two steps, which is wrong.
-pub struct Torn(AtomicU32);
-
-impl StateCell for Torn {
-    fn new(value: u32) -> Self {
-        Self(AtomicU32::new(value))
-    }
-
-    fn load(&self) -> u32 {
-        self.0.load(Acquire)
-    }
-
-    fn replace(&self, old: u32, new: u32) -> bool {
-        let replaces = self.0.load(Acquire) == old;
-        if replaces {
-            self.0.store(new, Release);
-        }
-        replaces
-    }
-}
-
-/// An SRCU domain. A reader has a place of its own, where he says that he is inside; both functions
-/// are full barriers on the reader's side, as in the kernel. Only those are waited for who are inside
-/// already.
+/// An SRCU domain. A reader marks in a place of its own that it is inside. Both functions are full
+/// barriers on the reader's side, as in the kernel. `synchronize` waits for the readers that are
+/// inside when it begins.
 pub struct Srcu {
     inside: Vec<AtomicBool>,
     queue: WaitQueue,
@@ -175,42 +120,50 @@ impl Srcu {
     }
 }
 
-/// A `percpu_ref`, without the CPUs: whoever gets in is waited for, nobody gets in once it is killed.
+/// A `percpu_ref`, without the CPUs: once it is killed, no new reference is given, and the end of
+/// those there are can be waited for.
 pub struct PercpuRef {
-    users: AtomicU32,
+    references: AtomicU32,
     queue: WaitQueue,
 }
 
 impl PercpuRef {
     const DEAD: u32 = 1 << 31;
 
-    pub fn new() -> Self {
+    pub fn new(references: u32) -> Self {
         Self {
-            users: AtomicU32::new(0),
+            references: AtomicU32::new(references),
             queue: WaitQueue::default(),
         }
     }
 
     pub fn try_get(&self) -> bool {
-        self.users
-            .fetch_update(AcqRel, Acquire, |users| {
-                (users & Self::DEAD == 0).then_some(users + 1)
+        self.references
+            .fetch_update(AcqRel, Acquire, |references| {
+                (references & Self::DEAD == 0).then_some(references + 1)
             })
             .is_ok()
     }
 
     pub fn put(&self) {
-        self.users.fetch_sub(1, AcqRel);
+        self.references.fetch_sub(1, AcqRel);
         self.queue.wake_up();
     }
 
     pub fn kill(&self) {
-        self.users.fetch_or(Self::DEAD, AcqRel);
+        self.references.fetch_or(Self::DEAD, AcqRel);
     }
 
-    pub fn wait(&self) {
+    /// Whether more references than these are left, once it is killed. The last put may be missed.
+    pub fn exceeds(&self, references: u32) -> bool {
+        self.references.load(Acquire) & !Self::DEAD > references
+    }
+
+    /// Waits, once it is killed, until no more references than these are left.
+    pub fn wait(&self, references: u32) {
+        let allowed = Self::DEAD..=Self::DEAD | references;
         self.queue
-            .wait_until(|| self.users.fetch_or(0, Acquire) == Self::DEAD);
+            .wait_until(|| allowed.contains(&self.references.fetch_or(0, Acquire)));
     }
 }
 
@@ -235,8 +188,8 @@ impl Entry {
         }
     }
 
-    /// `grab_mapping_entry()`: changed under the spin lock of the array, which orders later accesses
-    /// after it only as far as an acquire does.
+    /// `grab_mapping_entry()`: changed under the spin lock of the array, which orders later
+    /// accesses after it only as far as an acquire does.
     pub fn lock(&self) {
         self.queue
             .wait_until(|| self.word.fetch_or(Self::LOCKED, AcqRel) & Self::LOCKED == 0);
@@ -253,9 +206,19 @@ impl Entry {
         self.queue.wake_up();
     }
 
-    /// What can be seen without the lock: whether the file may use the page, or be about to.
+    /// Whether the file uses the page, or is about to, as seen without the lock.
     pub fn may_be_there(&self) -> bool {
         self.word.load(Relaxed) & (Self::LOCKED | Self::NAMES) != 0
+    }
+
+    /// Whether it is locked, as seen under the lock of the array.
+    pub fn is_locked(&self) -> bool {
+        self.word.fetch_or(0, AcqRel) & Self::LOCKED != 0
+    }
+
+    /// As above, without the lock.
+    pub fn looks_locked(&self) -> bool {
+        self.word.load(Relaxed) & Self::LOCKED != 0
     }
 
     /// Whether it names the page, as seen under the lock.
@@ -371,12 +334,12 @@ impl Page {
 
     pub fn free(&self) {
         let old = self.references.fetch_or(FREED, AcqRel);
-        assert!(old == 0, "freed while somebody has a reference");
+        assert!(old == 0, "freed while there is a reference");
     }
 }
 
-/// The memory itself, and its mapping in the kernel. An access that is not ordered before it is freed
-/// is an error, whatever the order in which they happen.
+/// The memory itself, and its mapping in the kernel; or the code of the module. An access that is
+/// not ordered before it is freed is an error, whatever the order in which they happen.
 pub struct Memory(UnsafeCell<()>);
 
 impl Memory {
@@ -388,7 +351,7 @@ impl Memory {
         self.0.with(|_| ());
     }
 
-    /// Takes it away, or gives it to somebody else.
+    /// Frees it, or uses it as its next owner.
     pub fn take(&self) {
         self.0.with_mut(|_| ());
     }

@@ -2,28 +2,29 @@
 
 //! Models of how a device is taken away, which [loom](https://docs.rs/loom) goes through.
 //!
-//! `protocol.rs` has what `driver/unbind.rs` does, and those who use the memory meanwhile; `kernel.rs` has
-//! what both need of the kernel. Here are the models: who takes part, and how the world is when they
-//! begin. Loom runs each of them in all orders of what the threads do to each other, and with all values
-//! that the memory model lets them read, as long as threads are not preempted more often than the model
+//! The threads that take it away run `driver/teardown.rs`. `environment.rs` has models of the
+//! functions that it calls, and of the users of the memory; `kernel.rs` has what both need of the
+//! kernel. Here are the models: which threads take part, and how the world is when they begin. Loom
+//! runs each of them in all orders of what the threads do to each other, and with all values that
+//! the memory model lets them read, as long as threads are not preempted more often than the model
 //! says.
 //!
 //! What must hold is asserted where it matters, in every model:
 //!
-//! - The memory is freed once, and everything has ended then. Nobody sleeps for ever.
-//! - When it is freed, no page table maps it, no entry of a page cache names it, nobody has a reference
-//!   or a claim, and every access that was made is ordered before that.
+//! - The memory is freed once, and all threads have ended then. No thread sleeps for ever.
+//! - When it is freed, no page table maps it, no entry of a page cache names it, there is no
+//!   reference and no holder, and every access that was made is ordered before that.
 //! - When unbind returns, no page table maps the memory, and none does after that. If it returns in
-//!   time, everything is free; otherwise the range is on the list of retired ones until it is.
+//!   time, the range is free; otherwise it is retired until it is free.
+//! - The worker gets a reference to the module if and only if the range was retired.
 //!
-//! A model that finds nothing may be blind. So each of them is run with the defects that it is there
-//! for, too, and has to find every one.
+//! A model that finds nothing may be blind. So each of them is run with the defects that it is
+//! there for, too, and has to find every one.
 
+mod environment;
 mod kernel;
-mod protocol;
 
-use kernel::Torn;
-use protocol::{
+use environment::{
     Defect,
     Model,
     Setup, //
@@ -35,14 +36,36 @@ const INLINE: Setup = Setup {
     ..Setup::IDLE
 };
 
-/// Two threads unbind the same device. The lock of the device does not let it come to that; if it
-/// did, one of them would find that there is nothing left to do.
+/// Two threads unbind the same device: a driver is unbound while its provider goes. One of them
+/// starts the worker, and both wait.
 const TWO_UNBINDS: Model = Model {
     setup: INLINE,
-    preemptions: Some(4),
+    preemptions: Some(3),
     run: |world| {
-        world.spawn(|world| world.unbind());
+        world.spawn(|world| {
+            world.unbind();
+        });
         world.unbind();
+    },
+};
+
+/// As above, with a page that is pinned until both have returned. One of them has got a fatal
+/// signal, and the other one has no deadline of its own.
+const TWO_UNBINDS_AND_SIGNAL: Model = Model {
+    setup: Setup {
+        pinned: true,
+        patient: true,
+        ..INLINE
+    },
+    preemptions: Some(2),
+    run: |world| {
+        let other = world.spawn(|world| {
+            world.unbind();
+        });
+        world.signal();
+        world.unbind_killable();
+        other.join().unwrap();
+        world.unpin();
     },
 };
 
@@ -54,27 +77,16 @@ fn one_of_two_unbinds_does_it() {
 }
 
 #[test]
-fn a_state_that_changes_in_two_steps_is_found() {
-    let two_unbinds = Model::<Torn> {
-        setup: TWO_UNBINDS.setup,
-        preemptions: TWO_UNBINDS.preemptions,
-        run: |world| {
-            world.spawn(|world| world.unbind());
-            world.unbind();
-        },
-    };
-    two_unbinds.fails("begun twice");
-
-    // Unbind and the worker.
-    let one_unbind = Model::<Torn> {
-        run: |world| world.unbind(),
-        ..two_unbinds
-    };
-    one_unbind.fails("drained, as unbind and the worker see it");
+fn a_range_that_one_unbind_has_retired_does_not_hold_up_another() {
+    let seen = TWO_UNBINDS_AND_SIGNAL.explore();
+    seen.assert(&["a second unbind", "retired"]);
+    seen.assert_never(&["in time"]);
+    TWO_UNBINDS_AND_SIGNAL.finds(Defect::WakeUpLost(1), "deadlock");
+    TWO_UNBINDS_AND_SIGNAL.finds(Defect::SignalIgnored, "deadlock");
 }
 
-/// Somebody looks at the list of retired ranges and tries to bind the range again, while unbind and
-/// the worker race for its end.
+/// The list of retired ranges is read, and the range is bound again if it is free, while the
+/// unbinding thread and the worker race for its end.
 const LOOK: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -92,11 +104,29 @@ fn a_retired_range_is_on_the_list_and_reserved() {
 
 #[test]
 fn defects_of_the_end_are_found() {
-    LOOK.finds(Defect::ListedLate, "still on the list");
-    LOOK.finds(Defect::StaysListed, "not retired");
-    LOOK.finds(Defect::NeverUnlisted, "still on the list");
-    LOOK.finds(Defect::DoneEarly, "when unbind returns");
+    LOOK.finds(Defect::FreedLater, "not free in time");
     LOOK.finds(Defect::UnreservedEarly, "Causality violation");
+}
+
+/// The range has no user, but to free it takes until unbind has returned.
+const SLOW_FREE: Model = Model {
+    setup: Setup {
+        slow_free: true,
+        ..INLINE
+    },
+    preemptions: Some(4),
+    run: |world| {
+        world.unbind();
+    },
+};
+
+#[test]
+fn a_range_is_retired_while_it_is_freed() {
+    let seen = SLOW_FREE.explore();
+    seen.assert(&["retired", "retired while it is freed"]);
+    seen.assert_never(&["in time"]);
+    SLOW_FREE.finds(Defect::NeverRetired, "deadlock");
+    SLOW_FREE.finds(Defect::WakeUpLost(0), "deadlock");
 }
 
 /// A request is inside of `submit_bio()`, or about to be, when the disk is removed.
@@ -121,9 +151,9 @@ fn a_disk_that_does_not_wait_for_requests_is_found() {
     REQUEST.finds(Defect::RequestsIgnored, "Causality violation");
 }
 
-/// A page fault, the first one of the device, is somewhere between the lock of its entry and that of the
-/// page table. The worker walks through the files when the gate is closed, perhaps while the other work
-/// item still waits for readers (SRCU), and again after that.
+/// A page fault, the first one of the device, is somewhere between the lock of its entry and that
+/// of the page table. The worker walks through the files when the gate is closed, perhaps while the
+/// other thread still waits for readers (SRCU), and again after that.
 const FAULT: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -133,8 +163,8 @@ const FAULT: Model = Model {
     },
 };
 
-/// As above, while some other reader hangs in its section until unbind has returned. So unbind has
-/// to return after the early walk.
+/// As above, while another reader hangs in its section until unbind has returned. So unbind has to
+/// return after the early walk.
 const FAULT_AND_HANGING_READER: Model = Model {
     setup: Setup {
         stuck: true,
@@ -148,8 +178,8 @@ const FAULT_AND_HANGING_READER: Model = Model {
     },
 };
 
-/// Another fault is recorded as the first one of the device, and the device is killed only when unbind
-/// has returned: a file system that is told first may take as long as it likes.
+/// Another fault is recorded as the first one of the device, and the device is killed only when
+/// unbind has returned: a file system that is told first may take as long as it likes.
 const TWO_FAULTS: Model = Model {
     setup: Setup {
         killed_late: true,
@@ -164,7 +194,8 @@ const TWO_FAULTS: Model = Model {
     },
 };
 
-/// As the first one, but the files are walked through only once, when nobody is inside of the device.
+/// As the first one, but the files are walked through only once, when there is no reader inside of
+/// the device.
 const FAULT_BEFORE_DEATH: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -207,8 +238,8 @@ fn defects_of_the_walk_are_found() {
 
     model.finds(Defect::LockedEntriesIgnored, "of a page that is in use");
     model.finds(Defect::UnmappedOnce, "mapped when unbind returns");
-    model.finds(Defect::WalkBeforeGate, "while it is mapped");
-    model.finds(Defect::RetiredUnrevoked, "mapped after unbind returned");
+    model.finds(Defect::WalkBeforeGate, "freed while");
+    model.finds(Defect::RevokedUnwalked, "mapped");
 }
 
 #[test]
@@ -216,13 +247,14 @@ fn defects_of_the_gate_are_found() {
     for model in [FAULT, FAULT_AND_HANGING_READER] {
         model.finds(Defect::NoGate, "mapped");
         model.finds(Defect::NoBarrier, "mapped");
+        model.finds(Defect::NoFaultBarrier, "mapped");
         model.finds(Defect::ExposedLate, "mapped");
     }
 }
 
-/// A page fault of a `MAP_SYNC` mapping: its entry is not locked all the time, and what it inserts last
-/// was translated long before. Only the invalidate lock, which it holds all the time, makes the walk
-/// wait for it.
+/// A page fault of a `MAP_SYNC` mapping: its entry is not locked all the time, and what it inserts
+/// last was translated long before. Only the invalidate lock, which it holds all the time, makes
+/// the walk wait for it.
 const SYNC_FAULT: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -244,7 +276,7 @@ fn a_walk_without_the_invalidate_lock_is_found() {
     SYNC_FAULT.finds(Defect::NoInvalidateLock, "mapped when unbind returns");
 }
 
-/// Somebody reads a file, which copies inside of the read-side section.
+/// A file is read, which copies inside of the read-side section.
 const READ: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -262,11 +294,11 @@ fn a_read_ends_before_the_memory_goes() {
 #[test]
 fn memory_that_goes_before_the_device_is_dead_is_found() {
     READ.finds(Defect::DeathUnawaited, "Causality violation");
-    READ.finds(Defect::TranslationsIgnored, "Causality violation");
+    READ.finds(Defect::TranslationsIgnored, "freed while it is referenced");
 }
 
-/// A process that has mapped a page pins it, or fails to, because it is being unmapped; lets go of it;
-/// and ends.
+/// A process that has mapped a page pins it, or fails to, because it is being unmapped; lets go of
+/// it; and ends.
 const PIN: Model = Model {
     setup: Setup {
         mapped: true,
@@ -291,6 +323,22 @@ const STUBBORN_PIN: Model = Model {
     ..PIN
 };
 
+/// As above. The deadline does not pass, but the unbinding thread gets a fatal signal at some
+/// moment.
+const SIGNAL: Model = Model {
+    setup: Setup {
+        pinned: true,
+        patient: true,
+        ..INLINE
+    },
+    preemptions: Some(2),
+    run: |world| {
+        world.spawn(|world| world.signal());
+        world.unbind_killable();
+        world.unpin();
+    },
+};
+
 #[test]
 fn a_pin_keeps_the_memory() {
     PIN.explore()
@@ -306,13 +354,21 @@ fn a_pin_does_not_hold_up_unbind() {
 }
 
 #[test]
+fn a_fatal_signal_ends_the_wait() {
+    let seen = SIGNAL.explore();
+    seen.assert(&["retired"]);
+    seen.assert_never(&["in time"]);
+    SIGNAL.finds(Defect::SignalIgnored, "deadlock");
+}
+
+#[test]
 fn defects_of_the_drain_are_found() {
     PIN.finds(Defect::PinsIgnored, "freed while");
     PIN.finds(Defect::EntriesIgnored, "freed while an entry names it");
     PIN.finds(Defect::NoGracePeriod, "Causality violation");
 }
 
-/// The inode of a file is on its way out, so that no walk finds it. Its entry goes when the page is
+/// The inode of a file is being evicted, so that no walk finds it. Its entry goes when the page is
 /// not pinned any more. What the entry names is read without the lock under which it goes.
 const EVICTION: Model = Model {
     setup: Setup {
@@ -341,7 +397,7 @@ const EVICTION_OF_A_PIN: Model = Model {
 };
 
 #[test]
-fn an_inode_on_its_way_out_is_waited_for() {
+fn an_inode_that_is_being_evicted_is_waited_for() {
     EVICTION
         .explore()
         .assert(&["evicted", "walked again", "retired", "in time"]);
@@ -350,53 +406,54 @@ fn an_inode_on_its_way_out_is_waited_for() {
 }
 
 #[test]
-fn an_inode_on_its_way_out_does_not_hold_up_unbind() {
+fn an_inode_that_is_being_evicted_does_not_hold_up_unbind() {
     EVICTION_OF_A_PIN
         .explore()
         .assert(&["evicted", "walked again", "retired"]);
     EVICTION_OF_A_PIN.finds(Defect::NeverRetired, "deadlock");
 }
 
-/// device-mapper has claimed the disk, and uses the memory by an address of its own until it closes it.
-const CLAIM: Model = Model {
+/// device-mapper holds the disk, and uses the memory by an address of its own until it closes it.
+const KEEPER: Model = Model {
     setup: Setup {
-        claimed: true,
+        kept: true,
         ..INLINE
     },
     preemptions: Some(4),
     run: |world| {
-        world.spawn(|world| world.use_claim());
+        world.spawn(|world| world.use_by_keeper());
         world.unbind();
     },
 };
 
-/// As above, but it closes the disk only when unbind has returned, whose deadline does not pass: it is
-/// told that waiting is hopeless.
-const STUBBORN_CLAIM: Model = Model {
+/// As above, but it closes the disk only when unbind has returned, whose deadline does not pass:
+/// that waiting is hopeless has to end it.
+const STUBBORN_KEEPER: Model = Model {
     setup: Setup {
         stubborn: true,
         patient: true,
-        ..CLAIM.setup
+        ..KEEPER.setup
     },
-    ..CLAIM
+    ..KEEPER
 };
 
 #[test]
-fn a_claim_keeps_the_memory() {
-    CLAIM.explore().assert(&["retired", "in time"]);
-    CLAIM.finds(Defect::ClaimsIgnored, "freed while somebody has claimed it");
+fn a_keeper_keeps_the_memory() {
+    KEEPER.explore().assert(&["retired", "in time"]);
+    KEEPER.finds(Defect::KeepersIgnored, "freed while the disk has a holder");
 }
 
 #[test]
-fn a_claim_does_not_hold_up_unbind() {
-    STUBBORN_CLAIM.explore().assert(&["retired"]);
-    STUBBORN_CLAIM.finds(Defect::NeverRetired, "deadlock");
-    STUBBORN_CLAIM.finds(Defect::NeverHopeless, "deadlock");
+fn a_keeper_does_not_hold_up_unbind() {
+    STUBBORN_KEEPER.explore().assert(&["retired"]);
+    STUBBORN_KEEPER.finds(Defect::NeverRetired, "deadlock");
+    STUBBORN_KEEPER.finds(Defect::NeverHopeless, "deadlock");
+    STUBBORN_KEEPER.finds(Defect::WakeUpLost(0), "deadlock");
 }
 
-/// A program pins a page that it has mapped, and unmaps and closes the file, while the disk is being
-/// removed. That evicts files that nobody has, which waits for pins, and this one is there until unbind
-/// has returned.
+/// A program pins a page that it has mapped, and unmaps and closes the file, while the disk is
+/// being removed. That evicts files that are not referenced, which waits for pins, and this one is
+/// there until unbind has returned.
 const CLOSE: Model = Model {
     setup: Setup {
         mapped: true,
@@ -406,18 +463,38 @@ const CLOSE: Model = Model {
     },
     preemptions: Some(2),
     run: |world| {
-        world.spawn(|world| world.use_and_close());
+        world.spawn(|world| world.pin_and_close());
         world.unbind();
     },
 };
 
 /// As above, but the page is first touched while the device is being taken away.
-const USE_AND_CLOSE: Model = Model {
+const FAULT_AND_CLOSE: Model = Model {
     setup: Setup {
         mapped: false,
         ..CLOSE.setup
     },
-    ..CLOSE
+    preemptions: Some(2),
+    run: |world| {
+        world.spawn(|world| {
+            world.fault();
+            world.pin_and_close();
+        });
+        world.unbind();
+    },
+};
+
+/// As above, and the file is mapped with `MAP_SYNC`.
+const SYNC_FAULT_AND_CLOSE: Model = Model {
+    setup: FAULT_AND_CLOSE.setup,
+    preemptions: Some(2),
+    run: |world| {
+        world.spawn(|world| {
+            world.sync_fault();
+            world.pin_and_close();
+        });
+        world.unbind();
+    },
 };
 
 #[test]
@@ -428,34 +505,88 @@ fn a_file_that_is_held_does_not_hold_up_the_disk() {
 
 #[test]
 fn a_file_that_is_used_too_late_to_be_held_cannot_be_pinned() {
-    USE_AND_CLOSE
+    FAULT_AND_CLOSE
         .explore()
         .assert(&["pinned", "SIGBUS", "retired", "in time"]);
-    USE_AND_CLOSE.finds(Defect::NoGate, "deadlock");
-    USE_AND_CLOSE.finds(Defect::FilesNotHeld, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::NoGate, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::FilesNotHeld, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::LockedNotHeld, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::LockedReadRelaxed, "deadlock");
 }
 
-/// The module is unloaded as soon as that is possible. Its exit waits for the queue, provided that it
-/// has the last reference to it; a worker that has it would wait for itself, and lose its code.
+#[test]
+fn a_file_that_is_used_by_a_synchronous_fault_does_not_hold_up_the_disk() {
+    SYNC_FAULT_AND_CLOSE
+        .explore()
+        .assert(&["pinned", "retired", "in time"]);
+    SYNC_FAULT_AND_CLOSE.finds(Defect::FilesNotLocked, "deadlock");
+}
+
+/// The module is unloaded as soon as there is no reference to it. Its exit waits for the work
+/// queue, on which the device is taken away.
 const UNLOAD: Model = Model {
     setup: Setup {
-        unloading: true,
-        ..INLINE
+        unloaded: true,
+        ..Setup::IDLE
     },
-    preemptions: Some(3),
+    preemptions: Some(2),
     run: |world| {
         world.unbind();
         world.unload();
     },
 };
 
+/// As above, and a page is pinned until unbind has returned.
+const UNLOAD_RETIRED: Model = Model {
+    setup: Setup {
+        unloaded: true,
+        pinned: true,
+        ..INLINE
+    },
+    preemptions: Some(2),
+    run: |world| {
+        world.spawn(|world| {
+            world.unbind();
+            world.unload();
+        });
+        world.unpin();
+    },
+};
+
+/// The module is being unloaded, which unbinds the device. There is no reference to the module to
+/// be had, so that the range is not retired, although the deadline passes.
+const UNLOADING: Model = Model {
+    setup: Setup {
+        unloading: true,
+        pinned: true,
+        ..INLINE
+    },
+    ..UNLOAD_RETIRED
+};
+
 #[test]
-fn the_module_goes_when_the_worker_has_gone() {
+fn the_module_goes_when_its_work_items_have_ended() {
     UNLOAD.explore().assert(&["retired", "in time"]);
-    UNLOAD.finds(Defect::SharedUsedLate, "the code goes before the queue");
+    UNLOAD.finds(Defect::QueuesNotDrained, "Causality violation");
 }
 
-/// When unbind has returned, everybody who comes gets an error, whether the range is retired or free.
+#[test]
+fn a_retired_range_keeps_the_module() {
+    UNLOAD_RETIRED.explore().assert(&["retired", "in time"]);
+    UNLOAD_RETIRED.finds(Defect::QueuesNotDrained, "Causality violation");
+    UNLOAD_RETIRED.finds(Defect::ModuleNotKept, "the module goes before the range");
+}
+
+#[test]
+fn unbind_waits_while_the_module_is_unloaded() {
+    let seen = UNLOADING.explore();
+    seen.assert(&["in time"]);
+    seen.assert_never(&["retired", "retired while it is freed"]);
+    UNLOADING.finds(Defect::QueuesNotDrained, "Causality violation");
+    UNLOADING.finds(Defect::WakeUpLost(1), "deadlock");
+}
+
+/// When unbind has returned, what comes gets an error, whether the range is retired or free.
 const LATE: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(3),
@@ -480,8 +611,8 @@ const LATE_AND_PINNED: Model = Model {
 };
 
 #[test]
-fn who_comes_late_gets_an_error() {
+fn what_comes_late_gets_an_error() {
     LATE.explore().assert(&["retired", "in time"]);
     LATE_AND_PINNED.explore().assert(&["retired"]);
-    LATE.finds(Defect::RetiredUnrevoked, "mapped after unbind returned");
+    LATE.finds(Defect::NoGate, "mapped after unbind returned");
 }
