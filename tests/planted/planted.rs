@@ -3,14 +3,25 @@
 //! Bugs planted on purpose, one for each checker of the debug kernel.
 //!
 //! Loading the module with `bug=N` commits one of them, and the test harness must notice. It shows
-//! that the checkers are on, and that those that need the compiler's help see Rust code. Not a part
-//! of the driver.
+//! that the checkers are on, and that those that need the compiler's help see Rust code. Another one
+//! is not for a checker: it keeps grace periods of `synchronize_rcu_tasks()` from ending for as long as
+//! the module is loaded. Not a part of the driver.
 
 use core::{
-    hint::black_box,
+    ffi::{
+        c_char,
+        c_int,
+        c_long,
+        c_void, //
+    },
+    hint::{
+        black_box,
+        spin_loop, //
+    },
     ptr, //
 };
 use kernel::{
+    error::from_err_ptr,
     new_mutex, new_spinlock,
     prelude::*,
     sync::{
@@ -23,7 +34,80 @@ use kernel::{
     },
 };
 
-struct Planted;
+struct Planted {
+    _busy: Option<Busy>,
+}
+
+/// `struct task_struct`, of which nothing but the address is of interest here.
+#[repr(C)]
+struct TaskStruct([u8; 0]);
+
+extern "C" {
+    fn kthread_create_on_node(
+        threadfn: unsafe extern "C" fn(*mut c_void) -> c_int,
+        data: *mut c_void,
+        node: c_int,
+        name: *const c_char,
+        ...
+    ) -> *mut TaskStruct;
+    fn kthread_should_stop() -> bool;
+    fn kthread_stop(task: *mut TaskStruct) -> c_int;
+    fn set_user_nice(task: *mut TaskStruct, nice: c_long);
+    fn wake_up_process(task: *mut TaskStruct) -> c_int;
+}
+
+/// `NUMA_NO_NODE`.
+const NO_NODE: c_int = -1;
+/// It leaves to others as much as it can.
+const NICE: c_long = 19;
+
+/// A thread that never schedules of its own accord.
+///
+/// # Invariants
+///
+/// The thread runs, and nothing else stops it.
+struct Busy(*mut TaskStruct);
+
+// SAFETY: Any thread may stop another one.
+unsafe impl Send for Busy {}
+// SAFETY: A shared reference is good for nothing.
+unsafe impl Sync for Busy {}
+
+impl Busy {
+    fn start() -> Result<Self> {
+        // SAFETY: The function takes no data, and stays until the thread has ended: `drop` waits for that.
+        // The name has nothing to be replaced.
+        let task = from_err_ptr(unsafe {
+            kthread_create_on_node(spin, ptr::null_mut(), NO_NODE, c"planted".as_ptr())
+        })?;
+
+        // SAFETY: The thread was just made, and waits to be woken up.
+        unsafe {
+            set_user_nice(task, NICE);
+            wake_up_process(task);
+        }
+        // INVARIANT: The thread runs now.
+        Ok(Self(task))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant it runs, and is stopped only here. May sleep.
+        unsafe { kthread_stop(self.0) };
+    }
+}
+
+/// # Safety
+///
+/// For the thread only.
+unsafe extern "C" fn spin(_data: *mut c_void) -> c_int {
+    // SAFETY: By the safety requirement this is a kernel thread.
+    while !unsafe { kthread_should_stop() } {
+        spin_loop();
+    }
+    0
+}
 
 #[pin_data]
 struct Locks {
@@ -52,9 +136,14 @@ impl kernel::Module for Planted {
             3 => lock_inversion(&locks),
             4 => leak()?,
             5 => overflow(),
+            6 => {
+                return Ok(Planted {
+                    _busy: Some(Busy::start()?),
+                })
+            }
             _ => return Err(EINVAL),
         }
-        Ok(Planted)
+        Ok(Planted { _busy: None })
     }
 }
 
@@ -111,7 +200,7 @@ module! {
     params: {
         bug: u8 {
             default: 0,
-            description: "1: use after free, 2: sleep in atomic context, 3: lock inversion, 4: leak, 5: overflow",
+            description: "1: use after free, 2: sleep in atomic context, 3: lock inversion, 4: leak, 5: overflow, 6: a busy thread",
         },
     },
 }

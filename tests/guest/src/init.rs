@@ -131,12 +131,12 @@ fn run_suite(name: &str, args: &TestArgs, only: &[String], ending: Ending) -> Re
         ktap.remark(&format!("checkers: {}", checkers.join(" ")))?;
         kmemleak::forget()?;
     }
-    load(args.driver)?;
-    if name == kunit::SUITE {
-        kunit::report(&mut ktap)?;
-    } else {
-        supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
+    if name == kunit::MISUSE {
+        kmemleak::be_quiet()?;
+        sysfs::write("/dev/kmsg", klog::LEAKS_FROM_HERE)?;
     }
+    load(args.driver)?;
+    supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
     coverage::keep();
     match ending {
         Ending::Orderly => ktap.remark("done"),

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::hint::black_box;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,8 @@ pub type Excepted = &'static [&'static str];
 pub const MEMORY_MAP: Excepted = &["add_pages", "arch_add_memory"];
 /// What does later what cannot be done at once.
 pub const ASYNC: Excepted = &["async_schedule_node_domain"];
+/// What takes an order that is written to an attribute, before anybody sees it.
+pub const ORDER: Excepted = &["kernfs_fop_write_iter"];
 /// No function is longer.
 const LONGEST: u64 = 64 << 10;
 
@@ -135,6 +138,29 @@ impl Injection {
         Ok((result, Some(MANY - left)))
     }
 
+    /// Does `work`, while every allocation from the slab fails, whoever makes it, but for those that are made
+    /// near the excepted functions. Returns what came of it, and how many have failed.
+    ///
+    /// `work` must need no memory, and nobody can start a process or open a file meanwhile.
+    pub fn fail_all<T>(&self, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+        let place = Allocator::Slab;
+        place.require(EVERYTHING, NEAR)?;
+        place.set("interval", "1")?;
+        place.set("task-filter", "N")?;
+        place.set("times", &MANY.to_string())?;
+        let path = place.file("probability");
+        let probability = File::options()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        let result = {
+            let _failing = Everything::fails(&probability)?;
+            work()
+        };
+        let left: u32 = sysfs::read(place.file("times"))?.parse()?;
+        Ok((result, MANY - left))
+    }
+
     /// One of `interval` allocations fails, as the kernel has counted them since it was started. So the counter
     /// is brought to a multiple of `nth` first, by this thread.
     fn fail_of_driver<T>(
@@ -187,6 +213,23 @@ impl Injection {
         let left = String::from_utf8_lossy(&left[..len]);
         let left = left.trim_end().parse();
         Ok((result, left.context("fail-nth is not a number")?))
+    }
+}
+
+/// Makes allocations fail until it is dropped. Its file is open already, for that needs memory.
+struct Everything<'a>(&'a File);
+
+impl<'a> Everything<'a> {
+    fn fails(mut probability: &'a File) -> Result<Everything<'a>> {
+        probability.write_all(b"100")?;
+        Ok(Everything(probability))
+    }
+}
+
+impl Drop for Everything<'_> {
+    fn drop(&mut self) {
+        // If this fails, so does everything after it.
+        let _ = self.0.write_all(b"0");
     }
 }
 

@@ -26,6 +26,11 @@ pub fn forget() -> Result<()> {
     sysfs::write(CONTROL, "clear")
 }
 
+/// From now on nobody looks but this program.
+pub fn be_quiet() -> Result<()> {
+    sysfs::write(CONTROL, "scan=off")
+}
+
 /// Looks for objects that nothing points to. Returns the reports about them.
 ///
 /// An object may look lost while its only pointer is in a register, on its way between two places that are scanned

@@ -9,10 +9,15 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::ktap::{Ktap, Outcome};
-use crate::supervisor;
+use crate::suites::Suite;
 
-/// The name of the suite that reports them.
-pub const SUITE: &str = "kunit";
+/// All of them that leave nothing behind.
+pub const SUITE: Suite = Suite {
+    name: "kunit",
+    tests: &[],
+};
+/// The suite that leaks ranges until reboot.
+pub const MISUSE: &str = "misuse";
 
 /// Where the kernel keeps results, a folder for each suite, its own suites among them.
 const RESULTS: &str = "/sys/kernel/debug/kunit";
@@ -24,14 +29,32 @@ const FORM: &[&str] = &["KTAP version", "Subtest:", "speed:", "1.."];
 
 /// The result of one test case, with what it said.
 #[derive(Debug, PartialEq, Eq)]
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     passed: bool,
     notes: Vec<String>,
 }
 
-/// Reports all test cases of the module.
-pub fn report(ktap: &mut Ktap) -> Result<()> {
+impl Case {
+    /// Reports it.
+    pub fn report(&self, ktap: &mut Ktap) -> Result<()> {
+        ktap.note(&self.notes.join("\n"))?;
+        let outcome = if self.passed {
+            Outcome::Passed
+        } else {
+            Outcome::Failed
+        };
+        ktap.result(&self.name, &outcome)
+    }
+}
+
+/// Whether the kernel runs test cases of the module when a suite loads it.
+pub fn is_run_by(suite: &Suite) -> bool {
+    [SUITE.name, MISUSE].contains(&suite.name)
+}
+
+/// Returns the results of all test cases of the module that were run.
+pub fn cases() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     let mut suites = Vec::new();
     for entry in fs::read_dir(RESULTS).with_context(|| format!("reading {RESULTS}"))? {
@@ -49,19 +72,7 @@ pub fn report(ktap: &mut Ktap) -> Result<()> {
         ensure!(!found.is_empty(), "{suite} has no results:\n{text}");
         cases.extend(found);
     }
-
-    ktap.begin(SUITE, cases.len() + supervisor::CLOSING)?;
-    for case in cases {
-        ktap.note(&case.notes.join("\n"))?;
-        let outcome = if case.passed {
-            Outcome::Passed
-        } else {
-            Outcome::Failed
-        };
-        ktap.result(&case.name, &outcome)?;
-    }
-    supervisor::close(ktap)?;
-    ktap.end(SUITE)
+    Ok(cases)
 }
 
 /// Takes the cases out of a suite's KTAP: they are indented by one level, the suite itself is not.

@@ -19,27 +19,25 @@ const LIST: &str = "/sys/kernel/debug/pmem_rs/retired";
 const MARK: &str = "(retired by pmem_rs)";
 /// What `modprobe` loads the module with.
 const OPTIONS: &str = "/etc/modprobe.d/revoke-timeout.conf";
+/// How long the driver waits, in milliseconds.
+const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_timeout_ms";
 
 /// How long most tests let the driver wait.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Makes the driver wait so long for users of pages before it retires a range, by loading it anew if
-/// it was not loaded so. The in-tree driver knows no such thing.
+/// Makes the driver wait so long for users of pages before it retires a range: where it is waiting already,
+/// from now on, and when it was loaded anew. The in-tree driver knows no such thing.
 pub fn set_timeout(driver: Driver, timeout: Duration) -> Result<()> {
     if driver != Driver::PmemRs {
         return Ok(());
     }
+    let milliseconds = timeout.as_millis().to_string();
     let options = format!(
-        "options {} revoke_timeout_ms={}\n",
-        driver.name(),
-        timeout.as_millis()
+        "options {} revoke_timeout_ms={milliseconds}\n",
+        driver.name()
     );
-    if fs::read_to_string(OPTIONS).is_ok_and(|found| found == options) {
-        return Ok(());
-    }
-    driver.unload()?;
     fs::write(OPTIONS, options)?;
-    driver.load()
+    sysfs::write(PARAMETER, &milliseconds)
 }
 
 /// The lines of the driver's list.

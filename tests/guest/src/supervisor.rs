@@ -21,6 +21,7 @@ use crate::cli::{SKIP_CODE, SKIP_MARK, TestArgs};
 use crate::command::command;
 use crate::kmemleak;
 use crate::ktap::{Ktap, Outcome};
+use crate::kunit;
 use crate::messages::Messages;
 use crate::suites::{Suite, Test};
 use crate::sysfs;
@@ -47,31 +48,37 @@ const DEBUG_PATIENCE: u32 = 4;
 /// The tests that come last on such a kernel.
 const LEAKS_NOTHING: &str = "leaks_nothing";
 const CHECKERS_ARE_ON: &str = "checkers_are_on";
-/// How many these are.
-pub const CLOSING: usize = 2;
+/// A test after all others: returns what it has to complain of.
+type Closing = fn() -> Result<String>;
 
 /// Runs the tests of a suite, or `only` some, and what belongs to its end. Returns after the last result was written.
 pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<()> {
     let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
     let tests: Vec<&Test> = suite.tests.iter().filter(wanted).collect();
+    let mut cases = if kunit::is_run_by(suite) {
+        kunit::cases()?
+    } else {
+        Vec::new()
+    };
+    cases.retain(|case| only.is_empty() || only.contains(&case.name));
     if checkers::configured()?.is_empty() {
         ktap.begin(suite.name, tests.len())?;
         run_tests(suite, &tests, args, ktap, 1)?;
         return ktap.end(suite.name);
     }
 
-    ktap.begin(suite.name, tests.len() + CLOSING)?;
+    let mut closing: Vec<(&str, Closing)> = vec![(CHECKERS_ARE_ON, checkers_off)];
+    if suite.name != kunit::MISUSE {
+        // Others leak nothing on purpose.
+        closing.insert(0, (LEAKS_NOTHING, || Ok(leaks())));
+    }
+    ktap.begin(suite.name, cases.len() + tests.len() + closing.len())?;
+    for case in &cases {
+        case.report(ktap)?;
+    }
     run_tests(suite, &tests, args, ktap, DEBUG_PATIENCE)?;
-    close(ktap)?;
-    ktap.end(suite.name)
-}
-
-/// Asks a kernel that has checkers what it has lost, and whether it would have said the rest.
-pub fn close(ktap: &mut Ktap) -> Result<()> {
-    let off = checkers::off()?;
-    let suspects =
-        kmemleak::suspects().unwrap_or_else(|error| format!("nobody can tell: {error:#}"));
-    for (test, complaints) in [(LEAKS_NOTHING, suspects), (CHECKERS_ARE_ON, off.join("\n"))] {
+    for (test, complaints) in closing {
+        let complaints = complaints()?;
         ktap.note(&complaints)?;
         let outcome = if complaints.is_empty() {
             Outcome::Passed
@@ -80,7 +87,17 @@ pub fn close(ktap: &mut Ktap) -> Result<()> {
         };
         ktap.result(test, &outcome)?;
     }
-    Ok(())
+    ktap.end(suite.name)
+}
+
+/// What a kernel that has checkers says to have lost.
+fn leaks() -> String {
+    kmemleak::suspects().unwrap_or_else(|error| format!("nobody can tell: {error:#}"))
+}
+
+/// Whether such a kernel would have said the rest.
+fn checkers_off() -> Result<String> {
+    Ok(checkers::off()?.join("\n"))
 }
 
 fn run_tests(

@@ -68,6 +68,12 @@ pub const NO_MEMORY_FROM_HERE: &str = "pmem-rs: allocations are made to fail";
 /// See [`NO_MEMORY_FROM_HERE`].
 pub const NO_MEMORY_UNTIL_HERE: &str = "pmem-rs: allocations are not made to fail any more";
 
+/// What is written into the kernel's log before memory is leaked on purpose.
+pub const LEAKS_FROM_HERE: &str = "pmem-rs: memory is leaked on purpose";
+
+/// How the kernel says that memory was leaked.
+const LEAKS: &str = "new suspected memory leaks";
+
 /// How the kernel says that an allocation has failed. Some of it comes with a stack trace.
 const NO_MEMORY: &[&str] = &[
     "page allocation failure:",
@@ -78,19 +84,26 @@ const NO_MEMORY: &[&str] = &[
 
 /// Returns which of the messages in a row say that something went wrong, and their places.
 ///
-/// Where allocations are made to fail, the kernel may say that they did; that is no trouble there.
+/// Where allocations are made to fail, the kernel may say that they did; that is no trouble there. Nor are leaks
+/// where there are some on purpose.
 pub fn troubles<'a, T>(
     messages: &'a [T],
     text: impl Fn(&'a T) -> &'a str,
 ) -> impl Iterator<Item = (usize, &'a T)> {
     let mut made_to_fail = false;
     let mut has_trace = false;
+    let mut leaks = false;
     messages.iter().enumerate().filter(move |(_, message)| {
         let message = text(message);
         if message.contains(NO_MEMORY_FROM_HERE) {
             made_to_fail = true;
         } else if message.contains(NO_MEMORY_UNTIL_HERE) {
             made_to_fail = false;
+        } else if message.contains(LEAKS_FROM_HERE) {
+            leaks = true;
+        }
+        if leaks && message.contains(LEAKS) {
+            return false;
         }
         if made_to_fail && NO_MEMORY.iter().any(|piece| message.contains(piece)) {
             has_trace = true;
@@ -203,6 +216,16 @@ mod tests {
             .map(|(place, _)| place)
             .collect();
         assert_eq!(places, [1, 2, 6, 9, 10]);
+    }
+
+    #[test]
+    fn leaks_are_trouble_unless_they_are_planned() {
+        let leak = "kmemleak: 145 new suspected memory leaks (see /sys/kernel/debug/kmemleak)";
+        let log = [leak, LEAKS_FROM_HERE, leak, "BUG: something else"];
+        let places: Vec<usize> = troubles(&log, |line| line)
+            .map(|(place, _)| place)
+            .collect();
+        assert_eq!(places, [0, 3]);
     }
 
     #[test]

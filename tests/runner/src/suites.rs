@@ -37,7 +37,9 @@ impl Boot {
     /// More words for the kernel.
     pub fn kernel_words(&self) -> &'static str {
         if self.suite == KUNIT.name {
-            ""
+            "kunit.filter_glob=pmem_rs_[!x]*"
+        } else if self.suite == MISUSE.name {
+            "kunit.filter_glob=pmem_rs_x_misuse*"
         } else {
             WITHOUT_KUNIT
         }
@@ -146,11 +148,20 @@ const WITH_DEVICE_TREE: Machine = Machine {
     ..PLAIN
 };
 
-/// The tests inside the module, for kernels that have KUnit.
+/// The tests inside the module, for kernels that have KUnit, but for those that leak.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+/// Those that leak ranges until reboot, and persistent memory of two kinds that must stay as good as ever.
+const MISUSE: Suite = simple(
+    Machine {
+        kernel_words: "memmap=512M!1G",
+        ..ONE
+    },
+    &[Boot::off("misuse")],
+);
 /// What only the debug kernel has what it takes for.
 const DEBUG_ONLY: &[Suite] = &[
     KUNIT,
+    MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
     simple(ONE, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),

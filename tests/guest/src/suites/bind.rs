@@ -9,18 +9,21 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 
 use super::platform::only_for_pmem_rs;
 use super::{Suite, Test};
 use crate::command::{run, run_expecting_failure};
 use crate::coverage;
 use crate::disk::Access;
+use crate::errno;
 use crate::filesystem::FileSystem;
 use crate::lab::{Lab, Prepared, Skip};
 use crate::leaks::{Holdings, reservation};
 use crate::nd::settle;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same, stamped};
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "bind",
@@ -41,6 +44,10 @@ pub const SUITE: Suite = Suite {
         Test::new(
             "module_stays_while_its_files_are_open",
             module_stays_while_its_files_are_open,
+        ),
+        Test::new(
+            "revoke_timeout_can_be_written",
+            revoke_timeout_can_be_written,
         ),
         Test::new("module_stays_while_mounted", module_stays_while_mounted),
         Test::new("range_is_reserved_while_bound", range_is_reserved),
@@ -133,7 +140,7 @@ fn expect_module_in_use(lab: &Lab) -> Result<()> {
 /// Closing the file takes code of the module.
 fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    for name in ["devices", "retired", "revoke_timeout_ms"] {
+    for name in ["devices", "retired"] {
         let path = Path::new("/sys/kernel/debug").join(lab.driver.name());
         let mut file = File::open(path.join(name))?;
         expect_module_in_use(lab)?;
@@ -148,6 +155,33 @@ fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
         lab.driver.load()?;
     }
     Ok(())
+}
+
+/// The parameter is there while the module is loaded, and takes numbers only.
+fn revoke_timeout_can_be_written(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let parameters = Path::new("/sys/module").join(lab.driver.name());
+    let parameter = parameters.join("parameters/revoke_timeout_ms");
+    let before = sysfs::read(&parameter)?;
+
+    for value in ["0", "2500", "4294967295"] {
+        sysfs::write(&parameter, value)?;
+        ensure!(sysfs::read(&parameter)? == value, "{value} was not taken");
+    }
+    for (value, refusal) in [
+        ("", Errno::EINVAL),
+        ("soon", Errno::EINVAL),
+        ("-1", Errno::EINVAL),
+        ("4294967296", Errno::ERANGE),
+    ] {
+        let result = sysfs::try_write(&parameter, &format!("{value}\n"));
+        errno::expect(&format!("writing `{value}`"), result, &[refusal])?;
+    }
+    ensure!(
+        sysfs::read(&parameter)? == "4294967295",
+        "a refused value was taken"
+    );
+    sysfs::write(&parameter, &before)
 }
 
 fn module_stays_while_open(lab: &mut Lab) -> Result<()> {

@@ -27,7 +27,6 @@ use crate::retired::{self, TIMEOUT};
 pub const POWER_OFF: Suite = Suite {
     name: "in_use_power_off",
     tests: &[
-        // It may load the driver anew, so it comes first.
         Test::step("to_be_retired", |lab| {
             retired::set_timeout(lab.driver, TIMEOUT)?;
             write(lab, RETIRED, Ext4)

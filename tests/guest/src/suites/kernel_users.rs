@@ -178,12 +178,10 @@ pub fn stripe_with_dax(lab: &mut Lab) -> Result<()> {
         Ok(())
     })?;
     drop(file);
-    let mut process = Child::start("who unbinds", |_| second.bound.unbind())?;
-    process.expect_done(UNBIND_LIMIT)?;
+    unbind(&second.bound)?;
     reader.expect_signal(Signal::SIGBUS, UNBIND_LIMIT)?;
     mount.unmount()?;
     over.remove()?;
-    retired::await_none(UNBIND_LIMIT)?;
     bind(lab, &second.bound)
 }
 

@@ -24,6 +24,7 @@ mod kernel_bugs;
 mod kernel_users;
 mod legacy;
 mod media;
+mod misuse;
 mod modes;
 mod ordering;
 mod parity;
@@ -43,6 +44,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::kunit;
 use crate::lab::Lab;
 
 /// What one boot runs.
@@ -111,6 +113,8 @@ const ALL: &[Suite] = &[
     legacy::SUITE,
     media::SUITE,
     platform::SUITE,
+    kunit::SUITE,
+    misuse::SUITE,
     device_tree::SUITE,
     virtio::SUITE,
     providers::SUITE,

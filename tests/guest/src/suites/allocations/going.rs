@@ -2,24 +2,28 @@
 
 //! Devices go. That cannot be refused, so it has to succeed whatever fails.
 
-use std::fs;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io::Read;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::binding::{give, order};
 use super::{Failing, NO_MEMORY, Walk, small};
+use crate::command::run;
 use crate::disk::Access;
 use crate::filesystem::FileSystem::Ext4;
 use crate::filesystem::Mount;
-use crate::injection::{Allocator, Whose};
+use crate::injection::{Allocator, Injection, ORDER, Whose};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::messages::Messages;
 use crate::ndctl::Mode;
-use crate::process::Child;
+use crate::process::{Child, Link};
 use crate::retired;
 use crate::sectors::{expect_same, stamped};
+use crate::sysfs;
 
 /// Those for whom the allocations are counted. The kernel cannot refuse to unbind once the driver is asked.
 const EVERYBODY: [Whose; 3] = [
@@ -133,5 +137,157 @@ pub fn while_mapped(lab: &mut Lab) -> Result<()> {
         })?;
     }
     walk.end()?;
+    expect_intact(&prepared)
+}
+
+/// How long unbind may take beyond its timeout: a second, and what the emulator and the checkers take. It is less
+/// than what the kernel takes a task to hang.
+const SLACK: Duration = Duration::from_secs(15);
+
+/// Who keeps pages of the device while it goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    /// Has them mapped.
+    Mapping,
+    /// Has them in a pipe.
+    Pipe,
+}
+
+impl Keeper {
+    fn work(self, mount: &Mount, link: &mut Link) -> Result<()> {
+        let mapping = map(mount)?;
+        touch(&mapping);
+        if self == Keeper::Mapping {
+            link.say("ready")?;
+            link.wait()?;
+            touch(&mapping);
+            return Ok(());
+        }
+        let (reader, writer) = nix::unistd::pipe()?;
+        let given = mapping.give_to_pipe(0, PAGE, &writer)?;
+        ensure!(given == PAGE, "only {given} bytes went into the pipe");
+        drop(mapping);
+        link.say("ready")?;
+        link.wait()?;
+        let mut found = vec![0; PAGE];
+        File::from(reader).read_exact(&mut found)?;
+        expect_same("what is in the pipe", &found, &stamped(LEN, 1)[..PAGE])
+    }
+
+    /// What becomes of it once the device is gone.
+    fn expect_gone(self, mut user: Child) -> Result<()> {
+        user.go()?;
+        match self {
+            Keeper::Mapping => user.expect_signal(Signal::SIGBUS, PATIENCE),
+            Keeper::Pipe => user.expect_done(PATIENCE),
+        }
+    }
+}
+
+/// Nobody in the whole system gets memory from the slab while a device goes.
+pub fn without_memory(lab: &mut Lab) -> Result<()> {
+    let prepared = make(lab)?;
+    let bound = &prepared.bound;
+    let injection = Injection::new(lab.driver, ORDER)?;
+    for keeper in [Keeper::Mapping, Keeper::Pipe] {
+        let mount = mount(&prepared)?;
+        let user = Child::start_ready("who keeps pages", |link| keeper.work(&mount, link))?;
+        let order = order(lab, "unbind")?;
+        let mut unbind = Child::start_ready("who unbinds", |link| {
+            link.say("ready")?;
+            link.wait()?;
+            Ok(give(&order, bound)?)
+        })?;
+        sysfs::write("/dev/kmsg", klog::NO_MEMORY_FROM_HERE)?;
+        let start = Instant::now();
+        let (end, failed) = injection.fail_all(|| {
+            unbind.go()?;
+            unbind.expect_done(TIMEOUT + SLACK)
+        })?;
+        sysfs::write("/dev/kmsg", klog::NO_MEMORY_UNTIL_HERE)?;
+        end?;
+        println!(
+            "measured: unbind took {} ms, with a timeout of {} ms, while {failed} allocations failed, all that there were",
+            start.elapsed().as_millis(),
+            TIMEOUT.as_millis()
+        );
+        ensure!(failed > 0, "no allocation has failed");
+        bound.expect_driver(None)?;
+        if keeper == Keeper::Pipe {
+            println!("retired: {:?}", retired::expect(1)?);
+        }
+        keeper.expect_gone(user)?;
+        mount.unmount()?;
+        retired::await_none(PATIENCE)?;
+        bound.bind(lab.driver)?;
+    }
+    drop(injection);
+    expect_intact(&prepared)
+}
+
+/// A thread of the kernel that never schedules of its own accord: no grace period of `synchronize_rcu_tasks`
+/// ends while it is there.
+struct Busy(());
+
+impl Busy {
+    const NAME: &str = "planted";
+
+    fn start() -> Result<Busy> {
+        run("modprobe", &[Busy::NAME, "bug=6"])?;
+        Ok(Busy(()))
+    }
+
+    fn stop(self) -> Result<()> {
+        std::mem::forget(self);
+        run("rmmod", &[Busy::NAME]).map(drop)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // A test that failed must not leave it to the next one.
+        let _ = run("rmmod", &[Busy::NAME]);
+    }
+}
+
+/// What takes too long to be freed is retired, like what is used.
+pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
+    let prepared = make(lab)?;
+    let bound = &prepared.bound;
+    let mount = mount(&prepared)?;
+    let user = Child::start_ready("who has it mapped", |link| {
+        Keeper::Mapping.work(&mount, link)
+    })?;
+    let busy = Busy::start()?;
+    let mut messages = Messages::from_now()?;
+    let start = Instant::now();
+    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    unbind.expect_done(TIMEOUT + SLACK)?;
+    println!(
+        "measured: unbind took {} ms, with a timeout of {} ms, beside a thread that never schedules",
+        start.elapsed().as_millis(),
+        TIMEOUT.as_millis()
+    );
+    println!("kernel: {}", messages.expect(&["retired"])?);
+    let freeing = "the memory management, which is freeing it";
+    // It may still be waited for something else when the time is up.
+    let deadline = Instant::now() + SLACK;
+    while !retired::expect(1)?
+        .iter()
+        .any(|line| line.contains(freeing))
+    {
+        ensure!(
+            Instant::now() < deadline,
+            "it is not being freed: {:?}",
+            retired::list()?
+        );
+        std::thread::sleep(TIMEOUT);
+    }
+    Keeper::Mapping.expect_gone(user)?;
+    mount.unmount()?;
+    retired::expect(1)?;
+    busy.stop().context("ending the busy thread")?;
+    retired::await_none(PATIENCE)?;
+    bound.bind(lab.driver)?;
     expect_intact(&prepared)
 }

@@ -34,7 +34,7 @@ use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sysfs;
 
-/// What is walked along whenever the tests are run.
+/// What is walked along whenever the tests are run, and what else keeps a device that goes without memory.
 pub const SUITE: Suite = Suite {
     name: "allocations",
     tests: &[
@@ -42,6 +42,8 @@ pub const SUITE: Suite = Suite {
             binding::probe(lab, Mode::FsdaxMem)
         }),
         path("unbind_while_mapped", going::while_mapped),
+        Test::new("unbind_without_memory", going::without_memory),
+        Test::new("unbind_beside_a_busy_thread", going::beside_a_busy_thread),
     ],
 };
 

@@ -60,7 +60,8 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         }
         loaded += 1;
         settle()?;
-        let found: u32 = sysfs::read(format!("/sys/kernel/debug/{name}/{PARAMETER}"))?.parse()?;
+        let found: u32 =
+            sysfs::read(format!("/sys/module/{name}/parameters/{PARAMETER}"))?.parse()?;
         // Numbers of other kinds, which there may be as well, are not looked at.
         let text = String::from_utf8_lossy(&value);
         if let Ok(meant) = text.trim().parse::<i128>() {

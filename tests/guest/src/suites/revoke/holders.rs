@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Users inside of the kernel. dm-writecache keeps the address of its cache for as long as its table
-//! lives, and nobody can take that from it.
+//! lives, and nobody can take that from it. Other tables keep none, but which one it is cannot be told.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{FREE_LIMIT, UNBIND_LIMIT};
+use super::site::Site;
+use super::special::{back_to_normal, only_for_pmem_rs};
+use super::users::read_all;
+use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
 use crate::driver::Driver;
-use crate::lab::Lab;
+use crate::lab::{Lab, Skip};
+use crate::mapping::Sharing;
 use crate::process::{Child, expect_nobody_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
@@ -23,11 +28,52 @@ const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
 const CACHED: &str = "cached";
 const LEN: usize = 8 << 20;
 
+/// The module of those tables that keep an address.
+const KEEPER: &str = "dm_writecache";
+
+/// Whether the kernel has tables that keep an address.
+fn set_keeper(is_there: bool) -> Result<()> {
+    if is_there {
+        return run("modprobe", &[KEEPER]).map(drop);
+    }
+    let module = Path::new("/sys/module").join(KEEPER);
+    if module.join("initstate").exists() {
+        run("rmmod", &[KEEPER])?;
+    } else if module.exists() {
+        return Err(Skip("dm-writecache is built in").into());
+    }
+    Ok(())
+}
+
+/// A file under dm-linear was used through a mapping. The table is still there when the device goes, and
+/// takes it only if it may be one that keeps an address.
+pub fn linear(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    for keeps in [false, true] {
+        set_keeper(keeps)?;
+        let mut site = Site::build(lab, Fs::Ext4, Under::Linear)?;
+        read_all(&site.map(Sharing::Shared)?);
+        site.unmount()?;
+        let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+        println!("gone after {} ms", took.as_millis());
+        for line in retired::expect(usize::from(keeps))? {
+            println!("retired: {line}");
+            ensure!(line.contains("holder of the disk"), "it says `{line}`");
+        }
+        if keeps {
+            std::thread::sleep(TIMEOUT);
+            retired::expect(1)?;
+        }
+        back_to_normal(site, Way::Unbind)?;
+    }
+    set_keeper(false)
+}
+
 /// Blocks written to the cache get to their origin after the cache's device is gone, and only then is
 /// the range free.
 pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
-    run("modprobe", &["dm-writecache"])?;
+    set_keeper(true)?;
     let pmem = lab.ready(0)?;
     pmem.disk.cut(CACHE)?;
     let cache = pmem.disk.partition(1).node_str();

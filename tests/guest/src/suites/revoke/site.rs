@@ -102,11 +102,6 @@ impl Under {
     fn regions(self) -> u32 {
         if self == Under::Stripe { 2 } else { 1 }
     }
-
-    /// Whether the kernel itself holds the disk, without saying what for.
-    pub fn is_mapper(self) -> bool {
-        matches!(self, Under::Linear | Under::Stripe)
-    }
 }
 
 pub fn write_files(dir: &Path) -> Result<()> {
@@ -273,11 +268,14 @@ impl<'a> Site<'a> {
         Ok(Some(Mapping::of_pages(&file, LEN, Sharing::Shared, true)?))
     }
 
+    /// Unmounts, and leaves what is stacked.
+    pub fn unmount(&mut self) -> Result<()> {
+        self.mount.take().map_or(Ok(()), Mount::unmount)
+    }
+
     /// Unmounts, and takes apart what is stacked.
     pub fn take_down(&mut self) -> Result<()> {
-        if let Some(mount) = self.mount.take() {
-            mount.unmount()?;
-        }
+        self.unmount()?;
         if let Some(over) = self.over.take() {
             over.remove()?;
         }

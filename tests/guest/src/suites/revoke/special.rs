@@ -16,7 +16,10 @@ use nix::sys::signal::Signal;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::wait::waitpid;
 
-use super::holders::writecache;
+use super::holders::{linear, writecache};
+use super::limits::{
+    eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
+};
 use super::site::{LEN, Site, contents};
 use super::users::{Running, SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
@@ -67,14 +70,21 @@ pub const SUITE: Suite = Suite {
         Test::new("nobody_else_gets_a_retired_range", nobody_else),
         Test::new("namespace_of_a_retired_range_is_destroyed", destroyed),
         Test::new("without_a_timeout_it_waits", without_timeout),
+        Test::new("timeout_is_writable", timeout_is_writable),
+        Test::new("killed_writer", killed_writer),
+        Test::new("many_files", many_files),
+        Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
+        Test::new("dm_linear_is_no_keeper", linear),
         Test::new("cache_of_dm_writecache", writecache),
+        // It divides the region, so it comes last.
+        Test::new("eight_namespaces", eight_namespaces).within(180),
     ],
 };
 
 /// The rest of all these tests: the users are gone, and everything comes back as it was.
-fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
+pub fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
     expect_no_process_stuck()?;
     site.take_down()?;
     retired::await_none(FREE_LIMIT)?;
@@ -83,7 +93,7 @@ fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
     expect_nobody_stuck()
 }
 
-fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
+pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
         return Err(Skip("nd_pmem has no retired ranges").into());
     }
@@ -546,9 +556,9 @@ fn module_goes(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     // With some of these the time is up after the revocation, and before the range is free.
     for limit in (10..=60).step_by(10) {
-        retired::set_timeout(lab.driver, Duration::from_millis(limit))?;
+        let limit = Duration::from_millis(limit);
         // Who has translated is to be waited for.
-        Site::build(lab, Fs::Ext4, Under::Whole)?.take_down()?;
+        Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, limit)?.take_down()?;
         lab.driver.unload()?;
         lab.driver.load()?;
     }

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What becomes of a machine in which safe code of the module was wrong: the kernel has run its KUnit suite
+//! `pmem_rs_x_misuse`, in which values are dropped and forgotten in the wrong order. What was leaked stays as it
+//! is until reboot, so the module does too, and everything else works as ever.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::{Suite, Test};
+use crate::command::{run, run_expecting_failure};
+use crate::disk::{Access, Disk};
+use crate::filesystem::FileSystem::Ext4;
+use crate::kunit;
+use crate::lab::{Lab, Prepared, holder};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::messages::Messages;
+use crate::nd::Device;
+use crate::ndctl::Mode;
+use crate::process::{Child, expect_nobody_stuck};
+use crate::retired;
+use crate::sectors::{expect_same, stamped};
+use crate::sysfs;
+
+pub const SUITE: Suite = Suite {
+    name: kunit::MISUSE,
+    tests: &[
+        Test::new("ranges_stay", ranges_stay),
+        Test::new("module_stays", module_stays),
+        Test::new("pages_fail", pages_fail),
+        Test::new("devices_work", devices_work),
+    ],
+};
+
+/// What the ranges of the module's own tests are called in `/proc/iomem`, and how long they are.
+const NAME: &str = "pmem_rs test";
+const LEN: u64 = 128 << 20;
+/// What the module says of a range that it leaks, unless the range was forgotten.
+const WARNING: &str =
+    "was dropped while it may be in use: it stays mapped and reserved until reboot";
+
+/// Where the leaked ranges start.
+fn ranges() -> Result<Vec<u64>> {
+    let iomem = fs::read_to_string("/proc/iomem").context("reading /proc/iomem")?;
+    let mut starts = Vec::new();
+    for line in iomem.lines() {
+        let Some((range, NAME)) = line.trim_start().split_once(" : ") else {
+            continue;
+        };
+        let (start, last) = range.split_once('-').context("a line without a range")?;
+        let (start, last) = (
+            u64::from_str_radix(start, 16)?,
+            u64::from_str_radix(last, 16)?,
+        );
+        ensure!(
+            last - start + 1 == LEN,
+            "a range was leaked in part: {line}"
+        );
+        starts.push(start);
+    }
+    Ok(starts)
+}
+
+/// Every case leaks a range, and the log says so.
+fn ranges_stay(_: &mut Lab) -> Result<()> {
+    let cases = kunit::cases()?;
+    let leaked = ranges()?;
+    println!("{} cases have leaked {leaked:#x?}", cases.len());
+    ensure!(
+        !leaked.is_empty() && leaked.len() == cases.len(),
+        "{} cases have leaked {} ranges",
+        cases.len(),
+        leaked.len()
+    );
+    let (warned, forgotten) = (warnings()?, forgotten(&cases));
+    ensure!(
+        forgotten == 1 && warned == leaked.len() - forgotten,
+        "{warned} warnings about {} ranges, of which {forgotten} was forgotten",
+        leaked.len()
+    );
+    Ok(())
+}
+
+/// How often the module has said that it leaks a range.
+fn warnings() -> Result<usize> {
+    let log = run("busybox", &["dmesg"])?;
+    Ok(log.lines().filter(|line| line.contains(WARNING)).count())
+}
+
+/// How many cases forget their range: nothing can be said of it, but it is counted.
+fn forgotten(cases: &[kunit::Case]) -> usize {
+    let is_forgotten = |case: &&kunit::Case| case.name.ends_with(".forgotten_memory_leaks");
+    cases.iter().filter(is_forgotten).count()
+}
+
+/// What was leaked calls functions of the module: it is there to be called when no device is.
+fn module_stays(lab: &mut Lab) -> Result<()> {
+    let regions = Device::all_of("region")?;
+    for region in &regions {
+        region.unbind()?;
+    }
+    ensure!(lab.driver.devices()?.is_empty(), "there are devices");
+    let count = Path::new("/sys/module")
+        .join(lab.driver.name())
+        .join("refcnt");
+    let count: usize = sysfs::read(count)?.parse()?;
+    let warned = warnings()?;
+    ensure!(
+        warned > 0 && count >= warned,
+        "{warned} ranges that were leaked have {count} references to the module"
+    );
+    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    for region in &regions {
+        region.enable_region()?;
+    }
+    Ok(())
+}
+
+/// The memory management asks the module what to do about a page that has failed, whoever has leaked it.
+fn pages_fail(_: &mut Lab) -> Result<()> {
+    run("modprobe", &["hwpoison_inject"])?;
+    let all = ranges()?;
+    ensure!(!all.is_empty(), "nothing was leaked");
+    for start in all {
+        // The first was used by the tests.
+        for address in [start, start + LEN / 2] {
+            let frame = address / PAGE as u64;
+            let mut messages = Messages::from_now()?;
+            let path = "/sys/kernel/debug/hwpoison/corrupt-pfn";
+            // That nobody could be told is an error.
+            let result = sysfs::try_write(path, &frame.to_string());
+            let said = messages.expect(&[&format!("Memory failure: {frame:#x}: ")])?;
+            println!("{result:?}: {said}");
+            ensure!(said.contains("dax page"), "it was taken for something else");
+        }
+    }
+    run("rmmod", &["hwpoison_inject"])?;
+    ensure!(ranges()?.len() == kunit::cases()?.len(), "a range has gone");
+    Ok(())
+}
+
+/// Devices on both kinds of memory are bound, used, unbound in use, and bound again.
+fn devices_work(lab: &mut Lab) -> Result<()> {
+    let before = ranges()?;
+    for region in 0..2 {
+        let Prepared {
+            namespace,
+            bound,
+            disk,
+        } = lab.prepare_in(region, Mode::FsdaxMem)?;
+        let node = disk.node_str();
+        Ext4.make(&node)?;
+        let mount = Ext4.mount(&node, "dax=always")?;
+        let path = mount.path("file");
+        fs::write(&path, stamped(PMD, 3))?;
+        let file = Access::Buffered.open(&path)?;
+        file.sync_all()?;
+        let mut user = Child::start_ready("who has it mapped", |link| {
+            let mapping = Mapping::new(&file, PMD, Sharing::Synchronous)?;
+            expect_same("the mapping", &mapping.to_vec(0, PMD), &stamped(PMD, 3))?;
+            link.say("ready")?;
+            for page in (0..PMD).step_by(PAGE).cycle() {
+                mapping.load(page);
+            }
+            Ok(())
+        })?;
+        drop(file);
+        let limit = retired::TIMEOUT * 10;
+        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        unbind.expect_done(limit)?;
+        user.expect_signal(Signal::SIGBUS, limit)?;
+        mount.unmount()?;
+        retired::await_none(limit)?;
+
+        bound.bind(lab.driver)?;
+        let node = Disk::named(holder(&namespace)?.disk_name()?).node_str();
+        let mount = Ext4.mount(&node, "dax=always")?;
+        expect_same("the file", &fs::read(mount.path("file"))?, &stamped(PMD, 3))?;
+        mount.unmount()?;
+        Ext4.check(&node)?;
+    }
+    ensure!(ranges()? == before, "the ranges have changed");
+    expect_nobody_stuck()
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How long a device may take to go: as long as the administrator says while it goes, until the one who
+//! unbinds it is killed, once for all devices of a region, and however often others ask what is going on.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+
+use super::site::{Site, contents};
+use super::special::{back_to_normal, only_for_pmem_rs};
+use super::users::{Running, SIGNAL_LIMIT};
+use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
+use crate::command::run;
+use crate::disk::{Access, Disk};
+use crate::filesystem::Mount;
+use crate::lab::{Lab, holder};
+use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::messages::Messages;
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
+use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::retired::{self, TIMEOUT};
+use crate::sectors::expect_same;
+
+/// How soon a new limit, or a signal, must have an effect: a second, and what the emulator takes.
+const EFFECT: Duration = Duration::from_millis(1500);
+
+/// Somebody unbinds a device of which a page is pinned, and waits.
+struct Waiting<'a> {
+    site: Site<'a>,
+    bound: Device,
+    user: Running,
+    unbind: Child,
+}
+
+impl<'a> Waiting<'a> {
+    fn start(lab: &'a Lab, timeout: Duration) -> Result<Waiting<'a>> {
+        let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, timeout)?;
+        let user = User::ClosedPipe.start(&site)?;
+        let bound = site.bound()?;
+        let unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        Ok(Waiting {
+            site,
+            bound,
+            user,
+            unbind,
+        })
+    }
+
+    /// Checks that it still waits after some time.
+    fn expect_waits(&mut self, time: Duration) -> Result<()> {
+        sleep(time);
+        ensure!(self.unbind.try_end()?.is_none(), "unbind has not waited");
+        retired::expect(0).map(drop)
+    }
+
+    /// Another process changes the limit.
+    fn set_timeout(&self, timeout: Duration) -> Result<()> {
+        let driver = self.site.lab.driver;
+        let mut writer = Child::start("who sets the timeout", |_| {
+            retired::set_timeout(driver, timeout)
+        })?;
+        writer.expect_done(SIGNAL_LIMIT)
+    }
+
+    /// The range is retired until the pin goes.
+    fn end(mut self) -> Result<()> {
+        self.bound.expect_driver(None)?;
+        for line in retired::expect(1)? {
+            println!("retired: {line}");
+        }
+        self.user.let_go()?;
+        self.user.expect_gone()?;
+        back_to_normal(self.site, Way::Unbind)
+    }
+}
+
+/// The limit can be set while an unbind waits, both ways.
+pub fn timeout_is_writable(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let mut waiting = Waiting::start(lab, Duration::ZERO)?;
+    waiting.expect_waits(2 * TIMEOUT)?;
+    waiting.set_timeout(Duration::from_millis(500))?;
+    waiting.unbind.expect_done(EFFECT)?;
+    waiting.end()?;
+
+    let long = 4 * TIMEOUT;
+    let mut waiting = Waiting::start(lab, long)?;
+    waiting.expect_waits(TIMEOUT)?;
+    waiting.set_timeout(2 * long)?;
+    waiting.expect_waits(long)?;
+    waiting.set_timeout(TIMEOUT)?;
+    waiting.unbind.expect_done(EFFECT)?;
+    waiting.end()
+}
+
+/// Whoever unbinds a device can be killed, and the device goes all the same.
+pub fn killed_writer(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    for timeout in [Duration::ZERO, Duration::from_secs(60)] {
+        let mut waiting = Waiting::start(lab, timeout)?;
+        waiting.expect_waits(TIMEOUT)?;
+        kill(waiting.unbind.pid(), Signal::SIGKILL)?;
+        waiting.unbind.expect_signal(Signal::SIGKILL, EFFECT)?;
+        waiting.end()?;
+    }
+    Ok(())
+}
+
+/// So many namespaces fill the region.
+const NAMESPACES: usize = 8;
+const NAMESPACE_SIZE: &str = "64M";
+/// What is in a file of each of them, and in a pipe.
+const PIPED: usize = 4 * PAGE;
+
+/// Makes many namespaces of a region that has one, and returns their disks.
+fn split(lab: &Lab, region: &Device) -> Result<Vec<Disk>> {
+    // What has no label gets one by this, and only then can it be of any size.
+    ndctl::reconfigure(&lab.namespace(0)?, Mode::Raw)?;
+    destroy(region)?;
+    (0..NAMESPACES)
+        .map(|_| {
+            let more = ["-s", NAMESPACE_SIZE, "-l", "512"];
+            let made = ndctl::create(region, Mode::FsdaxMem, &more)?;
+            let disk = made
+                .blockdev
+                .with_context(|| format!("{} has no disk", made.dev))?;
+            Ok(Disk::named(disk))
+        })
+        .collect()
+}
+
+fn namespaces(region: &Device) -> Result<Vec<Device>> {
+    let prefix = format!("{}.", region.name().replace("region", "namespace"));
+    let mut all = Device::all_of(&prefix)?;
+    all.retain(|namespace| namespace.get("size").is_ok_and(|size| size != "0"));
+    Ok(all)
+}
+
+fn destroy(region: &Device) -> Result<()> {
+    for namespace in namespaces(region)? {
+        run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    }
+    Ok(())
+}
+
+/// Puts pages of a file into a pipe, and keeps nothing else of it.
+fn pin(mount: &Mount) -> Result<[OwnedFd; 2]> {
+    let file = Access::Buffered.open(&mount.path("used"))?;
+    let mapping = Mapping::of_pages(&file, PIPED, Sharing::Shared, true)?;
+    let (reader, writer) = nix::unistd::pipe()?;
+    let given = mapping.give_to_pipe(0, PIPED, &writer)?;
+    ensure!(given == PIPED, "only {given} bytes went into the pipe");
+    Ok([reader, writer])
+}
+
+fn pin_all(mounts: &[Mount], link: &mut Link) -> Result<()> {
+    let pipes = mounts.iter().map(pin).collect::<Result<Vec<_>>>()?;
+    link.say("ready")?;
+    link.wait()?;
+    for [reader, _writer] in pipes {
+        let mut found = vec![0; PIPED];
+        File::from(reader).read_exact(&mut found)?;
+        expect_same("what is in a pipe", &found, &contents()[..PIPED])?;
+    }
+    Ok(())
+}
+
+/// A region goes, and with it many devices that are all in use: they are waited for together.
+pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    retired::set_timeout(lab.driver, TIMEOUT)?;
+    let region = lab.region(0)?;
+    let disks = split(lab, &region)?;
+    let mounts = disks
+        .iter()
+        .map(|disk| {
+            let mount = Fs::Ext4.make_and_mount(&disk.node_str())?;
+            fs::write(mount.path("used"), &contents()[..PIPED])?;
+            Ok(mount)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut user = Child::start_ready("who has pages in pipes", |link| pin_all(&mounts, link))?;
+
+    let start = Instant::now();
+    let mut unbind = Child::start("who unbinds the region", |_| region.unbind())?;
+    unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+    let took = start.elapsed();
+    println!(
+        "measured: {NAMESPACES} namespaces with pinned pages went in {} ms, with a timeout of {} ms",
+        took.as_millis(),
+        TIMEOUT.as_millis()
+    );
+    ensure!(took >= TIMEOUT, "it did not wait for pinned pages");
+    for line in retired::expect(NAMESPACES)? {
+        println!("retired: {line}");
+    }
+
+    user.go()?;
+    user.expect_done(SIGNAL_LIMIT)?;
+    for mount in mounts {
+        mount.unmount()?;
+    }
+    retired::await_none(FREE_LIMIT)?;
+    region.enable_region()?;
+    let back = namespaces(&region)?;
+    ensure!(back.len() == NAMESPACES, "only {back:?} came back");
+    for namespace in &back {
+        let bound = holder(namespace)?;
+        bound.expect_driver(Some(lab.driver))?;
+        let mount = Fs::Ext4.mount(&Disk::named(bound.disk_name()?).node_str())?;
+        let found = fs::read(mount.path("used"))?;
+        expect_same("the file", &found, &contents()[..PIPED])?;
+        mount.unmount()?;
+    }
+    destroy(&region)?;
+    ndctl::create(&region, Mode::FsdaxMem, &[])?;
+    expect_nobody_stuck()
+}
+
+/// More files with pinned pages than the driver has places for (`PLACES` in `src/abstractions/fs.rs`), and
+/// how many of them are let go first.
+const FILES: usize = 160;
+const FIRST: usize = 60;
+
+/// Puts a page of each of some files into a pipe, and keeps nothing else of them.
+fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
+    let pipes = files
+        .map(|number| {
+            let file = Access::Buffered.open(&root.join(format!("many{number}")))?;
+            let mapping = Mapping::of_pages(&file, PAGE, Sharing::Shared, true)?;
+            let (reader, writer) = nix::unistd::pipe()?;
+            let given = mapping.give_to_pipe(0, PAGE, &writer)?;
+            ensure!(given == PAGE, "only {given} bytes went into the pipe");
+            Ok([reader, writer])
+        })
+        .collect::<Result<Vec<_>>>()?;
+    link.say("ready")?;
+    link.wait()?;
+    for [reader, _writer] in pipes {
+        let mut found = vec![0; PAGE];
+        File::from(reader).read_exact(&mut found)?;
+        expect_same("what is in a pipe", &found, &contents()[..PAGE])?;
+    }
+    Ok(())
+}
+
+/// Very many files have pinned pages, and are closed. Unbind waits until it has places for those that are
+/// left, says so, and goes on when it has.
+pub fn many_files(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = site.bound()?;
+    let root = site.root()?.to_owned();
+    for number in 0..FILES {
+        fs::write(root.join(format!("many{number}")), &contents()[..PAGE])?;
+    }
+    let mut first =
+        Child::start_ready("who lets go first", |link| pin_files(&root, 0..FIRST, link))?;
+    let mut others = Child::start_ready("who lets go last", |link| {
+        pin_files(&root, FIRST..FILES, link)
+    })?;
+
+    let mut messages = Messages::from_now()?;
+    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    sleep(2 * TIMEOUT);
+    println!("kernel: {}", messages.expect(&["waiting for pins"])?);
+    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+    first.go()?;
+    first.expect_done(SIGNAL_LIMIT)?;
+    unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+    retired::expect(1)?;
+    others.go()?;
+    others.expect_done(SIGNAL_LIMIT)?;
+    back_to_normal(site, Way::Unbind)
+}
+
+/// A file whose pages have all been exposed, so that it takes its time to count them.
+const LARGE: usize = 256 << 20;
+/// The CPU that those who read share with one who leaves them next to nothing of it.
+const CROWDED: &str = "2";
+const POLITE: &str = "19";
+const RUDE: &str = "-10";
+/// For how long they have done so when the device goes.
+const CROWD: Duration = Duration::from_secs(1);
+
+/// Puts the current process on the crowded CPU.
+fn crowd(nice: &str) -> Result<()> {
+    let pid = std::process::id().to_string();
+    run("busybox", &["taskset", "-p", CROWDED, &pid])?;
+    run("busybox", &["renice", "-n", nice, "-p", &pid])?;
+    Ok(())
+}
+
+/// Reads one of the driver's lists until it is told to stop.
+fn read_list(name: &str, link: &mut Link) -> Result<()> {
+    let path = format!("/sys/kernel/debug/pmem_rs/{name}");
+    crowd(POLITE)?;
+    let start = Instant::now();
+    fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    println!("one read of {name} took {:?}", start.elapsed());
+    link.say("ready")?;
+    while !link.is_told()? {
+        fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    }
+    Ok(())
+}
+
+/// What devices are used for can be asked at any time. Those who ask, and are stopped wherever they are, do
+/// not keep a device from going.
+pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(site.root()?.join("large"))?;
+    file.set_len(LARGE as u64)?;
+    let large = Mapping::of_pages(&file, LARGE, Sharing::Shared, true)?;
+    for page in (0..LARGE).step_by(PAGE) {
+        large.store(page, 1);
+    }
+    drop((large, file));
+    let user = User::Reader.start(&site)?;
+
+    let mut readers = ["devices", "devices", "retired"]
+        .into_iter()
+        .map(|name| Child::start_ready(format!("who reads {name}"), |link| read_list(name, link)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut rude = Child::start_ready("who leaves them no time", |link| {
+        crowd(RUDE)?;
+        link.say("ready")?;
+        while !link.is_told()? {
+            std::hint::black_box((0..1 << 20).sum::<u64>());
+        }
+        Ok(())
+    })?;
+    sleep(CROWD);
+    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    println!("gone after {} ms", took.as_millis());
+    for line in retired::list()? {
+        println!("retired: {line}");
+    }
+    user.expect_gone()?;
+    rude.go()?;
+    rude.expect_done(SIGNAL_LIMIT)?;
+    for reader in &mut readers {
+        reader.go()?;
+        reader.expect_done(SIGNAL_LIMIT)?;
+    }
+    back_to_normal(site, Way::Unbind)
+}
