@@ -48,8 +48,9 @@ use kernel::sync::Arc;
 pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
-    // After the driver of what is on its buses: each device of that is unbound under its own lock only.
-    // With the buses then go the devices that other drivers have, whether they are in use or not.
+    // After the driver of what is on its buses: each device of that is unbound under its own lock
+    // only. With the buses then go the devices that other drivers have, whether they are in use or
+    // not.
     #[pin]
     _platform_driver:
         kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,
@@ -90,8 +91,8 @@ module! {
     alias: ["pmem", "nd:t4*", "nd:t5*", "platform:e820_pmem*"],
 }
 
-// The examples of the abstractions, when `tests/examples` has made tests of them. They name this crate
-// as if it were another one.
+// The examples of the abstractions, when `tests/examples` has made tests of them. They name this
+// crate as if it were another one.
 #[cfg(pmem_rs_examples)]
 extern crate self as pmem_rs;
 #[cfg(pmem_rs_examples)]

@@ -334,7 +334,8 @@ impl BioList {
         let bio = self.first?;
 
         // INVARIANT: The next one is the first now, if there is one.
-        // SAFETY: By the type invariant the request is ours, and its link is the next one of the list.
+        // SAFETY: By the type invariant the request is ours, and its link is the next one of the
+        // list.
         self.first = unsafe {
             let link = &raw mut (*bio.as_ptr()).bi_next;
             NonNull::new(link.replace(core::ptr::null_mut()))

@@ -500,12 +500,12 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
         let dev = self.handle.dev.as_ptr();
         let mut is_released = self.handle.is_released.lock();
         *is_released = true;
-        // SAFETY: By the type invariant the device is valid. `fs_put_dax` clears the operations of the
-        // holder, and the holder if it is still the one that was read. The holder itself may let go of
-        // the device now or later. It puts a reference, which is not the holder's but the one that is
-        // taken here. The holder is not told of a failure meanwhile, nor later, by the lock. A thread
-        // that found the device before it lost its host may still become its holder after this: then
-        // `kill_dax` tells it, or `fs_put_dax` warns.
+        // SAFETY: By the type invariant the device is valid. `fs_put_dax` clears the operations of
+        // the holder, and the holder if it is still the one that was read. The holder itself may
+        // let go of the device now or later. It puts a reference, which is not the holder's but the
+        // one that is taken here. The holder is not told of a failure meanwhile, nor later, by the
+        // lock. A thread that found the device before it lost its host may still become its holder
+        // after this: then `kill_dax` tells it, or `fs_put_dax` warns.
         unsafe {
             let holder = bindings::dax_holder(dev);
             if !holder.is_null() && !bindings::igrab(bindings::dax_inode(dev)).is_null() {
@@ -533,8 +533,9 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
         // SAFETY: By the safety requirements the device is valid.
         let private = unsafe { bindings::dax_get_private(dev) };
 
-        // SAFETY: If it is not null, the private data is a box in its raw form. `Registration::drop`
-        // drops it only after `kill_dax`, which waits for the lock that is held for `'g`.
+        // SAFETY: If it is not null, the private data is a box in its raw form.
+        // `Registration::drop` drops it only after `kill_dax`, which waits for the lock that is
+        // held for `'g`.
         let Private { pages, data } = unsafe { private.cast::<Private<T, P>>().as_ref() }?;
         // SAFETY: By the safety requirements there are pages.
         let pages = unsafe { pages.as_ref().unwrap_unchecked() };

@@ -38,7 +38,8 @@ struct Entry(*mut bindings::dentry);
 // SAFETY: Entries may be removed by any thread.
 unsafe impl Send for Entry {}
 
-// SAFETY: Of a reference nothing is used but the pointer, to make files in a directory, which the C side serialises.
+// SAFETY: Of a reference nothing is used but the pointer, to make files in a directory, which the C
+// side serialises.
 unsafe impl Sync for Entry {}
 
 impl Drop for Entry {
@@ -122,7 +123,8 @@ pub trait Contents: 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub struct File<C: Contents> {
-    // In this order: nobody reads the data once the file has been removed, and a directory is removed with its files.
+    // In this order: nobody reads the data once the file has been removed, and a directory is
+    // removed with its files.
     _entry: Entry,
     _data: Arc<C::Data>,
     dir: Arc<Dir>,
@@ -142,10 +144,10 @@ impl<C: Contents> File<C> {
     /// Makes a file of this name. May sleep.
     pub fn new(dir: &Arc<Dir>, name: &CStr, data: Arc<C::Data>) -> Self {
         #[cfg(CONFIG_DEBUG_FS)]
-        // SAFETY: The name is a string, and the directory is null, an error, or there. The operations are those for a
-        // pointer to `C::Data`, which is owned by what this returns, and so is the file. debugfs calls them only while
-        // the file is there (`debugfs_file_get()` in `fs/debugfs/file.c`), but for `release`, which does not use that
-        // pointer.
+        // SAFETY: The name is a string, and the directory is null, an error, or there. The
+        // operations are those for a pointer to `C::Data`, which is owned by what this returns, and
+        // so is the file. debugfs calls them only while the file is there (`debugfs_file_get()` in
+        // `fs/debugfs/file.c`), but for `release`, which does not use that pointer.
         let dentry = unsafe {
             bindings::debugfs_create_file_full(
                 name.as_char_ptr(),
@@ -192,7 +194,8 @@ impl<C: Contents> File<C> {
     /// For seq_file only: `seq` must have been opened by [`Self::open_callback`], and the file not have been removed.
     #[cfg(CONFIG_DEBUG_FS)]
     unsafe extern "C" fn show_callback(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
-        // SAFETY: By the safety requirements the pointer is that to the data that the `File<C>` owns.
+        // SAFETY: By the safety requirements the pointer is that to the data that the `File<C>`
+        // owns.
         let data = unsafe { &*(*seq).private.cast::<C::Data>() };
         // SAFETY: By the safety requirements; whoever reads has it locked.
         let seq = unsafe { SeqFile::from_raw(seq) };

@@ -349,8 +349,8 @@ impl<T: PagemapOperations> Pagemap<T> {
         let registered = Registered::new()?;
         let name = CString::try_from_fmt(fmt!("{}", reservation.name().first()))?;
         let pool = InodePool::new(name, queue)?;
-        // SAFETY: The owner does not drop the value before it has unmapped it. Nothing fails once the
-        // value was initialised, which is the last that the count does.
+        // SAFETY: The owner does not drop the value before it has unmapped it. Nothing fails once
+        // the value was initialised, which is the last that the count does.
         let inner = unsafe { PagemapInner::new(config, reservation, node, ops) }?;
         let pages = Counted::pin_init(inner)?;
 
@@ -478,8 +478,9 @@ impl<T: PagemapOperations> Revoked<T> {
                 self.owner.pages.wait_timeout(limit);
             }
             User::Keeper => {
-                // It may be below a file system that kept files keep. Those with pins stay: the last
-                // reference to their superblock would be put under its lock, and wait for the pins.
+                // It may be below a file system that kept files keep. Those with pins stay: the
+                // last reference to their superblock would be put under its lock, and wait for the
+                // pins.
                 let pages = &self.owner.pages;
                 self.owner
                     .pool

@@ -368,9 +368,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
         // The thread that put the last reference to a page may still read its `struct page`
         // (`free_zone_device_folio()`), in a section that can be preempted, but does not sleep.
-        // Lockless walkers of page tables are in RCU read-side sections. And a page may have been seen
-        // idle that `dax_delete_mapping_range()` was just letting go of, under the lock of its page
-        // cache.
+        // Lockless walkers of page tables are in RCU read-side sections. And a page may have been
+        // seen idle that `dax_delete_mapping_range()` was just letting go of, under the lock of its
+        // page cache.
         // SAFETY: May sleep here.
         unsafe {
             bindings::synchronize_rcu();

@@ -342,8 +342,8 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 
     /// Returns the name, as in sysfs.
     pub fn name(&self) -> &CStr {
-        // SAFETY: By the type invariant the device is valid. It has been added, so it has a name, which
-        // does not change.
+        // SAFETY: By the type invariant the device is valid. It has been added, so it has a name,
+        // which does not change.
         unsafe { name_of(self.as_raw()) }
     }
 

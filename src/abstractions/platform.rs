@@ -126,8 +126,8 @@ unsafe impl<T: NamedDriver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: It is safe to set the fields of `struct platform_driver` on initialization. The table
-        // is static, and ends with an entry of zeroes.
+        // SAFETY: It is safe to set the fields of `struct platform_driver` on initialization. The
+        // table is static, and ends with an entry of zeroes.
         unsafe { (*pdrv.get()).id_table = T::NAMES.as_ptr() };
 
         let registered = Registered::new()?;

@@ -117,7 +117,8 @@ impl gendisk::Operations for Pmem {
 
 impl Pmem {
     /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
-    // A call of its own costs more than thirty instructions, of the hundred and fifty for a small request.
+    // A call of its own costs more than thirty instructions, of the hundred and fifty for a small
+    // request.
     #[inline(always)]
     fn transfer(&self, bio: &Bio) -> Result {
         // The block layer has checked this, except for requests that a stacked device remapped.

@@ -143,8 +143,8 @@ impl<'a> FileMapping<'a> {
             return (0, false);
         };
 
-        // A fault of ext4 or xfs holds the lock to its end. Its entry need not be locked all the time
-        // (`MAP_SYNC`), and what it maps in the end is not mapped yet.
+        // A fault of ext4 or xfs holds the lock to its end. Its entry need not be locked all the
+        // time (`MAP_SYNC`), and what it maps in the end is not mapped yet.
         // SAFETY: By the type invariant the mapping stays for as long as `self`.
         let guard = unsafe { InvalidateLock::try_new(mapping) };
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
@@ -162,8 +162,8 @@ impl<'a> FileMapping<'a> {
 
         for entry in self.entries(0, bindings::XA_PRESENT) {
             is_pinned |= entry.is_locked();
-            // ORDERING: pairs with the lock of the page cache, which a fault takes when it unlocks the
-            // entry. If the entry is unlocked, the references that the fault took are seen.
+            // ORDERING: pairs with the lock of the page cache, which a fault takes when it unlocks
+            // the entry. If the entry is unlocked, the references that the fault took are seen.
             smp_mb(Read);
             if let Some(own) = entry.overlap(&frames) {
                 count = count.saturating_add(entry.pages());
@@ -223,9 +223,9 @@ impl<'a> FileMapping<'a> {
                 break;
             }
 
-            // It has stopped there, at a pinned page, of which it returns the folio. It has waited for
-            // all entries up to that of the page. Go on behind that; or, if it is not found because
-            // the page has become idle meanwhile, behind the first entry.
+            // It has stopped there, at a pinned page, of which it returns the folio. It has waited
+            // for all entries up to that of the page. Go on behind that; or, if it is not found
+            // because the page has become idle meanwhile, behind the first entry.
             // SAFETY: The page is one of a pgmap, so there is a frame number; it is only a number.
             let frame = unsafe { bindings::page_to_pfn(busy) } as u64;
             let folio = frame..frame.saturating_add(1);

@@ -225,8 +225,8 @@ impl<'bound> Bus<'bound> {
             ..Default::default()
         };
 
-        // SAFETY: By the type invariant the bus is registered. The description, and what it points to,
-        // are only used during the call.
+        // SAFETY: By the type invariant the bus is registered. The description, and what it points
+        // to, are only used during the call.
         let region = unsafe { create(self.bus.as_ptr(), &raw mut description) };
         if region.is_null() {
             return Err(ENOMEM);
@@ -424,8 +424,8 @@ mod tests {
             sleep(10);
         }
         assert!(!region.is_null());
-        // What is below it is registered in the background too. libnvdimm does not wait for that when
-        // the region loses its driver.
+        // What is below it is registered in the background too. libnvdimm does not wait for that
+        // when the region loses its driver.
         for prefix in [c"namespace", c"btt", c"pfn", c"dax"] {
             let mut tries = 0;
             // SAFETY: The region is valid for as long as the bus is registered.

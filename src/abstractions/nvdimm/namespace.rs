@@ -168,8 +168,8 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns the name of the namespace.
     pub fn name(&self) -> &'bound CStr {
-        // SAFETY: By the type invariant the namespace is valid for `'bound`. Its device has been added,
-        // so it has a name, which does not change.
+        // SAFETY: By the type invariant the namespace is valid for `'bound`. Its device has been
+        // added, so it has a name, which does not change.
         unsafe { super::name_of(&raw const (*self.ndns.as_ptr()).dev) }
     }
 
@@ -197,8 +197,8 @@ impl<'bound> Namespace<'bound> {
 
     /// The whole of a namespace with a label, whose other fields those without one lack.
     fn labelled(&self) -> Option<NonNull<bindings::nd_namespace_pmem>> {
-        // SAFETY: By the type invariant the namespace is valid. The type of a device does not change,
-        // and has a name.
+        // SAFETY: By the type invariant the namespace is valid. The type of a device does not
+        // change, and has a name.
         let is_pmem = unsafe {
             let kind = (*self.ndns.as_ptr()).dev.type_;
             !kind.is_null() && bindings::strcmp((*kind).name, NAMESPACE_PMEM.as_char_ptr()) == 0
@@ -237,8 +237,8 @@ impl<'bound> Namespace<'bound> {
             return [0; 16];
         };
 
-        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` has seen that there
-        // is a uuid; it is not changed while a device of the namespace has a driver.
+        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` has seen that
+        // there is a uuid; it is not changed while a device of the namespace has a driver.
         unsafe { (*(*namespace.as_ptr()).uuid).b }
     }
 
@@ -246,8 +246,8 @@ impl<'bound> Namespace<'bound> {
     ///
     /// The user can change that at any time: `force_raw_store()` takes no lock.
     pub fn is_forced_raw(&self) -> bool {
-        // SAFETY: By the type invariant the namespace is valid. The flag may be written meanwhile, as
-        // a whole; a volatile read is what `READ_ONCE()` does.
+        // SAFETY: By the type invariant the namespace is valid. The flag may be written meanwhile,
+        // as a whole; a volatile read is what `READ_ONCE()` does.
         unsafe { (&raw const (*self.ndns.as_ptr()).force_raw).read_volatile() != 0 }
     }
 
@@ -255,8 +255,8 @@ impl<'bound> Namespace<'bound> {
     ///
     /// Labels of version 1.1 cannot name any, so they say this of every namespace.
     pub fn is_raw_by_label(&self) -> bool {
-        // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the lock
-        // of the device, and a namespace that nobody has claimed.
+        // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the
+        // lock of the device, and a namespace that nobody has claimed.
         let class = unsafe { (*self.ndns.as_ptr()).claim_class };
 
         self.labelled().is_some() && class == bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE
@@ -300,8 +300,8 @@ impl<'bound> Namespace<'bound> {
             return None;
         }
 
-        // SAFETY: The device is valid, and a btt. It is being bound, and its attribute can only be written
-        // to while it has no driver (`sector_size_store()` in `btt_devs.c`).
+        // SAFETY: The device is valid, and a btt. It is being bound, and its attribute can only be
+        // written to while it has no driver (`sector_size_store()` in `btt_devs.c`).
         let size = unsafe { (*bindings::to_nd_btt(self.dev.as_raw())).lbasize };
 
         (size != 0).then_some(size)
@@ -393,8 +393,8 @@ impl<'bound> EnabledNamespace<'bound> {
         let ndns = self.namespace.ndns.as_ptr();
         let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 
-        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. There
-        // is as much memory as is asked for.
+        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read.
+        // There is as much memory as is asked for.
         to_result(unsafe {
             let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
             read(
@@ -594,8 +594,8 @@ mod tests {
         nsio.common.dev.init_name = c"namespace7.3".as_char_ptr();
 
         Ok(f(Namespace {
-            // SAFETY: The device lives until the end of the function. It is not on the nd bus, which
-            // what is tested does not ask for.
+            // SAFETY: The device lives until the end of the function. It is not on the nd bus,
+            // which what is tested does not ask for.
             dev: unsafe { &*core::ptr::from_ref(generic).cast() },
             ndns: NonNull::from(&mut *nsio).cast(),
         }))

@@ -275,7 +275,8 @@ impl RegionAccess {
     #[inline(never)]
     fn flush_region(&self) -> Result {
         self.with(|_, region| {
-            // Without a request nothing is left to be done later, which is what a positive result would mean.
+            // Without a request nothing is left to be done later, which is what a positive result
+            // would mean.
             // SAFETY: `with` passes a bound region.
             to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
         })?
