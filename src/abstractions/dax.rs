@@ -544,8 +544,9 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with
-    /// pages, and `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid for writing.
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
+    /// `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid
+    /// for writing.
     unsafe extern "C" fn direct_access_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -624,9 +625,9 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with
-    /// pages, and `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the use of this call
-    /// alone.
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
+    /// `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the
+    /// use of this call alone.
     unsafe extern "C" fn recovery_write_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,

@@ -123,7 +123,7 @@ pub trait Contents: 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub struct File<C: Contents> {
-    // In this order: nobody reads the data once the file has been removed, and a directory is
+    // In this order: the data is not read once the file has been removed, and a directory is
     // removed with its files.
     _entry: Entry,
     _data: Arc<C::Data>,

@@ -279,8 +279,8 @@ impl InodePool {
         Some(element)
     }
 
-    /// Stores a reference in a place, if more than `spare` places are free. Otherwise lets kept inodes
-    /// go that may, waits, and says so.
+    /// Stores a reference in a place, if more than `spare` places are free. Otherwise lets kept
+    /// inodes go that may, waits, and says so.
     fn store(
         self: &Arc<Self>,
         inode: Inode,
@@ -318,7 +318,8 @@ impl InodePool {
         }
     }
 
-    /// Keeps an inode until [`Self::release`]. Sleeps if there is no place, until a kept inode may go.
+    /// Keeps an inode until [`Self::release`]. Sleeps if there is no place, until a kept inode may
+    /// go.
     pub(super) fn keep(self: &Arc<Self>, inode: &Inode, may_go: &dyn Fn(&Inode) -> bool) {
         // One place is for what a walk puts.
         self.store(inode.again(), 1, may_go, |places| &mut places.kept);
@@ -370,8 +371,9 @@ impl InodePool {
 
 /// A walk through the inodes with DAX entries, of all mounted file systems.
 ///
-/// No superblock is skipped. That the disk has no claim of it says little: a device-mapper table that
-/// was replaced gives its claim up, while the file system above still has pages and faults under way.
+/// No superblock is skipped. That the disk has no claim of it says little: a device-mapper table
+/// that was replaced gives its claim up, while the file system above still has pages and faults
+/// under way.
 ///
 /// An inode that is being evicted is not found: its pages are seen by `PagemapInner::first_used`.
 /// An inode that gets its first entry after the walk began may be missed.

@@ -66,8 +66,8 @@ use mapping::FileMapping;
 
 /// How long a drop waits for references that are just being put, in milliseconds.
 const PATIENCE: Msecs = 10_000;
-/// How many walks in a row have to find that a page cache and the memory map do not agree, until it is
-/// believed.
+/// How many walks in a row have to find that a page cache and the memory map do not agree, until it
+/// is believed.
 const DISAGREEMENTS: u32 = 3;
 /// The pause between two walks of a drop that waits, in milliseconds.
 const PAUSE: Msecs = 1000;
@@ -99,8 +99,8 @@ pub enum User {
 /// # Invariants
 ///
 /// The value of `pages` is not unmapped. `disagreed` is how many of the latest walks in a row have
-/// found a page cache and the memory map not to agree. If it has reached [`DISAGREEMENTS`], it stays,
-/// and the value is never unmapped.
+/// found a page cache and the memory map not to agree. If it has reached [`DISAGREEMENTS`], it
+/// stays, and the value is never unmapped.
 struct Owner<T: PagemapOperations> {
     pages: ManuallyDrop<Counted<PagemapInner<T>>>,
     pool: Arc<InodePool>,
@@ -237,7 +237,14 @@ impl<T: PagemapOperations> Drop for Owner<T> {
         self.pages.kill();
 
         if self.pages.memmap_is_on_media() {
-            self.wait_unused();
+            // What was about to use a page when it was looked at has done so after the grace periods.
+            loop {
+                self.wait_unused();
+                self.pages.synchronize();
+                if self.pages.first_used(0).is_none() {
+                    break;
+                }
+            }
         } else if self.pages.is_exposed() || !self.pages.wait_timeout(PATIENCE) {
             pr_warn!(
                 "{} was dropped while it may be in use: it stays mapped and reserved until reboot\n",
@@ -249,8 +256,9 @@ impl<T: PagemapOperations> Drop for Owner<T> {
             return;
         }
 
-        // SAFETY: There is no user: that was waited for, or no page was ever exposed and no
-        // reference is left. The gate is closed. Each field is dropped once.
+        // SAFETY: There is no user: that was waited for, and looked at again after the grace periods;
+        // or no page was ever exposed and no reference is left. The gate is closed. Each field is
+        // dropped once.
         unsafe {
             self.pages.unmap();
             ManuallyDrop::drop(&mut self.pages);
@@ -294,7 +302,11 @@ impl<T: PagemapOperations> Drop for Owner<T> {
 ///     fn has_failed(&self, _offset: u64, _len: u64) {}
 /// }
 ///
-/// fn map(reservation: MemRegion, node: Node, queue: Hold<OwnedQueue>) -> Result<Pagemap<Unprepared>> {
+/// fn map(
+///     reservation: MemRegion,
+///     node: Node,
+///     queue: Hold<OwnedQueue>,
+/// ) -> Result<Pagemap<Unprepared>> {
 ///     let config = PagemapConfig::new(reservation.start(), reservation.len())?;
 ///
 ///     Pagemap::new(config, reservation, node, Unprepared, queue)

@@ -222,7 +222,7 @@ impl Pmem {
         if self.badblocks.contains(first, sectors) {
             return Ok(());
         }
-        // Parts of it may be, and make room for all of it. Nobody reads it meanwhile, since the
+        // Parts of it may be, and make room for all of it. It is not read meanwhile, since the
         // range still knows.
         let _ = self.badblocks.clear(first, sectors);
         if self.badblocks.add(first, sectors).is_ok() {

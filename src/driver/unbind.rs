@@ -492,6 +492,8 @@ impl Environment for Arc<Unbind> {
         while let Err(rest) = memory.unmap(PUT_LIMIT) {
             memory = rest;
             sleep(USER_INTERVAL);
+            // A page that was seen idle too early may be named by a page cache still.
+            memory.revoke();
         }
     }
 }

@@ -256,7 +256,7 @@ impl<'bound> Namespace<'bound> {
     /// Labels of version 1.1 cannot name any, so they say this of every namespace.
     pub fn is_raw_by_label(&self) -> bool {
         // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the
-        // lock of the device, and a namespace that nobody has claimed.
+        // lock of the device, and a namespace that is not claimed.
         let class = unsafe { (*self.ndns.as_ptr()).claim_class };
 
         self.labelled().is_some() && class == bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE
