@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Parameters that can be written while the module is loaded. Rust reads them through
- * `src/abstractions/moduleparam.rs`. No logic here.
+ * `src/abstractions/kernel_ext/module_param.rs`. No logic here.
  */
 #include <linux/moduleparam.h>
 #include "parameters.h"

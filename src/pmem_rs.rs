@@ -23,22 +23,24 @@ pub mod abstractions;
 pub mod driver;
 
 use abstractions::{
-    debugfs::{
-        Dir,
-        File, //
+    kernel_ext::{
+        debugfs::{
+            Dir,
+            File, //
+        },
+        module::{
+            Installed,
+            WaitOnExit, //
+        },
+        platform, //
     },
-    module::{
-        Installed,
-        WaitOnExit, //
-    },
-    nvdimm,
-    platform, //
+    nvdimm, //
 };
 use driver::retired::{
     BoundList,
     RetiredList,
-    Shared,
-    SHARED, //
+    Shared, //
+    SHARED,
 };
 use kernel::sync::Arc;
 

@@ -14,36 +14,36 @@
     unsafe_op_in_unsafe_fn
 )]
 
-pub(super) use kernel::bindings::*;
+pub(in crate::abstractions) use kernel::bindings::*;
 use kernel::ffi;
 
 /// `struct dax_device`, which is private to `drivers/dax/`.
 #[repr(C)]
-pub(super) struct dax_device {
+pub(in crate::abstractions) struct dax_device {
     _opaque: [u8; 0],
 }
 
 /// `struct nvdimm_bus`, of which only pointers are used.
 #[repr(C)]
-pub(super) struct nvdimm_bus {
+pub(in crate::abstractions) struct nvdimm_bus {
     _opaque: [u8; 0],
 }
 
 /// `struct nvdimm`, of which only pointers are used.
 #[repr(C)]
-pub(super) struct nvdimm {
+pub(in crate::abstractions) struct nvdimm {
     _opaque: [u8; 0],
 }
 
 /// `struct nvdimm_bus_fw_ops`, of which only pointers are used.
 #[repr(C)]
-pub(super) struct nvdimm_bus_fw_ops {
+pub(in crate::abstractions) struct nvdimm_bus_fw_ops {
     _opaque: [u8; 0],
 }
 
 /// `struct nd_region`, of which only pointers are used.
 #[repr(C)]
-pub(super) struct nd_region {
+pub(in crate::abstractions) struct nd_region {
     _opaque: [u8; 0],
 }
 

@@ -12,11 +12,17 @@
 //! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h),
 //! [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
 
-use super::{
+use crate::abstractions::nvdimm::provider::{
+    RawDriver,
+    Watchers, //
+};
+use crate::abstractions::{
     bindings,
-    gendisk,
-    memremap::Node,
-    module::Registered, //
+    kernel::{
+        block::gendisk,
+        memremap::Node, //
+    },
+    kernel_ext::module::Registered, //
 };
 use core::{
     marker::PhantomData,
@@ -39,34 +45,30 @@ use kernel::{
     types::Opaque,
     ThisModule, //
 };
-use provider::{
-    RawDriver,
-    Watchers, //
-};
 
 mod bus;
 mod namespace;
 mod provider;
 mod region;
 
-pub use bus::{
+pub use crate::abstractions::nvdimm::bus::{
     Bus,
     Persistence,
     RegionDesc, //
 };
-pub use namespace::{
+pub use crate::abstractions::nvdimm::namespace::{
     info_block_reserve,
     Btt,
     Claim,
     EnabledNamespace,
-    Namespace,
-    INFO_BLOCK_SIZE, //
+    Namespace, //
+    INFO_BLOCK_SIZE,
 };
-pub use provider::{
+pub use crate::abstractions::nvdimm::provider::{
     ProviderWatch,
     ProviderWatcher, //
 };
-pub use region::{
+pub use crate::abstractions::nvdimm::region::{
     Region,
     RegionAccess, //
 };
@@ -408,7 +410,7 @@ kernel::impl_device_context_deref!(unsafe { Device });
 /// # Safety
 ///
 /// For `'a`, the device must be valid, and keep its name.
-pub(super) unsafe fn name_of<'a>(dev: *const bindings::device) -> &'a CStr {
+pub(in crate::abstractions) unsafe fn name_of<'a>(dev: *const bindings::device) -> &'a CStr {
     // SAFETY: By the safety requirements; a name is a C string.
     unsafe {
         let name = bindings::dev_name(dev);

@@ -8,7 +8,7 @@ use super::{
         Abilities, //
     },
     flush::Flusher,
-    infoblock::{
+    plain::infoblock::{
         Fault,
         InfoBlock,
         Personality,
@@ -20,21 +20,25 @@ use super::{
         Memory, //
     },
     retired::{
-        Shared,
-        SHARED, //
+        Shared, //
+        SHARED,
     },
     unbind::{
         Parts,
         Provider,
         Unbind, //
-    },
+    }, //
 };
 use crate::abstractions::{
-    badblocks::Badblocks,
-    dax,
-    memremap::{
-        PagemapConfig,
-        PAGE_STRUCT_SIZE, //
+    kernel::{
+        badblocks::Badblocks,
+        dax,
+        memremap::{
+            PagemapConfig, //
+            PAGE_STRUCT_SIZE,
+        },
+        percpu_ref::Ref,
+        pmem_slice::HAS_FLUSHCACHE, //
     },
     nvdimm::{
         self,
@@ -45,9 +49,7 @@ use crate::abstractions::{
         Kind,
         Namespace,
         ProviderWatch, //
-    },
-    percpu_ref::Hold,
-    pmem::HAS_FLUSHCACHE, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
@@ -159,7 +161,7 @@ impl<'bound> Attached<'bound> {
     ///
     /// If any step fails, what was made before is dropped, in reverse order.
     fn new(
-        shared: Hold<Shared>,
+        shared: Ref<Shared>,
         dev: &Device<Core<'_>>,
         namespace: Namespace<'bound>,
         layout: Layout,
@@ -171,7 +173,7 @@ impl<'bound> Attached<'bound> {
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
         let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
         let flusher = Flusher::new(shared.clone(), &namespace)?;
-        let files = shared.files.hold().ok_or(ENODEV)?;
+        let files = shared.files.try_get().ok_or(ENODEV)?;
         let memory = namespace
             .reserve(name)
             .and_then(|memory| Memory::new(memory, layout, node, badblocks.clone(), files))

@@ -6,27 +6,29 @@
 //! asynchronous (virtio).
 
 use super::{
-    geometry::{
-        Span,
-        SECTOR_SHIFT, //
+    plain::geometry::{
+        Span, //
+        SECTOR_SHIFT,
     },
     pmem::Pmem, //
 };
-use crate::abstractions::{
+use crate::abstractions::kernel::{
     badblocks::Badblocks,
-    bio::{
-        Bio,
-        Operation,
-        Status, //
-    },
-    gendisk::{
-        self,
-        BoolAttribute,
-        DiskName,
-        Features,
-        GenDisk,
-        Limits,
-        PAGE_BLOCK, //
+    block::{
+        bio::{
+            Bio,
+            Operation,
+            Status, //
+        },
+        gendisk::{
+            self,
+            BoolAttribute,
+            DiskName,
+            Features,
+            GenDisk,
+            Limits,
+            PAGE_BLOCK, //
+        }, //
     },
     memremap::Node, //
 };

@@ -9,15 +9,17 @@
 
 use super::retired::Shared;
 use crate::abstractions::{
-    bio::{
-        Bio,
-        BioList, //
+    kernel::{
+        block::bio::{
+            Bio,
+            BioList, //
+        },
+        percpu_ref::Ref, //
     },
     nvdimm::{
         Namespace,
         RegionAccess, //
-    },
-    percpu_ref::Hold, //
+    }, //
 };
 use kernel::{
     impl_has_work, new_spinlock, new_work,
@@ -42,7 +44,7 @@ use kernel::{
 /// they share is modelled in `tests/host/tests/atomics`, which repeats it.
 #[pin_data]
 pub struct Flusher {
-    shared: Hold<Shared>,
+    shared: Ref<Shared>,
     region: Arc<RegionAccess>,
     is_asynchronous: bool,
     /// Requests that have written their data, and end after the next flush.
@@ -68,7 +70,7 @@ impl WorkItem for Flusher {
 
 impl Flusher {
     /// Prepares for flushing the region that a namespace is in. May sleep.
-    pub fn new(shared: Hold<Shared>, namespace: &Namespace<'_>) -> Result<Arc<Self>> {
+    pub fn new(shared: Ref<Shared>, namespace: &Namespace<'_>) -> Result<Arc<Self>> {
         let region = RegionAccess::new(namespace)?;
         let is_asynchronous = !namespace.device().region().is_synchronous();
 

@@ -28,16 +28,14 @@
 )]
 
 pub mod binding;
-pub mod dax;
+pub mod dax_device;
 pub mod disk;
 pub mod flush;
-pub mod geometry;
-pub mod infoblock;
 pub mod nd_driver;
 pub mod parameters;
+pub mod plain;
 pub mod platform_driver;
 pub mod pmem;
 pub mod range;
 pub mod retired;
-pub mod teardown;
 pub mod unbind;

@@ -2,7 +2,7 @@
 
 //! What the administrator can choose, while the module is loaded too.
 
-use crate::abstractions::moduleparam::REVOKE_TIMEOUT_MS;
+use crate::abstractions::kernel_ext::module_param::REVOKE_TIMEOUT_MS;
 
 /// Returns how long unbind waits for pinned pages before it retires the range, in milliseconds; 0
 /// for as long as it takes. The value may change while an unbind is waiting.

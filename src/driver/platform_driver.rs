@@ -6,22 +6,24 @@
 //! A platform device stands for it. It becomes a bus with a region for each range, whose namespaces are
 //! then offered to the drivers on the nd bus, of which this module has one.
 
-use super::geometry::is_whole_pages;
+use super::plain::geometry::is_whole_pages;
 use crate::abstractions::{
-    ioport::{
-        self,
-        PmemResource, //
+    kernel::memremap::Node,
+    kernel_ext::{
+        io::resource::{
+            self,
+            PmemResource, //
+        },
+        platform::{
+            self,
+            DeviceName,
+            NameTable, //
+        }, //
     },
-    memremap::Node,
     nvdimm::{
         Bus,
         Persistence,
         RegionDesc, //
-    },
-    platform::{
-        self,
-        DeviceName,
-        NameTable, //
     }, //
 };
 use core::ops::Range;
@@ -138,7 +140,7 @@ impl<'a> Source<'a> {
     /// Calls `f` with every range. An error of `f` ends the walk.
     fn for_each_memory(self, mut f: impl FnMut(PmemResource<'a>) -> Result) -> Result {
         match self {
-            Self::MemoryMap(dev) => ioport::for_each_legacy_pmem(f).inspect_err(|err| {
+            Self::MemoryMap(dev) => resource::for_each_legacy_pmem(f).inspect_err(|err| {
                 if *err == ENODEV {
                     dev_err!(dev, "the memory map has no persistent memory any more\n");
                 }
@@ -183,7 +185,7 @@ impl<'a> Source<'a> {
             );
             return false;
         }
-        if ioport::has_ram(range) {
+        if resource::has_ram(range) {
             dev_err!(
                 dev,
                 "[mem {:#x}-{:#x}] is left out, it is used as System RAM: reserve it (`no-map` in \

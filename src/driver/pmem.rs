@@ -4,19 +4,19 @@
 
 use super::{
     flush::Flusher,
-    geometry::{
-        Span,
-        SECTOR_SHIFT, //
+    plain::geometry::{
+        Span, //
+        SECTOR_SHIFT,
     },
     range::PmemRange, //
 };
-use crate::abstractions::{
+use crate::abstractions::kernel::{
     badblocks::{
         BadRange,
         Badblocks, //
     },
     dax,
-    pmem::WritableSlice, //
+    pmem_slice::WritableSlice, //
 };
 use kernel::{
     page::{

@@ -6,39 +6,43 @@
 //! that made it, for as long as its pages are in use. Disk and DAX device have references to it
 //! ([`PmemRange`]).
 
-use super::geometry::{
-    Span,
-    SECTOR_SHIFT, //
+use super::plain::geometry::{
+    Span, //
+    SECTOR_SHIFT,
 };
 use crate::abstractions::{
-    badblocks::Badblocks,
-    dax,
-    fs_dax::{
-        self,
-        Pagemap, //
+    kernel::{
+        badblocks::Badblocks,
+        dax,
+        fs::dax::{
+            self as fs_dax,
+            Pagemap, //
+        },
+        memremap::{
+            Memremap,
+            Node,
+            PagemapConfig,
+            PagemapInner,
+            PagemapOperations,
+            PagemapRef,
+            PagesInUse, //
+        },
+        percpu_ref::{
+            Counted,
+            Ref, //
+        },
+        pmem_slice::{
+            PmemSlice,
+            WritableSlice, //
+        }, //
     },
-    ioport::{
-        MemRegion,
-        RegionName, //
-    },
-    memremap::{
-        Memremap,
-        Node,
-        PagemapConfig,
-        PagemapInner,
-        PagemapOperations,
-        PagemapRef,
-        PagesInUse, //
-    },
-    percpu_ref::{
-        Counted,
-        Hold, //
-    },
-    pmem::{
-        PmemSlice,
-        WritableSlice, //
-    },
-    workqueue::OwnedQueue, //
+    kernel_ext::{
+        io::resource::{
+            MemRegion,
+            RegionName, //
+        },
+        workqueue::OwnedQueue, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
@@ -97,7 +101,7 @@ impl Memory {
         layout: Layout,
         node: Node,
         badblocks: Arc<Badblocks>,
-        queue: Hold<OwnedQueue>,
+        queue: Ref<OwnedQueue>,
     ) -> Result<Self> {
         Ok(match layout {
             Layout::Pages(config) => {
@@ -115,7 +119,7 @@ impl Memory {
     pub fn reference(&self) -> Option<PmemRange> {
         Some(match self {
             Self::Pages(pages) => PmemRange::Pages(pages.reference()?),
-            Self::Plain(plain) => PmemRange::Plain(plain.hold()?),
+            Self::Plain(plain) => PmemRange::Plain(plain.try_get()?),
         })
     }
 
@@ -246,7 +250,7 @@ pub enum PmemRange {
     /// With `struct page`s.
     Pages(PagemapRef<FailureHandler>),
     /// Without.
-    Plain(Hold<Memremap>),
+    Plain(Ref<Memremap>),
 }
 
 impl PmemRange {

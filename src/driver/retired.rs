@@ -5,17 +5,19 @@
 
 use super::unbind::Unbind;
 use crate::abstractions::{
-    debugfs,
-    list::{
-        Slot,
-        Stack, //
-    },
-    module::Global,
-    percpu_ref::{
+    kernel::percpu_ref::{
         Counted,
-        Hold, //
+        Ref, //
     },
-    workqueue::OwnedQueue, //
+    kernel_ext::{
+        debugfs,
+        list::{
+            Slot,
+            Stack, //
+        },
+        module::Global,
+        workqueue::OwnedQueue, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
@@ -152,10 +154,10 @@ impl Shared {
 pub struct BoundList;
 
 impl debugfs::Contents for BoundList {
-    type Data = Hold<Shared>;
+    type Data = Ref<Shared>;
     type OwnerModule = crate::LocalModule;
 
-    fn show(shared: &Hold<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for device in shared.each().filter(|device| device.unbind.is_bound()) {
             f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
         }
@@ -167,10 +169,10 @@ impl debugfs::Contents for BoundList {
 pub struct RetiredList;
 
 impl debugfs::Contents for RetiredList {
-    type Data = Hold<Shared>;
+    type Data = Ref<Shared>;
     type OwnerModule = crate::LocalModule;
 
-    fn show(shared: &Hold<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for device in shared.each().filter(|device| device.unbind.is_retired()) {
             f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
         }

@@ -7,15 +7,7 @@
 use super::{
     flush::Flusher,
     parameters,
-    pmem::Pmem,
-    range::{
-        Closed,
-        FailureHandler,
-        Memory,
-        Revoked, //
-    },
-    retired::Shared,
-    teardown::{
+    plain::teardown::{
         self,
         End,
         Environment,
@@ -23,31 +15,43 @@ use super::{
         Teardown,
         User, //
     },
+    pmem::Pmem,
+    range::{
+        Closed,
+        FailureHandler,
+        Memory,
+        Revoked, //
+    },
+    retired::Shared, //
 };
 use crate::abstractions::{
-    completion::Completion,
-    dax,
-    fs_dax::{
-        self,
-        Walked, //
+    kernel::{
+        block::gendisk::{
+            self,
+            RemovedDisk, //
+        },
+        dax,
+        fs::dax::{
+            self as fs_dax,
+            Walked, //
+        },
+        memremap::PagesInUse,
+        percpu_ref::Ref,
+        wait::{
+            fatal_signal_pending,
+            WaitQueue, //
+        }, //
     },
-    gendisk::{
-        self,
-        RemovedDisk, //
+    kernel_ext::{
+        io::resource::RegionName,
+        module::ModuleRef,
+        sync::completion::Completion,
+        time::{
+            sleep,
+            Stopwatch, //
+        }, //
     },
-    ioport::RegionName,
-    memremap::PagesInUse,
-    module::ModuleRef,
-    nvdimm::ProviderWatcher,
-    percpu_ref::Hold,
-    time::{
-        sleep,
-        Stopwatch, //
-    },
-    wait::{
-        fatal_signal_pending,
-        WaitQueue, //
-    },
+    nvdimm::ProviderWatcher, //
 };
 use core::ops::Range;
 use kernel::{
@@ -119,7 +123,7 @@ struct Report {
 /// It is made before the device is bound, so that nothing on the way needs memory.
 #[pin_data]
 pub struct Unbind {
-    shared: Hold<Shared>,
+    shared: Ref<Shared>,
     /// The name of the device, for messages: the device may be gone by then.
     name: CString,
     phys: Range<PhysAddr>,
@@ -176,7 +180,7 @@ impl WorkItem<1> for Unbind {
 impl Unbind {
     /// Prepares for the end of a device with this name and physical range, and this memory.
     pub fn new(
-        shared: Hold<Shared>,
+        shared: Ref<Shared>,
         name: CString,
         phys: Range<PhysAddr>,
         flusher: Arc<Flusher>,

@@ -2,11 +2,13 @@
 
 //! Buses: what a provider of persistent memory registers, and the regions on them.
 
-use super::bindings;
+use crate::abstractions::nvdimm::bindings;
 use crate::abstractions::{
-    ioport::PmemResource,
-    memremap::Node,
-    module::Registered, //
+    kernel::memremap::Node,
+    kernel_ext::{
+        io::resource::PmemResource,
+        module::Registered, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -41,11 +43,11 @@ pub enum Persistence {
 ///
 /// ```compile_fail,E0308
 /// use pmem_rs::abstractions::{
-///     memremap::Node,
+///     kernel::memremap::Node,
 ///     nvdimm::{
 ///         Persistence,
 ///         RegionDesc, //
-///     },
+///     }, //
 /// };
 ///
 /// fn describe(start: u64, len: u64) -> RegionDesc<'static> {
@@ -93,13 +95,13 @@ pub struct RegionDesc<'a> {
 ///     str::CString, //
 /// };
 /// use pmem_rs::abstractions::{
-///     memremap::Node,
+///     kernel::memremap::Node,
+///     kernel_ext::platform,
 ///     nvdimm::{
 ///         Bus,
 ///         Persistence,
 ///         RegionDesc, //
-///     },
-///     platform, //
+///     }, //
 /// };
 ///
 /// fn provide(dev: &Device<Bound>) -> Result<Bus<'_>> {
@@ -245,14 +247,14 @@ impl Drop for Bus<'_> {
 #[kunit_tests(pmem_rs_bus)]
 mod tests {
     use super::{
-        super::provider::{
+        crate::abstractions::nvdimm::provider::{
             ProviderWatcher,
             Watchers, //
         },
         *, //
     };
-    use crate::abstractions::{
-        ioport::free_range,
+    use crate::abstractions::kernel_ext::{
+        io::resource::free_range,
         time::sleep, //
     };
     use kernel::{

@@ -2,15 +2,17 @@
 
 //! Namespaces, and the personalities that claim them.
 
-use super::{
+use crate::abstractions::nvdimm::{
     bindings,
     Device,
     Kind, //
 };
 use crate::abstractions::{
-    gendisk::DiskName,
-    ioport::MemRegion,
-    memremap::PagemapConfig, //
+    kernel::{
+        block::gendisk::DiskName,
+        memremap::PagemapConfig, //
+    },
+    kernel_ext::io::resource::MemRegion, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -54,8 +56,8 @@ use kernel::{
 ///     str::CString, //
 /// };
 /// use pmem_rs::abstractions::{
-///     ioport::MemRegion,
-///     memremap::PagemapConfig,
+///     kernel::memremap::PagemapConfig,
+///     kernel_ext::io::resource::MemRegion,
 ///     nvdimm::Namespace, //
 /// };
 ///
@@ -577,7 +579,7 @@ impl Drop for DetachBtt {
 #[kunit_tests(pmem_rs_namespace)]
 mod tests {
     use super::*;
-    use crate::abstractions::ioport::free_range;
+    use crate::abstractions::kernel_ext::io::resource::free_range;
     use kernel::faux;
 
     /// Calls `f` with a namespace that has a range and a name, and nothing else.

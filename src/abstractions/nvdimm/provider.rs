@@ -9,7 +9,7 @@
 //! C headers: [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h),
 //! [`include/linux/notifier.h`](srctree/include/linux/notifier.h)
 
-use super::{
+use crate::abstractions::nvdimm::{
     bindings,
     Device, //
 };
@@ -111,7 +111,11 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 ///
 /// ```compile_fail,E0505
 /// # use kernel::{device::Bound, prelude::*, sync::Arc};
-/// # use pmem_rs::abstractions::nvdimm::{Device, ProviderWatch, ProviderWatcher};
+/// # use pmem_rs::abstractions::nvdimm::{
+/// #     Device,
+/// #     ProviderWatch,
+/// #     ProviderWatcher, //
+/// # };
 /// fn keep(binding: KBox<Device<Bound>>, watcher: Arc<impl ProviderWatcher>) -> Result {
 ///     let watch = ProviderWatch::new(&binding, watcher)?;
 ///

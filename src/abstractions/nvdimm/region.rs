@@ -2,13 +2,13 @@
 
 //! Regions: what the namespaces in them have in common.
 
-use super::{
-    bindings,
-    Namespace, //
-};
-use crate::abstractions::{
+use crate::abstractions::kernel::{
     badblocks::Badblocks,
     kobject, //
+};
+use crate::abstractions::nvdimm::{
+    bindings,
+    Namespace, //
 };
 use core::ops::Range;
 use kernel::{
@@ -135,11 +135,11 @@ impl Region {
 /// ```no_run
 /// use kernel::prelude::*;
 /// use pmem_rs::abstractions::{
-///     bio::Bio,
+///     kernel::block::bio::Bio,
 ///     nvdimm::{
 ///         Namespace,
 ///         RegionAccess, //
-///     },
+///     }, //
 /// };
 ///
 /// /// Ends requests as durable.

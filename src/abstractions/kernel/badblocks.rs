@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of what is bad: sectors of a disk, or pages of a mapping.
+//!
+//! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
+
+use crate::abstractions::{
+    bindings,
+    kernel::kernfs::Dirent, //
+};
+use core::ptr::{
+    addr_of,
+    NonNull, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::SetOnce,
+    types::Opaque, //
+};
+
+/// A run of bad sectors that a [`Badblocks::check`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRange {
+    /// The first bad sector. It may lie before the sectors that were asked about.
+    pub first: u64,
+    /// How many sectors are bad from there on.
+    pub sectors: u64,
+}
+
+/// The bad sectors of a disk. The C side only counts, so it may as well be pages that are listed.
+///
+/// All operations may be called by several threads at once, and where interrupts are on; the C side
+/// serialises them with a seqlock.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::kernel::badblocks::Badblocks;
+///
+/// let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
+///
+/// // Which sectors are bad is the region's to say (`Region::populate_badblocks`).
+/// assert!(list.is_empty());
+/// assert!(list.check(0, 8).is_none());
+///
+/// // To heal what is bad, sector by sector: overwrite it, then take it off the list.
+/// if let Some(bad) = list.check(0, 8) {
+///     list.clear(bad.first, bad.sectors)?;
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// `inner` was initialised by `badblocks_init` and stays where it is until it is dropped.
+#[pin_data(PinnedDrop)]
+pub struct Badblocks {
+    #[pin]
+    inner: Opaque<bindings::badblocks>,
+    attribute: SetOnce<Dirent>,
+}
+
+// SAFETY: `struct badblocks` may be used and freed by any thread.
+unsafe impl Send for Badblocks {}
+
+// SAFETY: `struct badblocks` is protected by its own seqlock.
+unsafe impl Sync for Badblocks {}
+
+impl Badblocks {
+    /// Creates an empty list.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // INVARIANT: Initialised here, and pinned from here on.
+            inner <- Opaque::try_ffi_init(|slot: *mut bindings::badblocks| {
+                // SAFETY: `slot` is valid for writing. All zeroes is what the C users start from.
+                unsafe { slot.write_bytes(0, 1) };
+
+                // SAFETY: As above.
+                to_result(unsafe { bindings::badblocks_init(slot, 1) })
+            }),
+            attribute: SetOnce::new(),
+        })
+    }
+
+    /// Sets the sysfs attribute that shows the list, whose pollers are to be woken when an entry
+    /// goes. Only the first call has an effect.
+    pub fn set_attribute(&self, attribute: Dirent) {
+        self.attribute.populate(attribute);
+    }
+
+    /// Wakes those who poll the attribute.
+    pub fn notify(&self) {
+        if let Some(attribute) = self.attribute.as_ref() {
+            attribute.notify();
+        }
+    }
+
+    /// Returns whether there are no bad sectors at all.
+    ///
+    /// The answer may be outdated when it arrives, as with the C users of `badblocks::count`.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: By the type invariant the field is initialised. It is written under a lock that
+        // is not taken here; a volatile read of an aligned `int` cannot tear.
+        unsafe { addr_of!((*self.inner.get()).count).read_volatile() == 0 }
+    }
+
+    /// Looks for the first bad sector among the `sectors` ones from `first` on.
+    pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
+        if self.is_empty() {
+            return None;
+        }
+
+        chunks(first, sectors).find_map(|(first, sectors)| self.check_chunk(first, sectors))
+    }
+
+    /// As [`Self::check`], for a number of sectors that [`chunks`] made.
+    fn check_chunk(&self, first: u64, sectors: u64) -> Option<BadRange> {
+        let mut bad = BadRange {
+            first: 0,
+            sectors: 0,
+        };
+        // SAFETY: By the type invariant `inner` is initialised; the results go to local variables.
+        let found = unsafe {
+            bindings::badblocks_check(
+                self.inner.get(),
+                first,
+                sectors,
+                &mut bad.first,
+                &mut bad.sectors,
+            )
+        };
+
+        (found != 0).then_some(bad)
+    }
+
+    /// Puts `sectors` sectors from `first` on on the list, and wakes those who poll it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if the list is full, which has room for some hundred runs; it does not matter then whether
+    /// the sectors are on it already. A part of them may be on it.
+    pub fn add(&self, first: u64, sectors: u64) -> Result {
+        let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
+            // SAFETY: By the type invariant `inner` is initialised.
+            let all = unsafe { bindings::badblocks_set(self.inner.get(), first, sectors, 1) };
+
+            if all {
+                Ok(())
+            } else {
+                Err(ENOSPC)
+            }
+        });
+        self.notify();
+        result
+    }
+
+    /// Returns whether all of the `sectors` sectors from `first` on are bad.
+    pub fn contains(&self, first: u64, sectors: u64) -> bool {
+        let end = first.saturating_add(sectors);
+        let mut next = first;
+
+        while next < end {
+            let Some(bad) = self.check(next, 1) else {
+                return false;
+            };
+            next = bad
+                .first
+                .saturating_add(bad.sectors)
+                .max(next.saturating_add(1));
+        }
+        true
+    }
+
+    /// Takes `sectors` sectors from `first` on off the list, and wakes those who poll it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if some of them are still on it: they are in the middle of a run, and the list has no room to
+    /// make two of it (`_badblocks_clear()` in `block/badblocks.c`, which does not say so in all cases).
+    pub fn clear(&self, first: u64, sectors: u64) -> Result {
+        if sectors == 0 {
+            return Ok(());
+        }
+
+        for (first, sectors) in chunks(first, sectors) {
+            // SAFETY: By the type invariant `inner` is initialised.
+            unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
+        }
+        self.notify();
+        match self.check(first, sectors) {
+            None => Ok(()),
+            Some(_) => Err(ENOSPC),
+        }
+    }
+
+    /// Returns the C structure, which is valid as long as `self` is.
+    pub(in crate::abstractions) fn as_raw(&self) -> NonNull<bindings::badblocks> {
+        NonNull::from(&self.inner).cast()
+    }
+}
+
+/// Cuts a request into parts that the C functions can handle.
+///
+/// They take 64-bit numbers of sectors, but count with an `int`: from 1 TiB on they warn, and may
+/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty request.
+fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+    const MAX: u64 = 1 << 30;
+    let mut rest = sectors.min(u64::MAX.saturating_sub(first));
+    let mut next = first;
+
+    core::iter::from_fn(move || {
+        let len = rest.min(MAX);
+        if len == 0 {
+            return None;
+        }
+        let chunk = (next, len);
+        rest = rest.saturating_sub(len);
+        next = next.saturating_add(len);
+        Some(chunk)
+    })
+}
+
+#[pinned_drop]
+impl PinnedDrop for Badblocks {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant `inner` is initialised, and nobody uses it any more.
+        unsafe { bindings::badblocks_exit(self.inner.get()) };
+    }
+}
+
+#[kunit_tests(pmem_rs_badblocks)]
+mod tests {
+    use super::*;
+    use kernel::page::PAGE_SIZE;
+
+    fn list_of(runs: &[(u64, u64)]) -> Result<Pin<KBox<Badblocks>>> {
+        let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
+
+        for (first, sectors) in runs {
+            list.add(*first, *sectors)?;
+        }
+        Ok(list)
+    }
+
+    #[test]
+    fn a_new_list_is_empty() -> Result {
+        let list = list_of(&[])?;
+
+        assert!(list.is_empty());
+        assert!(list.check(0, u64::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_is_found_by_all_that_overlap_it() -> Result {
+        let list = list_of(&[(100, 8)])?;
+        let run = BadRange {
+            first: 100,
+            sectors: 8,
+        };
+
+        assert!(!list.is_empty());
+        assert!(list.check(92, 8).is_none());
+        assert!(list.check(92, 9) == Some(run));
+        assert!(list.check(104, 1) == Some(run));
+        assert!(list.check(107, 50) == Some(run));
+        assert!(list.check(108, 50).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn of_several_runs_the_first_is_found() -> Result {
+        let list = list_of(&[(5000, 1), (300, 2), (40, 3)])?;
+
+        assert!(list.check(0, 10000).is_some_and(|bad| bad.first == 40));
+        assert!(list.check(43, 10000).is_some_and(|bad| bad.first == 300));
+        assert!(list.check(302, 10000).is_some_and(|bad| bad.first == 5000));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_cleared_is_good() -> Result {
+        let list = list_of(&[(100, 8)])?;
+
+        list.clear(102, 2)?;
+        assert!(list.check(102, 2).is_none());
+        assert!(list.check(100, 2).is_some());
+        assert!(list.check(104, 4).is_some());
+        list.clear(0, 1 << 40)?;
+        assert!(list.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_asked_about_no_sectors() -> Result {
+        let list = list_of(&[(100, 8)])?;
+
+        assert!(list.check(104, 0).is_none());
+        list.clear(104, 0)?;
+        assert!(list.check(104, 1).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_list_says_so() -> Result {
+        let list = list_of(&[])?;
+        // Runs that do not touch, so that they cannot be merged.
+        let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
+
+        assert!(refused.is_some_and(|run| run > 100));
+        list.clear(0, 1)?;
+        list.add(2, 1)?;
+        assert!(list.check(0, 3).is_some_and(|bad| bad.first == 2));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_full_list_cannot_split_stays_on_it() -> Result {
+        let list = list_of(&[(1 << 20, 24)])?;
+        // Runs that do not touch.
+        let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
+
+        assert!(refused.is_some());
+
+        assert!(list.clear((1 << 20) + 8, 8).is_err_and(|err| err == ENOSPC));
+        assert!(list.contains(1 << 20, 24));
+        // The end of a run needs no room.
+        list.clear((1 << 20) + 8, 16)?;
+        assert!(list.contains(1 << 20, 8));
+        Ok(())
+    }
+
+    #[test]
+    fn all_of_them_are_bad_or_not() -> Result {
+        // More than one entry of the C list.
+        let list = list_of(&[(100, 1000), (1100, 8), (1109, 1)])?;
+
+        assert!(list.contains(100, 1008));
+        assert!(list.contains(500, 1));
+        assert!(!list.contains(99, 2));
+        assert!(!list.contains(1107, 2));
+        assert!(!list.contains(1100, 10));
+        assert!(list.contains(5, 0));
+        Ok(())
+    }
+
+    // With these lengths the C function warns, or does not return.
+    #[test]
+    fn more_sectors_than_an_int_can_count() -> Result {
+        let list = list_of(&[(5, 1), (1 << 33, 4)])?;
+
+        assert!(list.check(6, 1 << 31).is_none());
+        assert!(list.check(6, 1 << 32).is_none());
+        assert!(list
+            .check(6, 1 << 34)
+            .is_some_and(|bad| bad.first == 1 << 33));
+        assert!(list
+            .check(6, u64::MAX)
+            .is_some_and(|bad| bad.first == 1 << 33));
+        Ok(())
+    }
+}

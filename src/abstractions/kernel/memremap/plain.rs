@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings without `struct page`s.
+
+use crate::abstractions::kernel::memremap::bindings;
+use crate::abstractions::{
+    kernel::pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    },
+    kernel_ext::io::resource::{
+        MemRegion,
+        RegionName, //
+    }, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    io::PhysAddr,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A mapping of a physical range that has no `struct page`s.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::{
+///     kernel::memremap::Memremap,
+///     nvdimm::Namespace, //
+/// };
+///
+/// fn wipe(namespace: &Namespace<'_>, name: CString) -> Result {
+///     let mapping = Memremap::new(namespace.reserve(name)?)?;
+///
+///     let len = mapping.slice().len();
+///     mapping.writable().zero();
+///     // Goes with its reservation.
+///     Ok(())
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// `memremap` mapped the `len` bytes of `reservation` at `addr`.
+pub struct Memremap {
+    addr: NonNull<u8>,
+    len: usize,
+    // Goes after the mapping.
+    reservation: MemRegion,
+}
+
+// SAFETY: A mapping may be used and taken down by any thread.
+unsafe impl Send for Memremap {}
+
+// SAFETY: Through a shared reference only slices are made.
+unsafe impl Sync for Memremap {}
+
+impl Memremap {
+    /// Maps all of a reserved range as the architecture maps persistent memory
+    /// (`ARCH_MEMREMAP_PMEM`). May sleep.
+    pub fn new(reservation: MemRegion) -> Result<Self> {
+        let len = usize::try_from(reservation.len())?;
+
+        // SAFETY: The C function either maps the range or fails; it is reserved, so it is not RAM.
+        let addr = unsafe {
+            bindings::memremap(
+                reservation.start(),
+                len,
+                bindings::ARCH_MEMREMAP_PMEM as usize,
+            )
+        };
+
+        // INVARIANT: `memremap` has succeeded.
+        Ok(Self {
+            addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
+            len,
+            reservation,
+        })
+    }
+
+    /// Returns where the memory is in physical memory.
+    pub fn phys(&self) -> PhysAddr {
+        self.reservation.start()
+    }
+
+    /// Returns all of the memory.
+    #[inline]
+    pub fn slice(&self) -> PmemSlice<'_> {
+        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
+        unsafe { PmemSlice::from_raw_parts(self.addr, self.len) }
+    }
+
+    /// Returns all of the memory, to be written to.
+    ///
+    /// `memory_failure()` takes no page out of the mapping, since it has no `struct page`s.
+    #[inline]
+    pub fn writable(&self) -> WritableSlice<'_> {
+        // SAFETY: `memory_failure()` knows pages by their `struct page`s, of which there are none.
+        unsafe { WritableSlice::new(self.slice()) }
+    }
+
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
+        self.reservation.name()
+    }
+}
+
+impl Drop for Memremap {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the mapping is ours. Slices borrow from `self`, so there
+        // are none.
+        unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
+    }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Abstractions of C subsystems that the kernel crate does not have.
+//!
+//! Each file lies at the path that it would have in `rust/kernel/`.
+
+pub mod badblocks;
+pub mod block;
+pub mod dax;
+pub mod fs;
+pub mod kernfs;
+pub mod kobject;
+pub mod memremap;
+pub mod percpu_ref;
+pub mod pmem_slice;
+pub mod wait;

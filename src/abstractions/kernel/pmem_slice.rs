@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copying to and from persistent memory.
+//!
+//! Persistent memory is ordinary memory with two peculiarities. A store is durable only once it has
+//! left the CPU caches, so writes use the cache-flushing copies; and a load from a failed cell
+//! raises a machine check, so reads use the copies that survive it. What is still on its way to the
+//! memory controller after a write is flushed by [`RegionAccess::flush`].
+//!
+//! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
+//! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h) (`copy_mc_to_kernel`),
+//! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h) (`arch_invalidate_pmem`).
+//!
+//! [`RegionAccess::flush`]: crate::abstractions::nvdimm::RegionAccess::flush
+
+use crate::abstractions::{
+    bindings,
+    kernel::block::bio::{
+        Segment,
+        SegmentToFill, //
+    },
+    kernel_ext::iov::IterSource, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// A part of a mapped range of persistent memory, borrowed for `'a`.
+///
+/// It has a length and operations, and no address: all accesses go through the copies of this
+/// module. Other CPUs, user space and devices may access the same bytes at any
+/// time, so there is no way to make a Rust reference to them either.
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::kernel::{
+///     block::bio::Bio,
+///     pmem_slice::PmemSlice, //
+/// };
+///
+/// /// Answers a read request from where it says.
+/// fn read(memory: PmemSlice<'_>, bio: &Bio) -> Result {
+///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
+///
+///     for mut segment in bio.segments_to_fill() {
+///         memory
+///             .get(offset, segment.len())
+///             .ok_or(EIO)?
+///             .read_into(&mut segment)?;
+///         offset = offset.checked_add(segment.len()).ok_or(EIO)?;
+///     }
+///     Ok(())
+/// }
+/// ```
+///
+/// It cannot be written to, since some of its pages may have failed; for that there is
+/// [`WritableSlice`]:
+///
+/// ```compile_fail,E0599
+/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
+///
+/// fn wipe(memory: PmemSlice<'_>) {
+///     memory.zero();
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
+/// len` does not wrap. Pages that have failed may be missing in the mapping. A read of them fails
+/// with a fault that the copy catches.
+#[derive(Clone, Copy)]
+pub struct PmemSlice<'a> {
+    addr: NonNull<u8>,
+    len: usize,
+    _mapping: PhantomData<&'a ()>,
+}
+
+impl<'a> PmemSlice<'a> {
+    /// Makes a slice of the `len` bytes from `addr` on.
+    ///
+    /// # Safety
+    ///
+    /// For all of `'a`, the bytes must be mapped writable in the kernel, and `addr + len` must not
+    /// wrap.
+    #[inline]
+    pub(in crate::abstractions) unsafe fn from_raw_parts(addr: NonNull<u8>, len: usize) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            addr,
+            len,
+            _mapping: PhantomData,
+        }
+    }
+
+    /// Returns the length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether the slice has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the `len` bytes from `offset` on, or [`None`] if they are not all within the slice.
+    #[inline]
+    pub fn get(&self, offset: usize, len: usize) -> Option<PmemSlice<'a>> {
+        if len > self.len.checked_sub(offset)? {
+            return None;
+        }
+
+        // INVARIANT: `offset + len <= self.len`, so this is a part of a slice that upholds it.
+        Some(Self {
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `offset` is
+            // at most its length.
+            addr: unsafe { self.addr.add(offset) },
+            len,
+            _mapping: PhantomData,
+        })
+    }
+
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    #[inline]
+    pub fn split_at(&self, len: usize) -> Option<(PmemSlice<'a>, PmemSlice<'a>)> {
+        let rest = self.len.checked_sub(len)?;
+
+        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that
+        // upholds it.
+        let first = Self { len, ..*self };
+        let rest = Self {
+            // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at
+            // most its length.
+            addr: unsafe { self.addr.add(len) },
+            len: rest,
+            ..*self
+        };
+        Some((first, rest))
+    }
+
+    /// Reads into the memory of a read request, as many bytes as both have.
+    ///
+    /// Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine
+    /// check; the segment then holds an unspecified mix of old and new bytes.
+    #[inline]
+    pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
+        let len = self.len.min(segment.len());
+
+        // SAFETY: By the type invariants both sides have `len` bytes, and those of the segment are
+        // there to be written to; `copy_mc_to_kernel` is the copy for a source that may raise a
+        // machine check.
+        let rest = unsafe {
+            bindings::copy_mc_to_kernel(
+                segment.as_mut_ptr().cast(),
+                self.addr.as_ptr().cast(),
+                len as c_uint,
+            )
+        };
+        segment.flush_dcache();
+
+        if rest != 0 {
+            return Err(ENODATA);
+        }
+        Ok(())
+    }
+}
+
+/// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
+///
+/// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
+/// the mapping makes one of these only after it has looked: [`Pagemap::writable`],
+/// [`Memremap::writable`].
+///
+/// A page may still fail between that look and the store, or while this is kept. The store is an
+/// oops then, as it is in the C driver; no other memory is touched.
+///
+/// [`Memremap::writable`]: crate::abstractions::kernel::memremap::Memremap::writable
+/// [`Pagemap::writable`]: crate::abstractions::kernel::memremap::PagemapInner::writable
+///
+/// # Examples
+///
+/// ```no_run
+/// use pmem_rs::abstractions::kernel::{
+///     block::bio::Bio,
+///     memremap::Memremap, //
+/// };
+///
+/// /// Copies a write request to where it belongs.
+/// fn write(mapping: &Memremap, bio: &Bio) -> Result {
+///     let offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
+///     let mut rest = mapping.writable().get(offset, bio.len()).ok_or(EIO)?;
+///
+///     for segment in bio.segments() {
+///         let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+///         memory.write_from(&segment);
+///         rest = after;
+///     }
+///     Ok(())
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// No page that the slice is in had failed when the mapping looked.
+#[derive(Clone, Copy)]
+pub struct WritableSlice<'a>(PmemSlice<'a>);
+
+impl<'a> WritableSlice<'a> {
+    /// Makes a slice writable.
+    ///
+    /// # Safety
+    ///
+    /// The mapping must have looked, just now, and no page that the slice is in has failed.
+    #[inline]
+    pub(in crate::abstractions) unsafe fn new(slice: PmemSlice<'a>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(slice)
+    }
+
+    /// Returns the length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Returns whether the slice has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Returns the `len` bytes from `offset` on, or [`None`] if they are not all within the slice.
+    #[inline]
+    pub fn get(&self, offset: usize, len: usize) -> Option<WritableSlice<'a>> {
+        // INVARIANT: All pages of a part are pages of the whole.
+        self.0.get(offset, len).map(Self)
+    }
+
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    #[inline]
+    pub fn split_at(&self, len: usize) -> Option<(WritableSlice<'a>, WritableSlice<'a>)> {
+        let (first, rest) = self.0.split_at(len)?;
+
+        // INVARIANT: All pages of a part are pages of the whole.
+        Some((Self(first), Self(rest)))
+    }
+
+    /// Writes from the memory of a write request, as many bytes as both have, past the CPU caches.
+    ///
+    /// Does not sleep. The bytes are durable after the next flush of the region.
+    #[inline]
+    pub fn write_from(&self, segment: &Segment<'_>) {
+        let len = self.len().min(segment.len());
+
+        segment.flush_dcache();
+        // SAFETY: By the type invariants of `PmemSlice` and of `Segment`, both sides have `len`
+        // bytes.
+        unsafe {
+            bindings::memcpy_flushcache(self.0.addr.as_ptr().cast(), segment.as_ptr().cast(), len)
+        };
+    }
+
+    /// Writes zeroes past the CPU caches.
+    ///
+    /// Does not sleep. The zeroes are durable after the next flush of the region.
+    pub fn zero(&self) {
+        // SAFETY: The zero page always exists.
+        let zero_page = unsafe { bindings::zero_page_address() };
+        let mut rest = *self;
+
+        while !rest.is_empty() {
+            let len = rest.len().min(PAGE_SIZE);
+
+            // SAFETY: By the type invariant of `PmemSlice`, `rest` has `len` bytes, and `len` is at
+            // most the size of the zero page.
+            unsafe { bindings::memcpy_flushcache(rest.0.addr.as_ptr().cast(), zero_page, len) };
+
+            match rest.get(len, rest.len().saturating_sub(len)) {
+                Some(next) => rest = next,
+                None => break,
+            }
+        }
+    }
+
+    /// Writes from `source` past the CPU caches, and returns how many bytes there were.
+    ///
+    /// The source may be user memory: may sleep if the source may.
+    pub fn write_from_iter(&self, source: &mut IterSource<'_>) -> usize {
+        // SAFETY: By the type invariant of `PmemSlice`, `self` has `len` bytes; `source` is a valid
+        // source by its own invariant.
+        unsafe {
+            bindings::copy_from_iter_flushcache(
+                self.0.addr.as_ptr().cast(),
+                self.len(),
+                source.as_raw(),
+            )
+        }
+    }
+
+    /// Writes the CPU's cached copies of the bytes back to the medium.
+    ///
+    /// For what was stored there with ordinary stores, by user space for instance. Does not sleep.
+    /// The bytes are durable after the next flush of the region.
+    pub fn write_back(&self) {
+        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
+        // looked at.
+        unsafe { bindings::arch_wb_cache_pmem(self.0.addr.as_ptr().cast(), self.len()) };
+    }
+
+    /// Drops the CPU's cached copies of the bytes.
+    ///
+    /// For use after poison was cleared, so that the poisoned lines are not read from the caches.
+    /// Does not sleep.
+    pub fn invalidate(&self) {
+        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
+        // looked at. What the caches have is lost: the caller says that it may be, and there are no
+        // Rust references to the memory.
+        unsafe { bindings::arch_invalidate_pmem(self.0.addr.as_ptr().cast(), self.len()) };
+    }
+}
+
+/// Whether the cache-flushing copies really flush on this architecture.
+///
+/// Where they do not, writes cannot be guaranteed to persist.
+pub const HAS_FLUSHCACHE: bool = bindings::HAS_UACCESS_FLUSHCACHE;
+
+#[kunit_tests(pmem_rs_pmem)]
+mod tests {
+    use super::*;
+
+    /// Ordinary memory: the copies work on it too.
+    fn memory(len: usize) -> Result<KVec<u8>> {
+        Ok(KVec::from_elem(0xaa, len, GFP_KERNEL)?)
+    }
+
+    fn slice(memory: &mut KVec<u8>) -> WritableSlice<'_> {
+        // SAFETY: The vector has the bytes, for as long as it is borrowed. They do not fail.
+        unsafe {
+            WritableSlice::new(PmemSlice::from_raw_parts(
+                NonNull::new_unchecked(memory.as_mut_ptr()),
+                memory.as_slice().len(),
+            ))
+        }
+    }
+
+    #[test]
+    fn parts_are_within_the_whole() -> Result {
+        let mut memory = memory(100)?;
+        let whole = slice(&mut memory);
+
+        assert_eq!(whole.get(40, 60).map(|part| part.len()), Some(60));
+        assert_eq!(whole.get(100, 0).map(|part| part.len()), Some(0));
+        assert!(whole.get(40, 61).is_none());
+        assert!(whole.get(101, 0).is_none());
+        assert!(whole.get(1, usize::MAX).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_slice_is_cut_in_two_without_a_gap() -> Result {
+        let mut memory = memory(100)?;
+        let whole = slice(&mut memory);
+
+        let (first, rest) = whole.split_at(30).ok_or(EINVAL)?;
+        assert_eq!((first.len(), rest.len()), (30, 70));
+        assert!(first.0.addr == whole.0.addr);
+        assert!(rest.0.addr.as_ptr() == whole.0.addr.as_ptr().wrapping_add(30));
+        assert!(whole.split_at(100).is_some_and(|(_, rest)| rest.is_empty()));
+        assert!(whole.split_at(101).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn zeroes_go_where_they_should() -> Result {
+        let mut memory = memory(3 * PAGE_SIZE)?;
+
+        slice(&mut memory)
+            .get(1, 2 * PAGE_SIZE + 5)
+            .ok_or(EINVAL)?
+            .zero();
+
+        let expected = |index: usize| {
+            if (1..2 * PAGE_SIZE + 6).contains(&index) {
+                0
+            } else {
+                0xaa
+            }
+        };
+        assert!(memory
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == expected(index)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_source_is_copied_as_far_as_it_goes() -> Result {
+        let mut memory = memory(64)?;
+        let mut source = [0x55_u8; 16];
+        let kvec = bindings::kvec {
+            iov_base: source.as_mut_ptr().cast(),
+            iov_len: source.len(),
+        };
+        let mut iter = bindings::iov_iter::default();
+
+        // SAFETY: Iterator, vector and source live until the end of the test.
+        let mut iter = unsafe {
+            bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, &kvec, 1, 16);
+            IterSource::from_raw(&mut iter)
+        };
+        let part = slice(&mut memory).get(8, 32).ok_or(EINVAL)?;
+        assert_eq!(part.write_from_iter(&mut iter), 16);
+
+        assert!(memory
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == if (8..24).contains(&index) { 0x55 } else { 0xaa }));
+        Ok(())
+    }
+}

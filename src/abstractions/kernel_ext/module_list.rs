@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which modules are loaded.
+//!
+//! The kernel exports no function for this. Each module has an object in sysfs, and the set of all
+//! these objects is reached from the one of this module.
+//!
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+
+use crate::abstractions::bindings;
+use core::ptr::addr_of_mut;
+use kernel::{
+    container_of,
+    module::this_module,
+    prelude::*, //
+};
+
+/// Code that is a part of the kernel image, or a module.
+pub(in crate::abstractions) struct Code {
+    /// Whether it is part of the kernel image.
+    pub(in crate::abstractions) built_in: bool,
+    /// The name of the module, as in `/sys/module`.
+    pub(in crate::abstractions) module: &'static CStr,
+}
+
+impl Code {
+    /// Returns whether the code may run: it is part of the kernel image, or loaded. Does not sleep.
+    ///
+    /// A module counts as loaded from before its init until after its exit.
+    pub(in crate::abstractions) fn is_there(&self) -> bool {
+        self.built_in || is_loaded(self.module)
+    }
+}
+
+/// Returns whether sysfs has a module of this name.
+fn is_loaded(name: &CStr) -> bool {
+    let module = this_module::<crate::LocalModule>();
+    // SAFETY: This module is in sysfs while its code runs, in the set of all modules, which always
+    // exists.
+    let set = unsafe { (*module.as_ptr()).mkobj.kobj.kset };
+    if set.is_null() {
+        // To take a module for loaded costs time. To miss one is not sound.
+        return true;
+    }
+
+    let mut found = false;
+    // SAFETY: The list and the names of its members are protected by the lock.
+    unsafe {
+        bindings::spin_lock(addr_of_mut!((*set).list_lock));
+        let head = addr_of_mut!((*set).list);
+        let mut entry = (*head).next;
+        while entry != head {
+            let kobj = container_of!(entry, bindings::kobject, entry);
+            if !(*kobj).name.is_null() && bindings::strcmp((*kobj).name, name.as_char_ptr()) == 0 {
+                found = true;
+                break;
+            }
+            entry = (*entry).next;
+        }
+        bindings::spin_unlock(addr_of_mut!((*set).list_lock));
+    }
+    found
+}
+
+#[kunit_tests(pmem_rs_module_list)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_module_is_loaded_and_another_is_not() {
+        let this = Code {
+            built_in: false,
+            module: c"pmem_rs",
+        };
+        assert!(this.is_there());
+        for (built_in, there) in [(true, true), (false, false)] {
+            let other = Code {
+                built_in,
+                module: c"no_such_module",
+            };
+            assert!(other.is_there() == there);
+        }
+    }
+}
