@@ -444,7 +444,8 @@ mod tests {
             GFP_KERNEL,
         )?);
 
-        // SAFETY: All are valid until `outcome()` frees them. There are at most `MAX_VECS` segments.
+        // SAFETY: All are valid until `outcome()` frees them, and there are at most `MAX_VECS`
+        // segments.
         unsafe {
             let bio = (*request).bio.get();
             let vecs = (&raw mut (*request).vecs).cast();
@@ -501,8 +502,8 @@ mod tests {
         let pages = Pages::new()?;
         let (bio, raw) = request(WRITE, &pages, &[(0, 1024), (PAGE_SIZE, 2 * PAGE_SIZE)])?;
 
-        // SAFETY: The request is valid, and has as many bytes. The block layer does this to a request
-        // that it has split.
+        // SAFETY: The request is valid, and has as many bytes. The block layer advances a request
+        // that it has split like this.
         unsafe { bindings::__bio_advance((*raw).bio.get(), 1024 + 512) };
         assert_eq!(bio.sector(), 3);
         assert!(*segments(&bio)? == [(pages.at(PAGE_SIZE + 512), 2 * PAGE_SIZE - 512)]);
