@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Additions to modules that the kernel crate has.
+//! Additions to modules of the kernel crate.
 //!
 //! Each file lies at the path of the file in `rust/kernel/` that it adds to.
 
