@@ -139,8 +139,8 @@ impl Badblocks {
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if the list is full, which has room for some hundred runs; it does not matter then whether
-    /// the sectors are on it already. A part of them may be on it.
+    /// [`ENOSPC`] if the list is full, which has room for some hundred runs; it does not matter
+    /// then whether the sectors are on it already. A part of them may be on it.
     pub fn add(&self, first: u64, sectors: u64) -> Result {
         let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
             // SAFETY: By the type invariant `inner` is initialised.
@@ -177,8 +177,9 @@ impl Badblocks {
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if some of them are still on it: they are in the middle of a run, and the list has no room to
-    /// make two of it (`_badblocks_clear()` in `block/badblocks.c`, which does not say so in all cases).
+    /// [`ENOSPC`] if some of them are still on it: they are in the middle of a run, and the list
+    /// has no room to make two of it (`_badblocks_clear()` in `block/badblocks.c`, which does not
+    /// say so in all cases).
     pub fn clear(&self, first: u64, sectors: u64) -> Result {
         if sectors == 0 {
             return Ok(());
@@ -204,7 +205,8 @@ impl Badblocks {
 /// Cuts a request into parts that the C functions can handle.
 ///
 /// They take 64-bit numbers of sectors, but count with an `int`: from 1 TiB on they warn, and may
-/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty request.
+/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty
+/// request.
 fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
     const MAX: u64 = 1 << 30;
     let mut rest = sectors.min(u64::MAX.saturating_sub(first));

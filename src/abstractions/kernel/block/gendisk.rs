@@ -13,7 +13,7 @@ use crate::abstractions::{
         badblocks::Badblocks,
         block::bio::Bio,
         kernfs::Dirent,
-        memremap::Node, //
+        numa::Node, //
     },
     kernel_ext::module::Registered, //
 };
@@ -134,7 +134,7 @@ pub struct BoolAttribute<T> {
 ///             PAGE_BLOCK, //
 ///         }, //
 ///     },
-///     memremap::Node, //
+///     numa::Node, //
 /// };
 ///
 /// struct Abyss;
