@@ -19,7 +19,7 @@
 //!
 //! | proof | meaning | how it is given |
 //! |---|---|---|
-//! | revoked | translations failed before all files were walked through | by the type |
+//! | revoked | all files were walked through after translations were refused | by the type |
 //! | dead | there is no [`PagemapRef`] | [`dax::Registration`] puts its reference after `kill_dax()`, a disk after its removal |
 //! | no holder | no code in the kernel keeps an address | the disk by which the DAX device is found knows its claims ([`dax::Registration::set_host`]) |
 //! | idle | no exposed page has a reference or is associated with a file | the folios of all exposed pages are read |
@@ -29,10 +29,10 @@
 //!
 //! # Drops
 //!
-//! An owner that is dropped in any state leaks pages, mapping and reservation, and keeps the module
-//! loaded, with a warning. It is freed if no page was ever exposed and no reference is left. If the
-//! memory map is on the medium, which is removed with its provider, the memory cannot be leaked.
-//! The drop then waits until all proofs are there.
+//! In any state, a dropped owner is freed if no page was ever exposed and no reference is left.
+//! Otherwise pages, mapping and reservation are leaked, with a warning, and the module stays
+//! loaded. A memory map on the medium cannot be leaked, since it is removed with the provider. The
+//! drop then waits until all proofs are there.
 //!
 //! [`PagemapRef`]: crate::abstractions::kernel::memremap::PagemapRef
 //! [`dax::Registration`]: crate::abstractions::kernel::dax::Registration
