@@ -20,7 +20,7 @@ use crate::abstractions::{
     bindings,
     kernel::{
         block::gendisk,
-        memremap::Node, //
+        numa::Node, //
     },
     kernel_ext::module::Registered, //
 };

@@ -10,7 +10,7 @@
 
 use crate::abstractions::{
     bindings,
-    kernel::memremap::Node,
+    kernel::numa::Node,
     kernel_ext::{
         io::resource::PmemResource,
         module::Registered, //

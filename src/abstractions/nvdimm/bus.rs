@@ -4,7 +4,7 @@
 
 use crate::abstractions::nvdimm::bindings;
 use crate::abstractions::{
-    kernel::memremap::Node,
+    kernel::numa::Node,
     kernel_ext::{
         io::resource::PmemResource,
         module::Registered, //
@@ -43,7 +43,7 @@ pub enum Persistence {
 ///
 /// ```compile_fail,E0308
 /// use pmem_rs::abstractions::{
-///     kernel::memremap::Node,
+///     kernel::numa::Node,
 ///     nvdimm::{
 ///         Persistence,
 ///         RegionDesc, //
@@ -95,7 +95,7 @@ pub struct RegionDesc<'a> {
 ///     str::CString, //
 /// };
 /// use pmem_rs::abstractions::{
-///     kernel::memremap::Node,
+///     kernel::numa::Node,
 ///     kernel_ext::platform,
 ///     nvdimm::{
 ///         Bus,

@@ -10,12 +10,12 @@
 
 mod attribute;
 mod block_device;
-mod disk;
+mod gen_disk;
 mod limits;
 mod operations;
 mod state;
 
-pub use disk::{
+pub use gen_disk::{
     DiskName,
     GenDisk,
     Registration,

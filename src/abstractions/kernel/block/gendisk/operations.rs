@@ -56,7 +56,7 @@ pub struct BoolAttribute<T> {
 ///             PAGE_BLOCK, //
 ///         }, //
 ///     },
-///     memremap::Node, //
+///     numa::Node, //
 /// };
 ///
 /// struct Sink;

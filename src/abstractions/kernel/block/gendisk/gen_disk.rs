@@ -18,7 +18,7 @@ use crate::abstractions::{
             }, //
         },
         kernfs::Dirent,
-        memremap::Node, //
+        numa::Node, //
     },
     kernel_ext::module::Registered, //
 };
