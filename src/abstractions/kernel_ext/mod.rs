@@ -7,7 +7,6 @@
 pub mod debugfs;
 pub mod io;
 pub mod iov;
-pub mod list;
 pub mod module;
 pub(in crate::abstractions) mod module_list;
 pub mod module_param;

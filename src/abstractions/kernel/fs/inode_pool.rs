@@ -10,14 +10,9 @@ use crate::abstractions::{
         percpu_ref::Ref,
         wait::WaitQueue, //
     },
-    kernel_ext::{
-        list::{
-            Element,
-            Stack, //
-        },
-        workqueue::OwnedQueue, //
-    }, //
+    kernel_ext::workqueue::OwnedQueue, //
 };
+use core::mem::replace;
 use kernel::{
     impl_has_work,
     new_mutex,
@@ -61,14 +56,22 @@ pub(super) struct InodePool {
     work: Work<InodePool>,
 }
 
-struct Slots {
-    free: Stack<Option<Inode>>,
-    nr_free: usize,
-    kept: Stack<Option<Inode>>,
-    /// To be put by the worker.
-    to_put: Stack<Option<Inode>>,
-    /// The worker is putting a reference.
-    is_putting: bool,
+type Slots = [Slot; NR_SLOTS];
+
+enum Slot {
+    Free,
+    /// A reference that is kept until [`InodePool::release`].
+    Kept(Inode),
+    /// A reference that the worker is to put.
+    ToPut(Inode),
+    /// The worker is putting the reference. There is at most one such slot.
+    Putting,
+}
+
+impl Slot {
+    fn is_to_put(&self) -> bool {
+        matches!(self, Self::ToPut(_))
+    }
 }
 
 impl_has_work! {
@@ -79,14 +82,13 @@ impl WorkItem for InodePool {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        while let Some(mut slot) = this.next_to_put() {
-            drop(slot.value_mut().take());
+        while let Some(inode) = this.next_to_put() {
+            drop(inode);
 
-            {
-                let mut slots = this.slots.lock();
-                slots.free.push_node(slot);
-                slots.nr_free = slots.nr_free.saturating_add(1);
-                slots.is_putting = false;
+            for slot in this.slots.lock().iter_mut() {
+                if matches!(slot, Slot::Putting) {
+                    *slot = Slot::Free;
+                }
             }
             this.freed.wake_up();
         }
@@ -96,23 +98,12 @@ impl WorkItem for InodePool {
 impl InodePool {
     /// Allocates the slots. May sleep.
     pub(super) fn new(name: CString, queue: Ref<OwnedQueue>) -> Result<Arc<Self>> {
-        let mut free = Stack::new();
-        for _ in 0..NR_SLOTS {
-            free.push(None)?;
-        }
-
         Arc::pin_init(
             try_pin_init!(Self {
                 name,
                 queue,
                 slots <- new_mutex!(
-                    Slots {
-                        free,
-                        nr_free: NR_SLOTS,
-                        kept: Stack::new(),
-                        to_put: Stack::new(),
-                        is_putting: false,
-                    },
+                    pin_init::pin_init_array_from_fn(|_| Slot::Free),
                     "pmem_rs::InodePool::slots"
                 ),
                 freed <- WaitQueue::new(),
@@ -122,12 +113,14 @@ impl InodePool {
         )
     }
 
-    fn next_to_put(&self) -> Option<Element<Option<Inode>>> {
+    fn next_to_put(&self) -> Option<Inode> {
         let mut slots = self.slots.lock();
-        let slot = slots.to_put.pop_node()?;
+        let slot = slots.iter_mut().find(|slot| slot.is_to_put())?;
 
-        slots.is_putting = true;
-        Some(slot)
+        match replace(slot, Slot::Putting) {
+            Slot::ToPut(inode) => Some(inode),
+            _ => None,
+        }
     }
 
     /// Stores a reference in a slot, if more than `spare` slots are free. Otherwise puts kept
@@ -137,7 +130,7 @@ impl InodePool {
         inode: Inode,
         spare: usize,
         may_put: &dyn Fn(&Inode) -> bool,
-        list: fn(&mut Slots) -> &mut Stack<Option<Inode>>,
+        new: fn(Inode) -> Slot,
     ) {
         let mut inode = Some(inode);
         let mut retries: u32 = 0;
@@ -145,13 +138,9 @@ impl InodePool {
         loop {
             let stored = self.freed.wait_until(RETRY_INTERVAL, || {
                 let mut slots = self.slots.lock();
-                if slots.nr_free <= spare {
-                    return None;
-                }
-                let mut slot = slots.free.pop_node()?;
-                slots.nr_free = slots.nr_free.saturating_sub(1);
-                *slot.value_mut() = inode.take();
-                list(&mut slots).push_node(slot);
+                let mut free = slots.iter_mut().filter(|slot| matches!(slot, Slot::Free));
+
+                *free.nth(spare)? = new(inode.take()?);
                 Some(())
             });
             if stored.is_some() {
@@ -173,7 +162,7 @@ impl InodePool {
     /// true for a kept inode.
     pub(super) fn keep(self: &Arc<Self>, inode: &Inode, may_put: &dyn Fn(&Inode) -> bool) {
         // One slot is for the references that a walk puts.
-        self.store(inode.clone(), 1, may_put, |slots| &mut slots.kept);
+        self.store(inode.clone(), 1, may_put, Slot::Kept);
     }
 
     /// Puts a reference, the last one by the worker. Sleeps if no slot is free, as [`Self::keep`].
@@ -182,12 +171,12 @@ impl InodePool {
             return;
         };
 
-        self.store(rest, 0, may_put, |slots| &mut slots.to_put);
+        self.store(rest, 0, may_put, Slot::ToPut);
         self.start();
     }
 
     fn start(self: &Arc<Self>) {
-        // An error means that the work is queued already. It takes all slots of the list.
+        // An error means that the work is queued already. It finds this slot.
         let _ = self.queue.enqueue(self.clone());
     }
 
@@ -195,16 +184,13 @@ impl InodePool {
     pub(super) fn release(self: &Arc<Self>, may_put: impl Fn(&Inode) -> bool) {
         {
             let mut slots = self.slots.lock();
-            let mut rest = Stack::new();
-            while let Some(slot) = slots.kept.pop_node() {
-                if slot.value().as_ref().is_none_or(&may_put) {
-                    slots.to_put.push_node(slot);
-                } else {
-                    rest.push_node(slot);
-                }
+            for slot in slots.iter_mut() {
+                *slot = match replace(slot, Slot::Free) {
+                    Slot::Kept(inode) if may_put(&inode) => Slot::ToPut(inode),
+                    other => other,
+                };
             }
-            slots.kept = rest;
-            if slots.to_put.is_empty() {
+            if !slots.iter().any(Slot::is_to_put) {
                 return;
             }
         }
@@ -215,7 +201,10 @@ impl InodePool {
     pub(super) fn wait_put(&self, limit: Msecs) {
         self.freed.wait_until(limit, || {
             let slots = self.slots.lock();
-            (slots.to_put.is_empty() && !slots.is_putting).then_some(())
+            let is_done = slots
+                .iter()
+                .all(|slot| matches!(slot, Slot::Free | Slot::Kept(_)));
+            is_done.then_some(())
         });
     }
 }

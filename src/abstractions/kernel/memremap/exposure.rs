@@ -7,10 +7,7 @@
 
 use crate::abstractions::{
     bindings,
-    kernel_ext::{
-        list::Array,
-        sync::atomic::read_once, //
-    }, //
+    kernel_ext::sync::atomic::read_once, //
 };
 use core::ops::Range;
 use kernel::{
@@ -34,7 +31,7 @@ use kernel::{
 pub(super) struct Exposure {
     /// The number of the chunk that the first bit stands for.
     first: usize,
-    bits: Array<Atomic<usize>>,
+    bits: KVVec<Atomic<usize>>,
 }
 
 impl Exposure {
@@ -47,12 +44,16 @@ impl Exposure {
         let first = usize::try_from(frames.start >> Self::SHIFT)?;
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
+        let words = chunks.div_ceil(Self::BITS);
+
+        let mut bits = KVVec::with_capacity(words, GFP_KERNEL)?;
+        for _ in 0..words {
+            bits.push_within_capacity(Atomic::new(0))
+                .map_err(|_| ENOMEM)?;
+        }
 
         // INVARIANT: `chunks` are all that have any of the frames, rounded up to whole words.
-        Ok(Self {
-            first,
-            bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
-        })
+        Ok(Self { first, bits })
     }
 
     /// Returns the word and the mask of the bit for a chunk, if there is one.
