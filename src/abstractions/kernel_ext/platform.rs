@@ -13,10 +13,10 @@ use crate::abstractions::{
     bindings,
     kernel::memremap::Node,
     kernel_ext::{
+        device::name_of,
         io::resource::PmemResource,
         module::Registered, //
-    },
-    nvdimm, //
+    }, //
 };
 use kernel::{
     device::{
@@ -159,7 +159,7 @@ fn raw<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> *mut bindings
 /// That of the kernel crate has a path that panics.
 pub fn name<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> &CStr {
     // SAFETY: The device is valid, and has been added, so its name does not change.
-    unsafe { nvdimm::name_of(raw(dev)) }
+    unsafe { name_of(raw(dev)) }
 }
 
 /// Returns the NUMA node of a device.
