@@ -123,8 +123,8 @@ pub struct RegionDesc<'a> {
 ///
 /// # Invariants
 ///
-/// `bus` is a registered bus that is bound to its driver. It was registered with `descriptor`, which
-/// points to `provider`. Neither moves.
+/// `bus` is a registered bus that is bound to its driver. It was registered with `descriptor`,
+/// which points to `provider`. Neither moves.
 pub struct Bus<'bound> {
     bus: NonNull<bindings::nvdimm_bus>,
     _descriptor: KBox<Opaque<bindings::nvdimm_bus_descriptor>>,
@@ -142,7 +142,8 @@ unsafe impl Sync for Bus<'_> {}
 impl<'bound> Bus<'bound> {
     /// Registers a bus as a child of `parent`. Sleeps.
     ///
-    /// `provider` is the name in sysfs. The bus and its regions get the device tree node of `parent`.
+    /// `provider` is the name in sysfs. The bus and its regions get the device tree node of
+    /// `parent`.
     ///
     /// # Errors
     ///

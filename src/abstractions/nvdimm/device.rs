@@ -144,8 +144,8 @@ mod tests {
     fn a_device_of_no_other_kind_is_a_namespace() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_nd_device", None)?;
         let generic: &device::Device<Bound> = faux.as_ref().as_ref();
-        // SAFETY: The device is valid for as long as `faux`. It is not on the bus, which the methods
-        // below do not depend on.
+        // SAFETY: The device is valid for as long as `faux`. It is not on the bus, which the
+        // methods below do not depend on.
         let dev = unsafe { &*core::ptr::from_ref(generic).cast::<Device>() };
 
         assert!(dev.kind() == Kind::Namespace);

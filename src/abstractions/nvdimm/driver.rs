@@ -120,8 +120,8 @@ pub trait Driver {
     /// # Errors
     ///
     /// After any error the bus offers the device to the next driver. After [`EOPNOTSUPP`] the bus
-    /// also creates a new seed (an empty device of the same kind for user space to configure), as it
-    /// does after success. Therefore empty seeds must be refused with another error.
+    /// also creates a new seed (an empty device of the same kind for user space to configure), as
+    /// it does after success. Therefore empty seeds must be refused with another error.
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
@@ -187,8 +187,8 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         to_result(unsafe {
             bindings::__nd_driver_register(ndrv, module.as_ptr(), name.as_char_ptr())
         })?;
-        // SAFETY: `__nd_driver_register()` has set the bus. libnvdimm, which this module depends on,
-        // keeps it registered. The reference to the notifier is kept until `unregister`.
+        // SAFETY: `__nd_driver_register()` has set the bus. libnvdimm, which this module depends
+        // on, keeps it registered. The reference to the notifier is kept until `unregister`.
         if let Err(err) = unsafe { watchers.register((*ndrv).drv.bus) } {
             // SAFETY: The driver has just been registered.
             unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
@@ -247,8 +247,8 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: The bus calls this with a valid device, for the duration of the call.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        // SAFETY: The bus calls this only for devices with a driver, so `probe_callback` has set the
-        // data. The device lock is held, so the device is not unbound meanwhile.
+        // SAFETY: The bus calls this only for devices with a driver, so `probe_callback` has set
+        // the data. The device lock is held, so the device is not unbound meanwhile.
         let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
 
         T::shutdown(dev, data);
@@ -411,8 +411,8 @@ mod tests {
         Callbacks::shutdown_callback(dev);
         Callbacks::remove_callback(dev);
 
-        // SAFETY: The device is valid, and `bind` has stored a `Log` in it. The driver core does not
-        // take that, since the device is not bound.
+        // SAFETY: The device is valid, and `bind` has stored a `Log` in it. The driver core does
+        // not take that, since the device is not bound.
         let log = unsafe {
             let data = bindings::dev_get_drvdata(dev);
             bindings::dev_set_drvdata(dev, core::ptr::null_mut());

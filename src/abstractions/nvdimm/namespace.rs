@@ -38,7 +38,8 @@ const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
 ///
 /// It cannot be resized, reconfigured or claimed by another device meanwhile. The
 /// [`Adapter`](super::Adapter) makes one for each call of [`Driver::probe`](super::Driver::probe).
-/// The methods that enable or attach the namespace consume it, so that it is in one state at a time.
+/// The methods that enable or attach the namespace consume it, so that it is in one state at a
+/// time.
 ///
 /// # Examples
 ///
@@ -170,7 +171,8 @@ impl<'bound> Namespace<'bound> {
 
     /// Reserves the physical range of the namespace under `name`. May sleep.
     ///
-    /// The reservation may outlive the binding of the device. No driver can use the range meanwhile.
+    /// The reservation may outlive the binding of the device. No driver can use the range
+    /// meanwhile.
     ///
     /// # Errors
     ///
@@ -198,8 +200,8 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns the logical block size of the disk in bytes.
     ///
-    /// `pmem_sector_size()` is not called: it warns with a stack trace if the label, which is on the
-    /// medium, has another size.
+    /// `pmem_sector_size()` is not called: it warns with a stack trace if the label, which is on
+    /// the medium, has another size.
     ///
     /// # Errors
     ///
@@ -241,7 +243,8 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns whether there is a label whose claim class is `NVDIMM_CCLASS_NONE`.
     ///
-    /// Labels of version 1.1 have no claim class, so this is true for every namespace with such one.
+    /// Labels of version 1.1 have no claim class, so this is true for every namespace with such
+    /// one.
     pub fn is_raw_by_label(&self) -> bool {
         // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the
         // lock of the device, and a namespace that is not claimed.
@@ -321,8 +324,8 @@ mod tests {
         nsio.common.dev.init_name = c"namespace7.3".as_char_ptr();
 
         Ok(f(Namespace {
-            // SAFETY: The device lives until the end of the function. It is not on the nd bus, which
-            // the tested methods do not depend on.
+            // SAFETY: The device lives until the end of the function. It is not on the nd bus,
+            // which the tested methods do not depend on.
             dev: unsafe { &*core::ptr::from_ref(generic).cast() },
             ndns: NonNull::from(&mut *nsio).cast(),
         }))
@@ -371,8 +374,8 @@ mod tests {
         set(&mut nspm);
 
         Ok(f(Namespace {
-            // SAFETY: The device lives until the end of the function. It is not on the nd bus, which
-            // the tested methods do not depend on.
+            // SAFETY: The device lives until the end of the function. It is not on the nd bus,
+            // which the tested methods do not depend on.
             dev: unsafe { &*core::ptr::from_ref(generic).cast() },
             ndns: NonNull::from(&mut *nspm).cast(),
         }))

@@ -2,8 +2,8 @@
 
 //! Notices that the provider of a bound device is being unbound: the region or the bus above it.
 //!
-//! A region and a bus unbind the devices below them one after the other, and wait for each. A driver
-//! that is notified before that can begin to tear down all of its devices at once.
+//! A region and a bus unbind the devices below them one after the other, and wait for each. A
+//! driver that is notified before that can begin to tear down all of its devices at once.
 //!
 //! Lock order: the device lock of a region or a bus, the rwsem of the notifier chain,
 //! `Watchers::entries`. Watchers are called and dropped without `entries` held.
@@ -147,8 +147,8 @@ impl<'bound> ProviderWatch<'bound> {
         if unsafe { (*driver).owner } != this_module::<crate::LocalModule>().as_ptr() {
             return Err(EINVAL);
         }
-        // SAFETY: The device is on the nd bus, and so is its driver. `Adapter` registers all drivers
-        // of this module on that bus, and embeds them in a `RawDriver`.
+        // SAFETY: The device is on the nd bus, and so is its driver. `Adapter` registers all
+        // drivers of this module on that bus, and embeds them in a `RawDriver`.
         let driver = unsafe {
             driver
                 .byte_sub(offset_of!(RawDriver, nd.drv))
@@ -296,8 +296,8 @@ impl Watchers {
         data: *mut c_void,
     ) -> c_int {
         if action == bindings::bus_notifier_event_BUS_NOTIFY_UNBIND_DRIVER as c_ulong {
-            // SAFETY: By the safety requirements. It stays until the notifier was unregistered, which
-            // waits for this call.
+            // SAFETY: By the safety requirements. It stays until the notifier was unregistered,
+            // which waits for this call.
             let this = unsafe { &*container_of!(Opaque::cast_from(nb), Self, nb) };
 
             // The lock is not held here, so a watcher may drop any watch.
@@ -424,8 +424,8 @@ mod tests {
     fn only_devices_of_this_module_can_be_watched() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_provider", None)?;
         let generic: &kernel::device::Device<Bound> = faux.as_ref().as_ref();
-        // SAFETY: The device is valid for as long as `faux`. It is not on the nd bus: `new` finds that
-        // its driver is not one of this module.
+        // SAFETY: The device is valid for as long as `faux`. It is not on the nd bus: `new` finds
+        // that its driver is not one of this module.
         let dev = unsafe { &*core::ptr::from_ref(generic).cast::<Device<Bound>>() };
 
         let refused = ProviderWatch::new(dev, Counter::new()?);

@@ -38,7 +38,8 @@ impl Region {
         self.0.get()
     }
 
-    /// Returns whether writes need a flush of the region to be durable. [`None`] if that is unknown.
+    /// Returns whether writes need a flush of the region to be durable. [`None`] if that is
+    /// unknown.
     pub fn has_flush(&self) -> Option<bool> {
         // The C function examines the DIMMs first, and a virtio region has none.
         if !self.is_synchronous() {
@@ -70,7 +71,8 @@ impl Region {
         unsafe { bindings::nvdimm_has_cache(self.as_raw()) != 0 }
     }
 
-    /// Returns whether writes are durable once the CPU caches were flushed (`MAP_SYNC` is possible).
+    /// Returns whether writes are durable once the CPU caches were flushed (`MAP_SYNC` is
+    /// possible).
     pub fn is_synchronous(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
         unsafe { bindings::is_nvdimm_sync(self.as_raw()) }

@@ -128,15 +128,15 @@ impl RegionAccess {
     ) -> Result<R> {
         let _guard = self.srcu.read_lock();
 
-        // ORDERING: None is needed. `revoke` waits for all read-side sections that may have read the
-        // device, and the device was valid before the `Arc` was shared.
+        // ORDERING: None is needed. `revoke` waits for all read-side sections that may have read
+        // the device, and the device was valid before the `Arc` was shared.
         let dev = self.dev.load(Relaxed);
         if dev.is_null() {
             return Err(ENXIO);
         }
 
-        // SAFETY: By the type invariant the device is bound until the guard is dropped, so its parent
-        // is a bound region.
+        // SAFETY: By the type invariant the device is bound until the guard is dropped, so its
+        // parent is a bound region.
         let region = unsafe { bindings::to_nd_region((*dev).parent) };
         Ok(f(dev, region))
     }
@@ -195,8 +195,8 @@ impl RegionAccess {
         })?
     }
 
-    /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared. May
-    /// sleep, calls into the provider (for NFIT an ACPI method).
+    /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared.
+    /// May sleep, calls into the provider (for NFIT an ACPI method).
     ///
     /// # Errors
     ///
