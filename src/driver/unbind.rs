@@ -327,7 +327,7 @@ impl Unbind {
 pub struct Provider(pub Arc<Unbind>);
 
 impl ProviderWatcher for Provider {
-    fn provider_goes(&self) {
+    fn provider_unbinding(&self) {
         if let State::Bound(parts) = &self.0.teardown.lock().state {
             parts.memory.refuse_mappings();
         }

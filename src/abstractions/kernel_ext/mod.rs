@@ -5,6 +5,7 @@
 //! Each file lies at the path of the file in `rust/kernel/` that it adds to.
 
 pub mod debugfs;
+pub(in crate::abstractions) mod device;
 pub mod io;
 pub mod iov;
 pub mod module;

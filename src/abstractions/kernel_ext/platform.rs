@@ -12,10 +12,10 @@ use crate::abstractions::{
     bindings,
     kernel::numa::Node,
     kernel_ext::{
+        device::name_of,
         io::resource::PmemResource,
         module::Registered, //
-    },
-    nvdimm, //
+    }, //
 };
 use kernel::{
     device::{
@@ -157,7 +157,7 @@ fn raw<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> *mut bindings
 /// Not `device::Device::name()`: it leaves a panic symbol.
 pub fn name<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> &CStr {
     // SAFETY: The device is valid and was added, so its name does not change.
-    unsafe { nvdimm::name_of(raw(dev)) }
+    unsafe { name_of(raw(dev)) }
 }
 
 /// Returns the NUMA node of a device (`dev_to_node()`).
