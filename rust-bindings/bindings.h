@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What bindgen reads: the C interfaces that the bindings of the kernel crate lack.
- * `bindgen_parameters` says which of their items are wanted.
+ * The input of bindgen: C interfaces that the bindings of the kernel crate lack.
+ * `bindgen_parameters` selects their items.
  */
 
 /* Forward references to enums confuse bindgen; see rust/bindings/bindings_helper.h. */
@@ -20,7 +20,7 @@
 #include "parameters.h"
 #include "pfn.h"
 
-/* bindgen cannot evaluate macros that cast; constants with an initialiser it can. */
+/* bindgen cannot evaluate macros with casts, but it can evaluate initialised constants. */
 const u32 PMEM_RS_CONST_BLK_FEAT_WRITE_CACHE = (__force u32)BLK_FEAT_WRITE_CACHE;
 const u32 PMEM_RS_CONST_BLK_FEAT_FUA = (__force u32)BLK_FEAT_FUA;
 const u32 PMEM_RS_CONST_BLK_FEAT_SYNCHRONOUS = (__force u32)BLK_FEAT_SYNCHRONOUS;

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Says what C files contain, apart from their layout. For `vet`:
+# Prints what C files define, without comments and layout. `vet` calls it:
 #
 #     awk -v root=SRCTREE/ -f c-text.awk vetted SRCTREE/FILE…
 #
-# Prints, for all that the list `vetted` names,
+# For each name in the list `vetted` it prints
 #
-#     text FILE NAME HASH     of what FILE defines under NAME; HASH is `absent` if that is nothing
+#     text FILE NAME HASH     for the definitions of NAME in FILE; HASH is `absent` without any
 #     uses FILE NAME          for each FILE whose code has the identifier NAME
 #
-# What is defined is a macro, or a function, object or type with a body in braces. If there are
-# several of the name, for instance below an `#ifdef` and its `#else`, they count together. The hash
-# is over their tokens, one space apart. A directive of the preprocessor is a line of its own.
-# Conditional directives around a definition do not belong to it.
+# A definition is a macro, or a function, object or type with a body in braces. The hash covers all
+# definitions of a name, for example those below an `#ifdef` and its `#else`. Its input are their
+# tokens, separated by a space. Each preprocessor directive has a line of its own. Conditional
+# directives around a definition do not belong to it.
 
-# Sets all operators apart, so that `a=b` is `a = b`.
-function apart(code) {
+# Separates all operators, so that `a=b` becomes `a = b`.
+function separate(code) {
 	gsub(/->|\+\+|--|<<=|>>=|<<|>>|[-<>=!+*\/%&|^]=|&&|\|\||##|\.\.\.|[^A-Za-z0-9_ \t]/, " & ", code)
 	return code
 }
 
-# The tokens of a line, without comments. A literal is one token.
+# Returns the tokens of a line, without comments. A literal is one token.
 function tokens(line,    out, start, literal) {
 	out = ""
 	while (line != "") {
@@ -34,8 +34,8 @@ function tokens(line,    out, start, literal) {
 			continue
 		}
 		if (!match(line, /"|'|\/\*|\/\//))
-			return out apart(line)
-		out = out apart(substr(line, 1, RSTART - 1))
+			return out separate(line)
+		out = out separate(substr(line, 1, RSTART - 1))
 		start = substr(line, RSTART, RLENGTH)
 		line = substr(line, RSTART)
 		if (start == "//")
@@ -56,7 +56,7 @@ function tokens(line,    out, start, literal) {
 	return out
 }
 
-# The token before may be the name of what is being declared.
+# Records that the previous token may be the name of the current declaration.
 function candidate() {
 	if ((file, previous) in wanted)
 		names = names " " previous
@@ -148,7 +148,7 @@ FNR == 1 {
 	}
 
 	is_directive = !in_comment && line ~ /^[ \t]*#/
-	# A parenthesis that follows the name at once makes it a macro with arguments.
+	# A parenthesis directly after the name makes a macro with arguments.
 	if (is_directive && match(line, /^[ \t]*#[ \t]*define[ \t]+[A-Za-z0-9_]+\(/))
 		line = substr(line, 1, RLENGTH - 1) " @ " substr(line, RLENGTH)
 	$0 = tokens(line)
@@ -175,7 +175,7 @@ END {
 			missing[order[i]] = 1
 		}
 	}
-	# After the others, which write to the same place.
+	# After the lines above, which another process writes to the same file.
 	for (name in missing)
 		print "text " name " absent"
 	for (use in uses)

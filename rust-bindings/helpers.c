@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Inline functions and macros of the kernel that Rust cannot call, each under its own
- * name with the prefix `pmem_rs_helper_`, which the bindings take off again.
- * No logic here.
+ * Inline functions and macros of the kernel that Rust cannot call. Each has its own name with the
+ * prefix `pmem_rs_helper_`, which the bindings remove. No logic here.
  */
 #include <linux/badblocks.h>
 #include <linux/blkdev.h>
@@ -107,18 +106,6 @@ void pmem_rs_helper_bio_end_io_acct(struct bio *bio, unsigned long start_time)
 	bio_end_io_acct(bio, start_time);
 }
 
-bool pmem_rs_helper_atomic_inc_not_zero(atomic_t *v);
-bool pmem_rs_helper_atomic_inc_not_zero(atomic_t *v)
-{
-	return atomic_inc_not_zero(v);
-}
-
-bool pmem_rs_helper_atomic_add_unless(atomic_t *v, int a, int u);
-bool pmem_rs_helper_atomic_add_unless(atomic_t *v, int a, int u)
-{
-	return atomic_add_unless(v, a, u);
-}
-
 void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap);
 void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap)
 {
@@ -185,16 +172,10 @@ unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio)
 	return folio_nr_pages(folio);
 }
 
-bool pmem_rs_helper_dax_page_is_idle(struct page *page);
-bool pmem_rs_helper_dax_page_is_idle(struct page *page)
-{
-	return dax_page_is_idle(page);
-}
-
 long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout);
 long pmem_rs_helper_wait_dax_page_idle_timeout(struct page *page, unsigned long timeout)
 {
-	/* As wait_var_event_timeout(), but it does not count as load. */
+	/* Like wait_var_event_timeout(), but does not count as load. */
 	return ___wait_var_event(page, ___wait_cond_timeout(dax_page_is_idle(page)),
 				 TASK_IDLE, 0, timeout, __ret = schedule_timeout(__ret));
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Parameters that can be written while the module is loaded. Rust reads them through
- * `src/abstractions/kernel_ext/module_param.rs`. No logic here.
+ * Parameters that are writable while the module is loaded.
+ * `src/abstractions/kernel_ext/module_param.rs` reads them. No logic here.
  */
 #include <linux/moduleparam.h>
 #include "parameters.h"
@@ -9,4 +9,4 @@
 unsigned int pmem_rs_revoke_timeout_ms = 10000;
 module_param_named(revoke_timeout_ms, pmem_rs_revoke_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(revoke_timeout_ms,
-		 "How long unbind waits for pinned pages before it retires the range, in milliseconds; 0: for as long as it takes (default: 10000)");
+		 "How long unbind waits for pinned pages, in milliseconds; 0: no limit (default: 10000)");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The raw bindings: those of the kernel crate, and what `rust-bindings/` adds to them.
+//! The raw bindings of the kernel crate, and those that `rust-bindings/` adds.
 
 #![allow(
     clippy::all,

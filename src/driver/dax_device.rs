@@ -36,7 +36,7 @@ impl dax::Operations<FailureHandler> for Pmem {
         nr_pages: usize,
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
-        if self.badblocks.is_empty() && pages.is_sound() {
+        if self.badblocks.is_empty() && pages.none_failed() {
             return Ok(extent);
         }
 

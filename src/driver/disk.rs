@@ -30,7 +30,7 @@ use crate::abstractions::kernel::{
             PAGE_BLOCK, //
         }, //
     },
-    memremap::Node, //
+    numa::Node, //
 };
 use kernel::{
     prelude::*,

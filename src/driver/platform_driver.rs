@@ -8,7 +8,7 @@
 
 use super::plain::geometry::is_whole_pages;
 use crate::abstractions::{
-    kernel::memremap::Node,
+    kernel::numa::Node,
     kernel_ext::{
         io::resource::{
             self,

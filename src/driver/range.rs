@@ -20,13 +20,13 @@ use crate::abstractions::{
         },
         memremap::{
             Memremap,
-            Node,
             PagemapConfig,
             PagemapInner,
             PagemapOperations,
             PagemapRef,
             PagesInUse, //
         },
+        numa::Node,
         percpu_ref::{
             Counted,
             Ref, //
@@ -331,7 +331,7 @@ impl PmemRange {
     #[inline]
     pub fn is_sound(&self) -> bool {
         match self {
-            Self::Pages(pages) => pages.is_sound(),
+            Self::Pages(pages) => pages.none_failed(),
             Self::Plain(_) => true,
         }
     }
@@ -396,7 +396,7 @@ impl PagemapOperations for FailureHandler {
         dax.notify_failure(offset, len, flags)
     }
 
-    fn has_failed(&self, offset: u64, len: u64) {
+    fn record_failure(&self, offset: u64, len: u64) {
         // For readers of the list. The provider may never say that the memory is bad, or may say so
         // of a few bytes only, while no byte of the page is mapped any more. That the list is full
         // changes nothing: the range has a list of its own.

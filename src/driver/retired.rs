@@ -11,10 +11,6 @@ use crate::abstractions::{
     },
     kernel_ext::{
         debugfs,
-        list::{
-            Slot,
-            Stack, //
-        },
         module::Global,
         workqueue::OwnedQueue, //
     }, //
@@ -25,6 +21,10 @@ use kernel::{
     io::PhysAddr,
     new_mutex,
     prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     sync::{
         Arc,
         Mutex, //
@@ -58,19 +58,14 @@ pub struct Shared {
 }
 
 struct Devices {
-    list: Stack<Device>,
+    /// By number, which is the order in which they were bound.
+    tree: RBTree<u64, Arc<Unbind>>,
     /// The number that the next device gets.
     next: u64,
 }
 
-#[derive(Clone)]
-struct Device {
-    number: u64,
-    unbind: Arc<Unbind>,
-}
-
 /// Room for a device in the list.
-pub struct Place(Slot<Device>);
+pub struct Place(RBTreeNodeReservation<u64, Arc<Unbind>>);
 
 impl Shared {
     /// Makes the queues, and an empty list.
@@ -87,7 +82,7 @@ impl Shared {
             flushes,
             devices <- new_mutex!(
                 Devices {
-                    list: Stack::new(),
+                    tree: RBTree::new(),
                     next: 0,
                 },
                 "pmem_rs::devices"
@@ -97,7 +92,7 @@ impl Shared {
 
     /// Makes room for a device in the list, so that adding it cannot fail. May sleep.
     pub fn place() -> Result<Place> {
-        Ok(Place(Stack::slot()?))
+        Ok(Place(RBTreeNodeReservation::new(GFP_KERNEL)?))
     }
 
     /// Adds a device to the list. May sleep.
@@ -106,15 +101,19 @@ impl Shared {
         let number = devices.next;
 
         devices.next = number.wrapping_add(1);
-        devices.list.fill(place.0, Device { number, unbind });
+        devices.tree.insert(place.0.into_node(number, unbind));
     }
 
     /// Takes a device off the list. May sleep.
     pub fn remove(&self, unbind: &Arc<Unbind>) {
-        self.devices
-            .lock()
-            .list
-            .remove(|device| Arc::ptr_eq(&device.unbind, unbind));
+        let tree = &mut self.devices.lock().tree;
+        let number = tree
+            .iter()
+            .find_map(|(number, device)| Arc::ptr_eq(device, unbind).then_some(*number));
+
+        if let Some(number) = number {
+            tree.remove(&number);
+        }
     }
 
     /// Finds a retired range that overlaps a physical one.
@@ -124,27 +123,21 @@ impl Shared {
             other.start < phys.end && phys.start < other.end && unbind.is_retired()
         };
 
-        self.each()
-            .find(|device| overlaps(&device.unbind))
-            .map(|device| device.unbind)
+        self.each().find(overlaps)
     }
 
     /// Returns the devices, in the order in which they were bound. The list is locked only from one
     /// to the next.
-    fn each(&self) -> impl Iterator<Item = Device> + '_ {
+    fn each(&self) -> impl Iterator<Item = Arc<Unbind>> + '_ {
         let mut from = 0;
 
         core::iter::from_fn(move || {
-            let device = self
-                .devices
-                .lock()
-                .list
-                .iter()
-                .filter(|device| device.number >= from)
-                .min_by_key(|device| device.number)
-                .cloned()?;
-            from = device.number.saturating_add(1);
-            Some(device)
+            let devices = self.devices.lock();
+            let cursor = devices.tree.cursor_lower_bound(&from)?;
+            let (number, unbind) = cursor.current();
+
+            from = number.saturating_add(1);
+            Some(unbind.clone())
         })
     }
 }
@@ -158,8 +151,8 @@ impl debugfs::Contents for BoundList {
     type OwnerModule = crate::LocalModule;
 
     fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for device in shared.each().filter(|device| device.unbind.is_bound()) {
-            f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
+        for unbind in shared.each().filter(|unbind| unbind.is_bound()) {
+            f.write_fmt(fmt!("{}\n", unbind.describe()))?;
         }
         Ok(())
     }
@@ -173,8 +166,8 @@ impl debugfs::Contents for RetiredList {
     type OwnerModule = crate::LocalModule;
 
     fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for device in shared.each().filter(|device| device.unbind.is_retired()) {
-            f.write_fmt(fmt!("{}\n", device.unbind.describe()))?;
+        for unbind in shared.each().filter(|unbind| unbind.is_retired()) {
+            f.write_fmt(fmt!("{}\n", unbind.describe()))?;
         }
         Ok(())
     }

@@ -327,7 +327,7 @@ impl Unbind {
 pub struct Provider(pub Arc<Unbind>);
 
 impl ProviderWatcher for Provider {
-    fn provider_goes(&self) {
+    fn provider_unbinding(&self) {
         if let State::Bound(parts) = &self.0.teardown.lock().state {
             parts.memory.refuse_mappings();
         }
@@ -461,7 +461,7 @@ impl Environment for Arc<Unbind> {
         self.count(memory);
         Some(match user {
             fs_dax::User::Reference => User::Translation,
-            fs_dax::User::Keeper => User::Keeper,
+            fs_dax::User::Holder => User::Keeper,
             fs_dax::User::Pin => User::Pin,
             fs_dax::User::PageCache => User::PageCache,
         })
@@ -470,7 +470,7 @@ impl Environment for Arc<Unbind> {
     fn wait_for(&self, user: User, memory: &mut Draining, _disk: &mut RemovedDisk) {
         let user = match user {
             User::Translation => fs_dax::User::Reference,
-            User::Keeper => fs_dax::User::Keeper,
+            User::Keeper => fs_dax::User::Holder,
             User::Pin => {
                 memory.pause = 1;
                 fs_dax::User::Pin

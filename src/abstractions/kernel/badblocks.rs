@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of what is bad: sectors of a disk, or pages of a mapping.
+//! Lists of bad sectors of a disk, or of bad pages of a mapping.
 //!
 //! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
 
@@ -22,15 +22,15 @@ use kernel::{
 /// A run of bad sectors that a [`Badblocks::check`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRange {
-    /// The first bad sector. It may lie before the sectors that were asked about.
+    /// The first bad sector. It may be before the sectors that were checked.
     pub first: u64,
-    /// How many sectors are bad from there on.
+    /// The number of bad sectors from there on.
     pub sectors: u64,
 }
 
-/// The bad sectors of a disk. The C side only counts, so it may as well be pages that are listed.
+/// A list of bad sectors. The C side only counts, so the units may as well be pages.
 ///
-/// All operations may be called by several threads at once, and where interrupts are on; the C side
+/// All operations may be called by several threads at once, with interrupts enabled. The C side
 /// serialises them with a seqlock.
 ///
 /// # Examples
@@ -40,11 +40,11 @@ pub struct BadRange {
 ///
 /// let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
 ///
-/// // Which sectors are bad is the region's to say (`Region::populate_badblocks`).
+/// // The region adds bad sectors (`Region::populate_badblocks`).
 /// assert!(list.is_empty());
 /// assert!(list.check(0, 8).is_none());
 ///
-/// // To heal what is bad, sector by sector: overwrite it, then take it off the list.
+/// // Poison is cleared first, then the sectors are removed from the list.
 /// if let Some(bad) = list.check(0, 8) {
 ///     list.clear(bad.first, bad.sectors)?;
 /// }
@@ -76,29 +76,30 @@ impl Badblocks {
                 // SAFETY: `slot` is valid for writing. All zeroes is what the C users start from.
                 unsafe { slot.write_bytes(0, 1) };
 
-                // SAFETY: As above.
+                // SAFETY: `slot` is zeroed, and is pinned from here on.
                 to_result(unsafe { bindings::badblocks_init(slot, 1) })
             }),
             attribute: SetOnce::new(),
         })
     }
 
-    /// Sets the sysfs attribute that shows the list, whose pollers are to be woken when an entry
-    /// goes. Only the first call has an effect.
+    /// Sets the sysfs attribute that shows the list, whose pollers are woken by changes. Only the
+    /// first call has an effect.
     pub fn set_attribute(&self, attribute: Dirent) {
         self.attribute.populate(attribute);
     }
 
-    /// Wakes those who poll the attribute.
+    /// Wakes the pollers of the attribute.
     pub fn notify(&self) {
         if let Some(attribute) = self.attribute.as_ref() {
             attribute.notify();
         }
     }
 
-    /// Returns whether there are no bad sectors at all.
+    /// Returns whether there are no bad sectors.
     ///
-    /// The answer may be outdated when it arrives, as with the C users of `badblocks::count`.
+    /// The list may change before the caller sees the result, as with C users of
+    /// `badblocks::count`.
     #[inline]
     pub fn is_empty(&self) -> bool {
         // SAFETY: By the type invariant the field is initialised. It is written under a lock that
@@ -106,7 +107,7 @@ impl Badblocks {
         unsafe { addr_of!((*self.inner.get()).count).read_volatile() == 0 }
     }
 
-    /// Looks for the first bad sector among the `sectors` ones from `first` on.
+    /// Returns the first run of bad sectors among the `sectors` ones from `first` on.
     pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
         if self.is_empty() {
             return None;
@@ -115,7 +116,7 @@ impl Badblocks {
         chunks(first, sectors).find_map(|(first, sectors)| self.check_chunk(first, sectors))
     }
 
-    /// As [`Self::check`], for a number of sectors that [`chunks`] made.
+    /// As [`Self::check`], for one of the [`chunks`].
     fn check_chunk(&self, first: u64, sectors: u64) -> Option<BadRange> {
         let mut bad = BadRange {
             first: 0,
@@ -135,12 +136,12 @@ impl Badblocks {
         (found != 0).then_some(bad)
     }
 
-    /// Puts `sectors` sectors from `first` on on the list, and wakes those who poll it.
+    /// Adds the `sectors` sectors from `first` on, and wakes the pollers of the attribute.
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if the list is full, which has room for some hundred runs; it does not matter then whether
-    /// the sectors are on it already. A part of them may be on it.
+    /// [`ENOSPC`] if the list is full, which has room for some hundred runs, even if the sectors
+    /// are on it already. Some of them may be added.
     pub fn add(&self, first: u64, sectors: u64) -> Result {
         let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
             // SAFETY: By the type invariant `inner` is initialised.
@@ -173,12 +174,13 @@ impl Badblocks {
         true
     }
 
-    /// Takes `sectors` sectors from `first` on off the list, and wakes those who poll it.
+    /// Removes the `sectors` sectors from `first` on, and wakes the pollers of the attribute.
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if some of them are still on it: they are in the middle of a run, and the list has no room to
-    /// make two of it (`_badblocks_clear()` in `block/badblocks.c`, which does not say so in all cases).
+    /// [`ENOSPC`] if some of them are still on the list: they are in the middle of a run, and there
+    /// is no room to make two runs of it (`_badblocks_clear()` in `block/badblocks.c`, which does
+    /// not return an error in all cases).
     pub fn clear(&self, first: u64, sectors: u64) -> Result {
         if sectors == 0 {
             return Ok(());
@@ -201,10 +203,11 @@ impl Badblocks {
     }
 }
 
-/// Cuts a request into parts that the C functions can handle.
+/// Splits a request into parts that the C functions can handle.
 ///
-/// They take 64-bit numbers of sectors, but count with an `int`: from 1 TiB on they warn, and may
-/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty request.
+/// They take 64-bit numbers of sectors, but count with an `int`. From 1 TiB on they warn, and may
+/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty
+/// request.
 fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
     const MAX: u64 = 1 << 30;
     let mut rest = sectors.min(u64::MAX.saturating_sub(first));
@@ -225,7 +228,7 @@ fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
 #[pinned_drop]
 impl PinnedDrop for Badblocks {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant `inner` is initialised, and nobody uses it any more.
+        // SAFETY: By the type invariant `inner` is initialised, and a dropped list has no users.
         unsafe { bindings::badblocks_exit(self.inner.get()) };
     }
 }
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_found_by_all_that_overlap_it() -> Result {
+    fn a_run_is_found_by_every_overlapping_check() -> Result {
         let list = list_of(&[(100, 8)])?;
         let run = BadRange {
             first: 100,
@@ -271,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_runs_the_first_is_found() -> Result {
+    fn the_first_of_several_runs_is_found() -> Result {
         let list = list_of(&[(5000, 1), (300, 2), (40, 3)])?;
 
         assert!(list.check(0, 10000).is_some_and(|bad| bad.first == 40));
@@ -281,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cleared_is_good() -> Result {
+    fn cleared_sectors_are_good() -> Result {
         let list = list_of(&[(100, 8)])?;
 
         list.clear(102, 2)?;
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_about_no_sectors() -> Result {
+    fn no_sectors_are_never_bad() -> Result {
         let list = list_of(&[(100, 8)])?;
 
         assert!(list.check(104, 0).is_none());
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_list_says_so() -> Result {
+    fn a_full_list_returns_an_error() -> Result {
         let list = list_of(&[])?;
         // Runs that do not touch, so that they cannot be merged.
         let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_list_cannot_split_stays_on_it() -> Result {
+    fn a_run_that_a_full_list_cannot_split_stays() -> Result {
         let list = list_of(&[(1 << 20, 24)])?;
         // Runs that do not touch.
         let refused = (0..PAGE_SIZE as u64).find(|run| list.add(run * 4, 1).is_err());
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_them_are_bad_or_not() -> Result {
+    fn contains_checks_all_sectors() -> Result {
         // More than one entry of the C list.
         let list = list_of(&[(100, 1000), (1100, 8), (1109, 1)])?;
 

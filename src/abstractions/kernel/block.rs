@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The block layer, for drivers that are given bios.
+//! Bio-based block devices.
 //!
-//! The kernel crate's `block` has `mq`, for drivers that are given requests.
+//! The kernel crate has `block::mq`, for request-based block devices.
 
 pub mod bio;
+mod bvec;
 pub mod gendisk;
+mod status;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems, as far as a driver of DAX memory has to do with them.
+//! File systems, as far as a driver of DAX memory needs them.
 
 pub mod dax;
+mod file_system_type;
+mod inode;
+mod inode_pool;
 mod super_block;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Attributes in sysfs that user space may poll.
+//! References to sysfs attributes, for notifications.
 //!
 //! C header: [`include/linux/kernfs.h`](srctree/include/linux/kernfs.h)
 
@@ -8,13 +8,13 @@ use crate::abstractions::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
 
-/// A counted reference to the directory entry of a sysfs attribute.
+/// A counted reference to the `struct kernfs_node` of a sysfs attribute.
 ///
-/// It stays valid when the attribute is removed; notifying is without effect then.
+/// It stays valid after the attribute was removed. Notifications have no effect then.
 ///
 /// # Examples
 ///
-/// Waking those who wait for the attribute `badblocks` of a disk to change:
+/// Wakes programs that poll the attribute `badblocks` of a disk:
 ///
 /// ```no_run
 /// use pmem_rs::abstractions::kernel::block::gendisk;
@@ -28,49 +28,50 @@ use kernel::prelude::*;
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct kernfs_node`, and one of its references is ours. What
-/// [`Dirent::of_device`] returns is a file, as `kernfs_notify` demands.
+/// `self.0` is a valid `struct kernfs_node`, to which `self` owns one reference. It is a file once
+/// [`Dirent::of_device`] has returned it.
 pub struct Dirent(NonNull<bindings::kernfs_node>);
 
-// SAFETY: References to a `struct kernfs_node` may be put from any thread.
+// SAFETY: References to a `struct kernfs_node` may be put by any thread.
 unsafe impl Send for Dirent {}
 
-// SAFETY: `kernfs_notify` may be called from any thread, and by several at once.
+// SAFETY: Several threads may call `kernfs_notify()` concurrently.
 unsafe impl Sync for Dirent {}
 
 impl Dirent {
-    /// Looks up the attribute `name` in the sysfs directory of a device. [`None`] if there is none,
-    /// or if it is not a file.
+    /// Looks up the attribute `name` in the sysfs directory of a device (`sysfs_get_dirent()`).
+    ///
+    /// Returns [`None`] if there is no such entry, or if it is not a file.
     ///
     /// # Safety
     ///
-    /// `dev` must be valid and have been added, and not be deleted concurrently.
+    /// `dev` must be valid, must have been added, and must not be deleted during the call.
     pub(in crate::abstractions) unsafe fn of_device(
         dev: *mut bindings::device,
         name: &CStr,
     ) -> Option<Self> {
-        // SAFETY: An added device has a directory; `name` is a C string.
+        // SAFETY: By the safety requirements the device has a directory. `name` is a C string.
         let node = unsafe { bindings::sysfs_get_dirent((*dev).kobj.sd, name.as_char_ptr()) };
 
-        // INVARIANT: `sysfs_get_dirent` took a reference, which is now ours.
+        // INVARIANT: `sysfs_get_dirent()` took a reference, which `dirent` owns.
         let dirent = Self(NonNull::new(node)?);
 
-        // SAFETY: The node is valid; its type does not change.
+        // SAFETY: The node is valid, and its type does not change.
         let flags = u32::from(unsafe { (*dirent.0.as_ptr()).flags });
         (flags & bindings::KERNFS_TYPE_MASK == bindings::kernfs_node_type_KERNFS_FILE)
             .then_some(dirent)
     }
 
-    /// Wakes those who poll the attribute. Callable from any context.
+    /// Wakes programs that poll the attribute (`kernfs_notify()`). Callable from any context.
     pub fn notify(&self) {
-        // SAFETY: By the type invariant the node is valid.
+        // SAFETY: By the type invariant the node is a valid file.
         unsafe { bindings::kernfs_notify(self.0.as_ptr()) };
     }
 }
 
 impl Drop for Dirent {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours to put.
+        // SAFETY: By the type invariant `self` owns the reference.
         unsafe { bindings::kernfs_put(self.0.as_ptr()) };
     }
 }
@@ -88,7 +89,7 @@ mod tests {
         let faux = faux::Registration::new(c"pmem_rs_kernfs", None)?;
         let dev: &device::Device<device::Bound> = faux.as_ref().as_ref();
         let find = |name| {
-            // SAFETY: The device has been added, and is not deleted before the end of the test.
+            // SAFETY: The device was added, and is not deleted while `find` is used.
             // CAST: `device::Device` is a transparent wrapper of `struct device`.
             unsafe { Dirent::of_device(core::ptr::from_ref(dev).cast_mut().cast(), name) }
         };
@@ -98,7 +99,7 @@ mod tests {
         let uevent = find(c"uevent");
         assert!(uevent.is_some());
 
-        // Still valid when the device is gone.
+        // The reference outlives the device.
         drop(faux);
         if let Some(uevent) = uevent {
             uevent.notify();

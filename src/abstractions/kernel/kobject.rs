@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Events for user space.
+//! Uevents.
 //!
 //! C header: [`include/linux/kobject.h`](srctree/include/linux/kobject.h)
 
@@ -11,8 +11,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Tells user space that a device has changed, with variables of the form `NAME=value`, of which there
-/// is at least one. May sleep.
+/// Sends a `change` uevent of a device with one or more variables `NAME=value`
+/// (`kobject_uevent_env()`). May sleep.
 ///
 /// # Examples
 ///
@@ -23,27 +23,27 @@ use kernel::{
 /// };
 /// use pmem_rs::abstractions::kernel::kobject;
 ///
-/// fn tell(dev: &Device) -> Result {
+/// fn notify(dev: &Device) -> Result {
 ///     kobject::notify_change(dev, [c"MEDIUM=bad"])
 /// }
 /// ```
 pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Result {
     const { assert!(N > 0) };
 
-    // One more than there are, for the end.
+    // Twice the length, since `N + 1` is no constant. At least one null pointer ends the list.
     let mut environment = [
         [core::ptr::null_mut::<c_char>(); N],
         [core::ptr::null_mut(); N],
     ];
-    for (place, variable) in environment.as_flattened_mut().iter_mut().zip(variables) {
-        *place = variable.as_char_ptr().cast_mut();
+    for (entry, variable) in environment.as_flattened_mut().iter_mut().zip(variables) {
+        *entry = variable.as_char_ptr().cast_mut();
     }
 
     let dev: *const Device = dev;
     // CAST: `Device` is a transparent wrapper of `struct device`.
     let dev = dev.cast_mut().cast::<bindings::device>();
-    // SAFETY: The device is valid, and the environment is a null-terminated list of strings, which
-    // are copied.
+    // SAFETY: The device is valid. The environment is a null-terminated list of C strings, which
+    // the function copies.
     to_result(unsafe {
         bindings::kobject_uevent_env(
             &raw mut (*dev).kobj,

@@ -11,6 +11,7 @@ pub mod fs;
 pub mod kernfs;
 pub mod kobject;
 pub mod memremap;
+pub mod numa;
 pub mod percpu_ref;
 pub mod pmem_slice;
 pub mod wait;

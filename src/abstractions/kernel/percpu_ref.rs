@@ -2,11 +2,11 @@
 
 //! Values whose references are counted per CPU.
 //!
-//! A [`Counted`] owns a value, and everything else uses it through a [`Ref`]. To take or to put a
-//! hold touches no cache line that CPUs share, until the owner kills the count: [`Counted::kill`]
-//! refuses new holds, and the owner can free the value when the last hold has been put.
+//! A [`Counted`] owns a value, and a [`Ref`] is a reference to it. Taking or putting a reference
+//! touches no cache line that CPUs share, until the owner kills the count. [`Counted::kill`]
+//! refuses new references, and the owner can free the value when the last reference has been put.
 //!
-//! A hold that is leaked keeps the value for ever. An owner that is leaked keeps it as well.
+//! A leaked reference keeps the value for ever, and so does a leaked owner.
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
@@ -62,15 +62,15 @@ impl Count {
 #[pinned_drop]
 impl PinnedDrop for Count {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the count is initialised. What contains it goes, so there
-        // is no reference that could use it.
+        // SAFETY: By the type invariant the count is initialised. There is no reference when the
+        // structure that contains it is dropped.
         unsafe { bindings::percpu_ref_exit(self.as_raw()) };
     }
 }
 
-/// What the owner and the holds share.
+/// The structure that the owner and the references share.
 ///
-/// It is freed by the owner, after `zero` was completed. That happens when the last hold was put.
+/// The owner frees it after `zero` was completed, which happens when the last reference is put.
 #[pin_data]
 pub(in crate::abstractions) struct Inner<T> {
     #[pin]
@@ -99,8 +99,8 @@ impl<T> Inner<T> {
 
 /// The owner of a counted value.
 ///
-/// Dropping it kills the count, waits for the last [`Ref`] for as long as it takes, and drops the
-/// value. It sleeps, and says every minute in the log that it still waits.
+/// Dropping it kills the count, waits for the last [`Ref`] without a limit, and drops the value.
+/// Sleeps, and logs every minute that it still waits.
 ///
 /// # Examples
 ///
@@ -108,13 +108,13 @@ impl<T> Inner<T> {
 /// use pmem_rs::abstractions::kernel::percpu_ref::Counted;
 ///
 /// let mut owner = Counted::new(5)?;
-/// let hold = owner.try_get().ok_or(ENXIO)?;
+/// let reference = owner.try_get().ok_or(ENXIO)?;
 ///
 /// owner.kill();
 /// assert!(owner.try_get().is_none());
-/// assert_eq!(*hold, 5);
+/// assert_eq!(*reference, 5);
 /// assert!(!owner.is_unused());
-/// drop(hold);
+/// drop(reference);
 /// assert!(owner.wait_timeout(1000));
 /// # Ok::<(), Error>(())
 /// ```
@@ -174,13 +174,13 @@ impl<T: Send + Sync + 'static> Counted<T> {
         unsafe { self.inner.as_ref() }
     }
 
-    /// Returns a hold, unless the count was killed. Does not sleep.
+    /// Returns a reference, unless the count was killed. Does not sleep.
     pub fn try_get(&self) -> Option<Ref<T>> {
         // SAFETY: By the type invariant the structure is there.
         unsafe { Ref::try_new(self.inner) }
     }
 
-    /// Refuses new holds. Does not sleep. Only the first call has an effect.
+    /// Refuses new references. Does not sleep. Only the first call has an effect.
     pub fn kill(&mut self) {
         if !self.killed {
             self.killed = true;
@@ -189,19 +189,18 @@ impl<T: Send + Sync + 'static> Counted<T> {
         }
     }
 
-    /// Returns whether the last hold was put after [`Self::kill`]. Does not sleep.
+    /// Returns whether the last reference was put after [`Self::kill`]. Does not sleep.
     pub fn is_unused(&self) -> bool {
         self.inner().zero.is_done()
     }
 
-    /// Waits for the last hold to be put, after [`Self::kill`], for at most `limit` milliseconds.
-    /// Sleeps. Returns whether there are no holds any more.
+    /// Waits, after [`Self::kill`], until the last reference is put, for at most `limit`
+    /// milliseconds. Sleeps. Returns whether no reference is left.
     pub fn wait_timeout(&self, limit: Msecs) -> bool {
         self.inner().zero.wait_idle_timeout(limit)
     }
 
-    /// Returns a pointer to the structure, from which a hold can be made without a reference to
-    /// `self`.
+    /// Returns the structure, for [`Ref::try_new`].
     pub(in crate::abstractions) fn as_ptr(&self) -> NonNull<Inner<T>> {
         self.inner
     }
@@ -222,29 +221,31 @@ impl<T: Send + Sync + 'static> Drop for Counted<T> {
             pr_warn!("still waiting for references to something that is to be freed\n");
         }
 
-        // SAFETY: By the type invariant the pointer is that of a pinned box, which is ours. There
-        // is no hold any more, and `release` has ended, since `zero` was seen completed.
+        // SAFETY: By the type invariant the pointer is that of a pinned box, which is ours. No
+        // reference is left, and `release` has ended, since `zero` was seen completed.
         drop(unsafe { Pin::new_unchecked(KBox::from_raw(self.inner.as_ptr())) });
     }
 }
 
-/// A reference to a counted value, which keeps it.
+/// A reference to a counted value. The value is not freed while it exists.
 ///
 /// # Invariants
 ///
 /// `self.0` points to the structure of a [`Counted`], and one reference of its count is ours.
 pub struct Ref<T: Send + Sync + 'static>(NonNull<Inner<T>>);
 
-// SAFETY: A hold may be put by any thread, and the value may be used by any.
+// SAFETY: A reference may be put by any thread, and the value may be used by any.
 unsafe impl<T: Send + Sync + 'static> Send for Ref<T> {}
 
 // SAFETY: Through a shared reference the value is only shared, and `T` is `Sync`.
 unsafe impl<T: Send + Sync + 'static> Sync for Ref<T> {}
 
 impl<T: Send + Sync + 'static> Ref<T> {
+    /// Takes a reference, unless the count was killed. Does not sleep.
+    ///
     /// # Safety
     ///
-    /// The structure must be there during the call.
+    /// The structure must not be freed during the call.
     pub(in crate::abstractions) unsafe fn try_new(inner: NonNull<Inner<T>>) -> Option<Self> {
         // SAFETY: By the safety requirements; the count is initialised by its type invariant.
         let live = unsafe { bindings::percpu_ref_tryget_live(inner.as_ref().count.as_raw()) };
@@ -302,7 +303,7 @@ mod tests {
         Arc, //
     };
 
-    /// Says when it goes.
+    /// Records that it was dropped.
     struct Witness(Arc<Atomic<bool>>);
 
     impl Drop for Witness {
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_goes_with_its_owner() -> Result {
+    fn a_value_is_dropped_with_its_owner() -> Result {
         let (gone, counted) = witness()?;
 
         drop(counted.try_get());
@@ -330,16 +331,16 @@ mod tests {
     }
 
     #[test]
-    fn after_the_kill_no_hold_is_given_and_those_there_are_waited_for() -> Result {
+    fn a_kill_refuses_references_and_a_wait_ends_with_the_last_one() -> Result {
         let (gone, mut counted) = witness()?;
-        let hold = counted.try_get().ok_or(EINVAL)?;
-        let other = hold.clone();
+        let reference = counted.try_get().ok_or(EINVAL)?;
+        let other = reference.clone();
 
         counted.kill();
         counted.kill();
         assert!(counted.try_get().is_none());
         assert!(!counted.wait_timeout(50));
-        drop(hold);
+        drop(reference);
         assert!(!counted.wait_timeout(50));
         assert!(!counted.is_unused() && !gone.load(Relaxed));
         drop(other);
@@ -351,19 +352,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_leaked_owner_had_can_be_used_for_ever() -> Result {
+    fn the_value_of_a_leaked_owner_can_be_used_for_ever() -> Result {
         let (gone, counted) = witness()?;
-        let hold = counted.try_get().ok_or(EINVAL)?;
+        let reference = counted.try_get().ok_or(EINVAL)?;
 
         core::mem::forget(counted);
-        drop(hold.clone());
+        drop(reference.clone());
         assert!(!gone.load(Relaxed));
-        // Nothing is leaked for good: that is what kmemleak looks for.
+        // Frees the value after all, or kmemleak would report it.
         // INVARIANT: The owner was forgotten, so that this is the only one.
         drop(Counted {
-            inner: hold.0,
+            inner: reference.0,
             killed: {
-                drop(hold);
+                drop(reference);
                 false
             },
         });

@@ -2,10 +2,9 @@
 
 //! Copying to and from persistent memory.
 //!
-//! Persistent memory is ordinary memory with two peculiarities. A store is durable only once it has
-//! left the CPU caches, so writes use the cache-flushing copies; and a load from a failed cell
-//! raises a machine check, so reads use the copies that survive it. What is still on its way to the
-//! memory controller after a write is flushed by [`RegionAccess::flush`].
+//! A store to persistent memory is durable only once it has left the CPU caches, so writes use the
+//! cache-flushing copies. A load from a failed cell raises a machine check, so reads use the copies
+//! that survive it. [`RegionAccess::flush`] flushes the buffers between CPU and memory.
 //!
 //! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h) (`copy_mc_to_kernel`),
@@ -32,9 +31,9 @@ use kernel::{
 
 /// A part of a mapped range of persistent memory, borrowed for `'a`.
 ///
-/// It has a length and operations, and no address: all accesses go through the copies of this
-/// module. Other CPUs, user space and devices may access the same bytes at any
-/// time, so there is no way to make a Rust reference to them either.
+/// It has a length and operations, but no address: all accesses are copies by this module. Other
+/// CPUs, user space and devices may access the same bytes at any time, so there is no way to make a
+/// Rust reference to them either.
 ///
 /// # Examples
 ///
@@ -44,7 +43,7 @@ use kernel::{
 ///     pmem_slice::PmemSlice, //
 /// };
 ///
-/// /// Answers a read request from where it says.
+/// /// Copies from the memory to a read request.
 /// fn read(memory: PmemSlice<'_>, bio: &Bio) -> Result {
 ///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
 ///
@@ -59,8 +58,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// It cannot be written to, since some of its pages may have failed; for that there is
-/// [`WritableSlice`]:
+/// It cannot be written to, since some of its pages may have failed; [`WritableSlice`] can:
 ///
 /// ```compile_fail,E0599
 /// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
@@ -73,8 +71,8 @@ use kernel::{
 /// # Invariants
 ///
 /// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
-/// len` does not wrap. Pages that have failed may be missing in the mapping. A read of them fails
-/// with a fault that the copy catches.
+/// len` does not wrap. Pages that have failed may be missing in the mapping. A read of such a page
+/// raises a fault that the copy handles.
 #[derive(Clone, Copy)]
 pub struct PmemSlice<'a> {
     addr: NonNull<u8>,
@@ -118,7 +116,7 @@ impl<'a> PmemSlice<'a> {
             return None;
         }
 
-        // INVARIANT: `offset + len <= self.len`, so this is a part of a slice that upholds it.
+        // INVARIANT: `offset + len <= self.len`, so all bytes are bytes of `self`.
         Some(Self {
             // SAFETY: By the type invariant the slice is mapped and does not wrap, and `offset` is
             // at most its length.
@@ -128,13 +126,12 @@ impl<'a> PmemSlice<'a> {
         })
     }
 
-    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are fewer.
     #[inline]
     pub fn split_at(&self, len: usize) -> Option<(PmemSlice<'a>, PmemSlice<'a>)> {
         let rest = self.len.checked_sub(len)?;
 
-        // INVARIANT: `len` is at most the length of the slice, so both are parts of one that
-        // upholds it.
+        // INVARIANT: `len` is at most the length of the slice, so all bytes are bytes of `self`.
         let first = Self { len, ..*self };
         let rest = Self {
             // SAFETY: By the type invariant the slice is mapped and does not wrap, and `len` is at
@@ -146,21 +143,18 @@ impl<'a> PmemSlice<'a> {
         Some((first, rest))
     }
 
-    /// Reads into the memory of a read request, as many bytes as both have.
-    ///
-    /// Does not sleep.
+    /// Copies to the memory of a read request, as many bytes as both have. Does not sleep.
     ///
     /// # Errors
     ///
     /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine
-    /// check; the segment then holds an unspecified mix of old and new bytes.
+    /// check. The segment then has an unspecified mix of old and new bytes.
     #[inline]
     pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
         let len = self.len.min(segment.len());
 
         // SAFETY: By the type invariants both sides have `len` bytes, and those of the segment are
-        // there to be written to; `copy_mc_to_kernel` is the copy for a source that may raise a
-        // machine check.
+        // writable. `copy_mc_to_kernel` is the copy for a source that may raise a machine check.
         let rest = unsafe {
             bindings::copy_mc_to_kernel(
                 segment.as_mut_ptr().cast(),
@@ -180,14 +174,14 @@ impl<'a> PmemSlice<'a> {
 /// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
 ///
 /// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
-/// the mapping makes one of these only after it has looked: [`Pagemap::writable`],
-/// [`Memremap::writable`].
+/// the mapping makes one of these only after it has checked the list of failed pages
+/// ([`PagemapInner::writable`], [`Memremap::writable`]).
 ///
-/// A page may still fail between that look and the store, or while this is kept. The store is an
-/// oops then, as it is in the C driver; no other memory is touched.
+/// A page may still fail between that check and the store, or while this is kept. The store is an
+/// oops then, as it is in the C driver. No other memory is touched.
 ///
 /// [`Memremap::writable`]: crate::abstractions::kernel::memremap::Memremap::writable
-/// [`Pagemap::writable`]: crate::abstractions::kernel::memremap::PagemapInner::writable
+/// [`PagemapInner::writable`]: crate::abstractions::kernel::memremap::PagemapInner::writable
 ///
 /// # Examples
 ///
@@ -197,7 +191,7 @@ impl<'a> PmemSlice<'a> {
 ///     memremap::Memremap, //
 /// };
 ///
-/// /// Copies a write request to where it belongs.
+/// /// Copies from a write request to the memory.
 /// fn write(mapping: &Memremap, bio: &Bio) -> Result {
 ///     let offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
 ///     let mut rest = mapping.writable().get(offset, bio.len()).ok_or(EIO)?;
@@ -213,7 +207,7 @@ impl<'a> PmemSlice<'a> {
 ///
 /// # Invariants
 ///
-/// No page that the slice is in had failed when the mapping looked.
+/// No page of the slice had failed when the mapping checked.
 #[derive(Clone, Copy)]
 pub struct WritableSlice<'a>(PmemSlice<'a>);
 
@@ -222,7 +216,7 @@ impl<'a> WritableSlice<'a> {
     ///
     /// # Safety
     ///
-    /// The mapping must have looked, just now, and no page that the slice is in has failed.
+    /// The mapping must have just checked that no page of the slice has failed.
     #[inline]
     pub(in crate::abstractions) unsafe fn new(slice: PmemSlice<'a>) -> Self {
         // INVARIANT: By the safety requirements.
@@ -248,7 +242,7 @@ impl<'a> WritableSlice<'a> {
         self.0.get(offset, len).map(Self)
     }
 
-    /// Returns the first `len` bytes and the rest, or [`None`] if there are not as many.
+    /// Returns the first `len` bytes and the rest, or [`None`] if there are fewer.
     #[inline]
     pub fn split_at(&self, len: usize) -> Option<(WritableSlice<'a>, WritableSlice<'a>)> {
         let (first, rest) = self.0.split_at(len)?;
@@ -257,9 +251,10 @@ impl<'a> WritableSlice<'a> {
         Some((Self(first), Self(rest)))
     }
 
-    /// Writes from the memory of a write request, as many bytes as both have, past the CPU caches.
+    /// Copies from the memory of a write request, as many bytes as both have, past the CPU caches.
+    /// Does not sleep.
     ///
-    /// Does not sleep. The bytes are durable after the next flush of the region.
+    /// The bytes are durable after the next flush of the region.
     #[inline]
     pub fn write_from(&self, segment: &Segment<'_>) {
         let len = self.len().min(segment.len());
@@ -272,9 +267,9 @@ impl<'a> WritableSlice<'a> {
         };
     }
 
-    /// Writes zeroes past the CPU caches.
+    /// Writes zeroes past the CPU caches. Does not sleep.
     ///
-    /// Does not sleep. The zeroes are durable after the next flush of the region.
+    /// The zeroes are durable after the next flush of the region.
     pub fn zero(&self) {
         // SAFETY: The zero page always exists.
         let zero_page = unsafe { bindings::zero_page_address() };
@@ -294,9 +289,8 @@ impl<'a> WritableSlice<'a> {
         }
     }
 
-    /// Writes from `source` past the CPU caches, and returns how many bytes there were.
-    ///
-    /// The source may be user memory: may sleep if the source may.
+    /// Copies from `source` past the CPU caches, and returns the number of bytes. May sleep if the
+    /// source is user memory.
     pub fn write_from_iter(&self, source: &mut IterSource<'_>) -> usize {
         // SAFETY: By the type invariant of `PmemSlice`, `self` has `len` bytes; `source` is a valid
         // source by its own invariant.
@@ -309,31 +303,29 @@ impl<'a> WritableSlice<'a> {
         }
     }
 
-    /// Writes the CPU's cached copies of the bytes back to the medium.
+    /// Writes the bytes back from the CPU caches. Does not sleep.
     ///
-    /// For what was stored there with ordinary stores, by user space for instance. Does not sleep.
-    /// The bytes are durable after the next flush of the region.
+    /// For bytes that were written by ordinary stores, for instance of user space. They are durable
+    /// after the next flush of the region.
     pub fn write_back(&self) {
-        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
-        // looked at.
+        // SAFETY: By the type invariants the bytes are mapped, and no page had failed when the
+        // mapping checked.
         unsafe { bindings::arch_wb_cache_pmem(self.0.addr.as_ptr().cast(), self.len()) };
     }
 
-    /// Drops the CPU's cached copies of the bytes.
+    /// Invalidates the bytes in the CPU caches. Does not sleep.
     ///
-    /// For use after poison was cleared, so that the poisoned lines are not read from the caches.
-    /// Does not sleep.
+    /// For use after poison was cleared, so that poisoned lines are not read from the caches.
     pub fn invalidate(&self) {
-        // SAFETY: By the type invariants the bytes are mapped, and their pages were when they were
-        // looked at. What the caches have is lost: the caller says that it may be, and there are no
-        // Rust references to the memory.
+        // SAFETY: By the type invariants the bytes are mapped, and no page had failed when the
+        // mapping checked. Changes that are only in the caches are lost, but no Rust reference to
+        // the memory exists that could see that.
         unsafe { bindings::arch_invalidate_pmem(self.0.addr.as_ptr().cast(), self.len()) };
     }
 }
 
-/// Whether the cache-flushing copies really flush on this architecture.
-///
-/// Where they do not, writes cannot be guaranteed to persist.
+/// Whether the cache-flushing copies flush on this architecture. Where they do not, writes are not
+/// guaranteed to persist.
 pub const HAS_FLUSHCACHE: bool = bindings::HAS_UACCESS_FLUSHCACHE;
 
 #[kunit_tests(pmem_rs_pmem)]
@@ -369,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_is_cut_in_two_without_a_gap() -> Result {
+    fn a_slice_is_split_without_a_gap() -> Result {
         let mut memory = memory(100)?;
         let whole = slice(&mut memory);
 
@@ -383,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_go_where_they_should() -> Result {
+    fn zero_writes_no_other_bytes() -> Result {
         let mut memory = memory(3 * PAGE_SIZE)?;
 
         slice(&mut memory)
@@ -406,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_copied_as_far_as_it_goes() -> Result {
+    fn a_short_source_is_copied_in_full() -> Result {
         let mut memory = memory(64)?;
         let mut source = [0x55_u8; 16];
         let kvec = bindings::kvec {

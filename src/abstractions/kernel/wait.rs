@@ -2,7 +2,7 @@
 
 //! Wait queues.
 //!
-//! The kernel crate's `sync::CondVar` has no wait that is uninterruptible and has a limit.
+//! `sync::CondVar` of the kernel crate has no uninterruptible wait with a limit.
 //!
 //! C header: [`include/linux/wait.h`](srctree/include/linux/wait.h)
 
@@ -26,12 +26,12 @@ use kernel::{
 /// use pmem_rs::abstractions::kernel::wait::WaitQueue;
 ///
 /// let queue = Arc::pin_init(WaitQueue::new(), GFP_KERNEL)?;
-/// let mut looks = 0;
+/// let mut checks = 0;
 ///
-/// // The condition is looked at again when the time has passed.
+/// // The condition is checked once more when the time has passed.
 /// let found = queue.wait_until(1, || {
-///     looks += 1;
-///     (looks == 2).then_some(7)
+///     checks += 1;
+///     (checks == 2).then_some(7)
 /// });
 /// assert_eq!(found, Some(7));
 /// # Ok::<(), Error>(())
@@ -70,7 +70,7 @@ impl WaitQueue {
         })
     }
 
-    /// Makes all waiters look at their condition again. May be called from any context.
+    /// Wakes all waiters, which check their conditions again. Callable from any context.
     pub fn wake_up(&self) {
         // SAFETY: By the type invariant the queue is initialised. 0 stands for all waiters.
         unsafe {
@@ -83,10 +83,10 @@ impl WaitQueue {
         };
     }
 
-    /// Waits, uninterruptibly, until `condition` returns something, but for at most `limit`
-    /// milliseconds. Then the condition is looked at once more. Sleeps; `condition` may sleep too.
+    /// Waits, uninterruptibly, until `condition` returns a value, for at most `limit` milliseconds.
+    /// Checks the condition once more after that. Sleeps. `condition` may sleep too.
     ///
-    /// A condition that was changed before [`Self::wake_up`] was called is seen.
+    /// A change of the condition before a call of [`Self::wake_up`] is seen.
     pub fn wait_until<R>(
         &self,
         limit: Msecs,
@@ -118,7 +118,7 @@ impl WaitQueue {
     }
 }
 
-/// Returns whether the current thread was killed, so that it should return to user space.
+/// Returns whether the current thread was killed and should return to user space.
 pub fn fatal_signal_pending() -> bool {
     // SAFETY: The current task is valid.
     unsafe { bindings::fatal_signal_pending(kernel::current!().as_ptr()) != 0 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_sees_what_was_changed_before_it_was_woken() -> Result {
+    fn a_waiter_sees_changes_from_before_the_wake_up() -> Result {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 queue <- WaitQueue::new(),

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in debugfs that keep their module.
+//! Files in debugfs that keep their module loaded.
 //!
-//! Those of [`kernel::debugfs`] do not: their operations have no owner, so a module can be unloaded while one is open, and
-//! closing it then uses operations that are not there any more (`full_proxy_release()` in `fs/debugfs/file.c`).
+//! Not [`kernel::debugfs`]: its file operations have no owner, so a module can be unloaded while a
+//! file is open. Closing the file then calls an operation that is gone (`full_proxy_release()` in
+//! `fs/debugfs/file.c`).
 //!
-//! As everywhere in debugfs, what cannot be made is not there, and nobody is told. Nothing but messages may depend on it.
+//! As everywhere in debugfs, a file that cannot be created is missing without an error. So only
+//! diagnostics may depend on it.
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
@@ -32,19 +34,19 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The pointer is null, an error, or that of an entry that is ours to remove.
+/// The pointer is null, an error pointer, or that of an entry that `self` owns.
 struct Entry(*mut bindings::dentry);
 
 // SAFETY: Entries may be removed by any thread.
 unsafe impl Send for Entry {}
 
-// SAFETY: Of a reference nothing is used but the pointer, to make files in a directory, which the C
-// side serialises.
+// SAFETY: A shared reference only gives the pointer, to create files in a directory. The C side
+// serialises that.
 unsafe impl Sync for Entry {}
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the entry is owned, or the function ignores the pointer.
         #[cfg(CONFIG_DEBUG_FS)]
         unsafe {
             bindings::debugfs_remove(self.0)
@@ -55,12 +57,12 @@ impl Drop for Entry {
 /// A directory in the root of debugfs.
 pub struct Dir {
     entry: Entry,
-    // Of the directory, and of the files in it: each has a reference to it.
+    // Also for the files in the directory, each of which has a reference to it.
     _registered: Registered,
 }
 
 impl Dir {
-    /// Makes a directory of this name. May sleep.
+    /// Creates a directory (`debugfs_create_dir()`). May sleep.
     ///
     /// # Errors
     ///
@@ -68,7 +70,7 @@ impl Dir {
     pub fn new(name: &CStr) -> Result<Arc<Self>> {
         let registered = Registered::new()?;
         #[cfg(CONFIG_DEBUG_FS)]
-        // SAFETY: The name is a string; null stands for the root.
+        // SAFETY: The name is a C string. Null stands for the root.
         let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), null_mut()) };
         #[cfg(not(CONFIG_DEBUG_FS))]
         let dentry = {
@@ -76,7 +78,7 @@ impl Dir {
             null_mut()
         };
 
-        // INVARIANT: The directory was just made, if it could be.
+        // INVARIANT: The directory was just created, or this is an error pointer.
         let dir = Self {
             entry: Entry(dentry),
             _registered: registered,
@@ -85,20 +87,23 @@ impl Dir {
     }
 }
 
-/// What a [`File`] says.
+/// The contents of a [`File`].
 pub trait Contents: 'static {
-    /// What it is about.
+    /// The data that the contents describe.
     type Data: Send + Sync + 'static;
 
-    /// The module that the file belongs to; it cannot be unloaded while the file is open.
+    /// The module that implements the file. It cannot be unloaded while the file is open.
     type OwnerModule: ModuleMetadata;
 
-    /// Writes the contents. Called when somebody reads the file; may sleep. What is written is thrown away and asked for
-    /// again if it does not fit into the buffer.
+    /// Writes the contents. Called on each read of the file; may sleep.
+    ///
+    /// If the contents do not fit into the buffer, they are discarded, and this is called again.
     fn show(data: &Self::Data, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
-/// A file that root can read. It is removed when this is dropped, which waits for those who are reading.
+/// A file that root can read.
+///
+/// Dropping it waits for reads in progress, and removes the file.
 ///
 /// # Examples
 ///
@@ -127,8 +132,8 @@ pub trait Contents: 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub struct File<C: Contents> {
-    // In this order: the data is not read once the file has been removed, and a directory is
-    // removed with its files.
+    // Dropped in this order: nothing reads the data after the file was removed, and a directory is
+    // removed after its files.
     _entry: Entry,
     _data: Arc<C::Data>,
     dir: Arc<Dir>,
@@ -145,13 +150,14 @@ impl<C: Contents> File<C> {
         ..ZEROED_OPS
     };
 
-    /// Makes a file of this name. May sleep.
+    /// Creates a file (`debugfs_create_file_full()`). May sleep.
     pub fn new(dir: &Arc<Dir>, name: &CStr, data: Arc<C::Data>) -> Self {
         #[cfg(CONFIG_DEBUG_FS)]
-        // SAFETY: The name is a string, and the directory is null, an error, or there. The
-        // operations are those for a pointer to `C::Data`, which is owned by what this returns, and
-        // so is the file. debugfs calls them only while the file is there (`debugfs_file_get()` in
-        // `fs/debugfs/file.c`), but for `release`, which does not use that pointer.
+        // SAFETY: The name is a C string. The directory is null, an error pointer, or valid. The
+        // operations expect a pointer to `C::Data`, which the returned value owns together with
+        // the file. debugfs calls operations only until the file was removed
+        // (`debugfs_file_get()` in `fs/debugfs/file.c`), except `release`, which does not use the
+        // pointer.
         let dentry = unsafe {
             bindings::debugfs_create_file_full(
                 name.as_char_ptr(),
@@ -169,39 +175,41 @@ impl<C: Contents> File<C> {
         };
 
         Self {
-            // INVARIANT: The file was just made, if it could be.
+            // INVARIANT: The file was just created, or this is an error pointer.
             _entry: Entry(dentry),
             _data: data,
             dir: dir.clone(),
         }
     }
 
-    /// Returns the directory that the file is in.
+    /// Returns the directory of the file.
     pub fn dir(&self) -> &Arc<Dir> {
         &self.dir
     }
 
     /// # Safety
     ///
-    /// For debugfs only: `inode` must be that of a `File<C>` that has not been removed, and `file` be about to be opened.
+    /// Called by debugfs only. `inode` must be that of a `File<C>` that was not removed. `file`
+    /// must be in the process of being opened.
     #[cfg(CONFIG_DEBUG_FS)]
     unsafe extern "C" fn open_callback(
         inode: *mut bindings::inode,
         file: *mut bindings::file,
     ) -> c_int {
-        // SAFETY: By the safety requirements; `show_callback` is the one for that pointer.
+        // SAFETY: By the safety requirements the private data is the `C::Data` of the `File<C>`.
+        // `show_callback` expects that.
         unsafe { bindings::single_open(file, Some(Self::show_callback), (*inode).i_private) }
     }
 
     /// # Safety
     ///
-    /// For seq_file only: `seq` must have been opened by [`Self::open_callback`], and the file not have been removed.
+    /// Called by seq_file only. [`Self::open_callback`] must have opened `seq`, and the file must
+    /// not have been removed.
     #[cfg(CONFIG_DEBUG_FS)]
     unsafe extern "C" fn show_callback(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
-        // SAFETY: By the safety requirements the pointer is that to the data that the `File<C>`
-        // owns.
+        // SAFETY: By the safety requirements the `File<C>` owns the data.
         let data = unsafe { &*(*seq).private.cast::<C::Data>() };
-        // SAFETY: By the safety requirements; whoever reads has it locked.
+        // SAFETY: By the safety requirements `seq` is valid, and its lock is held during the call.
         let seq = unsafe { SeqFile::from_raw(seq) };
 
         seq_print!(seq, "{}", Shown::<C>(data));
@@ -209,11 +217,11 @@ impl<C: Contents> File<C> {
     }
 }
 
-/// All fields null, for what a file leaves out.
+/// The operations that a file does not have.
 #[cfg(CONFIG_DEBUG_FS)]
 const ZEROED_OPS: bindings::file_operations = pin_init::zeroed();
 
-/// What is shown, as something that can be formatted.
+/// Displays the contents of a file.
 struct Shown<'a, C: Contents>(&'a C::Data);
 
 impl<C: Contents> fmt::Display for Shown<'_, C> {
@@ -238,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_keeps_its_module_and_lets_its_data_go() -> Result {
+    fn a_file_has_an_owner_and_drops_its_data() -> Result {
         let data = Arc::new(7, GFP_KERNEL)?;
         let dir = Dir::new(c"pmem_rs_test")?;
         let file = File::<Number>::new(&dir, c"number", data.clone());
@@ -246,7 +254,7 @@ mod tests {
         let owner = File::<Number>::OPS.owner;
         assert!(!owner.is_null());
         assert!(owner == this_module::<crate::LocalModule>().as_ptr());
-        // The directory stays for as long as there are files.
+        // The file keeps its directory.
         drop(dir);
         drop(file);
         assert!(Arc::into_unique_or_drop(data).is_some());

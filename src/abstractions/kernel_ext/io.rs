@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Additions to `io`.
+//! Additions to `kernel::io`.
 
 pub mod resource;

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! IO vectors, as far as the DAX operations hand them to a driver.
+//! I/O vectors, as the DAX operations pass them to a driver.
 //!
-//! The kernel crate's `IovIterSource` copies through the CPU caches and asserts what it is given;
-//! what is needed here is the handle alone, for [`WritableSlice::write_from_iter`].
+//! Not `kernel::iov::IovIterSource`: it copies through the CPU caches, and its constructor asserts.
+//! This is only a handle for `WritableSlice::write_from_iter()`.
 //!
 //! C header: [`include/linux/uio.h`](srctree/include/linux/uio.h)
-//!
-//! [`WritableSlice::write_from_iter`]: crate::abstractions::kernel::pmem_slice::WritableSlice::write_from_iter
 
 use crate::abstractions::bindings;
 use core::marker::PhantomData;
@@ -16,7 +14,7 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
-/// An IO vector that is a source of data, borrowed for `'a`.
+/// An I/O vector that is a source of data (`struct iov_iter`), borrowed for `'a`.
 ///
 /// # Examples
 ///
@@ -26,7 +24,7 @@ use kernel::{
 ///     kernel_ext::iov::IterSource, //
 /// };
 ///
-/// /// Returns how many bytes were written, at most `len`.
+/// /// Returns the number of bytes written, at most `len`.
 /// fn write(
 ///     memory: WritableSlice<'_>,
 ///     offset: usize,
@@ -41,12 +39,11 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `iter` is valid for `'a`, is an `ITER_SOURCE`, and is not used through another pointer
-/// meanwhile.
+/// `iter` is an `ITER_SOURCE` that is valid for `'a`. Nothing else uses it meanwhile.
 pub struct IterSource<'a> {
     iter: *mut bindings::iov_iter,
     _borrow: PhantomData<&'a mut bindings::iov_iter>,
-    /// What it iterates over may be mapped for this thread alone.
+    /// User memory is mapped for the current thread only.
     _not_send: NotThreadSafe,
 }
 
@@ -55,8 +52,8 @@ impl IterSource<'_> {
     ///
     /// # Safety
     ///
-    /// `iter` must be valid for the lifetime of the returned value, be an `ITER_SOURCE`, and not be
-    /// used through another pointer meanwhile.
+    /// `iter` must be an `ITER_SOURCE` that is valid for the lifetime of the returned value.
+    /// Nothing else may use it meanwhile.
     pub(in crate::abstractions) unsafe fn from_raw(iter: *mut bindings::iov_iter) -> Self {
         // INVARIANT: By the safety requirements.
         Self {
@@ -72,7 +69,7 @@ impl IterSource<'_> {
     }
 }
 
-#[kunit_tests(pmem_rs_uio)]
+#[kunit_tests(pmem_rs_iov)]
 mod tests {
     use super::*;
     use crate::abstractions::kernel::pmem_slice::{
@@ -81,7 +78,8 @@ mod tests {
     };
     use core::ptr::NonNull;
 
-    /// Has `f` read from two pieces of five bytes each, `abcdefghij`, into eight bytes, and returns them.
+    /// Calls `f` with eight bytes of memory, and with a source of `abcde` and `fghij`. Returns the
+    /// memory.
     fn reading(f: impl FnOnce(&WritableSlice<'_>, &mut IterSource<'_>)) -> [u8; 8] {
         let (mut first, mut second, mut target) = (*b"abcde", *b"fghij", *b"________");
         let vecs = [&mut first, &mut second].map(|piece| bindings::kvec {
@@ -90,8 +88,8 @@ mod tests {
         });
         let mut iter = bindings::iov_iter::default();
 
-        // SAFETY: The iterator, what it iterates over and the target live until the end of the
-        // function, and are not used in another way before. The target does not fail.
+        // SAFETY: The iterator, its vectors and the target live until the end of the function, and
+        // nothing else uses them meanwhile. The target is ordinary memory.
         unsafe {
             bindings::iov_iter_kvec(&mut iter, bindings::ITER_SOURCE, vecs.as_ptr(), 2, 10);
             let memory = PmemSlice::from_raw_parts(NonNull::from(&mut target).cast(), 8);
@@ -104,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_read_across_its_pieces() {
+    fn a_source_is_read_across_its_vectors() {
         let copied = reading(|memory, source| {
             assert_eq!(memory.write_from_iter(source), 8);
         });

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What belongs to a module as a whole: references to it, the count of its registrations, and
-//! values that live as long as it does.
+//! References to a module, the count of its registrations, and values that live as long as it does.
+//!
+//! A module whose type is [`WaitOnExit`] is not unloaded while something is [`Registered`].
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -31,18 +32,18 @@ use kernel::{
     ThisModule, //
 };
 
-/// How many registrations there are, and whether there may be any.
+/// The number of registrations, and whether more may be added.
 ///
-/// The count is one atomic together with the state, so that none is added once it was found to be
-/// zero for the last time.
+/// Count and state are one atomic, so no registration is added after the count was found to be zero
+/// and closed.
 struct Registrations(Atomic<usize>);
 
 impl Registrations {
-    /// Not opened yet.
+    /// Not opened yet: refuses registrations.
     const NEW: usize = 0;
-    /// Closed, for good.
+    /// Closed for good: refuses registrations.
     const CLOSED: usize = 1;
-    /// Open, without a registration; each one adds 1.
+    /// Open, without registrations. Each registration adds 1.
     const OPEN: usize = 2;
 
     const fn new() -> Self {
@@ -61,11 +62,11 @@ impl Registrations {
             .map_err(|_| EBUSY)
     }
 
-    /// Counts one registration more.
+    /// Counts one more registration.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] unless it is open.
+    /// [`ENODEV`] before [`Self::open`], and after [`Self::close`] has succeeded.
     fn add(&self) -> Result {
         let mut found = self.0.load(Relaxed);
 
@@ -73,7 +74,7 @@ impl Registrations {
             if found < Self::OPEN {
                 return Err(ENODEV);
             }
-            // Does not wrap: each registration takes some memory.
+            // Does not wrap, since each registration takes memory.
             match self.0.cmpxchg(found, found.wrapping_add(1), Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(other) => found = other,
@@ -83,23 +84,24 @@ impl Registrations {
 
     /// Counts one registration less. There must be one.
     fn remove(&self) {
-        // ORDERING: Pairs with `close`: what was done to the registration comes before.
+        // ORDERING: Pairs with the acquire in `close()`. All uses of the registration come before.
         self.0.fetch_sub(1, Release);
     }
 
-    /// Returns how many registrations there are.
+    /// Returns the number of registrations.
     fn count(&self) -> usize {
         self.0.load(Relaxed).saturating_sub(Self::OPEN)
     }
 
-    /// Allows no registration any more, if there is none. Returns whether that is so.
+    /// Closes if there are no registrations. Returns whether it is closed now.
     fn close(&self) -> bool {
-        // ORDERING: Pairs with `remove`.
+        // ORDERING: Pairs with the release in `remove()`.
         self.0.cmpxchg(Self::OPEN, Self::CLOSED, Acquire).is_ok()
     }
 
-    /// Closes it once there is no registration any more. Says how many there are when that takes
-    /// long. Sleeps.
+    /// Waits until there are no registrations, and closes. Sleeps.
+    ///
+    /// Logs the number of registrations if that takes long.
     fn wait_and_close(&self) {
         let mut pause = FIRST_PAUSE_MS;
         let mut waited: u32 = 0;
@@ -107,10 +109,7 @@ impl Registrations {
 
         while !self.close() {
             if waited >= next_message {
-                pr_warn!(
-                    "{} registrations are left, the module waits for them before it goes\n",
-                    self.count()
-                );
+                pr_warn!("module exit waits for {} registrations\n", self.count());
                 next_message = waited.saturating_add(MESSAGE_INTERVAL_MS);
             }
             sleep(pause);
@@ -120,20 +119,20 @@ impl Registrations {
     }
 }
 
-/// The pauses between two looks at the count, in milliseconds: the first one, and the longest.
+/// The first and the longest pause between two checks of the count, in milliseconds.
 const FIRST_PAUSE_MS: u32 = 10;
 const LAST_PAUSE_MS: u32 = 1000;
-/// When the first message is printed, and how long after one the next, in milliseconds.
+/// The time before the first message, and between messages, in milliseconds.
 const FIRST_MESSAGE_MS: u32 = 1000;
 const MESSAGE_INTERVAL_MS: u32 = 30_000;
 
 static REGISTRATIONS: Registrations = Registrations::new();
 
-/// One registration with the C side that may call into the text of this module.
+/// The count of one registration through which the C side may call the text of this module.
 ///
-/// An abstraction keeps it in its registration, as the field that is dropped last. The module is
-/// not unloaded before all were dropped: see [`WaitOnExit`]. So a registration that is forgotten
-/// keeps what the C side calls.
+/// An abstraction has it in its registration, as the field that is dropped last. [`WaitOnExit`]
+/// keeps the module loaded until all counts were dropped. So forgetting a registration keeps the
+/// text that the C side calls.
 ///
 /// # Examples
 ///
@@ -142,7 +141,7 @@ static REGISTRATIONS: Registrations = Registrations::new();
 /// use pmem_rs::abstractions::kernel_ext::module::Registered;
 ///
 /// struct Registration {
-///     // What the C side knows comes first.
+///     // The fields that the C side uses come first.
 ///     _registered: Registered,
 /// }
 ///
@@ -155,7 +154,7 @@ static REGISTRATIONS: Registrations = Registrations::new();
 ///
 /// # Invariants
 ///
-/// It is counted once in `REGISTRATIONS`.
+/// `REGISTRATIONS` counts `self` once.
 #[must_use]
 pub struct Registered(());
 
@@ -164,36 +163,35 @@ impl Registered {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] before the [`WaitOnExit`] of the module is initialised, and once it was dropped.
+    /// [`ENODEV`] before the [`WaitOnExit`] of the module is initialised, and after it was dropped.
     pub fn new() -> Result<Self> {
         REGISTRATIONS.add()?;
-        // INVARIANT: Just counted.
+        // INVARIANT: `add()` has just counted it.
         Ok(Self(()))
     }
 
-    /// Keeps the module for as long as the system runs, for what is leaked on purpose.
+    /// Keeps the module loaded forever, for a registration that is leaked on purpose. Callable from
+    /// any context.
     ///
-    /// It stays counted. It takes a reference to the module as well, so that unloading is refused
-    /// with `EBUSY`. When the module is already being unloaded there is no such reference to be
-    /// had, and unloading waits for ever. Callable from any context.
+    /// Takes a reference to the module too, so unloading fails with `EBUSY`. If the module is
+    /// already being unloaded there is no such reference, and unloading waits forever.
     pub fn leak(self) {
         core::mem::forget(ModuleRef::try_get(this_module::<crate::LocalModule>()));
         core::mem::forget(self);
     }
 
-    /// Keeps the count without a value, for a registration whose memory belongs to the C side or is
-    /// not dropped.
+    /// Keeps the count without a value, for a registration that is not dropped.
     pub(in crate::abstractions) fn into_raw(self) {
         core::mem::forget(self);
     }
 
-    /// Takes back a count that [`Self::into_raw`] has kept.
+    /// Takes over a count that [`Self::into_raw`] has kept.
     ///
     /// # Safety
     ///
-    /// Each call needs a call of [`Self::into_raw`] of its own, before it.
+    /// Each call must follow a call of [`Self::into_raw`] of its own.
     pub(in crate::abstractions) unsafe fn from_raw() -> Self {
-        // INVARIANT: By the safety requirements it is counted, and nothing else stands for it.
+        // INVARIANT: By the safety requirements the count belongs to no other value.
         Self(())
     }
 }
@@ -204,15 +202,14 @@ impl Drop for Registered {
     }
 }
 
-/// A module that is not unloaded before its registrations have gone.
+/// A module that is not unloaded while something is [`Registered`].
 ///
-/// This is the type that `module!` is given; it contains the module's own type, which is dropped
-/// first. Then it waits until all that is [`Registered`] was dropped, with a message in the log
-/// after a second and every 30 seconds, and until all threads have left the text of the module. The
-/// same happens when the module's own type cannot be initialised.
+/// `module!` takes this type, which contains the module's own type `M`. Unloading drops `M`, waits
+/// until every [`Registered`] was dropped, and waits until all threads have left the text of the
+/// module. It logs a message after a second and every 30 seconds. The same happens if `M` cannot be
+/// initialised.
 ///
-/// A crate whose `module!` has another type does not compile, so `module!` itself initialises and
-/// drops the one that counts.
+/// A crate that gives `module!` another type does not compile.
 ///
 /// # Examples
 ///
@@ -235,7 +232,7 @@ impl Drop for Registered {
 ///
 /// // module! { type: WaitOnExit<Plain>, ... }
 ///
-/// // There is one already, that of the module that this is built into.
+/// // This module has one already.
 /// let second = KBox::pin_init(
 ///     WaitOnExit::<Plain>::init(this_module::<pmem_rs::Module>()),
 ///     GFP_KERNEL,
@@ -244,15 +241,15 @@ impl Drop for Registered {
 /// ```
 ///
 /// ```compile_fail,E0451
-/// # use pmem_rs::{abstractions::module::WaitOnExit, PmemModule};
-/// // It is made by its initialiser only.
+/// # use pmem_rs::{abstractions::kernel_ext::module::WaitOnExit, PmemModule};
+/// // Only its initialiser makes one.
 /// fn make(module: PmemModule) -> WaitOnExit<PmemModule> {
 ///     WaitOnExit { module, _exit: todo!() }
 /// }
 /// ```
 #[pin_data]
 pub struct WaitOnExit<M: InPlaceModule> {
-    // In this order: the module goes, and then its registrations have to be gone.
+    // Dropped in this order: the module first, then the wait for its registrations.
     #[pin]
     module: M,
     _exit: Exit,
@@ -267,13 +264,14 @@ impl<M: InPlaceModule> InPlaceModule for WaitOnExit<M> {
     }
 }
 
-// Nothing of this crate runs before `module!` has called `init` of its type. That is then the first
-// caller of `Registrations::open`, and the only one to succeed. This compiles for that type only.
+// `module!` calls `init` of its type before any other code of this crate runs. So that call is the
+// first one of `Registrations::open()`, and the only one that succeeds. This compiles only if the
+// type is a `WaitOnExit`.
 const _: fn(crate::LocalModule) = |module| {
     let WaitOnExit { .. } = module;
 };
 
-/// Waits for the registrations when it is dropped. There is one of these at most.
+/// Waits for the registrations when it is dropped. At most one exists.
 struct Exit(());
 
 impl Exit {
@@ -287,10 +285,10 @@ impl Drop for Exit {
     fn drop(&mut self) {
         REGISTRATIONS.wait_and_close();
 
-        // The thread that dropped the last registration may still be in the text of the module:
-        // with preemption disabled, or preempted.
+        // The thread that dropped the last registration may still be in the text of the module,
+        // either preempted or with preemption disabled.
         //
-        // SAFETY: Modules are initialised and unloaded in process context, where it may sleep.
+        // SAFETY: Modules are initialised and unloaded in process context, which may sleep.
         unsafe {
             bindings::synchronize_rcu();
             bindings::synchronize_rcu_tasks();
@@ -300,35 +298,35 @@ impl Drop for Exit {
     }
 }
 
-/// A reference that keeps a module from being unloaded.
+/// A reference to a module, which keeps the module loaded.
 ///
 /// # Invariants
 ///
-/// One reference of the module is ours.
+/// `self` owns one reference to the module.
 pub struct ModuleRef(&'static ThisModule);
 
 impl ModuleRef {
-    /// Takes a reference, unless the module is being unloaded.
+    /// Takes a reference, unless the module is being unloaded. Callable from any context.
     pub fn try_get(module: &'static ThisModule) -> Option<Self> {
-        // SAFETY: The module is valid, its code is running.
+        // SAFETY: A `&'static ThisModule` is valid.
         let got = unsafe { bindings::try_module_get(module.as_ptr()) };
 
         if !got {
             return None;
         }
-        // INVARIANT: Just taken.
+        // INVARIANT: The reference was just taken.
         Some(Self(module))
     }
 }
 
 impl Drop for ModuleRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
+        // SAFETY: By the type invariant `self` owns the reference.
         unsafe { bindings::module_put(self.0.as_ptr()) };
     }
 }
 
-/// A place in static memory for a value that exists while the module is in use.
+/// A static variable for a value that exists while the module is in use.
 ///
 /// # Examples
 ///
@@ -340,7 +338,7 @@ impl Drop for ModuleRef {
 ///
 /// static LIMIT: Global<u32> = Global::new();
 ///
-/// // What is returned belongs into the module's own structure.
+/// // The module's own type keeps the returned value.
 /// let installed = LIMIT.install(Counted::new(3)?)?;
 ///
 /// assert_eq!(LIMIT.get().map(|limit| *limit), Some(3));
@@ -351,25 +349,25 @@ impl Drop for ModuleRef {
 ///
 /// # Invariants
 ///
-/// `ptr` is null, or that of the [`Counted`] of an [`Installed`], which is dropped only after an
-/// RCU grace period in which this was null.
+/// The pointer is null, or that of the [`Counted`] of an [`Installed`]. The value is dropped only
+/// after the pointer was null for an RCU grace period.
 pub struct Global<T: Send + Sync + 'static>(Atomic<*mut percpu_ref::Inner<T>>);
 
-// SAFETY: What is shared is a `T` that is counted.
+// SAFETY: Only references to a `T` that is `Send` and `Sync` are shared.
 unsafe impl<T: Send + Sync + 'static> Sync for Global<T> {}
 
 impl<T: Send + Sync + 'static> Global<T> {
-    /// Makes an empty place.
+    /// Creates a variable without a value.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         Self(Atomic::new(core::ptr::null_mut()))
     }
 
-    /// Puts a value in its place, until the result is dropped.
+    /// Sets the value until the returned [`Installed`] is dropped.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if there is one; the value is dropped then.
+    /// [`EBUSY`] if there is a value already. `value` is dropped then.
     pub fn install(&'static self, value: Counted<T>) -> Result<Installed<T>> {
         let ptr = value.as_ptr().as_ptr();
 
@@ -378,37 +376,39 @@ impl<T: Send + Sync + 'static> Global<T> {
             .map_err(|_| EBUSY)?;
         // INVARIANT: The pointer was just stored.
         Ok(Installed {
-            place: self,
+            global: self,
             _value: value,
         })
     }
 
-    /// Returns the value, if there is one. Does not sleep.
+    /// Takes a reference to the value, if there is one. Does not sleep.
     pub fn get(&self) -> Option<Ref<T>> {
         let _guard = rcu::read_lock();
         let ptr = NonNull::new(self.0.load(Acquire))?;
 
-        // SAFETY: By the type invariant the value is not dropped before this section ends.
+        // SAFETY: By the type invariant the value is not dropped before this RCU section ends.
         unsafe { Ref::try_new(ptr) }
     }
 }
 
-/// Takes a value from its place when it is dropped, waits until it is not used any more, and drops
-/// it. That sleeps.
+/// A value that a [`Global`] has.
+///
+/// Dropping it clears the variable, waits until nothing uses the value, and drops the value. This
+/// sleeps.
 ///
 /// # Invariants
 ///
-/// The place holds the value.
+/// `global` has the pointer of the value.
 pub struct Installed<T: Send + Sync + 'static> {
-    place: &'static Global<T>,
-    // Dropped after what `drop` does.
+    global: &'static Global<T>,
+    // Dropped after `drop()`.
     _value: Counted<T>,
 }
 
 impl<T: Send + Sync + 'static> Drop for Installed<T> {
     fn drop(&mut self) {
-        self.place.0.xchg(core::ptr::null_mut(), Relaxed);
-        // SAFETY: May sleep here.
+        self.global.0.xchg(core::ptr::null_mut(), Relaxed);
+        // SAFETY: Dropping `self` may sleep.
         unsafe { bindings::synchronize_rcu() };
     }
 }
@@ -422,7 +422,7 @@ mod tests {
     };
     use kernel::sync::Arc;
 
-    static PLACE: Global<u32> = Global::new();
+    static VALUE: Global<u32> = Global::new();
 
     #[test]
     fn registrations_are_counted_between_open_and_close() {
@@ -458,7 +458,7 @@ mod tests {
 
         let last = registrations.clone();
         queue.try_spawn(GFP_KERNEL, move || {
-            // Late enough for a message.
+            // Long enough for a message.
             sleep(1500);
             last.remove();
         })?;
@@ -474,23 +474,23 @@ mod tests {
 
         assert!(REGISTRATIONS.count() >= 1);
         registered.into_raw();
-        // SAFETY: Given away just now.
+        // SAFETY: `into_raw()` was just called.
         drop(unsafe { Registered::from_raw() });
         assert!(Exit::new().is_err_and(|err| err == EBUSY));
         Ok(())
     }
 
     #[test]
-    fn a_value_can_be_had_while_it_is_installed() -> Result {
-        assert!(PLACE.get().is_none());
-        let installed = PLACE.install(Counted::new(7)?)?;
+    fn a_value_is_available_while_it_is_installed() -> Result {
+        assert!(VALUE.get().is_none());
+        let installed = VALUE.install(Counted::new(7)?)?;
 
-        assert!(PLACE.get().is_some_and(|value| *value == 7));
-        assert!(PLACE
+        assert!(VALUE.get().is_some_and(|value| *value == 7));
+        assert!(VALUE
             .install(Counted::new(8)?)
             .is_err_and(|err| err == EBUSY));
         drop(installed);
-        assert!(PLACE.get().is_none());
+        assert!(VALUE.get().is_none());
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which modules are loaded.
+//! A list of the loaded modules.
 //!
-//! The kernel exports no function for this. Each module has an object in sysfs, and the set of all
-//! these objects is reached from the one of this module.
+//! The kernel exports no function that finds a module. But each module has a kobject in sysfs, and
+//! the kobject of this module leads to the set of all of them.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -15,16 +15,16 @@ use kernel::{
     prelude::*, //
 };
 
-/// Code that is a part of the kernel image, or a module.
+/// Code that is part of the kernel image or a module.
 pub(in crate::abstractions) struct Code {
-    /// Whether it is part of the kernel image.
+    /// The code is part of the kernel image.
     pub(in crate::abstractions) built_in: bool,
-    /// The name of the module, as in `/sys/module`.
+    /// The name of the module in `/sys/module`.
     pub(in crate::abstractions) module: &'static CStr,
 }
 
 impl Code {
-    /// Returns whether the code may run: it is part of the kernel image, or loaded. Does not sleep.
+    /// Returns whether the code is part of the kernel image or loaded. Does not sleep.
     ///
     /// A module counts as loaded from before its init until after its exit.
     pub(in crate::abstractions) fn is_there(&self) -> bool {
@@ -32,19 +32,18 @@ impl Code {
     }
 }
 
-/// Returns whether sysfs has a module of this name.
+/// Returns whether sysfs has a module of this name. Does not sleep.
 fn is_loaded(name: &CStr) -> bool {
     let module = this_module::<crate::LocalModule>();
-    // SAFETY: This module is in sysfs while its code runs, in the set of all modules, which always
-    // exists.
+    // SAFETY: This module is in sysfs while its code runs. The set of all modules always exists.
     let set = unsafe { (*module.as_ptr()).mkobj.kobj.kset };
     if set.is_null() {
-        // To take a module for loaded costs time. To miss one is not sound.
+        // The safe error: a wrong `true` costs time, a wrong `false` is unsound.
         return true;
     }
 
     let mut found = false;
-    // SAFETY: The list and the names of its members are protected by the lock.
+    // SAFETY: The lock protects the list and the names of its members.
     unsafe {
         bindings::spin_lock(addr_of_mut!((*set).list_lock));
         let head = addr_of_mut!((*set).list);

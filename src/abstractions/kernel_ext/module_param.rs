@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parameters of the module that can be written while it is loaded.
+//! Module parameters that are writable while the module is loaded.
 //!
-//! Those of `module!` are set when the module is loaded, and are not in sysfs. These are defined in
-//! C (`rust-bindings/parameters.c`), with a mode, and are found in `/sys/module/*/parameters`.
+//! The parameters of `module!` are not in sysfs. So these are defined in C, in
+//! `rust-bindings/parameters.c`, and appear in `/sys/module/*/parameters`.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -20,16 +20,18 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The pointer is that of a parameter, which is there for as long as the module.
+/// The pointer is that of a parameter of this module, which lives as long as the module.
 pub struct Uint(*const c_uint);
 
-// SAFETY: The parameter is only read, by an atomic load.
+// SAFETY: The parameter is only read, with an atomic load.
 unsafe impl Sync for Uint {}
 
 // SAFETY: A parameter belongs to no thread.
 unsafe impl Send for Uint {}
 
 impl Uint {
+    /// Wraps a parameter.
+    ///
     /// # Safety
     ///
     /// The pointer must be that of a parameter of this module.
@@ -38,17 +40,17 @@ impl Uint {
         Self(parameter)
     }
 
-    /// Returns the value as it is now; it may change at any time. Callable from any context.
+    /// Returns the current value. Callable from any context.
     pub fn get(&self) -> u32 {
-        // SAFETY: By the type invariant the pointer is valid. The C side writes the parameter as a
-        // whole (`param_set_uint()`), which in the kernel's memory model may race with a
-        // `READ_ONCE()`.
+        // SAFETY: By the type invariant the pointer is valid. `param_set_uint()` writes it in one
+        // store, which in the kernel's memory model may race with `READ_ONCE()`.
         unsafe { Atomic::from_ptr(self.0.cast_mut()) }.load(Relaxed)
     }
 }
 
-/// `revoke_timeout_ms`: how long unbind waits for pinned pages, in milliseconds; 0 for as long as
-/// it takes.
+/// The parameter `revoke_timeout_ms`: how long unbind waits for pinned pages, in milliseconds.
+///
+/// 0 means without a limit.
 ///
 /// # Examples
 ///
@@ -62,5 +64,5 @@ impl Uint {
 /// # let _ = limit;
 /// ```
 pub static REVOKE_TIMEOUT_MS: Uint =
-    // SAFETY: It is defined in `rust-bindings/parameters.c`.
+    // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
     unsafe { Uint::new(&raw const bindings::pmem_rs_revoke_timeout_ms) };

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The platform bus: drivers that also match devices by name.
+//! Platform drivers that match devices by a table of names (`id_table`).
 //!
-//! The kernel crate's `platform` matches nodes of device trees and of ACPI, and devices that have the
-//! name of the driver. This adds a table of names, so that a driver can be called something else than
-//! another one for the same devices.
+//! The kernel crate matches device tree nodes, ACPI nodes, and devices with the name of the driver.
+//! With a table of names a driver need not have the name of its devices, which the C driver has.
 //!
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
 
 use crate::abstractions::{
     bindings,
-    kernel::memremap::Node,
+    kernel::numa::Node,
     kernel_ext::{
+        device::name_of,
         io::resource::PmemResource,
         module::Registered, //
-    },
-    nvdimm, //
+    }, //
 };
 use kernel::{
     device::{
@@ -31,7 +30,7 @@ use kernel::{
     ThisModule, //
 };
 
-/// The name of devices that a driver wants.
+/// A name of devices that a driver matches (`struct platform_device_id`).
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct DeviceName(bindings::platform_device_id);
@@ -42,8 +41,7 @@ unsafe impl RawDeviceId for DeviceName {
 }
 
 impl DeviceName {
-    /// Makes a name of less than 24 bytes. Only for constants: it does not compile if the name is too
-    /// long.
+    /// Creates a name of less than 24 bytes. For constants only: a longer name does not compile.
     #[inline]
     pub const fn new(name: &'static CStr) -> Self {
         let mut id = bindings::platform_device_id {
@@ -64,7 +62,7 @@ impl DeviceName {
 /// A table of names.
 pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 
-/// A platform driver that matches devices by name, too.
+/// A platform driver that also matches devices by name.
 ///
 /// # Examples
 ///
@@ -102,18 +100,18 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 ///     const NAMES: NameTable = &NAMES;
 /// }
 ///
-/// // A module that has this as a field is the driver's.
+/// // The module has a field of this type.
 /// type Registration = kernel::driver::Registration<platform::Adapter<Refuser>>;
 /// ```
 pub trait NamedDriver: platform::Driver {
-    /// The names of the devices, apart from those that the tables of [`platform::Driver`] match.
+    /// The names of the devices, in addition to the tables of [`platform::Driver`].
     const NAMES: NameTable;
 }
 
 /// An adapter for the registration of platform drivers with a table of names.
 pub struct Adapter<T: NamedDriver>(T);
 
-// SAFETY: All is as in the adapter of the kernel crate, which does what is to be done.
+// SAFETY: The layout is that of the adapter of the kernel crate, which does the registration.
 unsafe impl<T: NamedDriver> driver::DriverLayout for Adapter<T> {
     type DriverType = bindings::platform_driver;
     type DriverData<'bound> = T::Data<'bound>;
@@ -121,28 +119,28 @@ unsafe impl<T: NamedDriver> driver::DriverLayout for Adapter<T> {
         <platform::Adapter<T> as driver::DriverLayout>::DEVICE_DRIVER_OFFSET;
 }
 
-// SAFETY: As for the adapter of the kernel crate, which is called by both functions.
+// SAFETY: Both functions call those of the adapter of the kernel crate.
 unsafe impl<T: NamedDriver> driver::RegistrationOps for Adapter<T> {
     unsafe fn register(
         pdrv: &Opaque<Self::DriverType>,
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: It is safe to set the fields of `struct platform_driver` on initialization. The
+        // SAFETY: The fields of `struct platform_driver` may be set before the registration. The
         // table is static, and ends with an entry of zeroes.
         unsafe { (*pdrv.get()).id_table = T::NAMES.as_ptr() };
 
         let registered = Registered::new()?;
-        // SAFETY: By the safety requirements of this function, which are the same.
+        // SAFETY: The callee has the same safety requirements as this function.
         unsafe { <platform::Adapter<T> as driver::RegistrationOps>::register(pdrv, name, module) }?;
         registered.into_raw();
         Ok(())
     }
 
     unsafe fn unregister(pdrv: &Opaque<Self::DriverType>) {
-        // SAFETY: By the safety requirements of this function, which are the same.
+        // SAFETY: The callee has the same safety requirements as this function.
         unsafe { <platform::Adapter<T> as driver::RegistrationOps>::unregister(pdrv) };
-        // SAFETY: `register` has succeeded, and this is called once after it.
+        // SAFETY: `register()` has called `into_raw()`, and this is called once after that.
         drop(unsafe { Registered::from_raw() });
     }
 }
@@ -154,22 +152,23 @@ fn raw<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> *mut bindings
         .cast()
 }
 
-/// Returns the name of a device, as in sysfs.
+/// Returns the name of a device in sysfs (`dev_name()`).
 ///
-/// That of the kernel crate has a path that panics.
+/// Not `device::Device::name()`: it leaves a panic symbol.
 pub fn name<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> &CStr {
-    // SAFETY: The device is valid, and has been added, so its name does not change.
-    unsafe { nvdimm::name_of(raw(dev)) }
+    // SAFETY: The device is valid and was added, so its name does not change.
+    unsafe { name_of(raw(dev)) }
 }
 
-/// Returns the NUMA node of a device.
+/// Returns the NUMA node of a device (`dev_to_node()`).
 pub fn node<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> Node {
     // SAFETY: The device is valid.
     Node(unsafe { bindings::dev_to_node(raw(dev)) })
 }
 
-/// Returns the memory resource of a device with this index, counted among those of memory, if there
-/// is one. One that ends with the last address of all is given without it.
+/// Returns a memory resource of a device, by its index among the memory resources.
+///
+/// The last possible address is left out, since the range is half-open.
 ///
 /// # Examples
 ///
@@ -186,7 +185,7 @@ pub fn node<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> Node {
 /// }
 /// ```
 ///
-/// It is not for longer than the device is bound:
+/// The resource cannot outlive the binding:
 ///
 /// ```compile_fail,E0521
 /// use kernel::{
@@ -234,7 +233,7 @@ mod tests {
 
     struct Counter;
 
-    /// A device that is bound.
+    /// The count of one bound device.
     struct OneMore;
 
     impl Drop for OneMore {
@@ -263,7 +262,7 @@ mod tests {
         const NAMES: NameTable = &NAMES;
     }
 
-    /// A device on the platform bus, which goes when this is dropped.
+    /// A device on the platform bus. Dropping it unregisters the device.
     struct TestDevice(*mut bindings::platform_device);
 
     impl TestDevice {
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_gets_the_devices_that_it_names() -> Result {
+    fn a_driver_binds_the_devices_that_it_names() -> Result {
         let before = TestDevice::new(c"pmem_rs_test_a")?;
         let driver = KBox::pin_init(
             driver::Registration::<Adapter<Counter>>::new(
@@ -300,7 +299,7 @@ mod tests {
 
         let after = TestDevice::new(c"pmem_rs_test_b")?;
         assert_eq!(BOUND.load(Relaxed), 2);
-        // Neither one that it does not name, nor one that is called as itself.
+        // It binds neither a device that it does not name nor one with its own name.
         let others = (
             TestDevice::new(c"pmem_rs_test_c")?,
             TestDevice::new(c"pmem_rs_test")?,

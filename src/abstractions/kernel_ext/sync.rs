@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Additions to `sync`.
+//! Additions to `kernel::sync`.
 
 pub mod atomic;
 pub mod completion;

@@ -2,9 +2,10 @@
 
 //! Sleeping, and measuring time.
 //!
-//! The kernel crate's `time` checks its arithmetic, and panics if it overflows.
+//! Not `kernel::time::Instant`: the overflow check of its `elapsed()` leaves a panic symbol. Not
+//! `kernel::time::delay::fsleep`: it sleeps as `TASK_UNINTERRUPTIBLE`, which counts as load.
 //!
-//! C headers: [`include/linux/delay.h`](srctree/include/linux/delay.h),
+//! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
 use crate::abstractions::bindings;
@@ -19,13 +20,14 @@ use kernel::{
 /// A minute, in milliseconds.
 pub const MINUTE: Msecs = 60_000;
 
-/// Sleeps, uninterruptibly, for about so many milliseconds. It does not count as load.
+/// Sleeps for about `time` milliseconds. Not interruptible, does not count as load.
 pub fn sleep(time: Msecs) {
-    // SAFETY: May sleep here, as the caller says by calling this.
+    // SAFETY: Callable from any context that may sleep. A context that may not is not undefined
+    // behaviour, but a warning of the scheduler.
     unsafe { bindings::schedule_timeout_idle(msecs_to_jiffies(time) as c_long) };
 }
 
-/// A moment, from which time is measured.
+/// A point in time of the monotonic clock (`ktime_get()`).
 ///
 /// # Examples
 ///
@@ -43,15 +45,15 @@ pub fn sleep(time: Msecs) {
 pub struct Stopwatch(bindings::ktime_t);
 
 impl Stopwatch {
-    /// Takes the time.
+    /// Takes the current time. Callable from any context.
     pub fn start() -> Self {
-        // SAFETY: May be called from any context.
+        // SAFETY: `ktime_get()` may be called from any context.
         Self(unsafe { bindings::ktime_get() })
     }
 
-    /// Returns how many microseconds have passed.
+    /// Returns the elapsed time in microseconds. Callable from any context.
     pub fn micros(&self) -> u64 {
-        // SAFETY: As above. The clock is monotonic.
+        // SAFETY: `ktime_get()` may be called from any context.
         let nanos = unsafe { bindings::ktime_get() }.saturating_sub(self.0);
 
         nanos.unsigned_abs() / 1000

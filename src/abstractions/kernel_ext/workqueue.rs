@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work queues of one's own.
+//! Work queues that a module owns.
 //!
-//! The kernel crate's `workqueue` has those of the system only. A module whose work may outlive
-//! the devices that it was for needs one that it can wait for before its code goes.
+//! The kernel crate has only the queues of the system. A module whose work may outlive its devices
+//! needs a queue that it can drain before its code is unloaded.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -20,9 +20,9 @@ use kernel::{
     workqueue::Queue, //
 };
 
-/// A work queue whose items may run on any CPU, and may sleep for long.
+/// A work queue whose items may run on any CPU (`WQ_UNBOUND`), and may sleep for long.
 ///
-/// Dropping it waits for all of its work.
+/// Dropping it waits for all of its work, and destroys it.
 ///
 /// # Examples
 ///
@@ -45,7 +45,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `queue` is a valid work queue that is ours.
+/// `queue` is a valid work queue that `self` owns.
 pub struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
     _registered: Registered,
@@ -54,17 +54,19 @@ pub struct OwnedQueue {
 // SAFETY: A work queue may be used and destroyed by any thread.
 unsafe impl Send for OwnedQueue {}
 
-// SAFETY: Work may be queued by any thread, by several at once.
+// SAFETY: Several threads may queue work concurrently.
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// Makes a queue. May sleep.
+    /// Allocates a queue. May sleep.
     pub fn new(name: &'static CStr) -> Result<Self> {
         Self::with(name, bindings::wq_flags_WQ_UNBOUND)
     }
 
-    /// Makes a queue that gets on even when there is no memory for another thread, because memory is
-    /// freed by writing to disks, and requests end on this queue. May sleep.
+    /// Allocates a queue with a rescuer (`WQ_MEM_RECLAIM`), which makes progress without memory for
+    /// another thread. May sleep.
+    ///
+    /// For work that memory reclaim may wait for, such as the end of write requests.
     pub fn for_io(name: &'static CStr) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
 
@@ -73,13 +75,13 @@ impl OwnedQueue {
 
     fn with(name: &'static CStr, flags: bindings::wq_flags) -> Result<Self> {
         let registered = Registered::new()?;
-        // SAFETY: The format has one string, and that is what follows. 0 is the default for how
-        // many items run at once.
+        // SAFETY: The format takes one string, which follows. 0 is the default for the number of
+        // items that run concurrently.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
         };
 
-        // INVARIANT: Just made.
+        // INVARIANT: The queue was just allocated.
         Ok(Self {
             queue: NonNull::new(queue).ok_or(ENOMEM)?,
             _registered: registered,
@@ -91,14 +93,14 @@ impl Deref for OwnedQueue {
     type Target = Queue;
 
     fn deref(&self) -> &Queue {
-        // SAFETY: By the type invariant the queue is valid for as long as `self` is.
+        // SAFETY: By the type invariant the queue is valid while `self` is.
         unsafe { Queue::from_raw(self.queue.as_ptr()) }
     }
 }
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the queue is ours.
+        // SAFETY: By the type invariant `self` owns the queue.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) };
     }
 }

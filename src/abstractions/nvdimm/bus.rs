@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buses: what a provider of persistent memory registers, and the regions on them.
+//! Buses that a provider of persistent memory registers, and the regions on them.
+//!
+//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
-use crate::abstractions::nvdimm::bindings;
 use crate::abstractions::{
-    kernel::memremap::Node,
+    bindings,
+    kernel::numa::Node,
     kernel_ext::{
         io::resource::PmemResource,
         module::Registered, //
@@ -24,18 +26,18 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What becomes of the contents of a region when the power fails.
+/// Whether a region keeps its contents when the power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// They are lost.
+    /// The contents are lost.
     Volatile,
-    /// They stay; the platform does not say from which point on.
+    /// The contents are kept. The platform does not specify from which point on a store is durable.
     Unspecified,
-    /// What has reached the memory controller stays.
+    /// Stores that have reached the memory controller are kept.
     MemoryController,
 }
 
-/// A region to be, of memory that is there for `'a`.
+/// The description of a region (`struct nd_region_desc`). The memory is present for `'a`.
 ///
 /// # Examples
 ///
@@ -43,7 +45,7 @@ pub enum Persistence {
 ///
 /// ```compile_fail,E0308
 /// use pmem_rs::abstractions::{
-///     kernel::memremap::Node,
+///     kernel::numa::Node,
 ///     nvdimm::{
 ///         Persistence,
 ///         RegionDesc, //
@@ -61,29 +63,29 @@ pub enum Persistence {
 /// ```
 #[derive(Clone, Debug)]
 pub struct RegionDesc<'a> {
-    /// The memory; whole pages, or no namespace in it can be used.
+    /// The memory. It should be whole pages: otherwise its namespaces cannot be used.
     pub memory: PmemResource<'a>,
-    /// The node that is near to the memory, and has CPUs or memory of its own.
+    /// The online node that is nearest to the memory.
     pub node: Node,
-    /// The node that the memory would be, were it used as System RAM.
+    /// The node that the memory would have as System RAM.
     pub target: Node,
-    /// What becomes of it when the power fails.
+    /// Whether it keeps its contents when the power fails.
     pub persistence: Persistence,
 }
 
-/// A bus that is registered by the driver of a device, which provides the memory on it.
+/// A registered bus. The driver of the parent device provides the memory on it.
 ///
-/// The regions belong to the bus: they go with it, after all devices in them were unbound from their
-/// drivers. Nothing of a region is handed out, so none can outlive its bus; and the bus borrows the
-/// binding of the device that it was registered for.
+/// The regions belong to the bus. Dropping the bus unbinds all devices on it, then removes the
+/// regions. No operation returns a region, so none can outlive its bus. The bus borrows the binding
+/// of the parent device.
 ///
-/// Regions do not hold a reference to the module of the provider (`nvdimm_bus_descriptor.module`), as
-/// they need nothing of it but the bus, which is unregistered before the module goes. So only the users
-/// of namespaces that a driver of the module has can keep it loaded. Namespaces that another driver has
-/// (`nd_pmem`, `dax_pmem`) are taken away from it, in use or not.
+/// Regions hold no reference to the module of the provider (`nvdimm_bus_descriptor.module`): they
+/// use only the bus, which is unregistered before the module is unloaded. So the module can be
+/// unloaded while namespaces are bound to a driver of another module (`nd_pmem`, `dax_pmem`). These
+/// are unbound then, whether they are in use or not.
 ///
-/// Dropping a bus sleeps, for as long as it takes to unbind all that is on it. The lock of the device is
-/// held meanwhile, and those of the bus and of the regions are taken.
+/// Dropping a bus sleeps until all devices on it are unbound. The device lock of the parent is held
+/// meanwhile, and those of the bus and of the regions are taken.
 ///
 /// # Examples
 ///
@@ -95,7 +97,7 @@ pub struct RegionDesc<'a> {
 ///     str::CString, //
 /// };
 /// use pmem_rs::abstractions::{
-///     kernel::memremap::Node,
+///     kernel::numa::Node,
 ///     kernel_ext::platform,
 ///     nvdimm::{
 ///         Bus,
@@ -121,8 +123,8 @@ pub struct RegionDesc<'a> {
 ///
 /// # Invariants
 ///
-/// `bus` is a registered bus that is bound to its driver; `descriptor` is what it was registered with,
-/// and points to `provider`. Both stay where they are.
+/// `bus` is a registered bus that is bound to its driver. It was registered with `descriptor`,
+/// which points to `provider`. Neither moves.
 pub struct Bus<'bound> {
     bus: NonNull<bindings::nvdimm_bus>,
     _descriptor: KBox<Opaque<bindings::nvdimm_bus_descriptor>>,
@@ -134,18 +136,19 @@ pub struct Bus<'bound> {
 // SAFETY: A bus may be used and unregistered by any thread.
 unsafe impl Send for Bus<'_> {}
 
-// SAFETY: As above; regions may be added by several threads at once.
+// SAFETY: Several threads may add regions at once.
 unsafe impl Sync for Bus<'_> {}
 
 impl<'bound> Bus<'bound> {
-    /// Registers a bus as a child of `parent`. `provider` is what user space sees as its provider.
+    /// Registers a bus as a child of `parent`. Sleeps.
     ///
-    /// If the device comes from a device tree, the bus and its regions are given its node. Sleeps.
+    /// `provider` is the name in sysfs. The bus and its regions get the device tree node of
+    /// `parent`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm cannot drive the bus, or the module has no registrations
-    /// ([`Registered::new`]).
+    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm does not bind the bus, or if the module accepts no
+    /// registrations ([`Registered::new`]).
     pub fn register(parent: &'bound device::Device<Bound>, provider: CString) -> Result<Self> {
         let registered = Registered::new()?;
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
@@ -162,12 +165,12 @@ impl<'bound> Bus<'bound> {
             GFP_KERNEL,
         )?;
 
-        // SAFETY: The device is bound for longer than the bus is registered. The descriptor and the
+        // SAFETY: The parent is bound for longer than the bus is registered. The descriptor and the
         // name are on the heap, and are dropped after the bus was unregistered.
         let bus = unsafe { bindings::nvdimm_bus_register(parent, descriptor.get()) };
         let bus = NonNull::new(bus).ok_or(ENOMEM)?;
 
-        // Only its driver, which is libnvdimm's own, takes the regions away when the bus goes.
+        // Only the driver of a bus, which is part of libnvdimm, removes the regions of the bus.
         //
         // SAFETY: The bus has just been registered.
         if unsafe {
@@ -175,12 +178,12 @@ impl<'bound> Bus<'bound> {
                 .driver
                 .is_null()
         } {
-            // SAFETY: As above.
+            // SAFETY: The bus has just been registered.
             unsafe { bindings::nvdimm_bus_unregister(bus.as_ptr()) };
             return Err(ENODEV);
         }
 
-        // INVARIANT: As just done. The driver of a bus cannot be unbound by user space.
+        // INVARIANT: The bus is registered and bound. User space cannot unbind it.
         Ok(Self {
             bus,
             _descriptor: descriptor,
@@ -190,12 +193,13 @@ impl<'bound> Bus<'bound> {
         })
     }
 
-    /// Adds a region to the bus. It is bound to its driver, and its namespaces to theirs, in the
-    /// background. Sleeps.
+    /// Creates a region on the bus. Sleeps.
+    ///
+    /// The region and its namespaces are bound to their drivers asynchronously.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the range is empty, [`ENOMEM`] if the region cannot be made.
+    /// [`EINVAL`] if the range is empty, [`ENOMEM`].
     pub fn create_region(&self, region: &RegionDesc<'bound>) -> Result {
         let range = region.memory.range();
         if range.is_empty() {
@@ -203,7 +207,7 @@ impl<'bound> Bus<'bound> {
         }
         let mut resource = bindings::resource {
             start: range.start,
-            // Does not wrap, since the range is not empty.
+            // Cannot wrap, since the range is not empty.
             end: range.end.wrapping_sub(1),
             ..Default::default()
         };
@@ -222,13 +226,13 @@ impl<'bound> Bus<'bound> {
             numa_node: region.node.0,
             target_node: region.target.0,
             flags,
-            // SAFETY: By the type invariant the bus is registered. It has the node of its parent.
+            // SAFETY: By the type invariant the bus is registered.
             of_node: unsafe { (*bindings::to_nvdimm_bus_dev(self.bus.as_ptr())).of_node },
             ..Default::default()
         };
 
-        // SAFETY: By the type invariant the bus is registered. The description, and what it points
-        // to, are only used during the call.
+        // SAFETY: By the type invariant the bus is registered. The call copies the description and
+        // the resource.
         let region = unsafe { create(self.bus.as_ptr(), &raw mut description) };
         if region.is_null() {
             return Err(ENOMEM);
@@ -239,23 +243,25 @@ impl<'bound> Bus<'bound> {
 
 impl Drop for Bus<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the bus is registered. What it uses is dropped after this.
+        // SAFETY: By the type invariant the bus is registered. The fields that it uses are dropped
+        // after this.
         unsafe { bindings::nvdimm_bus_unregister(self.bus.as_ptr()) };
     }
 }
 
 #[kunit_tests(pmem_rs_bus)]
 mod tests {
-    use super::{
-        crate::abstractions::nvdimm::provider::{
+    use super::*;
+    use crate::abstractions::{
+        kernel_ext::{
+            device::name_of,
+            io::resource::free_range,
+            time::sleep, //
+        },
+        nvdimm::provider::{
             ProviderWatcher,
             Watchers, //
-        },
-        *, //
-    };
-    use crate::abstractions::kernel_ext::{
-        io::resource::free_range,
-        time::sleep, //
+        }, //
     };
     use kernel::{
         faux,
@@ -284,17 +290,17 @@ mod tests {
         struct Count<'a>(&'a CStr, usize);
 
         extern "C" fn count(dev: *mut bindings::device, data: *mut c_void) -> c_int {
-            // SAFETY: The device is valid, and the data is what was passed along.
+            // SAFETY: The device is valid, and the data is that of the caller.
             unsafe {
                 let count = &mut *data.cast::<Count<'_>>();
-                let name = super::super::name_of(dev).to_bytes();
+                let name = name_of(dev).to_bytes();
                 count.1 += usize::from(name.starts_with(count.0.to_bytes()));
             }
             0
         }
 
         let mut result = Count(prefix, 0);
-        // SAFETY: By the safety requirements; the callback is that for the data.
+        // SAFETY: By the safety requirements. The callback takes this type of data.
         unsafe {
             bindings::device_for_each_child(dev, (&raw mut result).cast(), Some(count));
         }
@@ -308,24 +314,22 @@ mod tests {
     }
 
     #[test]
-    fn a_bus_is_there_until_it_is_dropped() -> Result {
+    fn a_bus_is_registered_until_it_is_dropped() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
 
-        // Two at once are no trouble.
         let (one, other) = (bus(&faux)?, bus(&faux)?);
-        // SAFETY: The device is valid.
-        assert_eq!(unsafe { children(raw(&faux), c"ndbus") }, 2);
+        // SAFETY: The device is valid for as long as `faux`.
+        let buses = || unsafe { children(raw(&faux), c"ndbus") };
+        assert_eq!(buses(), 2);
         drop(one);
-        // SAFETY: As above.
-        assert_eq!(unsafe { children(raw(&faux), c"ndbus") }, 1);
+        assert_eq!(buses(), 1);
         drop(other);
-        // SAFETY: As above.
-        assert_eq!(unsafe { children(raw(&faux), c"ndbus") }, 0);
+        assert_eq!(buses(), 0);
         Ok(())
     }
 
     #[test]
-    fn regions_come_and_go_with_their_bus() -> Result {
+    fn regions_are_removed_with_their_bus() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let start = free_range(4096)?;
         let target = Node::of_memory(start);
@@ -337,7 +341,7 @@ mod tests {
             Persistence::MemoryController,
         ] {
             bus.create_region(&RegionDesc {
-                // Too small for a namespace that a driver would take.
+                // Too small for a namespace that a driver accepts.
                 memory: PmemResource::new(start..start + 512),
                 node: target.nearest_online(),
                 target,
@@ -347,21 +351,20 @@ mod tests {
 
         // SAFETY: The bus is registered.
         let dev = unsafe { bindings::to_nvdimm_bus_dev(bus.bus.as_ptr()) };
-        let mut tries = 0;
-        // They are registered in the background.
-        //
         // SAFETY: The device of the bus is valid.
-        while unsafe { children(dev, c"region") } < 3 && tries < 1000 {
+        let regions = || unsafe { children(dev, c"region") };
+        let mut tries = 0;
+        // They are registered asynchronously.
+        while regions() < 3 && tries < 1000 {
             sleep(10);
             tries += 1;
         }
-        // SAFETY: As above.
-        assert_eq!(unsafe { children(dev, c"region") }, 3);
+        assert_eq!(regions(), 3);
 
-        // SAFETY: As above; one reference is taken, and put below.
+        // SAFETY: The device of the bus is valid. The reference is put below.
         unsafe { bindings::get_device(dev) };
         drop(bus);
-        // SAFETY: The device was kept by the reference.
+        // SAFETY: The reference keeps the device.
         unsafe {
             assert_eq!(children(dev, c"region"), 0);
             bindings::put_device(dev);
@@ -369,23 +372,23 @@ mod tests {
         Ok(())
     }
 
-    /// Counts how often it was told that the provider goes.
-    struct Told(Atomic<u32>);
+    /// A watcher that counts its notices.
+    struct Counter(Atomic<u32>);
 
-    impl ProviderWatcher for Told {
-        fn provider_goes(&self) {
+    impl ProviderWatcher for Counter {
+        fn provider_unbinding(&self) {
             self.0.fetch_add(1, Relaxed);
         }
     }
 
-    /// Returns a child that is bound to a driver.
+    /// Returns a child that is bound to a driver. It is valid for as long as its bus is registered.
     ///
     /// # Safety
     ///
-    /// The device must be valid. What is returned is valid for as long as its bus is registered.
+    /// The device must be valid.
     unsafe fn bound_child(dev: *mut bindings::device) -> *mut bindings::device {
         extern "C" fn find(dev: *mut bindings::device, data: *mut c_void) -> c_int {
-            // SAFETY: The device is valid, and the data is what was passed along.
+            // SAFETY: The device is valid, and the data is that of the caller.
             unsafe {
                 if (*dev).driver.is_null() {
                     return 0;
@@ -396,13 +399,13 @@ mod tests {
         }
 
         let mut found: *mut bindings::device = core::ptr::null_mut();
-        // SAFETY: By the safety requirements; the callback is that for the data.
+        // SAFETY: By the safety requirements. The callback takes this type of data.
         unsafe { bindings::device_for_each_child(dev, (&raw mut found).cast(), Some(find)) };
         found
     }
 
     #[test]
-    fn those_below_are_told_that_region_or_bus_goes() -> Result {
+    fn devices_below_a_region_or_a_bus_are_notified() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let start = free_range(4096)?;
         let bus = bus(&faux)?;
@@ -416,7 +419,7 @@ mod tests {
         let dev = unsafe { bindings::to_nvdimm_bus_dev(bus.bus.as_ptr()) };
         let mut region: *mut bindings::device = core::ptr::null_mut();
         for _ in 0..1000 {
-            // It is bound in the background.
+            // It is bound asynchronously.
             //
             // SAFETY: The device of the bus is valid.
             region = unsafe { bound_child(dev) };
@@ -426,8 +429,8 @@ mod tests {
             sleep(10);
         }
         assert!(!region.is_null());
-        // What is below it is registered in the background too. libnvdimm does not wait for that
-        // when the region loses its driver.
+        // The devices below it are registered asynchronously too. libnvdimm does not wait for that
+        // when it unbinds the region.
         for prefix in [c"namespace", c"btt", c"pfn", c"dax"] {
             let mut tries = 0;
             // SAFETY: The region is valid for as long as the bus is registered.
@@ -441,10 +444,10 @@ mod tests {
         let watchers = Watchers::new()?;
         // SAFETY: The device of the bus is valid, and on the nd bus.
         let nd = unsafe { (*dev).bus };
-        // SAFETY: The bus is registered; it is unregistered below.
+        // SAFETY: The bus is registered. The notifier is unregistered below.
         unsafe { watchers.register(nd)? };
-        let below_region = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
-        let below_bus = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
+        let below_region = Arc::new(Counter(Atomic::new(0)), GFP_KERNEL)?;
+        let below_bus = Arc::new(Counter(Atomic::new(0)), GFP_KERNEL)?;
         let watches = (
             watchers
                 .clone()
@@ -467,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_that_were_not_registered_yet_go_with_their_bus() -> Result {
+    fn regions_that_are_being_registered_are_removed_with_their_bus() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let start = free_range(4096)?;
 

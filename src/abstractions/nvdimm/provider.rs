@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Watches for the moment when the provider of a bound device goes: the region or the bus above the
-//! device is about to lose its driver.
+//! Notices that the provider of a bound device is being unbound: the region or the bus above it.
 //!
-//! Region and bus unbind the devices below them one after the other, and wait for the end of each.
-//! A driver that is told before that can begin with all of its devices at once.
+//! A region and a bus unbind the devices below them one after the other, and wait for each. A
+//! driver that is notified before that can begin to tear down all of its devices at once.
+//!
+//! Lock order: the device lock of a region or a bus, the rwsem of the notifier chain,
+//! `Watchers::entries`. Watchers are called and dropped without `entries` held.
 //!
 //! C headers: [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h),
 //! [`include/linux/notifier.h`](srctree/include/linux/notifier.h)
 
-use crate::abstractions::nvdimm::{
-    bindings,
-    Device, //
-};
+use super::device::Device;
+use crate::abstractions::bindings;
 use core::{
     marker::PhantomData,
     mem::offset_of, //
@@ -43,26 +43,25 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A receiver of the news that the provider of a device goes.
+/// A receiver of the notice that the provider of a device is being unbound.
 pub trait ProviderWatcher: Send + Sync + 'static {
-    /// The region or the bus above the device is about to lose its driver. The device is unbound
-    /// soon after this. Called once for each [`ProviderWatch`] at most.
+    /// Handles that the region or the bus above the device is about to be unbound. The device is
+    /// unbound soon after this. Called at most once for each [`ProviderWatch`].
     ///
-    /// Called in process context; may sleep, but not for long, since the other devices are told
-    /// after this one. The lock of the region or the bus is held, and the notifier chain is being
-    /// read: this must not take the lock of a device, nor wait for something that does (probe,
-    /// unbind), nor register or unregister a driver of the bus. Starting work and waking threads is
-    /// fine.
-    fn provider_goes(&self);
+    /// Called in process context. May sleep, but not for long, since the other devices are notified
+    /// after this one. The device lock of the region or the bus and the rwsem of the notifier chain
+    /// are held. So this must not take a device lock, nor wait for something that does (probe,
+    /// unbind), nor register or unregister a driver of the bus. It may queue work and wake threads.
+    fn provider_unbinding(&self);
 }
 
-/// A bound device whose driver is told that the provider goes.
+/// The registration of a [`ProviderWatcher`] for a bound device.
 ///
-/// Dropping it ends that, at the latest when the device is unbound. A call that is under way then
-/// is not waited for. It has its own reference to the watcher, which may be the last one.
+/// It lives no longer than the binding. Dropping it ends the notices, and does not wait for a call
+/// that is in progress. That call has its own reference to the watcher, which may be the last one.
 ///
-/// A provider may go while a device below it is being bound, or while the driver is being
-/// registered. Then the device is unbound without notice.
+/// There is no notice if the provider is unbound while the device is being bound, or while the
+/// driver is being registered.
 ///
 /// # Examples
 ///
@@ -88,12 +87,12 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// }
 ///
 /// impl ProviderWatcher for Teardown {
-///     fn provider_goes(&self) {
+///     fn provider_unbinding(&self) {
 ///         self.begin.complete_all();
 ///     }
 /// }
 ///
-/// // What probe returns is what the driver keeps until the device is unbound.
+/// // The driver keeps the result of probe until the device is unbound.
 /// fn probe(dev: &Device<Bound>) -> Result<ProviderWatch<'_>> {
 ///     let teardown = Arc::pin_init(
 ///         pin_init!(Teardown {
@@ -107,7 +106,7 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// # let _ = probe;
 /// ```
 ///
-/// It does not outlive the binding of its device:
+/// It cannot outlive the binding of its device:
 ///
 /// ```compile_fail,E0505
 /// # use kernel::{device::Bound, prelude::*, sync::Arc};
@@ -131,7 +130,7 @@ pub struct ProviderWatch<'bound> {
 }
 
 impl<'bound> ProviderWatch<'bound> {
-    /// Makes the bus call `watcher` when the provider of the device goes. Sleeps.
+    /// Registers `watcher` for the provider of the device. Sleeps.
     ///
     /// # Errors
     ///
@@ -144,12 +143,12 @@ impl<'bound> ProviderWatch<'bound> {
         // SAFETY: The device is bound, so it has a driver, for longer than `'bound`.
         let driver = unsafe { (*dev).driver };
 
-        // SAFETY: As above, the driver is valid.
+        // SAFETY: The driver of a bound device is valid.
         if unsafe { (*driver).owner } != this_module::<crate::LocalModule>().as_ptr() {
             return Err(EINVAL);
         }
-        // SAFETY: The device is on the nd bus, and so is its driver. Those of this module are all
-        // registered by `Adapter`, which embeds them in a `RawDriver`.
+        // SAFETY: The device is on the nd bus, and so is its driver. `Adapter` registers all
+        // drivers of this module on that bus, and embeds them in a `RawDriver`.
         let driver = unsafe {
             driver
                 .byte_sub(offset_of!(RawDriver, nd.drv))
@@ -174,18 +173,19 @@ impl Drop for ProviderWatch<'_> {
         // SAFETY: The entry was added to this list, and to no other.
         let entry = unsafe { self.watchers.entries.lock().remove(&self.entry) };
 
-        // Not under the lock: the watcher may be dropped with it.
+        // Without the lock, since this may drop the watcher.
         drop(entry);
     }
 }
 
-/// A device whose driver is to be told.
+/// A device in the list of [`Watchers`].
 #[pin_data]
 struct Entry {
-    // Addresses of the devices above it. They are compared, and nothing else.
+    // The addresses of the devices above it, which are only compared.
     region: usize,
     bus: usize,
-    told: Atomic<bool>,
+    /// Written with the list locked.
+    notified: Atomic<bool>,
     watcher: Arc<dyn ProviderWatcher>,
     #[pin]
     links: ListLinks,
@@ -199,7 +199,7 @@ impl_list_item! {
     impl ListItem<0> for Entry { using ListLinks { self.links }; }
 }
 
-/// The devices of a driver, and the notifier by which the bus tells of their providers.
+/// The watched devices of a driver, and the notifier of the bus.
 #[pin_data]
 pub(super) struct Watchers {
     nb: Opaque<bindings::notifier_block>,
@@ -210,11 +210,11 @@ pub(super) struct Watchers {
 // SAFETY: A notifier may be registered and unregistered by any thread.
 unsafe impl Send for Watchers {}
 
-// SAFETY: The notifier belongs to its chain, which has a lock, as the entries have.
+// SAFETY: The rwsem of the chain protects the notifier, and a mutex protects the entries.
 unsafe impl Sync for Watchers {}
 
 impl Watchers {
-    /// Makes an empty list. May sleep.
+    /// Creates an empty list. May sleep.
     pub(super) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -228,28 +228,28 @@ impl Watchers {
         )
     }
 
-    /// Begins to listen to the bus. Sleeps.
+    /// Registers the notifier with the bus. Sleeps.
     ///
     /// # Safety
     ///
-    /// The bus must be registered. `self` must stay until [`Self::unregister`] was called, and is
-    /// not registered yet.
+    /// The bus must be registered. `self` must not be registered yet, and must stay until
+    /// [`Self::unregister`] was called.
     pub(super) unsafe fn register(&self, bus: *const bindings::bus_type) -> Result {
         // SAFETY: By the safety requirements.
         to_result(unsafe { bindings::bus_register_notifier(bus, self.nb.get()) })
     }
 
-    /// Ends listening, and waits for the calls that are under way. Sleeps.
+    /// Unregisters the notifier, and waits for calls that are in progress. Sleeps.
     ///
     /// # Safety
     ///
-    /// It must be registered on that bus.
+    /// It must be registered with that bus.
     pub(super) unsafe fn unregister(&self, bus: *const bindings::bus_type) {
-        // SAFETY: By the safety requirements. It fails for what is not registered only.
+        // SAFETY: By the safety requirements. The call fails only for an unregistered notifier.
         unsafe { bindings::bus_unregister_notifier(bus, self.nb.get()) };
     }
 
-    /// Adds a device below a region and a bus, of which the addresses are given.
+    /// Adds a device below the region and the bus with these addresses.
     pub(super) fn watch<'a>(
         self: Arc<Self>,
         region: usize,
@@ -260,7 +260,7 @@ impl Watchers {
             try_pin_init!(Entry {
                 region,
                 bus,
-                told: Atomic::new(false),
+                notified: Atomic::new(false),
                 watcher,
                 links <- ListLinks::new(),
             }),
@@ -276,20 +276,20 @@ impl Watchers {
         })
     }
 
-    /// Finds a device below a region or a bus that was not told yet, and marks it as told.
-    fn next_to_tell(&self, above: usize) -> Option<Arc<dyn ProviderWatcher>> {
+    /// Finds a device below a region or a bus that was not notified yet, and marks it as notified.
+    fn next_to_notify(&self, above: usize) -> Option<Arc<dyn ProviderWatcher>> {
         let entries = self.entries.lock();
         let entry = entries.iter().find(|entry| {
-            (entry.region == above || entry.bus == above) && !entry.told.load(Relaxed)
+            (entry.region == above || entry.bus == above) && !entry.notified.load(Relaxed)
         })?;
 
-        entry.told.store(true, Relaxed);
+        entry.notified.store(true, Relaxed);
         Some(entry.watcher.clone())
     }
 
     /// # Safety
     ///
-    /// For the notifier chain of a bus only: `nb` must be that of a `Watchers`.
+    /// To be called by the notifier chain of a bus. `nb` must be that of a `Watchers`.
     unsafe extern "C" fn notify_callback(
         nb: *mut bindings::notifier_block,
         action: c_ulong,
@@ -297,21 +297,19 @@ impl Watchers {
     ) -> c_int {
         if action == bindings::bus_notifier_event_BUS_NOTIFY_UNBIND_DRIVER as c_ulong {
             // SAFETY: By the safety requirements. It stays until the notifier was unregistered,
-            // which waits for this.
+            // which waits for this call.
             let this = unsafe { &*container_of!(Opaque::cast_from(nb), Self, nb) };
 
-            // One at a time and without the lock, so that the watcher may drop any watch.
-            while let Some(watcher) = this.next_to_tell(data.addr()) {
-                watcher.provider_goes();
+            // The lock is not held here, so a watcher may drop any watch.
+            while let Some(watcher) = this.next_to_notify(data.addr()) {
+                watcher.provider_unbinding();
             }
         }
-        // The chain goes on.
         bindings::NOTIFY_DONE as c_int
     }
 }
 
-/// What [`Adapter`](super::Adapter) registers: the driver, and the devices of it that watch their
-/// providers.
+/// A driver as [`Adapter`](super::Adapter) registers it, with the list of its watched devices.
 #[repr(C)]
 pub struct RawDriver {
     pub(super) nd: bindings::nd_device_driver,
@@ -333,41 +331,41 @@ mod tests {
     use super::*;
     use kernel::faux;
 
-    /// Counts how often it was told, and lets another watch go then.
+    /// A watcher that counts its notices, and drops another watch then.
     #[pin_data]
-    struct Witness {
-        told: Atomic<u32>,
+    struct Counter {
+        notices: Atomic<u32>,
         #[pin]
         other: Mutex<Option<ProviderWatch<'static>>>,
     }
 
-    impl Witness {
+    impl Counter {
         fn new() -> Result<Arc<Self>> {
             Arc::pin_init(
                 pin_init!(Self {
-                    told: Atomic::new(0),
+                    notices: Atomic::new(0),
                     other <- new_mutex!(None),
                 }),
                 GFP_KERNEL,
             )
         }
 
-        fn told(&self) -> u32 {
-            self.told.load(Relaxed)
+        fn notices(&self) -> u32 {
+            self.notices.load(Relaxed)
         }
     }
 
-    impl ProviderWatcher for Witness {
-        fn provider_goes(&self) {
-            self.told.fetch_add(1, Relaxed);
+    impl ProviderWatcher for Counter {
+        fn provider_unbinding(&self) {
+            self.notices.fetch_add(1, Relaxed);
             let other = self.other.lock().take();
             drop(other);
         }
     }
 
     /// Calls the notifier with an event about a device.
-    fn say(watchers: &Arc<Watchers>, action: bindings::bus_notifier_event, device: usize) {
-        // SAFETY: This is the notifier of a `Watchers`; of the device only the address is used.
+    fn notify(watchers: &Arc<Watchers>, action: bindings::bus_notifier_event, device: usize) {
+        // SAFETY: This is the notifier of a `Watchers`. Only the address of the device is used.
         let ret = unsafe {
             Watchers::notify_callback(
                 watchers.nb.get(),
@@ -382,39 +380,39 @@ mod tests {
         bindings::bus_notifier_event_BUS_NOTIFY_UNBIND_DRIVER;
 
     #[test]
-    fn those_below_a_provider_are_told_once() -> Result {
+    fn devices_below_a_provider_are_notified_once() -> Result {
         let watchers = Watchers::new()?;
-        let (one, two, three) = (Witness::new()?, Witness::new()?, Witness::new()?);
+        let (one, two, three) = (Counter::new()?, Counter::new()?, Counter::new()?);
         let _one = watchers.clone().watch(0x10, 0x100, one.clone())?;
         let _two = watchers.clone().watch(0x20, 0x100, two.clone())?;
         let _three = watchers.clone().watch(0x30, 0x200, three.clone())?;
 
-        // Another event, and a device that is no provider.
-        say(
+        // Another event, and a device that is not above them.
+        notify(
             &watchers,
             bindings::bus_notifier_event_BUS_NOTIFY_UNBOUND_DRIVER,
             0x10,
         );
-        say(&watchers, UNBIND, 0x40);
-        assert_eq!((one.told(), two.told(), three.told()), (0, 0, 0));
-        say(&watchers, UNBIND, 0x10);
-        assert_eq!((one.told(), two.told(), three.told()), (1, 0, 0));
-        say(&watchers, UNBIND, 0x100);
-        say(&watchers, UNBIND, 0x20);
-        assert_eq!((one.told(), two.told(), three.told()), (1, 1, 0));
+        notify(&watchers, UNBIND, 0x40);
+        assert_eq!((one.notices(), two.notices(), three.notices()), (0, 0, 0));
+        notify(&watchers, UNBIND, 0x10);
+        assert_eq!((one.notices(), two.notices(), three.notices()), (1, 0, 0));
+        notify(&watchers, UNBIND, 0x100);
+        notify(&watchers, UNBIND, 0x20);
+        assert_eq!((one.notices(), two.notices(), three.notices()), (1, 1, 0));
         Ok(())
     }
 
     #[test]
-    fn what_was_let_go_is_not_told() -> Result {
+    fn a_dropped_watch_is_not_notified() -> Result {
         let watchers = Watchers::new()?;
-        let (one, two) = (Witness::new()?, Witness::new()?);
+        let (one, two) = (Counter::new()?, Counter::new()?);
         let first = watchers.clone().watch(0x10, 0x100, one.clone())?;
-        // Whichever is told first lets the other one go.
+        // The first one that is notified drops the other one's watch.
         *one.other.lock() = Some(watchers.clone().watch(0x10, 0x100, two.clone())?);
 
-        say(&watchers, UNBIND, 0x100);
-        assert_eq!((one.told(), two.told()), (1, 0));
+        notify(&watchers, UNBIND, 0x100);
+        assert_eq!((one.notices(), two.notices()), (1, 0));
         drop(first);
         assert!(Arc::into_unique_or_drop(one).is_some());
         assert!(Arc::into_unique_or_drop(two).is_some());
@@ -426,11 +424,11 @@ mod tests {
     fn only_devices_of_this_module_can_be_watched() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_provider", None)?;
         let generic: &kernel::device::Device<Bound> = faux.as_ref().as_ref();
-        // SAFETY: The device is valid for as long as `faux`. It is not on the bus, which is found
-        // out by its driver.
+        // SAFETY: The device is valid for as long as `faux`. It is not on the nd bus: `new` finds
+        // that its driver is not one of this module.
         let dev = unsafe { &*core::ptr::from_ref(generic).cast::<Device<Bound>>() };
 
-        let refused = ProviderWatch::new(dev, Witness::new()?);
+        let refused = ProviderWatch::new(dev, Counter::new()?);
         assert!(refused.is_err_and(|err| err == EINVAL));
         Ok(())
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which translations of a pgmap still succeed.
+//! Which translations of a pgmap may succeed.
 
 use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use kernel::sync::{
@@ -14,41 +14,43 @@ use kernel::sync::{
     },
 };
 
-/// Which translations of a pgmap still succeed. It is closed in two steps, and never opened again.
+/// Which translations of a pgmap may succeed: all, those without page frame numbers, or none. The
+/// state changes in this order only.
 ///
-/// ORDERING: closing is a store and a full barrier. A page fault locks an entry in the page cache
-/// of its file, enters a `dax_read_lock` section, which is a full barrier too, records what it
-/// exposes, passes another full barrier, and looks at the gate. So a fault that gets past the gate
-/// is seen once it is closed: its exposure is recorded, and its entry is locked, or done.
-pub(in crate::abstractions) struct Gate(Atomic<u32>);
+/// ORDERING: a change is a store and a full barrier. A page fault locks an entry in the page cache
+/// of its file, enters a `dax_read_lock` section (a full barrier), records which pages it exposes,
+/// passes another full barrier, and reads this state. So if the fault is still permitted, the
+/// thread that changed the state sees the exposure, and sees the entry locked or complete.
+pub(in crate::abstractions) struct AccessState(Atomic<u32>);
 
-impl Gate {
-    const OPEN: u32 = 0;
-    const NO_FRAMES: u32 = 1;
-    const CLOSED: u32 = 2;
+impl AccessState {
+    const ALL: u32 = 0;
+    const NO_MAPPINGS: u32 = 1;
+    const NONE: u32 = 2;
 
-    /// An open gate.
+    /// Returns the state in which all translations may succeed.
     pub(super) const fn new() -> Self {
-        Self(Atomic::new(Self::OPEN))
+        Self(Atomic::new(Self::ALL))
     }
 
     /// Refuses translations that ask for a page frame number, to map the memory or to keep it.
-    /// Reads and writes go on. Callable from any context.
-    pub(in crate::abstractions) fn close_to_mappings(&self) {
-        self.close_to(Self::NO_FRAMES);
+    /// Reads and writes are still permitted. Callable from any context.
+    pub(super) fn refuse_mappings(&self) {
+        self.advance_to(Self::NO_MAPPINGS);
     }
 
     /// Refuses all translations. Callable from any context.
-    pub(in crate::abstractions) fn close(&self) {
-        self.close_to(Self::CLOSED);
+    pub(super) fn refuse_access(&self) {
+        self.advance_to(Self::NONE);
     }
 
-    /// Several threads may close a gate at once; the furthest step stays.
-    fn close_to(&self, step: u32) {
+    /// Changes the state to `state`, or leaves it if it is the same or a later one. Several threads
+    /// may do so at once.
+    fn advance_to(&self, state: u32) {
         let mut current = self.0.load(Relaxed);
 
-        while current < step {
-            match self.0.cmpxchg(current, step, Relaxed) {
+        while current < state {
+            match self.0.cmpxchg(current, state, Relaxed) {
                 Ok(_) => break,
                 Err(other) => current = other,
             }
@@ -56,20 +58,20 @@ impl Gate {
         smp_mb(Full);
     }
 
-    /// Returns whether a translation for an access may go on. Callable from any context.
+    /// Returns whether a translation for an access may succeed. Callable from any context.
     #[inline]
-    pub(in crate::abstractions) fn admits_access(&self) -> bool {
-        read_once(&self.0) != Self::CLOSED
+    pub(in crate::abstractions) fn permits_access(&self) -> bool {
+        read_once(&self.0) != Self::NONE
     }
 
-    /// Returns whether a translation may give away page frame numbers. They must have been recorded
-    /// as exposed. Callable from any context.
+    /// Returns whether a translation may return page frame numbers. They must have been recorded as
+    /// exposed. Callable from any context.
     ///
-    /// ORDERING: the full barrier pairs with the one in `close_to()`; it forbids the
+    /// ORDERING: the full barrier pairs with the one in `advance_to()`; it forbids the
     /// store-buffering outcome.
     #[inline]
-    pub(in crate::abstractions) fn admits_mapping(&self) -> bool {
+    pub(in crate::abstractions) fn permits_mapping(&self) -> bool {
         smp_mb(Full);
-        read_once(&self.0) == Self::OPEN
+        read_once(&self.0) == Self::ALL
     }
 }

@@ -2,21 +2,14 @@
 
 //! The record of the pages that may be in use.
 //!
-//! Once a chunk is marked it stays so. A search for users looks at all pages that were ever given
-//! away, and at nothing else.
+//! A page is exposed once a translation has returned its page frame number. It stays in the record
+//! for as long as this exists. A search for users looks at all exposed pages, and at no others.
 
-use crate::abstractions::kernel::memremap::{
-    access_state::Gate,
-    bindings, //
+use crate::abstractions::{
+    bindings,
+    kernel_ext::sync::atomic::read_once, //
 };
-use crate::abstractions::kernel_ext::{
-    list::Array,
-    sync::atomic::read_once, //
-};
-use core::{
-    ops::Range,
-    ptr::NonNull, //
-};
+use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
@@ -26,67 +19,71 @@ use kernel::{
     },
 };
 
-/// The pages of a pgmap of which the DAX core was ever told the frame numbers.
+/// The pages of a pgmap whose page frame numbers were ever returned to the DAX core.
 ///
-/// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. They are
-/// remembered by chunks, so that the record is small, and so that marking one that is marked
-/// already, which is the rule, is a load and a test.
+/// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. The record
+/// has a bit for each chunk of pages, so it is small. Most pages are exposed again and again. To
+/// find that out is a load and a test.
 ///
 /// # Invariants
 ///
-/// There is a bit for each chunk that has some of the frames.
-pub(in crate::abstractions) struct Exposure {
-    /// The chunk that the first bit is about.
+/// There is a bit for each chunk that has any of the page frames.
+pub(super) struct Exposure {
+    /// The number of the chunk that the first bit stands for.
     first: usize,
-    bits: Array<Atomic<usize>>,
+    bits: KVVec<Atomic<usize>>,
 }
 
 impl Exposure {
-    /// A chunk has the pages of a page middle directory.
+    /// A chunk is as large as a PMD maps.
     const SHIFT: u32 = bindings::PMD_ORDER;
     const BITS: usize = usize::BITS as usize;
 
-    /// Makes an empty record for these page frames.
-    pub(in crate::abstractions) fn new(frames: &Range<u64>) -> Result<Self> {
+    /// Makes an empty record for these page frames. May sleep.
+    pub(super) fn new(frames: &Range<u64>) -> Result<Self> {
         let first = usize::try_from(frames.start >> Self::SHIFT)?;
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
+        let words = chunks.div_ceil(Self::BITS);
 
-        // INVARIANT: As computed.
-        Ok(Self {
-            first,
-            bits: Array::zeroed(chunks.div_ceil(Self::BITS))?,
-        })
+        let mut bits = KVVec::with_capacity(words, GFP_KERNEL)?;
+        for _ in 0..words {
+            bits.push_within_capacity(Atomic::new(0))
+                .map_err(|_| ENOMEM)?;
+        }
+
+        // INVARIANT: `chunks` are all that have any of the frames, rounded up to whole words.
+        Ok(Self { first, bits })
     }
 
-    /// The word and the bit for the chunk of a page frame.
+    /// Returns the word and the mask of the bit for a chunk, if there is one.
     #[inline]
-    fn place(&self, chunk: usize) -> Option<(&Atomic<usize>, usize)> {
+    fn word(&self, chunk: usize) -> Option<(&Atomic<usize>, usize)> {
         let bit = chunk.wrapping_sub(self.first);
         let word = self.bits.get(bit / Self::BITS)?;
 
         Some((word, 1 << (bit % Self::BITS)))
     }
 
-    /// Returns the page frame that the first chunk starts with.
-    fn start(&self) -> usize {
+    /// Returns the first page frame of the first chunk.
+    pub(super) fn start(&self) -> usize {
         self.first << Self::SHIFT
     }
 
-    /// Returns whether the `nr_pages` page frames from a frame on, which is counted from the start
-    /// of the first chunk, were added before. It says no if they are in more than one chunk, or
-    /// none.
+    /// Returns whether the `nr_pages` page frames from `frame` on, which is counted from
+    /// [`Self::start`], were added before. Returns false if they are in more than one chunk, or if
+    /// `nr_pages` is 0.
     ///
     /// # Safety
     ///
-    /// The frame must be one that the record was made for.
+    /// The record must have been made for `frame`.
     #[inline]
-    unsafe fn has(&self, frame: usize, nr_pages: usize) -> bool {
+    pub(super) unsafe fn has(&self, frame: usize, nr_pages: usize) -> bool {
         const MASK: usize = (1 << Exposure::SHIFT) - 1;
-        let behind_first = !frame & MASK;
+        let rest_of_chunk = !frame & MASK;
         let bit = frame >> Self::SHIFT;
 
-        nr_pages.wrapping_sub(1) <= behind_first && {
+        nr_pages.wrapping_sub(1) <= rest_of_chunk && {
             // SAFETY: By the safety requirements and the type invariant, its chunk has a bit.
             let word = unsafe { self.bits.get_unchecked(bit / Self::BITS) };
             read_once(word) & (1 << (bit % Self::BITS)) != 0
@@ -95,14 +92,14 @@ impl Exposure {
 
     /// Adds the `nr_pages` page frames from `pfn` on; at least one.
     ///
-    /// ORDERING: none here, nor in [`Self::has`]. A full barrier follows before the gate is looked
-    /// at.
+    /// ORDERING: none here, nor in [`Self::has`]. A full barrier follows before the
+    /// [access state](super::access_state::AccessState) is read.
     #[cold]
     pub(super) fn add(&self, pfn: usize, nr_pages: usize) {
         let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
         let mut chunk = pfn >> Self::SHIFT;
 
-        while let Some((word, mask)) = self.place(chunk) {
+        while let Some((word, mask)) = self.word(chunk) {
             let mut old = word.load(Relaxed);
 
             while old & mask == 0 {
@@ -118,19 +115,19 @@ impl Exposure {
         }
     }
 
-    /// Returns the first page frame from `pfn` on in a chunk that was exposed; it may be one that
-    /// is not itself exposed.
+    /// Returns the first page frame from `pfn` on in a chunk with exposed pages. The page itself
+    /// need not be exposed.
     pub(super) fn next(&self, pfn: usize) -> Option<usize> {
         let from = pfn >> Self::SHIFT;
         let mut chunk = from;
 
-        while let Some((word, mask)) = self.place(chunk) {
+        while let Some((word, mask)) = self.word(chunk) {
             let word = word.load(Relaxed);
             if word & mask != 0 {
                 return Some(pfn.max(chunk << Self::SHIFT));
             }
             chunk = if word == 0 {
-                // On to the next word.
+                // The first chunk of the next word.
                 let bit = chunk.wrapping_sub(self.first);
                 chunk.wrapping_add(Self::BITS.wrapping_sub(bit % Self::BITS))
             } else {
@@ -140,7 +137,7 @@ impl Exposure {
         None
     }
 
-    /// Returns the size of all chunks that were exposed, in bytes.
+    /// Returns the size in bytes of all chunks with exposed pages.
     pub(super) fn bytes(&self) -> u64 {
         let chunks = self.bits.iter().fold(0, |sum: u32, word| {
             sum.saturating_add(word.load(Relaxed).count_ones())
@@ -149,100 +146,6 @@ impl Exposure {
         u64::from(chunks) << (Self::SHIFT + PAGE_SHIFT as u32)
     }
 }
-
-/// Pages that translations give away, the record of that, and the gate that all translations pass.
-///
-/// # Invariants
-///
-/// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except
-/// those that have failed, and have `struct page`s, from page frame `first_pfn` on. The last
-/// address, and the last page frame, are numbers. `exposure` is a record for all of these frames.
-pub(in crate::abstractions) struct Pages {
-    addr: NonNull<u8>,
-    first_pfn: usize,
-    /// How many page frames the first chunk of the record has before these.
-    lead: usize,
-    nr_pages: usize,
-    pub(in crate::abstractions) exposure: Exposure,
-    pub(in crate::abstractions) gate: Gate,
-}
-
-impl Pages {
-    /// Puts together what is known of some pages.
-    ///
-    /// # Safety
-    ///
-    /// See the type invariants.
-    pub(in crate::abstractions) unsafe fn new(
-        addr: NonNull<u8>,
-        first_pfn: usize,
-        nr_pages: usize,
-        exposure: Exposure,
-    ) -> Self {
-        // INVARIANT: By the safety requirements.
-        Self {
-            addr,
-            first_pfn,
-            lead: first_pfn.wrapping_sub(exposure.start()),
-            nr_pages,
-            exposure,
-            gate: Gate::new(),
-        }
-    }
-
-    /// Returns how many pages there are from one on, or [`None`] if there are none.
-    #[inline]
-    pub(in crate::abstractions) fn nr_from(&self, pgoff: usize) -> Option<usize> {
-        if pgoff >= self.nr_pages {
-            return None;
-        }
-        // Does not wrap around, as has just been seen.
-        Some(self.nr_pages.wrapping_sub(pgoff))
-    }
-
-    /// Returns the page frame number of a page, which is for
-    /// [`Extent`](crate::abstractions::kernel::dax::Extent) to expose.
-    #[inline]
-    pub(in crate::abstractions) fn pfn(&self, pgoff: usize) -> usize {
-        // Does not wrap around for a page that there is.
-        self.first_pfn.wrapping_add(pgoff)
-    }
-
-    /// Returns whether `nr_pages` pages from one on are known to have been exposed: if they are in
-    /// one chunk, which was.
-    ///
-    /// # Safety
-    ///
-    /// There must be such a page.
-    #[inline]
-    pub(in crate::abstractions) unsafe fn are_exposed(
-        &self,
-        pgoff: usize,
-        nr_pages: usize,
-    ) -> bool {
-        // SAFETY: By the type invariant the record was made for all frames, of which the page's is
-        // one.
-        unsafe { self.exposure.has(self.lead.wrapping_add(pgoff), nr_pages) }
-    }
-
-    /// Records that `nr_pages` pages from one on are exposed; at least one.
-    pub(in crate::abstractions) fn expose(&self, pgoff: usize, nr_pages: usize) {
-        self.exposure.add(self.pfn(pgoff), nr_pages);
-    }
-
-    /// Returns the address of a page.
-    #[inline]
-    pub(in crate::abstractions) fn addr(&self, pgoff: usize) -> *mut u8 {
-        // Points into the mapping for a page that there is.
-        self.addr.as_ptr().wrapping_add(pgoff << PAGE_SHIFT)
-    }
-}
-
-// SAFETY: Nothing here refers to a thread, and what is there is not accessed by this.
-unsafe impl Send for Pages {}
-
-// SAFETY: As above; the record is `Sync`.
-unsafe impl Sync for Pages {}
 
 #[kunit_tests(pmem_rs_exposure)]
 mod tests {

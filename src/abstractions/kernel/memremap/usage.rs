@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What uses a page, as far as its folio says: whether it has references, and whether a page cache
-//! names it.
+//! What uses a page, according to its folio: references, and an association with a file.
 //!
-//! What is said here is right for the moment of the look only. It is made with no lock, as the C
-//! code does.
+//! All fields are read without a lock, as the C code reads them. They are right for the moment of
+//! the read only.
 //!
 //! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
 
-use crate::abstractions::kernel::memremap::bindings;
+use crate::abstractions::bindings;
 use core::{
     marker::PhantomData,
     ops::Range,
@@ -25,9 +24,17 @@ use kernel::{
     }, //
 };
 
-/// A page that is in use, and the rest of its folio.
-///
-/// What it says may be outdated when it arrives, if translations can still begin.
+/// The number of pages in use; see
+/// [`PagemapInner::count_used`](super::PagemapInner::count_used).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PagesInUse {
+    /// Pages with a reference.
+    pub referenced: u64,
+    /// Pages without a reference that are in the page cache of a file.
+    pub cached: u64,
+}
+
+/// A page that was in use when its folio was read, and the rest of the folio.
 ///
 /// # Invariants
 ///
@@ -62,41 +69,40 @@ impl UsedPage<'_> {
         self.frames.clone()
     }
 
-    /// Returns whether there is a reference: of a page table, a pipe, a DMA engine. Otherwise only
-    /// the page cache of a file names the page.
+    /// Returns whether the folio has a reference: of a page table, a pipe or a DMA engine.
+    /// Otherwise it is only associated with a file.
     pub(in crate::abstractions) fn is_referenced(&self) -> bool {
         self.references != 0
     }
 
     /// Waits for the last reference to be put, for at most `limit` milliseconds. Sleeps.
     pub(in crate::abstractions) fn wait_idle(&self, limit: Msecs) {
-        // SAFETY: By the type invariant the page is there.
+        // SAFETY: By the type invariant the page exists.
         unsafe {
             bindings::wait_dax_page_idle_timeout(self.page.as_ptr(), msecs_to_jiffies(limit))
         };
     }
 }
 
-/// What the folio of a page says about what uses it.
+/// What the folio of a page says about its users.
 #[derive(Clone, Copy)]
-pub(in crate::abstractions) struct Use {
+pub(in crate::abstractions) struct FolioUse {
     pub(super) folio: *mut bindings::folio,
     pub(in crate::abstractions) references: u32,
     mapping: *mut bindings::address_space,
-    /// `folio->share`, or the index in the mapping if there is one.
+    /// Whether `folio->share` is not 0. If `mapping` is set, the field is the index of the page.
     share: bool,
 }
 
-impl Use {
-    /// Looks at the folio that the page is in at the moment.
+impl FolioUse {
+    /// Reads the current folio of a page.
     ///
     /// # Safety
     ///
-    /// The page frame must have a `struct page` of a pgmap, which does not go meanwhile.
+    /// The page frame must have a `struct page` of a pgmap that stays during the call.
     pub(in crate::abstractions) unsafe fn of(pfn: c_ulong) -> Self {
-        // SAFETY: By the safety requirements the page is there. Whether it is in a folio of several
-        // pages is a word that is read at once, and so are the fields of the first one, as the C
-        // code does, without a lock.
+        // SAFETY: By the safety requirements the page exists. `page_folio` reads one word, and the
+        // fields of the first page are read without a lock, as the C code does.
         unsafe {
             let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
             let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
@@ -110,32 +116,24 @@ impl Use {
         }
     }
 
-    /// Returns whether the page cache of a file names the page.
-    pub(super) fn is_named(&self) -> bool {
+    /// Returns whether the folio is associated with one file or with several
+    /// (`dax_associate_entry()`).
+    pub(super) fn is_associated(&self) -> bool {
         self.has_mapping() || self.share
     }
 
-    /// Returns whether the page cache of one file names the page.
+    /// Returns whether the folio is associated with exactly one file.
     pub(super) fn has_mapping(&self) -> bool {
         !self.mapping.is_null()
     }
 
-    /// Returns whether the page cache that names the page is this one, or several do
+    /// Returns whether the folio is associated with this file, or with several files
     /// (`dax_folio_is_shared()`).
-    pub(in crate::abstractions) fn is_of(&self, mapping: *mut bindings::address_space) -> bool {
+    pub(in crate::abstractions) fn is_in(&self, mapping: *mut bindings::address_space) -> bool {
         if self.has_mapping() {
             core::ptr::eq(self.mapping, mapping)
         } else {
             self.share
         }
     }
-}
-
-/// How many pages are in use; see [`PagemapInner::count_used`](super::PagemapInner::count_used).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PagesInUse {
-    /// Pages that have a reference.
-    pub referenced: u64,
-    /// Pages that only the page cache of a file names.
-    pub cached: u64,
 }

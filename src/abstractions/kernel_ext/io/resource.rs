@@ -2,10 +2,14 @@
 
 //! Reservations in the physical address space.
 //!
-//! The kernel crate's `io::resource::Region` can only be requested from a `Resource` that a bus
-//! device has; this one is for the range of a namespace, which has none. No range is taken from a
-//! driver as numbers: a [`MemRegion`] comes from a namespace, and a [`PmemResource`] from the
-//! firmware.
+//! `kernel::io::resource::Region` can be requested only from a `Resource` of a device. A namespace
+//! has no resource, so [`MemRegion`] reserves its range.
+//!
+//! A driver cannot name a physical range by numbers. A [`MemRegion`] comes from a namespace. A
+//! [`PmemResource`] comes from the firmware or from a bound device.
+//!
+//! Lock order: `RegionName::region` is innermost. Only the release of the region is called with it
+//! held.
 //!
 //! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
@@ -37,13 +41,13 @@ use kernel::{
     }, //
 };
 
-/// A reserved range of physical memory addresses, as `/proc/iomem` shows it.
+/// A reserved range of physical addresses, as `/proc/iomem` shows it.
 ///
-/// It owns its name, so it may outlive what it was named after. It cannot overlap System RAM,
-/// which is reserved from the start. The reservation is given up when this is dropped.
+/// It owns its name. It cannot overlap System RAM, which is reserved at boot. Dropping it releases
+/// the range.
 ///
-/// A mapping of a reservation can be written to. So only [`Namespace::reserve`] makes one, for the
-/// range of the namespace.
+/// A mapping of a reservation is writable. So only [`Namespace::reserve`] makes a reservation, for
+/// the range of the namespace.
 ///
 /// [`Namespace::reserve`]: crate::abstractions::nvdimm::Namespace::reserve
 ///
@@ -61,7 +65,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// A driver cannot reserve a range that it knows by its numbers:
+/// A driver cannot reserve a range by numbers:
 ///
 /// ```compile_fail,E0624
 /// use kernel::str::CString;
@@ -74,8 +78,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `iomem_resource` has a busy region of `len` bytes at `start`, which is ours, is that of `name`,
-/// and points to one of the names there.
+/// `iomem_resource` has a busy region of `len` bytes at `start`, which `self` owns. It is the
+/// region of `name`, and points to one of its strings.
 pub struct MemRegion {
     start: PhysAddr,
     len: ResourceSize,
@@ -85,55 +89,52 @@ pub struct MemRegion {
 // SAFETY: A region may be used and released by any thread.
 unsafe impl Send for MemRegion {}
 
-// SAFETY: Through a shared reference only the names are accessible, which are `Sync`.
+// SAFETY: A shared reference gives access only to the names, which are `Sync`.
 unsafe impl Sync for MemRegion {}
 
 /// The name of a [`MemRegion`] in `/proc/iomem`.
 ///
-/// It may outlive the region. It has no effect then.
+/// It may outlive the region, and has no effect then.
 ///
 /// # Invariants
 ///
-/// `region` is that of a `MemRegion`, until it is released.
+/// `region` is that of a `MemRegion`, or [`None`] before it is requested and after it was released.
 #[pin_data]
 pub struct RegionName {
-    /// Innermost; nothing is called with it held but the release of the region.
     #[pin]
     region: Mutex<Option<NonNull<bindings::resource>>>,
     name: CString,
     other_name: SetOnce<CString>,
 }
 
-// SAFETY: The region may be used by any thread, with the lock held.
+// SAFETY: Any thread may use the region with the lock held.
 unsafe impl Send for RegionName {}
 
-// SAFETY: What changes is protected by the lock.
+// SAFETY: The lock protects `region`. The names are `Sync`.
 unsafe impl Sync for RegionName {}
 
 impl RegionName {
-    /// Gives the region another name. Only the first call has an effect. May sleep.
+    /// Renames the region. Only the first call has an effect. May sleep.
     pub fn set(&self, name: CString) {
         if !self.other_name.populate(name) {
             return;
         }
         let region = self.region.lock();
         if let (Some(name), Some(region)) = (self.other_name.as_ref(), *region) {
-            // SAFETY: By the type invariant the region is there, as long as the lock is held. Both
-            // names live for longer, so readers may see either.
+            // SAFETY: By the type invariant the region is not released while the lock is held. Both
+            // strings outlive the region, so a concurrent reader may see either.
             unsafe { addr_of_mut!((*region.as_ptr()).name).write_volatile(name.as_char_ptr()) };
         }
     }
 
-    /// Returns the name that the region was made with.
+    /// Returns the first name of the region.
     pub fn first(&self) -> &CStr {
         &self.name
     }
 }
 
 impl MemRegion {
-    /// Reserves `len` bytes from `start` on.
-    ///
-    /// May sleep.
+    /// Reserves `len` bytes from `start` on (`request_mem_region()`). May sleep.
     ///
     /// # Errors
     ///
@@ -152,8 +153,8 @@ impl MemRegion {
             GFP_KERNEL,
         )?;
 
-        // SAFETY: `iomem_resource` always exists. The region keeps a pointer to the name, whose
-        // bytes are on the heap and live as long as the reservation does.
+        // SAFETY: `iomem_resource` always exists. The region keeps a pointer to the string, which
+        // is on the heap and outlives the region.
         let region = unsafe {
             bindings::__request_region(
                 addr_of_mut!(bindings::iomem_resource),
@@ -164,13 +165,13 @@ impl MemRegion {
             )
         };
         let region = NonNull::new(region).ok_or(EBUSY)?;
-        // INVARIANT: The region has just been requested.
+        // INVARIANT: The region was just requested.
         *name.region.lock() = Some(region);
 
         Ok(Self { start, len, name })
     }
 
-    /// Returns the name, which can be changed later.
+    /// Returns the name, which allows to rename the region.
     pub fn name(&self) -> &Arc<RegionName> {
         &self.name
     }
@@ -185,12 +186,12 @@ impl MemRegion {
         self.len
     }
 
-    /// Returns whether the region has no bytes, which it never does.
+    /// Returns whether the region has no bytes. Always false.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns whether the `len` bytes from `start` on are all in the region.
+    /// Returns whether all of the `len` bytes from `start` on are in the region.
     pub fn contains(&self, start: PhysAddr, len: ResourceSize) -> bool {
         start
             .checked_sub(self.start)
@@ -201,22 +202,21 @@ impl MemRegion {
 
 impl Drop for MemRegion {
     fn drop(&mut self) {
-        // The lock is held until the region is released.
+        // The lock is held until the region was released.
         let mut region = self.name.region.lock();
         *region = None;
-        // SAFETY: By the type invariant the region is ours to release. The name is dropped after
-        // this.
+        // SAFETY: By the type invariant `self` owns the region. The name is dropped after this.
         unsafe {
             bindings::__release_region(addr_of_mut!(bindings::iomem_resource), self.start, self.len)
         };
     }
 }
 
-/// A physical range of memory that a [region] can be made of, for `'a`. The firmware calls it
-/// persistent ([`for_each_legacy_pmem`]), or it is a resource of a device that is bound for `'a`
-/// ([`platform::memory`]).
+/// A physical range of persistent memory, of which a [region] can be created during `'a`.
 ///
-/// It is not reserved; it may overlap another one, or System RAM ([`has_ram`]).
+/// The firmware calls the range persistent ([`for_each_legacy_pmem`]), or the range is a resource
+/// of a device that is bound for `'a` ([`platform::memory`]). It is not reserved, and may overlap
+/// another range or System RAM ([`has_ram`]).
 ///
 /// [region]: crate::abstractions::nvdimm::Bus::create_region
 /// [`platform::memory`]: crate::abstractions::kernel_ext::platform::memory
@@ -232,7 +232,7 @@ impl Drop for MemRegion {
 /// }
 /// ```
 ///
-/// A driver cannot make one of numbers:
+/// A driver cannot create one from numbers:
 ///
 /// ```compile_fail,E0624
 /// use pmem_rs::abstractions::kernel_ext::io::resource::PmemResource;
@@ -248,7 +248,7 @@ pub struct PmemResource<'a> {
 }
 
 impl PmemResource<'_> {
-    /// Makes a resource of what the kernel says about the firmware or a device.
+    /// Creates a resource from a range that comes from the firmware or a device.
     pub(in crate::abstractions) fn new(range: Range<PhysAddr>) -> Self {
         Self {
             range,
@@ -256,19 +256,21 @@ impl PmemResource<'_> {
         }
     }
 
-    /// Returns the addresses.
+    /// Returns the range of addresses.
     pub fn range(&self) -> Range<PhysAddr> {
         self.range.clone()
     }
 }
 
-/// Calls `f` with every range that the firmware (on x86 also `memmap=` on the command line) calls
-/// persistent without describing an NVDIMM, in the order of their addresses. One that ends with the
-/// last address of all is given without it.
+/// Calls `f` with each legacy range of persistent memory, in the order of addresses
+/// (`walk_iomem_res_desc()`).
+///
+/// The firmware, or `memmap=` on the command line of x86, defines these ranges without an NVDIMM.
+/// The last possible address is left out, since the ranges are half-open.
 ///
 /// # Errors
 ///
-/// [`ENODEV`] if there is none. An error of `f` ends the walk.
+/// [`ENODEV`] if there is no such range. An error of `f` ends the walk.
 ///
 /// # Examples
 ///
@@ -294,13 +296,13 @@ pub fn for_each_legacy_pmem<'a, F: FnMut(PmemResource<'a>) -> Result>(f: F) -> R
 
     /// # Safety
     ///
-    /// For `walk_iomem_res_desc` only: both must be valid, and `walk` be a `Walk<F>` that nothing
-    /// else uses.
+    /// Called by `walk_iomem_res_desc()` only. `resource` must be valid. `walk` must be a `Walk<F>`
+    /// that nothing else uses.
     unsafe extern "C" fn visit<'a, F: FnMut(PmemResource<'a>) -> Result>(
         resource: *mut bindings::resource,
         walk: *mut c_void,
     ) -> c_int {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements both pointers are valid, and `walk` is exclusive.
         let (walk, start, last) = unsafe {
             (
                 &mut *walk.cast::<Walk<F>>(),
@@ -310,17 +312,17 @@ pub fn for_each_legacy_pmem<'a, F: FnMut(PmemResource<'a>) -> Result>(f: F) -> R
         };
 
         walk.result = (walk.f)(PmemResource::new(start..last.saturating_add(1)));
-        // Anything but zero ends the walk.
+        // A value other than zero ends the walk.
         c_int::from(walk.result.is_err())
     }
 
     let mut walk = Walk {
         f,
-        // The result if nothing is visited.
+        // The result without any range.
         result: Err(ENODEV),
     };
-    // SAFETY: The callback is that for the argument, which lives as long as the call. It is called
-    // without a lock, with a copy of the resource.
+    // SAFETY: The callback expects the argument, which outlives the call. It gets a copy of the
+    // resource, without a lock.
     unsafe {
         bindings::walk_iomem_res_desc(
             bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY as c_ulong,
@@ -334,14 +336,14 @@ pub fn for_each_legacy_pmem<'a, F: FnMut(PmemResource<'a>) -> Result>(f: F) -> R
     walk.result
 }
 
-/// Returns whether any part of a range is System RAM.
+/// Returns whether any part of a range is System RAM (`region_intersects()`).
 ///
 /// # Examples
 ///
 /// ```
 /// use pmem_rs::abstractions::kernel_ext::io::resource;
 ///
-/// // No machine has as many addresses as there are numbers.
+/// // No machine has addresses that large.
 /// assert!(!resource::has_ram(&(1 << 62..(1 << 62) + 4096)));
 /// ```
 pub fn has_ram(range: &Range<PhysAddr>) -> bool {
@@ -349,7 +351,7 @@ pub fn has_ram(range: &Range<PhysAddr>) -> bool {
         return false;
     };
 
-    // SAFETY: May be called for any range.
+    // SAFETY: The function accepts any range.
     let found = unsafe {
         bindings::region_intersects(
             range.start,
@@ -362,7 +364,7 @@ pub fn has_ram(range: &Range<PhysAddr>) -> bool {
     found != bindings::REGION_DISJOINT as c_int
 }
 
-/// A range that nothing uses, for tests.
+/// Returns a range that nothing uses, for tests.
 #[cfg(CONFIG_KUNIT = "y")]
 pub(in crate::abstractions) fn free_range(len: ResourceSize) -> Result<PhysAddr> {
     // SAFETY: `iomem_resource` always exists; the name is static.
@@ -374,17 +376,17 @@ pub(in crate::abstractions) fn free_range(len: ResourceSize) -> Result<PhysAddr>
         )
     })?;
 
-    // SAFETY: The region is ours. It is given back at once, for a test to take it.
+    // SAFETY: The region was just requested. It is released here, so that a test can request it.
     unsafe {
         let start = (*region).start;
-        // It may be larger than was asked for.
+        // It may be larger than `len`.
         let len = bindings::resource_size(region);
         bindings::__release_region(addr_of_mut!(bindings::iomem_resource), start, len);
         Ok(start)
     }
 }
 
-#[kunit_tests(pmem_rs_ioport)]
+#[kunit_tests(pmem_rs_resource)]
 mod tests {
     use super::*;
 
@@ -406,7 +408,7 @@ mod tests {
         Ok(())
     }
 
-    // On a PC there is RAM at 1 MiB.
+    // A PC has RAM at 1 MiB.
     #[cfg(CONFIG_X86 = "y")]
     #[test]
     fn ram_cannot_be_reserved() {
@@ -417,7 +419,7 @@ mod tests {
     #[test]
     fn ram_is_found_wherever_it_is_in_a_range() -> Result {
         assert!(has_ram(&((1 << 20)..(1 << 20) + 1)));
-        // It begins there, on a PC.
+        // On a PC, 0xa0000 to 1 MiB is no RAM.
         assert!(has_ram(&(0xa0000..(1 << 20) + 1)));
         assert!(!has_ram(&(0xa0000..1 << 20)));
         assert!(!has_ram(&((1 << 20)..1 << 20)));
@@ -427,8 +429,8 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_legacy_pmem_is_said_to_have_none() {
-        // The machine that this runs on is one.
+    fn a_machine_without_legacy_pmem_has_no_range() {
+        // The machine of this test has none.
         assert!(for_each_legacy_pmem(|_| Ok(())).is_err_and(|err| err == ENODEV));
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading what others write.
+//! Atomic loads without a call of a C function.
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
@@ -9,9 +9,9 @@ use kernel::sync::atomic::{
     AtomicType, //
 };
 
-/// Reads an atomic as `READ_ONCE()` does, which is what [`Atomic::load`] does with
-/// [`Relaxed`](kernel::sync::atomic::Relaxed). That is a call of a function in C, though; this is
-/// for what every page fault does. Not for more than a word. Callable from any context.
+/// Loads an atomic of at most a word without ordering (`READ_ONCE()`). Callable from any context.
+///
+/// Not [`Atomic::load`]: it calls a C helper, which each page fault and each translation would pay.
 ///
 /// # Examples
 ///
@@ -24,8 +24,8 @@ use kernel::sync::atomic::{
 #[inline(always)]
 pub fn read_once<T: AtomicType>(atomic: &Atomic<T>) -> T {
     const { assert!(size_of::<T>() <= size_of::<usize>()) };
-    // SAFETY: The atomic is initialised, aligned, and of a size that the CPU reads at once. Others
-    // write to it by the atomic operations of the kernel only, and in the kernel's memory model a
+    // SAFETY: The atomic is initialised, aligned, and of a size that the CPU loads at once. Other
+    // threads write it with atomic operations of the kernel only. In the kernel's memory model a
     // volatile read may race with those.
     unsafe { atomic.as_ptr().read_volatile() }
 }

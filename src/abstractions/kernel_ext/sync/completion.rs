@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Completions that can be waited for with a limit.
+//! Completions that can be waited for with a timeout.
 //!
-//! The kernel crate's `sync::Completion` waits for as long as it takes.
+//! Not an extension of `kernel::sync::Completion`: its `struct completion` is private.
 //!
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
@@ -17,7 +17,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A `struct completion`.
+/// A completion (`struct completion`).
 ///
 /// # Examples
 ///
@@ -36,7 +36,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `inner` was initialised by `init_completion` and stays where it is.
+/// `inner` was initialised by `init_completion()`, and is pinned.
 #[pin_data]
 pub struct Completion {
     #[pin]
@@ -46,14 +46,14 @@ pub struct Completion {
 // SAFETY: A completion may be used by any thread.
 unsafe impl Send for Completion {}
 
-// SAFETY: A completion is protected by its own lock.
+// SAFETY: The lock of the completion protects it.
 unsafe impl Sync for Completion {}
 
 impl Completion {
-    /// Creates a completion that nobody has completed.
+    /// Creates a completion that is not done.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            // INVARIANT: Initialised here, and pinned from here on.
+            // INVARIANT: Initialised here, and pinned by the initialiser.
             inner <- Opaque::ffi_init(|slot: *mut bindings::completion| {
                 // SAFETY: `slot` is valid for writing.
                 unsafe { bindings::init_completion(slot) };
@@ -61,35 +61,38 @@ impl Completion {
         })
     }
 
-    /// Wakes one current or future waiter. May be called from any context.
+    /// Wakes one current or future waiter. Callable from any context.
     pub fn complete(&self) {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::complete(self.inner.get()) };
     }
 
-    /// Wakes all current and future waiters. May be called from any context.
+    /// Wakes all current and future waiters. Callable from any context.
     pub fn complete_all(&self) {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::complete_all(self.inner.get()) };
     }
 
-    /// Forgets what was completed so far. What is completed at the same moment may be forgotten too, so
-    /// whoever waits looks for it himself after this.
+    /// Makes the completion not done (`reinit_completion()`). Callable from any context.
+    ///
+    /// A concurrent [`Self::complete`] may be lost. So the caller must check its condition after
+    /// this, and before it waits.
     pub fn reinit(&self) {
-        // SAFETY: By the type invariant `inner` is initialised. This is `reinit_completion()`.
+        // SAFETY: By the type invariant `inner` is initialised. The volatile write may race with
+        // the C side, which changes the field under the lock of the completion.
         unsafe { addr_of_mut!((*self.inner.get()).done).write_volatile(0) };
     }
 
-    /// Returns whether a wait would end at once. May be called from any context.
+    /// Returns whether a wait would return at once. Callable from any context.
     ///
-    /// If so, `complete` or `complete_all` has ended too, so that the completion may be freed.
+    /// If so, a concurrent `complete()` or `complete_all()` no longer uses the completion.
     pub fn is_done(&self) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::completion_done(self.inner.get()) }
     }
 
-    /// Waits, uninterruptibly, for at most `limit` milliseconds. Sleeps. Returns whether the
-    /// completion was completed.
+    /// Waits for at most `limit` milliseconds, and returns whether the completion was done. Sleeps,
+    /// not interruptible.
     pub fn wait_timeout(&self, limit: Msecs) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe {
@@ -97,8 +100,9 @@ impl Completion {
         }
     }
 
-    /// As [`Self::wait_timeout`], without counting as load. For kernel threads, which may wait for what
-    /// takes days.
+    /// Waits like [`Self::wait_timeout`], but does not count as load.
+    ///
+    /// For kernel threads, whose waits may take days.
     pub fn wait_idle_timeout(&self, limit: Msecs) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
         let rest = unsafe {
@@ -109,7 +113,7 @@ impl Completion {
         };
 
         if rest < 0 {
-            // It was called by a thread that has signals, after all.
+            // The caller is no kernel thread, and has a signal.
             return self.wait_timeout(limit);
         }
         rest > 0

@@ -2,8 +2,8 @@
 
 //! Mappings without `struct page`s.
 
-use crate::abstractions::kernel::memremap::bindings;
 use crate::abstractions::{
+    bindings,
     kernel::pmem_slice::{
         PmemSlice,
         WritableSlice, //
@@ -36,7 +36,7 @@ use kernel::{
 ///
 ///     let len = mapping.slice().len();
 ///     mapping.writable().zero();
-///     // Goes with its reservation.
+///     // Drops mapping and reservation.
 ///     Ok(())
 /// }
 /// ```
@@ -47,14 +47,14 @@ use kernel::{
 pub struct Memremap {
     addr: NonNull<u8>,
     len: usize,
-    // Goes after the mapping.
+    // Dropped after the mapping.
     reservation: MemRegion,
 }
 
-// SAFETY: A mapping may be used and taken down by any thread.
+// SAFETY: A mapping may be used and unmapped by any thread.
 unsafe impl Send for Memremap {}
 
-// SAFETY: Through a shared reference only slices are made.
+// SAFETY: A shared reference only makes slices.
 unsafe impl Sync for Memremap {}
 
 impl Memremap {
@@ -80,7 +80,7 @@ impl Memremap {
         })
     }
 
-    /// Returns where the memory is in physical memory.
+    /// Returns the physical address of the memory.
     pub fn phys(&self) -> PhysAddr {
         self.reservation.start()
     }
@@ -94,7 +94,7 @@ impl Memremap {
 
     /// Returns all of the memory, to be written to.
     ///
-    /// `memory_failure()` takes no page out of the mapping, since it has no `struct page`s.
+    /// `memory_failure()` takes no page out of this mapping, since it has no `struct page`s.
     #[inline]
     pub fn writable(&self) -> WritableSlice<'_> {
         // SAFETY: `memory_failure()` knows pages by their `struct page`s, of which there are none.
@@ -109,8 +109,8 @@ impl Memremap {
 
 impl Drop for Memremap {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the mapping is ours. Slices borrow from `self`, so there
-        // are none.
+        // SAFETY: By the type invariant the mapping is ours. Slices borrow from `self`, so none is
+        // left.
         unsafe { bindings::memunmap(self.addr.as_ptr().cast()) };
     }
 }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! References to block devices, and their claims.
+//!
+//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
+//! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
+
+use crate::abstractions::bindings;
+use core::ptr::{
+    addr_of,
+    addr_of_mut,
+    NonNull, //
+};
+use kernel::prelude::*;
+
+/// The claim of a block device (`bd_prepare_to_claim()`).
+pub(super) struct Claim {
+    /// The holder has no holder operations, and is no file that a program has opened.
+    pub(super) is_unknown: bool,
+    /// The number of claims (`bd_holders`).
+    pub(super) count: c_int,
+}
+
+/// A reference to a disk or partition (`struct block_device`).
+///
+/// # Invariants
+///
+/// `self` owns one reference to the device.
+pub(super) struct BlockDevice(NonNull<bindings::block_device>);
+
+// SAFETY: References may be used and put by any thread.
+unsafe impl Send for BlockDevice {}
+
+impl BlockDevice {
+    /// Takes a reference, unless the count is zero already.
+    ///
+    /// # Safety
+    ///
+    /// `bdev` must be null, or must not be freed during the call.
+    pub(super) unsafe fn get(bdev: *mut bindings::block_device) -> Option<Self> {
+        let bdev = NonNull::new(bdev)?;
+        // SAFETY: By the safety requirements the device is not freed during the call.
+        let kobj = unsafe {
+            bindings::kobject_get_unless_zero(addr_of_mut!((*bdev.as_ptr()).bd_device.kobj))
+        };
+
+        if kobj.is_null() {
+            return None;
+        }
+        // INVARIANT: The reference was just taken.
+        Some(Self(bdev))
+    }
+
+    /// Returns the claim of the device. May sleep.
+    pub(super) fn claim(&self) -> Claim {
+        let raw = self.0.as_ptr();
+
+        // SAFETY: By the type invariant the device is valid. Holder and holder operations change
+        // together under the lock. The count may change concurrently, hence the volatile read.
+        unsafe {
+            let lock = addr_of_mut!((*raw).bd_holder_lock);
+            bindings::mutex_lock(lock);
+            let holder = (*raw).bd_holder.cast_const();
+            let claim = Claim {
+                is_unknown: !holder.is_null()
+                    && (*raw).bd_holder_ops.is_null()
+                    && !self.is_file(holder),
+                count: addr_of!((*raw).bd_holders).read_volatile(),
+            };
+            bindings::mutex_unlock(lock);
+            claim
+        }
+    }
+
+    /// Returns whether the holder is a file by which a program has opened the device with `O_EXCL`.
+    ///
+    /// The holder is the `struct file` then (`blkdev_open()`). Otherwise it may be any value, such
+    /// as the address of a string, so it is read as memory that may not be mapped. Only a file of
+    /// this device has the mapping of the device in `f_mapping`.
+    fn is_file(&self, holder: *const c_void) -> bool {
+        let mut mapping: *mut bindings::address_space = core::ptr::null_mut();
+        let field = holder.wrapping_byte_add(core::mem::offset_of!(bindings::file, f_mapping));
+
+        // SAFETY: `copy_from_kernel_nofault()` accepts any source address, and writes to a local
+        // variable. The device is valid by the type invariant.
+        unsafe {
+            bindings::copy_from_kernel_nofault(
+                (&raw mut mapping).cast(),
+                field,
+                core::mem::size_of_val(&mapping),
+            ) == 0
+                && mapping == (*self.0.as_ptr()).bd_mapping
+        }
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant `self` owns the reference.
+        unsafe { bindings::put_device(addr_of_mut!((*self.0.as_ptr()).bd_device)) };
+    }
+}
+
+#[kunit_tests(pmem_rs_block_device)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_reference_is_taken_to_a_device_without_references() -> Result {
+        let mut device = KBox::<bindings::block_device>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let bdev = device.as_mut_ptr();
+
+        // SAFETY: The memory is valid. Only the reference count is read, which is zero.
+        let (found, references) = unsafe {
+            (
+                BlockDevice::get(bdev).is_some(),
+                (*bdev).bd_device.kobj.kref.refcount.refs.counter,
+            )
+        };
+        assert!(!found);
+        assert_eq!(references, 0);
+        Ok(())
+    }
+}

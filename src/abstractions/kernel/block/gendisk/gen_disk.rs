@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks, before, during and after their registration.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        badblocks::Badblocks,
+        block::{
+            bio::Bio,
+            gendisk::{
+                attribute::Tables,
+                limits::Limits,
+                operations::Operations,
+                state::DiskState, //
+            }, //
+        },
+        kernfs::Dirent,
+        numa::Node, //
+    },
+    kernel_ext::module::Registered, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::{
+        addr_of,
+        addr_of_mut,
+        NonNull, //
+    },
+};
+use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
+    devres,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    module::this_module,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    time::Msecs,
+    types::ForeignOwnable, //
+};
+
+/// The name of a disk in `/dev`.
+pub struct DiskName(pub(in crate::abstractions) [c_char; bindings::DISK_NAME_LEN as usize]);
+
+/// A disk that was not added yet, so it cannot be opened.
+///
+/// # Invariants
+///
+/// - `disk` is a valid `struct gendisk` that `self` owns. Its operations are those of `T`.
+/// - Its private data is `data`, an `Arc<T>` in its foreign form, which `self` owns.
+/// - The data of its queue is an `Arc<DiskState>` in its raw form, which is put once the disk is no
+///   longer open.
+pub struct GenDisk<T: Operations> {
+    disk: NonNull<bindings::gendisk>,
+    state: Arc<DiskState>,
+    data: *mut c_void,
+    _data: PhantomData<Arc<T>>,
+    // Dropped last.
+    _registered: Registered,
+}
+
+// SAFETY: A disk may be removed by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: Operations> Send for GenDisk<T> {}
+
+// SAFETY: The methods of `&GenDisk` may be called by several threads concurrently.
+unsafe impl<T: Operations> Sync for GenDisk<T> {}
+
+impl<T: Operations> GenDisk<T> {
+    const OPS: bindings::block_device_operations = bindings::block_device_operations {
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        submit_bio: Some(Self::submit_bio_callback),
+        release: Some(release_callback),
+        ..ZEROED_OPS
+    };
+
+    /// Allocates a disk of `sectors` sectors of 512 bytes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the block layer does not accept the limits.
+    pub fn new(
+        name: &DiskName,
+        limits: Limits,
+        sectors: u64,
+        node: Node,
+        data: Arc<T>,
+    ) -> Result<Self> {
+        let registered = Registered::new()?;
+        let mut lim = bindings::queue_limits {
+            logical_block_size: limits.logical_block_size,
+            physical_block_size: limits.physical_block_size,
+            // Memory can be copied in segments of any size.
+            max_hw_sectors: u32::MAX,
+            features: limits.features.0,
+            ..Default::default()
+        };
+
+        // SAFETY: The limits are valid for the call. The block layer checks them.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_alloc_disk(&mut lim, node.0, kernel::static_lock_class!().as_ptr())
+        })?;
+        let disk = NonNull::new(disk).ok_or(ENOMEM)?;
+        // SAFETY: The disk is valid.
+        let state = unsafe { DiskState::new(disk) }.inspect_err(|_| {
+            // SAFETY: The disk was just allocated, and nothing else has a reference to it.
+            unsafe { bindings::put_disk(disk.as_ptr()) };
+        })?;
+
+        let bad = data.badblocks().map(Badblocks::as_raw);
+        let data = data.into_foreign();
+
+        let ops: &'static bindings::block_device_operations = &Self::OPS;
+        // SAFETY: The disk is valid, and nothing else has a reference to it. The list of bad blocks
+        // belongs to the data, which is dropped after the disk has left sysfs.
+        unsafe {
+            let raw = disk.as_ptr();
+            (*raw).fops = ops;
+            (*(*raw).queue).queuedata = Arc::into_raw(state.clone()).cast_mut().cast();
+            (*raw).private_data = data;
+            (*raw).disk_name = name.0;
+            if let Some(bad) = bad {
+                // CAST: `struct badblocks` is opaque in the bindings of the kernel crate.
+                (*raw).bb = bad.as_ptr().cast();
+            }
+            bindings::set_capacity(raw, sectors);
+        }
+
+        // INVARIANT: The fields of the disk were just set.
+        Ok(Self {
+            disk,
+            state,
+            data,
+            _data: PhantomData,
+            _registered: registered,
+        })
+    }
+
+    /// Returns the state of the disk, which lives while anything may have the disk open.
+    pub(in crate::abstractions) fn state(&self) -> Arc<DiskState> {
+        self.state.clone()
+    }
+
+    /// Returns the C structure.
+    pub(in crate::abstractions) fn as_raw(&self) -> *mut bindings::gendisk {
+        self.disk.as_ptr()
+    }
+
+    /// Returns the device of the disk (`disk_to_dev()`).
+    pub(in crate::abstractions) fn device_raw(&self) -> *mut bindings::device {
+        // SAFETY: By the type invariant the disk is valid, and a disk always has `part0`.
+        unsafe { addr_of_mut!((*(*self.disk.as_ptr()).part0).bd_device) }
+    }
+
+    /// Takes a reference to the device of the disk.
+    pub(in crate::abstractions) fn device(&self) -> ARef<device::Device> {
+        // SAFETY: The device is part of the disk, to which `self` has a reference.
+        unsafe { device::Device::get_device(self.device_raw()) }
+    }
+
+    /// Adds the disk (`device_add_disk()`), so it appears in `/dev` and sysfs and can be opened.
+    ///
+    /// May sleep. The block layer reads the partition table, so it submits requests before this
+    /// returns. `parent` becomes the parent in the device tree. When it is unbound, the disk is
+    /// removed, unless it was removed before.
+    pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let raw_parent = core::ptr::from_ref(parent).cast_mut().cast();
+        let groups = if T::ATTRIBUTE.is_some() {
+            Tables::<T>::GROUPS.as_ptr().cast_mut()
+        } else {
+            core::ptr::null_mut()
+        };
+
+        // SAFETY: The disk is valid and was not added. `parent` is a valid device, to which the
+        // disk takes a reference. The groups are in static memory.
+        to_result(unsafe { bindings::device_add_disk(raw_parent, self.as_raw(), groups) })?;
+
+        // SAFETY: The disk was just added. Only its state calls `del_gendisk()`.
+        unsafe { self.state.set_added() };
+        // INVARIANT: The disk was added.
+        let registration = Registration { disk: self };
+
+        let state = registration.disk.state();
+        devres::register(parent, RemoveOnUnbind(state), GFP_KERNEL)?;
+        Ok(registration)
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer only. `bio` must have been submitted to a `GenDisk<T>`, and its
+    /// ownership passes to this function.
+    unsafe extern "C" fn submit_bio_callback(bio: *mut bindings::bio) {
+        let Some(bio) = NonNull::new(bio) else {
+            return;
+        };
+
+        // SAFETY: By the safety requirements the request is valid, and the private data of its disk
+        // is an `Arc<T>`. The data outlives this call, for which `del_gendisk()` waits.
+        let data = unsafe { Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data) };
+
+        // SAFETY: By the safety requirements this function owns the request.
+        data.submit_bio(unsafe { Bio::from_raw(bio) });
+    }
+}
+
+/// The operations that a disk does not have.
+const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
+
+/// # Safety
+///
+/// Called by the block layer only. `disk` must be that of a [`GenDisk`], and its `open_mutex` must
+/// be held.
+unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
+    // SAFETY: By the safety requirements the disk was open until now. So by the type invariant of
+    // `GenDisk` the data of its queue is a `DiskState`.
+    unsafe {
+        let state = (*(*disk).queue).queuedata.cast::<DiskState>();
+        (*state).closed.complete();
+        if (*disk).private_data.is_null() && !is_open(disk) {
+            drop(Arc::from_raw(state.cast_const()));
+        }
+    }
+}
+
+/// Returns whether a disk or a partition of it is open.
+///
+/// # Safety
+///
+/// The disk must be valid, with its `open_mutex` held.
+unsafe fn is_open(disk: *mut bindings::gendisk) -> bool {
+    // SAFETY: By the safety requirements the disk is valid. The counter changes under the mutex.
+    unsafe { addr_of!((*(*disk).part0).bd_openers.counter).read_volatile() != 0 }
+}
+
+impl<T: Operations> Drop for GenDisk<T> {
+    fn drop(&mut self) {
+        let raw = self.disk.as_ptr();
+
+        // SAFETY: By the type invariant `self` owns the disk. The disk was not added, or was
+        // deleted, so it cannot be opened and the block layer no longer uses the private data. An
+        // opener that is left closes the disk under the mutex, finds no private data, and drops the
+        // state.
+        unsafe {
+            let mutex = addr_of_mut!((*raw).open_mutex);
+            bindings::mutex_lock(mutex);
+            (*raw).private_data = core::ptr::null_mut();
+            let state = (*(*raw).queue).queuedata.cast::<DiskState>();
+            let is_open = is_open(raw);
+            bindings::mutex_unlock(mutex);
+            if !is_open {
+                drop(Arc::from_raw(state.cast_const()));
+            }
+
+            bindings::put_disk(raw);
+            drop(Arc::<T>::from_foreign(self.data));
+        }
+    }
+}
+
+/// Removes a disk when its parent is unbound.
+struct RemoveOnUnbind(Arc<DiskState>);
+
+impl Drop for RemoveOnUnbind {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
+}
+
+/// The registration of a disk.
+///
+/// Dropping it [removes](Self::remove) the disk. The unbinding of the parent removes it too.
+///
+/// # Invariants
+///
+/// The disk was added. It may have been removed since.
+pub struct Registration<T: Operations> {
+    disk: GenDisk<T>,
+}
+
+impl<T: Operations> Registration<T> {
+    /// Returns the disk.
+    pub(in crate::abstractions) fn disk(&self) -> &GenDisk<T> {
+        &self.disk
+    }
+
+    /// Returns a sysfs attribute of the disk, for notifications.
+    ///
+    /// Returns [`None`] if there is no such attribute, or if the disk was removed.
+    pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
+        self.disk.state.with_added(|_| {
+            // SAFETY: The disk was added, and is not deleted during the call.
+            unsafe { Dirent::of_device(self.disk.device_raw(), name) }
+        })?
+    }
+
+    /// Removes the disk (`del_gendisk()`).
+    ///
+    /// New requests are refused. File systems on the disk are told to sync and to shut down. Calls
+    /// of [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says
+    /// what this may wait for.
+    pub fn remove(self) -> RemovedDisk {
+        let state = self.disk.state();
+
+        drop(self);
+        RemovedDisk(state)
+    }
+}
+
+impl<T: Operations> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // The `GenDisk` is dropped after this.
+        self.disk.state.remove();
+    }
+}
+
+/// A disk that was removed. Programs, file systems and device-mapper may still have it open.
+pub struct RemovedDisk(Arc<DiskState>);
+
+impl RemovedDisk {
+    /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
+    pub fn wait_closed(&self, limit: Msecs) {
+        self.0.wait_closed(limit);
+    }
+}
+
+#[kunit_tests(pmem_rs_gendisk)]
+mod tests {
+    use super::*;
+    use crate::abstractions::kernel::block::{
+        bio::{
+            Operation,
+            Status, //
+        },
+        gendisk::{
+            limits::{
+                Features,
+                PAGE_BLOCK, //
+            },
+            operations::BoolAttribute, //
+        }, //
+    };
+    use kernel::{
+        faux,
+        page::PAGE_SIZE,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+    };
+
+    /// A disk that fails requests, and counts its reads.
+    struct Counter {
+        reads: Atomic<u64>,
+        bytes: Atomic<u64>,
+        odd: Atomic<u64>,
+    }
+
+    impl Operations for Counter {
+        type OwnerModule = crate::LocalModule;
+
+        const ATTRIBUTE: Option<BoolAttribute<Self>> = Some(BoolAttribute {
+            directory: c"test",
+            name: c"odd",
+            show: |counter| counter.odd.load(Relaxed) != 0,
+            store: |counter, value| {
+                counter.odd.store(u64::from(value), Relaxed);
+                Ok(())
+            },
+        });
+
+        fn submit_bio(&self, bio: Bio) {
+            if bio.operation() == Operation::Read {
+                self.reads.fetch_add(1, Relaxed);
+                // The memory of a read is accessible in one direction only.
+                let from: usize = bio.segments().map(|segment| segment.len()).sum();
+                let to: usize = bio.segments_to_fill().map(|segment| segment.len()).sum();
+                if from != 0 || to != bio.len() || bio.is_preflush() || bio.is_fua() {
+                    self.odd.fetch_add(1, Relaxed);
+                }
+                self.bytes.fetch_add(to as u64, Relaxed);
+            }
+            if let Some(accounting) = bio.start_accounting() {
+                accounting.end();
+            }
+            bio.end(Status::IOERR);
+        }
+    }
+
+    fn counter() -> Result<Arc<Counter>> {
+        Ok(Arc::new(
+            Counter {
+                reads: Atomic::new(0),
+                bytes: Atomic::new(0),
+                odd: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn disk(data: Arc<Counter>, logical_block_size: u32) -> Result<GenDisk<Counter>> {
+        let mut name = DiskName([0; bindings::DISK_NAME_LEN as usize]);
+        for (to, from) in name.0.iter_mut().zip(b"pmem_rs_test") {
+            *to = *from as c_char;
+        }
+        let limits = Limits {
+            logical_block_size,
+            physical_block_size: PAGE_BLOCK,
+            features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
+        };
+
+        GenDisk::new(&name, limits, 2048, Node(0), data)
+    }
+
+    #[test]
+    fn invalid_limits_are_refused() -> Result {
+        assert!(disk(counter()?, 7).is_err_and(|err| err == EINVAL));
+        assert!(disk(counter()?, 1 << 30).is_err_and(|err| err == EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn the_queue_has_the_limits() -> Result {
+        let disk = disk(counter()?, 4096)?;
+
+        // SAFETY: The disk is valid, and nothing else has a reference to it.
+        let limits = unsafe { &(*(*disk.as_raw()).queue).limits };
+        assert_eq!(limits.logical_block_size, 4096);
+        assert_eq!(limits.physical_block_size, PAGE_BLOCK);
+        assert!(limits.features & bindings::BLK_FEAT_WRITE_CACHE != 0);
+        assert!(limits.features & bindings::BLK_FEAT_FUA == 0);
+        assert!(limits.features & bindings::BLK_FEAT_DAX == 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_that_was_not_added_drops_its_data() -> Result {
+        let data = counter()?;
+
+        drop(disk(data.clone(), 512)?);
+        assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_reads_its_partition_table_and_drops_its_data() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let data = counter()?;
+
+        let disk = disk(data.clone(), 512)?.register(faux.as_ref().as_ref())?;
+        assert!(data.reads.load(Relaxed) > 0);
+        assert!(data.bytes.load(Relaxed) >= 512);
+        assert_eq!(data.odd.load(Relaxed), 0);
+        assert!(disk.attribute(c"ro").is_some());
+        // It has no list of bad blocks.
+        assert!(disk.attribute(c"badblocks").is_none());
+        assert!(disk.attribute(c"holders").is_none());
+
+        drop(disk);
+        assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn an_attribute_is_shown_and_stored() -> Result {
+        let disk = disk(counter()?, 512)?;
+        let dev = disk.device_raw();
+        let mut page = KVec::from_elem(0_u8, PAGE_SIZE, GFP_KERNEL)?;
+        // `sysfs_emit()` needs an aligned page. An allocation of this size is aligned.
+        let buf: *mut c_char = page.as_mut_ptr().cast();
+        type Attribute = Tables<Counter>;
+
+        // SAFETY: The disk is valid, and the buffers are those that sysfs passes.
+        unsafe {
+            let store = |text: &CStr| {
+                let len = text.to_bytes().len();
+                Attribute::store_callback(dev, core::ptr::null_mut(), text.as_char_ptr(), len)
+            };
+            assert_eq!(store(c"yes"), 3);
+            assert_eq!(Attribute::show_callback(dev, core::ptr::null_mut(), buf), 2);
+            assert_eq!(page.first(), Some(&b'1'));
+            assert_eq!(store(c"perhaps"), EINVAL.to_errno() as isize);
+            assert_eq!(store(c"0\n"), 2);
+            assert_eq!(Attribute::show_callback(dev, core::ptr::null_mut(), buf), 2);
+        }
+        assert_eq!(page.first(), Some(&b'0'));
+        Ok(())
+    }
+}

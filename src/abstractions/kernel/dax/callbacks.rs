@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The callbacks of the DAX core, and the private data of a device, by which they find the driver.
+
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        dax::{
+            extent::{
+                Extent,
+                ReadLocked, //
+            },
+            operations::{
+                AccessMode,
+                Operations, //
+            }, //
+        },
+        memremap::{
+            PagemapInner,
+            PagemapOperations,
+            PagemapRef, //
+        }, //
+    },
+    kernel_ext::iov::IterSource, //
+};
+use kernel::{
+    page::PAGE_MASK,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The private data of a DAX device.
+///
+/// The callbacks in [`Self::OPS`] find it in the device and read `pages` without a check. A device
+/// without pages has [`Self::NO_PAGES_OPS`].
+pub(super) struct Private<T, P: PagemapOperations> {
+    pub(super) pages: Option<PagemapRef<P>>,
+    pub(super) data: Arc<T>,
+}
+
+impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
+    const OPS: bindings::dax_operations = bindings::dax_operations {
+        direct_access: Some(Self::direct_access_callback),
+        zero_page_range: Some(Self::zero_page_range_callback),
+        recovery_write: Some(Self::recovery_write_callback),
+    };
+
+    const NO_PAGES_OPS: bindings::dax_operations = bindings::dax_operations {
+        direct_access: Some(refuse_direct_access),
+        zero_page_range: Some(refuse_zero_page_range),
+        recovery_write: None,
+    };
+
+    /// Returns the operations of a device that has `self` as its private data.
+    pub(super) fn ops(&self) -> &'static bindings::dax_operations {
+        if self.pages.is_some() {
+            &Self::OPS
+        } else {
+            &Self::NO_PAGES_OPS
+        }
+    }
+
+    /// Returns the private data of a device, unless the device is being killed.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a device of a `Registration<T, P>` with pages. `dax_read_lock` must be held
+    /// for `'g`, since before the DAX core saw the device alive.
+    #[inline]
+    unsafe fn of<'g>(
+        dev: *mut bindings::dax_device,
+        _locked: ReadLocked<'g>,
+    ) -> Option<(&'g PagemapInner<P>, &'g T)> {
+        // SAFETY: By the safety requirements the device is valid.
+        let private = unsafe { bindings::dax_get_private(dev) };
+
+        // SAFETY: If it is not null, the private data is a box in its raw form. The registration
+        // drops it after `kill_dax`, which waits for the lock that is held for `'g`.
+        let Self { pages, data } = unsafe { private.cast::<Self>().as_ref() }?;
+        // SAFETY: By the safety requirements there are pages.
+        let pages = unsafe { pages.as_ref().unwrap_unchecked() };
+        Some((pages, data))
+    }
+
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
+    /// `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid
+    /// for writing.
+    unsafe extern "C" fn direct_access_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        nr_pages: c_long,
+        mode: bindings::dax_access_mode,
+        kaddr: *mut *mut c_void,
+        pfn: *mut c_ulong,
+    ) -> c_long {
+        // SAFETY: By the safety requirements. `dax_direct_access` asserts it, in `dax_alive`.
+        let locked = unsafe { ReadLocked::new() };
+        // SAFETY: By the safety requirements.
+        let Some((pages, data)) = (unsafe { Self::of(dev, locked) }) else {
+            return ENXIO.to_errno() as c_long;
+        };
+        let mode = match mode {
+            bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
+            _ => AccessMode::Normal,
+        };
+        let Some(extent) = Extent::new(locked, &pages.pages, pgoff) else {
+            return ENXIO.to_errno() as c_long;
+        };
+        // `dax_direct_access` refuses a negative number.
+        let nr_pages = nr_pages as usize;
+
+        let extent = match data.direct_access(pages, extent, nr_pages, mode) {
+            Ok(extent) => extent,
+            Err(err) => return err.to_errno() as c_long,
+        };
+        // SAFETY: By the safety requirements the pointers are null or valid. Uses of the results
+        // after the lock was released are found by the revocation (`docs/lifetimes.md`).
+        unsafe {
+            // A caller that asks for a page frame number is going to map it, or to keep it.
+            if pfn.is_null() {
+                if !extent.permits_access() {
+                    return ENXIO.to_errno() as c_long;
+                }
+            } else {
+                let Some(first) = extent.expose(nr_pages) else {
+                    return ENXIO.to_errno() as c_long;
+                };
+                *pfn = first;
+            }
+            if !kaddr.is_null() {
+                *kaddr = extent.addr().cast();
+            }
+        }
+
+        // No overflow: an extent has fewer pages than there are addresses.
+        extent.nr_pages() as c_long
+    }
+
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
+    /// `dax_read_lock` be held since `dev` was seen alive.
+    pub(super) unsafe extern "C" fn zero_page_range_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        nr_pages: usize,
+    ) -> c_int {
+        // SAFETY: By the safety requirements. The caller is `dax_zero_page_range`.
+        let locked = unsafe { ReadLocked::new() };
+        // SAFETY: By the safety requirements.
+        let Some((pages, data)) = (unsafe { Self::of(dev, locked) }) else {
+            return ENXIO.to_errno();
+        };
+        if !pages.pages.access.permits_access() {
+            return ENXIO.to_errno();
+        }
+
+        match data.zero_page_range(locked, pgoff, nr_pages) {
+            Ok(()) => 0,
+            Err(err) => err.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
+    /// `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the
+    /// use of this call alone.
+    pub(super) unsafe extern "C" fn recovery_write_callback(
+        dev: *mut bindings::dax_device,
+        pgoff: c_ulong,
+        addr: *mut c_void,
+        len: usize,
+        iter: *mut bindings::iov_iter,
+    ) -> usize {
+        // SAFETY: By the safety requirements. The caller is `dax_iomap_iter`, by way of
+        // `dax_recovery_write`; it holds the lock since it translated `addr`.
+        let locked = unsafe { ReadLocked::new() };
+        // SAFETY: By the safety requirements.
+        let Some((_, data)) = (unsafe { Self::of(dev, locked) }) else {
+            return 0;
+        };
+        // SAFETY: By the safety requirements.
+        let mut source = unsafe { IterSource::from_raw(iter) };
+
+        // `pgoff` is the page. Only the offset in the page is taken from the address.
+        let offset = addr.addr() & !PAGE_MASK;
+        data.recovery_write(locked, pgoff, offset, len, &mut source)
+    }
+}
+
+/// # Safety
+///
+/// For the DAX core only, which may call it for any device.
+unsafe extern "C" fn refuse_direct_access(
+    _dev: *mut bindings::dax_device,
+    _pgoff: c_ulong,
+    _nr_pages: c_long,
+    _mode: bindings::dax_access_mode,
+    _kaddr: *mut *mut c_void,
+    _pfn: *mut c_ulong,
+) -> c_long {
+    ENXIO.to_errno() as c_long
+}
+
+/// # Safety
+///
+/// For the DAX core only, which may call it for any device.
+unsafe extern "C" fn refuse_zero_page_range(
+    _dev: *mut bindings::dax_device,
+    _pgoff: c_ulong,
+    _nr_pages: usize,
+) -> c_int {
+    ENXIO.to_errno()
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The operations that a driver implements for a DAX device.
+
+use crate::abstractions::{
+    kernel::{
+        dax::extent::{
+            Extent,
+            ReadLocked, //
+        },
+        memremap::{
+            PagemapInner,
+            PagemapOperations, //
+        }, //
+    },
+    kernel_ext::iov::IterSource, //
+};
+use kernel::prelude::*;
+
+/// The purpose of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessMode {
+    /// An ordinary access, which must not reach bad memory.
+    Normal,
+    /// A write that clears the poison of bad memory, by [`Operations::recovery_write`].
+    RecoveryWrite,
+}
+
+/// The operations of a DAX device.
+///
+/// They are called in process context under `dax_read_lock`, by several threads at once, and may
+/// sleep.
+///
+/// # Examples
+///
+/// Memory that never fails, and that the DAX core cannot zero:
+///
+/// ```no_run
+/// use kernel::{
+///     prelude::*,
+///     sync::Arc, //
+/// };
+/// use pmem_rs::abstractions::{
+///     kernel::{
+///         dax::{
+///             self,
+///             AccessMode,
+///             Extent,
+///             Properties,
+///             ReadLocked, //
+///         },
+///         fs::dax::Pagemap,
+///         memremap::{
+///             PagemapInner,
+///             PagemapOperations, //
+///         }, //
+///     },
+///     kernel_ext::iov::IterSource, //
+/// };
+///
+/// struct Memory;
+///
+/// impl<P: PagemapOperations> dax::Operations<P> for Memory {
+///     fn direct_access<'g>(
+///         &'g self,
+///         _pages: &'g PagemapInner<P>,
+///         extent: Extent<'g>,
+///         _nr_pages: usize,
+///         _mode: AccessMode,
+///     ) -> Result<Extent<'g>> {
+///         Ok(extent)
+///     }
+///
+///     fn zero_page_range(
+///         &self,
+///         _locked: ReadLocked<'_>,
+///         _pgoff: usize,
+///         _nr_pages: usize,
+///     ) -> Result {
+///         Err(EIO)
+///     }
+///
+///     fn recovery_write(
+///         &self,
+///         _locked: ReadLocked<'_>,
+///         _pgoff: usize,
+///         _offset: usize,
+///         _len: usize,
+///         _source: &mut IterSource<'_>,
+///     ) -> usize {
+///         0
+///     }
+/// }
+///
+/// // The device keeps the pgmap. If the pgmap is dropped first, it is leaked, with a warning.
+/// fn register<P: PagemapOperations>(
+///     memory: Arc<Memory>,
+///     pages: &Pagemap<P>,
+/// ) -> Result<dax::Registration<Memory, P>> {
+///     let properties = Properties {
+///         synchronous: true,
+///         write_cache: true,
+///     };
+///
+///     dax::Registration::new(memory, pages.reference(), properties)
+/// }
+/// ```
+pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
+    /// Translates `nr_pages` pages. `extent` has all pages of `pages` from the first of these on.
+    ///
+    /// Returns the pages from the first on that may be accessed. These may be more than `nr_pages`,
+    /// or fewer if bad memory follows, but at least one.
+    ///
+    /// # Errors
+    ///
+    /// [`EHWPOISON`] if there is bad memory among the `nr_pages` pages and `mode` is
+    /// [`AccessMode::Normal`].
+    ///
+    /// [`EHWPOISON`]: kernel::error::Error
+    fn direct_access<'g>(
+        &'g self,
+        pages: &'g PagemapInner<P>,
+        extent: Extent<'g>,
+        nr_pages: usize,
+        mode: AccessMode,
+    ) -> Result<Extent<'g>>;
+
+    /// Overwrites the `nr_pages` pages from `pgoff` on with zeroes, past the CPU caches.
+    fn zero_page_range(&self, locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result;
+
+    /// Writes `len` bytes from `source` to `offset` bytes into page `pgoff`, and clears poison
+    /// there. Returns the number of bytes that were written, 0 if poison cannot be cleared.
+    fn recovery_write(
+        &self,
+        locked: ReadLocked<'_>,
+        pgoff: usize,
+        offset: usize,
+        len: usize,
+        source: &mut IterSource<'_>,
+    ) -> usize;
+}

@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DAX devices that are alive.
+
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        block::gendisk::{
+            self,
+            GenDisk, //
+        },
+        dax::{
+            callbacks::Private,
+            device::Handle,
+            host::Host,
+            operations::Operations, //
+        },
+        memremap::{
+            PagemapOperations,
+            PagemapRef, //
+        }, //
+    },
+    kernel_ext::module::Registered, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// What the DAX core is told about a device when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Properties {
+    /// Data is durable after a CPU cache flush alone, so `MAP_SYNC` is possible.
+    pub synchronous: bool,
+    /// CPU caches are not durable, so the DAX core must flush them.
+    pub write_cache: bool,
+}
+
+/// A DAX device that is alive.
+///
+/// Dropping it kills the device: it can no longer be found, no translation begins, and all
+/// translations have ended. Sleeps, and waits for all `dax_read_lock` sections of the system. So
+/// none of the locks that are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may
+/// be held.
+///
+/// If its disk has been removed, the holder of the device is released before the device is killed.
+/// Otherwise `kill_dax()` would call the failure handler of the file system, and that of xfs must
+/// not run once the removal has shut the file system down (`docs/kernel-bugs.md`).
+///
+/// # Invariants
+///
+/// The device of `handle` was made by `alloc_dax` with `private`, a box in its raw form, as its
+/// private data, and is alive.
+pub struct Registration<T: Operations<P>, P: PagemapOperations> {
+    /// Dropped before the device is killed: a thread that finds the device by its disk, under
+    /// `dax_read_lock`, relies on `kill_dax` waiting for the lock.
+    host: Option<Host>,
+    handle: Arc<Handle>,
+    private: NonNull<Private<T, P>>,
+    // Dropped last.
+    _registered: Registered,
+}
+
+// SAFETY: A device may be killed by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: Operations<P>, P: PagemapOperations> Send for Registration<T, P> {}
+
+// SAFETY: Through a shared reference only the handle is accessible, which is `Sync`.
+unsafe impl<T: Operations<P>, P: PagemapOperations> Sync for Registration<T, P> {}
+
+impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
+    /// Makes a device for the memory of `pages`. File systems do not find it until it has a host.
+    /// Without pages, all translations fail. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
+    pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
+        let registered = Registered::new()?;
+        let private = KBox::new(Private { pages, data }, GFP_KERNEL)?;
+        let ops = private.ops();
+        let private = KBox::into_raw(private);
+
+        // SAFETY: The operations are those for the private data, which is dropped after the device
+        // was killed. The registration kills it, and has a reference until then.
+        let handle = unsafe { Handle::new(private.cast(), ops) }.inspect_err(|_| {
+            // SAFETY: The pointer comes from `into_raw`, and no device refers to it.
+            drop(unsafe { KBox::from_raw(private) });
+        })?;
+
+        let dev = handle.as_raw();
+        // SAFETY: The device is valid and known to nothing else.
+        unsafe {
+            // Writes of the DAX core go past the CPU caches, its reads survive machine checks.
+            bindings::set_dax_nocache(dev);
+            bindings::set_dax_nomc(dev);
+            if properties.synchronous {
+                bindings::set_dax_synchronous(dev);
+            }
+            bindings::dax_write_cache(dev, properties.write_cache);
+        }
+
+        // INVARIANT: The device was made with `private`.
+        Ok(Self {
+            host: None,
+            handle,
+            // SAFETY: The pointer of a box is not null.
+            private: unsafe { NonNull::new_unchecked(private) },
+            _registered: registered,
+        })
+    }
+
+    /// Connects the device to a disk that is not added yet, by which file systems find it. May
+    /// sleep.
+    ///
+    /// File systems look for it only if the queue of the disk has [`Features::DAX`].
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the device, another one of the same memory, or the disk is connected already.
+    ///
+    /// [`Features::DAX`]: crate::abstractions::kernel::block::gendisk::Features::DAX
+    pub fn set_host<D: gendisk::Operations>(&mut self, disk: &GenDisk<D>) -> Result {
+        if self.host.is_some() {
+            return Err(EBUSY);
+        }
+        // First, because the pgmap must know each disk by which a holder may find the device.
+        // SAFETY: By the type invariant the box is there; it is only read.
+        if let Some(pages) = unsafe { &(*self.private.as_ptr()).pages } {
+            pages.set_host(disk.state())?;
+        }
+
+        self.host = Some(Host::new(&self.handle, disk)?);
+        Ok(())
+    }
+
+    /// Returns a reference to the device, which may be kept after it was killed.
+    pub fn handle(&self) -> Arc<Handle> {
+        self.handle.clone()
+    }
+}
+
+impl<T: Operations<P>, P: PagemapOperations> Drop for Registration<T, P> {
+    fn drop(&mut self) {
+        if let Some(host) = self.host.take() {
+            let is_removed = host.is_removed();
+            drop(host);
+            if is_removed {
+                self.handle.release_holder();
+            }
+        }
+
+        // SAFETY: By the type invariant the device is alive, and ours to kill.
+        unsafe { bindings::kill_dax(self.handle.as_raw()) };
+
+        // SAFETY: By the type invariant the pointer comes from `into_raw`. The device is dead and
+        // no thread is in its operations, so the data is not used any more.
+        drop(unsafe { KBox::from_raw(self.private.as_ptr()) });
+    }
+}
+
+#[kunit_tests(pmem_rs_dax)]
+mod tests {
+    use super::*;
+    use crate::abstractions::{
+        kernel::{
+            dax::{
+                AccessMode,
+                Extent,
+                ReadLocked, //
+            },
+            fs::dax::testing::{
+                pages,
+                Silent,
+                TestPagemap, //
+                LEN,
+            },
+            memremap::PagemapInner, //
+        },
+        kernel_ext::iov::IterSource, //
+    };
+    use core::ptr::null_mut;
+    use kernel::{
+        page::PAGE_SIZE,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Completion, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue, //
+    };
+
+    const PROPERTIES: Properties = Properties {
+        synchronous: true,
+        write_cache: false,
+    };
+
+    /// The number of pages.
+    const PAGES: usize = LEN as usize / PAGE_SIZE;
+
+    struct Memory;
+
+    impl Operations<Silent> for Memory {
+        fn direct_access<'g>(
+            &'g self,
+            _pages: &'g PagemapInner<Silent>,
+            extent: Extent<'g>,
+            _nr_pages: usize,
+            mode: AccessMode,
+        ) -> Result<Extent<'g>> {
+            if mode == AccessMode::RecoveryWrite {
+                return Err(EHWPOISON);
+            }
+            Ok(extent)
+        }
+
+        fn zero_page_range(&self, _: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
+            if (pgoff, nr_pages) == (3, 1) {
+                Ok(())
+            } else {
+                Err(ERANGE)
+            }
+        }
+
+        fn recovery_write(
+            &self,
+            _: ReadLocked<'_>,
+            pgoff: usize,
+            offset: usize,
+            len: usize,
+            _: &mut IterSource<'_>,
+        ) -> usize {
+            pgoff + offset + len
+        }
+    }
+
+    type Device = Registration<Memory, Silent>;
+    type Callbacks = Private<Memory, Silent>;
+
+    /// A device, and its memory. Exposed memory has to be revoked before the drop.
+    struct Lab {
+        device: Device,
+        memory: TestPagemap<Silent>,
+    }
+
+    impl Lab {
+        fn new() -> Result<Self> {
+            let memory = pages()?;
+            let device = Registration::new(
+                Arc::new(Memory, GFP_KERNEL)?,
+                memory.pages.reference(),
+                PROPERTIES,
+            )?;
+
+            Ok(Self { device, memory })
+        }
+
+        /// The first page frame number.
+        fn first(&self) -> usize {
+            self.memory.frames().start as usize
+        }
+
+        /// Kills the device and unmaps the memory, which has no users.
+        fn end(self) -> Result {
+            let Self { device, memory } = self;
+
+            drop(device);
+            let (mut revoked, _) = memory.pages.close().revoke();
+            while let Some(user) = revoked.first_user() {
+                revoked.wait_for(user, 1000);
+                revoked.revoke();
+            }
+            revoked.unmap().map_err(|_| EBUSY)
+        }
+    }
+
+    /// Calls `dax_direct_access()` under `dax_read_lock()`, as a file system does.
+    fn access(handle: &Handle, pgoff: usize, mode: bindings::dax_access_mode) -> (c_long, usize) {
+        let mut pfn = 0;
+        // SAFETY: The device is valid, and the lock is held around the call.
+        let pages = unsafe {
+            let id = bindings::dax_read_lock();
+            let pages =
+                bindings::dax_direct_access(handle.as_raw(), pgoff, 4, mode, null_mut(), &mut pfn);
+            bindings::dax_read_unlock(id);
+            pages
+        };
+        (pages, pfn)
+    }
+
+    #[test]
+    fn a_translation_is_what_the_driver_says() -> Result {
+        let lab = Lab::new()?;
+        let (handle, first) = (lab.device.handle(), lab.first());
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+
+        // The DAX core does not return more than was asked for.
+        assert!(access(&handle, 0, normal) == (4, first));
+        assert!(access(&handle, PAGES - 2, normal) == (2, first + PAGES - 2));
+        assert_eq!(access(&handle, PAGES, normal).0, ENXIO.to_errno() as c_long);
+        let recovery = bindings::dax_access_mode_DAX_RECOVERY_WRITE;
+        assert_eq!(
+            access(&handle, 0, recovery).0,
+            EHWPOISON.to_errno() as c_long
+        );
+        lab.end()
+    }
+
+    #[test]
+    fn page_frame_numbers_are_refused_before_access() -> Result {
+        let lab = Lab::new()?;
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+        let enxio = ENXIO.to_errno() as c_long;
+        let handle = lab.device.handle();
+        let address = || {
+            let mut address = null_mut();
+            // SAFETY: The device is valid, and the lock is held.
+            unsafe {
+                let id = bindings::dax_read_lock();
+                let pages = bindings::dax_direct_access(
+                    handle.as_raw(),
+                    0,
+                    1,
+                    normal,
+                    &mut address,
+                    null_mut(),
+                );
+                bindings::dax_read_unlock(id);
+                pages
+            }
+        };
+
+        assert_eq!(access(&handle, 0, normal).0, 4);
+        assert_eq!(address(), 1);
+        lab.memory.refuse_mappings();
+        assert_eq!(access(&handle, 0, normal).0, enxio);
+        assert_eq!(address(), 1);
+        lab.memory.refuse_access();
+        assert_eq!(access(&handle, 0, normal).0, enxio);
+        assert_eq!(address(), enxio);
+        // All accesses stay refused.
+        lab.memory.refuse_mappings();
+        assert_eq!(address(), enxio);
+        lab.end()
+    }
+
+    #[test]
+    fn a_device_without_pages_translates_nothing() -> Result {
+        let device: Device = Registration::new(Arc::new(Memory, GFP_KERNEL)?, None, PROPERTIES)?;
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+
+        assert_eq!(
+            access(&device.handle(), 0, normal).0,
+            ENXIO.to_errno() as c_long
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_dead_device_translates_nothing() -> Result {
+        let Lab { device, memory } = Lab::new()?;
+        let handle = device.handle();
+
+        drop(device);
+        let normal = bindings::dax_access_mode_DAX_ACCESS;
+        assert_eq!(access(&handle, 0, normal).0, ENXIO.to_errno() as c_long);
+        assert!(handle.notify_failure(0, 1, 0) == Err(ENXIO));
+        drop(memory);
+        Ok(())
+    }
+
+    // The device may be killed after the DAX core has seen it alive and before the callback.
+    #[test]
+    fn callbacks_of_a_dead_device_fail() -> Result {
+        let Lab { device, memory } = Lab::new()?;
+        let handle = device.handle();
+        let dev = handle.as_raw();
+        // SAFETY: Nothing else uses the device, so that the lock is not needed.
+        let zero = |pgoff| unsafe { Callbacks::zero_page_range_callback(dev, pgoff, 1) };
+
+        assert_eq!(zero(3), 0);
+        assert_eq!(zero(4), ERANGE.to_errno());
+        drop(device);
+        assert_eq!(zero(3), ENXIO.to_errno());
+        // SAFETY: Nothing else uses the device, so that the lock is not needed. The iterator is not
+        // used.
+        let written = unsafe {
+            Callbacks::recovery_write_callback(dev, 1, null_mut(), PAGE_SIZE, null_mut())
+        };
+        assert_eq!(written, 0);
+        drop(memory);
+        Ok(())
+    }
+
+    #[test]
+    fn a_recovery_write_gets_page_and_offset() -> Result {
+        let lab = Lab::new()?;
+        let addr = core::ptr::without_provenance_mut::<c_void>(5 * PAGE_SIZE + 7);
+
+        // SAFETY: Nothing else uses the device, so that the lock is not needed. The iterator is not
+        // used.
+        let sum = unsafe {
+            Callbacks::recovery_write_callback(
+                lab.device.handle.as_raw(),
+                100,
+                addr,
+                4000,
+                null_mut(),
+            )
+        };
+        assert_eq!(sum, 100 + 7 + 4000);
+        Ok(())
+    }
+
+    #[test]
+    fn the_write_cache_can_be_switched() -> Result {
+        let lab = Lab::new()?;
+        let handle = lab.device.handle();
+
+        assert!(!handle.write_cache());
+        handle.set_write_cache(true);
+        assert!(handle.write_cache());
+        Ok(())
+    }
+
+    #[pin_data]
+    struct Reader {
+        #[pin]
+        entered: Completion,
+        left: Atomic<bool>,
+    }
+
+    #[test]
+    fn a_drop_waits_for_read_locked_sections() -> Result {
+        let Lab { device, memory } = Lab::new()?;
+        let reader = Arc::pin_init(
+            pin_init!(Reader {
+                entered <- Completion::new(),
+                left: Atomic::new(false),
+            }),
+            GFP_KERNEL,
+        )?;
+
+        let inside = reader.clone();
+        workqueue::system().try_spawn(GFP_KERNEL, move || {
+            // SAFETY: May be called from any context.
+            let id = unsafe { bindings::dax_read_lock() };
+            inside.entered.complete_all();
+            fsleep(Delta::from_millis(100));
+            inside.left.store(true, Relaxed);
+            // SAFETY: `id` comes from `dax_read_lock`, on this thread.
+            unsafe { bindings::dax_read_unlock(id) };
+        })?;
+
+        reader.entered.wait_for_completion();
+        drop(device);
+        assert!(reader.left.load(Relaxed));
+        drop(memory);
+        Ok(())
+    }
+}

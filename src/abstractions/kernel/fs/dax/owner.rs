@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The owner of a pgmap, without its state.
+
+use crate::abstractions::{
+    kernel::{
+        fs::{
+            dax::{
+                mapping::FileMapping,
+                report::{
+                    User,
+                    Walked, //
+                }, //
+            },
+            inode::Inode,
+            inode_pool::InodePool,
+            super_block::Walk, //
+        },
+        memremap::{
+            PagemapConfig,
+            PagemapInner,
+            PagemapOperations,
+            UsedPage, //
+        },
+        numa::Node,
+        percpu_ref::{
+            Counted,
+            Ref, //
+        }, //
+    },
+    kernel_ext::{
+        io::resource::MemRegion,
+        module::Registered,
+        time::{
+            sleep,
+            MINUTE, //
+        },
+        workqueue::OwnedQueue, //
+    }, //
+};
+use core::mem::ManuallyDrop;
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::Arc,
+    time::Msecs, //
+};
+
+/// How long a drop waits for references that are about to be put, in milliseconds.
+const DROP_TIMEOUT: Msecs = 10_000;
+/// After how many walks in a row with a mismatch the memory stays mapped for good.
+const MAX_MISMATCHES: u32 = 3;
+/// The pause between two walks of a drop that waits, in milliseconds.
+const WALK_INTERVAL: Msecs = 1000;
+
+/// The owner of a pgmap, in all states.
+///
+/// # Invariants
+///
+/// The value of `pages` is not unmapped. `mismatches` is the number of the latest walks in a row in
+/// which an entry of a page cache and its folio did not match. It stays once it has reached
+/// [`MAX_MISMATCHES`], and `pages` is never unmapped then.
+pub(super) struct Owner<T: PagemapOperations> {
+    pub(super) pages: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pub(super) pool: Arc<InodePool>,
+    mismatches: u32,
+    registered: ManuallyDrop<Registered>,
+}
+
+impl<T: PagemapOperations> Owner<T> {
+    /// Maps a range; see [`Pagemap::new`](super::Pagemap::new).
+    pub(super) fn new(
+        config: PagemapConfig,
+        reservation: MemRegion,
+        node: Node,
+        ops: T,
+        queue: Ref<OwnedQueue>,
+    ) -> Result<Self> {
+        let registered = Registered::new()?;
+        let name = CString::try_from_fmt(fmt!("{}", reservation.name().first()))?;
+        let pool = InodePool::new(name, queue)?;
+        // SAFETY: The owner does not drop the value before it has unmapped it. The count
+        // initialises the value last, and nothing fails after that.
+        let inner = unsafe { PagemapInner::new(config, reservation, node, ops) }?;
+        let pages = Counted::pin_init(inner)?;
+
+        // INVARIANT: Just mapped.
+        Ok(Self {
+            pages: ManuallyDrop::new(pages),
+            pool,
+            mismatches: 0,
+            registered: ManuallyDrop::new(registered),
+        })
+    }
+
+    /// Refuses all translations and new references. Does not sleep.
+    pub(super) fn refuse_access(&mut self) {
+        self.pages.refuse_access();
+        self.pages.kill();
+    }
+
+    /// Unmaps all files once; see
+    /// [`Pagemap::close_to_mappings`](super::Pagemap::close_to_mappings).
+    pub(super) fn unmap_files(&self) -> Walked {
+        self.walk_files(|inode, file, may_put| {
+            let (pages, is_pinned) = file.unmap(&self.pages);
+            if is_pinned {
+                self.pool.keep(inode, may_put);
+            }
+            pages
+        })
+    }
+
+    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
+    /// again.
+    pub(super) fn revoke_files(&mut self) -> Walked {
+        let mut mismatch = false;
+        let walked = self.walk_files(|_, file, _| {
+            let revoked = file.revoke(&self.pages);
+            mismatch |= revoked.mismatch;
+            revoked.pages.saturating_add(revoked.pinned)
+        });
+        // Puts files that were kept for pins and have none any more.
+        self.pool.release(|inode| self.may_put(inode));
+
+        if mismatch {
+            self.mismatches = self.mismatches.saturating_add(1);
+            if self.mismatches == MAX_MISMATCHES {
+                pr_err!(
+                    "{}: page caches and memory map do not agree: mapped until reboot\n",
+                    self.pages.reservation_name().first()
+                );
+            }
+        } else if self.mismatches < MAX_MISMATCHES {
+            self.mismatches = 0;
+        }
+        walked
+    }
+
+    /// Calls `f` for each file that may use the memory. `f` returns the number of pages that the
+    /// file has.
+    fn walk_files(
+        &self,
+        mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+    ) -> Walked {
+        let mut walked = Walked::default();
+        // A translation that succeeds records the exposure first.
+        if !self.pages.is_exposed() {
+            return walked;
+        }
+
+        let may_put = |inode: &Inode| self.may_put(inode);
+        let mut walk = Walk::new(&self.pool, &may_put);
+        while let Some(inode) = walk.next() {
+            let file = FileMapping::new(inode);
+            if !file.may_use(&self.pages) {
+                continue;
+            }
+
+            let pages = f(inode, file, &may_put);
+            walked.pages = walked.pages.saturating_add(pages);
+            walked.inodes = walked.inodes.saturating_add(u64::from(pages != 0));
+        }
+        walked
+    }
+
+    /// Returns whether a kept file may be put: it has no pins.
+    fn may_put(&self, inode: &Inode) -> bool {
+        !FileMapping::new(inode).count(&self.pages).1
+    }
+
+    /// Puts the kept files without pins.
+    pub(super) fn release_files(&self) {
+        self.pool.release(|inode| self.may_put(inode));
+    }
+
+    /// Finds a user. `next` is the first page frame that may be in use; pages do not become used
+    /// again. `walk_needed` is whether the files have to be walked through again.
+    pub(super) fn first_user(&self, next: &mut u64, walk_needed: bool) -> Option<User> {
+        if !self.pages.is_unused() {
+            return Some(User::Reference);
+        }
+        // Memory that was not exposed has no other users, and never will.
+        if !self.pages.is_exposed() {
+            return None;
+        }
+        if self.pages.host().is_some_and(|host| host.has_keeper()) {
+            return Some(User::Holder);
+        }
+        if walk_needed || self.mismatches != 0 {
+            return Some(User::PageCache);
+        }
+        let page = self.first_used(next)?;
+        if page.is_referenced() {
+            Some(User::Pin)
+        } else {
+            Some(User::PageCache)
+        }
+    }
+
+    /// Returns the first page from frame `next` on that is in use, and sets `next` to it.
+    pub(super) fn first_used(&self, next: &mut u64) -> Option<UsedPage<'_>> {
+        let page = self.pages.first_used(*next);
+
+        *next = page.as_ref().map_or(u64::MAX, |page| page.frames().start);
+        page
+    }
+
+    /// Waits without a limit until there is no user.
+    fn wait_unused(&mut self) {
+        let mut next = 0;
+        let mut walk_needed = true;
+        let mut waited: Msecs = 0;
+
+        loop {
+            let is_dead = self.pages.is_unused();
+            match self.first_user(&mut next, walk_needed) {
+                None => return,
+                Some(User::PageCache) => {
+                    self.revoke_files();
+                    walk_needed = !is_dead;
+                }
+                Some(User::Reference | User::Holder | User::Pin) => {}
+            }
+            sleep(WALK_INTERVAL);
+            waited = waited.wrapping_add(WALK_INTERVAL);
+            if waited % MINUTE == 0 {
+                pr_warn!(
+                    "still waiting for users of {}, whose memory map goes with the medium\n",
+                    self.pages.reservation_name().first()
+                );
+            }
+        }
+    }
+
+    /// Unmaps the range and frees the pages. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// There must be no user, and translations must be refused.
+    pub(super) unsafe fn unmap(self) {
+        let mut this = ManuallyDrop::new(self);
+
+        // SAFETY: By the safety requirements. Each field is dropped once, since the drop of `this`
+        // does not run.
+        unsafe {
+            this.unmap_pages();
+            core::ptr::drop_in_place(&mut this.pool);
+            ManuallyDrop::drop(&mut this.registered);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::unmap`]. `pages` must not be used after this.
+    unsafe fn unmap_pages(&mut self) {
+        // SAFETY: By the safety requirements no page is in use, no translation is under way or
+        // begins, and nothing has an address. The count has no references.
+        unsafe {
+            self.pages.unmap();
+            ManuallyDrop::drop(&mut self.pages);
+        }
+        self.pool.release(|_| true);
+    }
+}
+
+impl<T: PagemapOperations> Drop for Owner<T> {
+    fn drop(&mut self) {
+        self.refuse_access();
+
+        if self.pages.memmap_is_on_media() {
+            // A thread may use a page just after it was seen idle, until a grace period has passed.
+            loop {
+                self.wait_unused();
+                self.pages.synchronize();
+                if self.pages.first_used(0).is_none() {
+                    break;
+                }
+            }
+        } else if self.pages.is_exposed() || !self.pages.wait_timeout(DROP_TIMEOUT) {
+            pr_warn!(
+                "{} was dropped while it may be in use: it stays mapped and reserved until reboot\n",
+                self.pages.reservation_name().first()
+            );
+            // SAFETY: The field is not used after this. `pages` is leaked.
+            unsafe { ManuallyDrop::take(&mut self.registered) }.leak();
+            self.pool.release(|_| true);
+            return;
+        }
+
+        // SAFETY: Translations are refused. Either there was no user before and after the grace
+        // periods; or no page was ever exposed and no reference is left. The fields are not used
+        // after this.
+        unsafe {
+            self.unmap_pages();
+            ManuallyDrop::drop(&mut self.registered);
+        }
+    }
+}

@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The states of the owner of a pgmap, as types that consume each other.
+
+use crate::abstractions::{
+    kernel::{
+        fs::dax::{
+            owner::Owner,
+            report::{
+                User,
+                Walked, //
+            }, //
+        },
+        memremap::{
+            PagemapConfig,
+            PagemapInner,
+            PagemapOperations,
+            PagemapRef, //
+        },
+        numa::Node,
+        percpu_ref::Ref, //
+    },
+    kernel_ext::{
+        io::resource::MemRegion,
+        workqueue::OwnedQueue, //
+    }, //
+};
+use core::ops::Deref;
+use kernel::{
+    prelude::*,
+    time::Msecs, //
+};
+
+/// The owner of a pgmap whose translations succeed.
+///
+/// It dereferences to [`PagemapInner`]. Offsets are those in the data.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::{
+///     prelude::*,
+///     str::CString, //
+/// };
+/// use pmem_rs::abstractions::{
+///     kernel::{
+///         fs::dax::Pagemap,
+///         memremap::{
+///             PagemapConfig,
+///             PagemapOperations, //
+///         },
+///         numa::Node,
+///         percpu_ref::Ref, //
+///     },
+///     kernel_ext::{
+///         io::resource::MemRegion,
+///         workqueue::OwnedQueue, //
+///     }, //
+/// };
+///
+/// struct Unprepared;
+///
+/// impl PagemapOperations for Unprepared {
+///     fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
+///         // The memory management then kills the users.
+///         Err(EOPNOTSUPP)
+///     }
+///
+///     fn record_failure(&self, _offset: u64, _len: u64) {}
+/// }
+///
+/// fn map(
+///     reservation: MemRegion,
+///     node: Node,
+///     queue: Ref<OwnedQueue>,
+/// ) -> Result<Pagemap<Unprepared>> {
+///     let config = PagemapConfig::new(reservation.start(), reservation.len())?;
+///
+///     Pagemap::new(config, reservation, node, Unprepared, queue)
+/// }
+/// ```
+///
+/// Memory that was not revoked cannot be unmapped:
+///
+/// ```compile_fail,E0599
+/// use pmem_rs::abstractions::kernel::{
+///     fs::dax::Closed,
+///     memremap::PagemapOperations, //
+/// };
+///
+/// fn unmap<T: PagemapOperations>(closed: Closed<T>) {
+///     let _ = closed.unmap();
+/// }
+/// ```
+///
+/// Nor can a closed pgmap be used as an open one:
+///
+/// ```compile_fail,E0382
+/// use pmem_rs::abstractions::kernel::{
+///     fs::dax::Pagemap,
+///     memremap::PagemapOperations, //
+/// };
+///
+/// fn close<T: PagemapOperations>(pages: Pagemap<T>) {
+///     let closed = pages.close();
+///     let _ = pages.reference();
+///     drop(closed);
+/// }
+/// ```
+pub struct Pagemap<T: PagemapOperations>(Owner<T>);
+
+impl<T: PagemapOperations> Pagemap<T> {
+    /// Makes the `struct page`s of a range and maps it. May sleep. Takes the memory hotplug lock.
+    ///
+    /// References to files are put on `queue`. Putting one may wait for a file system.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
+    /// it (`memremap_compat_align()`), [`ENOMEM`], and the errors of the architecture.
+    pub fn new(
+        config: PagemapConfig,
+        reservation: MemRegion,
+        node: Node,
+        ops: T,
+        queue: Ref<OwnedQueue>,
+    ) -> Result<Self> {
+        Owner::new(config, reservation, node, ops, queue).map(Self)
+    }
+
+    /// Returns a reference to the pgmap, which keeps it, or [`None`] after
+    /// [`Self::close_to_mappings`].
+    pub fn reference(&self) -> Option<PagemapRef<T>> {
+        self.0.pages.try_get()
+    }
+
+    /// Refuses translations that ask for a page frame number, and new references, and unmaps all
+    /// files that may use the memory. Returns what these files have of it.
+    ///
+    /// No page can be pinned after this that is not pinned already. Files with pinned pages or
+    /// faults under way are kept, because the removal of a disk evicts files without a reference,
+    /// which waits for pins. The number of files that can be kept is limited. If there are more,
+    /// this waits and logs that it does.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    pub fn close_to_mappings(&mut self) -> Walked {
+        self.0.pages.refuse_mappings();
+        self.0.pages.kill();
+        self.0.unmap_files()
+    }
+
+    /// Refuses all translations and new references. Does not sleep.
+    pub fn close(mut self) -> Closed<T> {
+        self.0.refuse_access();
+        Closed(self.0)
+    }
+}
+
+impl<T: PagemapOperations> Deref for Pagemap<T> {
+    type Target = PagemapInner<T>;
+
+    fn deref(&self) -> &PagemapInner<T> {
+        &self.0.pages
+    }
+}
+
+/// The owner of a pgmap whose translations all fail.
+pub struct Closed<T: PagemapOperations>(Owner<T>);
+
+impl<T: PagemapOperations> Closed<T> {
+    /// Revokes the memory from all files: unmaps it everywhere, waits for page faults that are
+    /// under way, writes dirty pages back, and deletes the entries of pages that are not pinned.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
+    /// page faults of files that may use the memory. Takes the invalidate lock of such files, so
+    /// none of the locks that are taken inside of page faults may be held.
+    pub fn revoke(self) -> (Revoked<T>, Walked) {
+        let mut revoked = Revoked {
+            owner: self.0,
+            walk_needed: true,
+            next: 0,
+        };
+        let walked = revoked.revoke();
+
+        (revoked, walked)
+    }
+}
+
+/// The owner of a pgmap that was revoked from all files.
+pub struct Revoked<T: PagemapOperations> {
+    owner: Owner<T>,
+    /// The last walk began while there were references to the pgmap, so another one is needed.
+    walk_needed: bool,
+    /// Page frames before this one are not in use.
+    next: u64,
+}
+
+impl<T: PagemapOperations> Revoked<T> {
+    /// Revokes the memory again, from files whose pages were pinned the last time. As
+    /// [`Closed::revoke`].
+    pub fn revoke(&mut self) -> Walked {
+        self.walk_needed = !self.owner.pages.is_unused();
+        self.owner.revoke_files()
+    }
+
+    /// Returns a user of the memory, or [`None`] if it can be unmapped. Sleeps. Takes time in
+    /// proportion to the exposed pages.
+    pub fn first_user(&mut self) -> Option<User> {
+        self.owner.first_user(&mut self.next, self.walk_needed)
+    }
+
+    /// Waits until a user is gone, for at most `limit` milliseconds. Sleeps. Returns at once for
+    /// [`User::PageCache`].
+    pub fn wait_for(&mut self, user: User, limit: Msecs) {
+        match user {
+            User::Reference => {
+                self.owner.pages.wait_timeout(limit);
+            }
+            User::Holder => {
+                // The holder may be below a file system that kept files keep. Files with pins stay:
+                // the last reference to their superblock would be put under its lock, and wait for
+                // the pins.
+                self.owner.release_files();
+                if let Some(host) = self.owner.pages.host() {
+                    host.wait_closed(limit);
+                }
+            }
+            User::Pin => {
+                if let Some(page) = self.owner.first_used(&mut self.next) {
+                    page.wait_idle(limit);
+                }
+            }
+            User::PageCache => {}
+        }
+    }
+
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
+    /// Sleeps.
+    pub fn wait_put(&self, limit: Msecs) {
+        self.owner.pool.wait_put(limit);
+    }
+
+    /// Frees pages, mapping and reservation. Sleeps. Waits for grace periods and the memory hotplug
+    /// lock.
+    ///
+    /// # Errors
+    ///
+    /// If there is a user, the owner is returned.
+    pub fn unmap(mut self) -> Result<(), Self> {
+        if self.first_user().is_some() {
+            return Err(self);
+        }
+        // A thread may use a page just after it was seen idle, until a grace period has passed.
+        self.owner.pages.synchronize();
+        self.next = 0;
+        if self.first_user().is_some() {
+            return Err(self);
+        }
+
+        // SAFETY: By the type, translations are refused and the memory was revoked. No reference to
+        // the pgmap is left, so no translation is under way; no holder has an address; no page is
+        // in use.
+        unsafe { self.owner.unmap() };
+        Ok(())
+    }
+}
+
+impl<T: PagemapOperations> Deref for Revoked<T> {
+    type Target = PagemapInner<T>;
+
+    fn deref(&self) -> &PagemapInner<T> {
+        &self.owner.pages
+    }
+}
+
+#[kunit_tests(pmem_rs_fs_dax)]
+mod tests {
+    use super::*;
+    use crate::abstractions::{
+        bindings,
+        kernel::fs::dax::testing::{
+            pages,
+            TestPagemap, //
+        }, //
+    };
+    use kernel::str::CString;
+
+    /// A page of a pgmap that has a reference.
+    struct Referenced(*mut bindings::page);
+
+    impl Referenced {
+        fn new<T: PagemapOperations>(pages: &PagemapInner<T>, pgoff: u64) -> Self {
+            // SAFETY: The frame has a page, which nothing else knows.
+            let page = unsafe { bindings::pfn_to_page((pages.frames().start + pgoff) as c_ulong) };
+            // SAFETY: The page stays until the test is over; the count is that of a page that was
+            // just mapped.
+            unsafe { (*page)._refcount.counter = 1 };
+            Self(page)
+        }
+    }
+
+    impl Drop for Referenced {
+        fn drop(&mut self) {
+            // SAFETY: The page is there, since it was in use until now.
+            unsafe { (*self.0)._refcount.counter = 0 };
+        }
+    }
+
+    #[test]
+    fn memory_that_was_never_exposed_goes_when_it_is_dropped() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let (start, len) = (pages.phys(), pages.slice().len() as u64);
+        let reference = pages.reference().ok_or(EINVAL)?;
+
+        drop(reference);
+        drop(pages);
+        drop(queue);
+        MemRegion::request(start, len, CString::try_from_fmt(fmt!("pmem_rs test"))?)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_reference_keeps_revoked_memory() -> Result {
+        let TestPagemap { mut pages, queue } = pages()?;
+        let reference = pages.reference().ok_or(EINVAL)?;
+
+        pages.close_to_mappings();
+        assert!(pages.reference().is_none());
+        let (mut revoked, walked) = pages.close().revoke();
+        assert_eq!(walked, Walked::default());
+        assert_eq!(revoked.first_user(), Some(User::Reference));
+        let Err(mut revoked) = revoked.unmap() else {
+            return Err(EINVAL);
+        };
+        revoked.wait_for(User::Reference, 10);
+        drop(reference);
+        revoked.wait_for(User::Reference, 1000);
+        assert!(revoked.unmap().is_ok());
+        drop(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn a_pinned_page_keeps_revoked_memory() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let page = Referenced::new(&pages, 5);
+
+        // A page that was not exposed is not checked: it cannot have been pinned.
+        assert!(pages.first_used(0).is_none());
+        pages.pages.expose(5, 1);
+        assert_eq!(pages.count_used(0, 10_000).0.referenced, 1);
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
+        // The walk may have begun while there was a reference.
+        assert_eq!(revoked.first_user(), Some(User::PageCache));
+        revoked.revoke();
+        assert_eq!(revoked.first_user(), Some(User::Pin));
+        let Err(mut revoked) = revoked.unmap() else {
+            return Err(EINVAL);
+        };
+        revoked.wait_for(User::Pin, 10);
+        assert_eq!(revoked.first_user(), Some(User::Pin));
+        drop(page);
+        assert_eq!(revoked.first_user(), None);
+        assert!(revoked.unmap().is_ok());
+        drop(queue);
+        Ok(())
+    }
+}
+
+/// Safe code that drops or forgets values in the wrong order. What it leaks stays until reboot, so
+/// these tests have a boot of their own (suite `misuse`). The suite also checks that there was no
+/// oops, and that the module cannot be unloaded.
+#[kunit_tests(pmem_rs_x_misuse)]
+mod misuse {
+    use super::*;
+    use crate::abstractions::{
+        bindings,
+        kernel::{
+            dax::{
+                self,
+                AccessMode,
+                Extent,
+                Properties,
+                ReadLocked, //
+            },
+            fs::dax::testing::{
+                pages,
+                TestPagemap, //
+            }, //
+        },
+        kernel_ext::iov::IterSource, //
+    };
+    use kernel::{
+        str::CString,
+        sync::Arc, //
+    };
+
+    struct Memory;
+
+    impl<P: PagemapOperations> dax::Operations<P> for Memory {
+        fn direct_access<'g>(
+            &'g self,
+            _pages: &'g PagemapInner<P>,
+            extent: Extent<'g>,
+            _nr_pages: usize,
+            _mode: AccessMode,
+        ) -> Result<Extent<'g>> {
+            Ok(extent)
+        }
+
+        fn zero_page_range(&self, _: ReadLocked<'_>, _: usize, _: usize) -> Result {
+            Err(EIO)
+        }
+
+        fn recovery_write(
+            &self,
+            _: ReadLocked<'_>,
+            _: usize,
+            _: usize,
+            _: usize,
+            _: &mut IterSource<'_>,
+        ) -> usize {
+            0
+        }
+    }
+
+    const PROPERTIES: Properties = Properties {
+        synchronous: true,
+        write_cache: false,
+    };
+
+    fn device<P: PagemapOperations>(pages: &Pagemap<P>) -> Result<dax::Registration<Memory, P>> {
+        dax::Registration::new(Arc::new(Memory, GFP_KERNEL)?, pages.reference(), PROPERTIES)
+    }
+
+    /// Returns whether the range of a pgmap is still reserved, as that of a leaked one is.
+    fn is_reserved(start: u64) -> Result<bool> {
+        let name = CString::try_from_fmt(fmt!("pmem_rs test"))?;
+
+        Ok(MemRegion::request(start, 4096, name).is_err())
+    }
+
+    /// Writes to the memory map of a leaked range, as a fault between `dax_read_unlock` and
+    /// `dax_insert_entry` does.
+    fn use_page(start: u64) {
+        // SAFETY: The range was leaked, so its pages stay until reboot. No other test uses it.
+        unsafe {
+            let page = bindings::pfn_to_page((start >> kernel::page::PAGE_SHIFT) as c_ulong);
+            (*page)._refcount.counter = 1;
+            (*page)._refcount.counter = 0;
+        }
+    }
+
+    #[test]
+    fn a_device_and_its_exposed_memory_that_are_just_dropped_leak() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.phys();
+        let device = device(&pages)?;
+        pages.pages.expose(0, 1);
+
+        drop(device);
+        drop(pages);
+        assert!(is_reserved(start)?);
+        use_page(start);
+        // The leaked owner has a reference to it.
+        core::mem::forget(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_that_is_dropped_before_its_device_leaks() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.phys();
+        let device = device(&pages)?;
+        pages.pages.expose(0, 1);
+
+        drop(pages);
+        assert!(is_reserved(start)?);
+        drop(device);
+        use_page(start);
+        core::mem::forget(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_whose_device_was_forgotten_leaks() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.phys();
+
+        core::mem::forget(device(&pages)?);
+        // Waits, because the last reference could be about to be put.
+        drop(pages);
+        assert!(is_reserved(start)?);
+        use_page(start);
+        core::mem::forget(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn revoked_memory_with_a_pin_that_is_dropped_leaks() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.phys();
+        pages.pages.expose(0, 1);
+
+        drop(pages.close().revoke());
+        assert!(is_reserved(start)?);
+        use_page(start);
+        core::mem::forget(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn forgotten_memory_leaks() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.phys();
+
+        core::mem::forget(pages);
+        assert!(is_reserved(start)?);
+        use_page(start);
+        core::mem::forget(queue);
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! References to inodes.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
+//! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
+
+use crate::abstractions::bindings;
+use core::ptr::{
+    addr_of_mut,
+    NonNull, //
+};
+
+/// A reference to an inode and an active reference to its superblock.
+///
+/// Dropping it may write back and evict the inode, and unmount the file system if it was unmounted
+/// meanwhile. Sleeps, takes locks of the file system, and waits for pinned pages of the file.
+///
+/// # Invariants
+///
+/// One active reference of the superblock is ours, and one reference of the inode, if there is one.
+pub(super) struct Inode {
+    inode: Option<NonNull<bindings::inode>>,
+    sb: NonNull<bindings::super_block>,
+}
+
+// SAFETY: References to inodes and superblocks may be used and put by any thread.
+unsafe impl Send for Inode {}
+
+impl Inode {
+    /// Takes references, unless the inode is being evicted. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// Both must be valid, and the inode one of the superblock, whose `s_umount` must be held.
+    pub(super) unsafe fn try_get(
+        inode: *mut bindings::inode,
+        sb: *mut bindings::super_block,
+    ) -> Option<Self> {
+        // SAFETY: By the safety requirements.
+        let inode = NonNull::new(unsafe { bindings::igrab(inode) })?;
+
+        // SAFETY: By the safety requirements. There is an active reference, since the superblock
+        // was not dying when `s_umount` was taken. A thread that puts the last one now waits for
+        // `s_umount` before it goes on.
+        if !unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) } {
+            // SAFETY: The reference was just taken. It is not the last one: the thread that put the
+            // last active reference still has to evict the inode.
+            unsafe { bindings::iput_not_last(inode.as_ptr()) };
+            return None;
+        }
+
+        // INVARIANT: Both references were just taken.
+        Some(Self {
+            inode: Some(inode),
+            // SAFETY: By the safety requirements the superblock is valid, so it is not null.
+            sb: unsafe { NonNull::new_unchecked(sb) },
+        })
+    }
+
+    /// Returns the page cache of the file, or null if the reference to the inode was put.
+    pub(super) fn mapping(&self) -> *mut bindings::address_space {
+        // SAFETY: By the type invariant the inode is valid.
+        self.inode.map_or(core::ptr::null_mut(), |inode| unsafe {
+            (*inode.as_ptr()).i_mapping
+        })
+    }
+
+    /// Returns the entry of the inode in the list of its superblock. The inode stays in the list
+    /// while this reference exists.
+    pub(super) fn list_entry(&self) -> Option<*mut bindings::list_head> {
+        // SAFETY: By the type invariant the inode is valid.
+        self.inode
+            .map(|inode| unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
+    }
+
+    /// Returns whether the inode belongs to a superblock.
+    pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {
+        self.sb.as_ptr() == sb
+    }
+
+    /// Puts the references that are not the last ones. Does not sleep. Returns what is left.
+    pub(super) fn put_unless_last(mut self) -> Option<Self> {
+        if let Some(inode) = self.inode {
+            // SAFETY: By the type invariant the inode is valid. This is the first step of `iput()`.
+            if !unsafe { bindings::atomic_add_unless(&raw mut (*inode.as_ptr()).i_count, -1, 1) } {
+                return Some(self);
+            }
+            // INVARIANT: That reference was put.
+            self.inode = None;
+        }
+
+        // SAFETY: By the type invariant the superblock is valid. This is the first step of
+        // `deactivate_super()`.
+        if !unsafe { bindings::atomic_add_unless(&raw mut (*self.sb.as_ptr()).s_active, -1, 1) } {
+            return Some(self);
+        }
+        // Both references were put.
+        core::mem::forget(self);
+        None
+    }
+}
+
+impl Clone for Inode {
+    /// Takes further references. Does not sleep.
+    fn clone(&self) -> Self {
+        // SAFETY: By the type invariant neither count is zero.
+        unsafe {
+            if let Some(inode) = self.inode {
+                bindings::ihold(inode.as_ptr());
+            }
+            bindings::atomic_inc_not_zero(addr_of_mut!((*self.sb.as_ptr()).s_active));
+        }
+
+        // INVARIANT: Both references were just taken.
+        Self { ..*self }
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the references are ours.
+        unsafe {
+            if let Some(inode) = self.inode {
+                bindings::iput(inode.as_ptr());
+            }
+            bindings::deactivate_super(self.sb.as_ptr());
+        }
+    }
+}

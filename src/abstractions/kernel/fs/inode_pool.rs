@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! References to inodes that are kept, or that a worker puts.
+//!
+//! Lock order: `InodePool::slots` is innermost. Nothing that sleeps is called with it held.
+
+use crate::abstractions::{
+    kernel::{
+        fs::inode::Inode,
+        percpu_ref::Ref,
+        wait::WaitQueue, //
+    },
+    kernel_ext::workqueue::OwnedQueue, //
+};
+use core::mem::replace;
+use kernel::{
+    impl_has_work,
+    new_mutex,
+    new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Msecs,
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// The number of slots of a pool.
+const NR_SLOTS: usize = 128;
+/// The pause, in milliseconds, after which kept inodes are checked again while no slot is free.
+const RETRY_INTERVAL: Msecs = 1000;
+/// The number of these pauses between two messages.
+const RETRIES_PER_MESSAGE: u32 = 30;
+
+/// Slots for references to inodes that are kept, or that a worker puts.
+///
+/// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
+/// may wait for a file system or for pins, so a worker puts them. The slots are allocated in
+/// advance, so that no allocation can fail later.
+#[pin_data]
+pub(super) struct InodePool {
+    /// For messages.
+    name: CString,
+    queue: Ref<OwnedQueue>,
+    #[pin]
+    slots: Mutex<Slots>,
+    /// Woken when a slot has become free.
+    #[pin]
+    freed: WaitQueue,
+    #[pin]
+    work: Work<InodePool>,
+}
+
+type Slots = [Slot; NR_SLOTS];
+
+enum Slot {
+    Free,
+    /// A reference that is kept until [`InodePool::release`].
+    Kept(Inode),
+    /// A reference that the worker is to put.
+    ToPut(Inode),
+    /// The worker is putting the reference. There is at most one such slot.
+    Putting,
+}
+
+impl Slot {
+    fn is_to_put(&self) -> bool {
+        matches!(self, Self::ToPut(_))
+    }
+}
+
+impl_has_work! {
+    impl HasWork<Self> for InodePool { self.work }
+}
+
+impl WorkItem for InodePool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        while let Some(inode) = this.next_to_put() {
+            drop(inode);
+
+            for slot in this.slots.lock().iter_mut() {
+                if matches!(slot, Slot::Putting) {
+                    *slot = Slot::Free;
+                }
+            }
+            this.freed.wake_up();
+        }
+    }
+}
+
+impl InodePool {
+    /// Allocates the slots. May sleep.
+    pub(super) fn new(name: CString, queue: Ref<OwnedQueue>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                name,
+                queue,
+                slots <- new_mutex!(
+                    pin_init::pin_init_array_from_fn(|_| Slot::Free),
+                    "pmem_rs::InodePool::slots"
+                ),
+                freed <- WaitQueue::new(),
+                work <- new_work!("pmem_rs::InodePool::work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn next_to_put(&self) -> Option<Inode> {
+        let mut slots = self.slots.lock();
+        let slot = slots.iter_mut().find(|slot| slot.is_to_put())?;
+
+        match replace(slot, Slot::Putting) {
+            Slot::ToPut(inode) => Some(inode),
+            _ => None,
+        }
+    }
+
+    /// Stores a reference in a slot, if more than `spare` slots are free. Otherwise puts kept
+    /// inodes for which `may_put` returns true, waits, and logs that it waits.
+    fn store(
+        self: &Arc<Self>,
+        inode: Inode,
+        spare: usize,
+        may_put: &dyn Fn(&Inode) -> bool,
+        new: fn(Inode) -> Slot,
+    ) {
+        let mut inode = Some(inode);
+        let mut retries: u32 = 0;
+
+        loop {
+            let stored = self.freed.wait_until(RETRY_INTERVAL, || {
+                let mut slots = self.slots.lock();
+                let mut free = slots.iter_mut().filter(|slot| matches!(slot, Slot::Free));
+
+                *free.nth(spare)? = new(inode.take()?);
+                Some(())
+            });
+            if stored.is_some() {
+                return;
+            }
+            if retries % RETRIES_PER_MESSAGE == 0 {
+                pr_warn!(
+                    "{}: waiting for pins: {} files have pages pinned, or cannot be closed\n",
+                    *self.name,
+                    NR_SLOTS
+                );
+            }
+            retries = retries.wrapping_add(1);
+            self.release(may_put);
+        }
+    }
+
+    /// Keeps an inode until [`Self::release`]. If no slot is free, sleeps until `may_put` returns
+    /// true for a kept inode.
+    pub(super) fn keep(self: &Arc<Self>, inode: &Inode, may_put: &dyn Fn(&Inode) -> bool) {
+        // One slot is for the references that a walk puts.
+        self.store(inode.clone(), 1, may_put, Slot::Kept);
+    }
+
+    /// Puts a reference, the last one by the worker. Sleeps if no slot is free, as [`Self::keep`].
+    pub(super) fn put(self: &Arc<Self>, inode: Inode, may_put: &dyn Fn(&Inode) -> bool) {
+        let Some(rest) = inode.put_unless_last() else {
+            return;
+        };
+
+        self.store(rest, 0, may_put, Slot::ToPut);
+        self.start();
+    }
+
+    fn start(self: &Arc<Self>) {
+        // An error means that the work is queued already. It finds this slot.
+        let _ = self.queue.enqueue(self.clone());
+    }
+
+    /// Puts the kept inodes for which `may_put` returns true, by the worker. Does not wait for it.
+    pub(super) fn release(self: &Arc<Self>, may_put: impl Fn(&Inode) -> bool) {
+        {
+            let mut slots = self.slots.lock();
+            for slot in slots.iter_mut() {
+                *slot = match replace(slot, Slot::Free) {
+                    Slot::Kept(inode) if may_put(&inode) => Slot::ToPut(inode),
+                    other => other,
+                };
+            }
+            if !slots.iter().any(Slot::is_to_put) {
+                return;
+            }
+        }
+        self.start();
+    }
+
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references. Sleeps.
+    pub(super) fn wait_put(&self, limit: Msecs) {
+        self.freed.wait_until(limit, || {
+            let slots = self.slots.lock();
+            let is_done = slots
+                .iter()
+                .all(|slot| matches!(slot, Slot::Free | Slot::Kept(_)));
+            is_done.then_some(())
+        });
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a pgmap is made from.
+
+use crate::abstractions::bindings;
+use kernel::{
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
+    prelude::*, //
+};
+
+/// The size of a `struct page` in bytes.
+pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
+
+/// What a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap) is made from: a physical
+/// range, the location of its `struct page`s, and the offset of its data.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::kernel::memremap::PagemapConfig;
+///
+/// assert!(PagemapConfig::new(4 << 30, 1 << 30).is_ok());
+/// assert!(PagemapConfig::new(4 << 30, 0).is_err());
+/// assert!(PagemapConfig::new(4 << 30, u64::MAX).is_err());
+/// ```
+///
+/// # Invariants
+///
+/// `start..start + len` does not wrap and is the only range of `pgmap`. All else in `pgmap` is
+/// zero, except what describes the memory for the `struct page`s. `data_offset` is less than `len`,
+/// and no `struct page`s are stored in the pages from there on.
+pub struct PagemapConfig {
+    pub(super) pgmap: bindings::dev_pagemap,
+    pub(super) start: PhysAddr,
+    pub(super) len: ResourceSize,
+    pub(super) data_offset: ResourceSize,
+}
+
+impl PagemapConfig {
+    /// Describes a range of `len` bytes from `start` on, all of which is data. Its `struct page`s
+    /// are allocated in System RAM.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the range is empty or wraps.
+    pub fn new(start: PhysAddr, len: ResourceSize) -> Result<Self> {
+        let mut pgmap = bindings::dev_pagemap {
+            nr_range: 1,
+            ..Default::default()
+        };
+        let end = last(start, len)?;
+        // SAFETY: With one range it is this member of the union that is used.
+        unsafe { *pgmap.__bindgen_anon_1.range.as_mut() = bindings::range { start, end } };
+
+        // INVARIANT: The range was just set, and does not wrap, since it has a last address.
+        Ok(Self {
+            pgmap,
+            start,
+            len,
+            data_offset: 0,
+        })
+    }
+
+    /// Takes over a structure that C code has filled in.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is not exactly one range, if it is empty or wraps, or if it has no data.
+    ///
+    /// # Safety
+    ///
+    /// `pgmap` must have been zeroed before. If it describes an altmap, this must be in the first
+    /// `data_offset` bytes of the range, which must be free to be used for it.
+    pub(in crate::abstractions) unsafe fn from_raw(
+        pgmap: bindings::dev_pagemap,
+        data_offset: ResourceSize,
+    ) -> Result<Self> {
+        if pgmap.nr_range != 1 {
+            return Err(EINVAL);
+        }
+
+        // SAFETY: With one range it is this member of the union that is used.
+        let range = unsafe { *pgmap.__bindgen_anon_1.range.as_ref() };
+        let len = range
+            .end
+            .checked_sub(range.start)
+            .and_then(|len| len.checked_add(1))
+            .ok_or(EINVAL)?;
+        last(range.start, len)?;
+        if data_offset >= len {
+            return Err(EINVAL);
+        }
+
+        // INVARIANT: By the checks above, and by the safety requirements.
+        Ok(Self {
+            pgmap,
+            start: range.start,
+            len,
+            data_offset,
+        })
+    }
+}
+
+/// Returns the last address of a range.
+fn last(start: PhysAddr, len: ResourceSize) -> Result<PhysAddr> {
+    len.checked_sub(1)
+        .and_then(|rest| start.checked_add(rest))
+        .ok_or(EINVAL)
+}
+
+#[kunit_tests(pmem_rs_memremap_config)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_must_not_be_empty_or_wrap() {
+        assert!(PagemapConfig::new(0, 0).is_err());
+        assert!(PagemapConfig::new(u64::MAX, 2).is_err());
+        assert!(PagemapConfig::new(u64::MAX, 1).is_ok());
+    }
+}

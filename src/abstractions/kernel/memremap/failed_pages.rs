@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pages of a pgmap that have failed.
+
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        badblocks::Badblocks,
+        memremap::{
+            operations::PagemapOperations,
+            usage::FolioUse, //
+        }, //
+    }, //
+};
+use core::{
+    ops::Range,
+    ptr::addr_of, //
+};
+use kernel::{
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*, //
+};
+
+/// The pages of a pgmap that have failed and were not repaired since.
+///
+/// Pages are counted from the start of the data.
+///
+/// # Invariants
+///
+/// `list` has each page that `memory_failure()` took out of the linear mapping and that was not put
+/// back. The data starts at page frame `first_pfn`.
+#[pin_data]
+pub(super) struct FailedPages {
+    #[pin]
+    list: Badblocks,
+    first_pfn: u64,
+}
+
+impl FailedPages {
+    /// Creates an empty list for data that starts at a page frame.
+    pub(super) fn new(first_pfn: u64) -> impl PinInit<Self, Error> {
+        // INVARIANT: No page has failed yet.
+        try_pin_init!(Self {
+            list <- Badblocks::new(),
+            first_pfn,
+        })
+    }
+
+    /// Returns whether no page has failed. Callable from any context.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Returns the offset of the first failed page of the `len` bytes from `offset` on. If a run of
+    /// failed pages begins before `offset`, it is the offset of the run.
+    pub(super) fn first(&self, offset: usize, len: usize) -> Option<usize> {
+        let first = offset >> PAGE_SHIFT;
+        let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);
+        let run = self
+            .list
+            .check(first as u64, end.saturating_sub(first) as u64)?;
+
+        Some((run.first as usize) << PAGE_SHIFT)
+    }
+
+    fn pfn(&self, page: u64) -> c_ulong {
+        self.first_pfn.wrapping_add(page) as c_ulong
+    }
+
+    /// Clears the hwpoison mark of these pages, and puts those that had one or have failed back
+    /// into the linear mapping. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if a page cannot be removed from the list, which is full.
+    ///
+    /// # Safety
+    ///
+    /// The pages must be in the data of a pgmap that is not unmapped.
+    pub(super) unsafe fn unpoison(&self, pages: Range<u64>) -> Result {
+        for page in pages {
+            let has_failed = self.list.check(page, 1).is_some();
+            let pfn = self.pfn(page);
+
+            // SAFETY: By the safety requirements the page has a `struct page`, and so has its
+            // folio.
+            let was_marked = unsafe {
+                // Whichever page of a folio fails, the first one is marked
+                // (`mf_generic_kill_procs()`, `mf_dax_kill_procs()`).
+                if has_failed {
+                    let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
+                    let head =
+                        bindings::page_to_pfn(addr_of!((*folio).__bindgen_anon_1.page).cast());
+                    bindings::test_and_clear_pmem_poison(head);
+                }
+                bindings::test_and_clear_pmem_poison(pfn)
+            };
+            if has_failed || was_marked {
+                // SAFETY: By the safety requirements.
+                unsafe { self.map(page) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts all pages back into the linear mapping, failed as they are.
+    ///
+    /// # Safety
+    ///
+    /// The pgmap must not be unmapped, but be about to be, with no user left.
+    pub(super) unsafe fn map_all(&self) {
+        while let Some(run) = self.list.check(0, u64::MAX) {
+            // The first page of a run can always be removed from the list.
+            // SAFETY: By the safety requirements, and since only pages of the pgmap are listed.
+            let _ = unsafe { self.map(run.first) };
+        }
+    }
+
+    /// Puts a page back into the linear mapping.
+    ///
+    /// # Safety
+    ///
+    /// The page must be in the data of a pgmap that is not unmapped.
+    unsafe fn map(&self, page: u64) -> Result {
+        // SAFETY: By the safety requirements the page belongs into the linear mapping. If it is
+        // there already, nothing changes.
+        unsafe { bindings::clear_mce_nospec(self.pfn(page)) };
+        self.list.clear(page, 1)
+    }
+
+    /// Handles the failure of the `len` bytes from `offset` on, whole pages from frame `pfn` on,
+    /// for `memory_failure()`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagemapOperations::memory_failure`]. [`ENOSPC`] if the pages cannot be listed.
+    ///
+    /// # Safety
+    ///
+    /// The page frame must have a `struct page` of a pgmap that stays during the call.
+    pub(super) unsafe fn handle<T: PagemapOperations>(
+        &self,
+        ops: &T,
+        pfn: c_ulong,
+        offset: u64,
+        len: u64,
+        flags: c_int,
+    ) -> Result {
+        let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
+
+        // The caller takes the pages out of the linear mapping only if this does not fail
+        // (`uc_decode_notifier()`). So they are listed first, and removed again if it does.
+        let was_listed = self.list.check(first, nr_pages).is_some();
+        let is_listed = was_listed || self.list.add(first, nr_pages).is_ok();
+
+        let mut result = ops.memory_failure(offset, len, flags);
+        // The memory management kills the users of a page that is associated with a file, and fails
+        // otherwise (`mf_generic_kill_procs()`).
+        // SAFETY: By the safety requirements.
+        if result == Err(EOPNOTSUPP) && !unsafe { FolioUse::of(pfn) }.has_mapping() {
+            result = Err(EBUSY);
+        }
+
+        if result.is_ok() || result == Err(EOPNOTSUPP) {
+            if !is_listed {
+                // A page that is not listed has to stay mapped.
+                return Err(ENOSPC);
+            }
+            ops.record_failure(offset, len);
+        } else if !was_listed {
+            // If they cannot be removed from the list, they are neither read nor written.
+            let _ = self.list.clear(first, nr_pages);
+        }
+        result
+    }
+}

@@ -1,0 +1,657 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pgmap: `struct page`s and a mapping of a physical range, without its owner.
+
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        block::gendisk::DiskState,
+        memremap::{
+            config::PagemapConfig,
+            exposure::Exposure,
+            failed_pages::FailedPages,
+            operations::PagemapOperations,
+            pages::Pages,
+            usage::{
+                PagesInUse,
+                UsedPage, //
+            }, //
+        },
+        numa::Node,
+        percpu_ref::Ref,
+        pmem_slice::{
+            PmemSlice,
+            WritableSlice, //
+        }, //
+    },
+    kernel_ext::io::resource::{
+        MemRegion,
+        RegionName, //
+    }, //
+};
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
+use kernel::{
+    container_of,
+    error::from_err_ptr,
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        Arc,
+        SetOnce, //
+    },
+    types::Opaque, //
+};
+
+/// A reference to a pgmap, which keeps it. A disk and a DAX device have one each.
+pub type PagemapRef<T> = Ref<PagemapInner<T>>;
+
+/// A pgmap (`MEMORY_DEVICE_FS_DAX`), as its owner ([`fs::dax::Pagemap`]) and the references to it
+/// share it: the `struct page`s of a physical range, and its mapping in the linear map of the
+/// kernel.
+///
+/// Offsets are those in the data. The part of the range before the data, such as `struct page`s
+/// that are stored there, is not accessible.
+///
+/// [`fs::dax::Pagemap`]: crate::abstractions::kernel::fs::dax::Pagemap
+///
+/// # Invariants
+///
+/// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
+/// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
+/// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
+/// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`.
+#[pin_data]
+pub struct PagemapInner<T: PagemapOperations> {
+    #[pin]
+    pgmap: Opaque<bindings::dev_pagemap>,
+    phys: PhysAddr,
+    len: usize,
+    #[pin]
+    failed: FailedPages,
+    ops: T,
+    memmap_on_media: bool,
+    data: NonNull<u8>,
+    pub(in crate::abstractions) pages: Pages,
+    /// The disk through which file systems and device-mapper find the DAX device.
+    host: SetOnce<Arc<DiskState>>,
+    // Dropped last.
+    reservation: MemRegion,
+}
+
+// SAFETY: A pgmap may be used and freed by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: PagemapOperations> Send for PagemapInner<T> {}
+
+// SAFETY: A shared reference gives access to slices, to `T`, which is `Sync`, and to lists that
+// have locks of their own or are atomic.
+unsafe impl<T: PagemapOperations> Sync for PagemapInner<T> {}
+
+impl<T: PagemapOperations> PagemapInner<T> {
+    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+        memory_failure: Some(Self::memory_failure_callback),
+        folio_free: None,
+        migrate_to_ram: None,
+        folio_split: None,
+    };
+
+    /// Makes the `struct page`s of a range and maps it. May sleep. Takes the memory hotplug lock.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
+    /// it (`memremap_compat_align()`), [`ENOMEM`], and the errors of the architecture.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::unmap`] must be called before the value is dropped.
+    pub(in crate::abstractions) unsafe fn new(
+        config: PagemapConfig,
+        reservation: MemRegion,
+        node: Node,
+        ops: T,
+    ) -> Result<impl PinInit<Self, Error>> {
+        let PagemapConfig {
+            pgmap,
+            start,
+            len,
+            data_offset,
+        } = config;
+        // SAFETY: A constant of the architecture.
+        let align = unsafe { bindings::memremap_compat_align() } as ResourceSize;
+        let misaligned = (start | len) & align.wrapping_sub(1) != 0;
+        if misaligned || !reservation.contains(start, len) {
+            return Err(EINVAL);
+        }
+        // No overflow: the offset is less than the length of a range that does not wrap.
+        let phys = start.wrapping_add(data_offset);
+        let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
+        let data_offset = usize::try_from(data_offset)?;
+        let frames = (phys >> PAGE_SHIFT)..(phys.saturating_add(data_len as u64) >> PAGE_SHIFT);
+        let exposure = Exposure::new(&frames)?;
+        let first_pfn = usize::try_from(frames.start)?;
+        let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
+            data_len >> PAGE_SHIFT
+        } else {
+            0
+        };
+        let memmap_on_media = pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0;
+
+        Ok(try_pin_init!(&this in Self {
+            pgmap: Opaque::new(pgmap),
+            phys,
+            len: data_len,
+            failed <- FailedPages::new(frames.start),
+            ops,
+            memmap_on_media,
+            host: SetOnce::new(),
+            reservation,
+            // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the
+            // data starts at the offset.
+            data: {
+                // SAFETY: `this` is where the value is made, and stays. The field is initialised.
+                let raw = unsafe { (*this.as_ptr()).pgmap.get() };
+                // SAFETY: The structure was filled in for a range that is in the reservation.
+                let addr = unsafe { Self::map(raw, node) }?;
+                // SAFETY: An address in the linear mapping is not null, and the range is mapped
+                // there beyond the offset.
+                unsafe { NonNull::new_unchecked(addr.add(data_offset)) }
+            },
+            // Nothing after the mapping fails.
+            // SAFETY: The range is mapped with its `struct page`s, of which these are the whole
+            // ones, and the record is for all frames of the data. It is not used after `unmap`. The
+            // field `data` is initialised.
+            pages: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
+        }? Error))
+    }
+
+    /// # Safety
+    ///
+    /// `raw` must be the field of a `Self` that stays, filled in by a [`PagemapConfig`] whose range
+    /// is reserved, so that it is neither RAM nor in another pgmap.
+    unsafe fn map(raw: *mut bindings::dev_pagemap, node: Node) -> Result<*mut u8> {
+        let ops: &'static bindings::dev_pagemap_ops = &Self::OPS;
+
+        // SAFETY: By the safety requirements, and the invariant of `PagemapConfig`, the structure
+        // is as `memremap_pages` expects it. The C side does not know it yet, so it may be written.
+        let addr = from_err_ptr(unsafe {
+            (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_FS_DAX;
+            (*raw).ops = ops;
+            (*raw).owner = raw.cast();
+            bindings::memremap_pages(raw, node.0)
+        })?;
+
+        Ok(addr.cast())
+    }
+
+    /// Waits for threads that may still read a `struct page` after they put its last reference or
+    /// deleted its last entry. Sleeps.
+    pub(in crate::abstractions) fn synchronize(&self) {
+        if !self.is_exposed() {
+            return;
+        }
+        // The thread that put the last reference to a page may still read its `struct page`
+        // (`free_zone_device_folio()`), in a section that can be preempted, but does not sleep.
+        // Lockless walkers of page tables are in RCU read-side sections. A page that was seen idle
+        // may have been in `dax_delete_mapping_range()`, which holds the lock of its page cache.
+        // SAFETY: May sleep here.
+        unsafe {
+            bindings::synchronize_rcu();
+            bindings::synchronize_rcu_tasks();
+        }
+    }
+
+    /// Frees the pages and unmaps the range. Sleeps: waits for references of the C side to the
+    /// pgmap, and takes the memory hotplug lock.
+    ///
+    /// # Safety
+    ///
+    /// No page may be in use, nor have been since [`Self::synchronize`]. No translation may be
+    /// under way or begin, and nothing may have an address of the data. The value must not be used
+    /// after this, but to be dropped.
+    pub(in crate::abstractions) unsafe fn unmap(&self) {
+        // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
+        // requirements there is no user, and this is called once.
+        unsafe {
+            self.failed.map_all();
+            bindings::memunmap_pages(self.pgmap.get());
+        }
+    }
+
+    /// Sets the disk through which the DAX device of this memory is found.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if there is one already.
+    pub(in crate::abstractions) fn set_host(&self, host: Arc<DiskState>) -> Result {
+        if self.host.populate(host) {
+            Ok(())
+        } else {
+            Err(EBUSY)
+        }
+    }
+
+    /// Returns the disk through which the DAX device of this memory is found.
+    pub(in crate::abstractions) fn host(&self) -> Option<&DiskState> {
+        self.host.as_ref().map(|host| &**host)
+    }
+
+    /// Returns the C structure, to be compared.
+    pub(in crate::abstractions) fn as_raw(&self) -> *const bindings::dev_pagemap {
+        self.pgmap.get()
+    }
+
+    /// Refuses translations that ask for a page frame number, for good. Callable from any context.
+    pub fn refuse_mappings(&self) {
+        self.pages.access.refuse_mappings();
+    }
+
+    /// Refuses all translations, for good. Callable from any context.
+    pub(in crate::abstractions) fn refuse_access(&self) {
+        self.pages.access.refuse_access();
+    }
+
+    /// Returns the operations that the memory management calls.
+    pub fn ops(&self) -> &T {
+        &self.ops
+    }
+
+    /// Returns the physical address of the data.
+    pub fn phys(&self) -> PhysAddr {
+        self.phys
+    }
+
+    /// Returns the data, to be read. Reading pages that [have failed](Self::has_failed) is an
+    /// error.
+    #[inline]
+    pub fn slice(&self) -> PmemSlice<'_> {
+        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
+        unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
+    }
+
+    /// Returns all of the data, to be written to, or [`None`] if any page has failed. Callable from
+    /// any context.
+    ///
+    /// A page may fail between this check and the write, see [`WritableSlice`].
+    #[inline]
+    pub fn writable_all(&self) -> Option<WritableSlice<'_>> {
+        if !self.none_failed() {
+            return None;
+        }
+        // SAFETY: By the type invariant no page was taken out of the mapping.
+        Some(unsafe { WritableSlice::new(self.slice()) })
+    }
+
+    /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if any of their
+    /// pages has failed, or they are not all in the data. Callable from any context.
+    ///
+    /// A page may fail between this check and the write, see [`WritableSlice`].
+    #[inline]
+    pub fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
+        let slice = self.slice().get(offset, len)?;
+        if !self.none_failed() && self.has_failed(offset, len) {
+            return None;
+        }
+
+        // SAFETY: By the type invariant all pages that were taken out of the mapping are in the
+        // list that was checked.
+        Some(unsafe { WritableSlice::new(slice) })
+    }
+
+    /// Returns whether no page has failed. Callable from any context.
+    #[inline]
+    pub fn none_failed(&self) -> bool {
+        self.failed.is_empty()
+    }
+
+    /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
+    /// was not repaired since. If a run of failed pages begins before `offset`, it is the offset of
+    /// the run. Callable from any context.
+    #[cold]
+    pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
+        self.failed.first(offset, len)
+    }
+
+    /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable from any
+    /// context.
+    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
+        self.first_failed(offset, len).is_some()
+    }
+
+    /// Returns the page frames of the data.
+    pub(in crate::abstractions) fn frames(&self) -> Range<u64> {
+        self.pages.frames()
+    }
+
+    /// Returns whether the `struct page`s are on the media, so that both are removed together.
+    pub fn memmap_is_on_media(&self) -> bool {
+        self.memmap_on_media
+    }
+
+    /// Returns whether any page was ever exposed.
+    pub fn is_exposed(&self) -> bool {
+        self.pages.any_exposed()
+    }
+
+    /// Returns how many bytes were ever exposed, in whole chunks of 2 MiB.
+    pub fn exposed_bytes(&self) -> u64 {
+        self.pages.exposed_bytes()
+    }
+
+    /// Returns the first page from frame `from` on that is in use; see [`Pages::first_used`].
+    pub(in crate::abstractions) fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+        self.pages.first_used(from)
+    }
+
+    /// Counts the pages that are in use, among `limit` exposed ones from page `first` of the data
+    /// on. Also returns the page to continue with, if there are more. Does not sleep.
+    ///
+    /// If translations may succeed meanwhile, the numbers need not be those of any one moment.
+    pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
+        self.pages.count_used(first, limit)
+    }
+
+    /// Writes the CPU caches back for these page frames, as far as they are in the data and have
+    /// not failed.
+    pub fn write_back(&self, pfns: Range<u64>) {
+        let frames = self.frames();
+        let (start, end) = (pfns.start.max(frames.start), pfns.end.min(frames.end));
+
+        // No overflow: the frames are in the data, whose length in bytes is a `usize`.
+        let mut offset = (start.saturating_sub(frames.start) << PAGE_SHIFT) as usize;
+        let mut rest = (end.saturating_sub(start) << PAGE_SHIFT) as usize;
+        while rest > 0 {
+            let len = if self.none_failed() {
+                rest
+            } else {
+                rest.min(PAGE_SIZE)
+            };
+            if let Some(slice) = self.writable(offset, len) {
+                slice.write_back();
+            }
+            offset = offset.saturating_add(len);
+            rest = rest.saturating_sub(len);
+        }
+    }
+
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
+        self.reservation.name()
+    }
+
+    /// Clears the hwpoison mark of the pages that are wholly in the `len` bytes from `offset` on,
+    /// and puts those that had one or have failed back into the linear mapping. May sleep.
+    ///
+    /// The poison of the medium itself must have been cleared before, or the next access raises
+    /// another machine check.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if a page cannot be removed from the list of failed pages, which is full.
+    /// [`EINVAL`] if the bytes are not all in the data.
+    pub fn unpoison(&self, offset: usize, len: usize) -> Result {
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
+            return Err(EINVAL);
+        };
+        let pages = offset.div_ceil(PAGE_SIZE) as u64..(end >> PAGE_SHIFT) as u64;
+
+        // SAFETY: The pages are in the data, and `self` is not unmapped while it is used.
+        unsafe { self.failed.unpoison(pages) }
+    }
+
+    /// # Safety
+    ///
+    /// For the memory management only: `pgmap` must be that of a `PagemapInner<T>`, with a
+    /// reference held.
+    unsafe extern "C" fn memory_failure_callback(
+        pgmap: *mut bindings::dev_pagemap,
+        pfn: c_ulong,
+        nr_pages: c_ulong,
+        flags: c_int,
+    ) -> c_int {
+        // SAFETY: By the safety requirements the pgmap is a field of `Self`, and `memunmap_pages`
+        // has not returned yet.
+        let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Self, pgmap) };
+
+        // `PagemapOperations` only knows the data. The memory management handles the rest.
+        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.phys);
+        let len = (nr_pages as u64).checked_mul(PAGE_SIZE as u64);
+        let (Some(offset), Some(len)) = (offset, len) else {
+            return EOPNOTSUPP.to_errno();
+        };
+
+        // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
+        match unsafe { inner.failed.handle(&inner.ops, pfn, offset, len, flags) } {
+            Ok(()) => 0,
+            Err(err) => err.to_errno(),
+        }
+    }
+}
+
+#[kunit_tests(pmem_rs_memremap)]
+mod tests {
+    use super::*;
+    use crate::abstractions::{
+        kernel::fs::dax::testing::TestPagemap,
+        kernel_ext::io::resource::free_range, //
+    };
+    use kernel::{
+        str::CString,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    };
+
+    // A section of the memory map, which all architectures can map.
+    const LEN: ResourceSize = 128 << 20;
+
+    /// Records the last failure.
+    struct LastFailure {
+        offset: Atomic<u64>,
+        len: Atomic<u64>,
+        /// The number of bytes that were recorded as failed.
+        recorded: Atomic<u64>,
+        /// The error to return, if not 0.
+        errno: Atomic<i32>,
+    }
+
+    impl PagemapOperations for Arc<LastFailure> {
+        fn memory_failure(&self, offset: u64, len: u64, _flags: c_int) -> Result {
+            self.offset.store(offset, Relaxed);
+            self.len.store(len, Relaxed);
+            match self.errno.load(Relaxed) {
+                0 => Ok(()),
+                errno => Err(Error::from_errno(errno)),
+            }
+        }
+
+        fn record_failure(&self, _offset: u64, len: u64) {
+            self.recorded.fetch_add(len, Relaxed);
+        }
+    }
+
+    fn last_failure() -> Result<Arc<LastFailure>> {
+        Ok(Arc::new(
+            LastFailure {
+                offset: Atomic::new(u64::MAX),
+                len: Atomic::new(0),
+                recorded: Atomic::new(0),
+                errno: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn reserve(start: PhysAddr, len: ResourceSize) -> Result<MemRegion> {
+        MemRegion::request(start, len, CString::try_from_fmt(fmt!("pmem_rs test"))?)
+    }
+
+    /// Makes pages of a range without memory. It must not be read or written.
+    fn pages(start: PhysAddr, data_offset: ResourceSize) -> Result<TestPagemap<Arc<LastFailure>>> {
+        let mut config = PagemapConfig::new(start, LEN)?;
+        config.data_offset = data_offset;
+
+        TestPagemap::new(config, reserve(start, LEN)?, last_failure()?)
+    }
+
+    #[test]
+    fn pages_come_and_go_with_their_reservation() -> Result {
+        let start = free_range(LEN)?;
+
+        for _ in 0..3 {
+            let pages = pages(start, 0)?;
+            assert_eq!(pages.slice().len() as u64, LEN);
+            assert_eq!(pages.phys(), start);
+            assert!(reserve(start, LEN).is_err());
+            drop(pages);
+        }
+        reserve(start, LEN)?;
+        Ok(())
+    }
+
+    #[test]
+    fn data_begins_at_its_offset() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+
+        assert_eq!(pages.phys(), start + (2 << 20));
+        assert_eq!(pages.slice().len() as u64, LEN - (2 << 20));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_outside_of_the_reservation_are_refused() -> Result {
+        let start = free_range(LEN)?;
+        let reservation = reserve(start, LEN / 2)?;
+
+        let refused = TestPagemap::new(
+            PagemapConfig::new(start, LEN)?,
+            reservation,
+            last_failure()?,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+        // The reservation was freed.
+        reserve(start, LEN)?;
+        Ok(())
+    }
+
+    #[test]
+    fn misaligned_pages_are_refused() -> Result {
+        let start = free_range(LEN)?;
+        let reservation = reserve(start, LEN)?;
+
+        let refused = TestPagemap::new(
+            PagemapConfig::new(start + 4096, LEN / 2)?,
+            reservation,
+            last_failure()?,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn failures_are_reported_by_offset_in_the_data() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let report = |phys: PhysAddr, nr_pages| {
+            // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+            unsafe {
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
+                    (phys >> PAGE_SHIFT) as c_ulong,
+                    nr_pages,
+                    0,
+                )
+            }
+        };
+
+        assert_eq!(report(start + (2 << 20) + 0x3000, 2), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
+        assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
+        assert!(pages.has_failed(0x4fff, 1));
+        assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_stay_mapped_have_not_failed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        let report = |errno: i32| {
+            pages.ops().errno.store(errno, Relaxed);
+            // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+            unsafe {
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
+                    (pfn + 3) as c_ulong,
+                    1,
+                    0,
+                )
+            }
+        };
+
+        assert_eq!(report(EIO.to_errno()), EIO.to_errno());
+        // The page is not associated with a file, so the memory management would fail too.
+        assert_eq!(report(EOPNOTSUPP.to_errno()), EBUSY.to_errno());
+        assert!(!pages.has_failed(0x3000, 0x1000));
+        assert_eq!(pages.ops().recorded.load(Relaxed), 0);
+
+        assert_eq!(report(0), 0);
+        assert_eq!(pages.ops().recorded.load(Relaxed), 0x1000);
+        // It stays listed.
+        assert_eq!(report(EIO.to_errno()), EIO.to_errno());
+        assert!(pages.has_failed(0x3000, 0x1000));
+        Ok(())
+    }
+
+    #[test]
+    fn failed_pages_are_listed_until_they_are_repaired() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+        let report = |page: u64| unsafe {
+            PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                pages.pgmap.get(),
+                (pfn + page) as c_ulong,
+                1,
+                0,
+            )
+        };
+
+        let is_writable = |offset, len| pages.writable(offset, len).is_some();
+
+        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(is_writable(0, pages.slice().len()));
+        assert!(!is_writable(0, pages.slice().len() + 1));
+        assert_eq!(report(3), 0);
+        assert_eq!(report(4), 0);
+        assert!(!is_writable(0, pages.slice().len()));
+        assert!(!is_writable(0x3fff, 1));
+        assert!(is_writable(0x2000, 0x1000));
+        assert!(is_writable(0x5000, 0x1000));
+        assert!(pages.has_failed(0x3fff, 1));
+        assert!(pages.has_failed(0x2fff, 2));
+        assert!(!pages.has_failed(0x2000, 0x1000));
+        assert!(!pages.has_failed(0x5000, 0x1000));
+
+        // A page is repaired as a whole.
+        pages.unpoison(0x3001, 0x1fff)?;
+        assert!(pages.has_failed(0x3000, 0x1000));
+        assert!(!pages.has_failed(0x4000, 0x1000));
+        pages.unpoison(0x3000, 0x1000)?;
+        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(is_writable(0, pages.slice().len()));
+        Ok(())
+    }
+}

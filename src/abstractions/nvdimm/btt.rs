@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Namespaces that the btt driver of libnvdimm has made a disk of.
+//!
+//! C header: [`drivers/nvdimm/btt.h`](srctree/drivers/nvdimm/btt.h)
+
+use super::{
+    device::{
+        Device,
+        Kind, //
+    },
+    namespace::Namespace, //
+};
+use crate::abstractions::bindings;
+use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
+    devres,
+    error::to_result,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// A namespace that is attached to the btt driver.
+///
+/// # Invariants
+///
+/// `dev` is a btt device, and for `'bound` it is attached (`nvdimm_namespace_attach_btt`).
+pub struct Btt<'bound> {
+    dev: &'bound Device<Bound>,
+}
+
+impl<'bound> Namespace<'bound> {
+    /// Attaches the namespace of a btt device to the btt driver, which makes a disk of it. May
+    /// sleep.
+    ///
+    /// When the device is unbound, the disk is removed after the driver's data was dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device is not a btt, or is not fully configured.
+    pub fn attach_btt(self) -> Result<Btt<'bound>> {
+        if self.dev.kind() != Kind::Btt {
+            return Err(ENODEV);
+        }
+
+        // SAFETY: The namespace is claimed by a btt device, which is being bound.
+        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
+
+        let dev: &device::Device<Bound> = self.dev.as_ref();
+        // If this fails, the btt is detached at once.
+        devres::register(dev, DetachBtt(dev.into()), GFP_KERNEL)?;
+
+        // INVARIANT: It has just been attached, and devres detaches it when the device is unbound.
+        Ok(Btt { dev: self.dev })
+    }
+}
+
+impl Btt<'_> {
+    /// Sets the disk read-only or writable, as the region is, and logs a change.
+    pub fn sync_read_only(&self) {
+        // SAFETY: By the type invariant the device is an attached btt, so it has a disk, whose
+        // parent is the btt device, whose parent is a region.
+        unsafe {
+            let nd_btt = bindings::to_nd_btt(self.dev.as_raw());
+            bindings::nvdimm_check_and_set_ro((*(*nd_btt).btt).btt_disk);
+        }
+    }
+
+    /// Adds what the region knows to be bad to the badblocks of the namespace. May sleep, takes the
+    /// bus lock.
+    pub fn revalidate_poison(&self) {
+        // SAFETY: By the type invariant the device is an attached btt, so it has a namespace, whose
+        // badblocks were initialised when it was enabled.
+        unsafe {
+            let nd_btt = bindings::to_nd_btt(self.dev.as_raw());
+            // `to_nd_namespace_io()`
+            let nsio = (*nd_btt).ndns.cast::<bindings::nd_namespace_io>();
+            let range = bindings::range {
+                start: (*nsio).res.start,
+                end: (*nsio).res.end,
+            };
+            bindings::nvdimm_badblocks_populate(
+                bindings::to_nd_region((*self.dev.as_raw()).parent),
+                &raw mut (*nsio).bb,
+                &range,
+            );
+        }
+    }
+}
+
+/// Detaches a namespace from the btt driver when it is dropped.
+///
+/// devres owns it, so a driver cannot forget it: the btt disk uses memory that is unmapped when the
+/// device is unbound.
+struct DetachBtt(ARef<device::Device>);
+
+impl Drop for DetachBtt {
+    fn drop(&mut self) {
+        let dev: *const device::Device = &*self.0;
+
+        // SAFETY: `attach_btt` has made this for a btt device that was attached.
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        unsafe {
+            bindings::nvdimm_namespace_detach_btt(bindings::to_nd_btt(dev.cast_mut().cast()))
+        };
+    }
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices on the `nd` bus that are offered to drivers of namespaces.
+//!
+//! C header: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
+
+use super::region::Region;
+use crate::abstractions::{
+    bindings,
+    kernel::{
+        block::gendisk,
+        numa::Node, //
+    },
+    kernel_ext::device::name_of, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
+    prelude::*,
+    types::Opaque, //
+};
+
+/// The kind of a device on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A namespace.
+    Namespace,
+    /// A pfn device, which claims a namespace in mode fsdax.
+    Pfn,
+    /// A btt device, which claims a namespace in mode sector.
+    Btt,
+}
+
+/// A namespace, a pfn device or a btt device on the `nd` bus.
+///
+/// These are the devices that [`DeviceTypes::NAMESPACE`](super::DeviceTypes::NAMESPACE) selects.
+///
+/// # Invariants
+///
+/// A [`Device`] represents a valid `struct device` of one of these kinds, whose parent is a region.
+#[repr(transparent)]
+pub struct Device<Ctx: device::DeviceContext = device::Normal>(
+    Opaque<bindings::device>,
+    PhantomData<Ctx>,
+);
+
+impl<Ctx: device::DeviceContext> Device<Ctx> {
+    pub(super) fn as_raw(&self) -> *mut bindings::device {
+        self.0.get()
+    }
+
+    /// Returns the name, as in sysfs.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: By the type invariant the device is valid. It has been added, so it has a name,
+        // which does not change.
+        unsafe { name_of(self.as_raw()) }
+    }
+
+    /// Returns the kind of the device.
+    pub fn kind(&self) -> Kind {
+        // SAFETY: By the type invariant the device is valid.
+        let (is_btt, is_pfn) = unsafe {
+            (
+                bindings::is_nd_btt(self.as_raw()),
+                bindings::is_nd_pfn(self.as_raw()),
+            )
+        };
+
+        match (is_btt, is_pfn) {
+            (true, _) => Kind::Btt,
+            (_, true) => Kind::Pfn,
+            _ => Kind::Namespace,
+        }
+    }
+
+    /// Returns the NUMA node of the device.
+    pub fn node(&self) -> Node {
+        // SAFETY: By the type invariant the device is valid.
+        Node(unsafe { bindings::dev_to_node(self.as_raw()) })
+    }
+}
+
+impl Device<Bound> {
+    /// Returns the region that the device is in.
+    ///
+    /// The driver of a region removes the devices in it before it is unbound, so the region stays
+    /// bound for at least as long as the device.
+    pub fn region(&self) -> &Region {
+        // SAFETY: By the type invariant the parent is a region. A bound device has a bound region.
+        unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
+    }
+
+    /// Sets a disk on this device read-only or writable, as the region is, and logs a change.
+    ///
+    /// Does nothing for the disk of another device.
+    pub fn sync_read_only<T: gendisk::Operations>(&self, disk: &gendisk::Registration<T>) {
+        let disk = disk.disk();
+
+        // The C function takes the region from the parent of the disk.
+        //
+        // SAFETY: The device of a disk is valid, and its parent is set before it is added.
+        if unsafe { (*disk.device_raw()).parent } != self.as_raw() {
+            return;
+        }
+
+        // SAFETY: The parent of the disk is `self`, whose parent is a region.
+        unsafe { bindings::nvdimm_check_and_set_ro(disk.as_raw()) };
+    }
+}
+
+// SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic
+// argument.
+kernel::impl_device_context_deref!(unsafe { Device });
+
+impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
+    fn as_ref(&self) -> &device::Device<Ctx> {
+        let ptr: *const Self = self;
+
+        // SAFETY: Both are transparent wrappers of `struct device`, and by the type invariant it is
+        // valid.
+        unsafe { &*ptr.cast() }
+    }
+}
+
+// SAFETY: A `Device` can be released from any thread.
+unsafe impl Send for Device {}
+
+// SAFETY: `Device` can be shared among threads because all methods of `Device` are thread safe.
+unsafe impl Sync for Device {}
+
+// SAFETY: Same as `Device<Normal>`: `Bound` is a zero-sized type-state marker that does not affect
+// thread safety.
+unsafe impl Sync for Device<Bound> {}
+
+#[kunit_tests(pmem_rs_nd_device)]
+mod tests {
+    use super::*;
+    use kernel::faux;
+
+    #[test]
+    fn a_device_of_no_other_kind_is_a_namespace() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nd_device", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // SAFETY: The device is valid for as long as `faux`. It is not on the bus, which the
+        // methods below do not depend on.
+        let dev = unsafe { &*core::ptr::from_ref(generic).cast::<Device>() };
+
+        assert!(dev.kind() == Kind::Namespace);
+        assert_eq!(dev.node().0, bindings::NUMA_NO_NODE);
+        Ok(())
+    }
+}

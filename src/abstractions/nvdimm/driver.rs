@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Drivers on the `nd` bus.
+//!
+//! C header: [`include/linux/nd.h`](srctree/include/linux/nd.h)
+
+use super::{
+    device::Device,
+    namespace::Namespace,
+    provider::{
+        RawDriver,
+        Watchers, //
+    }, //
+};
+use crate::abstractions::{
+    bindings,
+    kernel_ext::module::Registered, //
+};
+use core::mem::offset_of;
+use kernel::{
+    device::{
+        Core,
+        CoreInternal, //
+    },
+    driver,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::Opaque,
+    ThisModule, //
+};
+
+/// A set of device types that a driver serves (`ND_DRIVER_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceTypes(c_ulong);
+
+impl DeviceTypes {
+    /// Namespaces, and the pfn and btt devices that claim them: `ND_DRIVER_NAMESPACE_IO` in regions
+    /// without labels, `ND_DRIVER_NAMESPACE_PMEM` in regions with labels.
+    pub const NAMESPACE: Self =
+        Self((bindings::ND_DRIVER_NAMESPACE_IO | bindings::ND_DRIVER_NAMESPACE_PMEM) as c_ulong);
+}
+
+/// A change of a region or a namespace that has a driver (`enum nvdimm_event`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The list of bad memory has changed.
+    RevalidatePoison,
+    /// The region has changed, for instance to read-only.
+    RevalidateRegion,
+}
+
+/// A driver of devices on the `nd` bus.
+///
+/// All callbacks are called in process context with the device lock held. They may sleep.
+///
+/// # Examples
+///
+/// A driver that claims namespaces for the modes in their info blocks, and binds to no device:
+///
+/// ```no_run
+/// use kernel::{
+///     device::Core,
+///     prelude::*, //
+/// };
+/// use pmem_rs::abstractions::nvdimm::{
+///     self,
+///     Claim,
+///     Device,
+///     DeviceTypes,
+///     Event,
+///     Kind,
+///     Namespace, //
+/// };
+///
+/// struct Claimer;
+///
+/// impl nvdimm::Driver for Claimer {
+///     type Data<'bound> = ();
+///
+///     const TYPES: DeviceTypes = DeviceTypes::NAMESPACE;
+///
+///     fn probe<'bound>(
+///         dev: &'bound Device<Core<'_>>,
+///         namespace: Namespace<'bound>,
+///     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+///         let claim = || {
+///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
+///                 dev_info!(dev, "claimed\n");
+///             }
+///             Err(ENXIO)
+///         };
+///
+///         claim()
+///     }
+///
+///     fn notify<'bound>(dev: &'bound Device<Core<'_>>, _this: Pin<&()>, event: Event) {
+///         dev_info!(dev, "{:?}\n", event);
+///     }
+/// }
+///
+/// // A field of this type in a module registers the driver.
+/// type Registration = kernel::driver::Registration<nvdimm::Adapter<Claimer>>;
+/// ```
+pub trait Driver {
+    /// The driver's data of a bound device. It is dropped after [`Driver::unbind`].
+    type Data<'bound>: Send + 'bound;
+
+    /// The types of devices that the bus offers to the driver.
+    const TYPES: DeviceTypes;
+
+    /// Binds a device to the driver.
+    ///
+    /// The adapter has refused namespaces that are empty, incomplete, locked, or claimed by another
+    /// device.
+    ///
+    /// # Errors
+    ///
+    /// After any error the bus offers the device to the next driver. After [`EOPNOTSUPP`] the bus
+    /// also creates a new seed (an empty device of the same kind for user space to configure), as
+    /// it does after success. Therefore empty seeds must be refused with another error.
+    fn probe<'bound>(
+        dev: &'bound Device<Core<'_>>,
+        namespace: Namespace<'bound>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
+
+    /// Unbinds a device. The driver's data is dropped after this.
+    fn unbind<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        let _ = (dev, this);
+    }
+
+    /// Handles a shutdown or reboot of the system. The device stays bound.
+    fn shutdown<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        let _ = (dev, this);
+    }
+
+    /// Handles a change of the region or the namespace.
+    fn notify<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>, event: Event) {
+        let _ = (dev, this, event);
+    }
+}
+
+/// An adapter for the registration of drivers on the `nd` bus.
+pub struct Adapter<T: Driver>(T);
+
+// SAFETY:
+// - `RawDriver` is declared as `repr(C)`.
+// - `T::Data` is the type of the driver's device private data.
+// - `RawDriver` embeds a `struct nd_device_driver`, which embeds a `struct device_driver`, at the
+//   given offset.
+unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
+    type DriverType = RawDriver;
+    type DriverData<'bound> = T::Data<'bound>;
+    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, nd.drv);
+}
+
+// SAFETY: A call to `unregister` for a given instance of `DriverType` is guaranteed to be valid if
+// a preceding call to `register` has been successful.
+unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
+    unsafe fn register(
+        driver: &Opaque<Self::DriverType>,
+        name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> Result {
+        let registered = Registered::new()?;
+        let watchers = Watchers::new()?;
+        let driver = driver.get();
+        // SAFETY: The driver is valid, by the safety requirements of this function.
+        let ndrv = unsafe { &raw mut (*driver).nd };
+
+        // SAFETY: The driver is not registered yet, so no other thread reads its fields. Bound
+        // devices use `watchers`, and none is bound after `unregister`, which puts the reference.
+        unsafe {
+            (*ndrv).drv.name = name.as_char_ptr();
+            (*ndrv).type_ = T::TYPES.0;
+            (*ndrv).probe = Some(Self::probe_callback);
+            (*ndrv).remove = Some(Self::remove_callback);
+            (*ndrv).shutdown = Some(Self::shutdown_callback);
+            (*ndrv).notify = Some(Self::notify_callback);
+            (*driver).watchers = Arc::as_ptr(&watchers);
+        }
+
+        // SAFETY: The driver is valid, and stays until `unregister`.
+        to_result(unsafe {
+            bindings::__nd_driver_register(ndrv, module.as_ptr(), name.as_char_ptr())
+        })?;
+        // SAFETY: `__nd_driver_register()` has set the bus. libnvdimm, which this module depends
+        // on, keeps it registered. The reference to the notifier is kept until `unregister`.
+        if let Err(err) = unsafe { watchers.register((*ndrv).drv.bus) } {
+            // SAFETY: The driver has just been registered.
+            unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
+            return Err(err);
+        }
+
+        // `unregister` takes both back.
+        let _ = Arc::into_raw(watchers);
+        registered.into_raw();
+        Ok(())
+    }
+
+    unsafe fn unregister(driver: &Opaque<Self::DriverType>) {
+        let driver = driver.get();
+        // SAFETY: The driver is registered, by the safety requirements of this function.
+        // `nd_driver_unregister()` is an inline function with this call.
+        unsafe { bindings::driver_unregister(&raw mut (*driver).nd.drv) };
+
+        // SAFETY: `register` has left a reference, and has registered the notifier with this bus.
+        unsafe {
+            let watchers = Arc::from_raw((*driver).watchers);
+            watchers.unregister((*driver).nd.drv.bus);
+        }
+        // SAFETY: `register` has succeeded, and this is called once after it.
+        drop(unsafe { Registered::from_raw() });
+    }
+}
+
+impl<T: Driver> Adapter<T> {
+    extern "C" fn probe_callback(dev: *mut bindings::device) -> c_int {
+        // SAFETY: The bus calls this with a valid device on it, for the duration of the call.
+        //
+        // INVARIANT: Drivers of `DeviceTypes::NAMESPACE` are offered these kinds of devices only.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        from_result(|| Self::bind(dev, Namespace::probe(dev)?).map(|()| 0))
+    }
+
+    /// Probes a device, and stores the driver's data in it.
+    fn bind<'bound>(dev: &'bound Device<CoreInternal<'_>>, namespace: Namespace<'bound>) -> Result {
+        dev.as_ref().set_drvdata(T::probe(dev, namespace))
+    }
+
+    extern "C" fn remove_callback(dev: *mut bindings::device) {
+        // SAFETY: The bus calls this with a valid device, for the duration of the call.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        // SAFETY: The bus calls this only after a successful `probe_callback`, which has set the
+        // data. The driver core drops the data after this call.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::unbind(dev, data);
+    }
+
+    extern "C" fn shutdown_callback(dev: *mut bindings::device) {
+        // SAFETY: The bus calls this with a valid device, for the duration of the call.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+
+        // SAFETY: The bus calls this only for devices with a driver, so `probe_callback` has set
+        // the data. The device lock is held, so the device is not unbound meanwhile.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::shutdown(dev, data);
+    }
+
+    extern "C" fn notify_callback(dev: *mut bindings::device, event: bindings::nvdimm_event) {
+        // SAFETY: The bus calls this with a valid device, for the duration of the call.
+        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
+        let event = match event {
+            bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON => Event::RevalidatePoison,
+            bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION => Event::RevalidateRegion,
+            _ => {
+                dev_warn!(dev, "ignoring unknown event {}\n", event);
+                return;
+            }
+        };
+
+        // SAFETY: `nd_device_notify()` calls this only for devices with a driver, so
+        // `probe_callback` has set the data. It holds the device lock, so the device is not unbound
+        // meanwhile.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::notify(dev, data, event);
+    }
+}
+
+#[kunit_tests(pmem_rs_nvdimm)]
+mod tests {
+    use super::*;
+    use core::ptr::NonNull;
+    use kernel::{
+        device::{
+            self,
+            Bound, //
+        },
+        faux,
+        module::this_module,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        types::ForeignOwnable, //
+    };
+
+    /// A driver that records its callbacks, a decimal digit for each call.
+    struct Recorder;
+
+    struct Log(Atomic<u64>);
+
+    impl Log {
+        fn record(&self, digit: u64) {
+            self.0.store(self.0.load(Relaxed) * 10 + digit, Relaxed);
+        }
+    }
+
+    impl Driver for Recorder {
+        type Data<'bound> = Log;
+
+        // No device type has this bit.
+        const TYPES: DeviceTypes = DeviceTypes(1 << 31);
+
+        fn probe<'bound>(
+            _dev: &'bound Device<Core<'_>>,
+            _namespace: Namespace<'bound>,
+        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+            Ok(Log(Atomic::new(1)))
+        }
+
+        fn unbind<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
+            this.record(2);
+        }
+
+        fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
+            this.record(3);
+        }
+
+        fn notify<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>, event: Event) {
+            this.record(match event {
+                Event::RevalidatePoison => 4,
+                Event::RevalidateRegion => 5,
+            });
+        }
+    }
+
+    /// A driver without device types, which the bus refuses.
+    struct Untyped;
+
+    impl Driver for Untyped {
+        type Data<'bound> = ();
+
+        const TYPES: DeviceTypes = DeviceTypes(0);
+
+        fn probe<'bound>(
+            _dev: &'bound Device<Core<'_>>,
+            _namespace: Namespace<'bound>,
+        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+            Err::<(), _>(ENODEV)
+        }
+    }
+
+    fn raw(faux: &faux::Registration) -> *mut bindings::device {
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        core::ptr::from_ref(generic).cast_mut().cast()
+    }
+
+    /// Binds a device that is not on the bus to a driver.
+    fn bind<T: Driver>(dev: *mut bindings::device) -> Result {
+        // SAFETY: The tests keep the registration of the device, so it is valid. It is on no nd bus
+        // and has no namespace, and the drivers of the tests use neither.
+        let (dev, namespace) = unsafe {
+            let dev = &*dev.cast::<Device<CoreInternal<'_>>>();
+            (dev, Namespace::from_raw(dev, NonNull::dangling()))
+        };
+
+        Adapter::<T>::bind(dev, namespace)
+    }
+
+    #[test]
+    fn a_driver_can_be_registered_again() -> Result {
+        // The bus would refuse the second one if the name was still in use.
+        for _ in 0..2 {
+            KBox::pin_init(
+                driver::Registration::<Adapter<Recorder>>::new(
+                    c"pmem_rs_test",
+                    this_module::<crate::LocalModule>(),
+                ),
+                GFP_KERNEL,
+            )?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_driver_must_have_a_type() {
+        let refused = KBox::pin_init(
+            driver::Registration::<Adapter<Untyped>>::new(
+                c"pmem_rs_test",
+                this_module::<crate::LocalModule>(),
+            ),
+            GFP_KERNEL,
+        );
+        assert!(refused.is_err_and(|err| err == EINVAL));
+    }
+
+    // The device is one of another bus: the nd bus has none that could be bound here.
+    #[test]
+    fn callbacks_reach_the_driver() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
+        let dev = raw(&faux);
+        type Callbacks = Adapter<Recorder>;
+
+        bind::<Recorder>(dev)?;
+        let poison = bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON;
+        let region = bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION;
+        Callbacks::notify_callback(dev, poison);
+        Callbacks::notify_callback(dev, region);
+        // A later kernel may have more events.
+        Callbacks::notify_callback(dev, 1000);
+        Callbacks::shutdown_callback(dev);
+        Callbacks::remove_callback(dev);
+
+        // SAFETY: The device is valid, and `bind` has stored a `Log` in it. The driver core does
+        // not take that, since the device is not bound.
+        let log = unsafe {
+            let data = bindings::dev_get_drvdata(dev);
+            bindings::dev_set_drvdata(dev, core::ptr::null_mut());
+            Pin::<KBox<Log>>::from_foreign(data.cast())
+        };
+        assert_eq!(log.0.load(Relaxed), 14532);
+        Ok(())
+    }
+
+    #[test]
+    fn an_error_of_probe_is_returned() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
+
+        assert!(bind::<Untyped>(raw(&faux)) == Err(ENODEV));
+        Ok(())
+    }
+}

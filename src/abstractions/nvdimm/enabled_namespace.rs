@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Namespaces whose info block libnvdimm can read and write.
+//!
+//! C headers: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h),
+//! [`drivers/nvdimm/pfn.h`](srctree/drivers/nvdimm/pfn.h)
+
+use super::{
+    device::Kind,
+    namespace::Namespace, //
+};
+use crate::abstractions::{
+    bindings,
+    kernel::memremap::PagemapConfig, //
+};
+use core::mem::ManuallyDrop;
+use kernel::{
+    error::to_result,
+    io::ResourceSize,
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// The size of an info block in bytes, and the offset of one that is not at the start.
+pub const INFO_BLOCK_SIZE: usize = 4096;
+
+/// Returns how many bytes at the start of a namespace are reserved for info blocks
+/// (`nd_info_block_reserve()`).
+pub fn info_block_reserve() -> ResourceSize {
+    const SIZE: usize = 8 * 1024;
+
+    SIZE.max(PAGE_SIZE) as ResourceSize
+}
+
+/// The result of looking for an info block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// There is no info block: the namespace is raw.
+    Raw,
+    /// There is an info block. libnvdimm has made a device for its mode, which has claimed the
+    /// namespace.
+    Claimed,
+}
+
+/// A namespace whose info block libnvdimm can read and write. Dropping it disables the access.
+///
+/// # Invariants
+///
+/// `devm_namespace_enable` was called for the namespace.
+pub struct EnabledNamespace<'bound> {
+    namespace: Namespace<'bound>,
+}
+
+impl<'bound> Namespace<'bound> {
+    /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the range is in use, [`ENOMEM`].
+    pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
+        // SAFETY: The device is being bound. What a call that fails half-way leaves to devres is
+        // released when the probe fails or the device is unbound.
+        to_result(unsafe {
+            bindings::devm_namespace_enable(
+                self.dev.as_raw(),
+                self.ndns.as_ptr(),
+                info_block_reserve(),
+            )
+        })?;
+
+        // INVARIANT: It has just been enabled.
+        Ok(EnabledNamespace { namespace: self })
+    }
+}
+
+impl<'bound> EnabledNamespace<'bound> {
+    /// Returns the namespace.
+    pub fn namespace(&self) -> &Namespace<'bound> {
+        &self.namespace
+    }
+
+    /// Disables the access to the info block.
+    pub fn disable(self) -> Namespace<'bound> {
+        let namespace = Namespace { ..self.namespace };
+
+        drop(self);
+        namespace
+    }
+
+    /// Returns the offset of the first info block in the namespace, in bytes.
+    pub fn info_block_start(&self) -> ResourceSize {
+        // SAFETY: By the type invariant the namespace is valid.
+        match unsafe { (*self.namespace.ndns.as_ptr()).claim_class } {
+            // Only a btt of version 2, which needs a label, starts at the first page.
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
+            _ => INFO_BLOCK_SIZE as ResourceSize,
+        }
+    }
+
+    /// Reads the bytes at [`Self::info_block_start`]. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] if the medium is bad there, [`ENOMEM`].
+    pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
+        const READ: c_int = 0;
+        let ndns = self.namespace.ndns.as_ptr();
+        let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
+
+        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. The
+        // buffer is as long as the read.
+        to_result(unsafe {
+            let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
+            read(
+                ndns,
+                self.info_block_start(),
+                block.as_mut_ptr().cast(),
+                block.len(),
+                READ,
+                0,
+            )
+        })?;
+        Ok(block)
+    }
+
+    /// Probes for an info block of each mode, and makes the device for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
+    pub fn claim(&self) -> Result<Claim> {
+        let dev = self.namespace.dev.as_raw();
+        let ndns = self.namespace.ndns.as_ptr();
+
+        // Each probe function returns zero if its info block is there and has been claimed,
+        // `EOPNOTSUPP` if it is there and cannot be used, another error if it is not there.
+        //
+        // SAFETY: The namespace is enabled, by the type invariant, for a device that is valid.
+        let btt = unsafe { bindings::nd_btt_probe(dev, ndns) };
+        if btt == 0 {
+            return Ok(Claim::Claimed);
+        }
+        for probe in [bindings::nd_pfn_probe, bindings::nd_dax_probe] {
+            // SAFETY: The namespace is enabled, by the type invariant, for a device that is valid.
+            match to_result(unsafe { probe(dev, ndns) }) {
+                Ok(()) => return Ok(Claim::Claimed),
+                Err(err) if err == EOPNOTSUPP => return Err(err),
+                Err(_) => {}
+            }
+        }
+
+        Ok(Claim::Raw)
+    }
+
+    /// Reads the info block of a pfn device, or writes it if the device is new. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
+    /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
+    ///   libnvdimm logs the reason.
+    /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
+    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig)> {
+        let dev = self.namespace.dev;
+        if dev.kind() != Kind::Pfn {
+            return Err(ENODEV);
+        }
+
+        let mut pgmap = bindings::dev_pagemap::default();
+        // To clear errors in the memory map, the function disables the namespace and enables it
+        // again, and may fail in between. So after a failure nothing is disabled here: devres
+        // releases what is enabled.
+        let enabled = ManuallyDrop::new(self);
+        // SAFETY: The device is a pfn device that is being bound, and its namespace is enabled.
+        let (ret, pfn_sb) = unsafe {
+            let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
+            (
+                bindings::nvdimm_setup_pfn(nd_pfn, &mut pgmap),
+                (*nd_pfn).pfn_sb,
+            )
+        };
+        to_result(ret)?;
+        let enabled = ManuallyDrop::into_inner(enabled);
+
+        // SAFETY: After success the device has an info block, in memory that lives for as long as
+        // the device is bound.
+        let data_offset = u64::from_le(unsafe { (*pfn_sb).dataoff });
+        // libnvdimm does not check this for `map=dev`, and computes the altmap from it.
+        if data_offset < info_block_reserve() {
+            dev_err!(
+                dev,
+                "info block: the data cannot start at {:#x}, where the info block is\n",
+                data_offset
+            );
+            return Err(EINVAL);
+        }
+        // SAFETY: The structure was zeroed. An altmap is between the info block and the data:
+        // `__nvdimm_setup_pfn()` computes it from `data_offset`, which leaves room for both.
+        let pages = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;
+
+        Ok((enabled, pages))
+    }
+}
+
+impl Drop for EnabledNamespace<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the namespace is enabled.
+        unsafe {
+            bindings::devm_namespace_disable(
+                self.namespace.dev.as_raw(),
+                self.namespace.ndns.as_ptr(),
+            )
+        };
+    }
+}
+
+#[kunit_tests(pmem_rs_enabled_namespace)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn info_blocks_have_whole_pages_to_themselves() {
+        // The info block of a pfn is at 4 KiB, and is 4 KiB long.
+        assert!(info_block_reserve() >= 8 << 10);
+        assert_eq!(info_block_reserve() % PAGE_SIZE as u64, 0);
+    }
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Access to a region that is revoked when a device in it is unbound.
+//!
+//! Lock order: device lock, then the SRCU domain of [`RegionAccess`]. The operations call into the
+//! provider of the region inside of a read-side section, and may sleep there. They take none of the
+//! driver's locks, and not the device lock, which is held while a device is unbound.
+//!
+//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
+
+use super::namespace::Namespace;
+use crate::abstractions::{
+    bindings,
+    kernel::kobject, //
+};
+use core::ops::Range;
+use kernel::{
+    device, devres,
+    error::to_result,
+    fmt,
+    io::PhysAddr,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Srcu, //
+    },
+};
+
+/// Access to the region of a device. It may outlive the binding of the device.
+///
+/// A region can only be flushed, and its poison can only be cleared, while it is bound. So each
+/// operation runs in an SRCU read-side section. [`Self::new`] registers with devres, which revokes
+/// the access when the device is unbound. From then on every operation fails with [`ENXIO`], and
+/// nothing refers to the device: nd devices must not outlive their bus. For the same reason no
+/// operation returns the device, so that a driver cannot keep a reference to it.
+///
+/// A flush that is only a barrier does not use the region, and always succeeds.
+///
+/// Modelled in `tests/host/tests/atomics`.
+///
+/// # Invariants
+///
+/// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is
+/// bound. `range` is that of its namespace.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::{
+///     kernel::block::bio::Bio,
+///     nvdimm::{
+///         Namespace,
+///         RegionAccess, //
+///     }, //
+/// };
+///
+/// /// Ends requests after a flush.
+/// struct Flusher(kernel::sync::Arc<RegionAccess>);
+///
+/// impl Flusher {
+///     fn new(namespace: &Namespace<'_>) -> Result<Self> {
+///         Ok(Self(RegionAccess::new(namespace)?))
+///     }
+///
+///     // May be called at any time, even after the device was unbound.
+///     fn end(&self, bio: Bio) {
+///         bio.end(self.0.flush().into());
+///     }
+/// }
+/// ```
+///
+/// A driver cannot choose the addresses itself:
+///
+/// ```compile_fail,E0308
+/// use core::ops::Range;
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
+///
+/// fn access(range: Range<u64>) -> Result<kernel::sync::Arc<RegionAccess>> {
+///     RegionAccess::new(&range)
+/// }
+/// ```
+#[pin_data]
+pub struct RegionAccess {
+    #[pin]
+    srcu: Srcu,
+    dev: Atomic<*mut bindings::device>,
+    range: Range<PhysAddr>,
+    /// Does not change: the DIMMs of a region are the same for as long as it is bound.
+    is_flushed_by_barrier: bool,
+}
+
+impl RegionAccess {
+    /// Creates access to the region of a namespace, for as long as its device is bound. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], or [`EOVERFLOW`] if the end of the namespace is not an address.
+    pub fn new(namespace: &Namespace<'_>) -> Result<Arc<Self>> {
+        let dev = namespace.device();
+        let range = namespace.range()?;
+        let is_flushed_by_barrier = dev.region().is_flushed_by_barrier();
+        let access = Arc::pin_init(
+            try_pin_init!(Self {
+                srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
+                // INVARIANT: The device is bound until devres revokes the access.
+                dev: Atomic::new(dev.as_raw()),
+                range,
+                is_flushed_by_barrier,
+            }),
+            GFP_KERNEL,
+        )?;
+
+        devres::register(dev.as_ref(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
+        Ok(access)
+    }
+
+    /// Calls `f` with the device and its region, unless the device has been unbound.
+    #[inline]
+    fn with<R>(
+        &self,
+        f: impl FnOnce(*mut bindings::device, *mut bindings::nd_region) -> R,
+    ) -> Result<R> {
+        let _guard = self.srcu.read_lock();
+
+        // ORDERING: None is needed. `revoke` waits for all read-side sections that may have read
+        // the device, and the device was valid before the `Arc` was shared.
+        let dev = self.dev.load(Relaxed);
+        if dev.is_null() {
+            return Err(ENXIO);
+        }
+
+        // SAFETY: By the type invariant the device is bound until the guard is dropped, so its
+        // parent is a bound region.
+        let region = unsafe { bindings::to_nd_region((*dev).parent) };
+        Ok(f(dev, region))
+    }
+
+    /// Calls `f` with the device, unless it has been unbound. `f` must not keep a reference to it.
+    fn with_device<R>(&self, f: impl FnOnce(&device::Device) -> R) -> Result<R> {
+        // SAFETY: `with` passes a valid device.
+        self.with(|dev, _| f(unsafe { device::Device::from_raw(dev) }))
+    }
+
+    /// Logs an error of the device, as `dev_err!` does. Nothing is logged once it was unbound.
+    pub fn err(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_err(message));
+    }
+
+    /// Logs a warning about the device, as `dev_warn!` does. Nothing is logged once it was unbound.
+    pub fn warn(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_warn(message));
+    }
+
+    /// Logs a message about the device, as `dev_info!` does. Nothing is logged once it was unbound.
+    pub fn info(&self, message: fmt::Arguments<'_>) {
+        let _ = self.with_device(|dev| dev.pr_info(message));
+    }
+
+    /// Sends a change event of the device ([`kobject::notify_change`]). May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of `notify_change`, and [`ENXIO`] if the device was unbound.
+    pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
+        self.with_device(|dev| kobject::notify_change(dev, variables))?
+    }
+
+    /// Flushes the region, which makes all earlier writes to it durable. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound. A flush that
+    /// is only a barrier cannot fail.
+    #[inline]
+    pub fn flush(&self) -> Result {
+        if self.is_flushed_by_barrier {
+            // SAFETY: A barrier may be called in any context.
+            unsafe { bindings::pmem_wmb() };
+            return Ok(());
+        }
+        self.flush_region()
+    }
+
+    #[inline(never)]
+    fn flush_region(&self) -> Result {
+        self.with(|_, region| {
+            // SAFETY: `with` passes a bound region. Without a bio the flush is synchronous.
+            to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
+        })?
+    }
+
+    /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared.
+    /// May sleep, calls into the provider (for NFIT an ACPI method).
+    ///
+    /// # Errors
+    ///
+    /// - The provider's error.
+    /// - [`ENXIO`] if the device was unbound.
+    /// - [`EINVAL`] if the bytes are not all in the namespace: clearing poison overwrites them.
+    pub fn clear_poison(&self, phys: PhysAddr, len: usize) -> Result<usize> {
+        let is_within = phys
+            .checked_add(len as u64)
+            .is_some_and(|end| phys >= self.range.start && end <= self.range.end);
+        if !is_within {
+            return Err(EINVAL);
+        }
+        let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
+
+        let cleared = self.with(|dev, _| {
+            // SAFETY: `with` passes a bound device on the nd bus.
+            unsafe { bindings::nvdimm_clear_poison(dev, phys, len) }
+        })?;
+
+        usize::try_from(cleared).map_err(|_| {
+            // CAST: A negative result is an errno.
+            Error::from_errno(cleared as c_int)
+        })
+    }
+
+    /// Revokes the access, and waits for operations that are in progress. May sleep.
+    fn revoke(&self) {
+        self.dev.store(core::ptr::null_mut(), Relaxed);
+        self.srcu.synchronize();
+    }
+}
+
+/// Revokes the access when it is dropped, which devres does when the device is unbound.
+struct RevokeOnUnbind(Arc<RegionAccess>);
+
+impl Drop for RevokeOnUnbind {
+    fn drop(&mut self) {
+        self.0.revoke();
+    }
+}
+
+#[kunit_tests(pmem_rs_region)]
+mod tests {
+    use super::*;
+    use kernel::{
+        device::Bound,
+        faux,
+        sync::Completion,
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue, //
+    };
+
+    /// Creates access to a device that is in no region, so the C functions must not be called.
+    fn access(faux: &faux::Registration) -> Result<Arc<RegionAccess>> {
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        let dev = core::ptr::from_ref(generic).cast_mut().cast();
+        Arc::pin_init(
+            try_pin_init!(RegionAccess {
+                srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
+                dev: Atomic::new(dev),
+                range: 0x10000..0x20000,
+                is_flushed_by_barrier: false,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    #[test]
+    fn after_revocation_nothing_reaches_the_region() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let access = access(&faux)?;
+
+        drop(RevokeOnUnbind(access.clone()));
+
+        assert!(access.flush() == Err(ENXIO));
+        assert!(access.notify_change([c"A=b"]) == Err(ENXIO));
+        access.err(fmt!("never logged\n"));
+        for phys in [0x10000, 0x20000 - 512] {
+            assert!(access
+                .clear_poison(phys, 512)
+                .is_err_and(|err| err == ENXIO));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn poison_is_cleared_in_the_namespace_only() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let access = access(&faux)?;
+
+        // These fail before they use the device, which is not on the nd bus.
+        for (phys, len) in [
+            (0, 512),
+            (0x10000 - 1, 512),
+            (0x20000 - 511, 512),
+            (0x20000, 512),
+            (0x10000, 0x10001),
+            (u64::MAX, 1),
+            (0x10000, usize::MAX),
+        ] {
+            assert!(access
+                .clear_poison(phys, len)
+                .is_err_and(|err| err == EINVAL));
+        }
+        Ok(())
+    }
+
+    #[pin_data]
+    struct User {
+        #[pin]
+        entered: Completion,
+        left: Atomic<bool>,
+        access: Arc<RegionAccess>,
+    }
+
+    #[test]
+    fn revocation_waits_for_readers() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_region", None)?;
+        let user = Arc::pin_init(
+            try_pin_init!(User {
+                entered <- Completion::new(),
+                left: Atomic::new(false),
+                access: access(&faux)?,
+            }),
+            GFP_KERNEL,
+        )?;
+
+        let inside = user.clone();
+        workqueue::system().try_spawn(GFP_KERNEL, move || {
+            let _guard = inside.access.srcu.read_lock();
+            inside.entered.complete_all();
+            fsleep(Delta::from_millis(100));
+            inside.left.store(true, Relaxed);
+        })?;
+
+        user.entered.wait_for_completion();
+        user.access.revoke();
+        assert!(user.left.load(Relaxed));
+        Ok(())
+    }
+}
