@@ -2,12 +2,11 @@
 
 //! A driver for persistent memory: block devices and DAX devices on NVDIMM namespaces.
 //!
-//! [`abstractions`] are the safe APIs for the C subsystems that it stands on, [`driver`] is what it
-//! does with them. The way of a request, a fault and an unbind through both is described in
-//! `docs/architecture.md`.
+//! [`abstractions`] are the safe APIs for the C subsystems, [`driver`] is the driver on top of
+//! them. `docs/architecture.md` follows a request, a fault and an unbind through both.
 
 #![deny(unsafe_code)]
-// For rustdoc, when it looks for examples; the kernel's make says so to the compiler.
+// For rustdoc, when it collects examples. Kbuild passes the option to the compiler.
 #![cfg_attr(doctest, no_std)]
 #![doc(test(no_crate_inject))]
 
@@ -36,28 +35,33 @@ use abstractions::{
     },
     nvdimm, //
 };
-use driver::retired::{
-    BoundList,
-    RetiredList,
-    Shared, //
-    SHARED,
+use driver::{
+    debugfs_files::{
+        BoundDevices,
+        RetiredRanges, //
+    },
+    nd_driver::NdDriver,
+    platform_driver::PlatformDriver,
+    shared::{
+        Shared, //
+        SHARED,
+    }, //
 };
 use kernel::sync::Arc;
 
-/// The module: the registrations of its drivers, and what all devices share. The fields go in the
-/// order in which they stand here.
+/// The module: the registrations of its drivers, and the state that all devices share. The fields
+/// are dropped in this order.
 #[pin_data]
 pub struct PmemModule {
     #[pin]
-    _nd_driver: kernel::driver::Registration<nvdimm::Adapter<driver::nd_driver::NdDriver>>,
-    // After the driver of what is on its buses: each device of that is unbound under its own lock
-    // only. With the buses then go the devices that other drivers have, whether they are in use or
-    // not.
+    _nd_driver: kernel::driver::Registration<nvdimm::Adapter<NdDriver>>,
+    // Dropped after `_nd_driver`, which unbinds the devices on the nd buses of this driver one by
+    // one, each with only its own device lock held. Dropping the buses then unbinds the devices
+    // that other drivers have, whether they are in use or not.
     #[pin]
-    _platform_driver:
-        kernel::driver::Registration<platform::Adapter<driver::platform_driver::PlatformDriver>>,
-    _devices: File<BoundList>,
-    _retired: File<RetiredList>,
+    _platform_driver: kernel::driver::Registration<platform::Adapter<PlatformDriver>>,
+    _devices: File<BoundDevices>,
+    _retired: File<RetiredRanges>,
     _shared: Installed<Shared>,
 }
 
@@ -93,8 +97,8 @@ module! {
     alias: ["pmem", "nd:t4*", "nd:t5*", "platform:e820_pmem*"],
 }
 
-// The examples of the abstractions, when `tests/examples` has made tests of them. They name this
-// crate as if it were another one.
+// The examples of the abstractions, which `tests/examples` has converted to tests. They use this
+// crate by its name.
 #[cfg(pmem_rs_examples)]
 extern crate self as pmem_rs;
 #[cfg(pmem_rs_examples)]

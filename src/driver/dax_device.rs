@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The DAX device: what file systems map to user space without the page cache.
+//! The DAX device, through which file systems map the memory to user space.
 
 use super::{
+    failure_handler::FailureHandler,
     plain::geometry::Span,
-    pmem::Pmem,
-    range::FailureHandler, //
+    pmem::Pmem, //
 };
 use crate::abstractions::{
     kernel::{
@@ -40,7 +40,7 @@ impl dax::Operations<FailureHandler> for Pmem {
             return Ok(extent);
         }
 
-        // Only what was asked for is looked at.
+        // Only the requested pages are checked, not the whole extent.
         let good = self
             .pages_up_to_bad(extent.pgoff(), nr_pages, mode)
             .ok_or(EHWPOISON)?;
@@ -48,9 +48,8 @@ impl dax::Operations<FailureHandler> for Pmem {
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
-        let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.range.size()).ok_or(ERANGE)?;
+        let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.memory.size()).ok_or(ERANGE)?;
 
-        // What the DAX core says of bad memory, too.
         self.zero(span)
     }
 
@@ -62,7 +61,7 @@ impl dax::Operations<FailureHandler> for Pmem {
         len: usize,
         source: &mut IterSource<'_>,
     ) -> usize {
-        let Some(span) = Span::from_page(pgoff, PAGE_SHIFT, self.range.size())
+        let Some(span) = Span::from_page(pgoff, PAGE_SHIFT, self.memory.size())
             .and_then(|rest| rest.part(offset, len))
         else {
             return 0;
@@ -70,30 +69,32 @@ impl dax::Operations<FailureHandler> for Pmem {
         let Some(pages) = span.round_to_pages(PAGE_SHIFT) else {
             return 0;
         };
-        // Clearing poison wipes whole pages, so a write of less than those cannot heal.
-        if pages != span && self.bad(pages).is_some() {
+        // Clearing poison overwrites whole pages, so it needs a write of whole pages.
+        if pages != span && self.first_bad(pages).is_some() {
             return 0;
         }
 
-        let Some(overwriting) = self.start_overwriting(|_| Some(span)) else {
+        let Some(overwrite) = self.start_overwrite(|_| Some(span)) else {
             return 0;
         };
-        let written = overwriting.memory.write_from_iter(source);
-        self.finish_overwriting(overwriting, written);
+        let written = overwrite.memory.write_from_iter(source);
+        self.finish_overwrite(overwrite, written);
         written
     }
 }
 
 impl Pmem {
-    /// Returns how many of the `nr_pages` pages from `pgoff` on, as far as there are any, can be
-    /// used together: all of them, or in recovery those up to the first bad one. [`None`] if there
-    /// is a bad one otherwise, or no such page. At least one is looked at.
+    /// Returns how many of the `nr_pages` pages from `pgoff` on can be accessed. At least one page
+    /// is checked. The end of the data limits the number.
+    ///
+    /// Returns [`None`] if there is no such page, or if one of them is bad. For a recovery write it
+    /// returns the number of pages before the first bad one then, but at least 1.
     #[cold]
     fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Option<usize> {
-        let rest = Span::from_page(pgoff, PAGE_SHIFT, self.range.size())?;
+        let rest = Span::from_page(pgoff, PAGE_SHIFT, self.memory.size())?;
         let len = nr_pages.max(1).saturating_mul(PAGE_SIZE);
         let asked = rest.part(0, len.min(rest.len))?;
-        let good = match (self.bad(asked), mode) {
+        let good = match (self.first_bad(asked), mode) {
             (None, _) => asked,
             (Some(_), AccessMode::Normal) => return None,
             (Some(bad), AccessMode::RecoveryWrite) => asked.up_to_bad(bad, PAGE_SHIFT)?,

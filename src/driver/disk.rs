@@ -2,8 +2,8 @@
 
 //! The block device: `/dev/pmemN`.
 //!
-//! A request is copied when it is submitted, and has ended when that returns, unless its flush is
-//! asynchronous (virtio).
+//! `submit_bio()` copies the data and ends the bio before it returns, unless the flush of the
+//! region is asynchronous (virtio).
 
 use super::{
     plain::geometry::{
@@ -37,26 +37,26 @@ use kernel::{
     sync::Arc, //
 };
 
-/// What the disk is to be able to do beyond reading and writing.
-pub struct Abilities {
-    /// Single writes can be made durable by flushing the region.
+/// The optional features of the disk.
+pub struct Capabilities {
+    /// The region can be flushed, so `REQ_FUA` is supported.
     pub fua: bool,
-    /// There is a DAX device for file systems to find.
+    /// File systems can use the DAX device.
     pub dax: bool,
 }
 
-/// Makes the disk for `pmem`.
+/// Creates the disk for `pmem`. May sleep.
 pub fn new(
     name: &DiskName,
-    abilities: Abilities,
+    capabilities: Capabilities,
     node: Node,
     pmem: Arc<Pmem>,
 ) -> Result<GenDisk<Pmem>> {
     let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS;
-    if abilities.fua {
+    if capabilities.fua {
         features = features | Features::FUA;
     }
-    if abilities.dax {
+    if capabilities.dax {
         features = features | Features::DAX;
     }
     let limits = Limits {
@@ -64,7 +64,7 @@ pub fn new(
         physical_block_size: PAGE_BLOCK,
         features,
     };
-    let sectors = pmem.range.size() >> SECTOR_SHIFT;
+    let sectors = pmem.memory.size() >> SECTOR_SHIFT;
 
     GenDisk::new(name, limits, sectors as u64, node, pmem)
 }
@@ -72,7 +72,8 @@ pub fn new(
 impl gendisk::Operations for Pmem {
     type OwnerModule = crate::LocalModule;
 
-    // Whether `fsync` flushes the CPU caches. To be switched off only where they are durable.
+    // Whether `fsync` flushes the CPU caches. To be cleared only if the platform flushes them at a
+    // power failure.
     const ATTRIBUTE: Option<BoolAttribute<Self>> = Some(BoolAttribute {
         directory: c"dax",
         name: c"write_cache",
@@ -118,20 +119,19 @@ impl gendisk::Operations for Pmem {
 }
 
 impl Pmem {
-    /// Copies the data of a request. What is the same for all of it is looked at once, not for each piece.
-    // A call of its own costs more than thirty instructions, of the hundred and fifty for a small
-    // request.
+    /// Copies the data of a bio. Range and badblocks are checked once, not for each segment.
+    // A call that is not inlined costs more than 30 of about 150 instructions for a small request.
     #[inline(always)]
     fn transfer(&self, bio: &Bio) -> Result {
-        // The block layer has checked this, except for requests that a stacked device remapped.
+        // The block layer has checked the range, but not of bios that a stacked device remapped.
         let find = move |size| Span::of_request(bio.sector(), bio.len(), self.block_size, size);
 
-        // No `match`: that would make the number of the operation one of the enum first.
+        // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
             let segments = bio.segments_to_fill();
-            let (span, mut rest) = self.range.find(find).ok_or(EIO)?;
-            // Reading bad memory that is not known to be bad is safe.
-            if self.bad(span).is_some() {
+            let (span, mut rest) = self.memory.find(find).ok_or(EIO)?;
+            // Reading poison that is not in the badblocks is safe: the copy fails.
+            if self.first_bad(span).is_some() {
                 return Err(ENODATA);
             }
             for mut segment in segments {
@@ -142,12 +142,12 @@ impl Pmem {
             Ok(())
         } else if bio.operation() == Operation::Write {
             let segments = bio.segments();
-            let Some(overwriting) = self.start_overwriting(find) else {
-                let is_there = find(self.range.size()).is_some();
-                return Err(if is_there { ENODATA } else { EIO });
+            let Some(overwrite) = self.start_overwrite(find) else {
+                let is_within = find(self.memory.size()).is_some();
+                return Err(if is_within { ENODATA } else { EIO });
             };
-            let len = overwriting.memory.len();
-            let mut rest = overwriting.memory;
+            let len = overwrite.memory.len();
+            let mut rest = overwrite.memory;
             for segment in segments {
                 let Some((memory, after)) = rest.split_at(segment.len()) else {
                     break;
@@ -155,7 +155,7 @@ impl Pmem {
                 memory.write_from(&segment);
                 rest = after;
             }
-            self.finish_overwriting(overwriting, len.saturating_sub(rest.len()));
+            self.finish_overwrite(overwrite, len.saturating_sub(rest.len()));
             if !rest.is_empty() {
                 return Err(EIO);
             }

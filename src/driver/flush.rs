@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making durable what was written.
+//! Flushes of the region of a device, which make writes durable.
 //!
-//! Most regions are flushed at once, by the thread that asks for it. A flush of a virtio region
-//! takes as long as the host's storage does. A thread that asks for a flush alone waits for it
-//! (`REQ_PREFLUSH`). Writes that are to be durable (`REQ_FUA`) do not keep their submitter: they
-//! wait in a list for the end of the next flush, one for all that have come by then.
+//! Most regions are flushed by the submitting thread. A flush of a virtio region takes as long as
+//! the storage of the host needs. `REQ_PREFLUSH` waits for it. A `REQ_FUA` write does not make its
+//! submitter wait: its bio is added to a list, and the next flush on a work queue ends all bios of
+//! the list.
+//!
+//! Lock order: the spinlock [`Flusher::waiting`] is innermost.
 
-use super::retired::Shared;
+use super::shared::Shared;
 use crate::abstractions::{
     kernel::{
         block::bio::{
@@ -40,18 +42,18 @@ use kernel::{
 
 /// The flushes of a device.
 ///
-/// Everything here may be used by several threads at once, and after the device was unbound. What
-/// they share is modelled in `tests/host/tests/atomics`, which repeats it.
+/// All methods may be called by several threads at once, and after the device was unbound.
+/// `tests/host/tests/atomics` has a model of the shared data.
 #[pin_data]
 pub struct Flusher {
     shared: Ref<Shared>,
     region: Arc<RegionAccess>,
     is_asynchronous: bool,
-    /// Requests that have written their data, and end after the next flush.
+    /// Bios whose data was written, and which end after the next flush.
     #[pin]
     waiting: SpinLock<BioList>,
-    /// Flushes fail, and the log says so.
-    has_failed: Atomic<bool>,
+    /// The last flush has failed, and this was logged.
+    flush_failed: Atomic<bool>,
     #[pin]
     work: Work<Flusher>,
 }
@@ -69,7 +71,7 @@ impl WorkItem for Flusher {
 }
 
 impl Flusher {
-    /// Prepares for flushing the region that a namespace is in. May sleep.
+    /// Creates a flusher for the region of a namespace. May sleep.
     pub fn new(shared: Ref<Shared>, namespace: &Namespace<'_>) -> Result<Arc<Self>> {
         let region = RegionAccess::new(namespace)?;
         let is_asynchronous = !namespace.device().region().is_synchronous();
@@ -80,7 +82,7 @@ impl Flusher {
                 region,
                 is_asynchronous,
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
-                has_failed: Atomic::new(false),
+                flush_failed: Atomic::new(false),
                 work <- new_work!("pmem_rs::Flusher::work"),
             }),
             GFP_KERNEL,
@@ -92,34 +94,34 @@ impl Flusher {
         &self.region
     }
 
-    /// Makes all that was written so far durable. Sleeps, for virtio as long as the host takes.
+    /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`RegionAccess::flush`]. The first failure is logged, and the next one after a success.
+    /// As [`RegionAccess::flush`]. A failure is logged unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
         let result = self.region.flush();
 
-        if result.is_err() || self.has_failed.load(Relaxed) {
+        if result.is_err() || self.flush_failed.load(Relaxed) {
             self.report(result);
         }
         result
     }
 
-    /// Makes all that was written so far durable, and then ends a request. Of an asynchronous
-    /// region this does not wait for that.
+    /// Flushes the region, and then ends a bio. Does not wait for the flush of an asynchronous
+    /// region.
     pub fn flush_and_end(self: &Arc<Self>, bio: Bio) {
         if !self.is_asynchronous {
             return bio.end(self.flush().into());
         }
         self.waiting.lock().push(bio);
 
-        // If it is queued already, it has not yet looked at the list.
-        let _ = self.shared.flushes.enqueue(self.clone());
+        // Work that is queued already has not taken the list yet.
+        let _ = self.shared.queues.flush.enqueue(self.clone());
     }
 
-    /// Flushes for the requests that wait.
+    /// Flushes the region once, and ends all waiting bios.
     fn flush_waiting(&self) {
         let mut waiting = core::mem::take(&mut *self.waiting.lock());
         if waiting.is_empty() {
@@ -132,20 +134,20 @@ impl Flusher {
         }
     }
 
-    /// Says in the log that flushes fail or succeed again, unless it does so already.
+    /// Logs a failure after a success, and a success after a failure.
     #[cold]
     fn report(&self, result: Result) {
         let Err(err) = result else {
-            if self.has_failed.xchg(false, Relaxed) {
+            if self.flush_failed.xchg(false, Relaxed) {
                 self.region.info(fmt!("flushes succeed again\n"));
             }
             return;
         };
-        if self.has_failed.load(Relaxed) || self.has_failed.xchg(true, Relaxed) {
+        if self.flush_failed.load(Relaxed) || self.flush_failed.xchg(true, Relaxed) {
             return;
         }
 
-        // If the device was unbound, nothing was flushed and nothing has failed.
+        // Nothing is logged for an unbound device.
         self.region.err(fmt!(
             "flush failed (error {}): the latest writes may not survive a failure of power or \
              host. After a provider was unplugged that is to be expected: unmount before. Else \

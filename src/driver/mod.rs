@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the driver does, one noun a file.
+//! The driver: what it does with the abstractions.
 //!
-//! - [`platform_driver`]: how memory that no NVDIMM describes gets onto the nd bus.
-//! - [`nd_driver`]: how devices on the nd bus come and go.
-//! - [`binding`]: what a bound device consists of, and how it is put together.
-//! - [`teardown`]: how it is taken away: the states and the steps; plain Rust, which loom runs too.
-//! - [`unbind`]: the same with the kernel: limits, messages, events.
-//! - [`retired`]: what all devices share: work queues, the list of what is bound or retired.
-//! - [`range`](mod@range): the memory: reservation, mapping, `struct page`s.
-//! - [`pmem`]: reading, writing and healing that memory; what all users of it share.
-//! - [`disk`]: the block device.
-//! - [`dax`]: the DAX device.
-//! - [`flush`]: making durable what was written.
-//! - [`parameters`]: what the administrator can choose, at any time.
-//! - [`infoblock`]: what a namespace says that it is; plain Rust, tested on the host too.
-//! - [`geometry`]: arithmetic of sectors, pages and ranges; plain Rust, tested on the host too.
+//! - [`platform_driver`]: the driver of platform devices with persistent memory.
+//! - [`nd_driver`]: the driver of devices on the nd bus.
+//! - [`binding`]: a bound device: a btt, or
+//!   - [`attached_disk`]: a disk, a DAX device and their memory.
+//! - [`claim`]: whether a namespace is bound itself, or claimed for the mode in its info block.
+//! - [`messages`]: why a device cannot be bound, and the remedy.
+//! - [`memory`]: the memory: reservation, mapping, `struct page`s.
+//! - [`failure_handler`]: memory failures.
+//! - [`pmem`]: reads and writes, badblocks and poison; shared by
+//!   - [`disk`]: the block device, and
+//!   - [`dax_device`]: the DAX device.
+//! - [`flush`]: flushes of the region.
+//! - [`unbind`]: the teardown: its data and threads.
+//! - [`environment`]: the functions of the kernel that the teardown calls.
+//! - [`description`]: the state of a device as text.
+//! - [`shared`]: the state that all devices share:
+//!   - [`queues`]: the work queues, and
+//!   - [`registry`]: the devices that are bound or retired.
+//! - [`debugfs_files`]: the files in debugfs.
+//! - [`parameters`]: the module parameters.
+//! - [`plain`]: code without the kernel: the teardown, info blocks, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(
@@ -27,15 +34,24 @@
     clippy::unwrap_used
 )]
 
+pub mod attached_disk;
 pub mod binding;
+pub mod claim;
 pub mod dax_device;
+pub mod debugfs_files;
+pub mod description;
 pub mod disk;
+pub mod environment;
+pub mod failure_handler;
 pub mod flush;
+pub mod memory;
+pub mod messages;
 pub mod nd_driver;
 pub mod parameters;
 pub mod plain;
 pub mod platform_driver;
 pub mod pmem;
-pub mod range;
-pub mod retired;
+pub mod queues;
+pub mod registry;
+pub mod shared;
 pub mod unbind;

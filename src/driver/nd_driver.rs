@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How devices on the nd bus come and go.
+//! The driver of devices on the nd bus.
 
 use super::binding::Binding;
 use crate::abstractions::nvdimm::{
@@ -15,7 +15,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// The driver for namespaces, and for the pfn and btt devices that claim them.
+/// The driver of namespaces, and of the pfn and btt devices that claim them.
 pub struct NdDriver;
 
 impl nvdimm::Driver for NdDriver {

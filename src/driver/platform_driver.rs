@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How memory that no NVDIMM describes gets onto the nd bus: what a device tree calls `pmem-region`, and
-//! what the firmware of a PC, or `memmap=` on the command line, calls persistent and no more.
+//! The driver of platform devices that describe persistent memory: `pmem-region` in a device tree,
+//! and `e820_pmem` for the legacy ranges of the firmware of a PC or of `memmap=`.
 //!
-//! A platform device stands for it. It becomes a bus with a region for each range, whose namespaces are
-//! then offered to the drivers on the nd bus, of which this module has one.
+//! It registers an nd bus for each device, with a region for each range. Namespaces on it are
+//! offered to the drivers of the nd bus, such as that of this module.
 
 use super::plain::geometry::is_whole_pages;
 use crate::abstractions::{
@@ -42,7 +42,7 @@ use kernel::{
     str::CString, //
 };
 
-/// The device of an x86 PC, of which there is one for all ranges.
+/// The name of the device of an x86 PC, which has all legacy ranges.
 const LEGACY: &CStr = c"e820_pmem";
 
 static NAMES: IdArray<DeviceName, (), 1> = IdArray::new_without_index([DeviceName::new(LEGACY)]);
@@ -56,7 +56,7 @@ kernel::of_device_table!(
     ]
 );
 
-/// The driver for platform devices that stand for persistent memory.
+/// The driver of platform devices that describe persistent memory.
 pub struct PlatformDriver;
 
 impl kernel::platform::Driver for PlatformDriver {
@@ -74,7 +74,7 @@ impl kernel::platform::Driver for PlatformDriver {
         let bus = Bus::register(dev.as_ref(), source.provider()?)?;
         let mut has_region = false;
 
-        // A wrong range takes nothing away from the others.
+        // A range that cannot be used does not affect the others.
         source.for_each_memory(|memory| {
             if source.is_usable(&memory.range()) {
                 bus.create_region(&source.region(memory))?;
@@ -83,7 +83,7 @@ impl kernel::platform::Driver for PlatformDriver {
             Ok(())
         })?;
         if !has_region {
-            // The log has the reason for each range.
+            // `is_usable` has logged the reason for each range.
             return Err(ENXIO);
         }
         Ok(bus)
@@ -94,7 +94,7 @@ impl platform::NamedDriver for PlatformDriver {
     const NAMES: NameTable = &NAMES;
 }
 
-/// What knows the ranges of a device.
+/// The source of the ranges of a device.
 #[derive(Clone, Copy)]
 enum Source<'a> {
     /// The node of the device in the device tree.
@@ -104,7 +104,7 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Finds the source for a device. `node` is there if its node is one of those that are asked for.
+    /// Returns the source for a device. `node` is set if the device matches the table of nodes.
     fn of(dev: &'a Device<Bound>, node: Option<&()>) -> Result<Self> {
         if node.is_some() {
             return Ok(Self::DeviceTree(dev));
@@ -113,11 +113,11 @@ impl<'a> Source<'a> {
             return Ok(Self::MemoryMap(dev));
         }
 
-        // Somebody has asked for it in the device's `driver_override`.
+        // Only `driver_override` can have selected this driver.
         dev_err!(
             dev,
-            "not a device with persistent memory; to give it back to its driver, write an empty line \
-             to its driver_override\n"
+            "not a device with persistent memory; to give it back to its driver, write an empty \
+             line to its driver_override\n"
         );
         Err(ENXIO)
     }
@@ -128,16 +128,16 @@ impl<'a> Source<'a> {
         dev
     }
 
-    /// The name that user space gets to see.
+    /// Returns the name of the provider in sysfs.
     fn provider(self) -> Result<CString> {
         match self {
             Self::DeviceTree(dev) => CString::try_from_fmt(fmt!("{}", platform::name(dev))),
-            // What `nd_e820` says.
+            // The same as that of `nd_e820`.
             Self::MemoryMap(_) => CString::try_from_fmt(fmt!("e820")),
         }
     }
 
-    /// Calls `f` with every range. An error of `f` ends the walk.
+    /// Calls `f` with each range, until it returns an error.
     fn for_each_memory(self, mut f: impl FnMut(PmemResource<'a>) -> Result) -> Result {
         match self {
             Self::MemoryMap(dev) => resource::for_each_legacy_pmem(f).inspect_err(|err| {
@@ -148,7 +148,6 @@ impl<'a> Source<'a> {
             Self::DeviceTree(dev) => {
                 let mut index: u32 = 0;
                 while let Some(memory) = platform::memory(dev, index) {
-                    // One that wraps is not whole pages.
                     f(memory)?;
                     index = index.wrapping_add(1);
                 }
@@ -165,11 +164,11 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Returns whether a range can be a region. If not, the log has the reason.
+    /// Returns whether a range can be a region. If not, logs the reason.
     fn is_usable(self, range: &Range<PhysAddr>) -> bool {
         let dev = self.device();
         let (start, last) = (range.start, range.end.saturating_sub(1));
-        let place = match self {
+        let origin = match self {
             Self::DeviceTree(_) => "`reg` of the node",
             Self::MemoryMap(_) => "memmap= on the kernel command line, or the firmware",
         };
@@ -181,7 +180,7 @@ impl<'a> Source<'a> {
                 start,
                 last,
                 PAGE_SIZE,
-                place
+                origin
             );
             return false;
         }
@@ -189,18 +188,18 @@ impl<'a> Source<'a> {
             dev_err!(
                 dev,
                 "[mem {:#x}-{:#x}] is left out, it is used as System RAM: reserve it (`no-map` in \
-                 /reserved-memory, or memmap=SIZE$START on the kernel command line), or correct {}; if \
-                 device-dax (kmem) has onlined it, reboot\n",
+                 /reserved-memory, or memmap=SIZE$START on the kernel command line), or correct \
+                 {}; if device-dax (kmem) has onlined it, reboot\n",
                 start,
                 last,
-                place
+                origin
             );
             return false;
         }
         true
     }
 
-    /// Says what a range is to be.
+    /// Returns the description of the region for a range.
     fn region(self, memory: PmemResource<'a>) -> RegionDesc<'a> {
         match self {
             Self::DeviceTree(dev) => {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading, writing and healing the memory of a device: what block I/O and DAX share.
+//! Reads and writes of the memory of a device, for block I/O and DAX.
 
 use super::{
     flush::Flusher,
+    memory::MemoryRef,
     plain::geometry::{
         Span, //
         SECTOR_SHIFT,
-    },
-    range::PmemRange, //
+    }, //
 };
 use crate::abstractions::kernel::{
     badblocks::{
@@ -30,44 +30,43 @@ use kernel::{
     },
 };
 
-/// The memory of a device, with what is known to be bad in it.
+/// The memory of a device and its badblocks.
 ///
-/// Everything here may be used by several threads at once. Writes are durable after
+/// All methods may be called by several threads at once. Writes are durable after
 /// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
-    /// The memory itself, which this keeps.
-    pub range: PmemRange,
-    /// What is known to be bad, in sectors from the start of the data. The range adds to it what fails.
+    /// A reference that keeps the memory.
+    pub memory: MemoryRef,
+    /// The bad sectors, from the start of the data. Failed pages are added to them.
     pub badblocks: Arc<Badblocks>,
-    /// What makes writes durable; it has the region.
+    /// Flushes the region.
     pub flusher: Arc<Flusher>,
-    /// The smallest unit of block I/O in bytes, a power of two.
+    /// The logical block size of the disk, a power of two.
     pub block_size: u32,
-    /// The DAX device, once there is one.
+    /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
 }
 
-/// Memory that is about to be overwritten.
-#[must_use = "what was healed stays on the list of bad blocks until the overwriting is finished"]
-pub struct Overwriting<'a> {
+/// A write in progress to memory without poison.
+#[must_use = "sectors whose poison was cleared stay in the badblocks until the write is finished"]
+pub struct Overwrite<'a> {
     span: Span,
     /// The memory.
     pub memory: WritableSlice<'a>,
-    /// Bad memory in it was healed.
-    healed: bool,
+    poison_cleared: bool,
 }
 
 impl Pmem {
-    /// Brings the parts together.
+    /// Creates it from its parts.
     pub fn new(
-        range: PmemRange,
+        memory: MemoryRef,
         badblocks: Arc<Badblocks>,
         flusher: Arc<Flusher>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            range,
+            memory,
             badblocks,
             flusher,
             block_size,
@@ -75,33 +74,27 @@ impl Pmem {
         })
     }
 
-    /// Returns whether nothing is known to be bad.
+    /// Returns the first bad sector in `span`. It may be before the span, as the start of a run.
     #[inline]
-    pub fn is_sound(&self) -> bool {
-        self.badblocks.is_empty() && self.range.is_sound()
-    }
-
-    /// Returns the first bad sector in `span`, or one before it if that belongs to the same run.
-    #[inline]
-    pub fn bad(&self, span: Span) -> Option<u64> {
-        if self.is_sound() {
+    pub fn first_bad(&self, span: Span) -> Option<u64> {
+        if self.badblocks.is_empty() && self.memory.none_failed() {
             return None;
         }
-        self.look_for_bad(span)
+        self.find_bad(span)
     }
 
-    /// Pages that have failed are bad, whatever the list says: what fails while its sectors are being taken off
-    /// the list is not on it.
+    /// All sectors of a failed page are bad. They may be missing in the badblocks, if the page has
+    /// failed while they were being cleared from these.
     #[cold]
-    fn look_for_bad(&self, span: Span) -> Option<u64> {
+    fn find_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
         let listed = self
             .badblocks
             .check(first, sectors)
             .map(|BadRange { first, .. }| first);
         let failed = self
-            .range
-            .first_failed(span.offset, span.len)
+            .memory
+            .first_failed(span)
             .map(|offset| (offset >> SECTOR_SHIFT) as u64);
 
         match (listed, failed) {
@@ -110,128 +103,126 @@ impl Pmem {
         }
     }
 
-    /// Makes the span that `find` makes for the size of the data ready to be overwritten. If there
-    /// is bad memory in it, that is healed first, and may sleep for it. It stays on the list of bad
-    /// blocks until [`Self::finish_overwriting`], so that what firmware has put there is not read.
+    /// Clears the poison in the span that `find` computes from the size of the data, and returns
+    /// the memory to be overwritten. May sleep if there is poison.
     ///
-    /// Returns [`None`] if there is no such span in the data, or if it cannot be healed. Then
-    /// nothing was taken off the list that is not still known to be bad.
-    // Calls of their own cost more than thirty instructions, of the hundred and fifty for a small
-    // request. So does an error in the result, which would share its place with the address.
+    /// The sectors stay in the badblocks until [`Self::finish_overwrite`]: until then they have the
+    /// contents that the firmware has written.
+    ///
+    /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared. The
+    /// sectors that are still bad are in the badblocks then, or in pages that have failed.
+    // Calls that are not inlined cost more than 30 of about 150 instructions for a small request.
+    // So does a `Result`, whose error would share a register with the address.
     #[inline(always)]
-    pub fn start_overwriting(
-        &self,
-        find: impl Fn(usize) -> Option<Span>,
-    ) -> Option<Overwriting<'_>> {
+    pub fn start_overwrite(&self, find: impl Fn(usize) -> Option<Span>) -> Option<Overwrite<'_>> {
         if self.badblocks.is_empty() {
-            if let Some((span, memory)) = self.range.find_writable(&find) {
-                return Some(Overwriting {
+            if let Some((span, memory)) = self.memory.find_writable(&find) {
+                return Some(Overwrite {
                     span,
                     memory,
-                    healed: false,
+                    poison_cleared: false,
                 });
             }
         }
 
-        self.make_writable(find(self.range.size())?)
+        self.make_writable(find(self.memory.size())?)
     }
 
-    /// Takes the first `written` bytes of what was overwritten off the list of bad blocks.
+    /// Clears the first `written` bytes of the span from the badblocks.
     #[inline(always)]
-    pub fn finish_overwriting(&self, overwriting: Overwriting<'_>, written: usize) {
-        if overwriting.healed {
-            self.forget_bad(overwriting.span, written);
+    pub fn finish_overwrite(&self, overwrite: Overwrite<'_>, written: usize) {
+        if overwrite.poison_cleared {
+            self.clear_badblocks(overwrite.span, written);
         }
     }
 
-    /// Heals what is bad in `span`. Returns [`None`] as [`Self::start_overwriting`] does.
+    /// Clears the poison in `span`. Returns [`None`] as [`Self::start_overwrite`] does.
     #[cold]
-    fn make_writable(&self, span: Span) -> Option<Overwriting<'_>> {
-        self.range.find(|_| Some(span))?;
+    fn make_writable(&self, span: Span) -> Option<Overwrite<'_>> {
+        self.memory.find(|_| Some(span))?;
 
-        let bad = self.look_for_bad(span);
+        let bad = self.find_bad(span);
         if let Some(bad) = bad {
-            self.heal(span, bad).ok()?;
+            self.clear_poison(span, bad).ok()?;
         }
         // A page may have failed since.
-        let memory = self.range.writable(span)?;
-        Some(Overwriting {
+        let memory = self.memory.writable(span)?;
+        Some(Overwrite {
             span,
             memory,
-            healed: bad.is_some(),
+            poison_cleared: bad.is_some(),
         })
     }
 
-    /// Overwrites `span` with zeroes, healing bad memory. May sleep for that.
+    /// Overwrites `span` with zeroes, and clears its poison. May sleep if there is poison.
     ///
     /// # Errors
     ///
-    /// [`EIO`] if the memory is not there, or cannot be healed.
+    /// [`EIO`] if the span is not within the data, or if its poison cannot be cleared.
     pub fn zero(&self, span: Span) -> Result {
-        let overwriting = self.start_overwriting(|_| Some(span)).ok_or(EIO)?;
-        let memory = overwriting.memory;
+        let overwrite = self.start_overwrite(|_| Some(span)).ok_or(EIO)?;
+        let memory = overwrite.memory;
 
         memory.zero();
-        self.finish_overwriting(overwriting, memory.len());
+        self.finish_overwrite(overwrite, memory.len());
         Ok(())
     }
 
-    /// Heals the pages of `span` that have bad memory, one at a time: firmware does not clear the
-    /// poison of larger pieces reliably.
+    /// Clears the poison in `span`, page by page: firmware does not clear larger pieces reliably.
+    /// May sleep. `bad` is the first bad sector.
     #[cold]
-    fn heal(&self, span: Span, mut bad: u64) -> Result {
+    fn clear_poison(&self, span: Span, mut bad: u64) -> Result {
         let mut rest = span;
 
         loop {
             let (piece, after) = rest.split_at_bad(bad, PAGE_SHIFT).ok_or(EIO)?;
 
-            if self.range.has_failed(piece.offset, piece.len) {
-                self.prepare_failed_page(piece)?;
+            if self.memory.first_failed(piece).is_some() {
+                self.list_failed_page(piece)?;
             }
-            self.clear_poison(piece)?;
+            self.clear_page_poison(piece)?;
 
             rest = after;
-            match self.bad(rest) {
+            match self.first_bad(rest) {
                 None => return Ok(()),
                 Some(next) => bad = next,
             }
         }
     }
 
-    /// Sees to it that a page that has failed is not read before it was written, once it is usable again.
+    /// Adds a failed page to the badblocks, so that it is not read between unpoison and the write.
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] if that cannot be done, or if `span` is not all of the page.
-    fn prepare_failed_page(&self, span: Span) -> Result {
+    /// [`ENODATA`] if the badblocks are full, or if `span` is not the whole page.
+    fn list_failed_page(&self, span: Span) -> Result {
         let (first, sectors) = span.sectors();
 
         if span.len != PAGE_SIZE {
-            // A part of a page cannot be put back into the linear mapping. To clear the poison of
-            // all of it would leave bytes that are neither bad nor what they were.
+            // Only a whole page can be restored in the linear mapping. Clearing the poison of the
+            // whole page would change bytes that are not written here.
             kernel::do_once_lite! {
                 self.flusher.region().err(fmt!(
-                    "write of {} bytes at sector {first} refused: their page has failed. Write all of \
-                     its {PAGE_SIZE} bytes at once, which repairs it\n",
+                    "write of {} bytes at sector {first} refused: their page has failed. Write all \
+                     of its {PAGE_SIZE} bytes at once to clear the poison\n",
                     span.len
                 ));
             }
             return Err(ENODATA);
         }
-        // It need not be listed yet, since the range knew.
         if self.badblocks.contains(first, sectors) {
             return Ok(());
         }
-        // Parts of it may be, and make room for all of it. It is not read meanwhile, since the
-        // range still knows.
+        // Clearing parts of the page first makes room for all of it. Meanwhile the pgmap still has
+        // the page as failed, so it is not read.
         let _ = self.badblocks.clear(first, sectors);
         if self.badblocks.add(first, sectors).is_ok() {
             return Ok(());
         }
         kernel::do_once_lite! {
             self.flusher.region().err(fmt!(
-                "write at sector {first} refused: its page has failed, and the list of bad blocks is full. \
-                 Repair others first, by writing to them\n"
+                "write at sector {first} refused: its page has failed, and the list of bad blocks \
+                 is full. Write to other bad blocks first, which removes them\n"
             ));
         }
         Err(ENODATA)
@@ -241,11 +232,11 @@ impl Pmem {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] if not all of it could be cleared, or if the range cannot forget that the page
-    /// has failed, or it has failed again.
-    fn clear_poison(&self, span: Span) -> Result {
+    /// [`ENODATA`] if not all poison could be cleared, if unpoison fails, or if the page has failed
+    /// again.
+    fn clear_page_poison(&self, span: Span) -> Result {
         let phys = self
-            .range
+            .memory
             .phys()
             .start
             .checked_add(span.offset as u64)
@@ -259,17 +250,15 @@ impl Pmem {
             return Err(ENODATA);
         }
 
-        self.range
-            .unpoison(span.offset, span.len)
-            .map_err(|_| ENODATA)?;
-        self.range.writable(span).ok_or(ENODATA)?.invalidate();
+        self.memory.unpoison(span).map_err(|_| ENODATA)?;
+        self.memory.writable(span).ok_or(ENODATA)?.invalidate();
         Ok(())
     }
 
-    /// Takes the whole sectors of the first `len` bytes of `span` off the list of bad blocks, and tells
-    /// those who poll it.
+    /// Clears the whole sectors of the first `len` bytes of `span` from the badblocks, and notifies
+    /// pollers.
     #[cold]
-    fn forget_bad(&self, span: Span, len: usize) {
+    fn clear_badblocks(&self, span: Span, len: usize) {
         let Some(written) = span.part(0, len.min(span.len)) else {
             return;
         };
@@ -278,8 +267,8 @@ impl Pmem {
         if self.badblocks.clear(first, sectors).is_err() {
             kernel::do_once_lite! {
                 self.flusher.region().warn(fmt!(
-                    "what was written at sector {first} is still listed as bad. If the list of bad blocks is \
-                     full, repair others, by writing to them, then write this again\n"
+                    "what was written at sector {first} is still listed as bad. If the list of \
+                     bad blocks is full, write to other bad blocks, then write this again\n"
                 ));
             }
         }

@@ -2,16 +2,15 @@
 
 //! Arithmetic of sectors, pages and ranges.
 //!
-//! What comes in is untrusted: sectors and lengths from requests, page offsets from file systems,
-//! offsets from info blocks on the medium. So nothing here can overflow or panic, and everything
-//! that does not fit is [`None`].
-//!
-//! Only `core` is used; `tests/host` compiles this file for the host and tests it there.
+//! The arguments are untrusted: sectors and lengths of requests, page offsets of file systems,
+//! offsets in info blocks on the medium. Nothing here overflows or panics. A result that is out of
+//! range is [`None`].
 
-/// The unit of the block layer, whatever the size of a block of the disk, is `1 << SECTOR_SHIFT`.
+/// The size of a sector of the block layer is `1 << SECTOR_SHIFT`, for every block size of a disk.
 pub const SECTOR_SHIFT: u32 = 9;
 
-/// Whether a range of addresses is whole pages, and at least one. `page_size` is a power of two.
+/// Returns whether a range of addresses consists of whole pages, at least one. `page_size` is a
+/// power of two.
 pub fn is_whole_pages(range: &core::ops::Range<u64>, page_size: u64) -> bool {
     let Some(in_page) = page_size.checked_sub(1) else {
         return false;
@@ -20,17 +19,17 @@ pub fn is_whole_pages(range: &core::ops::Range<u64>, page_size: u64) -> bool {
     !range.is_empty() && (range.start | range.end) & in_page == 0
 }
 
-/// A part of a device, in bytes from its start.
+/// A part of the data of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Where it starts.
+    /// The offset in bytes.
     pub offset: usize,
-    /// How many bytes it has.
+    /// The length in bytes.
     pub len: usize,
 }
 
 impl Span {
-    /// The `len` bytes from `sector` on, if they are whole blocks and within `size` bytes.
+    /// Returns the `len` bytes from `sector` on, if they are whole blocks and within `size` bytes.
     ///
     /// `block_size` is a power of two.
     #[inline]
@@ -44,7 +43,7 @@ impl Span {
         Some(Self { offset, len })
     }
 
-    /// The `nr` pages from page `pgoff` on, if there is at least one and all are within `size`
+    /// Returns the `nr` pages from page `pgoff` on, if `nr` is not 0 and all are within `size`
     /// bytes.
     #[inline]
     pub fn of_pages(pgoff: usize, nr: usize, page_shift: usize, size: usize) -> Option<Self> {
@@ -53,14 +52,14 @@ impl Span {
         if nr == 0 || nr > pages.checked_sub(pgoff)? {
             return None;
         }
-        // No bit is lost: both are at most `pages`.
+        // No bit is shifted out: both are at most `pages`.
         Some(Self {
             offset: pgoff << page_shift,
             len: nr << page_shift,
         })
     }
 
-    /// From page `pgoff` to the end of the whole pages of `size` bytes, if there is a page.
+    /// Returns the whole pages of `size` bytes from page `pgoff` on, if there is one.
     #[inline]
     pub fn from_page(pgoff: usize, page_shift: usize, size: usize) -> Option<Self> {
         let pages = size.checked_shr(u32::try_from(page_shift).ok()?)?;
@@ -68,7 +67,7 @@ impl Span {
         Self::of_pages(pgoff, pages.checked_sub(pgoff)?, page_shift, size)
     }
 
-    /// The whole pages that the span touches.
+    /// Returns the whole pages that the span overlaps.
     pub fn round_to_pages(self, page_shift: usize) -> Option<Self> {
         let in_page = 1_usize
             .checked_shl(u32::try_from(page_shift).ok()?)?
@@ -82,7 +81,7 @@ impl Span {
         })
     }
 
-    /// The part from `skip` bytes into the span on that has `len` bytes, if it is within the span.
+    /// Returns the `len` bytes from `skip` bytes into the span on, if they are within the span.
     #[inline]
     pub fn part(self, skip: usize, len: usize) -> Option<Self> {
         if len > self.len.checked_sub(skip)? {
@@ -94,10 +93,10 @@ impl Span {
         })
     }
 
-    /// The part of the span that is in the page of its first bad sector, and what follows that page
-    /// in the span. What is before the page is good.
+    /// Returns the part of the span in the page of its first bad sector, and the part after that
+    /// page. The part before the page has no bad sector.
     ///
-    /// `bad_sector` may lie before the span: a run of bad sectors is reported by its start.
+    /// `bad_sector` may be before the span: it is the start of a run of bad sectors.
     pub fn split_at_bad(self, bad_sector: u64, page_shift: usize) -> Option<(Self, Self)> {
         let page = 1_usize.checked_shl(u32::try_from(page_shift).ok()?)?;
         let bad = usize::try_from(bad_sector.checked_mul(1 << SECTOR_SHIFT)?).ok()?;
@@ -119,7 +118,7 @@ impl Span {
         Some((in_page, rest))
     }
 
-    /// The sectors that the span touches: the first one, and how many.
+    /// Returns the sectors that the span overlaps: the first one, and the number of them.
     #[inline]
     pub fn sectors(self) -> (u64, u64) {
         let first = self.offset >> SECTOR_SHIFT;
@@ -131,7 +130,7 @@ impl Span {
         (first as u64, beyond.saturating_sub(first) as u64)
     }
 
-    /// The sectors that are wholly in the span: the first one, and how many.
+    /// Returns the sectors that are wholly in the span: the first one, and the number of them.
     pub fn whole_sectors(self) -> (u64, u64) {
         let first = self.offset.div_ceil(1 << SECTOR_SHIFT);
         let beyond = self.offset.saturating_add(self.len) >> SECTOR_SHIFT;
@@ -139,10 +138,10 @@ impl Span {
         (first as u64, beyond.saturating_sub(first) as u64)
     }
 
-    /// The pages at the start of the span before the one that `bad_sector` is in; but at least the
-    /// first one, since that is the one to be healed.
+    /// Returns the pages of the span before the page of `bad_sector`, but at least the first page:
+    /// if that is bad, its poison is cleared.
     ///
-    /// `bad_sector` may lie before the span: a run of bad sectors is reported by its start.
+    /// `bad_sector` may be before the span: it is the start of a run of bad sectors.
     pub fn up_to_bad(self, bad_sector: u64, page_shift: usize) -> Option<Self> {
         let page = 1_usize.checked_shl(u32::try_from(page_shift).ok()?)?;
         let bad = usize::try_from(bad_sector.checked_mul(1 << SECTOR_SHIFT)?).ok()?;

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Info blocks: what stands at the start of a namespace that has a personality.
+//! Checks of the info block at the start of a namespace.
 //!
-//! libnvdimm reads them too, and makes the devices for them. But it takes a block that is damaged, or
-//! of another namespace, for data, as if the namespace were raw; and there are blocks that it believes
-//! and should not. So they are looked at here first.
+//! libnvdimm reads info blocks too, and makes the devices for them. But it handles a namespace
+//! whose block is damaged, or belongs to another namespace, as raw, and it accepts blocks that
+//! cannot be used. So blocks are checked here first.
 //!
-//! The medium is not to be trusted: nothing here can overflow or panic. Only `core` is used;
-//! `tests/host` compiles this file for the host and tests it there.
+//! The medium is untrusted: nothing here overflows or panics.
 
 /// The size of an info block in bytes.
 pub const LEN: usize = 4096;
 
-/// What a namespace is used as, when it is not raw.
+/// The mode of a namespace that is not raw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Personality {
-    /// A block device with sectors that do not tear.
+pub enum NamespaceMode {
+    /// A block device on which writes of a sector are atomic.
     Sector,
     /// A block device with `struct page`s.
     Fsdax,
@@ -23,8 +22,8 @@ pub enum Personality {
     Devdax,
 }
 
-impl Personality {
-    /// Returns the name that `ndctl` has for it.
+impl NamespaceMode {
+    /// Returns the name that `ndctl` uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sector => "sector",
@@ -34,44 +33,44 @@ impl Personality {
     }
 }
 
-/// Why an info block cannot be used.
+/// The reason why an info block cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It was not written as it is.
+pub enum InfoBlockError {
+    /// The checksum is wrong.
     Checksum,
-    /// It was written for another namespace.
+    /// The uuid is that of another namespace.
     Foreign,
-    /// It is in a format that is not known.
+    /// The version is unknown.
     Version,
-    /// It does not say where the `struct page`s are.
-    Mode,
+    /// `mode` is neither `PFN_MODE_RAM` nor `PFN_MODE_PMEM`.
+    PfnMode,
     /// The `struct page`s on the medium are for larger pages.
     PageSize,
-    /// There is too little room on the medium for the `struct page`s.
+    /// The medium has too little room for the `struct page`s.
     PageStructSize,
-    /// The data would not be in the namespace, or be where the info block is.
+    /// The data overlap the info block, or are not in the namespace.
     DataOffset,
-    /// The data are not aligned as it says that they are.
+    /// The data do not have the alignment in the block.
     Alignment,
-    /// The parts of an arena are not within it, or too small for what they are to hold.
+    /// The parts of an arena are not within it, or are too small.
     Arena,
-    /// The sectors are of a size that does not exist.
+    /// The sector size is unknown.
     SectorSize,
-    /// The sectors are of another size than those of the device.
+    /// The sector size is not that of the device.
     OtherSectorSize,
-    /// Nothing is wrong with it that could be told here, but libnvdimm does not take it. It says the same when it
-    /// could not allocate a buffer (`__nd_btt_probe()`).
+    /// libnvdimm refuses a block that has passed all checks. `__nd_btt_probe()` also does so if it
+    /// cannot allocate a buffer.
     Refused,
 }
 
-impl Fault {
-    /// Returns what is wrong with the block, as a clause for messages.
+impl InfoBlockError {
+    /// Returns the reason as a clause for messages.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Checksum => "its checksum is wrong",
             Self::Foreign => "it belongs to another namespace",
             Self::Version => "its version is not known",
-            Self::Mode => "it does not say where the struct pages are",
+            Self::PfnMode => "it does not say where the struct pages are",
             Self::PageSize => "its struct pages are for larger pages than this kernel has",
             Self::PageStructSize => "it has too little room for the struct pages of this kernel",
             Self::DataOffset => "the data cannot be where it says",
@@ -85,39 +84,39 @@ impl Fault {
         }
     }
 
-    /// Returns whether the block is none of this namespace's, so that nothing is lost with it.
-    pub fn is_no_block_of_ours(self) -> bool {
+    /// Returns whether the block is damaged or of another namespace. libnvdimm may overwrite it.
+    pub fn is_damaged_or_foreign(self) -> bool {
         matches!(self, Self::Checksum | Self::Foreign)
     }
 }
 
-/// What an info block has to fit.
+/// The properties of a namespace that its info block must match.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Expected {
     /// The uuid of the namespace; all zeroes if it has no label.
     pub uuid: [u8; 16],
     /// The physical address of the namespace.
     pub start: u64,
-    /// Its size in bytes.
+    /// The size of the namespace in bytes.
     pub size: u64,
-    /// Where in it the block is.
-    pub at: u64,
-    /// How much at its start is kept for info blocks, in bytes.
+    /// The offset of the info block in the namespace.
+    pub offset: u64,
+    /// How many bytes at the start of the namespace are reserved for info blocks.
     pub reserve: u64,
     /// The size of a page in bytes.
     pub page_size: u64,
     /// The size of a `struct page` in bytes.
     pub page_struct_size: u64,
-    /// The size of the sectors that a btt device is to have, with their metadata, in bytes.
+    /// The configured sector size of a btt device, with metadata, in bytes.
     pub sector_size: Option<usize>,
 }
 
-impl Place {
-    /// Returns whether what is before the data has room for the `struct page`s of so many bytes.
+impl Expected {
+    /// Returns whether the `struct page`s of `len` bytes fit before the data.
     ///
-    /// The kernel takes it in blocks of 2 MiB, and libnvdimm starts the data at a multiple of that
-    /// (`nd_pfn_init()`). With less, the kernel warns, and leaves the range half mapped for ever.
-    fn has_room_for_pages(&self, start: u64, len: u64, data_offset: u64) -> bool {
+    /// The kernel allocates the memory map in blocks of 2 MiB, and libnvdimm aligns the data to
+    /// them (`nd_pfn_init()`). With less room the kernel warns, and never unmaps the range.
+    fn has_room_for_memmap(&self, start: u64, len: u64, data_offset: u64) -> bool {
         const BLOCK: u64 = 2 << 20;
 
         let needed = || {
@@ -133,34 +132,35 @@ impl Place {
     }
 }
 
-/// An info block, good or bad.
+/// An info block that was not checked yet.
 #[derive(Clone, Copy, Debug)]
 pub struct InfoBlock<'a> {
     bytes: &'a [u8; LEN],
-    personality: Personality,
+    mode: NamespaceMode,
 }
 
 impl<'a> InfoBlock<'a> {
-    /// Returns the info block that `bytes` are, going by their signature.
+    /// Returns `bytes` as an info block, if they have a signature.
     pub fn of(bytes: &'a [u8; LEN]) -> Option<Self> {
-        let personality = match bytes.first_chunk::<16>()? {
-            b"BTT_ARENA_INFO\0\0" => Personality::Sector,
-            b"NVDIMM_PFN_INFO\0" => Personality::Fsdax,
-            b"NVDIMM_DAX_INFO\0" => Personality::Devdax,
+        let mode = match bytes.first_chunk::<16>()? {
+            b"BTT_ARENA_INFO\0\0" => NamespaceMode::Sector,
+            b"NVDIMM_PFN_INFO\0" => NamespaceMode::Fsdax,
+            b"NVDIMM_DAX_INFO\0" => NamespaceMode::Devdax,
             _ => return None,
         };
 
-        Some(Self { bytes, personality })
+        Some(Self { bytes, mode })
     }
 
-    /// Returns what the namespace is used as, if the block is right.
-    pub fn personality(&self) -> Personality {
-        self.personality
+    /// Returns the mode that the signature stands for.
+    pub fn mode(&self) -> NamespaceMode {
+        self.mode
     }
 
-    /// Reads `len` bytes, at most eight, from `at` on; zero if they are not in the block.
-    fn number(&self, at: usize, len: usize) -> u64 {
-        let bytes = self.bytes.get(at..at.saturating_add(len)).unwrap_or(&[]);
+    /// Reads a little-endian number of at most eight bytes. It is 0 outside of the block.
+    fn number(&self, offset: usize, len: usize) -> u64 {
+        let end = offset.saturating_add(len);
+        let bytes = self.bytes.get(offset..end).unwrap_or(&[]);
 
         bytes
             .iter()
@@ -168,102 +168,109 @@ impl<'a> InfoBlock<'a> {
             .fold(0, |number, byte| (number << 8) | u64::from(*byte))
     }
 
-    fn is_uuid(&self, at: usize, uuid: &[u8; 16]) -> bool {
-        self.bytes.get(at..).and_then(|rest| rest.first_chunk()) == Some(uuid)
+    /// Returns whether the namespace that the block belongs to has this uuid (`parent_uuid`).
+    fn is_parent(&self, uuid: &[u8; 16]) -> bool {
+        self.bytes.get(32..).and_then(|rest| rest.first_chunk()) == Some(uuid)
     }
 
-    /// Checks that the block is what was written, for this namespace, and can be used there.
+    /// Checks that the block is undamaged, belongs to this namespace, and can be used.
     ///
-    /// The fields are those of `struct nd_pfn_sb` and `struct btt_sb` in `drivers/nvdimm`, which
-    /// start alike.
-    pub fn check(&self, place: &Place) -> Result<(), Fault> {
+    /// `struct nd_pfn_sb` and `struct btt_sb` in `drivers/nvdimm` have the fields. Both begin with
+    /// the same fields.
+    pub fn check(&self, expected: &Expected) -> Result<(), InfoBlockError> {
         const CHECKSUM: usize = LEN - 8;
         const NO_UUID: &[u8; 16] = &[0; 16];
 
         if self.number(CHECKSUM, 8) != self.checksum() {
-            return Err(Fault::Checksum);
+            return Err(InfoBlockError::Checksum);
         }
-        // A btt need not say whose it is.
-        let is_anybodys = self.personality == Personality::Sector && self.is_uuid(32, NO_UUID);
-        if !is_anybodys && !self.is_uuid(32, &place.uuid) {
-            return Err(Fault::Foreign);
+        // A btt may be without a `parent_uuid`.
+        let has_no_parent = self.mode == NamespaceMode::Sector && self.is_parent(NO_UUID);
+        if !has_no_parent && !self.is_parent(&expected.uuid) {
+            return Err(InfoBlockError::Foreign);
         }
 
         let (major, minor) = (self.number(52, 2), self.number(54, 2));
-        match (self.personality, major) {
-            (Personality::Sector, 1) if minor == 1 => self.check_arena(place),
-            (Personality::Sector, 2) if minor == 0 => self.check_arena(place),
-            (Personality::Fsdax | Personality::Devdax, 1) => self.check_layout(place, minor),
-            _ => Err(Fault::Version),
+        match (self.mode, major) {
+            (NamespaceMode::Sector, 1) if minor == 1 => self.check_arena(expected),
+            (NamespaceMode::Sector, 2) if minor == 0 => self.check_arena(expected),
+            (NamespaceMode::Fsdax | NamespaceMode::Devdax, 1) => self.check_layout(expected, minor),
+            _ => Err(InfoBlockError::Version),
         }
     }
 
-    /// Checks that the parts of a btt's arena follow each other within the namespace, and that there is
-    /// room for what they are to hold. The btt driver computes addresses from them without looking.
+    /// Checks that the parts of a btt's arena follow each other within the namespace, and are large
+    /// enough. The btt driver does not check the offsets.
     ///
-    /// Only a namespace of more than 512 GiB has another arena. That is not looked at.
-    fn check_arena(&self, place: &Place) -> Result<(), Fault> {
+    /// Only the first arena is checked. A namespace of more than 512 GiB has another one.
+    fn check_arena(&self, expected: &Expected) -> Result<(), InfoBlockError> {
         const SMALLEST: u64 = 16 << 20;
         const LARGEST: u64 = 512 << 30;
         const SECTOR_SIZES: [u64; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
         const ALIGNMENT: u64 = 512;
         const MAP_ENTRY: u64 = 4;
         const LOG_GROUP: u64 = 64;
-        // The btt driver allocates 64 bytes for each, all at once. Who makes an arena writes 256.
-        const MOST_SPARE: u64 = 1 << 14;
-        let (sector_size, sectors) = (self.number(56, 4), self.number(60, 4));
-        let (block_size, blocks) = (self.number(64, 4), self.number(68, 4));
-        let spare = self.number(72, 4);
-        let next = self.number(80, 8);
-        let [data, map, log, copy] = [88, 96, 104, 112].map(|at| self.number(at, 8));
+        // The btt driver makes one allocation with 64 bytes for each, and creates arenas with 256.
+        const MAX_NFREE: u64 = 1 << 14;
+        let [external_lbasize, external_nlba] = [56, 60].map(|offset| self.number(offset, 4));
+        let [internal_lbasize, internal_nlba] = [64, 68].map(|offset| self.number(offset, 4));
+        let nfree = self.number(72, 4);
+        let nextoff = self.number(80, 8);
+        let [dataoff, mapoff, logoff, info2off] =
+            [88, 96, 104, 112].map(|offset| self.number(offset, 8));
 
-        if !SECTOR_SIZES.contains(&sector_size) || block_size < sector_size {
-            return Err(Fault::SectorSize);
+        if !SECTOR_SIZES.contains(&external_lbasize) || internal_lbasize < external_lbasize {
+            return Err(InfoBlockError::SectorSize);
         }
-        // The btt driver would write sectors of its size into blocks of this one.
-        if place
+        // The btt driver would write sectors of the configured size into blocks of this size.
+        if expected
             .sector_size
-            .is_some_and(|size| size as u64 != sector_size)
+            .is_some_and(|size| size as u64 != external_lbasize)
         {
-            return Err(Fault::OtherSectorSize);
+            return Err(InfoBlockError::OtherSectorSize);
         }
-        let room = place.size.checked_sub(place.at).ok_or(Fault::Arena)?;
-        let end = if next == 0 { room } else { next };
-        // An arena ends where the room does, unless it is as large as they get and there is room for another.
-        let ends = next == 0 || (next == LARGEST && next <= room.saturating_sub(SMALLEST));
-        // The product of two numbers of 32 bits has 64, and none of the others is near that.
-        let holds = |start: u64, end: u64, count: u64, each: u64| {
+        let room = expected
+            .size
+            .checked_sub(expected.offset)
+            .ok_or(InfoBlockError::Arena)?;
+        // The last arena ends where the namespace does. Any other one has the largest size.
+        let has_end =
+            nextoff == 0 || (nextoff == LARGEST && nextoff <= room.saturating_sub(SMALLEST));
+        let end = if nextoff == 0 { room } else { nextoff };
+        // Saturation is never reached by a part that fits.
+        let fits = |start: u64, end: u64, count: u64, size: u64| {
             end.checked_sub(start)
-                .is_some_and(|len| count.saturating_mul(each) <= len)
+                .is_some_and(|len| count.saturating_mul(size) <= len)
         };
-        let fits = ends
-            && holds(0, data, 1, LEN as u64)
-            && holds(data, map, blocks, block_size)
-            && holds(map, log, sectors, MAP_ENTRY)
-            && holds(log, copy, spare, LOG_GROUP)
-            // The map has no numbers for the blocks of a larger one.
-            && holds(copy, end.min(LARGEST), 1, LEN as u64)
-            && [data, map, log, copy]
+        let is_valid = has_end
+            && fits(0, dataoff, 1, LEN as u64)
+            && fits(dataoff, mapoff, internal_nlba, internal_lbasize)
+            && fits(mapoff, logoff, external_nlba, MAP_ENTRY)
+            && fits(logoff, info2off, nfree, LOG_GROUP)
+            // A map entry cannot address a block beyond the largest size.
+            && fits(info2off, end.min(LARGEST), 1, LEN as u64)
+            && [dataoff, mapoff, logoff, info2off]
                 .iter()
-                .all(|at| at & ALIGNMENT.saturating_sub(1) == 0)
-            // A spare block is where the next write goes: it replaces a block, which is spare then.
-            && sectors > 0
-            && (1..=MOST_SPARE).contains(&spare)
-            && sectors.saturating_add(spare) <= blocks;
-        if fits {
+                .all(|offset| offset & ALIGNMENT.saturating_sub(1) == 0)
+            // A write goes to a free block. The block that it replaces is free then.
+            && external_nlba > 0
+            && (1..=MAX_NFREE).contains(&nfree)
+            && external_nlba.saturating_add(nfree) <= internal_nlba;
+        if is_valid {
             Ok(())
         } else {
-            Err(Fault::Arena)
+            Err(InfoBlockError::Arena)
         }
     }
 
-    /// Checks where the data are to be. Blocks of lower versions lack the later fields.
-    fn check_layout(&self, place: &Place, minor: u64) -> Result<(), Fault> {
-        const IN_RAM: u64 = 1;
-        const ON_MEDIUM: u64 = 2;
-        let since = |version, at, len| {
+    /// Checks the offset and the alignment of the data, and the room for the memory map. Older
+    /// versions have fewer fields.
+    fn check_layout(&self, expected: &Expected, minor: u64) -> Result<(), InfoBlockError> {
+        const PFN_MODE_RAM: u64 = 1;
+        const PFN_MODE_PMEM: u64 = 2;
+        let since = |version, offset, len| {
             if minor >= version {
-                self.number(at, len)
+                self.number(offset, len)
             } else {
                 0
             }
@@ -274,47 +281,54 @@ impl<'a> InfoBlock<'a> {
         let end_trunc = since(1, 80, 4);
         let align = since(2, 84, 4);
 
-        if mode != IN_RAM && mode != ON_MEDIUM {
-            return Err(Fault::Mode);
+        if mode != PFN_MODE_RAM && mode != PFN_MODE_PMEM {
+            return Err(InfoBlockError::PfnMode);
         }
-        if mode == ON_MEDIUM {
-            // Before version 1.4 there was but one size.
+        if mode == PFN_MODE_PMEM {
+            // Before version 1.4 the size was always 64.
             let page_struct_size = if minor >= 4 { self.number(92, 2) } else { 64 };
-            if since(4, 88, 4) > place.page_size {
-                return Err(Fault::PageSize);
+            if since(4, 88, 4) > expected.page_size {
+                return Err(InfoBlockError::PageSize);
             }
-            if page_struct_size < place.page_struct_size {
-                return Err(Fault::PageStructSize);
+            if page_struct_size < expected.page_struct_size {
+                return Err(InfoBlockError::PageStructSize);
             }
         }
-        let usable = place
+        let usable = expected
             .size
             .checked_sub(start_pad)
             .and_then(|rest| rest.checked_sub(end_trunc))
-            .ok_or(Fault::DataOffset)?;
-        let in_page = place.page_size.checked_sub(1).ok_or(Fault::DataOffset)?;
-        if data_offset < place.reserve || data_offset >= usable || data_offset & in_page != 0 {
-            return Err(Fault::DataOffset);
+            .ok_or(InfoBlockError::DataOffset)?;
+        let in_page = expected
+            .page_size
+            .checked_sub(1)
+            .ok_or(InfoBlockError::DataOffset)?;
+        if data_offset < expected.reserve || data_offset >= usable || data_offset & in_page != 0 {
+            return Err(InfoBlockError::DataOffset);
         }
-        let start = place
+        let start = expected
             .start
             .checked_add(start_pad)
-            .ok_or(Fault::DataOffset)?;
-        if mode == ON_MEDIUM && !place.has_room_for_pages(start, usable, data_offset) {
-            return Err(Fault::PageStructSize);
+            .ok_or(InfoBlockError::DataOffset)?;
+        if mode == PFN_MODE_PMEM && !expected.has_room_for_memmap(start, usable, data_offset) {
+            return Err(InfoBlockError::PageStructSize);
         }
         if align != 0 {
-            let data = start.checked_add(data_offset).ok_or(Fault::DataOffset)?;
-            if !align.is_power_of_two() || align > place.size || data & align.saturating_sub(1) != 0
+            let data = start
+                .checked_add(data_offset)
+                .ok_or(InfoBlockError::DataOffset)?;
+            if !align.is_power_of_two()
+                || align > expected.size
+                || data & align.saturating_sub(1) != 0
             {
-                return Err(Fault::Alignment);
+                return Err(InfoBlockError::Alignment);
             }
         }
 
         Ok(())
     }
 
-    /// Fletcher's checksum of 32-bit words, of all but the checksum itself, which counts as zero.
+    /// Computes the Fletcher checksum of 32-bit words. The checksum field counts as zero.
     fn checksum(&self) -> u64 {
         let words = self.bytes.len() / 4;
         let (mut low, mut high) = (0_u32, 0_u64);

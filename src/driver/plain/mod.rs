@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The parts of the driver that use nothing but `core`.
+//! The parts of the driver that use only `core`.
 //!
-//! The module compiles this tree, and so does the cargo package `plain`, whose root this file is.
-//! proptest and loom test it there. Paths are relative, so that both see the same files.
+//! This file is also the root of the cargo package `host` (`tests/host`), in which proptest and
+//! loom test them. Paths in this tree are relative, so that both crates compile the same files.
 
 pub mod geometry;
 pub mod infoblock;

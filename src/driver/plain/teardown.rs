@@ -1,77 +1,89 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a device is taken away: the states, and what the unbinding thread and the worker do.
+//! The state machine of the teardown of a device.
 //!
 //! ```text
-//!  Bound ──▶ RemovingDisk ──▶ Revoking ──▶ Draining ──────────▶ Freeing ──▶ Gone
-//!                                             │                    ▲
-//!                                             └────▶ Retired ──────┘
+//!  Bound ─▶ RemovingDisk ─▶ Revoking ─▶ Draining ───────────▶ Freeing ─▶ Gone
+//!                                          │                     ▲
+//!                                          └─────▶ Retired ──────┘
 //! ```
 //!
-//! Two threads take part. The unbinding thread starts the worker, waits for it, and retires the
-//! range at its deadline. The worker removes the disk, revokes, waits for the last user, and frees.
-//! The state is one value under one lock, and each state owns what is left of the device.
+//! Two threads take part:
 //!
-//! This is plain Rust over an [`Environment`]. The kernel runs it with the abstractions
-//! (`driver/unbind.rs`), and loom runs the same lines with models of them (`tests/host`).
+//! - The unbinding thread calls [`begin`], which starts the worker, then [`wait`], which returns
+//!   when the range is free, or retires it at its deadline. `Draining` becomes `Retired`; `Freeing`
+//!   is given a reference to the module.
+//! - The worker runs [`work`], which makes all other transitions: it removes the disk, revokes the
+//!   memory, waits for the last user, and frees the range. It starts a third thread, which runs
+//!   [`kill_dax`].
+//!
+//! The state is one value under one lock, [`Environment::with`]. Each state owns what is left of
+//! the device; between two states the worker owns it.
+//!
+//! Lock order: device lock, then this lock. The unbinding thread waits with the device lock held,
+//! so the worker never takes a device lock. No function of [`Environment`] that may sleep is called
+//! with this lock held.
+//!
+//! This is plain Rust over an [`Environment`]. `driver/environment.rs` implements it for the
+//! kernel, and `tests/host` with models for loom.
 
-/// What is still using a range whose files were revoked.
+/// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A thread is inside of the DAX device or the disk, or may be.
+    /// A reference to the pgmap: a thread may be inside of the DAX device or the disk.
     Translation,
-    /// A mapping in the kernel may keep an address: a holder of the disk.
-    Keeper,
-    /// A page has a reference: a pipe, direct I/O, a DMA engine.
+    /// A holder of the disk, which may keep an address of the memory.
+    Holder,
+    /// A reference to a page: a pipe, direct I/O, a DMA engine.
     Pin,
-    /// Only an entry of a page cache names a page.
+    /// An entry of a page cache that names a page without references.
     PageCache,
 }
 
-/// The state of a device, from bind until its range is free.
+/// The state of a device from bind until its range is free.
 pub enum State<E: Environment> {
-    /// The device is bound.
+    /// The device is bound. Left by [`begin`].
     Bound(E::Parts),
-    /// The worker removes the disk. The parts are here until the worker takes them.
+    /// The worker removes the disk. It takes the parts when it starts.
     RemovingDisk(Option<E::Parts>),
-    /// The worker takes the pages away from files.
+    /// The worker revokes the memory from files.
     Revoking,
-    /// All files were revoked. The worker waits for the last user.
+    /// All files were revoked. The worker waits for the last user; this is the latest one found.
     Draining(Option<User>),
-    /// The unbinding thread has returned. The worker still waits for the last user.
+    /// The unbinding thread has retired the range. The worker still waits for the last user.
     Retired {
         /// Keeps the code of the worker.
         module: E::Module,
-        /// What it waits for.
+        /// The latest user found.
         user: Option<User>,
     },
-    /// The range has no user and is being freed.
+    /// The range has no user. The worker frees it.
     Freeing {
-        /// Keeps the code of the worker, if the unbinding thread has returned.
+        /// Keeps the code of the worker, if the unbinding thread has retired the range.
         module: Option<E::Module>,
     },
-    /// The range is free.
+    /// The range is free. This is also the state before the device is bound.
     Gone,
 }
 
-/// What the lock of a device protects.
+/// The data that the lock of a device protects.
 pub struct Teardown<E: Environment> {
     /// The state.
     pub state: State<E>,
-    /// The DAX device, until the thread that kills it takes it.
-    pub dying: Option<E::Dax>,
+    /// The DAX device, from [`State::Revoking`] until [`kill_dax`] takes it.
+    pub dax: Option<E::Dax>,
 }
 
 impl<E: Environment> Teardown<E> {
-    /// A device that is not bound yet: there is nothing to be taken away.
+    /// Creates the data of a device that is not bound yet.
     pub const fn unbound() -> Self {
         Self {
             state: State::Gone,
-            dying: None,
+            dax: None,
         }
     }
 
-    /// Whether the unbinding thread has returned, and the range is not free.
+    /// Returns whether the unbinding thread has retired the range, and it is not free yet.
     pub fn is_retired(&self) -> bool {
         matches!(
             self.state,
@@ -80,28 +92,29 @@ impl<E: Environment> Teardown<E> {
     }
 }
 
-/// What the teardown needs of the kernel.
+/// The functions that the teardown calls.
 ///
-/// The types of the parts carry the proofs: a disk is removed once, memory is closed once, and what
-/// was not revoked cannot be freed.
+/// The types are type states: a disk is removed once, memory is closed once, and memory that was
+/// not revoked cannot be freed.
 ///
-/// [`is_over`](Self::is_over) and [`module`](Self::module) are called with the lock held, so they
-/// must not take it. [`with`](Self::with) and [`wake_up`](Self::wake_up) do not sleep longer than
-/// the lock is held. All other functions are called without the lock, and may sleep.
+/// [`should_retire`](Self::should_retire) and [`try_get_module`](Self::try_get_module) are called
+/// with the lock held, and must not take it. All other functions are called without the lock.
+/// [`with`](Self::with) and [`wake_up`](Self::wake_up) sleep no longer than the lock is held; the
+/// others may sleep.
 pub trait Environment: Sized {
     /// The parts of a bound device.
     type Parts;
     /// A disk that is added.
     type Disk;
-    /// A disk that was removed; it may still have holders.
+    /// A disk that was removed. It may still have holders.
     type RemovedDisk;
     /// A DAX device that is alive.
     type Dax;
-    /// Memory whose gate is open.
+    /// Memory that can be mapped and translated.
     type Memory;
-    /// Memory whose gate is closed.
+    /// Memory that cannot be translated any more.
     type Closed;
-    /// Memory that was taken away from all files.
+    /// Memory that was revoked from all files.
     type Revoked;
     /// A reference to the module.
     type Module;
@@ -109,37 +122,38 @@ pub trait Environment: Sized {
     /// Calls `f` with the lock held. `f` does not sleep.
     fn with<R>(&self, f: impl FnOnce(&mut Teardown<Self>) -> R) -> R;
 
-    /// Makes all threads in [`wait_until`](Self::wait_until) look again.
+    /// Wakes all threads in [`wait_until`](Self::wait_until).
     fn wake_up(&self);
 
-    /// Waits until `condition`, which is called with the lock held, returns something.
+    /// Waits until `condition`, which is called with the lock held, returns a value.
     ///
-    /// It is also called from time to time, so that a deadline, a changed limit or a fatal signal
-    /// is noticed.
+    /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal.
     fn wait_until<R>(&self, condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R;
 
-    /// Starts a thread that calls [`work`]. It must not need memory.
+    /// Starts a thread that calls [`work`]. Must not allocate.
     fn start_worker(&self);
 
-    /// Starts a thread that calls [`kill_dax`], and gives it a moment. It must not need memory.
-    fn start_killing(&self);
+    /// Starts a thread that calls [`kill_dax`], and waits for it for a short time. Must not
+    /// allocate.
+    fn start_kill_dax(&self);
 
-    /// Whether the unbinding thread is to return although the range is in use: the deadline has
-    /// passed, or `hopeless` and there is a deadline, or the thread was killed. Never, if memory
-    /// map or medium go with the provider.
-    fn is_over(&self, hopeless: bool) -> bool;
+    /// Returns whether a range that is in use is to be retired now.
+    ///
+    /// That is so once the deadline has passed or the thread was killed, and at once if there is a
+    /// deadline and `has_holder`. It is never so if the `struct page`s or the medium are removed
+    /// with the provider.
+    fn should_retire(&self, has_holder: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.
-    fn module(&self) -> Option<Self::Module>;
+    fn try_get_module(&self) -> Option<Self::Module>;
 
-    /// Takes the parts apart.
+    /// Separates the parts.
     fn split(&self, parts: Self::Parts) -> (Self::Disk, Self::Dax, Self::Memory);
 
-    /// Refuses translations that ask for a page frame number, and unmaps what is mapped.
+    /// Refuses translations to a page frame number, and unmaps all pages. Does not wait for faults.
     ///
-    /// References the files that have pinned pages, or that a page fault may be about to map pages
-    /// of: removing the disk would evict these files, and wait for the pins. Faults are not waited
-    /// for.
+    /// References the files that have pinned pages, and those for which a page fault may be in
+    /// progress. Otherwise removing the disk would evict these files, and wait for the pins.
     fn close_to_mappings(&self, memory: &mut Self::Memory);
 
     /// Removes the disk: file systems on it sync and shut down.
@@ -151,33 +165,33 @@ pub trait Environment: Sized {
     /// Kills the DAX device.
     fn kill(&self, dax: Self::Dax);
 
-    /// Takes the memory away from all files.
+    /// Revokes the memory from all files.
     fn revoke(&self, closed: Self::Closed) -> Self::Revoked;
 
-    /// Says that the files were revoked; makes durable what was written back.
-    fn revoked(&self);
+    /// Logs that the files were revoked, and flushes what was written back.
+    fn after_revoke(&self);
 
-    /// Finds a user of the memory.
+    /// Returns a user of the memory, if there is one.
     fn first_user(&self, memory: &mut Self::Revoked, disk: &mut Self::RemovedDisk) -> Option<User>;
 
-    /// Waits for a user that [`first_user`](Self::first_user) has found, for a limited time, or
-    /// takes the memory away from the files once more if it is [`User::PageCache`].
+    /// Waits for a user that [`first_user`](Self::first_user) has found, for a limited time. For
+    /// [`User::PageCache`] it revokes the memory from the files once more.
     fn wait_for(&self, user: User, memory: &mut Self::Revoked, disk: &mut Self::RemovedDisk);
 
     /// Frees the memory, which has no user.
     fn free(&self, memory: Self::Revoked, disk: Self::RemovedDisk);
 }
 
-/// How an unbind ended.
+/// The outcome of an unbind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Outcome {
     /// The range is free.
     Freed,
-    /// The range is in use, and is freed by the worker.
+    /// The range is in use. The worker frees it later.
     Retired,
 }
 
-/// Begins to take a device away. Returns whether this call did it; another one may have.
+/// Begins the teardown of a bound device. Returns false if it had begun already.
 pub fn begin<E: Environment>(env: &E) -> bool {
     let begun = env.with(|teardown| {
         match core::mem::replace(&mut teardown.state, State::RemovingDisk(None)) {
@@ -198,27 +212,27 @@ pub fn begin<E: Environment>(env: &E) -> bool {
     begun
 }
 
-/// Waits until the range of a device that [`begin`] was called for is free, or retires it.
+/// Waits until the range of a device whose teardown has begun is free, or retires it.
 ///
-/// It is not retired before its files were revoked. Several threads may wait; once one of them has
-/// retired the range, the others return too.
-pub fn wait<E: Environment>(env: &E) -> End {
-    let end = env.wait_until(|teardown| {
-        let hopeless = match &teardown.state {
-            State::Gone => return Some(End::Freed),
+/// A range is not retired before its files were revoked. Several threads may wait. Once one of them
+/// has retired the range, the others return too.
+pub fn wait<E: Environment>(env: &E) -> Outcome {
+    let outcome = env.wait_until(|teardown| {
+        let has_holder = match &teardown.state {
+            State::Gone => return Some(Outcome::Freed),
             State::Retired { .. } | State::Freeing { module: Some(_) } => {
-                return Some(End::Retired)
+                return Some(Outcome::Retired)
             }
-            State::Draining(user) => *user == Some(User::Keeper),
+            State::Draining(user) => *user == Some(User::Holder),
             State::Freeing { module: None } => false,
             State::Bound(_) | State::RemovingDisk(_) | State::Revoking => return None,
         };
-        if !env.is_over(hopeless) {
+        if !env.should_retire(has_holder) {
             return None;
         }
 
-        // While the module is being unloaded, its code must not be left to the worker.
-        let module = env.module()?;
+        // A module that is being unloaded cannot be kept for the worker, so the wait goes on.
+        let module = env.try_get_module()?;
         teardown.state = match &teardown.state {
             State::Draining(user) => State::Retired {
                 module,
@@ -228,16 +242,17 @@ pub fn wait<E: Environment>(env: &E) -> End {
                 module: Some(module),
             },
         };
-        Some(End::Retired)
+        Some(Outcome::Retired)
     });
 
-    if end == End::Retired {
+    if outcome == Outcome::Retired {
         env.wake_up();
     }
-    end
+    outcome
 }
 
-/// What the worker does. Returns a reference to the module if the range had been retired.
+/// Tears down a device, in the worker. Returns the reference to the module if the range had been
+/// retired.
 pub fn work<E: Environment>(env: &E) -> Option<E::Module> {
     let parts = env.with(|teardown| match &mut teardown.state {
         State::RemovingDisk(parts) => parts.take(),
@@ -251,13 +266,13 @@ pub fn work<E: Environment>(env: &E) -> Option<E::Module> {
 
     env.with(|teardown| {
         teardown.state = State::Revoking;
-        teardown.dying = Some(dax);
+        teardown.dax = Some(dax);
     });
-    env.start_killing();
+    env.start_kill_dax();
     let mut memory = env.revoke(closed);
-    env.revoked();
+    env.after_revoke();
 
-    // The unbinding thread may retire the range as soon as it sees this, and say for what user.
+    // From `Draining` on the unbinding thread may retire the range. It logs the user.
     let mut found = env.first_user(&mut memory, &mut disk);
     env.with(|teardown| teardown.state = State::Draining(found));
     env.wake_up();
@@ -291,10 +306,10 @@ pub fn work<E: Environment>(env: &E) -> Option<E::Module> {
     module
 }
 
-/// What the thread does that kills the DAX device: that waits for all `dax_read_lock` sections of
-/// the system.
+/// Kills the DAX device, in a thread of its own: it waits for all `dax_read_lock` sections of the
+/// system.
 pub fn kill_dax<E: Environment>(env: &E) {
-    if let Some(dax) = env.with(|teardown| teardown.dying.take()) {
+    if let Some(dax) = env.with(|teardown| teardown.dax.take()) {
         env.kill(dax);
     }
 }

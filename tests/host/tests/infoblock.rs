@@ -3,16 +3,16 @@
 //! Which info blocks are believed. A good one of each kind is, whatever the namespace; every change of a
 //! byte is noticed; and what a changed one with a right checksum asks for is within the namespace or refused.
 
-use host::infoblock::{Fault, InfoBlock, Personality, Place, LEN};
+use host::infoblock::{Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 const UUID: [u8; 16] = *b"sixteen letters!";
-const PLACE: Place = Place {
+const EXPECTED: Expected = Expected {
     uuid: UUID,
     start: 1 << 32,
     size: 512 * MIB,
-    at: 4096,
+    offset: 4096,
     reserve: 8192,
     page_size: 4096,
     page_struct_size: 64,
@@ -80,7 +80,7 @@ impl Draft {
 
     /// As the btt driver makes it for sectors of 4 KiB.
     fn sector(major: u16, minor: u16) -> Draft {
-        let end = PLACE.size - PLACE.at;
+        let end = EXPECTED.size - EXPECTED.offset;
         let log = end - 4096 - 256 * 64;
         let map = log - MIB;
         let blocks = (map - 4096) / 4096;
@@ -121,25 +121,25 @@ impl Draft {
         blank.with(CHECKSUM, &((high << 32) | u64::from(low)).to_le_bytes())
     }
 
-    fn check(&self, place: &Place) -> Result<(), Fault> {
-        InfoBlock::of(&self.0).expect("a signature").check(place)
+    fn check(&self, expected: &Expected) -> Result<(), InfoBlockError> {
+        InfoBlock::of(&self.0).expect("a signature").check(expected)
     }
 }
 
-fn fault_of(draft: Draft) -> Option<Fault> {
-    draft.sealed().check(&PLACE).err()
+fn error_of(draft: Draft) -> Option<InfoBlockError> {
+    draft.sealed().check(&EXPECTED).err()
 }
 
 #[test]
-fn a_signature_tells_the_personality() {
-    for (signature, personality) in [
-        (b"BTT_ARENA_INFO\0\0", Personality::Sector),
-        (b"NVDIMM_PFN_INFO\0", Personality::Fsdax),
-        (b"NVDIMM_DAX_INFO\0", Personality::Devdax),
+fn a_signature_has_a_mode() {
+    for (signature, mode) in [
+        (b"BTT_ARENA_INFO\0\0", NamespaceMode::Sector),
+        (b"NVDIMM_PFN_INFO\0", NamespaceMode::Fsdax),
+        (b"NVDIMM_DAX_INFO\0", NamespaceMode::Devdax),
     ] {
         let block = Draft::of(signature, 1, 1);
-        let found = InfoBlock::of(&block.0).map(|block| block.personality());
-        assert_eq!(found, Some(personality));
+        let found = InfoBlock::of(&block.0).map(|block| block.mode());
+        assert_eq!(found, Some(mode));
     }
     assert!(InfoBlock::of(&[0; LEN]).is_none());
     assert!(InfoBlock::of(&Draft::of(b"NVDIMM_PFN_INFOs", 1, 1).0).is_none());
@@ -147,23 +147,26 @@ fn a_signature_tells_the_personality() {
 
 #[test]
 fn good_blocks_are_good() {
-    assert_eq!(fault_of(Draft::fsdax()), None);
-    assert_eq!(fault_of(Draft::sector(1, 1)), None);
-    assert_eq!(fault_of(Draft::sector(2, 0)), None);
+    assert_eq!(error_of(Draft::fsdax()), None);
+    assert_eq!(error_of(Draft::sector(1, 1)), None);
+    assert_eq!(error_of(Draft::sector(2, 0)), None);
     let padded = Draft::fsdax()
         .with(START_PAD, &(4_u32 << 20).to_le_bytes())
         .with(END_TRUNC, &(6_u32 << 20).to_le_bytes());
-    assert_eq!(fault_of(padded), None);
+    assert_eq!(error_of(padded), None);
 }
 
 #[test]
 fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
     let nobodys = [0; 16];
     let btt = Draft::sector(1, 1);
-    assert_eq!(fault_of(btt.clone().with(PARENT, &nobodys)), None);
-    assert_eq!(fault_of(btt.with(PARENT, &[7; 16])), Some(Fault::Foreign));
+    assert_eq!(error_of(btt.clone().with(PARENT, &nobodys)), None);
+    assert_eq!(
+        error_of(btt.with(PARENT, &[7; 16])),
+        Some(InfoBlockError::Foreign)
+    );
     let fsdax = Draft::fsdax().with(PARENT, &nobodys);
-    assert_eq!(fault_of(fsdax), Some(Fault::Foreign));
+    assert_eq!(error_of(fsdax), Some(InfoBlockError::Foreign));
 }
 
 #[test]
@@ -172,75 +175,81 @@ fn versions_before_a_field_do_not_have_it() {
     let draft = Draft::fsdax()
         .with(PAGE_SIZE, &65536_u32.to_le_bytes())
         .with(PAGE_STRUCT_SIZE, &32_u16.to_le_bytes());
-    assert_eq!(fault_of(draft.clone()), Some(Fault::PageSize));
-    assert_eq!(fault_of(draft.clone().with(MINOR, &[3, 0])), None);
+    assert_eq!(error_of(draft.clone()), Some(InfoBlockError::PageSize));
+    assert_eq!(error_of(draft.clone().with(MINOR, &[3, 0])), None);
     let draft = draft.with(ALIGN, &3_u32.to_le_bytes());
     assert_eq!(
-        fault_of(draft.clone().with(MINOR, &[2, 0])),
-        Some(Fault::Alignment)
+        error_of(draft.clone().with(MINOR, &[2, 0])),
+        Some(InfoBlockError::Alignment)
     );
-    assert_eq!(fault_of(draft.clone().with(MINOR, &[1, 0])), None);
+    assert_eq!(error_of(draft.clone().with(MINOR, &[1, 0])), None);
     let draft = draft.with(START_PAD, &u32::MAX.to_le_bytes());
     assert_eq!(
-        fault_of(draft.clone().with(MINOR, &[1, 0])),
-        Some(Fault::DataOffset)
+        error_of(draft.clone().with(MINOR, &[1, 0])),
+        Some(InfoBlockError::DataOffset)
     );
-    assert_eq!(fault_of(draft.with(MINOR, &[0, 0])), None);
+    assert_eq!(error_of(draft.with(MINOR, &[0, 0])), None);
 }
 
 #[test]
-fn each_fault_is_told_from_the_others() {
+fn each_error_is_distinct() {
     let draft = Draft::fsdax;
-    for (changed, fault) in [
-        (draft().with(MAJOR, &[2, 0]), Fault::Version),
-        (Draft::sector(1, 2), Fault::Version),
-        (draft().with(MODE, &[0]), Fault::Mode),
-        (draft().with(MODE, &[7]), Fault::Mode),
+    for (changed, error) in [
+        (draft().with(MAJOR, &[2, 0]), InfoBlockError::Version),
+        (Draft::sector(1, 2), InfoBlockError::Version),
+        (draft().with(MODE, &[0]), InfoBlockError::PfnMode),
+        (draft().with(MODE, &[7]), InfoBlockError::PfnMode),
         (
             draft().with(PAGE_SIZE, &8192_u32.to_le_bytes()),
-            Fault::PageSize,
+            InfoBlockError::PageSize,
         ),
-        (draft().with(PAGE_STRUCT_SIZE, &[63]), Fault::PageStructSize),
+        (
+            draft().with(PAGE_STRUCT_SIZE, &[63]),
+            InfoBlockError::PageStructSize,
+        ),
         // 8 MiB of struct pages, from 8 KiB on, in whole blocks.
         (
             draft().with(DATA_OFFSET, &(10 * MIB - 4096).to_le_bytes()),
-            Fault::PageStructSize,
+            InfoBlockError::PageStructSize,
         ),
         (
             draft().with(DATA_OFFSET, &0_u64.to_le_bytes()),
-            Fault::DataOffset,
+            InfoBlockError::DataOffset,
         ),
         (
             draft().with(DATA_OFFSET, &4096_u64.to_le_bytes()),
-            Fault::DataOffset,
+            InfoBlockError::DataOffset,
         ),
         (
             draft().with(DATA_OFFSET, &(10 * MIB + 512).to_le_bytes()),
-            Fault::DataOffset,
+            InfoBlockError::DataOffset,
         ),
         (
-            draft().with(DATA_OFFSET, &PLACE.size.to_le_bytes()),
-            Fault::DataOffset,
+            draft().with(DATA_OFFSET, &EXPECTED.size.to_le_bytes()),
+            InfoBlockError::DataOffset,
         ),
         (
             draft().with(DATA_OFFSET, &u64::MAX.to_le_bytes()),
-            Fault::DataOffset,
+            InfoBlockError::DataOffset,
         ),
         (
             draft().with(DATA_OFFSET, &(11 * MIB).to_le_bytes()),
-            Fault::Alignment,
+            InfoBlockError::Alignment,
         ),
-        (draft().with(ALIGN, &3_u32.to_le_bytes()), Fault::Alignment),
+        (
+            draft().with(ALIGN, &3_u32.to_le_bytes()),
+            InfoBlockError::Alignment,
+        ),
         (
             draft().with(ALIGN, &(1_u32 << 31).to_le_bytes()),
-            Fault::Alignment,
+            InfoBlockError::Alignment,
         ),
     ] {
-        assert_eq!(fault_of(changed), Some(fault));
+        assert_eq!(error_of(changed), Some(error));
     }
     // In RAM there is room for any struct page.
     let in_ram = draft().with(MODE, &[1]).with(PAGE_STRUCT_SIZE, &[16]);
-    assert_eq!(fault_of(in_ram), None);
+    assert_eq!(error_of(in_ram), None);
 }
 
 #[test]
@@ -271,29 +280,29 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
         (COPY, of(COPY) + 512),
         (COPY, u64::MAX),
     ] {
-        let fault = fault_of(draft().having(field, value));
-        assert_eq!(fault, Some(Fault::Arena), "{field:?} {value:#x}");
+        let error = error_of(draft().having(field, value));
+        assert_eq!(error, Some(InfoBlockError::Arena), "{field:?} {value:#x}");
     }
     for size in [0, 256, 513, 8192] {
-        let fault = fault_of(draft().having(SECTOR_SIZE, size));
-        assert_eq!(fault, Some(Fault::SectorSize), "{size}");
+        let error = error_of(draft().having(SECTOR_SIZE, size));
+        assert_eq!(error, Some(InfoBlockError::SectorSize), "{size}");
     }
-    let narrow = fault_of(draft().having(BLOCK_SIZE, 4095));
-    assert_eq!(narrow, Some(Fault::SectorSize));
+    let narrow = error_of(draft().having(BLOCK_SIZE, 4095));
+    assert_eq!(narrow, Some(InfoBlockError::SectorSize));
     // A device that is to have other sectors would write beyond these.
-    for (size, fault) in [(512, Some(Fault::OtherSectorSize)), (4096, None)] {
-        let place = Place {
+    for (size, error) in [(512, Some(InfoBlockError::OtherSectorSize)), (4096, None)] {
+        let expected = Expected {
             sector_size: Some(size),
-            ..PLACE
+            ..EXPECTED
         };
-        assert_eq!(draft().sealed().check(&place).err(), fault, "{size}");
+        assert_eq!(draft().sealed().check(&expected).err(), error, "{size}");
     }
     // The same block on a namespace that has become smaller.
-    let smaller = Place {
-        size: PLACE.size - 4096,
-        ..PLACE
+    let smaller = Expected {
+        size: EXPECTED.size - 4096,
+        ..EXPECTED
     };
-    assert_eq!(draft().sealed().check(&smaller), Err(Fault::Arena));
+    assert_eq!(draft().sealed().check(&smaller), Err(InfoBlockError::Arena));
 }
 
 #[test]
@@ -302,7 +311,7 @@ fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
         let blocks = 1000 + spare;
         let map = 4096 + blocks * 4096;
         let draft = Draft::sector(1, 1);
-        fault_of(
+        error_of(
             draft
                 .having(BLOCK_SIZE, 4096)
                 .having(SECTORS, 1000)
@@ -313,31 +322,31 @@ fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
         )
     };
     assert_eq!(with_spare(1 << 14), None);
-    assert_eq!(with_spare((1 << 14) + 1), Some(Fault::Arena));
+    assert_eq!(with_spare((1 << 14) + 1), Some(InfoBlockError::Arena));
 }
 
 #[test]
 fn an_arena_that_is_alone_is_no_larger_than_others() {
-    let large = Place {
+    let large = Expected {
         size: 1 << 40,
-        ..PLACE
+        ..EXPECTED
     };
     let draft = |copy| Draft::sector(1, 1).having(COPY, copy).sealed();
     assert_eq!(draft((512 << 30) - 4096).check(&large), Ok(()));
-    assert_eq!(draft(512 << 30).check(&large), Err(Fault::Arena));
+    assert_eq!(draft(512 << 30).check(&large), Err(InfoBlockError::Arena));
 }
 
 #[test]
 fn an_arena_of_512_gib_may_have_another_one_after_it() {
     let draft = Draft::sector(1, 1).having(NEXT, 512 << 30);
-    let with_room = |bytes| Place {
-        size: PLACE.at + (512 << 30) + bytes,
-        ..PLACE
+    let with_room = |bytes| Expected {
+        size: EXPECTED.offset + (512 << 30) + bytes,
+        ..EXPECTED
     };
     assert_eq!(draft.clone().sealed().check(&with_room(16 * MIB)), Ok(()));
     assert_eq!(
         draft.sealed().check(&with_room(16 * MIB - 1)),
-        Err(Fault::Arena)
+        Err(InfoBlockError::Arena)
     );
 }
 
@@ -353,15 +362,15 @@ proptest! {
             ]),
             0..4,
         ),
-        size in prop_oneof![any::<u64>(), Just(PLACE.size)],
+        size in prop_oneof![any::<u64>(), Just(EXPECTED.size)],
     ) {
         let block = changes
             .into_iter()
             .fold(Draft::sector(1, 1), |draft, (field, value)| draft.having(field, value))
             .sealed();
-        if block.check(&Place { size, ..PLACE }).is_ok() {
+        if block.check(&Expected { size, ..EXPECTED }).is_ok() {
             let of = |field| block.number(field);
-            let end = u128::from(size - PLACE.at);
+            let end = u128::from(size - EXPECTED.offset);
             prop_assert!(4096 <= of(DATA));
             prop_assert!(of(DATA) + of(BLOCKS) * of(BLOCK_SIZE) <= of(MAP));
             prop_assert!(of(MAP) + of(SECTORS) * 4 <= of(LOG));
@@ -377,7 +386,7 @@ proptest! {
     fn every_changed_byte_is_noticed(at in 16..LEN, by in 1_u8..) {
         let mut block = Draft::fsdax().sealed();
         block.0[at] ^= by;
-        prop_assert_eq!(block.check(&PLACE), Err(Fault::Checksum));
+        prop_assert_eq!(block.check(&EXPECTED), Err(InfoBlockError::Checksum));
     }
 
     #[test]
@@ -388,8 +397,8 @@ proptest! {
         start_pad in prop_oneof![any::<u32>(), (0_u32..600).prop_map(|mib| mib << 20)],
         end_trunc in prop_oneof![any::<u32>(), (0_u32..600).prop_map(|mib| mib << 20)],
         align in prop_oneof![any::<u32>(), (0_u32..32).prop_map(|shift| 1 << shift)],
-        start in prop_oneof![any::<u64>(), Just(PLACE.start)],
-        size in prop_oneof![any::<u64>(), Just(PLACE.size)],
+        start in prop_oneof![any::<u64>(), Just(EXPECTED.start)],
+        size in prop_oneof![any::<u64>(), Just(EXPECTED.size)],
     ) {
         let block = Draft::fsdax()
             .with(MINOR, &minor.to_le_bytes())
@@ -399,11 +408,11 @@ proptest! {
             .with(END_TRUNC, &end_trunc.to_le_bytes())
             .with(ALIGN, &align.to_le_bytes())
             .sealed();
-        let believed = block.check(&Place { start, size, ..PLACE }).is_ok();
+        let believed = block.check(&Expected { start, size, ..EXPECTED }).is_ok();
         if believed {
             let pads = if minor >= 1 { u128::from(start_pad) + u128::from(end_trunc) } else { 0 };
             prop_assert!(u128::from(data_offset) + pads < u128::from(size));
-            prop_assert!(data_offset >= PLACE.reserve && data_offset % 4096 == 0);
+            prop_assert!(data_offset >= EXPECTED.reserve && data_offset % 4096 == 0);
             prop_assert!(mode == 1 || mode == 2);
             let pages = (u128::from(size) - pads) / 4096;
             prop_assert!(mode == 1 || u128::from(data_offset) >= (pages - 2) * 64 + 8192);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The environment of `driver/teardown.rs`, on the primitives of [`kernel`](super::kernel), and the
+//! The environment of `driver/plain/teardown.rs`, on the primitives of [`kernel`](super::kernel), and the
 //! users of the memory.
 //!
 //! What the unbinding thread, the worker, and the thread that kills the DAX device do is the
-//! driver's own code. The functions of [`Environment`] are models of those of `driver/unbind.rs`
+//! driver's own code. The functions of [`Environment`] are models of those of `driver/environment.rs`
 //! and of the abstractions; each names what it stands for, and changes when that does. Left out is
 //! what a type does when it is dropped too early: it would hide that a user was not waited for.
 
@@ -20,8 +20,8 @@ use crate::kernel::{
 };
 use host::teardown::{
     self,
-    End,
     Environment,
+    Outcome,
     State,
     Teardown,
     User, //
@@ -391,7 +391,7 @@ impl World {
             seen,
             teardown: Mutex::new(Teardown {
                 state: State::Bound(Parts(())),
-                dying: None,
+                dax: None,
             }),
             changed: WaitQueue::default(),
             gate: AtomicU32::new(OPEN),
@@ -458,7 +458,7 @@ impl World {
     }
 }
 
-// ---- The environment: `driver/unbind.rs` and `abstractions`.
+// ---- The environment: `driver/environment.rs` and `abstractions`.
 
 impl Environment for World {
     type Parts = Parts;
@@ -519,7 +519,7 @@ impl Environment for World {
     }
 
     /// The worker goes on when the device is dead, or after a while.
-    fn start_killing(&self) {
+    fn start_kill_dax(&self) {
         if self.setup.killed_inline {
             self.kill_dax();
         } else if !self.setup.killed_late {
@@ -528,7 +528,7 @@ impl Environment for World {
     }
 
     /// The deadline passes at any moment: a wait that it could end is not always scheduled at once.
-    fn is_over(&self, hopeless: bool) -> bool {
+    fn should_retire(&self, has_holder: bool) -> bool {
         if self.has(Defect::NeverRetired) {
             return false;
         }
@@ -536,11 +536,11 @@ impl Environment for World {
             && !self.has(Defect::SignalIgnored)
             && self.signal.fetch_or(false, Acquire);
 
-        !self.setup.patient || killed || (hopeless && !self.has(Defect::NeverHopeless))
+        !self.setup.patient || killed || (has_holder && !self.has(Defect::NeverHopeless))
     }
 
     /// `try_module_get()`
-    fn module(&self) -> Option<Module> {
+    fn try_get_module(&self) -> Option<Module> {
         if self.setup.unloading {
             return None;
         }
@@ -634,7 +634,7 @@ impl Environment for World {
         Revoked { is_complete }
     }
 
-    fn revoked(&self) {}
+    fn after_revoke(&self) {}
 
     /// `fs_dax::Revoked::first_user`
     fn first_user(&self, memory: &mut Revoked, disk: &mut RemovedDisk) -> Option<User> {
@@ -644,7 +644,7 @@ impl Environment for World {
         {
             Some(User::Translation)
         } else if disk.keeps {
-            Some(User::Keeper)
+            Some(User::Holder)
         } else if !memory.is_complete {
             Some(User::PageCache)
         } else {
@@ -656,7 +656,7 @@ impl Environment for World {
     fn wait_for(&self, user: User, memory: &mut Revoked, disk: &mut RemovedDisk) {
         match user {
             User::Translation => self.references.wait(u32::from(disk.keeps)),
-            User::Keeper => self
+            User::Holder => self
                 .released
                 .wait_until(|| !self.kept.fetch_or(false, Acquire)),
             User::Pin => self.page.wait_idle(),
@@ -788,7 +788,7 @@ impl World {
     // ---- The threads that take the device away.
 
     /// `Unbind::run`
-    pub fn unbind(&self) -> End {
+    pub fn unbind(&self) -> Outcome {
         if !teardown::begin(self) {
             self.seen.note("a second unbind");
         }
@@ -796,18 +796,18 @@ impl World {
 
         self.page_table.unbound();
         match end {
-            End::Freed => {
+            Outcome::Freed => {
                 assert_eq!(self.freed.get(), 1, "not free in time");
                 self.memory.access();
             }
-            End::Retired => self.retired.set(true),
+            Outcome::Retired => self.retired.set(true),
         }
         self.returned.complete_all();
         end
     }
 
     /// As above, by a thread that gets a fatal signal at some moment; see [`Self::signal`].
-    pub fn unbind_killable(&self) -> End {
+    pub fn unbind_killable(&self) -> Outcome {
         self.killable.set(Some(thread::current().id()));
         self.unbind()
     }

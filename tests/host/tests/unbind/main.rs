@@ -2,7 +2,7 @@
 
 //! Models of how a device is taken away, which [loom](https://docs.rs/loom) goes through.
 //!
-//! The threads that take it away run `driver/teardown.rs`. `environment.rs` has models of the
+//! The threads that take it away run `driver/plain/teardown.rs`. `environment.rs` has models of the
 //! functions that it calls, and of the users of the memory; `kernel.rs` has what both need of the
 //! kernel. Here are the models: which threads take part, and how the world is when they begin. Loom
 //! runs each of them in all orders of what the threads do to each other, and with all values that

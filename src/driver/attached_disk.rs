@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The disk, the DAX device and the memory of a bound device.
+
+use super::{
+    disk::{
+        self,
+        Capabilities, //
+    },
+    flush::Flusher,
+    memory::{
+        Layout,
+        Memory, //
+    },
+    messages::report_unusable,
+    pmem::Pmem,
+    registry::Registry,
+    shared::Shared,
+    unbind::{
+        Parts,
+        Provider,
+        Unbind, //
+    }, //
+};
+use crate::abstractions::{
+    kernel::{
+        badblocks::Badblocks,
+        dax,
+        percpu_ref::Ref,
+        pmem_slice::HAS_FLUSHCACHE, //
+    },
+    nvdimm::{
+        Device,
+        Namespace,
+        ProviderWatch, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    device::{
+        Bound,
+        Core, //
+    },
+    io::PhysAddr,
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+/// The disk, the DAX device and the memory of a bound device.
+///
+/// Dropping it tears the device down; see [`unbind`](super::unbind).
+pub struct AttachedDisk<'bound> {
+    unbind: Arc<Unbind>,
+    flusher: Arc<Flusher>,
+    badblocks: Arc<Badblocks>,
+    /// The physical range of the data.
+    data: Range<PhysAddr>,
+    _watch: ProviderWatch<'bound>,
+}
+
+impl<'bound> AttachedDisk<'bound> {
+    /// Maps the memory of a namespace, and creates its DAX device and its disk.
+    ///
+    /// If a step fails, the results of the earlier ones are dropped, in reverse order.
+    pub fn new(
+        shared: Ref<Shared>,
+        dev: &Device<Core<'_>>,
+        namespace: Namespace<'bound>,
+        layout: Layout,
+    ) -> Result<Self> {
+        let region = dev.region();
+        let node = dev.node();
+        let reserve = namespace.range()?;
+
+        let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
+        let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
+        let flusher = Flusher::new(shared.clone(), &namespace)?;
+        let files = shared.queues.files.try_get().ok_or(ENODEV)?;
+        let memory = namespace
+            .reserve(name)
+            .and_then(|memory| Memory::new(memory, layout, node, badblocks.clone(), files))
+            .inspect_err(|err| report_unusable(&shared, dev, &reserve, *err))?;
+        let reference = memory.reference().ok_or(ENXIO)?;
+        let pages = reference.pages().cloned();
+        let data = reference.phys();
+
+        let block_size = namespace.sector_size().unwrap_or_else(|asked| {
+            dev_warn!(
+                dev,
+                "the label asks for sectors of {} bytes, which do not exist; they have 512. \
+                 `ndctl create-namespace -f -e {} --sector-size=512` corrects it, and makes the \
+                 namespace anew\n",
+                asked,
+                namespace.name()
+            );
+            512
+        });
+        let pmem = Arc::pin_init(
+            Pmem::new(reference, badblocks.clone(), flusher.clone(), block_size),
+            GFP_KERNEL,
+        )?;
+        region.populate_badblocks(&badblocks, &data);
+        // Once the disk can be opened, only the teardown can undo this function. So everything that
+        // can fail comes before.
+        let reserved = Registry::reserve()?;
+        let unbind = Unbind::new(
+            shared.clone(),
+            CString::try_from_fmt(fmt!("{}", dev.name()))?,
+            reserve,
+            flusher.clone(),
+            &memory,
+        )?;
+        let watch = ProviderWatch::new(
+            namespace.device(),
+            Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,
+        )?;
+
+        let properties = dax::Properties {
+            synchronous: region.is_synchronous(),
+            write_cache: region.has_cache(),
+        };
+        let has_pages = pages.is_some();
+        let mut dax = match dax::Registration::new(pmem.clone(), pages, properties) {
+            Ok(dax) => Some(dax),
+            // The architecture does not support DAX devices. The disk works without.
+            Err(err) if err == EOPNOTSUPP => None,
+            Err(err) => return Err(err),
+        };
+        if let Some(dax) = &dax {
+            pmem.dax.populate(dax.handle());
+            if let Some(pages) = memory.pages() {
+                pages.ops().set_dax(dax.handle());
+            }
+        }
+
+        let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
+        if has_flush.is_none() {
+            dev_warn!(dev, "unable to guarantee persistence of writes\n");
+        }
+        let capabilities = Capabilities {
+            fua: has_flush.unwrap_or(false),
+            dax: dax.is_some() && has_pages,
+        };
+        let disk = disk::new(&namespace.disk_name()?, capabilities, node, pmem)?;
+        if let Some(dax) = &mut dax {
+            dax.set_host(&disk)?;
+        }
+
+        let disk = disk.register(dev.as_ref())?;
+        dev.sync_read_only(&disk);
+        match disk.attribute(c"badblocks") {
+            Some(attribute) => badblocks.set_attribute(attribute),
+            None => dev_warn!(dev, "'badblocks' notification disabled\n"),
+        }
+
+        // Added before `set_bound`: from then on the worker may remove it.
+        shared.devices.add(reserved, unbind.clone());
+        unbind.set_bound(Parts { disk, dax, memory });
+        Ok(Self {
+            unbind,
+            flusher,
+            badblocks,
+            data,
+            _watch: watch,
+        })
+    }
+
+    /// Returns the flusher of the region.
+    pub fn flusher(&self) -> &Flusher {
+        &self.flusher
+    }
+
+    /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
+    pub fn revalidate_poison(&self, dev: &Device<Bound>) {
+        dev.region().populate_badblocks(&self.badblocks, &self.data);
+        self.badblocks.notify();
+    }
+
+    /// Sets the disk read-only or writable, as the region is.
+    pub fn sync_read_only(&self, dev: &Device<Bound>) {
+        self.unbind.with_disk(|disk| dev.sync_read_only(disk));
+    }
+}
+
+impl Drop for AttachedDisk<'_> {
+    fn drop(&mut self) {
+        self.unbind.run();
+    }
+}

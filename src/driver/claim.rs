@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whether a namespace is bound itself, or a device claims it for the mode in its info block.
+
+use super::{
+    messages::{
+        report_info_block,
+        report_unreadable, //
+    },
+    plain::infoblock::{
+        Expected,
+        InfoBlock,
+        InfoBlockError,
+        NamespaceMode, //
+    }, //
+};
+use crate::abstractions::{
+    kernel::memremap::{
+        PagemapConfig, //
+        PAGE_STRUCT_SIZE,
+    },
+    nvdimm::{
+        self,
+        Claim,
+        Device,
+        EnabledNamespace,
+        Kind, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    device::Core,
+    io::PhysAddr,
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// Returns the properties that an info block of the namespace must match.
+fn expected(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Expected {
+    Expected {
+        uuid: enabled.namespace().uuid(),
+        start: range.start,
+        size: range.end.saturating_sub(range.start),
+        offset: enabled.info_block_start(),
+        reserve: nvdimm::info_block_reserve(),
+        page_size: PAGE_SIZE as u64,
+        page_struct_size: PAGE_STRUCT_SIZE as u64,
+        sector_size: enabled.namespace().btt_sector_size(),
+    }
+}
+
+/// Checks the info block of a namespace, and lets libnvdimm make the device for its mode.
+///
+/// # Errors
+///
+/// [`EOPNOTSUPP`] if the info block cannot be used, or cannot be read. To libnvdimm such a
+/// namespace is complete, so it creates a new seed, as it does for the namespaces that it refuses
+/// itself.
+pub fn claim(
+    dev: &Device<Core<'_>>,
+    enabled: &EnabledNamespace<'_>,
+    range: &Range<PhysAddr>,
+) -> Result<Claim> {
+    let namespace = enabled.namespace();
+    if namespace.is_forced_raw() {
+        return Ok(Claim::Raw);
+    }
+    let bytes = match enabled.read_info_block() {
+        Ok(bytes) => bytes,
+        Err(err) if err == EIO && namespace.is_raw_by_label() => {
+            dev_warn!(
+                dev,
+                "the medium is bad where an info block would be; \
+                 the label says that there is none\n"
+            );
+            return Ok(Claim::Raw);
+        }
+        // Otherwise the namespace would be bound as raw, and a write would destroy the data.
+        Err(err) if err == EIO => {
+            report_unreadable(dev, namespace.name());
+            return Err(EOPNOTSUPP);
+        }
+        Err(err) => return Err(err),
+    };
+    let Some(block) = InfoBlock::of(&bytes) else {
+        return enabled.claim();
+    };
+
+    let error = match block.check(&expected(enabled, range)) {
+        // The block is left over from a deleted namespace.
+        Err(InfoBlockError::Foreign) if namespace.is_raw_by_label() => {
+            dev_info!(
+                dev,
+                "there is an info block of another namespace; \
+                 the label says that this one has none\n"
+            );
+            return Ok(Claim::Raw);
+        }
+        Err(error) => error,
+        Ok(()) => match enabled.claim() {
+            Ok(Claim::Claimed) => return Ok(Claim::Claimed),
+            Err(err) if err != EOPNOTSUPP => return Err(err),
+            // Either `force_raw` was set since the check above, or the claim class of the label is
+            // not that of the block.
+            _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
+            _ => InfoBlockError::Refused,
+        },
+    };
+    report_info_block(dev, namespace.name(), block.mode(), error);
+    Err(EOPNOTSUPP)
+}
+
+/// Reads from the info block of a pfn device how the memory is to be mapped. libnvdimm writes an
+/// info block if the device is new.
+pub fn setup_pfn<'bound>(
+    dev: &Device<Core<'_>>,
+    enabled: EnabledNamespace<'bound>,
+    range: &Range<PhysAddr>,
+) -> Result<(EnabledNamespace<'bound>, PagemapConfig)> {
+    let name = enabled.namespace().name();
+    check_info_block(dev, &enabled, range)?;
+
+    enabled.setup_pfn().inspect_err(|err| {
+        // An empty seed is no error.
+        if *err != ENODEV {
+            dev_err!(
+                dev,
+                "cannot be set up (error {}); libnvdimm says above why. \
+                 `ndctl create-namespace -f -e {}` makes the namespace anew\n",
+                err.to_errno(),
+                name
+            );
+        }
+    })
+}
+
+/// Refuses a pfn or btt device whose info block libnvdimm accepts, but which cannot be used.
+pub fn check_info_block(
+    dev: &Device<Core<'_>>,
+    enabled: &EnabledNamespace<'_>,
+    range: &Range<PhysAddr>,
+) -> Result {
+    let name = enabled.namespace().name();
+
+    let bytes = match enabled.read_info_block() {
+        Ok(bytes) => bytes,
+        // libnvdimm would refuse it too, but without a message.
+        Err(err) if err == EIO => {
+            report_unreadable(dev, name);
+            return Err(EOPNOTSUPP);
+        }
+        Err(err) => return Err(err),
+    };
+    // libnvdimm overwrites a block that is damaged, foreign or of another mode. It does not check
+    // the others completely.
+    if let Some(block) = InfoBlock::of(&bytes) {
+        let is_used = match block.mode() {
+            NamespaceMode::Sector => dev.kind() == Kind::Btt,
+            NamespaceMode::Fsdax => dev.kind() == Kind::Pfn,
+            NamespaceMode::Devdax => false,
+        };
+        if let (true, Err(error)) = (is_used, block.check(&expected(enabled, range))) {
+            if !error.is_damaged_or_foreign() {
+                report_info_block(dev, name, block.mode(), error);
+                return Err(EOPNOTSUPP);
+            }
+        }
+    }
+    Ok(())
+}

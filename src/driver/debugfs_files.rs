@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The files in debugfs, with a line for each device.
+
+use super::{
+    registry::RegisteredDevice,
+    shared::Shared, //
+};
+use crate::abstractions::{
+    kernel::percpu_ref::Ref,
+    kernel_ext::debugfs::Contents, //
+};
+use kernel::{
+    fmt,
+    prelude::*, //
+};
+
+/// The file `devices`: bound devices, how much of each was exposed, and the pages in use.
+pub struct BoundDevices;
+
+impl Contents for BoundDevices {
+    type Data = Ref<Shared>;
+    type OwnerModule = crate::LocalModule;
+
+    fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(shared, f, |device| device.is_bound())
+    }
+}
+
+/// The file `retired`: retired ranges, and the users of each.
+pub struct RetiredRanges;
+
+impl Contents for RetiredRanges {
+    type Data = Ref<Shared>;
+    type OwnerModule = crate::LocalModule;
+
+    fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(shared, f, |device| device.is_retired())
+    }
+}
+
+fn list(
+    shared: &Shared,
+    f: &mut fmt::Formatter<'_>,
+    is_listed: impl Fn(&dyn RegisteredDevice) -> bool,
+) -> fmt::Result {
+    for device in shared.devices.iter().filter(|device| is_listed(&**device)) {
+        f.write_fmt(fmt!("{}\n", device.describe()))?;
+    }
+    Ok(())
+}

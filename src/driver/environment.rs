@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions of the kernel that the teardown calls.
+
+use super::{
+    failure_handler::FailureHandler,
+    memory::{
+        Closed,
+        Memory,
+        Revoked, //
+    },
+    parameters,
+    plain::teardown::{
+        Environment,
+        Teardown,
+        User, //
+    },
+    pmem::Pmem,
+    registry::RegisteredDevice,
+    unbind::{
+        Parts,
+        Unbind, //
+    }, //
+};
+use crate::abstractions::{
+    kernel::{
+        block::gendisk::{
+            self,
+            RemovedDisk, //
+        },
+        dax,
+        fs::dax::{
+            self as fs_dax,
+            Walked, //
+        },
+        wait::fatal_signal_pending, //
+    },
+    kernel_ext::{
+        module::ModuleRef,
+        time::{
+            sleep,
+            Stopwatch, //
+        }, //
+    }, //
+};
+use kernel::{
+    module::this_module,
+    prelude::*,
+    sync::Arc,
+    time::Msecs, //
+};
+
+/// How often the unbinding thread polls the deadline, the limit, and signals.
+const POLL_INTERVAL: Msecs = 100;
+/// How long the worker waits for a user before it looks for the first one again.
+const USER_TIMEOUT: Msecs = 1000;
+/// How long the worker waits for `kill_dax()` before it goes on without. Most calls are faster.
+const KILL_DAX_TIMEOUT: Msecs = 200;
+/// The longest pause between two walks through the files.
+const MAX_WALK_PAUSE: Msecs = 10_000;
+/// How long the worker waits for references to files to be put. Nothing depends on that.
+const PUT_FILES_TIMEOUT: Msecs = 1000;
+/// The time between two messages about a wait, in microseconds.
+const MESSAGE_INTERVAL: u64 = 30_000_000;
+
+/// Memory that was revoked, and the data of the worker's loop.
+pub struct Draining {
+    memory: Revoked,
+    /// The next pause between two walks.
+    pause: Msecs,
+    /// The time since the pages in use were counted, and the duration of that in microseconds.
+    counted: Option<(Stopwatch, u64)>,
+}
+
+impl Environment for Arc<Unbind> {
+    type Parts = Parts;
+    type Disk = gendisk::Registration<Pmem>;
+    type RemovedDisk = RemovedDisk;
+    type Dax = Option<dax::Registration<Pmem, FailureHandler>>;
+    type Memory = Memory;
+    type Closed = Closed;
+    type Revoked = Draining;
+    type Module = ModuleRef;
+
+    fn with<R>(&self, f: impl FnOnce(&mut Teardown<Self>) -> R) -> R {
+        f(&mut self.teardown.lock())
+    }
+
+    fn wake_up(&self) {
+        self.changed.wake_up();
+    }
+
+    fn wait_until<R>(&self, mut condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R {
+        let mut messages = 0;
+
+        loop {
+            let found = self
+                .changed
+                .wait_until(POLL_INTERVAL, || self.with(&mut condition));
+            if let Some(found) = found {
+                return found;
+            }
+
+            let intervals = self.age() / MESSAGE_INTERVAL;
+            if intervals > messages {
+                messages = intervals;
+                pr_warn!("still waiting to unbind {}\n", self.describe());
+            }
+        }
+    }
+
+    fn start_worker(&self) {
+        self.began.populate(Stopwatch::start());
+        let queued = self.shared.queues.teardown.enqueue::<_, 0>(self.clone());
+        if queued.is_err() {
+            // Unreachable, since the teardown begins once.
+            pr_warn!("{}: unbind was started twice\n", *self.name);
+        }
+    }
+
+    fn start_kill_dax(&self) {
+        let queued = self.shared.queues.kill_dax.enqueue::<_, 1>(self.clone());
+        if queued.is_ok() {
+            self.dax_killed.wait_idle_timeout(KILL_DAX_TIMEOUT);
+        }
+    }
+
+    fn should_retire(&self, has_holder: bool) -> bool {
+        if self.memmap_is_on_media {
+            return false;
+        }
+        let limit = u64::from(parameters::revoke_timeout_ms()).saturating_mul(1000);
+
+        fatal_signal_pending() || (limit != 0 && (has_holder || self.age() >= limit))
+    }
+
+    fn try_get_module(&self) -> Option<ModuleRef> {
+        ModuleRef::try_get(this_module::<crate::LocalModule>())
+    }
+
+    fn split(&self, parts: Parts) -> (Self::Disk, Self::Dax, Memory) {
+        let Parts { disk, dax, memory } = parts;
+
+        (disk, dax, memory)
+    }
+
+    fn close_to_mappings(&self, memory: &mut Memory) {
+        let walked = memory.close_to_mappings();
+
+        self.progress.lock().walked = walked;
+    }
+
+    fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
+        disk.remove()
+    }
+
+    fn close(&self, memory: Memory) -> Closed {
+        memory.close()
+    }
+
+    fn kill(&self, dax: Self::Dax) {
+        drop(dax);
+        self.dax_killed.complete_all();
+    }
+
+    fn revoke(&self, closed: Closed) -> Draining {
+        let (memory, walked) = closed.revoke();
+        {
+            // This walk does not find files that were closed since `close_to_mappings`.
+            let mut progress = self.progress.lock();
+            progress.walked.inodes = progress.walked.inodes.max(walked.inodes);
+            progress.walked.pages = progress.walked.pages.max(walked.pages);
+        }
+
+        Draining {
+            memory,
+            pause: 1,
+            counted: None,
+        }
+    }
+
+    fn after_revoke(&self) {
+        self.flush();
+
+        let Walked { inodes, pages, .. } = self.progress.lock().walked;
+        if inodes != 0 {
+            pr_info!(
+                "{}: revoked: {} inodes, {} pages, {} us\n",
+                *self.name,
+                inodes,
+                pages,
+                self.age()
+            );
+        }
+    }
+
+    fn first_user(&self, memory: &mut Draining, _disk: &mut RemovedDisk) -> Option<User> {
+        let user = memory.memory.first_user()?;
+
+        self.count(memory);
+        Some(match user {
+            fs_dax::User::Reference => User::Translation,
+            fs_dax::User::Holder => User::Holder,
+            fs_dax::User::Pin => User::Pin,
+            fs_dax::User::PageCache => User::PageCache,
+        })
+    }
+
+    fn wait_for(&self, user: User, memory: &mut Draining, _disk: &mut RemovedDisk) {
+        let user = match user {
+            User::Translation => fs_dax::User::Reference,
+            User::Holder => fs_dax::User::Holder,
+            User::Pin => {
+                memory.pause = 1;
+                fs_dax::User::Pin
+            }
+            User::PageCache => {
+                // Another thread is about to remove the entry.
+                sleep(memory.pause);
+                memory.pause = memory.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
+                memory.memory.revoke();
+                return;
+            }
+        };
+        memory.memory.wait_for(user, USER_TIMEOUT);
+    }
+
+    fn free(&self, memory: Draining, _disk: RemovedDisk) {
+        // Later walks may have written back. The region of a retired range cannot be reached.
+        if !self.with(|teardown| teardown.is_retired()) {
+            self.flush();
+        }
+
+        let mut memory = memory.memory;
+        while let Err(rest) = memory.unmap(PUT_FILES_TIMEOUT) {
+            memory = rest;
+            sleep(USER_TIMEOUT);
+            // An entry of a page cache may name a page that was idle before.
+            memory.revoke();
+        }
+    }
+}
+
+impl Unbind {
+    /// Counts the pages in use of revoked memory, for messages.
+    fn count(&self, draining: &mut Draining) {
+        let Some(pages) = draining.memory.pages() else {
+            return;
+        };
+        // The time is proportional to the exposed memory, so at most a tenth of the time is spent
+        // here.
+        if let Some((last, took)) = &draining.counted {
+            if last.micros() < took.saturating_mul(10) {
+                return;
+            }
+        }
+
+        let began = Stopwatch::start();
+        let (used, _) = pages.count_used(0, u64::MAX);
+        self.progress.lock().used = used;
+        draining.counted = Some((Stopwatch::start(), began.micros()));
+    }
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The handler of memory failures of a device.
+
+use super::plain::geometry::SECTOR_SHIFT;
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    dax,
+    memremap::PagemapOperations, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        SetOnce, //
+    }, //
+};
+
+/// Adds failed memory to the badblocks, and reports it to the file system or mapped device that
+/// uses it.
+pub struct FailureHandler {
+    badblocks: Arc<Badblocks>,
+    dax: SetOnce<Arc<dax::Handle>>,
+}
+
+impl FailureHandler {
+    /// Creates a handler. `badblocks` count from the start of the data.
+    pub fn new(badblocks: Arc<Badblocks>) -> Self {
+        Self {
+            badblocks,
+            dax: SetOnce::new(),
+        }
+    }
+
+    /// Sets the DAX device whose holder is notified of failures.
+    ///
+    /// The handle is put when the pages are unmapped, since a failure may be reported until then.
+    pub fn set_dax(&self, dax: Arc<dax::Handle>) {
+        self.dax.populate(dax);
+    }
+}
+
+impl PagemapOperations for FailureHandler {
+    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+        // Without a DAX device the memory management handles the failure alone.
+        let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
+
+        dax.notify_failure(offset, len, flags)
+    }
+
+    fn record_failure(&self, offset: u64, len: u64) {
+        // The provider may not report the failure, or only a few bytes of the page, although all of
+        // the page is unmapped. Nothing is lost if the badblocks are full: the pgmap records failed
+        // pages too, and reads check both.
+        let _ = self
+            .badblocks
+            .add(offset >> SECTOR_SHIFT, len.div_ceil(1 << SECTOR_SHIFT));
+    }
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a device: a reserved physical range, its mapping, and its `struct page`s.
+//!
+//! The three have one owner, [`Memory`]. It refers to no device, so it can outlive the binding
+//! until the last user of its pages is gone. The disk and the DAX device have references,
+//! [`MemoryRef`].
+
+use super::{
+    failure_handler::FailureHandler,
+    plain::geometry::Span, //
+};
+use crate::abstractions::{
+    kernel::{
+        badblocks::Badblocks,
+        fs::dax::{
+            self as fs_dax,
+            Pagemap, //
+        },
+        memremap::{
+            Memremap,
+            PagemapConfig,
+            PagemapRef, //
+        },
+        numa::Node,
+        percpu_ref::{
+            Counted,
+            Ref, //
+        },
+        pmem_slice::{
+            PmemSlice,
+            WritableSlice, //
+        }, //
+    },
+    kernel_ext::{
+        io::resource::{
+            MemRegion,
+            RegionName, //
+        },
+        workqueue::OwnedQueue, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    io::PhysAddr,
+    prelude::*,
+    sync::Arc,
+    time::Msecs, //
+};
+
+/// How the memory of a device is to be mapped.
+pub enum Layout {
+    /// With `struct page`s.
+    Pages(PagemapConfig),
+    /// Without `struct page`s, so without DAX. The whole range is data.
+    Plain,
+}
+
+/// Memory with `struct page`s, or without.
+pub enum Backing<P, M = Counted<Memremap>> {
+    /// With `struct page`s.
+    Pages(P),
+    /// Without.
+    Plain(M),
+}
+
+/// The owner of a reserved and mapped range of persistent memory.
+pub type Memory = Backing<Pagemap<FailureHandler>>;
+
+/// The owner of memory that cannot be translated any more.
+pub type Closed = Backing<fs_dax::Closed<FailureHandler>>;
+
+/// The owner of memory that was revoked from all files.
+pub type Revoked = Backing<fs_dax::Revoked<FailureHandler>>;
+
+/// A reference that keeps the memory of a device.
+///
+/// Offsets count from the start of the data. Metadata before the data is not accessible.
+pub type MemoryRef = Backing<PagemapRef<FailureHandler>, Ref<Memremap>>;
+
+impl<P, M> Backing<P, M> {
+    /// Returns the owner of the `struct page`s, or the reference to them, if there are any.
+    #[inline(always)]
+    pub fn pages(&self) -> Option<&P> {
+        match self {
+            Self::Pages(pages) => Some(pages),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
+impl Memory {
+    /// Maps a reserved range as `layout` says. May sleep.
+    ///
+    /// Memory that fails later is added to `badblocks`, which count from the start of the data.
+    /// References to files are put on `queue` when the memory is revoked.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the layout does not fit the range, [`ENOMEM`], and the errors of mapping.
+    pub fn new(
+        reservation: MemRegion,
+        layout: Layout,
+        node: Node,
+        badblocks: Arc<Badblocks>,
+        queue: Ref<OwnedQueue>,
+    ) -> Result<Self> {
+        Ok(match layout {
+            Layout::Pages(config) => {
+                let handler = FailureHandler::new(badblocks);
+
+                Self::Pages(Pagemap::new(config, reservation, node, handler, queue)?)
+            }
+            Layout::Plain => Self::Plain(Counted::new(Memremap::new(reservation)?)?),
+        })
+    }
+
+    /// Returns a reference to the memory, or [`None`] once the teardown has begun.
+    pub fn reference(&self) -> Option<MemoryRef> {
+        Some(match self {
+            Self::Pages(pages) => Backing::Pages(pages.reference()?),
+            Self::Plain(plain) => Backing::Plain(plain.try_get()?),
+        })
+    }
+
+    /// Returns the name of the reservation in `/proc/iomem`.
+    pub fn reservation_name(&self) -> &Arc<RegionName> {
+        match self {
+            Self::Pages(pages) => pages.reservation_name(),
+            Self::Plain(plain) => plain.reservation_name(),
+        }
+    }
+
+    /// As [`Pagemap::close_to_mappings`].
+    pub fn close_to_mappings(&mut self) -> fs_dax::Walked {
+        match self {
+            Self::Pages(pages) => pages.close_to_mappings(),
+            Self::Plain(plain) => {
+                plain.kill();
+                fs_dax::Walked::default()
+            }
+        }
+    }
+
+    /// As [`Pagemap::close`].
+    pub fn close(self) -> Closed {
+        match self {
+            Self::Pages(pages) => Backing::Pages(pages.close()),
+            Self::Plain(plain) => Backing::Plain(plain),
+        }
+    }
+}
+
+impl Closed {
+    /// As [`fs_dax::Closed::revoke`].
+    pub fn revoke(self) -> (Revoked, fs_dax::Walked) {
+        match self {
+            Self::Pages(pages) => {
+                let (pages, walked) = pages.revoke();
+                (Backing::Pages(pages), walked)
+            }
+            Self::Plain(plain) => (Backing::Plain(plain), fs_dax::Walked::default()),
+        }
+    }
+}
+
+impl Revoked {
+    /// As [`fs_dax::Revoked::revoke`].
+    pub fn revoke(&mut self) {
+        if let Self::Pages(pages) = self {
+            pages.revoke();
+        }
+    }
+
+    /// As [`fs_dax::Revoked::first_user`].
+    pub fn first_user(&mut self) -> Option<fs_dax::User> {
+        match self {
+            Self::Pages(pages) => pages.first_user(),
+            Self::Plain(plain) => (!plain.is_unused()).then_some(fs_dax::User::Reference),
+        }
+    }
+
+    /// As [`fs_dax::Revoked::wait_for`].
+    pub fn wait_for(&mut self, user: fs_dax::User, limit: Msecs) {
+        match self {
+            Self::Pages(pages) => pages.wait_for(user, limit),
+            Self::Plain(plain) => {
+                plain.wait_timeout(limit);
+            }
+        }
+    }
+
+    /// Unmaps and releases the range. Before, waits for at most `limit` milliseconds for references
+    /// to files to be put. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Returns the memory if it has a user.
+    pub fn unmap(self, limit: Msecs) -> Result<(), Self> {
+        match self {
+            Self::Pages(pages) => {
+                pages.wait_put(limit);
+                pages.unmap().map_err(Self::Pages)
+            }
+            Self::Plain(plain) => {
+                drop(plain);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl MemoryRef {
+    /// Returns all of the data.
+    #[inline]
+    fn slice(&self) -> PmemSlice<'_> {
+        match self {
+            Self::Pages(pages) => pages.slice(),
+            Self::Plain(plain) => plain.slice(),
+        }
+    }
+
+    /// Returns the size of the data in bytes.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.slice().len()
+    }
+
+    /// Returns the physical range of the data.
+    pub fn phys(&self) -> Range<PhysAddr> {
+        let start = match self {
+            Self::Pages(pages) => pages.phys(),
+            Self::Plain(plain) => plain.phys(),
+        };
+
+        start..start.saturating_add(self.size() as u64)
+    }
+
+    /// Returns the span that `find` computes from the size of the data, and its memory. [`None`] if
+    /// the span is not within the data.
+    #[inline]
+    pub fn find(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<(Span, PmemSlice<'_>)> {
+        let data = self.slice();
+        let span = find(data.len())?;
+
+        Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns the span that `find` computes from the size of the data, and its memory for writing.
+    /// [`None`] if the span is not within the data, or any page of the data has failed.
+    #[inline]
+    pub fn find_writable(
+        &self,
+        find: impl FnOnce(usize) -> Option<Span>,
+    ) -> Option<(Span, WritableSlice<'_>)> {
+        let data = match self {
+            Self::Pages(pages) => pages.writable_all()?,
+            Self::Plain(plain) => plain.writable(),
+        };
+        let span = find(data.len())?;
+
+        Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns the memory of `span` for writing. [`None`] if the span is not within the data, or a
+    /// page of it has failed.
+    pub fn writable(&self, span: Span) -> Option<WritableSlice<'_>> {
+        match self {
+            Self::Pages(pages) => pages.writable(span.offset, span.len),
+            Self::Plain(plain) => plain.writable().get(span.offset, span.len),
+        }
+    }
+
+    /// Returns whether no page has failed.
+    #[inline]
+    pub fn none_failed(&self) -> bool {
+        self.pages().is_none_or(|pages| pages.none_failed())
+    }
+
+    /// Returns the offset of the first failed page that `span` overlaps. It may be before the span.
+    pub fn first_failed(&self, span: Span) -> Option<usize> {
+        self.pages()?.first_failed(span.offset, span.len)
+    }
+
+    /// Clears the hwpoison of the pages that are wholly in `span`, whose poison was cleared. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// As
+    /// [`PagemapInner::unpoison`](crate::abstractions::kernel::memremap::PagemapInner::unpoison).
+    pub fn unpoison(&self, span: Span) -> Result {
+        self.pages()
+            .map_or(Ok(()), |pages| pages.unpoison(span.offset, span.len))
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Messages about devices that cannot be bound, with the remedy.
+
+use super::{
+    plain::infoblock::{
+        InfoBlockError,
+        NamespaceMode, //
+    },
+    shared::Shared, //
+};
+use crate::abstractions::nvdimm::{
+    Device,
+    Kind, //
+};
+use core::ops::Range;
+use kernel::{
+    device::Core,
+    io::PhysAddr,
+    prelude::*, //
+};
+
+/// Logs why an info block cannot be used.
+pub fn report_info_block(
+    dev: &Device<Core<'_>>,
+    name: &CStr,
+    mode: NamespaceMode,
+    error: InfoBlockError,
+) {
+    dev_err!(
+        dev,
+        "the info block for mode {} cannot be used: {}. To get at what {} holds, {}write 1 to its \
+         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` makes it anew\n",
+        mode.name(),
+        error.describe(),
+        name,
+        release(dev),
+        name,
+        mode.name()
+    );
+}
+
+/// Logs that an info block cannot be read, so that the mode of the namespace is unknown.
+pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
+    dev_err!(
+        dev,
+        "the medium is bad where the info block of {} would be. To get at what it holds, {}write 1 \
+         to its force_raw and bind it. To make it anew, write zeroes to the first 8 KiB of that \
+         disk, which clears the poison, then `ndctl create-namespace -f -e {}`\n",
+        name,
+        release(dev),
+        name
+    );
+}
+
+/// Returns the step before the namespace of a device can be bound itself, as the start of a
+/// sentence.
+fn release(dev: &Device<Core<'_>>) -> &'static str {
+    match dev.kind() {
+        Kind::Pfn | Kind::Btt => {
+            "write an empty line to the attribute `namespace` of this device, then "
+        }
+        Kind::Namespace => "",
+    }
+}
+
+/// Logs why the memory of a device cannot be used.
+pub fn report_unusable(
+    shared: &Shared,
+    dev: &Device<Core<'_>>,
+    range: &Range<PhysAddr>,
+    err: Error,
+) {
+    let (start, last) = (range.start, range.end.saturating_sub(1));
+
+    if let Some(retired) = shared.devices.find_retired(range) {
+        dev_err!(
+            dev,
+            "could not reserve [mem {:#x}-{:#x}]: it was retired with {}\n",
+            start,
+            last,
+            retired.describe()
+        );
+    } else if err == EBUSY {
+        dev_err!(
+            dev,
+            "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
+             unbind that first\n",
+            start,
+            last
+        );
+    } else {
+        dev_err!(
+            dev,
+            "could not map [mem {:#x}-{:#x}]: error {}\n",
+            start,
+            last,
+            err.to_errno()
+        );
+    }
+}
