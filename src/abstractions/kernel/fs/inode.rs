@@ -69,9 +69,10 @@ impl Inode {
     /// Returns the entry of the inode in the list of its superblock. The inode stays in the list
     /// while this reference exists.
     pub(super) fn list_entry(&self) -> Option<*mut bindings::list_head> {
+        let inode = self.inode?;
+
         // SAFETY: By the type invariant the inode is valid.
-        self.inode
-            .map(|inode| unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
+        Some(unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
     }
 
     /// Returns whether the inode belongs to a superblock.
