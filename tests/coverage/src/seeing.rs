@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Brings together what QEMU tells and what was executed.
+//! Connects the callbacks of QEMU with the record.
 
 use plugin::{Block, Cpu, Out, Plugin};
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which info blocks are believed. A good one of each kind is, whatever the namespace; every change of a
-//! byte is noticed; and what a changed one with a right checksum asks for is within the namespace or refused.
+//! Validation of info blocks. A valid one of each kind is accepted for any namespace; a change of
+//! any byte is detected by the checksum; and a changed one with a valid checksum describes a range
+//! within the namespace or is refused.
 
 use host::infoblock::{Fault, InfoBlock, Personality, Place, LEN};
 use proptest::prelude::*;
@@ -29,7 +30,7 @@ const END_TRUNC: usize = 80;
 const ALIGN: usize = 84;
 const PAGE_SIZE: usize = 88;
 const PAGE_STRUCT_SIZE: usize = 92;
-/// Of a btt, with their sizes.
+/// Fields of a btt, with their sizes.
 const SECTOR_SIZE: (usize, usize) = (56, 4);
 const SECTORS: (usize, usize) = (60, 4);
 const BLOCK_SIZE: (usize, usize) = (64, 4);
@@ -54,7 +55,7 @@ const ARENA_FIELDS: [(usize, usize); 10] = [
 ];
 const CHECKSUM: usize = LEN - 8;
 
-/// A block that can be changed, and gets its checksum last.
+/// A block that can be changed; its checksum is added last.
 #[derive(Clone)]
 struct Draft([u8; LEN]);
 
@@ -68,7 +69,7 @@ impl Draft {
             .with(MINOR, &minor.to_le_bytes())
     }
 
-    /// As ndctl makes it, with the struct pages on the medium.
+    /// As made by ndctl, with the struct pages on the medium.
     fn fsdax() -> Draft {
         Draft::of(b"NVDIMM_PFN_INFO\0", 1, 4)
             .with(DATA_OFFSET, &(10 * MIB).to_le_bytes())
@@ -78,7 +79,7 @@ impl Draft {
             .with(PAGE_STRUCT_SIZE, &64_u16.to_le_bytes())
     }
 
-    /// As the btt driver makes it for sectors of 4 KiB.
+    /// As made by the btt driver for sectors of 4 KiB.
     fn sector(major: u16, minor: u16) -> Draft {
         let end = PLACE.size - PLACE.at;
         let log = end - 4096 - 256 * 64;
@@ -110,7 +111,7 @@ impl Draft {
         self
     }
 
-    /// Puts the right checksum in: that of the kernel, word by word.
+    /// Adds the checksum, computed word by word as in the kernel.
     fn sealed(self) -> Draft {
         let (mut low, mut high) = (0_u32, 0_u64);
         let blank = self.with(CHECKSUM, &[0; 8]);
@@ -201,7 +202,7 @@ fn each_fault_is_told_from_the_others() {
             Fault::PageSize,
         ),
         (draft().with(PAGE_STRUCT_SIZE, &[63]), Fault::PageStructSize),
-        // 8 MiB of struct pages, from 8 KiB on, in whole blocks.
+        // 8 MiB of struct pages from 8 KiB on, in whole blocks.
         (
             draft().with(DATA_OFFSET, &(10 * MIB - 4096).to_le_bytes()),
             Fault::PageStructSize,
@@ -257,7 +258,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
         (SPARE, 0),
         (SPARE, 257),
         (SPARE, u32::MAX.into()),
-        // Only an arena of 512 GiB has another one after it.
+        // Only an arena of 512 GiB is followed by another one.
         (NEXT, 4096),
         (NEXT, 64 * MIB),
         (NEXT, 512 << 30),
@@ -280,7 +281,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
     }
     let narrow = fault_of(draft().having(BLOCK_SIZE, 4095));
     assert_eq!(narrow, Some(Fault::SectorSize));
-    // A device that is to have other sectors would write beyond these.
+    // A device with another sector size would write beyond these.
     for (size, fault) in [(512, Some(Fault::OtherSectorSize)), (4096, None)] {
         let place = Place {
             sector_size: Some(size),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that a device tree describes. The tree is the runner's `device_tree.dts`; some of its nodes are
-//! wrong on purpose.
+//! Persistent memory in a device tree. The tree is the runner's `device_tree.dts`; some of its
+//! nodes are invalid on purpose.
 
 use std::fs;
 
@@ -35,14 +35,14 @@ pub const SUITE: Suite = Suite {
 
 /// The device with two ranges.
 const PERSISTENT: &str = "40000000.pmem";
-/// The one whose contents do not stay.
+/// The device with volatile memory.
 const VOLATILE: &str = "58000000.pmem";
-/// The place of its region in the order of addresses.
+/// The index of its region in the order of addresses.
 const VOLATILE_REGION: u32 = 2;
 
-/// The one with a good range and a wrong one.
+/// The device with a valid and an invalid range.
 const HALF_WRONG: &str = "5a000000.pmem";
-/// The devices of nodes without a good range, and what is wrong with them.
+/// The devices of nodes without a valid range, and the messages about them.
 const WRONG: &[(&str, &str)] = &[
     (
         "5b000800.pmem",
@@ -129,7 +129,7 @@ fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Each is told what is wrong with it, and nothing is left of an attempt.
+/// The log has the reason for each, and a failed probe leaves nothing behind.
 fn wrong_nodes(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let before = Device::all()?;
@@ -149,7 +149,7 @@ fn wrong_nodes(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The good range is there, and the other one is told what is wrong with it.
+/// The valid range has a region, and the log has the reason for the other one.
 fn wrong_range(lab: &mut Lab) -> Result<()> {
     let device = device(lab, HALF_WRONG)?;
     device.unbind()?;
@@ -166,12 +166,12 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Nobody can tell by its regions which of the two has a device.
+/// Regions have the same attributes with both drivers.
 fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
     for name in [PERSISTENT, VOLATILE] {
         let device = device(lab, name)?;
         let ours = device.description()?;
-        // It would take the wrong nodes.
+        // of_pmem would bind the invalid nodes too.
         for (node, _) in WRONG {
             PlatformDevice::named(*node).set_override(Some(lab.driver.name()))?;
         }
@@ -193,7 +193,7 @@ fn goes_in_use(lab: &mut Lab) -> Result<()> {
     let mut reader = site.start_reader()?;
     take_away(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
-    // What another node describes stays.
+    // The data in the memory of another node are still there.
     let other = lab.namespace(0)?;
     ensure!(
         other.resource()? == 0x5800_0000,
@@ -213,7 +213,7 @@ fn volatile_goes(lab: &mut Lab) -> Result<()> {
     take_away(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
     device.bind(lab.driver.name())?;
-    // The power was on all the time.
+    // The power was never off.
     site.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
     expect_nobody_stuck()
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of a machine in which safe code of the module was wrong: the kernel has run its KUnit suite
-//! `pmem_rs_x_misuse`, in which values are dropped and forgotten in the wrong order. What was leaked stays as it
-//! is until reboot, so the module does too, and everything else works as ever.
+//! A kernel in which safe code of the module was wrong: it has run the KUnit suite
+//! `pmem_rs_x_misuse`, which drops and forgets values in the wrong order. Leaked ranges stay until
+//! reboot, so the module does too, and everything else works.
 
 use std::fs;
 use std::path::Path;
@@ -35,14 +35,14 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// What the ranges of the module's own tests are called in `/proc/iomem`, and how long they are.
+/// The name and the size in `/proc/iomem` of the ranges of the module's own tests.
 const NAME: &str = "pmem_rs test";
 const LEN: u64 = 128 << 20;
-/// What the module says of a range that it leaks, unless the range was forgotten.
+/// The warning of the module about a leaked range, unless the range was forgotten.
 const WARNING: &str =
     "was dropped while it may be in use: it stays mapped and reserved until reboot";
 
-/// Where the leaked ranges start.
+/// The start addresses of leaked ranges.
 fn ranges() -> Result<Vec<u64>> {
     let iomem = fs::read_to_string("/proc/iomem").context("reading /proc/iomem")?;
     let mut starts = Vec::new();
@@ -64,7 +64,7 @@ fn ranges() -> Result<Vec<u64>> {
     Ok(starts)
 }
 
-/// Every case leaks a range, and the log says so.
+/// Every case leaks a range, and the log reports it.
 fn ranges_stay(_: &mut Lab) -> Result<()> {
     let cases = kunit::cases()?;
     let leaked = ranges()?;
@@ -84,19 +84,19 @@ fn ranges_stay(_: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// How often the module has said that it leaks a range.
+/// The number of warnings about leaked ranges.
 fn warnings() -> Result<usize> {
     let log = run("busybox", &["dmesg"])?;
     Ok(log.lines().filter(|line| line.contains(WARNING)).count())
 }
 
-/// How many cases forget their range: nothing can be said of it, but it is counted.
+/// The number of cases that forget their range: these cause no warning, but count as leaked.
 fn forgotten(cases: &[kunit::Case]) -> usize {
     let is_forgotten = |case: &&kunit::Case| case.name.ends_with(".forgotten_memory_leaks");
     cases.iter().filter(is_forgotten).count()
 }
 
-/// What was leaked calls functions of the module: it is there to be called when no device is.
+/// The leaked ranges have callbacks in the module, so it cannot be unloaded, even without devices.
 fn module_stays(lab: &mut Lab) -> Result<()> {
     let regions = Device::all_of("region")?;
     for region in &regions {
@@ -120,18 +120,18 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The memory management asks the module what to do about a page that has failed, whoever has leaked it.
+/// The memory management calls the module for a failed page of any leaked range.
 fn pages_fail(_: &mut Lab) -> Result<()> {
     run("modprobe", &["hwpoison_inject"])?;
     let all = ranges()?;
     ensure!(!all.is_empty(), "nothing was leaked");
     for start in all {
-        // The first was used by the tests.
+        // The first page was used by the tests.
         for address in [start, start + LEN / 2] {
             let frame = address / PAGE as u64;
             let mut messages = Messages::from_now()?;
             let path = "/sys/kernel/debug/hwpoison/corrupt-pfn";
-            // That nobody could be told is an error.
+            // The callback returns an error, since no user could be notified.
             let result = sysfs::try_write(path, &frame.to_string());
             let said = messages.expect(&[&format!("Memory failure: {frame:#x}: ")])?;
             println!("{result:?}: {said}");

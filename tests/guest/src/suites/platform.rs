@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that no NVDIMM describes, as a device on the platform bus: who gets the device, what becomes of
-//! it, and how it is taken away with all that is on it. Here the device is that of a PC, with two ranges
-//! that `memmap=` on the command line calls persistent, and behind them one that is not whole pages.
+//! Persistent memory without NVDIMMs, as a device on the platform bus: which driver binds, its
+//! regions, and its removal while it is in use. The device is that of a PC, with two ranges that
+//! `memmap=` on the command line makes persistent, and behind them one that is not whole pages.
 
 use std::fs;
 use std::io;
@@ -58,12 +58,12 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// What takes longer hangs.
+/// A step that takes longer hangs.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// The file that is used while the device goes.
+/// The size of the file that is used during the removal.
 const LEN: usize = PMD;
 
-/// The device, if the driver under test is one for it.
+/// The device, if the driver under test supports it.
 fn device(lab: &Lab) -> Result<PlatformDevice> {
     only_for_pmem_rs(lab)?;
     let device = PlatformDevice::named(LEGACY);
@@ -78,7 +78,7 @@ pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Whoever gets an event for such a device finds the module.
+/// The uevent of such a device has an alias of the module.
 fn declares(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     for alias in [
@@ -101,7 +101,7 @@ pub fn expect_alias(lab: &Lab, alias: &str) -> Result<()> {
     Ok(())
 }
 
-/// The ranges that the firmware calls persistent, from `/proc/iomem`.
+/// The persistent ranges of the firmware, from `/proc/iomem`.
 fn ranges() -> Result<Vec<(u64, u64)>> {
     let iomem = fs::read_to_string("/proc/iomem")?;
     iomem
@@ -143,7 +143,7 @@ fn each_range_is_a_region(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The log says why, and the other ranges are there.
+/// The log has the reason, and the other ranges have regions.
 fn wrong_range(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     device.unbind()?;
@@ -158,7 +158,7 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Writes to the first disk in a way that whoever has the range can read.
+/// Writes a mark to the first disk that any driver of the range can read.
 fn leave_mark(lab: &Lab, tag: u64) -> Result<()> {
     let disk = lab.prepare(Mode::Raw)?.disk;
     disk.open(Access::Direct)?
@@ -201,8 +201,8 @@ fn unbind_and_bind(lab: &mut Lab) -> Result<()> {
     description.expect_same(&device.description()?)
 }
 
-/// Nobody can tell by its regions which of the two has the device, but that `nd_e820` makes one of the wrong
-/// range too.
+/// The regions have the same attributes with both drivers, except that `nd_e820` makes one of the
+/// invalid range, too.
 fn override_driver(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     leave_mark(lab, 2)?;
@@ -254,7 +254,7 @@ fn first_has_it(lab: &mut Lab) -> Result<()> {
     expect_mark(lab, 3)
 }
 
-/// `driver_override` makes the driver look at any device.
+/// `driver_override` makes the driver probe any device.
 fn without_memory(lab: &mut Lab) -> Result<()> {
     device(lab)?;
     let other = PlatformDevice::all()?
@@ -274,7 +274,7 @@ fn without_memory(lab: &mut Lab) -> Result<()> {
     other.expect_driver(None)
 }
 
-/// Somebody else has reserved a part of one range: the other one is not concerned.
+/// Another driver has reserved a part of one range: the other range is not affected.
 fn busy_range(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     leave_mark(lab, 4)?;
@@ -282,7 +282,7 @@ fn busy_range(lab: &mut Lab) -> Result<()> {
     device.unbind()?;
     let address = format!("mem_address={start:#x}");
     let layout = ["mem_size=0x200000", "record_size=0x20000", "ecc=0"];
-    // It changes what is there.
+    // Loading it overwrites the contents.
     run("modprobe", &[&["ramoops", &address][..], &layout].concat())?;
 
     let mut messages = Messages::from_now()?;
@@ -303,7 +303,7 @@ fn expect_module_in_use(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Regions do not keep the module, those who use their namespaces do.
+/// Regions hold no reference to the module, but users of their namespaces do.
 fn module_goes(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     leave_mark(lab, 6)?;
@@ -345,7 +345,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes it on a disk that is there.
+    /// Makes the file system on an existing disk.
     pub fn on(region: u32, disk: &Disk) -> Result<Site> {
         let node = disk.node_str();
         Ext4.make(&node)?;
@@ -360,7 +360,7 @@ impl Site {
         Site::on(region, &disk)
     }
 
-    /// Once the device is back: everything is as it was.
+    /// After the device was bound again: checks that the contents are intact.
     pub fn expect_intact(self, disk: &Disk) -> Result<()> {
         self.mount.unmount()?;
         let node = disk.node_str();
@@ -371,13 +371,13 @@ impl Site {
         Ext4.check(&node)
     }
 
-    /// Starts a process that reads the file through a mapping for as long as it can.
+    /// Starts a process that reads the file through a mapping until it gets a signal.
     pub fn start_reader(&self) -> Result<Child> {
         let path = self.mount.path("file");
         Child::start_ready("the reader", |link| read_for_ever(&path, link))
     }
 
-    /// Starts a process that reads and writes with system calls until that fails.
+    /// Starts a process that reads and writes with system calls until one fails.
     fn start_caller(&self) -> Result<Child> {
         let path = self.mount.path("file");
         let bytes = stamped(LEN, self.region.into());
@@ -413,7 +413,7 @@ fn call_until_error(path: &Path, bytes: &[u8], link: &mut Link) -> Result<()> {
     loop {
         let result = round(&mut buffer);
         if result.is_err() {
-            // A file system that has stopped because it could not write its journal is read-only.
+            // A file system that could not write its journal is read-only.
             let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];
             errno::expect("calls when the device has gone", result, &right)?;
             return errno::expect(
@@ -426,7 +426,7 @@ fn call_until_error(path: &Path, bytes: &[u8], link: &mut Link) -> Result<()> {
     }
 }
 
-/// Takes a device away from the driver under test, in a process of its own because that may never end.
+/// Unbinds a device from the driver under test, in a child process, because that may never return.
 pub fn take_away(lab: &Lab, device: &PlatformDevice) -> Result<()> {
     let began = Instant::now();
     Child::start("who unbinds the device", |_| {
@@ -437,7 +437,7 @@ pub fn take_away(lab: &Lab, device: &PlatformDevice) -> Result<()> {
     device.expect_driver(None)
 }
 
-/// The disk of a region, whose namespace came back by itself.
+/// The disk of a region, after its namespace was bound automatically.
 pub fn disk_in(lab: &Lab, region: u32) -> Result<Disk> {
     let bound = lab.holder_in(region)?;
     bound.expect_driver(Some(lab.driver))?;
@@ -463,7 +463,7 @@ fn goes_in_use(lab: &mut Lab, mode: Mode) -> Result<()> {
     expect_nobody_stuck()
 }
 
-/// One of them, or who takes a region away at the same time, may find that it has gone.
+/// Accepts that a concurrent unbind has removed the device already.
 fn or_gone(result: io::Result<()>) -> Result<()> {
     match result {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(()),
@@ -499,8 +499,8 @@ fn goes_twice(lab: &mut Lab) -> Result<()> {
     expect_nobody_stuck()
 }
 
-/// A page of the first range is pinned, so unbind leaves that range to whoever has it. The device can come
-/// back meanwhile, with all but that range.
+/// A page of the first range is pinned, so unbind retires that range. The device can be bound again
+/// meanwhile, without that range.
 fn while_retired(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
     let device = device(lab)?;

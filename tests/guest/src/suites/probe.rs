@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that a driver must refuse, with an error and a word of explanation, and take once what
-//! was wrong is put right.
+//! Devices that a driver must refuse with an error and a message, and must bind once the cause is
+//! removed.
 
 use std::fs;
 use std::io;
@@ -55,7 +55,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// Writes a megabyte that later steps find again.
+/// Writes a MiB that later steps check.
 fn leave_mark(disk: &Disk) -> Result<()> {
     Ok(disk
         .open(Access::Direct)?
@@ -69,8 +69,8 @@ fn find_mark(disk: &Disk) -> Result<()> {
     expect_same("what was written at first", &found, &right)
 }
 
-/// Someone else has reserved a part of the range. The part is ramoops', the kernel's own driver for
-/// logs in memory, which takes any physical address that it is given.
+/// Another driver has reserved a part of the range. It is ramoops, the kernel's driver for logs in
+/// memory, which takes any physical address.
 fn busy_range(lab: &mut Lab, offset: u64) -> Result<()> {
     let Prepared {
         namespace,
@@ -110,7 +110,7 @@ fn busy_range(lab: &mut Lab, offset: u64) -> Result<()> {
     find_mark(&disk)
 }
 
-/// A namespace that a pfn device has claimed is not for sale twice.
+/// A namespace that a pfn device has claimed cannot be bound directly.
 fn claimed_namespace(lab: &mut Lab) -> Result<()> {
     let Prepared {
         namespace,
@@ -129,7 +129,7 @@ fn claimed_namespace(lab: &mut Lab) -> Result<()> {
     bound.bind(lab.driver)?;
     find_mark(&disk)?;
 
-    // And the other way round: while one is in use as it is, a pfn device that claims it is idle.
+    // Conversely: while a raw namespace is bound, a pfn device that claims it cannot be bound.
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let pfn = claim(&namespace, &[("mode", "ram"), ("uuid", UUID)])?;
     let result = pfn.try_bind(lab.driver);
@@ -147,7 +147,7 @@ fn seed() -> Result<Device> {
     Ok(Device::named(Device::named("region0").get("pfn_seed")?))
 }
 
-/// Claims the idle namespace for the seed, as ndctl does step by step.
+/// Makes the seed claim the idle namespace, by the same steps as ndctl.
 fn claim(namespace: &Device, settings: &[(&str, &str)]) -> Result<Device> {
     let seed = seed()?;
     for (attribute, value) in settings {
@@ -193,7 +193,7 @@ fn pfn_without_uuid(lab: &mut Lab) -> Result<()> {
     pfn.bind(lab.driver)
 }
 
-/// A namespace whose info block can be exchanged.
+/// A namespace whose info block can be replaced.
 pub struct Patient {
     pub namespace: Device,
     mode: Mode,
@@ -225,7 +225,7 @@ impl Patient {
         })
     }
 
-    /// Does something with the whole range of an idle namespace, info block and all.
+    /// Runs `work` with a disk of the whole range of an idle namespace, including the info block.
     pub fn with_whole_range<T>(
         lab: &Lab,
         namespace: &Device,
@@ -239,7 +239,7 @@ impl Patient {
         result
     }
 
-    /// Puts another info block in place and lets the driver look at the namespace again.
+    /// Writes another info block and probes the namespace again.
     pub fn probe_with(&self, lab: &Lab, block: &InfoBlock) -> Result<io::Result<()>> {
         Self::with_whole_range(lab, &self.namespace, |disk| {
             block.write(&disk.open(Access::Buffered)?)
@@ -249,10 +249,10 @@ impl Patient {
         Ok(result)
     }
 
-    /// Puts a block in place that is good, and returns the device that is bound to it.
+    /// Writes a valid block, and returns the device that is bound.
     pub fn bind_with(&self, lab: &Lab, block: &InfoBlock) -> Result<Device> {
         let result = self.probe_with(lab, block)?;
-        // The namespace itself is left for the device that was made for it.
+        // The namespace itself is refused in favour of the device that was made for it.
         errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
         let bound = holder(&self.namespace)?;
         let kind = if self.mode == Mode::Sector {
@@ -269,7 +269,7 @@ impl Patient {
         Ok(bound)
     }
 
-    /// Puts the good one back: the namespace is what it was, with its contents.
+    /// Writes the original block: the namespace is intact, with its contents.
     fn recover(&self, lab: &Lab) -> Result<()> {
         let bound = self.bind_with(lab, &self.good)?;
         find_mark(&Disk::named(bound.disk_name()?))?;
@@ -277,7 +277,8 @@ impl Patient {
         bound.give_up_namespace()
     }
 
-    /// Checks that a block is refused with one line in the log that says `why`, and what to do.
+    /// Checks that a block is refused with one line in the log, which has the reason and the
+    /// remedy.
     fn expect_refused(&self, lab: &Lab, what: &str, block: &InfoBlock, why: &str) -> Result<()> {
         println!("{:?}: info block with {what}", self.mode);
         let mut messages = Messages::from_now()?;
@@ -317,7 +318,7 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
             good.with(Field::MajorVersion, 3),
             NOT_KNOWN,
         ),
-        // libnvdimm would believe these, and compute addresses from them.
+        // libnvdimm would accept these, and compute addresses from them.
         (
             "a log behind the end",
             good.with(Field::ArenaLog, u64::MAX - 0xfff),
@@ -347,7 +348,7 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
         patient.expect_refused(lab, what, &block, why)?;
     }
 
-    // The btt driver would write large sectors into the blocks of small ones, and lose some of small ones.
+    // The btt driver would write large sectors into blocks for small ones, and lose data.
     let btt = patient.bind_with(lab, good)?;
     btt.unbind()?;
     btt.set("sector_size", "512")?;
@@ -360,8 +361,8 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
     patient.recover(lab)
 }
 
-/// An info block that is not the namespace's, or asks for what cannot be, is refused, and nothing is mapped
-/// by halves.
+/// An info block of another namespace or with impossible values is refused, and nothing stays
+/// mapped.
 fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     let patient = Patient::new(lab, mode)?;
     let good = &patient.good;
@@ -372,13 +373,13 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
             good.with(Field::DataOffset, 1 << 40),
             NO_PLACE,
         ),
-        // libnvdimm computes what is left, and does not notice that it is less than nothing.
+        // libnvdimm computes the remaining size, and misses the underflow.
         (
             "more padding than there is",
             good.with(Field::StartPad, 1 << 30),
             NO_PLACE,
         ),
-        // The driver believes these; libnvdimm knows better.
+        // The driver accepts these; libnvdimm refuses them.
         (
             "a misaligned start",
             small_pages.with(Field::StartPad, 4096),
@@ -401,7 +402,7 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
                     good.with(Field::PageStructSize, 32),
                     small,
                 ),
-                // This would make libnvdimm compute an alignment of none.
+                // libnvdimm would compute an alignment of zero.
                 (
                     "no data offset, and no alignment",
                     good.with(Field::MinorVersion, 1).with(Field::DataOffset, 0),
@@ -431,7 +432,7 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
                 good.with(Field::DataOffset, 0x20_1200),
                 NO_PLACE,
             ),
-            // The kernel would warn, and leave the range half mapped.
+            // The kernel would warn, and leave the range partly mapped.
             (
                 "struct pages where there is no room",
                 good.with(Field::Mode, 2),
@@ -451,7 +452,7 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     before.expect_unchanged()
 }
 
-/// The remedies that the log names are some.
+/// The remedies in the log work.
 fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
     let patient = Patient::new(lab, Mode::FsdaxMem)?;
     let block = patient.good.with_wrong_checksum();
@@ -480,7 +481,7 @@ fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A pfn device that is refused has the namespace still, and the log says how to make it give it up.
+/// A pfn device that is refused still has the namespace, and the log says how to release it.
 fn refused_pfn_can_be_saved(lab: &mut Lab) -> Result<()> {
     let patient = Patient::new(lab, Mode::FsdaxMem)?;
     let namespace = &patient.namespace;
@@ -507,8 +508,8 @@ fn refused_pfn_can_be_saved(lab: &mut Lab) -> Result<()> {
     patient.recover(lab)
 }
 
-/// Labels can be wiped; the info blocks of the namespaces that they described stay. A namespace whose new
-/// label says that it is raw is raw.
+/// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
+/// says that it is raw is raw.
 fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     lab.prepare(Mode::FsdaxMem)?;
     run("ndctl", &["disable-region", "all"])?;
@@ -527,8 +528,8 @@ fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     find_mark(&disk)
 }
 
-/// Space that is left free at the start and at the end is none of the disk's, and neither the data nor what is
-/// mapped is anywhere else. ndctl does not make such namespaces any more.
+/// Padding at the start and at the end is not part of the disk; data and mappings are at the right
+/// addresses. ndctl no longer makes such namespaces.
 fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     const START: u64 = 4 << 20;
     const END: u64 = 6 << 20;
@@ -574,7 +575,7 @@ fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     let last = bytes - LEN as u64;
     disk.open(Access::Direct)?
         .write_all_at(&Buffer::stamped(LEN, 2), last)?;
-    // The other driver reads the same, by requests; it does not map such namespaces rightly.
+    // The other driver reads the same by requests; its mappings of such namespaces are wrong.
     let other = lab.driver.other();
     if other.is_available() {
         other.load()?;
@@ -605,7 +606,7 @@ fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     before.expect_unchanged()
 }
 
-/// Blocks of the versions before 1.4 lack fields, which then do not count, whatever is there.
+/// Versions before 1.4 lack some fields, whose bytes are ignored.
 fn older_versions(lab: &mut Lab) -> Result<()> {
     let sizes = [(Field::PageSize, 0), (Field::PageStructSize, 0)];
     let pads = [(Field::StartPad, 123), (Field::EndTruncated, 456)];
@@ -624,8 +625,8 @@ fn older_versions(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Makes the label of a raw namespace ask for sectors of 520 bytes, and returns its uuid. The namespace is
-/// there again when this returns.
+/// Sets the sector size in the label of a raw namespace to 520 bytes, and returns its uuid. The
+/// namespace exists again when this returns.
 pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
     const AREA: &str = "/tmp/labels";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
@@ -643,7 +644,7 @@ pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
     Ok(uuid)
 }
 
-/// The label is on the medium too, and can ask for sectors that do not exist.
+/// A label can have an unsupported sector size.
 fn odd_sector_size(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let uuid = ask_for_odd_sectors(lab)?;
@@ -660,7 +661,7 @@ fn odd_sector_size(lab: &mut Lab) -> Result<()> {
     leave_mark(&disk)?;
     find_mark(&disk)?;
 
-    // And what the message says helps.
+    // The remedy in the message works.
     run(
         "ndctl",
         &[

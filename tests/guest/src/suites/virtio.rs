@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! virtio-pmem: the host is asked to flush, and what is to be durable waits for its answer, whenever that
-//! comes and whatever it is. The provider can come and go, under load too.
+//! virtio-pmem: the host is asked to flush, and a durable write waits for the answer, however long
+//! it takes, and fails if the flush fails. The provider can be removed and added, under load too.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
@@ -54,18 +54,18 @@ pub const SUITE: Suite = Suite {
         Test::new("provider_goes_while_the_host_flushes", goes_while_flushing),
         Test::new("nvdimms_go_while_it_is_used", nvdimms_go),
         Test::new("it_goes_while_an_nvdimm_is_used", it_goes),
-        // From here on there is one more.
+        // From here on there is another device.
         Test::new("plugged_in_under_load", plugged_in),
     ],
 };
 
-/// A thing that is held up must not have happened after this time.
+/// After this time an operation counts as blocked.
 const HELD: Duration = Duration::from_millis(1500);
-/// How soon a thing happens that nobody holds up any more.
+/// How long an operation may take once it is no longer blocked.
 const SOON: Duration = Duration::from_secs(20);
 const LEN: usize = 8 << 20;
 
-/// The place of the device's region, by which the lab knows it.
+/// The index of the device's region in the order of addresses.
 fn place(lab: &Lab, device: &VirtioPmem) -> Result<u32> {
     for place in 0.. {
         if lab.region(place)? == device.region {
@@ -79,7 +79,7 @@ fn prepare(lab: &Lab, mode: Mode) -> Result<Prepared> {
     lab.prepare_in(place(lab, &VirtioPmem::first()?)?, mode)
 }
 
-/// Checks that `work` does not end before the host has flushed, and then does.
+/// Checks that `work` ends only after the host has flushed.
 fn expect_to_wait(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let held = Disturbed::held()?;
     let mut child = Child::start_ready(what, |link| {
@@ -95,7 +95,8 @@ fn expect_to_wait(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     child.expect_done(SOON)
 }
 
-/// A fresh ext4 on the device, made with `more` arguments and mounted with DAX, and a file on it that is durable.
+/// A new ext4 on the device, made with `more` arguments and mounted with DAX, and a durable file on
+/// it.
 fn mounted(lab: &Lab, mode: Mode, more: &[&str]) -> Result<(String, Mount, File)> {
     let node = prepare(lab, mode)?.disk.node_str();
     Ext4.make_with(&node, more)?;
@@ -107,7 +108,7 @@ fn mounted(lab: &Lab, mode: Mode, more: &[&str]) -> Result<(String, Mount, File)
     Ok((node, mount, file))
 }
 
-/// The pages are reachable with DAX, but the CPU alone cannot make them durable.
+/// The pages support DAX, but the CPU alone cannot make them durable.
 fn what_it_says(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     for mode in [Mode::Raw, Mode::FsdaxMem] {
@@ -169,8 +170,8 @@ fn fsync_of_a_file_waits(lab: &mut Lab) -> Result<()> {
 
 const FUA_WRITES: u32 = 8;
 
-/// The arguments of fio for writes of a page each that are durable when they end, with nothing else to make
-/// them so: who submits such writes asynchronously makes no flush of its own.
+/// The arguments of fio for durable writes of a page each: the flush is part of the request, as
+/// asynchronous submission has no separate one.
 fn fua(disk: &Disk) -> Vec<String> {
     [
         "--name=fua",
@@ -183,14 +184,14 @@ fn fua(disk: &Disk) -> Vec<String> {
         &format!("--number_ios={FUA_WRITES}"),
         &format!("--filename={}", disk.node_str()),
         "--size=1m",
-        // Nothing shared, so that it can be killed.
+        // As a thread, so that it can be killed.
         "--thread",
     ]
     .map(str::to_owned)
     .to_vec()
 }
 
-/// All writes are submitted, by one thread, before the first has ended, and they share flushes.
+/// One thread submits all writes before the first has ended, and they share flushes.
 fn fua_writes(lab: &mut Lab) -> Result<()> {
     let disk = prepare(lab, Mode::FsdaxMem)?.disk;
     sysfs::write(disk.path("queue/iostats"), "1")?;
@@ -230,10 +231,10 @@ fn fua_writes(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is said in the log of a flush that failed.
+/// The message about a failed flush.
 const FAILED: &str = "flush failed";
 
-/// Everybody who asked for durability hears that there is none, the log has it once, and later it works.
+/// All requests for durability fail, the log has the failure once, and later requests succeed.
 fn failed_flush(lab: &mut Lab) -> Result<()> {
     let disk = prepare(lab, Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;
@@ -248,7 +249,7 @@ fn failed_flush(lab: &mut Lab) -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let said = run_expecting_failure("fio", &args)?;
     ensure!(said.contains("Input/output error"), "fio says: {said}");
-    // What need not be durable is not concerned.
+    // Writes without a flush are not affected.
     file.write_all_at(&Buffer::stamped(PAGE, 3), 0)?;
 
     failing.end()?;
@@ -272,7 +273,7 @@ fn failed_flush(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Without a journal, whose failure would take the whole file system down.
+/// Without a journal, whose failure would shut down the whole file system.
 fn failed_on_ext4(lab: &mut Lab) -> Result<()> {
     let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &["-O", "^has_journal"])?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
@@ -289,7 +290,7 @@ fn failed_on_ext4(lab: &mut Lab) -> Result<()> {
     Ext4.check(&node)
 }
 
-/// The last flush is one too.
+/// The last flush is also waited for.
 fn unbind_waits(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = prepare(lab, Mode::FsdaxMem)?;
     disk.open(Access::Direct)?
@@ -305,7 +306,7 @@ fn expect_contents(disk: &Disk, tag: u64) -> Result<()> {
     expect_same(&format!("what {disk} holds"), &found, &stamped(LEN, tag))
 }
 
-/// Finds the device where it comes back, with the driver.
+/// Waits until the device and its disk are back.
 fn back(lab: &Lab) -> Result<Disk> {
     VirtioPmem::rescan()?;
     let place = place(lab, &VirtioPmem::first()?)?;
@@ -314,8 +315,8 @@ fn back(lab: &Lab) -> Result<Disk> {
     Ok(Disk::named(bound.disk_name()?))
 }
 
-/// While a process reads a file through a mapping, another one makes it durable over and over, and fio
-/// writes another file, the PCI device is taken out. It comes back with what was durable.
+/// The PCI device is removed while one process reads a file through a mapping, another one syncs it
+/// continuously, and fio writes another file. All durable data are intact afterwards.
 fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
     let (_, mount, file) = mounted(lab, mode, &[])?;
 
@@ -370,7 +371,7 @@ fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
     caller.expect_done(SOON)?;
     fio.expect_done(SOON)?;
     if lab.driver == Driver::PmemRs {
-        // The virtqueue is broken before anybody is told.
+        // The virtqueue is broken before the driver is notified.
         let said = messages.expect(&[FAILED])?;
         ensure!(said.contains("unplugged"), "the log says `{said}`");
     }
@@ -395,7 +396,8 @@ fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// The host has not answered, and will not: who waits for it hears that at once.
+/// The host does not answer a flush: when the device is removed, the thread that waits for the
+/// flush gets an error at once.
 fn goes_while_flushing(lab: &mut Lab) -> Result<()> {
     let disk = prepare(lab, Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;
@@ -421,7 +423,7 @@ fn goes_while_flushing(lab: &mut Lab) -> Result<()> {
     write.expect_done(SOON)?;
     removal.expect_done(SOON)?;
     held.end()?;
-    // Else QEMU would give the answer to the old question to the driver that comes next.
+    // Otherwise QEMU would give the old answer to the next driver.
     sleep(HELD);
     drop(file);
     let disk = back(lab)?;
@@ -443,7 +445,7 @@ fn start_load(disk: &Disk) -> Result<Child> {
             if round == 0 {
                 link.say("ready")?;
             }
-            // Who is told to go on stops.
+            // The word of the parent means stop.
             if link.is_told()? {
                 break;
             }
@@ -477,7 +479,7 @@ fn it_goes(lab: &mut Lab) -> Result<()> {
     end_load(load)
 }
 
-/// A device that comes while another is used is one more, and when it was away it has what it had.
+/// Hotplug under load adds a device. Its contents are intact after it was removed and added again.
 fn plugged_in(lab: &mut Lab) -> Result<()> {
     let load = start_load(&prepare(lab, Mode::FsdaxMem)?.disk)?;
     let what = json!({

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The environment of `driver/teardown.rs`, on the primitives of [`kernel`](super::kernel), and the
-//! users of the memory.
+//! The model of the environment of the teardown, on the primitives of [`kernel`](super::kernel),
+//! and of the users of the memory.
 //!
-//! What the unbinding thread, the worker, and the thread that kills the DAX device do is the
-//! driver's own code. The functions of [`Environment`] are models of those of `driver/unbind.rs`
-//! and of the abstractions; each names what it stands for, and changes when that does. Left out is
-//! what a type does when it is dropped too early: it would hide that a user was not waited for.
+//! The unbinding thread, the worker, and the thread that kills the DAX device run the driver's own
+//! code. The functions of [`Environment`] are models of those of the driver and its abstractions;
+//! each names what it stands for, and has to be changed with it. What a type does when it is
+//! dropped too early is left out: it would hide that a user was not waited for.
 
 use crate::kernel::{
     Completion,
@@ -63,7 +63,7 @@ use std::{
     sync::Arc, //
 };
 
-/// What can be wrong with the environment.
+/// A defect of the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
     // The walk over the files.
@@ -73,34 +73,34 @@ pub enum Defect {
     UnmappedOnce,
     /// The invalidate lock is not taken.
     NoInvalidateLock,
-    /// The files are walked through only before the gate is closed.
+    /// The files are walked only before the gate is closed.
     WalkBeforeGate,
-    /// `revoke` returns before the files were walked through, which is done later.
+    /// `revoke` returns before the files were walked, which happens later.
     RevokedUnwalked,
 
     // The gate.
     /// There is no gate. The device refuses only when it is not alive.
     NoGate,
-    /// The gate is closed without a barrier after that.
+    /// There is no barrier after the gate is closed.
     NoBarrier,
-    /// A fault passes the gate without a barrier before that.
+    /// There is no barrier before a fault checks the gate.
     NoFaultBarrier,
-    /// A page is recorded as exposed only when the gate has been passed.
+    /// A page is recorded as exposed only after the gate was checked.
     ExposedLate,
-    /// A fault that finds the page recorded as exposed passes the gate without a barrier; reading
-    /// the record is an acquire.
+    /// A fault whose page is already recorded as exposed has no barrier before it checks the gate;
+    /// reading the record is an acquire.
     ExposureAcquired,
 
     // The users.
     /// The DAX device puts its reference to the pgmap before it has waited for its readers.
     DeathUnawaited,
-    /// References to the pgmap are not looked at.
+    /// References to the pgmap are ignored.
     TranslationsIgnored,
-    /// References to pages are not looked at.
+    /// References to pages are ignored.
     PinsIgnored,
-    /// Entries that name a page are not looked at.
+    /// Page cache entries of a page are ignored.
     EntriesIgnored,
-    /// Holders of the disk are not looked at.
+    /// Holders of the disk are ignored.
     KeepersIgnored,
     /// Removing the disk does not wait for requests.
     RequestsIgnored,
@@ -116,58 +116,56 @@ pub enum Defect {
     // The wait.
     /// The unbinding thread waits for the last user.
     NeverRetired,
-    /// That waiting is hopeless is not looked at.
+    /// The check that waiting is hopeless is missing.
     NeverHopeless,
-    /// A fatal signal is not looked at.
+    /// A fatal signal is ignored.
     SignalIgnored,
-    /// This call of `wake_up`, counted from 0, wakes no thread.
+    /// The call of `wake_up` with this number, counted from 0, wakes no thread.
     WakeUpLost(u32),
 
     // The end.
     /// `free` returns before the memory is free.
     FreedLater,
-    /// The reservation goes before the memory.
+    /// The reservation is released before the memory is freed.
     UnreservedEarly,
-    /// The memory is freed while a thread may still be busy with what made it unused.
+    /// The memory is freed without a grace period after its last use.
     NoGracePeriod,
-    /// A reference to the module does not keep it.
+    /// A reference to the module does not prevent its unloading.
     ModuleNotKept,
     /// The exit of the module does not wait for the work queues.
     QueuesNotDrained,
 }
 
-/// How the world begins.
+/// The initial state.
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub defect: Option<Defect>,
-    /// A process has mapped the page, and touched it.
+    /// A process has mapped the page, and accessed it.
     pub mapped: bool,
     /// The page is pinned; see [`World::unpin`].
     pub pinned: bool,
     /// The file is closed, and its inode is being evicted; see [`World::evict`].
     pub evicting: bool,
-    /// The disk has a holder, which has the address of the memory; see [`World::use_by_keeper`].
+    /// The disk has a holder with the address of the memory; see [`World::use_by_keeper`].
     pub kept: bool,
-    /// A reader is inside of a read-side section, and leaves it when unbind has returned; see
-    /// [`World::leave`].
+    /// A reader is inside of a read-side section until unbind has returned; see [`World::leave`].
     pub stuck: bool,
     /// The file may be closed while the disk is removed; see [`World::pin_and_close`].
     pub closing: bool,
-    /// The deadline does not pass. Unbind returns early only if it is hopeless to wait, or after a
+    /// The deadline does not pass. Unbind returns early only if waiting is hopeless, or after a
     /// fatal signal.
     pub patient: bool,
-    /// Freeing takes until unbind has returned.
+    /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
     /// The module is unloaded after that; see [`World::unload`].
     pub unloaded: bool,
-    /// The module is being unloaded, so that there are no references to it.
+    /// The module is being unloaded, so that references to it cannot be taken.
     pub unloading: bool,
-    /// The worker kills the DAX device by itself, for models that are not about that.
+    /// The worker kills the DAX device itself, for models of other aspects.
     pub killed_inline: bool,
-    /// The thread that kills the DAX device does so only when unbind has returned; see
-    /// [`World::kill_dax`].
+    /// The DAX device is killed only after unbind has returned; see [`World::kill_dax`].
     pub killed_late: bool,
-    /// Users that hold on to the memory let go only when unbind has returned.
+    /// Users release the memory only after unbind has returned.
     pub stubborn: bool,
 }
 
@@ -190,7 +188,7 @@ impl Setup {
         stubborn: false,
     };
 
-    /// Whether an entry of the page cache names the page.
+    /// Whether an entry of the page cache refers to the page.
     fn names(&self) -> bool {
         self.mapped || self.pinned || self.evicting
     }
@@ -200,7 +198,7 @@ impl Setup {
     }
 }
 
-/// What was seen in all executions of a model, and how often.
+/// Events in all executions of a model, and their number.
 #[derive(Clone, Default)]
 pub struct Seen(Arc<std::sync::Mutex<BTreeMap<&'static str, u64>>>);
 
@@ -226,7 +224,7 @@ impl Seen {
     }
 }
 
-/// The places of readers in the domain of `dax_read_lock`.
+/// The indices of readers in the domain of `dax_read_lock`.
 #[derive(Clone, Copy)]
 enum Reader {
     Fault,
@@ -239,7 +237,7 @@ impl Reader {
     const COUNT: usize = 4;
 }
 
-/// The places of readers in the domain of RCU (and RCU tasks).
+/// The indices of readers in the domain of RCU (and RCU tasks).
 #[derive(Clone, Copy)]
 enum Busy {
     Putting,
@@ -258,12 +256,12 @@ const CLOSED: u32 = 2;
 /// The parts of a bound device.
 pub struct Parts(());
 
-/// A disk that is added.
+/// A disk that was added.
 pub struct Disk(());
 
 /// A disk that was removed.
 pub struct RemovedDisk {
-    /// It has a reference to the pgmap.
+    /// Whether it has a reference to the pgmap.
     keeps: bool,
 }
 
@@ -276,7 +274,7 @@ pub struct Open(());
 /// The memory, with a closed gate.
 pub struct Closed(());
 
-/// The memory, taken away from all files.
+/// The memory after revocation from all files.
 pub struct Revoked {
     /// The last walk began when there was no reference to the pgmap.
     is_complete: bool,
@@ -285,7 +283,7 @@ pub struct Revoked {
 /// A reference to the module.
 pub struct Module(());
 
-/// A device with one page, from bind to gone.
+/// A device with one page, from bind to the end.
 pub struct World {
     this: Weak<Self>,
     setup: Setup,
@@ -321,7 +319,7 @@ pub struct World {
     work_items: PercpuRef,
     code: Memory,
 
-    // What the model knows.
+    // State of the model itself.
     killable: Cell<Option<ThreadId>>,
     signal: AtomicBool,
     returned: Completion,
@@ -334,19 +332,19 @@ pub struct World {
     module_returned: Cell<bool>,
 }
 
-/// Threads in a world.
+/// Threads that run concurrently in a world.
 pub struct Model {
     pub setup: Setup,
-    /// How often at most a thread is interrupted that could go on. With no limit loom goes through
-    /// all executions, which takes too long for most models.
+    /// The maximum number of preemptions of a thread that could go on. Without it loom runs all
+    /// executions, which takes too long for most models.
     pub preemptions: Option<usize>,
     pub run: fn(&Rc<World>),
 }
 
 impl Model {
-    /// Goes through the executions, with a new world each. All of them must end well.
+    /// Runs the executions, each with a new world. None may fail.
     ///
-    /// `LOOM_MAX_PREEMPTIONS=3` makes it look further.
+    /// `LOOM_MAX_PREEMPTIONS=3` extends the search.
     pub fn explore(&self) -> Seen {
         let seen = Seen::default();
         let mut builder = Builder::new();
@@ -357,8 +355,7 @@ impl Model {
         seen
     }
 
-    /// Goes through the executions with a defect, until one fails, which must be with the expected
-    /// message.
+    /// Runs the executions with a defect, until one fails, which must be with the expected message.
     #[track_caller]
     pub fn finds(&self, defect: Defect, expected: &str) {
         let model = Self {
@@ -431,7 +428,7 @@ impl World {
         self.setup.defect == Some(defect)
     }
 
-    /// Runs something on another thread.
+    /// Runs a closure on another thread.
     pub fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
         let this = self.this.upgrade().unwrap();
         thread::spawn(move || run(&this))
@@ -458,7 +455,7 @@ impl World {
     }
 }
 
-// ---- The environment: `driver/unbind.rs` and `abstractions`.
+// ---- The environment: the driver and its abstractions.
 
 impl Environment for World {
     type Parts = Parts;
@@ -483,7 +480,7 @@ impl Environment for World {
         }
     }
 
-    /// `WaitQueue::wait_until`. The condition is called again only when there is something new.
+    /// `WaitQueue::wait_until`. The condition is checked again only after a change.
     fn wait_until<R>(&self, mut condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R {
         let mut result = None;
 
@@ -510,7 +507,7 @@ impl Environment for World {
         assert_eq!(self.workers.get(), 1, "workers");
 
         self.enqueue(|this| {
-            // The code that drops it is not that of the module, or is its last.
+            // The caller is not code of the module, or has no more code of it to run.
             if teardown::work(this).is_some() {
                 this.module_returned.set(true);
                 this.put_module();
@@ -518,7 +515,7 @@ impl Environment for World {
         });
     }
 
-    /// The worker goes on when the device is dead, or after a while.
+    /// The worker goes on when the device is dead, or after a timeout.
     fn start_killing(&self) {
         if self.setup.killed_inline {
             self.kill_dax();
@@ -527,7 +524,7 @@ impl Environment for World {
         }
     }
 
-    /// The deadline passes at any moment: a wait that it could end is not always scheduled at once.
+    /// The deadline passes at any moment: a thread that it wakes is not always scheduled at once.
     fn is_over(&self, hopeless: bool) -> bool {
         if self.has(Defect::NeverRetired) {
             return false;
@@ -571,8 +568,8 @@ impl Environment for World {
         let has_fault = guard.as_ref().is_some_and(Result::is_err);
         self.unmap();
         if self.setup.closing && !self.has(Defect::FilesNotHeld) {
-            // A locked entry may be that of a fault which has passed the gate.
-            // If it is unlocked, what the fault did is seen: the page has a reference.
+            // A locked entry may belong to a fault that has passed the gate. If it is unlocked, the
+            // effect of the fault is visible: the page has a reference.
             let is_locked = match self.setup.defect {
                 Some(Defect::LockedNotHeld) => false,
                 Some(Defect::LockedReadRelaxed) => self.entry.looks_locked(),
@@ -586,10 +583,10 @@ impl Environment for World {
 
     /// `del_gendisk()`
     fn remove_disk(&self, Disk(()): Disk) -> RemovedDisk {
-        // `fs_bdev_mark_dead()` syncs file systems, which read and write by DAX.
+        // `fs_bdev_mark_dead()` syncs file systems, which read and write through DAX.
         let refuses = self.refuses.get();
         assert!(!refuses, "refuses before the file systems are synced");
-        // `fs_bdev_mark_dead()` evicts inodes that are not referenced.
+        // `fs_bdev_mark_dead()` evicts inodes without references.
         if self.setup.closing && self.inode.fetch_or(0, Acquire) == 0 && self.entry.names() {
             self.evict();
         }
@@ -611,7 +608,7 @@ impl Environment for World {
         Closed(())
     }
 
-    /// `kill_dax()`, and what drops the DAX device.
+    /// `kill_dax()`, and the drop of the DAX device.
     fn kill(&self, Dax(()): Dax) {
         self.refuses.set(true);
         self.alive.store(false, Relaxed);
@@ -663,7 +660,7 @@ impl Environment for World {
             User::PageCache => {
                 if memory.is_complete {
                     self.seen.note("walked again");
-                    // The thread that is about to let go of the page runs first.
+                    // The thread that is about to put the page runs first.
                     thread::yield_now();
                 }
                 memory.is_complete = self.walk() || self.has(Defect::TranslationsIgnored);
@@ -756,7 +753,7 @@ impl World {
         self.entry.delete();
     }
 
-    /// `PagemapInner::unmap`, and the end of the reservation. Nothing may use the memory.
+    /// `PagemapInner::unmap`, and the end of the reservation. The memory must not be in use.
     fn unmap_pages(&self) {
         if self.has(Defect::UnreservedEarly) {
             self.reserved.swap(false, Release);
@@ -785,7 +782,7 @@ impl World {
         }
     }
 
-    // ---- The threads that take the device away.
+    // ---- The threads of the teardown.
 
     /// `Unbind::run`
     pub fn unbind(&self) -> End {
@@ -806,7 +803,7 @@ impl World {
         end
     }
 
-    /// As above, by a thread that gets a fatal signal at some moment; see [`Self::signal`].
+    /// `Unbind::run` by a thread that gets a fatal signal at some moment; see [`Self::signal`].
     pub fn unbind_killable(&self) -> End {
         self.killable.set(Some(thread::current().id()));
         self.unbind()
@@ -818,12 +815,12 @@ impl World {
         self.changed.wake_up();
     }
 
-    /// What the thread does that kills the DAX device.
+    /// The thread that kills the DAX device.
     pub fn kill_dax(&self) {
         teardown::kill_dax(self);
     }
 
-    /// `rmmod`: it is refused while there are references to the module, and tried again.
+    /// `rmmod`: fails while there are references to the module, and is tried again.
     pub fn unload(&self) {
         self.module_idle
             .wait_until(|| self.module_users.fetch_or(0, AcqRel) == 0);
@@ -899,8 +896,8 @@ impl World {
         found
     }
 
-    /// The translation for a fault of another file, on a page of the same chunk. What else it does
-    /// has no effect here.
+    /// The translation for a fault of another file, on a page of the same chunk. The rest of that
+    /// fault has no effect here.
     pub fn other_fault(&self) {
         self.admits(true);
     }
@@ -953,7 +950,7 @@ impl World {
         }
     }
 
-    /// `read()` or `write()` of a DAX file: they copy inside of the read-side section, and may hang
+    /// `read()` or `write()` of a DAX file: copies inside of the read-side section, and may hang
     /// there.
     pub fn read(&self) {
         self.translate(Reader::Read, false, || {
@@ -992,15 +989,15 @@ impl World {
         true
     }
 
-    /// `vmsplice()` or direct I/O, and what follows.
+    /// `vmsplice()` or direct I/O, and the end of the pin.
     pub fn pin(&self) {
         if self.try_pin() {
             self.unpin();
         }
     }
 
-    /// The last reference is not the end of it: `free_zone_device_folio()` reads the page after
-    /// that.
+    /// The page is still accessed after the last reference was put: `free_zone_device_folio()`
+    /// reads it.
     fn put_page(&self) {
         self.rcu.read_lock(Busy::Putting as usize);
         self.page.put();
@@ -1015,7 +1012,7 @@ impl World {
         }
     }
 
-    /// Lets go of a page that was pinned before.
+    /// Unpins a page that was pinned from the beginning.
     pub fn unpin(&self) {
         self.hold_on();
         self.memory.access();
@@ -1080,7 +1077,7 @@ impl World {
         }
     }
 
-    /// What comes after unbind has returned gets an error.
+    /// Accesses after unbind has returned get an error.
     pub fn come_late(&self) {
         assert!(!self.fault_by(Reader::Late), "a fault found the device");
         assert!(!self.request(), "a request found the disk");
@@ -1088,7 +1085,7 @@ impl World {
     }
 }
 
-/// The end of an execution, when the last thread has gone.
+/// The end of an execution, after the last thread.
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {

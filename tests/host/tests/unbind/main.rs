@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Models of how a device is taken away, which [loom](https://docs.rs/loom) goes through.
+//! Models of teardown, for [loom](https://docs.rs/loom).
 //!
-//! The threads that take it away run `driver/teardown.rs`. `environment.rs` has models of the
-//! functions that it calls, and of the users of the memory; `kernel.rs` has what both need of the
-//! kernel. Here are the models: which threads take part, and how the world is when they begin. Loom
-//! runs each of them in all orders of what the threads do to each other, and with all values that
-//! the memory model lets them read, as long as threads are not preempted more often than the model
+//! The threads of the teardown run the driver's own code. `environment/` has models of the
+//! functions that it calls, and of the users of the memory; `kernel.rs` has the primitives of the
+//! kernel for both. This file has the models: which threads take part, and the initial state. Loom
+//! runs each of them in all orders of the threads' interactions, and with all values that the
+//! memory model lets them read, as long as threads are not preempted more often than the model
 //! says.
 //!
-//! What must hold is asserted where it matters, in every model:
+//! Every model asserts:
 //!
 //! - The memory is freed once, and all threads have ended then. No thread sleeps for ever.
-//! - When it is freed, no page table maps it, no entry of a page cache names it, there is no
-//!   reference and no holder, and every access that was made is ordered before that.
+//! - When it is freed, no page table maps it, no entry of a page cache refers to it, there is no
+//!   reference and no holder, and every access is ordered before that.
 //! - When unbind returns, no page table maps the memory, and none does after that. If it returns in
 //!   time, the range is free; otherwise it is retired until it is free.
 //! - The worker gets a reference to the module if and only if the range was retired.
 //!
-//! A model that finds nothing may be blind. So each of them is run with the defects that it is
-//! there for, too, and has to find every one.
+//! To show that a model finds defects, each of them is also run with those that it is for, and must
+//! find every one.
 
 mod environment;
 mod kernel;
@@ -30,14 +30,14 @@ use environment::{
     Setup, //
 };
 
-/// Most models are not about how the DAX device is killed.
+/// Most models are not about the kill of the DAX device.
 const INLINE: Setup = Setup {
     killed_inline: true,
     ..Setup::IDLE
 };
 
-/// Two threads unbind the same device: a driver is unbound while its provider goes. One of them
-/// starts the worker, and both wait.
+/// Two threads unbind the same device: a driver is unbound while its provider is removed. One of
+/// them starts the worker, and both wait.
 const TWO_UNBINDS: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -49,8 +49,8 @@ const TWO_UNBINDS: Model = Model {
     },
 };
 
-/// As above, with a page that is pinned until both have returned. One of them has got a fatal
-/// signal, and the other one has no deadline of its own.
+/// As `TWO_UNBINDS`, with a page that is pinned until both have returned. One of them has got a
+/// fatal signal, and the other one has no deadline of its own.
 const TWO_UNBINDS_AND_SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
@@ -108,7 +108,7 @@ fn defects_of_the_end_are_found() {
     LOOK.finds(Defect::UnreservedEarly, "Causality violation");
 }
 
-/// The range has no user, but to free it takes until unbind has returned.
+/// The range has no user, but freeing it takes until unbind has returned.
 const SLOW_FREE: Model = Model {
     setup: Setup {
         slow_free: true,
@@ -152,8 +152,8 @@ fn a_disk_that_does_not_wait_for_requests_is_found() {
 }
 
 /// A page fault, the first one of the device, is somewhere between the lock of its entry and that
-/// of the page table. The worker walks through the files when the gate is closed, perhaps while the
-/// other thread still waits for readers (SRCU), and again after that.
+/// of the page table. The worker walks the files when the gate is closed, perhaps while the other
+/// thread still waits for readers (SRCU), and again after that.
 const FAULT: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -163,8 +163,8 @@ const FAULT: Model = Model {
     },
 };
 
-/// As above, while another reader hangs in its section until unbind has returned. So unbind has to
-/// return after the early walk.
+/// As `FAULT`, while another reader hangs in its section until unbind has returned. So unbind has
+/// to return after the early walk.
 const FAULT_AND_HANGING_READER: Model = Model {
     setup: Setup {
         stuck: true,
@@ -179,7 +179,7 @@ const FAULT_AND_HANGING_READER: Model = Model {
 };
 
 /// Another fault is recorded as the first one of the device, and the device is killed only when
-/// unbind has returned: a file system that is told first may take as long as it likes.
+/// unbind has returned: a file system that is notified first may take any time.
 const TWO_FAULTS: Model = Model {
     setup: Setup {
         killed_late: true,
@@ -194,8 +194,7 @@ const TWO_FAULTS: Model = Model {
     },
 };
 
-/// As the first one, but the files are walked through only once, when there is no reader inside of
-/// the device.
+/// As `FAULT`, but the files are walked only once, when there is no reader inside of the device.
 const FAULT_BEFORE_DEATH: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -276,7 +275,7 @@ fn a_walk_without_the_invalidate_lock_is_found() {
     SYNC_FAULT.finds(Defect::NoInvalidateLock, "mapped when unbind returns");
 }
 
-/// A file is read, which copies inside of the read-side section.
+/// A read of a file, which copies inside of the read-side section.
 const READ: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -297,8 +296,8 @@ fn memory_that_goes_before_the_device_is_dead_is_found() {
     READ.finds(Defect::TranslationsIgnored, "freed while it is referenced");
 }
 
-/// A process that has mapped a page pins it, or fails to, because it is being unmapped; lets go of
-/// it; and ends.
+/// A process that has mapped a page pins it, or fails to, because it is being unmapped; unpins it;
+/// and exits.
 const PIN: Model = Model {
     setup: Setup {
         mapped: true,
@@ -314,7 +313,7 @@ const PIN: Model = Model {
     },
 };
 
-/// As above, but it lets go only when unbind has returned.
+/// As `PIN`, but it unpins only when unbind has returned.
 const STUBBORN_PIN: Model = Model {
     setup: Setup {
         stubborn: true,
@@ -323,8 +322,8 @@ const STUBBORN_PIN: Model = Model {
     ..PIN
 };
 
-/// As above. The deadline does not pass, but the unbinding thread gets a fatal signal at some
-/// moment.
+/// As `STUBBORN_PIN`. The deadline does not pass, but the unbinding thread gets a fatal signal at
+/// some moment.
 const SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
@@ -368,8 +367,9 @@ fn defects_of_the_drain_are_found() {
     PIN.finds(Defect::NoGracePeriod, "Causality violation");
 }
 
-/// The inode of a file is being evicted, so that no walk finds it. Its entry goes when the page is
-/// not pinned any more. What the entry names is read without the lock under which it goes.
+/// The inode of a file is being evicted, so that no walk finds it. Its entry is removed when the
+/// page is no longer pinned. Whether the entry refers to the page is read without the lock under
+/// which it is removed.
 const EVICTION: Model = Model {
     setup: Setup {
         evicting: true,
@@ -382,7 +382,7 @@ const EVICTION: Model = Model {
     },
 };
 
-/// As above, and the page is pinned until unbind has returned.
+/// As `EVICTION`, and the page is pinned until unbind has returned.
 const EVICTION_OF_A_PIN: Model = Model {
     setup: Setup {
         pinned: true,
@@ -426,8 +426,8 @@ const KEEPER: Model = Model {
     },
 };
 
-/// As above, but it closes the disk only when unbind has returned, whose deadline does not pass:
-/// that waiting is hopeless has to end it.
+/// As `KEEPER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
+/// unbind has to return because waiting is hopeless.
 const STUBBORN_KEEPER: Model = Model {
     setup: Setup {
         stubborn: true,
@@ -468,7 +468,7 @@ const CLOSE: Model = Model {
     },
 };
 
-/// As above, but the page is first touched while the device is being taken away.
+/// As `CLOSE`, but the page is first accessed during the teardown.
 const FAULT_AND_CLOSE: Model = Model {
     setup: Setup {
         mapped: false,
@@ -484,7 +484,7 @@ const FAULT_AND_CLOSE: Model = Model {
     },
 };
 
-/// As above, and the file is mapped with `MAP_SYNC`.
+/// As `FAULT_AND_CLOSE`, and the file is mapped with `MAP_SYNC`.
 const SYNC_FAULT_AND_CLOSE: Model = Model {
     setup: FAULT_AND_CLOSE.setup,
     preemptions: Some(2),
@@ -522,8 +522,8 @@ fn a_file_that_is_used_by_a_synchronous_fault_does_not_hold_up_the_disk() {
     SYNC_FAULT_AND_CLOSE.finds(Defect::FilesNotLocked, "deadlock");
 }
 
-/// The module is unloaded as soon as there is no reference to it. Its exit waits for the work
-/// queue, on which the device is taken away.
+/// The module is unloaded as soon as there is no reference to it. Its exit waits for the work queue
+/// of the teardown.
 const UNLOAD: Model = Model {
     setup: Setup {
         unloaded: true,
@@ -536,7 +536,7 @@ const UNLOAD: Model = Model {
     },
 };
 
-/// As above, and a page is pinned until unbind has returned.
+/// As `UNLOAD`, and a page is pinned until unbind has returned.
 const UNLOAD_RETIRED: Model = Model {
     setup: Setup {
         unloaded: true,
@@ -553,8 +553,8 @@ const UNLOAD_RETIRED: Model = Model {
     },
 };
 
-/// The module is being unloaded, which unbinds the device. There is no reference to the module to
-/// be had, so that the range is not retired, although the deadline passes.
+/// The module is being unloaded, which unbinds the device. No reference to the module can be taken,
+/// so the range is not retired, although the deadline passes.
 const UNLOADING: Model = Model {
     setup: Setup {
         unloading: true,
@@ -586,7 +586,7 @@ fn unbind_waits_while_the_module_is_unloaded() {
     UNLOADING.finds(Defect::WakeUpLost(1), "deadlock");
 }
 
-/// When unbind has returned, what comes gets an error, whether the range is retired or free.
+/// When unbind has returned, new accesses get an error, whether the range is retired or free.
 const LATE: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(3),
@@ -596,7 +596,7 @@ const LATE: Model = Model {
     },
 };
 
-/// As above, with a page that is still pinned, so that its entry is still there.
+/// As `LATE`, with a page that is still pinned, so that its entry still exists.
 const LATE_AND_PINNED: Model = Model {
     setup: Setup {
         pinned: true,

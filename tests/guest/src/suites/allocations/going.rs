@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices go. That cannot be refused, so it has to succeed whatever fails.
+//! Unbinding of devices. It cannot be refused, so it must succeed whatever fails.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -25,7 +25,8 @@ use crate::retired;
 use crate::sectors::{expect_same, stamped};
 use crate::sysfs;
 
-/// Those for whom the allocations are counted. The kernel cannot refuse to unbind once the driver is asked.
+/// The allocations that are made to fail. The kernel cannot refuse to unbind once the driver is
+/// called.
 const EVERYBODY: [Whose; 3] = [
     Whose::Thread,
     Whose::Driver(Allocator::Slab),
@@ -37,9 +38,9 @@ const DRIVER: [Whose; 2] = [
 ];
 
 const LEN: usize = 1 << 20;
-/// How long the driver waits for pages that are pinned.
+/// How long the driver waits for pinned pages.
 const TIMEOUT: Duration = Duration::from_millis(100);
-/// How long it may take to hear of something.
+/// How long a process may take to report.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Unbinds while an allocation fails.
@@ -53,7 +54,7 @@ fn unbind(lab: &Lab, prepared: &Prepared, failing: &mut Failing<'_>) -> Result<(
                 failing.whose == Whose::Thread,
                 "the driver was asked, and did not go"
             );
-            // The order did not get as far as to the driver.
+            // The write failed before it reached the driver.
             bound.expect_driver(Some(lab.driver))?;
             give(&order, bound)?;
         }
@@ -105,7 +106,7 @@ fn touch(mapping: &Mapping) {
     }
 }
 
-/// What is there after all of it.
+/// Checks the file after all unbinds.
 fn expect_intact(prepared: &Prepared) -> Result<()> {
     let mount = mount(prepared)?;
     expect_same("the file", &fs::read(mount.path("used"))?, &stamped(LEN, 1))?;
@@ -140,16 +141,16 @@ pub fn while_mapped(lab: &mut Lab) -> Result<()> {
     expect_intact(&prepared)
 }
 
-/// How long unbind may take beyond its timeout: a second, and what the emulator and the checkers take. It is less
-/// than what the kernel takes a task to hang.
+/// How long unbind may take beyond its timeout: a second, and the cost of the emulator and the
+/// checkers. It is less than the kernel's limit for hung tasks.
 const SLACK: Duration = Duration::from_secs(15);
 
-/// Who keeps pages of the device while it goes.
+/// What uses pages of the device while it is unbound.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keeper {
-    /// Has them mapped.
+    /// A mapping.
     Mapping,
-    /// Has them in a pipe.
+    /// A pipe.
     Pipe,
 }
 
@@ -174,7 +175,7 @@ impl Keeper {
         expect_same("what is in the pipe", &found, &stamped(LEN, 1)[..PAGE])
     }
 
-    /// What becomes of it once the device is gone.
+    /// Checks how the user ends once the device is gone.
     fn expect_gone(self, mut user: Child) -> Result<()> {
         user.go()?;
         match self {
@@ -184,7 +185,7 @@ impl Keeper {
     }
 }
 
-/// Nobody in the whole system gets memory from the slab while a device goes.
+/// Unbinds a device while every allocation from the slab fails in the whole system.
 pub fn without_memory(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
@@ -225,8 +226,8 @@ pub fn without_memory(lab: &mut Lab) -> Result<()> {
     expect_intact(&prepared)
 }
 
-/// A thread of the kernel that never schedules of its own accord: no grace period of `synchronize_rcu_tasks`
-/// ends while it is there.
+/// A kernel thread that never schedules voluntarily: `synchronize_rcu_tasks` does not return while
+/// it exists.
 struct Busy(());
 
 impl Busy {
@@ -245,12 +246,12 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        // A test that failed must not leave it to the next one.
+        // A failed test must not leave it behind.
         let _ = run("rmmod", &[Busy::NAME]);
     }
 }
 
-/// What takes too long to be freed is retired, like what is used.
+/// A range whose release takes too long is retired, as one that is in use.
 pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
@@ -270,7 +271,7 @@ pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
     );
     println!("kernel: {}", messages.expect(&["retired"])?);
     let freeing = "the memory management, which is freeing it";
-    // It may still be waited for something else when the time is up.
+    // When the time is over, unbind may still be waiting for something else.
     let deadline = Instant::now() + SLACK;
     while !retired::expect(1)?
         .iter()

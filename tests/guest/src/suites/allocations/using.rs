@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices are used, and asked about themselves.
+//! Devices in use, and reads of their attributes.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -24,14 +24,14 @@ use crate::sectors::{Buffer, expect_same, stamped};
 use crate::sysfs;
 
 const LEN: usize = 64 << 10;
-/// The file system has a page for each fault.
+/// The size of the file in pages: each fault uses another one.
 const PAGES: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a read or write may fail with because there is no memory.
+/// The errors of a read or write that lacks memory.
 const IO_ERRORS: &[Errno] = &[Errno::ENOMEM, Errno::EIO, Errno::EAGAIN];
 
-/// The disk is read, written and flushed. None of that takes memory of the driver.
+/// Reads, writes and flushes the disk. The driver allocates nothing for that.
 pub fn block_io(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let disk = small(lab, mode)?.disk;
@@ -71,8 +71,8 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Files are mapped and touched. A fault that gets no memory is either repeated or ends in a signal. What reads,
-/// writes and syncs files asks the driver for nothing that takes memory.
+/// Maps files and touches their pages. A fault that lacks memory is repeated or raises a signal.
+/// The driver allocates nothing for reads, writes and syncs of files.
 pub fn dax(lab: &mut Lab) -> Result<()> {
     let prepared = small(lab, Mode::FsdaxMem)?;
     let node = prepared.disk.node_str();
@@ -86,7 +86,7 @@ pub fn dax(lab: &mut Lab) -> Result<()> {
     for write in [false, true] {
         for whose in [Whose::Thread, Whose::ThreadInDriver] {
             walk.along(whose, |failing| {
-                // One that nobody has touched before.
+                // A page that was not touched before.
                 page += 1;
                 let place = page * PAGE;
                 let file = Access::Buffered.open(&path)?;
@@ -141,7 +141,7 @@ pub fn dax(lab: &mut Lab) -> Result<()> {
     Ext4.check(&node)
 }
 
-/// All that can be read about a device and the driver.
+/// Reads all attributes of a device and the driver.
 pub fn attributes(lab: &mut Lab) -> Result<()> {
     let prepared = small(lab, Mode::FsdaxMem)?;
     let name = lab.driver.name();
@@ -158,7 +158,7 @@ pub fn attributes(lab: &mut Lab) -> Result<()> {
     ensure!(files.len() > 50, "there is not much to read: {files:?}");
     let mut walk = Walk::new(lab, "attributes")?;
     for file in files {
-        // Some cannot be read now, for reasons of their own.
+        // Some attributes cannot be read at the moment, for other reasons.
         let Ok(right) = fs::read(&file) else { continue };
         walk.along(Whose::Thread, |failing| {
             let found = failing.during(|| fs::read(&file))?;
@@ -178,7 +178,7 @@ pub fn attributes(lab: &mut Lab) -> Result<()> {
     walk.end()
 }
 
-/// Finds the files under a directory that can be read, without following links.
+/// Finds the readable files below a directory, without following links.
 fn find(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for name in sysfs::names(dir)? {
         let path = dir.join(name);

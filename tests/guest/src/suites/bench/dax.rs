@@ -17,12 +17,12 @@ use crate::filesystem::Mount;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::syscall::is_dax;
 
-/// How large the file is.
+/// The size of the file.
 const LEN: usize = 64 << 20;
 
-/// A mounted file system with a file all of which was written once.
+/// A mounted file system with a file that was completely written once.
 struct Site {
-    // In the order in which they have to go.
+    // Fields are in the order in which they must be dropped.
     file: File,
     mount: Mount,
 }
@@ -30,7 +30,7 @@ struct Site {
 impl Site {
     fn new(side: &Side) -> Result<Site> {
         let node = side.disk.node_str();
-        // A case before this one may have made it.
+        // An earlier case may have made it.
         let mount = match Ext4.mount(&node, "dax=always") {
             Ok(mount) => mount,
             Err(_) => {
@@ -91,7 +91,7 @@ pub fn calls(side: &Side, write: bool, len: usize) -> Result<Box<dyn Work>> {
     }))
 }
 
-/// What is touched at once.
+/// The pages that one fault maps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Page,
@@ -99,7 +99,7 @@ pub enum Unit {
 }
 
 struct Faults {
-    // A mapping has to go before what it is of.
+    // The mapping must be dropped before the file.
     mapping: Option<Mapping>,
     site: Site,
     unit: Unit,
@@ -136,7 +136,7 @@ impl Work for Faults {
     }
 }
 
-/// The first access to pages of the file through a mapping, each of which is a fault.
+/// The first access to each page of the file through a mapping, which is a fault.
 pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
     Ok(Box::new(Faults {
         mapping: None,
@@ -152,7 +152,7 @@ struct SyncFaults {
     path: PathBuf,
 }
 
-/// How large the file is that is made anew for each run of faults.
+/// The size of the file that is recreated for each run of faults.
 const FRESH: usize = 4 << 20;
 
 impl Work for SyncFaults {
@@ -181,8 +181,8 @@ impl Work for SyncFaults {
     }
 }
 
-/// The first write to pages of a file that are allocated and were never written, with `MAP_SYNC`: each makes the
-/// file system write its metadata.
+/// The first write to allocated pages of a file that were never written, with `MAP_SYNC`: each
+/// makes the file system write its metadata.
 pub fn sync_faults(side: &Side) -> Result<Box<dyn Work>> {
     let site = Site::new(side)?;
     let path = site.mount.path("fresh");
@@ -198,7 +198,7 @@ struct Fsync {
     site: Site,
 }
 
-/// How many pages are dirty.
+/// The number of dirty pages.
 const DIRTY: usize = 256;
 
 impl Work for Fsync {
@@ -227,7 +227,7 @@ struct Copies {
 
 impl Work for Copies {
     fn prepare(&mut self) -> Result<()> {
-        // So that there are no faults later.
+        // Avoids faults later.
         self.mapping.read(0, &mut self.bytes);
         Ok(())
     }
@@ -238,7 +238,7 @@ impl Work for Copies {
     }
 }
 
-/// A program copies bytes out of a mapping of the file. No driver has a part in it.
+/// Copies bytes out of a mapping of the file. No driver is involved.
 pub fn copies(side: &Side, len: usize) -> Result<Box<dyn Work>> {
     let site = Site::new(side)?;
     let mapping = Mapping::read_only(&site.file, LEN, Sharing::Shared)?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A machine that loses its power in the middle of writes, again and again.
+//! A machine whose power is cut in the middle of writes, repeatedly.
 //!
-//! Writers tell the host what they were told is durable, until the runner kills the guest at a point of time
-//! of its choice. The next boot recovers, tells the host all that is on the media, and goes on writing.
-//! Who is right is for the host to say: it alone has seen both.
+//! Writers tell the host which writes are durable, until the runner kills the guest at a random
+//! time. The next boot recovers, reports everything on the media to the host, and goes on writing.
+//! The host has both reports and compares them.
 
 mod block;
 mod port;
@@ -41,32 +41,32 @@ pub const FIRST: Suite = Suite {
     tests: &[Test::step("makes_and_writes", first).within(LIMIT)],
 };
 
-/// All others but the last.
+/// The boots between the first and the last.
 pub const AGAIN: Suite = Suite {
     name: "crash_again",
     tests: &[Test::step("checks_and_writes", again).within(LIMIT)],
 };
 
-/// The one that is not killed.
+/// The last boot, which is not killed.
 pub const LAST: Suite = Suite {
     name: "crash_last",
     tests: &[Test::new("checks", last).within(LIMIT)],
 };
 
-/// A boot ends long before that, one way or the other.
+/// Longer than any boot takes.
 const LIMIT: u64 = 300;
-/// How soon a writer must end that was told to, or whose device is gone.
+/// How long a writer may take to end after it was told to, or after its device was removed.
 const WRITERS_LIMIT: Duration = Duration::from_secs(40);
-/// How soon a range is free once nobody uses it any more.
+/// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
-/// How long writers are at work before their device is taken away, at most.
+/// How long writers run before their device is removed, at most.
 const MOST_WORK_MS: u64 = 600;
-/// In every so many boots a device is taken away and given back before it goes on.
+/// In one of this many boots a device is removed and added again before the writers go on.
 const UNBIND_EVERY: u64 = 3;
 
-/// Where the first of two partitions is, and the second: each starts at a multiple of 2 MiB.
+/// Two partitions, each of which starts at a multiple of 2 MiB.
 const PARTITIONS: &str = "label: gpt\nstart=4096, size=524288\nstart=528384, size=409600\n";
-/// Where the writers of a disk begin.
+/// The offset of the first writer's blocks on a disk.
 const ON_DISK: u64 = 64 << 20;
 
 /// What is written to.
@@ -109,7 +109,7 @@ const WRITERS: &[(Place, Way)] = &[
     (Place::Cached, Way::Dsync),
     (Place::Cached, Way::DirectDsync),
     (Place::Cached, Way::Msync),
-    // Were it believed, the rest would say nothing.
+    // If the host believed this one, its other verdicts would mean nothing.
     (Place::Cached, Way::Lie),
     (Place::Raw, Way::Fsync),
     (Place::Raw, Way::DirectDsync),
@@ -118,12 +118,12 @@ const WRITERS: &[(Place, Way)] = &[
     (Place::Sector, Way::DirectFdatasync),
 ];
 
-/// What the host is to expect of a writer: that its blocks may be torn while they are written, that they are not, or
-/// that it lies.
+/// What the host expects of a writer: that blocks may be torn while they are written, that they are
+/// never torn, or that it lies.
 fn duty(place: Place, way: Way) -> &'static str {
     match (place, way) {
         (_, Way::Lie) => "lies",
-        // A name stands for the whole old file or for the whole new one.
+        // After a rename there is the whole old file or the whole new one.
         (Place::Sector, _) | (_, Way::Rename) => "whole",
         _ => "torn",
     }
@@ -139,7 +139,7 @@ impl Place {
         }
     }
 
-    /// The file system, and what it is mounted with.
+    /// The file system, and its mount options.
     fn file_system(self) -> Option<(FileSystem, &'static str)> {
         match self {
             Place::Ext4 => Some((Ext4, "dax=always")),
@@ -193,14 +193,14 @@ impl Site {
 }
 
 impl Open<'_> {
-    /// Its writers, by their numbers.
+    /// The writers of the site, by number.
     fn writers(&self) -> impl Iterator<Item = (usize, Way)> {
         let place = self.site.place;
         let all = WRITERS.iter().enumerate();
         all.filter_map(move |(id, &(home, way))| (home == place).then_some((id, way)))
     }
 
-    /// Where a writer has its blocks.
+    /// The location of a writer's blocks.
     fn home(&self, id: usize, way: Way) -> Home {
         match &self.mount {
             Some(mount) if way == Way::Rename => Home::Directory(mount.path(&name_of(id))),
@@ -215,7 +215,7 @@ impl Open<'_> {
         }
     }
 
-    /// Makes the files of all writers, which start with nothing.
+    /// Makes the empty files of all writers.
     fn make_files(&self) -> Result<()> {
         if self.mount.is_none() {
             return Ok(());
@@ -245,11 +245,11 @@ fn name_of(id: usize) -> String {
     format!("{place:?}_{way:?}").to_lowercase()
 }
 
-/// A campaign, as one boot sees it.
+/// One boot of a campaign.
 struct Boot<'a> {
     lab: &'a mut Lab,
     port: Port,
-    /// The last write of each writer that has left anything.
+    /// The last write of each writer that is on the media.
     last: Vec<u32>,
 }
 
@@ -304,7 +304,8 @@ impl Boot<'_> {
         })
     }
 
-    /// Tells the host all that is on the media, once the file systems have recovered, and has these checked.
+    /// Reports everything on the media to the host after the file systems have recovered, and
+    /// checks these.
     fn check(&mut self, sites: &[Site]) -> Result<()> {
         self.port.checking()?;
         for site in sites {
@@ -323,7 +324,7 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Tells the host what a writer has left, and returns the last write of which there is anything.
+    /// Reports the blocks of a writer to the host, and returns its last write that is on the media.
     fn report(&mut self, id: usize, home: &Home) -> Result<u32> {
         let bytes = home
             .read()
@@ -347,7 +348,7 @@ impl Boot<'_> {
         Ok(last)
     }
 
-    /// Lets one writer start with nothing again, so that there is space to be allocated.
+    /// Makes one writer start from an empty file, so that space is allocated again.
     fn start_one_anew(&mut self, sites: &[Site], round: u64) -> Result<()> {
         let id = (round % WRITERS.len() as u64) as usize;
         let (place, way) = WRITERS[id];
@@ -381,7 +382,7 @@ impl Boot<'_> {
         Ok(children)
     }
 
-    /// Takes a device away while writers are at work, and brings it back.
+    /// Removes a device while writers run, and adds it again.
     fn take_one_away(&mut self, sites: &[Site]) -> Result<()> {
         let victim = sites.choose(&mut self.lab.random).context("no sites")?;
         let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;

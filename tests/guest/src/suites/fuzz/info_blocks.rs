@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Info blocks with changed bits and hostile values: the driver refuses them, and says so in one line, or binds
-//! something that lies within the namespace. What lies beside it is never touched, and what is in it is there
-//! again with the right block.
+//! Info blocks with flipped bits and hostile values: the driver refuses them with one line in the
+//! log, or binds a range within the namespace. Neighbouring namespaces are never touched, and the
+//! data are intact with the right block.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -27,14 +27,14 @@ use crate::suites::probe::Patient;
 
 const MODES: [Mode; 4] = [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector, Mode::Devdax];
 const MIB: u64 = 1 << 20;
-/// How much of a neighbour is looked at after each case, where it is next to the victim.
+/// How many bytes of a neighbour are checked after each case, next to the victim.
 const EDGE: usize = 1 << 20;
-/// In the data of the victim, from here on, each page at the start of a MiB has a mark.
+/// The offset in the data of the victim from which on the first page of each MiB has a mark.
 const MARKS_FROM: u64 = 16 * MIB;
-/// After so many cases the right block is put back.
+/// After this many cases the right block is restored.
 const CASES_TO_RECOVERY: u64 = 8;
 
-/// What became of the cases.
+/// The number of cases by result.
 #[derive(Debug, Default)]
 struct Tally {
     refused: u64,
@@ -46,7 +46,7 @@ struct Tally {
 pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let estate = Estate::make(lab)?;
     let result = fuzz_on(lab, &estate);
-    // Other tests want to have one namespace.
+    // Other tests expect a single namespace.
     estate.take_down(lab)?;
     result
 }
@@ -85,7 +85,7 @@ fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
     Ok(())
 }
 
-/// Three namespaces in a row, of which the middle one is the victim.
+/// Three adjacent namespaces, the middle one of which is the victim.
 struct Estate {
     before: Disk,
     victim: Device,
@@ -95,7 +95,8 @@ struct Estate {
 impl Estate {
     fn make(lab: &Lab) -> Result<Estate> {
         let region = lab.region(0)?;
-        // A region can have several if it has labels, and gets them with the first that is made.
+        // A region can have several namespaces if it has labels. It gets them with the first
+        // namespace that is created.
         lab.prepare(Mode::FsdaxMem)?;
         destroy_all(lab)?;
         let mut made = Vec::new();
@@ -132,7 +133,7 @@ impl Estate {
         Ok(estate)
     }
 
-    /// The parts of the neighbours that are next to the victim, and what is in them.
+    /// The parts of the neighbours next to the victim, and the tags of their contents.
     fn edges(&self) -> Result<[(&Disk, u64, u64); 2]> {
         let end = self.before.bytes()? - EDGE as u64;
         Ok([(&self.before, end, 1), (&self.after, 0, 2)])
@@ -160,7 +161,7 @@ fn destroy_all(lab: &Lab) -> Result<()> {
     run("ndctl", &all).map(drop)
 }
 
-/// An info block, and how it came about.
+/// A changed info block, and a description of the changes.
 struct Mutant {
     block: InfoBlock,
     what: String,
@@ -172,9 +173,9 @@ struct Victim {
     namespace: Device,
     place: Range<u64>,
     good: InfoBlock,
-    /// What the last case may have changed of the data, from the start of the namespace.
+    /// The ranges of the data that the last case may have changed, as offsets in the namespace.
     spoilt: Vec<Range<u64>>,
-    /// Whether it may have changed anything at all, so that the namespace has to be made anew.
+    /// Whether any data may have changed, so that the namespace has to be created again.
     spoilt_all: bool,
     tally: Tally,
 }
@@ -206,7 +207,8 @@ impl Victim {
         self.place.end - self.place.start
     }
 
-    /// Where marks are. Those of a btt are in its sectors, wherever these are: see [`make_anew`].
+    /// The offsets of marks. Those of a btt are in its sectors, wherever these are: see
+    /// [`make_anew`].
     fn marks(&self) -> impl Iterator<Item = u64> + use<> {
         let end = if self.mode == Mode::Sector {
             0
@@ -224,7 +226,7 @@ impl Victim {
         Ok(())
     }
 
-    /// Looks at the marks, and renews those that a case may have changed.
+    /// Checks the marks, and renews those that a case may have changed.
     fn look_after_marks(&mut self, disk: &Disk) -> Result<()> {
         let file = disk.open(Access::Direct)?;
         let spoilt = std::mem::take(&mut self.spoilt);
@@ -244,7 +246,7 @@ impl Victim {
         Ok(())
     }
 
-    /// Changes the right block, up to three times.
+    /// Changes the right block, in one to three places.
     fn mutant(&self, random: &mut ChaCha8Rng) -> Mutant {
         let mut block = self.good.clone();
         let mut what = Vec::new();
@@ -256,7 +258,7 @@ impl Victim {
                     what.push(format!("bit {bit} changed"));
                 }
                 1 => {
-                    // Where the fields are.
+                    // The bits of the fields.
                     let bit = random.random_range(0..120 * 8);
                     block.flip(bit);
                     what.push(format!("bit {bit} changed"));
@@ -286,7 +288,7 @@ impl Victim {
         }
     }
 
-    /// Puts a block in place, has it probed, and looks at what comes of it. The namespace is idle again then.
+    /// Writes a block, probes it, and checks the result. The namespace is idle afterwards.
     fn case(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let namespace = self.namespace.clone();
         Patient::with_whole_range(lab, &namespace, |disk| {
@@ -315,14 +317,14 @@ impl Victim {
         }
     }
 
-    /// A device has been made for the personality that the block says.
+    /// Checks the device that libnvdimm has created for the kind of info block.
     fn look_at_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let claim = holder(&self.namespace)?;
         ensure!(
             claim != self.namespace,
             "neither refused nor claimed by anybody"
         );
-        // The rest is the same with the right block.
+        // Other fields have the values of the right block.
         let changed = Field::of_layout(self.mode)
             .iter()
             .any(|&field| mutant.block.get(field) != self.good.get(field));
@@ -342,7 +344,7 @@ impl Victim {
             Some(driver) => {
                 ensure!(driver == "dax_pmem", "{claim} is bound to {driver}");
                 self.tally.bound += 1;
-                // That initializes its struct pages, which may be on the medium.
+                // Binding initialises the struct pages, which may be on the medium.
                 let before_data =
                     mutant.block.get(Field::StartPad) + mutant.block.get(Field::DataOffset);
                 self.spoilt.push(0..before_data);
@@ -352,7 +354,7 @@ impl Victim {
         claim.give_up_namespace()
     }
 
-    /// The disk of a pfn device lies within the namespace and behind the info block.
+    /// The disk of a pfn device is within the namespace and behind the info block.
     fn look_at_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
         let (start, bytes) = (pfn.resource()?, disk.bytes()?);
         let within = start >= self.place.start + 2 * PAGE as u64
@@ -380,8 +382,8 @@ impl Victim {
         Ok(())
     }
 
-    /// The disk of a btt is no larger than the namespace. With other parameters its map may say anything, so that
-    /// reading may fail.
+    /// The disk of a btt is not larger than the namespace. With other parameters its map is
+    /// arbitrary, so reads may fail.
     fn look_at_sectors(&self, disk: &Disk) -> Result<()> {
         let bytes = disk.bytes()?;
         ensure!(
@@ -401,10 +403,10 @@ impl Victim {
         Ok(())
     }
 
-    /// With the right block the namespace is what it was.
+    /// Restores the right block and checks that the namespace has its former contents.
     fn recover(&mut self, lab: &Lab) -> Result<()> {
         if std::mem::take(&mut self.spoilt_all) {
-            // What another layout says of the map and the log is not what was there.
+            // With another layout the map and the log were overwritten.
             self.good = make_anew(lab, &self.namespace, self.mode)?;
             return Ok(());
         }
@@ -435,7 +437,7 @@ impl Victim {
     }
 }
 
-/// Makes the namespace anew, leaves it idle, and returns its info block.
+/// Creates the namespace again, leaves it idle, and returns its info block.
 fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
     let made = ndctl::reconfigure(namespace, mode)?;
     let claim = holder(namespace)?;
@@ -461,7 +463,7 @@ fn expect_marks_in_sectors(disk: &Disk) -> Result<()> {
     expect_same("what is in the sectors", &found, &right)
 }
 
-/// A refusal is one line of the driver, which says what to do.
+/// A refusal is one line of the driver, which includes the remedy.
 fn expect_one_line(messages: &mut Messages) -> Result<()> {
     messages.expect(&["the info block for mode"])?;
     let lines: Vec<&String> = messages

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers side by side: what a user can ask of a disk is asked of one disk of each, in every
-//! mode, and the answers are compared. Differences that are wanted are in [`differences`], with their
-//! reasons; there must be no other, and none may have gone.
+//! Parity of the two drivers: everything that a user can ask about a disk is asked about one disk
+//! of each driver, in every mode, and the answers are compared. [`differences`] lists the intended
+//! differences with their reasons. Another difference is a failure, and so is a missing one.
 
 mod differences;
 mod facts;
@@ -48,7 +48,7 @@ fn compare(lab: &mut Lab, mode: Mode) -> Result<()> {
     differences::judge(mode, &of_ours, &of_theirs)
 }
 
-/// Gives what stands for the namespace to the driver whose site it is.
+/// Binds the device of a site to the site's driver.
 fn hand_over(site: &Site) -> Result<()> {
     let bound: Device = holder(site.namespace())?;
     // devdax has a driver of its own.

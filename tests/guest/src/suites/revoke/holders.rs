@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Users inside of the kernel. dm-writecache keeps the address of its cache for as long as its table
-//! lives, and nobody can take that from it. Other tables keep none, but which one it is cannot be told.
+//! Users inside of the kernel. dm-writecache keeps the address of its cache as long as its table
+//! exists, and it cannot be revoked. Other tables keep no address, but the driver cannot tell which
+//! table holds the disk.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -23,15 +24,15 @@ use crate::process::{Child, expect_nobody_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 
-/// The cache lies on a partition, because dm-writecache formats all that it gets.
+/// The cache is on a partition, because dm-writecache formats its whole device.
 const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
 const CACHED: &str = "cached";
 const LEN: usize = 8 << 20;
 
-/// The module of those tables that keep an address.
+/// The module whose tables keep an address.
 const KEEPER: &str = "dm_writecache";
 
-/// Whether the kernel has tables that keep an address.
+/// Loads or unloads that module.
 fn set_keeper(is_there: bool) -> Result<()> {
     if is_there {
         return run("modprobe", &[KEEPER]).map(drop);
@@ -45,8 +46,8 @@ fn set_keeper(is_there: bool) -> Result<()> {
     Ok(())
 }
 
-/// A file under dm-linear was used through a mapping. The table is still there when the device goes, and
-/// takes it only if it may be one that keeps an address.
+/// A file under dm-linear was used through a mapping. The table still exists on unbind, and delays
+/// it only if the kernel has tables that keep an address.
 pub fn linear(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for keeps in [false, true] {
@@ -69,15 +70,15 @@ pub fn linear(lab: &mut Lab) -> Result<()> {
     set_keeper(false)
 }
 
-/// Blocks written to the cache get to their origin after the cache's device is gone, and only then is
-/// the range free.
+/// Blocks in the cache are written to their origin after the cache's device is gone. The range is
+/// free only afterwards.
 pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
     set_keeper(true)?;
     let pmem = lab.ready(0)?;
     pmem.disk.cut(CACHE)?;
     let cache = pmem.disk.partition(1).node_str();
-    // An earlier cache there would be taken over.
+    // An existing cache would be continued.
     pmem.disk
         .partition(1)
         .open(Access::Direct)?
@@ -87,7 +88,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     origin
         .open(Access::Direct)?
         .write_all_at(&Buffer::stamped(2 * LEN, 1), 0)?;
-    // Nothing is written back by itself.
+    // Nothing is written back automatically.
     let table = format!(
         "0 {sectors} writecache p {} {cache} 4096 4 high_watermark 100 low_watermark 100",
         origin.node_str()
@@ -105,7 +106,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
             println!("retired: {line}");
         }
     }
-    // What was written is still there, and can be written to.
+    // The contents are still there and writable.
     let mut found = Buffer::new(LEN);
     file.read_exact_at(&mut found, 0)?;
     expect_same("the cached disk", &found, &stamped(LEN, 2))?;
@@ -127,8 +128,7 @@ fn expect_contents(disk: &Disk, len: usize, tag: u64) -> Result<()> {
     expect_same(&format!("what {disk} holds"), &found, &stamped(len, tag))
 }
 
-/// Waits until all blocks of the cache are free, that is, until what they held has been written to the
-/// origin.
+/// Waits until all blocks of the cache are free, that is, written to the origin.
 fn await_written_back() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

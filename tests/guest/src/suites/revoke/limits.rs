@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long a device may take to go: as long as the administrator says while it goes, until the one who
-//! unbinds it is killed, once for all devices of a region, and however often others ask what is going on.
+//! How long unbind may take: as long as `revoke_timeout_ms` says at the moment, until the unbinding
+//! thread is killed, once for all devices of a region, and independent of concurrent reads of
+//! debugfs.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -30,10 +31,11 @@ use crate::process::{Child, Link, expect_nobody_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
 
-/// How soon a new limit, or a signal, must have an effect: a second, and what the emulator takes.
+/// How long a new timeout or a signal may take to have an effect: a second, and the delay of the
+/// emulator.
 const EFFECT: Duration = Duration::from_millis(1500);
 
-/// Somebody unbinds a device of which a page is pinned, and waits.
+/// A process that unbinds a device with a pinned page, and waits.
 struct Waiting<'a> {
     site: Site<'a>,
     bound: Device,
@@ -55,14 +57,14 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    /// Checks that it still waits after some time.
+    /// Checks that it still waits after this time.
     fn expect_waits(&mut self, time: Duration) -> Result<()> {
         sleep(time);
         ensure!(self.unbind.try_end()?.is_none(), "unbind has not waited");
         retired::expect(0).map(drop)
     }
 
-    /// Another process changes the limit.
+    /// Changes the timeout from another process.
     fn set_timeout(&self, timeout: Duration) -> Result<()> {
         let driver = self.site.lab.driver;
         let mut writer = Child::start("who sets the timeout", |_| {
@@ -71,7 +73,7 @@ impl<'a> Waiting<'a> {
         writer.expect_done(SIGNAL_LIMIT)
     }
 
-    /// The range is retired until the pin goes.
+    /// Ends the test: the range is retired until the page is unpinned.
     fn end(mut self) -> Result<()> {
         self.bound.expect_driver(None)?;
         for line in retired::expect(1)? {
@@ -83,7 +85,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// The limit can be set while an unbind waits, both ways.
+/// The timeout can be raised and lowered while an unbind waits.
 pub fn timeout_is_writable(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let mut waiting = Waiting::start(lab, Duration::ZERO)?;
@@ -102,7 +104,7 @@ pub fn timeout_is_writable(lab: &mut Lab) -> Result<()> {
     waiting.end()
 }
 
-/// Whoever unbinds a device can be killed, and the device goes all the same.
+/// The unbinding thread can be killed, and the device is unbound all the same.
 pub fn killed_writer(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for timeout in [Duration::ZERO, Duration::from_secs(60)] {
@@ -115,15 +117,15 @@ pub fn killed_writer(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// So many namespaces fill the region.
+/// The number of namespaces that fill the region.
 const NAMESPACES: usize = 8;
 const NAMESPACE_SIZE: &str = "64M";
-/// What is in a file of each of them, and in a pipe.
+/// How many bytes of a file of each namespace are in a pipe.
 const PIPED: usize = 4 * PAGE;
 
-/// Makes many namespaces of a region that has one, and returns their disks.
+/// Divides a region with one namespace into many, and returns their disks.
 fn split(lab: &Lab, region: &Device) -> Result<Vec<Disk>> {
-    // What has no label gets one by this, and only then can it be of any size.
+    // This gives the namespace a label, without which it cannot have any size.
     ndctl::reconfigure(&lab.namespace(0)?, Mode::Raw)?;
     destroy(region)?;
     (0..NAMESPACES)
@@ -152,7 +154,7 @@ fn destroy(region: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Puts pages of a file into a pipe, and keeps nothing else of it.
+/// Puts pages of a file into a pipe, and closes the file.
 fn pin(mount: &Mount) -> Result<[OwnedFd; 2]> {
     let file = Access::Buffered.open(&mount.path("used"))?;
     let mapping = Mapping::of_pages(&file, PIPED, Sharing::Shared, true)?;
@@ -174,7 +176,8 @@ fn pin_all(mounts: &[Mount], link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// A region goes, and with it many devices that are all in use: they are waited for together.
+/// A region is unbound, and with it many devices that are all in use: their timeouts run
+/// concurrently.
 pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     retired::set_timeout(lab.driver, TIMEOUT)?;
@@ -226,12 +229,12 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     expect_nobody_stuck()
 }
 
-/// More files with pinned pages than the driver has places for (`PLACES` in `src/abstractions/fs.rs`), and
-/// how many of them are let go first.
+/// The number of files with pinned pages: more than the driver has slots for (`PLACES` in
+/// `src/abstractions/fs.rs`), and the number of those that are released first.
 const FILES: usize = 160;
 const FIRST: usize = 60;
 
-/// Puts a page of each of some files into a pipe, and keeps nothing else of them.
+/// Puts a page of each file into a pipe, and closes the files.
 fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
     let pipes = files
         .map(|number| {
@@ -253,8 +256,8 @@ fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// Very many files have pinned pages, and are closed. Unbind waits until it has places for those that are
-/// left, says so, and goes on when it has.
+/// Very many closed files have pinned pages. Unbind waits for free slots, logs that, and goes on
+/// when there are enough.
 pub fn many_files(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
@@ -283,16 +286,16 @@ pub fn many_files(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// A file whose pages have all been exposed, so that it takes its time to count them.
+/// The size of a file whose pages were all exposed, so that counting them takes a while.
 const LARGE: usize = 256 << 20;
-/// The CPU that those who read share with one who leaves them next to nothing of it.
+/// The CPU that the readers share with a process of high priority.
 const CROWDED: &str = "2";
 const POLITE: &str = "19";
 const RUDE: &str = "-10";
-/// For how long they have done so when the device goes.
+/// For how long they share it before unbind.
 const CROWD: Duration = Duration::from_secs(1);
 
-/// Puts the current process on the crowded CPU.
+/// Moves the current process to that CPU.
 fn crowd(nice: &str) -> Result<()> {
     let pid = std::process::id().to_string();
     run("busybox", &["taskset", "-p", CROWDED, &pid])?;
@@ -300,7 +303,7 @@ fn crowd(nice: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads one of the driver's lists until it is told to stop.
+/// Reads one of the driver's debugfs files until it is told to stop.
 fn read_list(name: &str, link: &mut Link) -> Result<()> {
     let path = format!("/sys/kernel/debug/pmem_rs/{name}");
     crowd(POLITE)?;
@@ -314,8 +317,7 @@ fn read_list(name: &str, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// What devices are used for can be asked at any time. Those who ask, and are stopped wherever they are, do
-/// not keep a device from going.
+/// debugfs can be read at any time. Readers that are stopped anywhere do not delay unbind.
 pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let site = Site::build(lab, Fs::Ext4, Under::Whole)?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away while it is used.
+//! Unbinding a device while it is in use.
 //!
-//! A test is a cell of a matrix with four axes: the file system, what it is on, who uses a file of it,
-//! and the way in which the device goes. All cells do the same: they build the [`site`], start the
-//! user, take the device away, see what becomes of the user, unmount, bring the device back, and
-//! look whether all is as it was.
+//! A test is a cell of a matrix with four axes: the file system, what it is on, the user of a file,
+//! and the way in which the device is removed. All cells do the same: they build the [`site`],
+//! start the user, remove the device, check the user's end, unmount, add the device again, and
+//! check that everything is intact.
 
 mod cells;
 mod holders;
@@ -41,9 +41,9 @@ pub enum Fs {
     Ext4,
     Ext4NoJournal,
     Xfs,
-    /// With a tree that tells which file a block belongs to.
+    /// With a reverse mapping tree, which finds the file of a block.
     XfsRmap,
-    /// With that, and a file that shares its blocks with another one.
+    /// With that tree, and a file that shares its blocks with another one.
     XfsReflink,
     Erofs,
 }
@@ -54,45 +54,45 @@ pub enum Under {
     Whole,
     Partition,
     Linear,
-    /// Over two NVDIMMs, of which the first goes.
+    /// Striped over two NVDIMMs, the first of which is removed.
     Stripe,
 }
 
-/// Who uses a file.
+/// The user of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// Reads through a shared mapping, without a pause.
+    /// Reads continuously through a shared mapping.
     Reader,
-    /// Writes through a shared mapping, without a pause.
+    /// Writes continuously through a shared mapping.
     Writer,
     /// Has a private mapping and has written to half of its pages.
     Private,
     /// Has touched a shared mapping and sleeps.
     Idle,
-    /// Has forked, and both read.
+    /// Has forked; both processes read.
     Fork,
     /// Has locked the mapping that it reads.
     Mlock,
-    /// Reads or writes a mapping of PMDs.
+    /// Reads or writes through PMD mappings.
     Pmd,
     /// Has put pages into a pipe.
     Pipe,
-    /// Has done that, unmapped and closed the file.
+    /// Has put pages into a pipe, unmapped and closed the file.
     ClosedPipe,
-    /// Writes the mapping to another disk with `O_DIRECT`, which takes its time.
+    /// Writes the mapping to another, slow disk with `O_DIRECT`.
     Direct,
-    /// Calls `read` and `write`, without a pause.
+    /// Calls `read` and `write` continuously.
     Calls,
 }
 
-/// The way in which the device goes.
+/// The way in which the device is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// The pfn device is unbound.
     Unbind,
     /// The region is unbound.
     Region,
-    /// The device that has all NVDIMMs is unbound.
+    /// The device of all NVDIMMs is unbound.
     Provider,
 }
 
@@ -105,9 +105,10 @@ pub struct Cell {
     pub way: Way,
 }
 
-/// How long it may take to unbind a device that nobody pins, on a busy machine under emulation.
+/// How long the unbind of a device without pinned pages may take, on a busy machine under
+/// emulation.
 const UNBIND_LIMIT: Duration = Duration::from_secs(5);
-/// How soon a range is free once nobody pins it any more.
+/// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Cell {
@@ -120,7 +121,7 @@ impl Cell {
         let took = self.way.go(&site, self.limit())?;
         println!("gone after {} ms", took.as_millis());
         if !self.user.pins() && lab.driver == Driver::PmemRs && took < retired::TIMEOUT {
-            // Not even device-mapper keeps a range.
+            // device-mapper does not keep a range busy either.
             retired::expect(0)?;
         }
         if self.user.pins() {
@@ -142,8 +143,8 @@ impl Cell {
         expect_nobody_stuck()
     }
 
-    /// How long it may take to go. The driver waits for pins as long as it was told to, and for those of all
-    /// ranges at once.
+    /// How long the removal may take. The driver waits for pins until the timeout, for all ranges
+    /// at once.
     fn limit(self) -> Duration {
         if self.user.pins() {
             UNBIND_LIMIT + retired::TIMEOUT
@@ -152,8 +153,7 @@ impl Cell {
         }
     }
 
-    /// The driver has waited for those who pin pages, and has then gone without them. The range is
-    /// theirs for now.
+    /// Checks that unbind has waited for pins until the timeout, and has retired the range.
     fn expect_retired(
         self,
         site: &Site<'_>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away in situations of their own, which the matrix has no axis for.
+//! Unbinding in special situations, for which the matrix has no axis.
 
 use std::fs::{self, File};
 use std::io::{IoSliceMut, Read};
@@ -83,7 +83,8 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// The rest of all these tests: the users are gone, and everything comes back as it was.
+/// The common end of these tests: the users are gone, the device is added again, and everything is
+/// intact.
 pub fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
     expect_no_process_stuck()?;
     site.take_down()?;
@@ -125,7 +126,8 @@ fn told(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// The line about the device: how much was exposed, in KiB; pages in use; pages in page caches only.
+/// The device's line in debugfs: the size that was exposed, in KiB; pages in use; pages in page
+/// caches only.
 fn usage(bound: &Device) -> Result<[u64; 3]> {
     let list = sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
     let line = list
@@ -167,8 +169,8 @@ fn listed(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// A writer waits in its fault until the file system is thawed, and holds whatever a fault holds. It
-/// must not keep the device.
+/// A writer waits in its fault until the file system is thawed, and holds all the locks of a fault.
+/// This must not delay unbind.
 fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
     let site = Site::build(lab, fs, Under::Whole)?;
     let reader = User::Reader.start(&site)?;
@@ -188,7 +190,7 @@ fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
     println!("gone after {} ms", took.as_millis());
     reader.expect_gone()?;
     match thaw(&root) {
-        // What xfs does when its DAX device fails thaws it.
+        // xfs thaws when its DAX device fails.
         Err(error) if fs == Fs::XfsRmap && error.raw_os_error() == Some(libc::EINVAL) => {}
         result => result.context("thawing the file system")?,
     }
@@ -197,7 +199,7 @@ fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// Reads a DAX file into memory that is not there, which stops the kernel where it copies: inside of
+/// Reads a DAX file into memory that is not present. The kernel stops where it copies: inside of
 /// `dax_read_lock`, which the driver must wait for before it frees anything.
 fn read_into_absent(file: &File, link: &mut Link) -> Result<()> {
     let page = Absent::new()?;
@@ -211,7 +213,7 @@ fn read_into_absent(file: &File, link: &mut Link) -> Result<()> {
             .join()
             .map_err(|_| anyhow::anyhow!("the reader panicked"))
     })?;
-    // It may have what it came for, or an error; but not something else.
+    // The read may succeed or fail; but it must not return other data.
     match read {
         Ok(read) => {
             ensure!(read == PAGE, "it read {read} bytes");
@@ -270,7 +272,7 @@ fn two_at_once(lab: &mut Lab) -> Result<()> {
         .into_iter()
         .map(|name| {
             Child::start(name, |_| match bound.try_unbind(lab.driver) {
-                // Whoever comes later finds it done, or not there any more.
+                // A later unbind finds it done, or the device gone.
                 Ok(()) => Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -292,7 +294,7 @@ fn region_and_device(lab: &mut Lab) -> Result<()> {
     let mut device = Child::start("who unbinds the device", |_| {
         match bound.try_unbind(lab.driver) {
             Ok(()) => Ok(()),
-            // The region was faster.
+            // The region was removed first.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
                 Ok(())
             }
@@ -334,14 +336,14 @@ fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// `mkfs` has the disk open for itself, without being a file system.
+/// `mkfs` has the disk open exclusively, without being a file system.
 fn mkfs_running(lab: &mut Lab) -> Result<()> {
     let prepared = lab.ready(0)?;
     let node = prepared.disk.node_str();
     for delay in [0, 20, 60, 120] {
         let mut mkfs = Child::start_ready("mkfs", |link| {
             link.say("ready")?;
-            // Whether it is done before the disk goes does not matter.
+            // It may finish before the disk is removed.
             let output = crate::command::command("mkfs.ext4")
                 .args(["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", &node])
                 .output()?;
@@ -359,7 +361,7 @@ fn mkfs_running(lab: &mut Lab) -> Result<()> {
     Fs::Ext4.make_and_mount(&node)?.unmount()
 }
 
-/// Every fault has the file system find a block and write its journal.
+/// Every fault makes the file system allocate a block and write its journal.
 fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
     let site = Site::build(lab, fs, Under::Whole)?;
     let path = site.root()?.join("sparse");
@@ -385,7 +387,7 @@ fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
                 link.say("ready")?;
             }
         }
-        // The file system has stopped; the pages go a moment later.
+        // The file system has shut down; the pages are unmapped a moment later.
         for page in (0..LEN).step_by(PAGE).cycle() {
             mapping.store(page, 1);
         }
@@ -396,12 +398,12 @@ fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// Those who read another process's memory get an error when the page is gone.
+/// Processes that read another process's memory get an error when the page is gone.
 fn others_look(lab: &mut Lab) -> Result<()> {
     let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
     let mapping = site.map(Sharing::Shared)?;
     let mut target = Child::start_ready("whose memory is read", |link| {
-        // Forked, it has the mapping at the same address.
+        // A forked child has the mapping at the same address.
         read_all(&mapping);
         link.say("ready")?;
         link.wait()?;
@@ -439,7 +441,7 @@ fn others_look(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// The range is used by others while the old mapping still exists.
+/// The range is reused while the old mapping still exists.
 fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
     for fs in [Fs::Ext4, Fs::XfsRmap] {
         let mut site = Site::build(lab, fs, Under::Whole)?;
@@ -448,7 +450,7 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
             read_all(&mapping);
             link.say("ready")?;
             link.wait()?;
-            // Some of the pages: each takes a process.
+            // Only some of the pages, since each takes a process.
             for page in (0..LEN).step_by(16 * PAGE) {
                 let status = mapping.load_in_child(page)?;
                 ensure!(
@@ -465,7 +467,7 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
         })?;
         Way::Unbind.go(&site, UNBIND_LIMIT)?;
         Way::Unbind.come_back(&site)?;
-        // Everything on the disk is something else now.
+        // The disk has other contents now.
         let disk = lab.ready(0)?.disk;
         let bytes = disk.bytes()?;
         let file = disk.open(Access::Direct)?;
@@ -484,7 +486,7 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Mappings of a device that does not go are not touched.
+/// Mappings of another device are not affected.
 fn another_stays(lab: &mut Lab) -> Result<()> {
     let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
     let node = lab.ready(1)?.disk.node_str();
@@ -510,7 +512,7 @@ fn another_stays(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// Unbinds a device of which a process has pages in a pipe.
+/// Unbinds a device with pages in a pipe.
 fn retire(lab: &Lab, fs: Fs) -> Result<(Site<'_>, Running)> {
     only_for_pmem_rs(lab)?;
     let site = Site::build(lab, fs, Under::Whole)?;
@@ -522,7 +524,7 @@ fn retire(lab: &Lab, fs: Fs) -> Result<(Site<'_>, Running)> {
     Ok((site, user))
 }
 
-/// The file system is asked to go while the pin is there, and may take until the pin is not.
+/// Unmount starts while the page is pinned, and may wait until it is unpinned.
 fn umount_waits(lab: &mut Lab) -> Result<()> {
     for fs in [Fs::Ext4, Fs::XfsRmap] {
         let (mut site, mut user) = retire(lab, fs)?;
@@ -538,7 +540,7 @@ fn umount_waits(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The code that frees the range in the end is the module's.
+/// The code that frees the range at last is in the module.
 fn module_stays(lab: &mut Lab) -> Result<()> {
     let (site, mut user) = retire(lab, Fs::Ext4)?;
     let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
@@ -550,14 +552,14 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     lab.driver.load()
 }
 
-/// A module that is being unloaded cannot leave a range to anybody, and does not lose references by trying to:
-/// the kernel would complain.
+/// While the module is being unloaded, it cannot retire a range, and must not underflow its
+/// reference count, of which the kernel would warn.
 fn module_goes(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    // With some of these the time is up after the revocation, and before the range is free.
+    // For some of these, time is over after the revocation and before the range is free.
     for limit in (10..=60).step_by(10) {
         let limit = Duration::from_millis(limit);
-        // Who has translated is to be waited for.
+        // Threads that have translated an address are to be waited for.
         Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, limit)?.take_down()?;
         lab.driver.unload()?;
         lab.driver.load()?;
@@ -586,7 +588,7 @@ fn nobody_else(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// Neither a new namespace in the same place nor the end of the old one gets at the pages.
+/// Neither a new namespace at the same address nor the removal of the old one affects the pages.
 fn destroyed(lab: &mut Lab) -> Result<()> {
     let (mut site, mut user) = retire(lab, Fs::Ext4)?;
     let (region, namespace) = (lab.region(0)?, lab.namespace(0)?);
@@ -607,7 +609,7 @@ fn destroyed(lab: &mut Lab) -> Result<()> {
     user.expect_gone()?;
     site.take_down()?;
     retired::await_none(FREE_LIMIT)?;
-    // What the failed attempt has left, if anything.
+    // Cleans up what the failed attempt may have left.
     if let Ok(namespace) = lab.namespace(0) {
         run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
     }
@@ -616,7 +618,7 @@ fn destroyed(lab: &mut Lab) -> Result<()> {
     expect_nobody_stuck()
 }
 
-/// With a timeout of zero the driver waits for as long as it takes, and retires nothing.
+/// With a timeout of zero the driver waits without limit, and retires nothing.
 fn without_timeout(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, Duration::ZERO)?;
@@ -625,7 +627,7 @@ fn without_timeout(lab: &mut Lab) -> Result<()> {
     back_to_normal(site, Way::Unbind)
 }
 
-/// Unbinds a device, and sees that it takes until the user gives its pages back.
+/// Unbinds a device, and checks that it waits until the user unpins its pages.
 fn unbind_waits(bound: &Device, mut user: Running) -> Result<()> {
     let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
     std::thread::sleep(2 * TIMEOUT);
@@ -636,7 +638,7 @@ fn unbind_waits(bound: &Device, mut user: Running) -> Result<()> {
     unbind.expect_done(UNBIND_LIMIT)
 }
 
-/// The struct pages are on the device itself, so they go with it.
+/// The struct pages are on the device itself, so they disappear with it.
 fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
     const PIPED: usize = 16 * PAGE;
     retired::set_timeout(lab.driver, TIMEOUT)?;
@@ -676,7 +678,7 @@ fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
     expect_nobody_stuck()
 }
 
-/// A raw namespace is the device itself. There is no DAX, but there are those who read and write.
+/// A raw namespace has no DAX, but it has readers and writers.
 fn raw_disk(lab: &mut Lab) -> Result<()> {
     let prepared = lab.prepare(Mode::Raw)?;
     let mut users = [Access::Direct, Access::Buffered]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those who use a file while its device goes away, each a process, and what must become of them.
+//! Users of a file during the removal of its device, each a process, and how each must end.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,17 +22,17 @@ use crate::process::{Child, Link};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::tracing::FaultTrace;
 
-/// How soon a user must hear that the device is gone.
+/// How long a user may take to get a signal or an error after the removal.
 pub const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How much goes into a pipe from each of two places; a pipe has room for both.
+/// How many bytes go into a pipe from each of two offsets; a pipe has room for both.
 const PIPED: usize = 8 * PAGE;
-/// What a process does with one call of `read` or `write`.
+/// The size of one `read` or `write`.
 const CALL: usize = 16 * PAGE;
-/// What is written to pages that are private to a process.
+/// The tag of data in private pages.
 const PRIVATE_TAG: u64 = 77;
 
-/// A user at work, and what it works with.
+/// A running user, and its resources.
 pub struct Running {
     user: User,
     child: Child,
@@ -45,12 +45,12 @@ impl User {
         self != User::Calls
     }
 
-    /// Whether it holds pages that nothing but itself can give back.
+    /// Whether it has pinned pages that only it can unpin.
     pub fn pins(self) -> bool {
         matches!(self, User::Pipe | User::ClosedPipe | User::Direct)
     }
 
-    /// Starts the user, and waits until it is at work.
+    /// Starts the user, and waits until it is running.
     pub fn start(self, site: &Site<'_>) -> Result<Running> {
         let slow = (self == User::Direct).then(Slow::new).transpose()?;
         let trace = (self == User::Pmd).then(FaultTrace::start).transpose()?;
@@ -60,7 +60,7 @@ impl User {
         })?;
         if let Some(trace) = trace {
             let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
-            // The other file that has the same blocks is mapped page by page.
+            // The other file with the same blocks is mapped by PTEs.
             let others = if site.fs == Fs::XfsReflink {
                 LEN / PAGE
             } else {
@@ -83,8 +83,8 @@ impl User {
 }
 
 impl Running {
-    /// Once the device is gone: whoever pins pages gives them back, having found in them what was
-    /// there before.
+    /// After the removal: makes a user with pinned pages unpin them, and check their contents
+    /// before.
     pub fn let_go(&mut self) -> Result<()> {
         match &self.slow {
             Some(slow) => slow.device.resume()?,
@@ -93,8 +93,8 @@ impl Running {
         self.child.hear("let go", SIGNAL_LIMIT)
     }
 
-    /// Once the device is gone, and pins are: checks that the user hears of it, and that its process
-    /// can end.
+    /// After the removal and the unpin: checks that the user gets a signal or an error, and that
+    /// its process can end.
     pub fn expect_gone(mut self) -> Result<()> {
         match self.user {
             User::Idle => self.child.go()?,
@@ -115,7 +115,7 @@ impl Running {
     }
 }
 
-/// What the user's process does. Those who have something mapped end by a signal.
+/// The work of the user's process. Users with a mapping end by a signal.
 fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> Result<()> {
     if user == User::Calls {
         return calls(site, link);
@@ -203,7 +203,7 @@ pub fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     }
 }
 
-/// Stores what is there already, so that the file stays the same.
+/// Stores the existing contents, so that the file stays the same.
 pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let contents = contents();
     let write_all = || {
@@ -218,7 +218,7 @@ pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     }
 }
 
-/// Makes every other page its own; those stay when the device goes.
+/// Writes to every other page, which makes it private; these pages survive the removal.
 fn private(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let own = (0..LEN).step_by(2 * PAGE);
     for page in own.clone() {
@@ -238,7 +238,7 @@ fn private(mapping: &Mapping, link: &mut Link) -> Result<()> {
     link.say("own pages are there")
 }
 
-/// Takes the pages out of the pipe.
+/// Reads the pages out of the pipe.
 fn drain(reader: OwnedFd, link: &mut Link) -> Result<()> {
     let contents = contents();
     let mut reader = File::from(reader);
@@ -251,7 +251,7 @@ fn drain(reader: OwnedFd, link: &mut Link) -> Result<()> {
     link.say("let go")
 }
 
-/// Reads and writes with system calls until that fails, as it then must for ever.
+/// Reads and writes with system calls until one fails. All later calls must fail, too.
 fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
     let file = site.open()?;
     let contents = contents();
@@ -278,7 +278,7 @@ fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
     for error in [Some(first), read] {
         let error = error.context("the file can still be read")?;
         let errno = error.raw_os_error().map(Errno::from_raw);
-        // A file system that has stopped because it could not write its journal is read-only.
+        // A file system that could not write its journal is read-only.
         let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];
         ensure!(
             errno.is_some_and(|errno| right.contains(&errno)),
@@ -288,7 +288,7 @@ fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// A RAM disk that takes no requests for the time being.
+/// A RAM disk whose requests are suspended.
 struct Slow {
     device: Mapped,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ways in which a device goes away, and how it comes back.
+//! Ways in which a device is removed and added again.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use crate::driver::Driver;
 use crate::nd::{disable_provider, enable_provider};
 use crate::process::Child;
 
-/// What takes longer hangs.
+/// A step that takes longer hangs.
 const HANGS: Duration = Duration::from_secs(30);
 
 impl Way {
-    /// How many ranges go.
+    /// The number of ranges that are removed.
     pub fn ranges(self, site: &Site<'_>) -> u32 {
         if self == Way::Provider {
             site.regions()
@@ -25,10 +25,10 @@ impl Way {
         }
     }
 
-    /// Takes the device away, in a process of its own because that may never end, and says how long
+    /// Removes the device, in a child process because that may never return, and returns how long
     /// it took.
     pub fn go(self, site: &Site<'_>, limit: Duration) -> Result<Duration> {
-        // Who has promised nothing is only asked to come to an end.
+        // The in-tree driver only has to return some time.
         let limit = match site.lab.driver {
             Driver::PmemRs => limit,
             Driver::NdPmem => limit.max(HANGS),
@@ -44,7 +44,7 @@ impl Way {
         Ok(start.elapsed())
     }
 
-    /// Brings the device back.
+    /// Adds the device again.
     pub fn come_back(self, site: &Site<'_>) -> Result<()> {
         let lab = site.lab;
         match self {

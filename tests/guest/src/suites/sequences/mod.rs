@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random sequences: several processes use three devices, take them away and give them back, all at once, each
-//! step drawn from the seed. What a step may fail with is listed with the step ([`steps`]); anything else is a
-//! failure, and so is a step that does not end.
+//! Random sequences: several processes use, unbind and bind three devices concurrently. Each step
+//! is drawn from the seed. The errors that a step may have are listed with the step ([`steps`]).
+//! Any other error is a failure, and so is a step that does not end.
 //!
-//! A round ends with everything let go of. Then nothing is retired, all devices bind, all file systems mount,
-//! and they hold what was acknowledged as durable.
+//! At the end of a round nothing is in use. Then nothing is retired, all devices can be bound, all
+//! file systems can be mounted, and all durable data are intact.
 
 mod steps;
 mod target;
@@ -36,7 +36,8 @@ pub const SUITE: Suite = Suite {
         .or_as_long_as_asked()],
 };
 
-/// What the workers of a round do, besides three that keep a log each.
+/// The steps of each worker of a round. Besides these there are three workers that write a log
+/// each.
 const WORKERS: &[&[Step]] = &[
     steps::OF_USERS,
     steps::OF_USERS,
@@ -44,16 +45,16 @@ const WORKERS: &[&[Step]] = &[
     steps::OF_OWNERS,
 ];
 const STEPS: u32 = 12;
-/// Who provides the regions, in the order of their addresses, and what is on them. No xfs where memory fails:
-/// it does not bear that while it is being unmounted (docs/kernel-bugs.md).
+/// The providers of the regions, in the order of addresses, and their file systems. There is no xfs
+/// where memory fails: the kernel crashes if that happens during its unmount (docs/kernel-bugs.md).
 const TARGETS: [(Provider, FileSystem); 3] = [
     (Provider::Injector, Ext4),
     (Provider::Firmware, Ext4),
     (Provider::Virtio, Xfs),
 ];
-/// How long a round may take on a busy machine: all its workers' steps, one after the other.
+/// How long a round may take on a busy machine: all steps of all workers, one after the other.
 const ROUND_LIMIT: Duration = Duration::from_secs(240);
-/// How long the driver waits for pages that are pinned, which is less than some are.
+/// How long the driver waits for pinned pages, which is less than some are pinned.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
 fn everything_at_once(lab: &mut Lab) -> Result<()> {
@@ -68,7 +69,7 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     while start.elapsed() < lab.stress || warm.is_none() {
         round(lab, &mut targets, &mut tally).with_context(|| format!("in round {rounds}"))?;
         rounds += 1;
-        // The first half is for the kernel's caches to get to their size.
+        // In the first half the caches of the kernel reach their size.
         if warm.is_none() && start.elapsed() >= lab.stress / 2 {
             warm = Some((Holdings::now()?, tally.taken_away()));
         }
@@ -85,15 +86,15 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     targets.iter().try_for_each(Target::check)
 }
 
-/// How often each step came to each end.
+/// The number of steps by kind and result.
 #[derive(Default)]
 struct Tally(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Tally {
-    /// What is so rare that it may have met nothing but absent devices.
+    /// A step that ran fewer times may have found only absent devices.
     const RARE: u64 = 200;
 
-    /// Adds what is in a diary.
+    /// Adds the steps of a worker's log.
     fn add(&mut self, diary: &str) -> Result<()> {
         for line in diary.lines() {
             // `12 ms Touch /mnt/0: SIGBUS`
@@ -112,7 +113,7 @@ impl Tally {
         self.0.values().flat_map(BTreeMap::values).sum()
     }
 
-    /// How often a device was taken away.
+    /// The number of unbinds.
     fn taken_away(&self) -> u64 {
         ["Unbind", "DisableRegion", "Replug", "Reload"]
             .iter()
@@ -200,7 +201,7 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     expect_nobody_stuck()
 }
 
-/// Lets go of everything, and looks whether all is as it should be.
+/// Releases everything, and checks the final state.
 fn settle(lab: &Lab, targets: &mut [Target], logged: &[u64]) -> Result<()> {
     for target in targets.iter() {
         target.let_go()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps, and what each may fail with because others do theirs.
+//! The steps, and the errors that each may have because of concurrent steps.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -33,52 +33,53 @@ use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::{freeze, thaw};
 use crate::sysfs;
 
-/// What one process does at a time.
+/// One operation of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Maps the file, reads or writes pages of it, and sleeps.
+    /// Map the file, read or write pages of it, and sleep.
     Touch,
-    /// As that, with a private mapping.
+    /// The same with a private mapping.
     TouchPrivate,
-    /// Puts pages of the file into a pipe, and takes them out later.
+    /// Put pages of the file into a pipe, and read them out later.
     Pin,
-    /// Reads and writes the file, and syncs it.
+    /// Read, write and sync the file.
     Calls,
-    /// Reads and writes the end of the disk with `O_DIRECT`.
+    /// Read and write the end of the disk with `O_DIRECT`.
     Direct,
-    /// Asks for attributes, and for what the driver lists.
+    /// Read attributes and the driver's debugfs files.
     Ask,
-    /// Mounts it, perhaps once more, or in place of what has lost its disk.
+    /// Mount the file system: again, or after an unmount if its disk is gone.
     Mount,
-    /// Unmounts it.
+    /// Unmount the file system.
     Unmount,
-    /// Freezes the file system for a moment.
+    /// Freeze the file system for a moment.
     Freeze,
-    /// Makes a device-mapper table of the disk for a moment.
+    /// Create a device-mapper table on the disk for a moment.
     Map,
-    /// Unbinds the device.
+    /// Unbind the device.
     Unbind,
-    /// Binds it.
+    /// Bind the device.
     Bind,
-    /// Takes away the region.
+    /// Unbind the region.
     DisableRegion,
-    /// Gives it back.
+    /// Bind the region.
     EnableRegion,
-    /// Takes away the provider of a device with all that is on it, and gives it back.
+    /// Remove the provider of a device with all its devices, and add it again.
     Replug,
-    /// Makes the region read-only for a moment.
+    /// Make the region read-only for a moment.
     ReadOnly,
-    /// A sector of the end of the disk is found bad, by the provider if it can find such a thing.
+    /// Report a bad sector at the end of the disk, if the provider supports that.
     Badblock,
-    /// A page of another file fails under the CPU, if the provider can have that, and is healed the next time.
+    /// Report a hardware memory error in a page of another file, if the provider supports that, and
+    /// clear it the next time.
     Fail,
-    /// Unmounts everything, unloads the driver, if nobody uses it then, and loads it.
+    /// Unmount everything, unload the driver if it is not in use, and load it.
     Reload,
 }
 
 use Step::*;
 
-/// What those do who use the devices. Where a step comes more than once, it is done more often.
+/// The steps of the users of devices. A step that is listed several times is more frequent.
 pub const OF_USERS: &[Step] = &[
     Touch,
     Touch,
@@ -96,7 +97,7 @@ pub const OF_USERS: &[Step] = &[
     Mount,
     Freeze,
 ];
-/// What those do who own them.
+/// The steps of the owners of devices.
 pub const OF_OWNERS: &[Step] = &[
     Unbind,
     Bind,
@@ -119,25 +120,25 @@ pub const OF_OWNERS: &[Step] = &[
     Ask,
 ];
 
-/// What the end of a step may be if the device is not there, or not so.
+/// The errors of a step whose device does not exist or is in another state.
 const ABSENT: &[Errno] = &[Errno::ENOENT, Errno::ENXIO, Errno::ENODEV];
-/// The same of an attribute: a device that goes while one reads.
+/// The same for an attribute, whose device may be removed while it is read.
 const NOT_READABLE: &[Errno] = &[Errno::ENOENT, Errno::ENXIO, Errno::ENODEV, Errno::EIO];
 const LONGEST_PAUSE_MS: u64 = 300;
-/// How long one access to memory may take, with the kernel at work for everybody else.
+/// How long one access to memory may take while the kernel is busy.
 const ACCESS_LIMIT: Duration = Duration::from_secs(120);
 
-/// A process that does steps.
+/// A process that runs steps.
 pub struct Worker<'a> {
     pub driver: Driver,
     pub targets: &'a [Target],
     pub random: ChaCha8Rng,
-    /// Where it writes what it does.
+    /// The file with its log.
     pub diary: PathBuf,
 }
 
 impl Worker<'_> {
-    /// Does so many steps of a choice.
+    /// Runs `count` random steps of `choice`.
     pub fn work(mut self, choice: &[Step], count: u32) -> Result<()> {
         let mut diary = OpenOptions::new().append(true).open(&self.diary)?;
         let start = Instant::now();
@@ -146,7 +147,7 @@ impl Worker<'_> {
             let target = &self.targets[self.random.random_range(0..self.targets.len())];
             let at = start.elapsed().as_millis();
             write!(diary, "{at:>7} ms {step:?} {}: ", target.name())?;
-            // Whatever the step draws, the next one is the same.
+            // However many random numbers the step draws, the next one is the same.
             let random = ChaCha8Rng::from_rng(&mut self.random);
             let end = Acting {
                 driver: self.driver,
@@ -165,7 +166,7 @@ impl Worker<'_> {
     }
 }
 
-/// A process that does one step.
+/// The execution of one step.
 struct Acting<'a> {
     driver: Driver,
     targets: &'a [Target],
@@ -177,7 +178,7 @@ impl Acting<'_> {
         Duration::from_millis(self.random.random_range(0..LONGEST_PAUSE_MS))
     }
 
-    /// Does a step, and says how it ended.
+    /// Runs a step, and returns its result.
     fn step(&mut self, step: Step, target: &Target) -> Result<String> {
         let pause = self.pause();
         match step {
@@ -195,7 +196,8 @@ impl Acting<'_> {
             Bind => self.order(
                 target,
                 "bind",
-                // It is bound, in use, retired, claimed by its pfn device, or its region is gone.
+                // The device is bound, in use, retired or claimed by its pfn device, or its region
+                // is gone.
                 &[Errno::ENODEV, Errno::EBUSY, Errno::ENXIO, Errno::ENOENT],
             ),
             DisableRegion => {
@@ -231,7 +233,8 @@ impl Acting<'_> {
         allowed(sysfs::try_write(order, device.name()), right)
     }
 
-    /// A page of the end of the disk, which is not the file system's; nothing if the disk is not there.
+    /// The offset of a page at the end of the disk, which is not part of the file system; none if
+    /// the disk does not exist.
     fn in_tail(&mut self, disk: &Disk) -> Option<u64> {
         let pages = TAIL / 2 / PAGE as u64;
         let page = self.random.random_range(0..pages);
@@ -257,7 +260,7 @@ impl Acting<'_> {
                 file.sync_all()?;
             } else {
                 let len = file.read_at(&mut buffer, at)?;
-                // What has gone has no bytes any more.
+                // A removed disk reads as empty.
                 ensure!(len == 0 || len == PAGE, "{len} bytes were read");
                 expect_same(
                     "the end of the disk",
@@ -267,7 +270,7 @@ impl Acting<'_> {
             }
             Ok(())
         };
-        // A sector may be bad, the disk read-only, or without any room because it has gone.
+        // The sector may be bad, the disk read-only, or its size zero because it was removed.
         let right = [
             &[Errno::ENODATA, Errno::EPERM, Errno::EACCES, Errno::ENOSPC],
             GONE,
@@ -277,7 +280,7 @@ impl Acting<'_> {
     }
 
     fn badblock(&mut self, target: &Target) -> Result<String> {
-        // Both of one device: another one's data begin elsewhere.
+        // Both of the same device: another device's data begin at another offset.
         let found = target
             .device()
             .and_then(|device| Ok((Disk::named(device.disk_name()?), device)));
@@ -329,7 +332,7 @@ impl Acting<'_> {
         if !path.is_file() {
             return Ok("nothing to read".to_owned());
         }
-        // Some can only be written to.
+        // Some attributes are write-only.
         let right = [&[Errno::EACCES], NOT_READABLE].concat();
         allowed(fs::read(path).map(drop), &right)
     }
@@ -347,7 +350,7 @@ impl Acting<'_> {
     }
 }
 
-/// Checks the end of a step, and says in a word what it was.
+/// Checks the result of a step against the allowed errors, and returns it as a word.
 fn allowed(result: io::Result<()>, right: &[Errno]) -> Result<String> {
     allowed_of(result.map_err(anyhow::Error::from), right)
 }
@@ -362,7 +365,8 @@ fn allowed_of(result: Result<()>, right: &[Errno]) -> Result<String> {
     }
 }
 
-/// The device could not be found. That is right if it is on its way, which other mistakes are not.
+/// Checks that an error means that the device was not found, which may happen while it is being
+/// added.
 fn absent(error: &anyhow::Error) -> Result<String> {
     match errno::of(error) {
         None => Ok("absent".to_owned()),
@@ -378,8 +382,8 @@ fn mount(target: &Target) -> Result<String> {
     match target.try_mount() {
         Ok(result) => allowed(
             result,
-            // It may be mounted or held already, be read-only, or go just then. xfs does not mount what it
-            // has mounted already.
+            // The file system may be mounted or the disk held already, read-only, or just being
+            // removed. xfs does not mount the same file system twice.
             &[&[Errno::EBUSY, Errno::EINVAL, Errno::EACCES], GONE].concat(),
         ),
         Err(error) => absent(&error),
@@ -390,7 +394,7 @@ fn open(target: &Target) -> Result<File> {
     Access::Buffered.open(&target.path("used"))
 }
 
-/// Accesses memory in a process of its own, which ends by itself or by SIGBUS.
+/// Accesses memory in a child process, which exits or is killed by SIGBUS.
 fn touch(target: &Target, sharing: Sharing, write: bool, pause: Duration) -> Result<String> {
     let file = match open(target) {
         Ok(file) => file,
@@ -438,7 +442,7 @@ fn pin(target: &Target, pause: Duration) -> Result<String> {
     let (reader, writer) = nix::unistd::pipe()?;
     let given = match mapping.give_to_pipe(0, 8 * PAGE, &writer) {
         Ok(given) => given,
-        // There is no page any more.
+        // The page is gone.
         Err(error) => return allowed(Err(error), &[Errno::EFAULT]),
     };
     drop((mapping, file));
@@ -484,16 +488,16 @@ fn fail(target: &Target) -> Result<String> {
         Ok(mapping) => mapping,
         Err(error) => return allowed(Err(error), GONE),
     };
-    // Instead of an access, which could end by a signal.
+    // `mlock` stands for an access, which could end by a signal.
     if let Err(error) = mapping.lock() {
         return allowed(Err(error), &[Errno::ENOMEM, Errno::EAGAIN, Errno::EFAULT]);
     }
     let Ok(address) = mapping.physical(0) else {
         return Ok("unmapped meanwhile".to_owned());
     };
-    // Who maps it would be told by a signal.
+    // A process with a mapping would get a signal.
     drop(mapping);
-    // It has failed before, is let go of just then, or has gone, and the provider perhaps as well.
+    // The page has failed before, is just being freed, or is gone, perhaps with the provider.
     let right = [&[Errno::EHWPOISON, Errno::EBUSY, Errno::EIO], ABSENT].concat();
     allowed_of(Injector::attach().fail(address), &right)
 }
@@ -503,12 +507,12 @@ fn frozen(target: &Target, pause: Duration) -> Result<String> {
         Ok(dir) => dir,
         Err(error) => return allowed(Err(error), GONE),
     };
-    // Somebody else has frozen it; nothing is mounted; its disk is gone.
+    // Another process has frozen it; nothing is mounted; or its disk is gone.
     let right = [&[Errno::EBUSY, Errno::EOPNOTSUPP, Errno::EINVAL], GONE].concat();
     let end = allowed(freeze(&dir), &right)?;
     if end == "done" {
         sleep(pause);
-        // A file system that is shut down may be thawed by that.
+        // This may thaw a file system that is shut down.
         allowed(thaw(&dir), &[&[Errno::EINVAL], GONE].concat())?;
     }
     Ok(end)
@@ -521,7 +525,7 @@ fn mapped(target: &Target, pause: Duration) -> Result<String> {
     };
     let name = format!("over-{}", std::process::id());
     let table = format!("0 8192 linear {} 0", disk.node_str());
-    // dmsetup tells no errno. The disk may be mounted, or gone.
+    // dmsetup does not report an errno. The disk may be mounted, or gone.
     let Ok(over) = Mapped::new(&name, &table) else {
         return Ok("not made".to_owned());
     };
@@ -535,7 +539,7 @@ fn mapped(target: &Target, pause: Duration) -> Result<String> {
     allowed_of(read, GONE)
 }
 
-/// Gives the region its namespaces back, and waits for them.
+/// Binds the region again, and waits for its namespaces.
 fn enable(target: &Target) -> Result<String> {
     let region = match target.region() {
         Ok(region) => region,
@@ -549,7 +553,7 @@ fn enable(target: &Target) -> Result<String> {
     Ok(end)
 }
 
-/// Takes the provider away, with whatever is mounted or mapped.
+/// Removes the provider, with whatever is mounted or mapped.
 fn replug(target: &Target, pause: Duration) -> Result<String> {
     let region = match target.region() {
         Ok(region) => region,
@@ -574,9 +578,9 @@ fn replug(target: &Target, pause: Duration) -> Result<String> {
             end
         }
         Provider::Injector => {
-            // A file of its may not be open, since that does not keep it.
+            // No file of the module may be open: an open debugfs file holds no reference.
             let _turn = target.failure_turn()?;
-            // What is bound keeps it.
+            // Bound regions hold a reference to it.
             allowed(region.try_unbind_region(), ABSENT)?;
             let end = unload(Injector::NAME)?;
             sleep(pause);
@@ -592,7 +596,7 @@ fn replug(target: &Target, pause: Duration) -> Result<String> {
     Ok(end)
 }
 
-/// Unloads a module, if nobody uses it.
+/// Unloads a module, unless it is in use.
 fn unload(module: &str) -> Result<String> {
     let name = CString::new(module)?;
     let removed = delete_module(&name, DeleteModuleFlags::O_NONBLOCK);
