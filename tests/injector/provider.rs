@@ -298,16 +298,16 @@ module! {
     type: Injector,
     name: "injector",
     authors: ["The pmem-rs authors"],
-    description: "A provider of persistent memory that goes bad on demand",
+    description: "A provider of persistent memory with injected media errors",
     license: "GPL v2",
     params: {
         start: u64 {
             default: 0,
-            description: "Where the memory begins",
+            description: "Start of the memory",
         },
         size: u64 {
             default: 0,
-            description: "How many bytes it has",
+            description: "Size of the memory in bytes",
         },
     },
 }

@@ -38,7 +38,7 @@ use kernel::{
 };
 
 /// The name of the threads that are blocked.
-const WHO: &[u8] = b"window\0";
+const THREAD_NAME: &[u8] = b"window\0";
 /// How often a blocked thread checks whether it may go on.
 const TICK: Delta = Delta::from_millis(10);
 /// How long the walk is blocked at most, in ticks.
@@ -170,7 +170,7 @@ fn is_wanted() -> bool {
     // which no test writes to.
     let name = unsafe { &(*Task::current_raw()).comm };
 
-    name.iter().zip(WHO).all(|(a, b)| a == b)
+    name.iter().zip(THREAD_NAME).all(|(a, b)| a == b)
 }
 
 /// Blocks the current thread, unless it is too late.
@@ -416,7 +416,7 @@ module! {
     type: Window,
     name: "window",
     authors: ["The pmem-rs authors"],
-    description: "Holds DAX page faults between translation and insertion",
+    description: "Blocks DAX page faults between translation and insertion",
     license: "GPL v2",
     params: {
         place: u8 {
@@ -425,11 +425,11 @@ module! {
         },
         ms: u32 {
             default: 1000,
-            description: "How long after the beginning of kill_dax faults are held, in milliseconds",
+            description: "How long faults are blocked after kill_dax() was called, in milliseconds",
         },
         max_ms: u32 {
             default: 10000,
-            description: "How long faults are held at most, in milliseconds",
+            description: "How long faults are blocked at most, in milliseconds",
         },
     },
 }

@@ -53,7 +53,7 @@ impl Plugin for Counting {
             self.blocks.push(block);
             self.blocks.len() - 1
         });
-        translated.tell_if(&self.counting, token);
+        translated.notify_if(&self.counting, token);
     }
 
     fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
@@ -63,8 +63,8 @@ impl Plugin for Counting {
         }
     }
 
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         match order {
             Order::Forget => self.map = Map::default(),
             Order::Range(kind, range) => self.map.add(kind, range),

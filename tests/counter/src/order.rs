@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_understood() {
+    fn orders_are_parsed() {
         let range = Range {
             start: 0x10,
             end: 0xff,
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not() {
+    fn invalid_orders_are_refused() {
         for line in [
             "",
             "begin",

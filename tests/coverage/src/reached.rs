@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_module_did_while_it_was_loaded_counts() {
+    fn executed_code_of_a_loaded_module_counts() {
         let mut reached = Reached::default();
         order(&mut reached, "forget");
         for address in [INIT + 4, TEXT + 8, TEXT + 2] {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn each_instruction_is_told_once_wherever_the_module_was() {
+    fn each_instruction_is_returned_once() {
         let mut reached = Reached::default();
         for (start, new) in [(TEXT, vec![1, 2]), (INIT, vec![3])] {
             order(&mut reached, "forget");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_a_module_is_not_the_module() {
+    fn code_after_unload_does_not_count() {
         let mut reached = Reached::default();
         order(&mut reached, &format!("section .text {TEXT:x}"));
         reached.executed(TEXT + 1);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not_understood() {
+    fn invalid_orders_are_refused() {
         for line in ["", "section", "section .text", "past .text x", "read"] {
             assert_eq!(Order::parse(line), None, "{line}");
         }

@@ -37,8 +37,8 @@ impl Plugin for Seeing {
         }
     }
 
-    fn told(&mut self, _: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, _: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         self.obey(order)
     }
 

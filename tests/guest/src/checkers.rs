@@ -56,7 +56,7 @@ pub fn off() -> Result<Vec<String>> {
         .map(|symbol| format!("{symbol} is not configured"))
         .collect();
     let lockdep = fs::read_to_string(LOCKDEP).unwrap_or_default();
-    if !says_on(&lockdep) {
+    if !is_on(&lockdep) {
         off.push("lockdep does not check locks".to_owned());
     }
     if let Err(error) = kmemleak::scan() {
@@ -71,7 +71,7 @@ pub fn off() -> Result<Vec<String>> {
 }
 
 /// Whether the statistics of lockdep say that lockdep is on.
-fn says_on(statistics: &str) -> bool {
+fn is_on(statistics: &str) -> bool {
     statistics
         .lines()
         .filter_map(|line| line.trim().strip_prefix("debug_locks:"))
@@ -83,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lockdep_says_whether_it_is_on() {
-        assert!(says_on(
+    fn lockdep_state_is_parsed() {
+        assert!(is_on(
             " max locking depth:   12\n debug_locks:                             1\n"
         ));
-        assert!(!says_on(
+        assert!(!is_on(
             " debug_locks:                             0\n\n zapped classes: 1\n"
         ));
-        assert!(!says_on(""));
+        assert!(!is_on(""));
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How many lines of a failed program's output are kept. Some programs print their whole manual.
-const COMPLAINT: usize = 12;
+const KEPT_LINES: usize = 12;
 
 /// A command that finds the programs of the image.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
@@ -34,7 +34,7 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let said = stdout + &String::from_utf8_lossy(&output.stderr);
-        let said: Vec<&str> = said.lines().take(COMPLAINT).collect();
+        let said: Vec<&str> = said.lines().take(KEPT_LINES).collect();
         bail!("`{}`: {}\n{}", line(), output.status, said.join("\n"));
     }
     Ok(stdout)

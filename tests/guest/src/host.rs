@@ -29,7 +29,7 @@ fn open_raw(port: &str) -> Result<File> {
         .read(true)
         .write(true)
         .open(port)
-        .with_context(|| format!("opening {port}; does this machine take orders?"))?;
+        .with_context(|| format!("opening {port}; does this machine have the port?"))?;
     let mut settings = tcgetattr(&port_file)?;
     cfmakeraw(&mut settings);
     tcsetattr(&port_file, SetArg::TCSANOW, &settings)?;

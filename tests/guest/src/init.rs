@@ -133,7 +133,7 @@ fn run_suite(name: &str, args: &TestArgs, only: &[String], ending: Ending) -> Re
         kmemleak::forget()?;
     }
     if name == kunit::MISUSE {
-        kmemleak::be_quiet()?;
+        kmemleak::stop_automatic_scans()?;
         sysfs::write("/dev/kmsg", klog::LEAKS_FROM_HERE)?;
     }
     load(args.driver)?;

@@ -75,7 +75,7 @@ impl Allocator {
 
 /// The allocations that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum Scope {
     /// All allocations of the thread.
     Thread,
     /// Allocations of the thread with the driver among the callers.
@@ -86,14 +86,14 @@ pub enum Whose {
     Driver(Allocator),
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Whose::Thread => "of the thread",
-            Whose::ThreadInDriver => "of the thread for the driver",
-            Whose::ThreadNearDriver => "of the driver itself",
-            Whose::Driver(Allocator::Slab) => "of the driver from the slab",
-            Whose::Driver(Allocator::Pages) => "of pages of the driver",
+            Scope::Thread => "of the thread",
+            Scope::ThreadInDriver => "of the thread for the driver",
+            Scope::ThreadNearDriver => "of the driver itself",
+            Scope::Driver(Allocator::Slab) => "of the driver from the slab",
+            Scope::Driver(Allocator::Pages) => "of pages of the driver",
         })
     }
 }
@@ -110,11 +110,11 @@ impl Injection {
     pub fn new(driver: Driver, excepted: Excepted) -> Result<Injection> {
         end()?;
         let code = Code::of(driver, excepted)?;
-        for place in Allocator::ALL {
-            place.set("ignore-gfp-wait", "N")?;
-            place.set("verbose", "0")?;
-            place.set("reject-start", &code.excepted.0.to_string())?;
-            place.set("reject-end", &code.excepted.1.to_string())?;
+        for allocator in Allocator::ALL {
+            allocator.set("ignore-gfp-wait", "N")?;
+            allocator.set("verbose", "0")?;
+            allocator.set("reject-start", &code.excepted.0.to_string())?;
+            allocator.set("reject-end", &code.excepted.1.to_string())?;
         }
         Allocator::Slab.set("cache-filter", "N")?;
         Allocator::Pages.set("ignore-gfp-highmem", "N")?;
@@ -124,21 +124,21 @@ impl Injection {
 
     /// Runs `work` with the `nth` allocation failing. Returns the result of `work`, and whether
     /// there were `nth` allocations.
-    pub fn fail<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, bool)> {
-        if let Whose::Driver(place) = whose {
-            return self.fail_of_driver(place, nth, work);
+    pub fn fail<T>(&self, scope: Scope, nth: u32, work: impl FnOnce() -> T) -> Result<(T, bool)> {
+        if let Scope::Driver(allocator) = scope {
+            return self.fail_of_driver(allocator, nth, work);
         }
-        let (result, left) = self.count_down(whose, nth, work)?;
+        let (result, left) = self.count_down(scope, nth, work)?;
         Ok((result, left == 0))
     }
 
     /// Runs `work`, and returns how many allocations it made, if that can be counted without making
     /// one fail.
-    pub fn count<T>(&self, whose: Whose, work: impl FnOnce() -> T) -> Result<(T, Option<u32>)> {
-        if let Whose::Driver(_) = whose {
+    pub fn count<T>(&self, scope: Scope, work: impl FnOnce() -> T) -> Result<(T, Option<u32>)> {
+        if let Scope::Driver(_) = scope {
             return Ok((work(), None));
         }
-        let (result, left) = self.count_down(whose, MANY, work)?;
+        let (result, left) = self.count_down(scope, MANY, work)?;
         Ok((result, Some(MANY - left)))
     }
 
@@ -147,12 +147,12 @@ impl Injection {
     ///
     /// `work` must not need memory. No process can be started and no file opened meanwhile.
     pub fn fail_all<T>(&self, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-        let place = Allocator::Slab;
-        place.require(EVERYTHING, NEAR)?;
-        place.set("interval", "1")?;
-        place.set("task-filter", "N")?;
-        place.set("times", &MANY.to_string())?;
-        let path = place.file("probability");
+        let allocator = Allocator::Slab;
+        allocator.require(EVERYTHING, NEAR)?;
+        allocator.set("interval", "1")?;
+        allocator.set("task-filter", "N")?;
+        allocator.set("times", &MANY.to_string())?;
+        let path = allocator.file("probability");
         let probability = File::options()
             .write(true)
             .open(&path)
@@ -161,7 +161,7 @@ impl Injection {
             let _failing = Everything::fails(&probability)?;
             work()
         };
-        let left: u32 = sysfs::read(place.file("times"))?.parse()?;
+        let left: u32 = sysfs::read(allocator.file("times"))?.parse()?;
         Ok((result, MANY - left))
     }
 
@@ -169,40 +169,41 @@ impl Injection {
     /// so this thread first advances the counter to a multiple of `nth`.
     fn fail_of_driver<T>(
         &self,
-        place: Allocator,
+        allocator: Allocator,
         nth: u32,
         work: impl FnOnce() -> T,
     ) -> Result<(T, bool)> {
-        place.require(EVERYTHING, DEPTH)?;
-        place.set("interval", &nth.to_string())?;
+        allocator.require(EVERYTHING, DEPTH)?;
+        allocator.set("interval", &nth.to_string())?;
         sysfs::write("/proc/self/make-it-fail", "1")?;
-        place.set("task-filter", "Y")?;
-        place.set("probability", "100")?;
-        place.set("times", "1")?;
+        allocator.set("task-filter", "Y")?;
+        allocator.set("probability", "100")?;
+        allocator.set("times", "1")?;
         // Reading the counter allocates memory too, and may fail.
-        while !fs::read_to_string(place.file("times")).is_ok_and(|left| left.trim_end() == "0") {
+        while !fs::read_to_string(allocator.file("times")).is_ok_and(|left| left.trim_end() == "0")
+        {
             drop(black_box(vec![1_u8; LOAD]));
         }
-        place.set("task-filter", "N")?;
-        place.require(self.code, DEPTH)?;
+        allocator.set("task-filter", "N")?;
+        allocator.require(self.code, DEPTH)?;
 
-        place.set("times", "1")?;
+        allocator.set("times", "1")?;
         let result = work();
-        let failed = sysfs::read(place.file("times"))? == "0";
-        place.set("probability", "0")?;
+        let failed = sysfs::read(allocator.file("times"))? == "0";
+        allocator.set("probability", "0")?;
         Ok((result, failed))
     }
 
     /// Runs `work`, and returns after how many more allocations of this thread one would have
     /// failed; 0 if one has failed.
-    fn count_down<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-        let (code, depth) = match whose {
-            Whose::Thread => (EVERYTHING, DEPTH),
-            Whose::ThreadNearDriver => (self.code, NEAR),
-            Whose::ThreadInDriver | Whose::Driver(_) => (self.code, DEPTH),
+    fn count_down<T>(&self, scope: Scope, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+        let (code, depth) = match scope {
+            Scope::Thread => (EVERYTHING, DEPTH),
+            Scope::ThreadNearDriver => (self.code, NEAR),
+            Scope::ThreadInDriver | Scope::Driver(_) => (self.code, DEPTH),
         };
-        for place in Allocator::ALL {
-            place.require(code, depth)?;
+        for allocator in Allocator::ALL {
+            allocator.require(code, depth)?;
         }
         let counter = File::options()
             .read(true)
@@ -247,11 +248,11 @@ impl Drop for Injection {
 
 /// Ends all fault injection. Does nothing on a kernel without it.
 pub fn end() -> Result<()> {
-    for place in Allocator::ALL {
-        if place.file("probability").exists() {
-            place.set("probability", "0")?;
-            place.set("times", "0")?;
-            place.set("task-filter", "N")?;
+    for allocator in Allocator::ALL {
+        if allocator.file("probability").exists() {
+            allocator.set("probability", "0")?;
+            allocator.set("times", "0")?;
+            allocator.set("task-filter", "N")?;
         }
     }
     Ok(())

@@ -124,7 +124,7 @@ impl Watch {
     pub fn expect(&mut self, value: &str) -> Result<()> {
         ensure!(
             self.is_woken(Duration::from_secs(2))?,
-            "who polls was not woken; it reads `{}`",
+            "the poller was not woken; the attribute is `{}`",
             self.read()?
         );
         let found = self.read()?;
@@ -133,8 +133,8 @@ impl Watch {
     }
 
     /// Checks that the attribute was not notified.
-    pub fn expect_asleep(&self) -> Result<()> {
-        ensure!(!self.is_woken(Duration::ZERO)?, "who polls was woken");
+    pub fn expect_not_notified(&self) -> Result<()> {
+        ensure!(!self.is_woken(Duration::ZERO)?, "the poller was woken");
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ const CONTROL: &str = "/sys/kernel/debug/kmemleak";
 /// The age at which kmemleak reports an unreferenced object.
 const AGE: Duration = Duration::from_secs(6);
 /// How many scans must report an object before it counts as leaked.
-const LOOKS: u32 = 3;
+const SCANS: u32 = 3;
 
 /// Scans all memory. Fails if the detector has switched itself off.
 pub fn scan() -> Result<()> {
@@ -27,7 +27,7 @@ pub fn forget() -> Result<()> {
 }
 
 /// Stops the automatic scans: from now on only this program scans.
-pub fn be_quiet() -> Result<()> {
+pub fn stop_automatic_scans() -> Result<()> {
     sysfs::write(CONTROL, "scan=off")
 }
 
@@ -38,7 +38,7 @@ pub fn be_quiet() -> Result<()> {
 /// reported by every scan.
 pub fn suspects() -> Result<String> {
     let mut suspects = String::new();
-    for _ in 0..LOOKS {
+    for _ in 0..SCANS {
         sleep(AGE);
         scan()?;
         scan()?;

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cases_are_found_with_what_they_said() {
+    fn cases_have_their_messages() {
         let text = "KTAP version 1\n\n1..1\n    KTAP version 1\n    # Subtest: pmem_rs_x\n    1..2\n    \
                     ok 1 good\n    # bad: ASSERTION FAILED at x.rs:1\n    not ok 2 bad\n\
                     # pmem_rs_x: pass:1 fail:1 skip:0 total:2\nnot ok 1 pmem_rs_x\n";

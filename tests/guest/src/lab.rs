@@ -59,7 +59,7 @@ impl Lab {
 
     /// The region with this index in the order of addresses. The index matches the name only until
     /// the provider is reloaded.
-    pub fn region(&self, place: u32) -> Result<Device> {
+    pub fn region(&self, index: u32) -> Result<Device> {
         let mut regions = Device::all_of("region")?
             .into_iter()
             .map(|region| Ok((region.resource()?, region)))
@@ -67,8 +67,8 @@ impl Lab {
         regions.sort();
         let (_, region) = regions
             .into_iter()
-            .nth(place as usize)
-            .with_context(|| format!("there are not more than {place} regions"))?;
+            .nth(index as usize)
+            .with_context(|| format!("there are not more than {index} regions"))?;
         Ok(region)
     }
 

@@ -82,12 +82,12 @@ impl Mapping {
     /// Maps the first `len` bytes of a file, at an address that allows PMD mappings.
     pub fn new(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Mapping::place(file, len, sharing, prot, 0)
+        Mapping::map_at(file, len, sharing, prot, 0)
     }
 
     /// As [`Mapping::new`], but read-only. A store to it is a segmentation fault.
     pub fn read_only(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
-        Mapping::place(file, len, sharing, ProtFlags::PROT_READ, 0)
+        Mapping::map_at(file, len, sharing, ProtFlags::PROT_READ, 0)
     }
 
     /// As [`Mapping::new`] or [`Mapping::read_only`], at an address that does not allow PMD
@@ -100,11 +100,11 @@ impl Mapping {
     ) -> io::Result<Mapping> {
         let mut prot = ProtFlags::PROT_READ;
         prot.set(ProtFlags::PROT_WRITE, writable);
-        Mapping::place(file, len, sharing, prot, PAGE)
+        Mapping::map_at(file, len, sharing, prot, PAGE)
     }
 
     /// Maps a file `beyond` bytes after a multiple of [`PMD`].
-    fn place(
+    fn map_at(
         file: &File,
         len: usize,
         sharing: Sharing,
@@ -343,6 +343,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: by the invariant the range belongs to this object, and no reference into it exists.
         let unmapped = unsafe { munmap(self.start, self.len) };
-        unmapped.expect("a mapping of one's own can be unmapped");
+        unmapped.expect("unmapping the mapping");
     }
 }

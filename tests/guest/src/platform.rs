@@ -177,11 +177,7 @@ impl Description {
 
     /// Checks that two descriptions are equal.
     pub fn expect_same(&self, other: &Description) -> Result<()> {
-        ensure!(
-            self.0.len() > 20,
-            "there is not much to compare: {:#?}",
-            self.0
-        );
+        ensure!(self.0.len() > 20, "too few attributes: {:#?}", self.0);
         let keys: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
         let differences: Vec<String> = keys
             .into_iter()

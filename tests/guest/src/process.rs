@@ -47,7 +47,7 @@ impl Link {
     }
 
     /// Whether the parent has called [`Child::go`], without waiting for it.
-    pub fn is_told(&self) -> Result<bool> {
+    pub fn is_told_to_go(&self) -> Result<bool> {
         let mut ends = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut ends, PollTimeout::ZERO)? > 0)
     }
@@ -277,7 +277,7 @@ pub fn expect_no_process_stuck() -> Result<()> {
 }
 
 /// Checks that neither a process nor a kernel thread is stuck in an uninterruptible sleep.
-pub fn expect_nobody_stuck() -> Result<()> {
+pub fn expect_no_thread_stuck() -> Result<()> {
     expect_none_stuck(|_| true)
 }
 

@@ -93,7 +93,7 @@ pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> 
 
 /// Returns the leaks that a debug kernel reports.
 fn leaks() -> String {
-    kmemleak::suspects().unwrap_or_else(|error| format!("nobody can tell: {error:#}"))
+    kmemleak::suspects().unwrap_or_else(|error| format!("kmemleak failed: {error:#}"))
 }
 
 /// Returns the checkers of a debug kernel that are off.
@@ -133,7 +133,7 @@ fn run_tests(
         } else if !test.leaves_state && !tidy(ktap)? {
             outcome = Outcome::Failed;
         }
-        if !kernel_is_content(before, &mut messages, ktap)? {
+        if !kernel_is_clean(before, &mut messages, ktap)? {
             outcome = Outcome::Failed;
         }
         if outcome == Outcome::Failed {
@@ -148,7 +148,7 @@ fn run_tests(
 }
 
 fn judge(end: &End, last_line: String, ktap: &mut Ktap) -> Result<Outcome> {
-    let complaint = match end {
+    let output = match end {
         End::Exited(0) => return Ok(Outcome::Passed),
         End::Exited(SKIP_CODE) => {
             let reason = last_line.strip_prefix(SKIP_MARK).unwrap_or(&last_line);
@@ -160,12 +160,12 @@ fn judge(end: &End, last_line: String, ktap: &mut Ktap) -> Result<Outcome> {
         End::TimedOut => "the test took too long and was killed".to_owned(),
         End::Stuck => "the test took too long and cannot be killed".to_owned(),
     };
-    ktap.note(&complaint)?;
+    ktap.note(&output)?;
     Ok(Outcome::Failed)
 }
 
 /// Looks for warnings and taints of the kernel that the test may not have noticed.
-fn kernel_is_content(before: Taint, messages: &mut Messages, ktap: &mut Ktap) -> Result<bool> {
+fn kernel_is_clean(before: Taint, messages: &mut Messages, ktap: &mut Ktap) -> Result<bool> {
     let mut content = true;
     let new = taint()?.since(before).unexpected();
     if !new.is_clean() {
@@ -231,7 +231,7 @@ fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End,
         Some(end) => end,
         None => {
             let _ = kill(pid, Signal::SIGKILL);
-            wait_for_death(pid)?
+            wait_for_end(pid)?
         }
     };
     // No process that the test started may live on. From PID 1 this reaches all other processes. It
@@ -242,7 +242,7 @@ fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End,
     Ok((end, output.last_line))
 }
 
-fn wait_for_death(pid: Pid) -> Result<End> {
+fn wait_for_end(pid: Pid) -> Result<End> {
     let deadline = Instant::now() + KILL_GRACE;
     while Instant::now() < deadline {
         if reap(pid)?.is_some() {

@@ -257,7 +257,7 @@ pub fn thaw(dir: &File) -> io::Result<()> {
 
 /// `prctl(PR_MCE_KILL)`: requests SIGBUS as soon as the kernel finds a memory error of this
 /// process.
-pub fn be_told_of_memory_failures_early() -> io::Result<()> {
+pub fn request_early_memory_failure_signals() -> io::Result<()> {
     // SAFETY: the call takes numbers and touches no memory.
     let result = unsafe {
         libc::prctl(

@@ -106,7 +106,7 @@ impl Absent {
     pub fn await_touch(&self) -> io::Result<()> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(10_000_u16))? {
-            0 => Err(io::Error::other("nobody has touched the page")),
+            0 => Err(io::Error::other("no thread has accessed the page")),
             _ => Ok(()),
         }
     }

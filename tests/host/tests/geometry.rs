@@ -38,7 +38,7 @@ fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
 
 proptest! {
     #[test]
-    fn whole_pages_are_those_that_start_and_end_where_a_page_does(
+    fn whole_pages_start_and_end_at_page_boundaries(
         (start, end) in prop_oneof![
             (edgy(), edgy()),
             (0_u64..1 << 52, 0_u64..4).prop_map(|(page, pages)| {
@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_good_ends_before_the_bad_page_unless_that_is_the_first(
+    fn good_parts_end_before_the_bad_page_unless_it_is_the_first(
         pgoff in 0_usize..1 << 20, nr in 1_usize..=4096, bad_sector in edgy(),
     ) {
         let span = Span { offset: pgoff << PAGE_SHIFT, len: nr << PAGE_SHIFT };
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn healing_meets_every_page_with_bad_sectors_once_and_no_other(
+    fn clearing_visits_every_page_with_bad_sectors_once(
         first_sector in 0_usize..64, sectors in 1_usize..128,
         runs in proptest::collection::vec((0_usize..200, 1_usize..24), 0..6),
     ) {

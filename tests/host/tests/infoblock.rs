@@ -132,7 +132,7 @@ fn fault_of(draft: Draft) -> Option<Fault> {
 }
 
 #[test]
-fn a_signature_tells_the_personality() {
+fn a_signature_determines_the_mode() {
     for (signature, personality) in [
         (b"BTT_ARENA_INFO\0\0", Personality::Sector),
         (b"NVDIMM_PFN_INFO\0", Personality::Fsdax),
@@ -147,7 +147,7 @@ fn a_signature_tells_the_personality() {
 }
 
 #[test]
-fn good_blocks_are_good() {
+fn valid_blocks_are_accepted() {
     assert_eq!(fault_of(Draft::fsdax()), None);
     assert_eq!(fault_of(Draft::sector(1, 1)), None);
     assert_eq!(fault_of(Draft::sector(2, 0)), None);
@@ -158,7 +158,7 @@ fn good_blocks_are_good() {
 }
 
 #[test]
-fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
+fn only_a_btt_may_lack_a_parent_uuid() {
     let nobodys = [0; 16];
     let btt = Draft::sector(1, 1);
     assert_eq!(fault_of(btt.clone().with(PARENT, &nobodys)), None);
@@ -168,7 +168,7 @@ fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
 }
 
 #[test]
-fn versions_before_a_field_do_not_have_it() {
+fn older_versions_lack_later_fields() {
     // Each field has a value that would be refused.
     let draft = Draft::fsdax()
         .with(PAGE_SIZE, &65536_u32.to_le_bytes())
@@ -190,7 +190,7 @@ fn versions_before_a_field_do_not_have_it() {
 }
 
 #[test]
-fn each_fault_is_told_from_the_others() {
+fn each_error_is_distinguished() {
     let draft = Draft::fsdax;
     for (changed, fault) in [
         (draft().with(MAJOR, &[2, 0]), Fault::Version),
@@ -298,7 +298,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
 }
 
 #[test]
-fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
+fn spare_blocks_are_limited_by_memory() {
     let with_spare = |spare: u64| {
         let blocks = 1000 + spare;
         let map = 4096 + blocks * 4096;
@@ -318,7 +318,7 @@ fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
 }
 
 #[test]
-fn an_arena_that_is_alone_is_no_larger_than_others() {
+fn a_single_arena_is_no_larger_than_others() {
     let large = Place {
         size: 1 << 40,
         ..PLACE
@@ -344,7 +344,7 @@ fn an_arena_of_512_gib_may_have_another_one_after_it() {
 
 proptest! {
     #[test]
-    fn the_parts_of_a_believed_arena_do_not_overlap(
+    fn the_parts_of_an_accepted_arena_do_not_overlap(
         changes in prop::collection::vec(
             (prop::sample::select(&ARENA_FIELDS[..]), prop_oneof![
                 any::<u64>(),
@@ -375,14 +375,14 @@ proptest! {
     }
 
     #[test]
-    fn every_changed_byte_is_noticed(at in 16..LEN, by in 1_u8..) {
+    fn every_changed_byte_is_detected(at in 16..LEN, by in 1_u8..) {
         let mut block = Draft::fsdax().sealed();
         block.0[at] ^= by;
         prop_assert_eq!(block.check(&PLACE), Err(Fault::Checksum));
     }
 
     #[test]
-    fn what_is_believed_lies_within_the_namespace(
+    fn what_is_accepted_lies_within_the_namespace(
         minor in 0_u16..6,
         data_offset in prop_oneof![any::<u64>(), (0_u64..600).prop_map(|mib| mib * MIB)],
         mode in 0_u32..4,

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_understood() {
+    fn orders_are_parsed() {
         assert_eq!(Order::parse("watch 40 ff"), Some(Order::Watch(0x40..0xff)));
         assert_eq!(
             Order::parse("look 40 ff a label"),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not() {
+    fn invalid_orders_are_refused() {
         for line in [
             "",
             "watch",

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_nowhere() {
+    fn an_absent_page_has_no_address() {
         assert_eq!(lookup(0, 0x1_2345_6062), None);
         assert_eq!(lookup(3, 0), None);
         assert_eq!(physical(0x1000, ADDRESS, |_| None), None);

@@ -55,12 +55,12 @@ impl Watching {
             Order::Watch(range) => {
                 self.fences.clear();
                 if self.lines.replace(Lines::new(range)).is_none() {
-                    cpu.translate_anew();
+                    cpu.retranslate();
                 }
             }
             Order::Rest => {
                 if self.lines.take().is_some() {
-                    cpu.translate_anew();
+                    cpu.retranslate();
                 }
             }
             Order::FencesIn(code) => self.fences.push(code),
@@ -96,10 +96,10 @@ impl Plugin for Watching {
         for instruction in block.instructions() {
             let bytes = instruction.bytes();
             match effect(&bytes) {
-                Effect::StorePastCaches => instruction.tell_stores(STORE_PAST_CACHES),
-                Effect::Other => instruction.tell_stores(STORE),
+                Effect::StorePastCaches => instruction.notify_stores(STORE_PAST_CACHES),
+                Effect::Other => instruction.notify_stores(STORE),
                 effect => {
-                    instruction.tell(self.flushes.len());
+                    instruction.notify(self.flushes.len());
                     let address = instruction.address();
                     let place = address..address + bytes.len() as u64;
                     self.flushes.push(Flush { effect, place });
@@ -148,8 +148,8 @@ impl Plugin for Watching {
         }
     }
 
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         self.obey(cpu, order)
     }
 }

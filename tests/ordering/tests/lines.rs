@@ -73,7 +73,7 @@ fn expected(history: &[Event], line: u64) -> Summary {
 
 proptest! {
     #[test]
-    fn every_line_is_what_its_history_says(history in proptest::collection::vec(event(), 0..24)) {
+    fn states_follow_the_history(history in proptest::collection::vec(event(), 0..24)) {
         let mut lines = Lines::new(START..END);
         for event in &history {
             play(&mut lines, *event);
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn flushing_everything_and_a_fence_make_all_durable(history in proptest::collection::vec(event(), 0..64)) {
+    fn flushes_and_a_fence_make_all_durable(history in proptest::collection::vec(event(), 0..64)) {
         let mut lines = Lines::new(START..END);
         for event in history {
             play(&mut lines, event);
@@ -106,7 +106,7 @@ proptest! {
 }
 
 #[test]
-fn what_was_stored_before_the_beginning_does_not_count() {
+fn stores_before_begin_do_not_count() {
     let mut lines = Lines::new(START..END);
     lines.store(START..START + 1);
     lines.begin();

@@ -151,7 +151,7 @@ pub trait Plugin: Send {
     fn stored(&mut self, _piece: &Piece, _token: usize) {}
 
     /// The guest has sent a line to this plugin. An error is printed.
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
 
     /// The machine is off. An error is printed. This is not called if QEMU is killed.
     fn ending(&mut self) -> Result<(), String> {
@@ -261,7 +261,7 @@ impl Block<'_> {
     }
 
     /// Registers a callback for its executions while the switch is on.
-    pub fn tell_if(&self, switch: &Switch, token: usize) {
+    pub fn notify_if(&self, switch: &Switch, token: usize) {
         // SAFETY: The callback gets what it expects, a number.
         unsafe {
             qemu_plugin_register_vcpu_tb_exec_cond_cb(
@@ -304,7 +304,7 @@ impl Instruction<'_> {
     }
 
     /// Registers a callback for its executions.
-    pub fn tell(&self, token: usize) {
+    pub fn notify(&self, token: usize) {
         self.call(executed, token);
     }
 
@@ -321,7 +321,7 @@ impl Instruction<'_> {
     }
 
     /// Registers a callback for its stores.
-    pub fn tell_stores(&self, token: usize) {
+    pub fn notify_stores(&self, token: usize) {
         // SAFETY: The callback gets what it expects, a number.
         unsafe {
             qemu_plugin_register_vcpu_mem_cb(
@@ -374,7 +374,7 @@ impl Cpu<'_> {
     }
 
     /// Makes QEMU translate all code again, so that the plugin can register other callbacks.
-    pub fn translate_anew(&self) {
+    pub fn retranslate(&self) {
         // SAFETY: The number is that of this plugin.
         unsafe { qemu_plugin_reset(self.connection.id, register) }
     }
@@ -590,7 +590,7 @@ extern "C" fn marked(index: c_uint, _: *mut c_void) {
     };
     let cpu = Cpu { index, connection };
     let told = cpu.line().and_then(|line| match line.split_once(' ') {
-        Some((name, line)) if name == connection.name => plugin.told(&cpu, line),
+        Some((name, line)) if name == connection.name => plugin.received(&cpu, line),
         // It is for another plugin.
         _ => Ok(()),
     });

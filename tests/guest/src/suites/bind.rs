@@ -131,8 +131,8 @@ fn remove_and_load(lab: &mut Lab) -> Result<()> {
 }
 
 fn expect_module_in_use(lab: &Lab) -> Result<()> {
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
     ensure!(lab.driver.is_loaded(), "the module is gone");
     Ok(())
 }
@@ -215,7 +215,7 @@ fn range_is_reserved(lab: &mut Lab) -> Result<()> {
         let by = reservation(start)?;
         ensure!(
             by.is_some(),
-            "{mode:?}: nobody has reserved {start:#x} while bound"
+            "{mode:?}: {start:#x} is not reserved while bound"
         );
         bound.unbind()?;
         let by = reservation(start)?;
@@ -295,7 +295,7 @@ fn switch_drivers(lab: &mut Lab) -> Result<()> {
     const LEN: usize = 1 << 20;
     let other = lab.driver.other();
     if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
     for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
         let Prepared { bound, disk, .. } = lab.prepare(mode)?;

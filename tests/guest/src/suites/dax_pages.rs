@@ -114,7 +114,7 @@ pub fn pages_in_a_pipe(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     mapping.write(0, &stamped(LEN, 1));
     let (reader, writer) = nix::unistd::pipe()?;
     let given = mapping.give_to_pipe(0, LEN, &writer)?;
-    ensure!(given == LEN, "only {given} bytes went into the pipe");
+    ensure!(given == LEN, "{given} bytes were put into the pipe");
     drop((mapping, file, writer));
     let mut found = Vec::new();
     File::from(reader).read_to_end(&mut found)?;

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::platform::{LIMIT, Site, disk_in, expect_alias, only_for_pmem_rs, take_away};
+use super::platform::{Fixture, LIMIT, disk_in, expect_alias, only_for_pmem_rs, unbind_in_child};
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
@@ -18,7 +18,7 @@ use crate::lab::Lab;
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::platform::{PlatformDevice, TREE_DRIVER};
-use crate::process::expect_nobody_stuck;
+use crate::process::expect_no_thread_stuck;
 
 pub const SUITE: Suite = Suite {
     name: "device_tree",
@@ -27,9 +27,9 @@ pub const SUITE: Suite = Suite {
         Test::new("alias_names_the_module", alias_names_the_module),
         Test::new("wrong_nodes_are_refused", wrong_nodes),
         Test::new("wrong_range_of_a_node_is_left_out", wrong_range),
-        Test::new("it_is_as_with_of_pmem", as_with_of_pmem),
-        Test::new("it_goes_while_it_is_used", goes_in_use),
-        Test::new("volatile_memory_goes_while_it_is_used", volatile_goes),
+        Test::new("same_regions_as_with_of_pmem", same_regions_as_with_of_pmem),
+        Test::new("unbind_in_use", goes_in_use),
+        Test::new("volatile_memory_in_use", volatile_goes),
     ],
 };
 
@@ -167,7 +167,7 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
 }
 
 /// Regions have the same attributes with both drivers.
-fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
+fn same_regions_as_with_of_pmem(lab: &mut Lab) -> Result<()> {
     for name in [PERSISTENT, VOLATILE] {
         let device = device(lab, name)?;
         let ours = device.description()?;
@@ -189,9 +189,9 @@ fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
 
 fn goes_in_use(lab: &mut Lab) -> Result<()> {
     let device = device(lab, PERSISTENT)?;
-    let site = Site::on(0, &disk_in(lab, 0)?)?;
-    let mut reader = site.start_reader()?;
-    take_away(lab, &device)?;
+    let fixture = Fixture::on(0, &disk_in(lab, 0)?)?;
+    let mut reader = fixture.start_reader()?;
+    unbind_in_child(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
     // The data in the memory of another node are still there.
     let other = lab.namespace(0)?;
@@ -202,18 +202,18 @@ fn goes_in_use(lab: &mut Lab) -> Result<()> {
     );
     other.expect_driver(Some(lab.driver))?;
     device.bind(lab.driver.name())?;
-    site.expect_intact(&disk_in(lab, 0)?)?;
-    expect_nobody_stuck()
+    fixture.expect_intact(&disk_in(lab, 0)?)?;
+    expect_no_thread_stuck()
 }
 
 fn volatile_goes(lab: &mut Lab) -> Result<()> {
     let device = device(lab, VOLATILE)?;
-    let site = Site::on(VOLATILE_REGION, &disk_in(lab, VOLATILE_REGION)?)?;
-    let mut reader = site.start_reader()?;
-    take_away(lab, &device)?;
+    let fixture = Fixture::on(VOLATILE_REGION, &disk_in(lab, VOLATILE_REGION)?)?;
+    let mut reader = fixture.start_reader()?;
+    unbind_in_child(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
     device.bind(lab.driver.name())?;
     // The power was never off.
-    site.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
-    expect_nobody_stuck()
+    fixture.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
+    expect_no_thread_stuck()
 }

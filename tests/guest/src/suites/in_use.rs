@@ -118,7 +118,7 @@ impl Users {
             }
             Ok(())
         })?;
-        let caller = Child::start_ready("who calls fsync", |link| {
+        let caller = Child::start_ready("the process that calls fsync", |link| {
             let file = File::create(mount.path("log"))?;
             link.say("ready")?;
             for round in 0_u64.. {
@@ -136,7 +136,7 @@ impl Users {
         let mapping = map(mount)?;
         let (reader, writer) = pipe()?;
         let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-        ensure!(given == PIPED, "only {given} bytes went into the pipe");
+        ensure!(given == PIPED, "{given} bytes were put into the pipe");
         self.pipes.push([reader, writer]);
         Ok(mapping)
     }

@@ -91,7 +91,7 @@ fn umount_after_unbind(lab: &mut Lab) -> Result<()> {
 /// A process that has the file mapped gets a signal, and nothing else happens.
 fn unbind_under_xfs(lab: &mut Lab) -> Result<()> {
     let (prepared, mount) = mounted(lab, Xfs, &["-m", "rmapbt=1"])?;
-    let user = Child::start_ready("who has it mapped", |link| {
+    let user = Child::start_ready("the process with the mapping", |link| {
         let _mapping = map_and_read(&open(&mount)?)?;
         link.say("ready")?;
         link.wait()

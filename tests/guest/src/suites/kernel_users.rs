@@ -23,7 +23,7 @@ use crate::lab::{Lab, Prepared, Skip};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::stacked::{Array, Level, Loop};
@@ -56,7 +56,7 @@ fn expect_dead(disk: &Disk) -> Result<()> {
 
 /// Unbinds a device within the limit, and checks that its range is free.
 fn unbind(bound: &Device) -> Result<()> {
-    let mut process = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut process = Child::start("the unbinding process", |_| bound.unbind())?;
     process.expect_done(UNBIND_LIMIT)?;
     retired::expect(0).map(drop)
 }
@@ -67,7 +67,7 @@ fn bind(lab: &Lab, bound: &Device) -> Result<()> {
     let disk = Disk::named(bound.disk_name()?);
     write(&disk, 9)?;
     expect_contents(&disk, 9)?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// A loop device on the disk.
@@ -261,7 +261,10 @@ pub fn swap_goes(lab: &mut Lab) -> Result<()> {
     })?;
     unbind(&bound)?;
     sleep(Duration::from_millis(500));
-    ensure!(owner.try_end()?.is_none(), "it was killed before it asked");
+    ensure!(
+        owner.try_end()?.is_none(),
+        "it was killed before its access"
+    );
     owner.go()?;
     owner.expect_signal(Signal::SIGBUS, UNBIND_LIMIT)?;
     ensure!(

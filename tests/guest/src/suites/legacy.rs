@@ -30,7 +30,7 @@ pub const SUITE: Suite = Suite {
         Test::new("raw_namespace_has_dax", raw_has_dax),
         Test::new("unbind_and_bind", unbind_and_bind).within(120),
         Test::new("ext4_with_dax", ext4_with_dax),
-        Test::new("bad_sector_is_healed_by_writing", heal_by_writing),
+        Test::new("bad_sector_is_cleared_by_writing", clear_by_writing),
         Test::new("bad_page_of_a_dax_file", bad_page_of_a_dax_file),
         // These change the namespace, so they come last.
         Test::new("fsdax_mem", |lab| ext4_on_fsdax(lab, Mode::FsdaxMem)),
@@ -127,7 +127,7 @@ fn note_bad(disk: &Disk, sector: u64, count: u64) -> Result<()> {
     sysfs::write(disk.path("badblocks"), &format!("{sector} {count}\n"))
 }
 
-fn heal_by_writing(lab: &mut Lab) -> Result<()> {
+fn clear_by_writing(lab: &mut Lab) -> Result<()> {
     let (_, disk) = as_found(lab)?;
     let file = disk.open(Access::Direct)?;
     file.write_all_at(&Buffer::stamped(1 << 20, 5), 0)?;
@@ -172,8 +172,8 @@ fn bad_page_of_a_dax_file(lab: &mut Lab) -> Result<()> {
     disk.expect("badblocks", "")?;
     let mut right = stamped(LEN, 7);
     right[3 * PAGE..4 * PAGE].copy_from_slice(&stamped(PAGE, 8));
-    expect_same("the mended file", &std::fs::read(&path)?, &right)?;
-    expect_same("the mended mapping", &mapping.to_vec(0, LEN), &right)?;
+    expect_same("the cleared file", &std::fs::read(&path)?, &right)?;
+    expect_same("the cleared mapping", &mapping.to_vec(0, LEN), &right)?;
     drop((mapping, file));
     mount.unmount()?;
     Ext4.check(&node)

@@ -20,7 +20,7 @@ use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::sectors::{expect_same, stamped};
 use crate::sysfs;
@@ -110,10 +110,10 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     let warned = warnings()?;
     ensure!(
         warned > 0 && count >= warned,
-        "{warned} ranges that were leaked have {count} references to the module"
+        "{warned} leaked ranges have {count} references to the module"
     );
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
     for region in &regions {
         region.enable_region()?;
     }
@@ -135,7 +135,10 @@ fn pages_fail(_: &mut Lab) -> Result<()> {
             let result = sysfs::try_write(path, &frame.to_string());
             let said = messages.expect(&[&format!("Memory failure: {frame:#x}: ")])?;
             println!("{result:?}: {said}");
-            ensure!(said.contains("dax page"), "it was taken for something else");
+            ensure!(
+                said.contains("dax page"),
+                "the failed page was not recognised as DAX"
+            );
         }
     }
     run("rmmod", &["hwpoison_inject"])?;
@@ -159,7 +162,7 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         fs::write(&path, stamped(PMD, 3))?;
         let file = Access::Buffered.open(&path)?;
         file.sync_all()?;
-        let mut user = Child::start_ready("who has it mapped", |link| {
+        let mut user = Child::start_ready("the process with the mapping", |link| {
             let mapping = Mapping::new(&file, PMD, Sharing::Synchronous)?;
             expect_same("the mapping", &mapping.to_vec(0, PMD), &stamped(PMD, 3))?;
             link.say("ready")?;
@@ -170,7 +173,7 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         })?;
         drop(file);
         let limit = retired::TIMEOUT * 10;
-        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         unbind.expect_done(limit)?;
         user.expect_signal(Signal::SIGBUS, limit)?;
         mount.unmount()?;
@@ -184,5 +187,5 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         Ext4.check(&node)?;
     }
     ensure!(ranges()? == before, "the ranges have changed");
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }

@@ -28,7 +28,7 @@ use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::Mode;
 use crate::platform::{LEGACY, LEGACY_DRIVER, LEGACY_MODULE, PlatformDevice};
-use crate::process::{Child, Link, expect_no_process_stuck, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 
@@ -43,18 +43,18 @@ pub const SUITE: Suite = Suite {
             "driver_override_gives_it_to_nd_e820_and_back",
             override_driver,
         ),
-        Test::new("whoever_is_loaded_first_has_it", first_has_it),
+        Test::new("first_loaded_driver_binds", first_loaded_driver_binds),
         Test::new("device_without_memory_is_refused", without_memory),
         Test::new("range_that_is_busy", busy_range),
-        Test::new("module_goes_unless_it_is_used", module_goes),
-        Test::new("it_goes_while_raw_namespaces_are_used", |lab| {
+        Test::new("module_is_removed_unless_in_use", module_goes),
+        Test::new("unbind_while_raw_namespaces_are_in_use", |lab| {
             goes_in_use(lab, Mode::Raw)
         }),
-        Test::new("it_goes_while_fsdax_namespaces_are_used", |lab| {
+        Test::new("unbind_while_fsdax_namespaces_are_in_use", |lab| {
             goes_in_use(lab, Mode::FsdaxDev)
         }),
-        Test::new("it_goes_twice_at_once", goes_twice),
-        Test::new("it_comes_back_while_a_range_is_retired", while_retired),
+        Test::new("concurrent_unbinds", concurrent_unbinds),
+        Test::new("rebind_while_a_range_is_retired", while_retired),
     ],
 };
 
@@ -73,7 +73,7 @@ fn device(lab: &Lab) -> Result<PlatformDevice> {
 
 pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
-        return Err(Skip("nd_pmem is no platform driver").into());
+        return Err(Skip("nd_pmem is not a platform driver").into());
     }
     Ok(())
 }
@@ -234,7 +234,7 @@ fn override_driver(lab: &mut Lab) -> Result<()> {
     run("rmmod", &[LEGACY_MODULE]).map(drop)
 }
 
-fn first_has_it(lab: &mut Lab) -> Result<()> {
+fn first_loaded_driver_binds(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     leave_mark(lab, 3)?;
     run("modprobe", &[LEGACY_MODULE])?;
@@ -298,8 +298,8 @@ fn busy_range(lab: &mut Lab) -> Result<()> {
 }
 
 fn expect_module_in_use(lab: &Lab) -> Result<()> {
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
     Ok(())
 }
 
@@ -339,25 +339,25 @@ fn module_goes(lab: &mut Lab) -> Result<()> {
 }
 
 /// A file system with DAX and a file.
-pub struct Site {
+pub struct Fixture {
     region: u32,
     mount: Mount,
 }
 
-impl Site {
+impl Fixture {
     /// Makes the file system on an existing disk.
-    pub fn on(region: u32, disk: &Disk) -> Result<Site> {
+    pub fn on(region: u32, disk: &Disk) -> Result<Fixture> {
         let node = disk.node_str();
         Ext4.make(&node)?;
         let mount = Ext4.mount(&node, "dax=always")?;
         fs::write(mount.path("file"), stamped(LEN, region.into()))?;
         run("sync", &["-f", &mount.path("file").to_string_lossy()])?;
-        Ok(Site { region, mount })
+        Ok(Fixture { region, mount })
     }
 
-    fn build(lab: &Lab, region: u32, mode: Mode) -> Result<Site> {
+    fn build(lab: &Lab, region: u32, mode: Mode) -> Result<Fixture> {
         let Prepared { disk, .. } = lab.prepare_in(region, mode)?;
-        Site::on(region, &disk)
+        Fixture::on(region, &disk)
     }
 
     /// After the device was bound again: checks that the contents are intact.
@@ -427,9 +427,9 @@ fn call_until_error(path: &Path, bytes: &[u8], link: &mut Link) -> Result<()> {
 }
 
 /// Unbinds a device from the driver under test, in a child process, because that may never return.
-pub fn take_away(lab: &Lab, device: &PlatformDevice) -> Result<()> {
+pub fn unbind_in_child(lab: &Lab, device: &PlatformDevice) -> Result<()> {
     let began = Instant::now();
-    Child::start("who unbinds the device", |_| {
+    Child::start("the process that unbinds the device", |_| {
         Ok(device.try_unbind(lab.driver.name())?)
     })?
     .expect_done(LIMIT)?;
@@ -446,10 +446,10 @@ pub fn disk_in(lab: &Lab, region: u32) -> Result<Disk> {
 
 fn goes_in_use(lab: &mut Lab, mode: Mode) -> Result<()> {
     let device = device(lab)?;
-    let sites = [Site::build(lab, 0, mode)?, Site::build(lab, 1, mode)?];
-    let mut reader = sites[0].start_reader()?;
-    let mut caller = sites[1].start_caller()?;
-    take_away(lab, &device)?;
+    let fixtures = [Fixture::build(lab, 0, mode)?, Fixture::build(lab, 1, mode)?];
+    let mut reader = fixtures[0].start_reader()?;
+    let mut caller = fixtures[1].start_caller()?;
+    unbind_in_child(lab, &device)?;
     expect_nothing_left()?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
     caller.expect_done(LIMIT)?;
@@ -457,10 +457,10 @@ fn goes_in_use(lab: &mut Lab, mode: Mode) -> Result<()> {
 
     retired::expect(0)?;
     device.bind(lab.driver.name())?;
-    for (region, site) in (0..).zip(sites) {
-        site.expect_intact(&disk_in(lab, region)?)?;
+    for (region, fixture) in (0..).zip(fixtures) {
+        fixture.expect_intact(&disk_in(lab, region)?)?;
     }
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// Accepts that a concurrent unbind has removed the device already.
@@ -471,20 +471,20 @@ fn or_gone(result: io::Result<()>) -> Result<()> {
     }
 }
 
-fn goes_twice(lab: &mut Lab) -> Result<()> {
+fn concurrent_unbinds(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
-    let site = Site::build(lab, 0, Mode::FsdaxDev)?;
-    let mut reader = site.start_reader()?;
+    let fixture = Fixture::build(lab, 0, Mode::FsdaxDev)?;
+    let mut reader = fixture.start_reader()?;
     let region = lab.region(0)?;
     let bound = lab.holder_in(0)?;
     let unbind = || or_gone(device.try_unbind(lab.driver.name()));
     let mut all = [
-        Child::start("one who unbinds the device", |_| unbind())?,
-        Child::start("the other who unbinds the device", |_| unbind())?,
-        Child::start("who unbinds the region", |_| {
+        Child::start("the first unbinding process", |_| unbind())?,
+        Child::start("the second unbinding process", |_| unbind())?,
+        Child::start("the process that unbinds the region", |_| {
             or_gone(region.try_unbind_region())
         })?,
-        Child::start("who unbinds the disk", |_| {
+        Child::start("the process that unbinds the disk", |_| {
             or_gone(bound.try_unbind(lab.driver))
         })?,
     ];
@@ -495,8 +495,8 @@ fn goes_twice(lab: &mut Lab) -> Result<()> {
     device.expect_driver(None)?;
     expect_nothing_left()?;
     device.bind(lab.driver.name())?;
-    site.expect_intact(&disk_in(lab, 0)?)?;
-    expect_nobody_stuck()
+    fixture.expect_intact(&disk_in(lab, 0)?)?;
+    expect_no_thread_stuck()
 }
 
 /// A page of the first range is pinned, so unbind retires that range. The device can be bound again
@@ -504,13 +504,14 @@ fn goes_twice(lab: &mut Lab) -> Result<()> {
 fn while_retired(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
     let device = device(lab)?;
-    let sites = [
-        Site::build(lab, 0, Mode::Raw)?,
-        Site::build(lab, 1, Mode::Raw)?,
+    let fixtures = [
+        Fixture::build(lab, 0, Mode::Raw)?,
+        Fixture::build(lab, 1, Mode::Raw)?,
     ];
-    let path = sites[0].mount.path("file");
-    let mut pinner = Child::start_ready("who has pages in a pipe", |link| pin(&path, link))?;
-    take_away(lab, &device)?;
+    let path = fixtures[0].mount.path("file");
+    let mut pinner =
+        Child::start_ready("the process with pages in a pipe", |link| pin(&path, link))?;
+    unbind_in_child(lab, &device)?;
     expect_nothing_left()?;
     let list = retired::expect(1)?;
     println!("retired: {list:?}");
@@ -534,15 +535,15 @@ fn while_retired(lab: &mut Lab) -> Result<()> {
     pinner.expect_done(LIMIT)?;
     retired::await_none(LIMIT)?;
     lab.namespace(0)?.bind(lab.driver)?;
-    for (region, site) in (0..).zip(sites) {
-        site.expect_intact(&disk_in(lab, region)?)?;
+    for (region, fixture) in (0..).zip(fixtures) {
+        fixture.expect_intact(&disk_in(lab, region)?)?;
     }
     device.unbind()?;
     device.bind(lab.driver.name())?;
     disk_in(lab, 0)?;
     lab.driver.unload()?;
     lab.driver.load()?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 fn pin(path: &Path, link: &mut Link) -> Result<()> {
@@ -554,7 +555,7 @@ fn pin(path: &Path, link: &mut Link) -> Result<()> {
     let before = mapping.to_vec(0, PIPED);
     let (reader, writer) = nix::unistd::pipe()?;
     let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-    ensure!(given == PIPED, "only {given} bytes went into the pipe");
+    ensure!(given == PIPED, "{given} bytes were put into the pipe");
     drop((mapping, file));
     link.say("ready")?;
     link.wait()?;

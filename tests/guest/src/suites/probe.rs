@@ -194,15 +194,15 @@ fn pfn_without_uuid(lab: &mut Lab) -> Result<()> {
 }
 
 /// A namespace whose info block can be replaced.
-pub struct Patient {
+pub struct BlockTest {
     pub namespace: Device,
     mode: Mode,
     pub good: InfoBlock,
 }
 
-impl Patient {
+impl BlockTest {
     /// Makes the namespace and leaves it unclaimed.
-    pub fn new(lab: &Lab, mode: Mode) -> Result<Patient> {
+    pub fn new(lab: &Lab, mode: Mode) -> Result<BlockTest> {
         let Prepared {
             namespace,
             bound,
@@ -218,7 +218,7 @@ impl Patient {
             good.with(Field::Mode, good.get(Field::Mode)) == good,
             "our checksum is wrong"
         );
-        Ok(Patient {
+        Ok(BlockTest {
             namespace,
             mode,
             good,
@@ -304,8 +304,8 @@ const NO_ARENA: &str = "the parts of its arena cannot be where it says";
 const NO_PLACE: &str = "the data cannot be where it says";
 
 fn bad_sector_block(lab: &mut Lab) -> Result<()> {
-    let patient = Patient::new(lab, Mode::Sector)?;
-    let good = &patient.good;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let good = &target.good;
     for (what, block, why) in [
         ("a wrong checksum", good.with_wrong_checksum(), CHECKSUM),
         (
@@ -345,11 +345,11 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
             "of a size that does not exist",
         ),
     ] {
-        patient.expect_refused(lab, what, &block, why)?;
+        target.expect_refused(lab, what, &block, why)?;
     }
 
     // The btt driver would write large sectors into blocks for small ones, and lose data.
-    let btt = patient.bind_with(lab, good)?;
+    let btt = target.bind_with(lab, good)?;
     btt.unbind()?;
     btt.set("sector_size", "512")?;
     let mut messages = Messages::from_now()?;
@@ -358,14 +358,14 @@ fn bad_sector_block(lab: &mut Lab) -> Result<()> {
     messages.expect(&["the info block for mode", "not of the sector_size"])?;
     btt.set("sector_size", "4096")?;
     btt.give_up_namespace()?;
-    patient.recover(lab)
+    target.recover(lab)
 }
 
 /// An info block of another namespace or with impossible values is refused, and nothing stays
 /// mapped.
 fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
-    let patient = Patient::new(lab, mode)?;
-    let good = &patient.good;
+    let target = BlockTest::new(lab, mode)?;
+    let good = &target.good;
     let small_pages = good.with(Field::Align, 4096);
     let mut cases = vec![
         (
@@ -447,20 +447,20 @@ fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     }
     let before = Holdings::now()?;
     for (what, block, why) in cases {
-        patient.expect_refused(lab, what, &block, why)?;
+        target.expect_refused(lab, what, &block, why)?;
     }
     before.expect_unchanged()
 }
 
 /// The remedies in the log work.
 fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
-    let patient = Patient::new(lab, Mode::FsdaxMem)?;
-    let block = patient.good.with_wrong_checksum();
-    let refused = patient.probe_with(lab, &block)?;
+    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let block = target.good.with_wrong_checksum();
+    let refused = target.probe_with(lab, &block)?;
     errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
-    let data = patient.good.get(Field::DataOffset);
+    let data = target.good.get(Field::DataOffset);
     let right = Buffer::of_pages(1 << 20, 77);
-    let found = Patient::with_whole_range(lab, &patient.namespace, |disk| {
+    let found = BlockTest::with_whole_range(lab, &target.namespace, |disk| {
         let mut found = Buffer::of_pages(right.len(), 0);
         disk.open(Access::Direct)?
             .read_exact_at(&mut found, data + 4096)?;
@@ -468,14 +468,14 @@ fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
     })?;
     expect_same("what the namespace holds", &found, &right)?;
 
-    let refused = patient.probe_with(lab, &block)?;
+    let refused = target.probe_with(lab, &block)?;
     errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
-    let name = patient.namespace.name();
+    let name = target.namespace.name();
     run(
         "ndctl",
         &["create-namespace", "-f", "-e", name, "-m", "fsdax"],
     )?;
-    let bound = holder(&patient.namespace)?;
+    let bound = holder(&target.namespace)?;
     bound.expect_driver(Some(lab.driver))?;
     ensure!(bound.name().starts_with("pfn"), "{bound} is not fsdax");
     Ok(())
@@ -483,10 +483,10 @@ fn refused_is_not_lost(lab: &mut Lab) -> Result<()> {
 
 /// A pfn device that is refused still has the namespace, and the log says how to release it.
 fn refused_pfn_can_be_saved(lab: &mut Lab) -> Result<()> {
-    let patient = Patient::new(lab, Mode::FsdaxMem)?;
-    let namespace = &patient.namespace;
-    let block = patient.good.with(Field::MajorVersion, 2);
-    let refused = patient.probe_with(lab, &block)?;
+    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let namespace = &target.namespace;
+    let block = target.good.with(Field::MajorVersion, 2);
+    let refused = target.probe_with(lab, &block)?;
     errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
 
     let pfn = claim(namespace, &[("mode", "ram"), ("uuid", UUID)])?;
@@ -505,7 +505,7 @@ fn refused_pfn_can_be_saved(lab: &mut Lab) -> Result<()> {
     namespace.bind(lab.driver)?;
     namespace.unbind()?;
     namespace.set("force_raw", "0")?;
-    patient.recover(lab)
+    target.recover(lab)
 }
 
 /// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
@@ -534,16 +534,16 @@ fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     const START: u64 = 4 << 20;
     const END: u64 = 6 << 20;
     const LEN: usize = 2 << 20;
-    let patient = Patient::new(lab, mode)?;
-    let block = patient
+    let target = BlockTest::new(lab, mode)?;
+    let block = target
         .good
         .with(Field::StartPad, START)
         .with(Field::EndTruncated, END);
-    let data = START + patient.good.get(Field::DataOffset);
-    let size: u64 = patient.namespace.get("size")?.parse()?;
+    let data = START + target.good.get(Field::DataOffset);
+    let size: u64 = target.namespace.get("size")?.parse()?;
     let before = Holdings::now()?;
 
-    let bound = patient.bind_with(lab, &block)?;
+    let bound = target.bind_with(lab, &block)?;
     let disk = Disk::named(bound.disk_name()?);
     let bytes = disk.bytes()?;
     ensure!(
@@ -554,7 +554,7 @@ fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
         bound.get("size")? == bytes.to_string(),
         "{bound} has another size"
     );
-    let start = patient.namespace.resource()?;
+    let start = target.namespace.resource()?;
     ensure!(
         bound.resource()? == start + data,
         "{bound} is at {:#x}",
@@ -594,7 +594,7 @@ fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     }
     bound.unbind()?;
     bound.give_up_namespace()?;
-    Patient::with_whole_range(lab, &patient.namespace, |disk| {
+    BlockTest::with_whole_range(lab, &target.namespace, |disk| {
         let mut found = Buffer::new(LEN);
         let file = disk.open(Access::Direct)?;
         for (at, tag) in [(place, 1), (last, 2)] {
@@ -612,12 +612,12 @@ fn older_versions(lab: &mut Lab) -> Result<()> {
     let pads = [(Field::StartPad, 123), (Field::EndTruncated, 456)];
     for (mode, minor, wrong) in [(Mode::FsdaxDev, 3, sizes), (Mode::FsdaxMem, 0, pads)] {
         println!("version 1.{minor}");
-        let patient = Patient::new(lab, mode)?;
-        let mut block = patient.good.with(Field::MinorVersion, minor);
+        let target = BlockTest::new(lab, mode)?;
+        let mut block = target.good.with(Field::MinorVersion, minor);
         for (field, value) in wrong {
             block = block.with(field, value);
         }
-        let bound = patient.bind_with(lab, &block)?;
+        let bound = target.bind_with(lab, &block)?;
         find_mark(&Disk::named(bound.disk_name()?))?;
         bound.unbind()?;
         bound.give_up_namespace()?;

@@ -165,7 +165,7 @@ fn plugged_in(lab: &mut Lab) -> Result<()> {
         let right = Buffer::of_pages(1 << 20, 7);
         let mut found = Buffer::of_pages(1 << 20, 0);
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             file.write_all_at(&right, 0)?;
             file.read_exact_at(&mut found, 0)?;
             expect_same("what was written", &found, &right)?;

@@ -54,7 +54,7 @@ fn unbind_with(lab: &Lab, len: usize) -> Result<Duration> {
     Ext4.make(&node)?;
     let mount = Ext4.mount(&node, "dax=always")?;
     let path = mount.path("file");
-    let mut user = Child::start("who has it mapped", |link| {
+    let mut user = Child::start("the process with the mapping", |link| {
         let file = File::options()
             .read(true)
             .write(true)

@@ -23,8 +23,8 @@ pub const SUITE: Suite = Suite {
     name: "several",
     tests: &[
         Test::new("two_regions_are_independent", two_regions),
-        Test::new("one_goes_while_the_other_is_used", one_goes),
-        Test::new("one_goes_while_the_other_is_mapped", one_goes_while_mapped),
+        Test::new("unbind_while_the_other_is_in_use", one_goes),
+        Test::new("unbind_while_the_other_is_mapped", one_goes_while_mapped),
         Test::new("each_driver_has_one", each_driver_has_one),
         Test::new("xfs_zeroes_pages_in_place", zero_pages_in_place),
         // It divides the region, so it comes last.
@@ -119,7 +119,7 @@ fn one_goes_while_mapped(lab: &mut Lab) -> Result<()> {
 fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
     let other = lab.driver.other();
     if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
     let ours = lab.prepare_in(0, Mode::FsdaxMem)?;
     let theirs = lab.prepare_in(1, Mode::FsdaxMem)?;

@@ -28,7 +28,7 @@ use crate::messages::Messages;
 use crate::nd::{disable_provider, enable_provider};
 use crate::ndctl::Mode;
 use crate::pci::VirtioPmem;
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::pwritev2;
 use crate::sysfs;
@@ -37,11 +37,11 @@ use crate::tracing::CallCount;
 pub const SUITE: Suite = Suite {
     name: "virtio",
     tests: &[
-        Test::new("what_the_disk_says_of_itself", what_it_says),
+        Test::new("disk_attributes", disk_attributes),
         Test::new("fsync_waits_for_the_host", fsync_waits),
         Test::new("durable_write_waits_for_the_host", durable_write_waits),
         Test::new("fsync_of_a_file_waits_for_the_host", fsync_of_a_file_waits),
-        Test::new("fua_writes_do_not_keep_their_submitter", fua_writes),
+        Test::new("fua_writes_are_asynchronous", fua_writes),
         Test::new("failed_flush_is_an_error", failed_flush),
         Test::new("failed_flush_is_an_error_of_fsync_on_ext4", failed_on_ext4),
         Test::new("unbind_waits_for_the_host", unbind_waits),
@@ -52,8 +52,8 @@ pub const SUITE: Suite = Suite {
             provider_goes(lab, Mode::FsdaxDev)
         }),
         Test::new("provider_goes_while_the_host_flushes", goes_while_flushing),
-        Test::new("nvdimms_go_while_it_is_used", nvdimms_go),
-        Test::new("it_goes_while_an_nvdimm_is_used", it_goes),
+        Test::new("unbind_of_nvdimms_in_use", unbind_nvdimms_in_use),
+        Test::new("unbind_while_an_nvdimm_is_in_use", unbind_in_use),
         // From here on there is another device.
         Test::new("plugged_in_under_load", plugged_in),
     ],
@@ -66,21 +66,21 @@ const SOON: Duration = Duration::from_secs(20);
 const LEN: usize = 8 << 20;
 
 /// The index of the device's region in the order of addresses.
-fn place(lab: &Lab, device: &VirtioPmem) -> Result<u32> {
-    for place in 0.. {
-        if lab.region(place)? == device.region {
-            return Ok(place);
+fn region_index(lab: &Lab, device: &VirtioPmem) -> Result<u32> {
+    for region_index in 0.. {
+        if lab.region(region_index)? == device.region {
+            return Ok(region_index);
         }
     }
-    bail!("{} has no place", device.region)
+    bail!("{} has no region_index", device.region)
 }
 
 fn prepare(lab: &Lab, mode: Mode) -> Result<Prepared> {
-    lab.prepare_in(place(lab, &VirtioPmem::first()?)?, mode)
+    lab.prepare_in(region_index(lab, &VirtioPmem::first()?)?, mode)
 }
 
 /// Checks that `work` ends only after the host has flushed.
-fn expect_to_wait(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+fn expect_blocked_by_host(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let held = Disturbed::held()?;
     let mut child = Child::start_ready(what, |link| {
         link.say("ready")?;
@@ -109,7 +109,7 @@ fn mounted(lab: &Lab, mode: Mode, more: &[&str]) -> Result<(String, Mount, File)
 }
 
 /// The pages support DAX, but the CPU alone cannot make them durable.
-fn what_it_says(lab: &mut Lab) -> Result<()> {
+fn disk_attributes(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let disk = prepare(lab, mode)?.disk;
@@ -135,7 +135,7 @@ fn fsync_waits(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let file = prepare(lab, mode)?.disk.open(Access::Direct)?;
         file.write_all_at(&Buffer::stamped(PAGE, 1), 0)?;
-        expect_to_wait("fsync", || Ok(file.sync_all()?))?;
+        expect_blocked_by_host("fsync", || Ok(file.sync_all()?))?;
     }
     Ok(())
 }
@@ -150,7 +150,7 @@ fn write_durably(disk: &Disk, tag: u64) -> io::Result<usize> {
 
 fn durable_write_waits(lab: &mut Lab) -> Result<()> {
     let disk = prepare(lab, Mode::FsdaxMem)?.disk;
-    expect_to_wait("the write", || {
+    expect_blocked_by_host("the write", || {
         write_durably(&disk, 2)?;
         Ok(())
     })
@@ -160,7 +160,7 @@ fn fsync_of_a_file_waits(lab: &mut Lab) -> Result<()> {
     let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &[])?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
     mapping.write(0, &stamped(LEN, 2));
-    expect_to_wait("fsync after a write through a mapping", || {
+    expect_blocked_by_host("fsync after a write through a mapping", || {
         Ok(file.sync_all()?)
     })?;
     drop((mapping, file));
@@ -295,7 +295,7 @@ fn unbind_waits(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = prepare(lab, Mode::FsdaxMem)?;
     disk.open(Access::Direct)?
         .write_all_at(&Buffer::stamped(LEN, 1), 0)?;
-    expect_to_wait("unbind", || bound.unbind())?;
+    expect_blocked_by_host("unbind", || bound.unbind())?;
     bound.bind(lab.driver)?;
     expect_contents(&disk, 1)
 }
@@ -309,8 +309,8 @@ fn expect_contents(disk: &Disk, tag: u64) -> Result<()> {
 /// Waits until the device and its disk are back.
 fn back(lab: &Lab) -> Result<Disk> {
     VirtioPmem::rescan()?;
-    let place = place(lab, &VirtioPmem::first()?)?;
-    let bound = lab.holder_in(place)?;
+    let region_index = region_index(lab, &VirtioPmem::first()?)?;
+    let bound = lab.holder_in(region_index)?;
     bound.expect_driver(Some(lab.driver))?;
     Ok(Disk::named(bound.disk_name()?))
 }
@@ -325,7 +325,7 @@ fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
         read_for_ever(&mapping, link)
     })?;
     let other = mount.path("other");
-    let mut caller = Child::start_ready("who calls fsync", |link| {
+    let mut caller = Child::start_ready("the process that calls fsync", |link| {
         let file = fs::File::create(&other)?;
         let mut said = false;
         loop {
@@ -365,7 +365,7 @@ fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
 
     let mut messages = Messages::from_now()?;
     let device = VirtioPmem::first()?;
-    let mut removal = Child::start("who takes it out", |_| device.remove())?;
+    let mut removal = Child::start("the process that removes the device", |_| device.remove())?;
     removal.expect_done(SOON)?;
     reader.expect_signal(Signal::SIGBUS, SOON)?;
     caller.expect_done(SOON)?;
@@ -376,7 +376,7 @@ fn provider_goes(lab: &mut Lab, mode: Mode) -> Result<()> {
         ensure!(said.contains("unplugged"), "the log says `{said}`");
     }
     mount.unmount()?;
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
 
     let node = back(lab)?.node_str();
     let mount = Ext4.mount(&node, "dax=always")?;
@@ -418,7 +418,7 @@ fn goes_while_flushing(lab: &mut Lab) -> Result<()> {
         "they did not wait for the host"
     );
     let device = VirtioPmem::first()?;
-    let mut removal = Child::start("who takes it out", |_| device.remove())?;
+    let mut removal = Child::start("the process that removes the device", |_| device.remove())?;
     fsync.expect_done(SOON)?;
     write.expect_done(SOON)?;
     removal.expect_done(SOON)?;
@@ -446,7 +446,7 @@ fn start_load(disk: &Disk) -> Result<Child> {
                 link.say("ready")?;
             }
             // The word of the parent means stop.
-            if link.is_told()? {
+            if link.is_told_to_go()? {
                 break;
             }
         }
@@ -460,7 +460,7 @@ fn end_load(mut load: Child) -> Result<()> {
     load.expect_done(SOON)
 }
 
-fn nvdimms_go(lab: &mut Lab) -> Result<()> {
+fn unbind_nvdimms_in_use(lab: &mut Lab) -> Result<()> {
     let load = start_load(&prepare(lab, Mode::FsdaxMem)?.disk)?;
     for _ in 0..3 {
         disable_provider()?;
@@ -469,7 +469,7 @@ fn nvdimms_go(lab: &mut Lab) -> Result<()> {
     end_load(load)
 }
 
-fn it_goes(lab: &mut Lab) -> Result<()> {
+fn unbind_in_use(lab: &mut Lab) -> Result<()> {
     let nvdimm = lab.prepare_in(0, Mode::FsdaxMem)?.disk;
     let load = start_load(&nvdimm)?;
     for _ in 0..3 {
@@ -487,7 +487,7 @@ fn plugged_in(lab: &mut Lab) -> Result<()> {
     });
     Monitor::open()?.execute("device_add", what)?;
     let device = VirtioPmem::await_plugged()?;
-    let Prepared { disk, .. } = lab.prepare_in(place(lab, &device)?, Mode::FsdaxMem)?;
+    let Prepared { disk, .. } = lab.prepare_in(region_index(lab, &device)?, Mode::FsdaxMem)?;
     let file = disk.open(Access::Direct)?;
     file.write_all_at(&Buffer::stamped(LEN, 6), 0)?;
     file.sync_all()?;
@@ -496,7 +496,7 @@ fn plugged_in(lab: &mut Lab) -> Result<()> {
     ensure!(!disk.exists(), "{disk} is still there");
     VirtioPmem::rescan()?;
     let device = VirtioPmem::plugged()?.context("it has not come back")?;
-    let bound = lab.holder_in(place(lab, &device)?)?;
+    let bound = lab.holder_in(region_index(lab, &device)?)?;
     bound.expect_driver(Some(lab.driver))?;
     expect_contents(&Disk::named(bound.disk_name()?), 6)?;
     end_load(load)

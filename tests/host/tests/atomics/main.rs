@@ -359,7 +359,7 @@ fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
 }
 
 #[test]
-fn nobody_uses_a_region_after_unbind() {
+fn a_region_is_not_used_after_unbind() {
     explore(flush_and_unbind(RegionDefect::None));
 }
 
@@ -424,7 +424,7 @@ fn drop_counted(defect: CountDefect) -> impl Fn() + Sync + Send + 'static {
 }
 
 #[test]
-fn a_value_goes_after_the_last_hold() {
+fn a_value_is_dropped_after_the_last_reference() {
     explore(drop_counted(CountDefect::None));
 }
 
@@ -497,7 +497,7 @@ fn get_and_drop_installed(defect: GlobalDefect) -> impl Fn() + Sync + Send + 'st
 }
 
 #[test]
-fn a_global_value_is_found_only_while_it_is_there() {
+fn a_global_value_is_found_only_while_installed() {
     explore(get_and_drop_installed(GlobalDefect::None));
 }
 

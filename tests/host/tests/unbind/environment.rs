@@ -73,27 +73,27 @@ pub enum Defect {
     UnmappedOnce,
     /// The invalidate lock is not taken.
     NoInvalidateLock,
-    /// The files are walked only before the gate is closed.
-    WalkBeforeGate,
+    /// The files are walked only before access is closed.
+    WalkBeforeClose,
     /// `revoke` returns before the files were walked, which happens later.
     RevokedUnwalked,
 
-    // The gate.
-    /// There is no gate. The device refuses only when it is not alive.
-    NoGate,
-    /// There is no barrier after the gate is closed.
+    // The access state.
+    /// The access state is ignored. The device refuses only when it is not alive.
+    AccessStateIgnored,
+    /// There is no barrier after access is closed.
     NoBarrier,
-    /// There is no barrier before a fault checks the gate.
+    /// There is no barrier before a fault checks the access state.
     NoFaultBarrier,
-    /// A page is recorded as exposed only after the gate was checked.
+    /// A page is recorded as exposed only after the access state was checked.
     ExposedLate,
-    /// A fault whose page is already recorded as exposed has no barrier before it checks the gate;
+    /// A fault whose page is already recorded as exposed has no barrier before it checks the access state;
     /// reading the record is an acquire.
     ExposureAcquired,
 
     // The users.
     /// The DAX device puts its reference to the pgmap before it has waited for its readers.
-    DeathUnawaited,
+    ReadersIgnored,
     /// References to the pgmap are ignored.
     TranslationsIgnored,
     /// References to pages are ignored.
@@ -101,7 +101,7 @@ pub enum Defect {
     /// Page cache entries of a page are ignored.
     EntriesIgnored,
     /// Holders of the disk are ignored.
-    KeepersIgnored,
+    HoldersIgnored,
     /// Removing the disk does not wait for requests.
     RequestsIgnored,
     /// Files are not referenced before the disk is removed.
@@ -146,15 +146,15 @@ pub struct Setup {
     pub pinned: bool,
     /// The file is closed, and its inode is being evicted; see [`World::evict`].
     pub evicting: bool,
-    /// The disk has a holder with the address of the memory; see [`World::use_by_keeper`].
-    pub kept: bool,
+    /// The disk has a holder with the address of the memory; see [`World::use_by_holder`].
+    pub held: bool,
     /// A reader is inside of a read-side section until unbind has returned; see [`World::leave`].
     pub stuck: bool,
     /// The file may be closed while the disk is removed; see [`World::pin_and_close`].
     pub closing: bool,
     /// The deadline does not pass. Unbind returns early only if waiting is hopeless, or after a
     /// fatal signal.
-    pub patient: bool,
+    pub no_deadline: bool,
     /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
     /// The module is unloaded after that; see [`World::unload`].
@@ -176,10 +176,10 @@ impl Setup {
         mapped: false,
         pinned: false,
         evicting: false,
-        kept: false,
+        held: false,
         stuck: false,
         closing: false,
-        patient: false,
+        no_deadline: false,
         slow_free: false,
         unloaded: false,
         unloading: false,
@@ -189,7 +189,7 @@ impl Setup {
     };
 
     /// Whether an entry of the page cache refers to the page.
-    fn names(&self) -> bool {
+    fn has_page(&self) -> bool {
         self.mapped || self.pinned || self.evicting
     }
 
@@ -248,7 +248,7 @@ impl Busy {
     const COUNT: usize = 2;
 }
 
-// The states of the gate.
+// The access states.
 const OPEN: u32 = 0;
 const NO_FRAMES: u32 = 1;
 const CLOSED: u32 = 2;
@@ -262,16 +262,16 @@ pub struct Disk(());
 /// A disk that was removed.
 pub struct RemovedDisk {
     /// Whether it has a reference to the pgmap.
-    keeps: bool,
+    has_reference: bool,
 }
 
 /// A DAX device that is alive.
 pub struct Dax(());
 
-/// The memory, with an open gate.
+/// The memory, with access open.
 pub struct Open(());
 
-/// The memory, with a closed gate.
+/// The memory, with access closed.
 pub struct Closed(());
 
 /// The memory after revocation from all files.
@@ -294,7 +294,7 @@ pub struct World {
     changed: WaitQueue,
 
     // The memory: `abstractions::memremap` and `abstractions::fs_dax`.
-    gate: AtomicU32,
+    access: AtomicU32,
     exposed: AtomicBool,
     references: PercpuRef,
     reserved: AtomicBool,
@@ -306,7 +306,7 @@ pub struct World {
     srcu: Srcu,
     rcu: Srcu,
     requests: PercpuRef,
-    kept: AtomicBool,
+    held: AtomicBool,
     released: WaitQueue,
     inode: AtomicU32,
     invalidate_lock: RwLock<()>,
@@ -391,22 +391,22 @@ impl World {
                 dying: None,
             }),
             changed: WaitQueue::default(),
-            gate: AtomicU32::new(OPEN),
-            exposed: AtomicBool::new(setup.names() || setup.kept),
+            access: AtomicU32::new(OPEN),
+            exposed: AtomicBool::new(setup.has_page() || setup.held),
             // One of the DAX device, one of the disk.
             references: PercpuRef::new(2),
             reserved: AtomicBool::new(true),
             memory: Memory::new(),
-            page: Page::new(setup.references(), setup.names()),
+            page: Page::new(setup.references(), setup.has_page()),
             alive: AtomicBool::new(true),
             srcu: Srcu::new(Reader::COUNT, setup.stuck.then_some(Reader::Stuck as usize)),
             rcu: Srcu::new(Busy::COUNT, None),
             requests: PercpuRef::new(0),
-            kept: AtomicBool::new(setup.kept),
+            held: AtomicBool::new(setup.held),
             released: WaitQueue::default(),
             inode: AtomicU32::new(1),
             invalidate_lock: RwLock::new(()),
-            entry: Entry::new(setup.names()),
+            entry: Entry::new(setup.has_page()),
             page_table: PageTable::new(setup.mapped),
             module_users: AtomicU32::new(0),
             module_idle: WaitQueue::default(),
@@ -533,7 +533,7 @@ impl Environment for World {
             && !self.has(Defect::SignalIgnored)
             && self.signal.fetch_or(false, Acquire);
 
-        !self.setup.patient || killed || (hopeless && !self.has(Defect::NeverHopeless))
+        !self.setup.no_deadline || killed || (hopeless && !self.has(Defect::NeverHopeless))
     }
 
     /// `try_module_get()`
@@ -553,11 +553,11 @@ impl Environment for World {
 
     /// `fs_dax::Pagemap::close_to_mappings`
     fn close_to_mappings(&self, _memory: &mut Open) {
-        if self.has(Defect::WalkBeforeGate) {
+        if self.has(Defect::WalkBeforeClose) {
             self.walk();
         }
 
-        self.close_gate(NO_FRAMES);
+        self.close_access(NO_FRAMES);
         if !self.exposed.load(Relaxed) || !self.find_file() {
             return;
         }
@@ -568,7 +568,7 @@ impl Environment for World {
         let has_fault = guard.as_ref().is_some_and(Result::is_err);
         self.unmap();
         if self.setup.closing && !self.has(Defect::FilesNotHeld) {
-            // A locked entry may belong to a fault that has passed the gate. If it is unlocked, the
+            // A locked entry may belong to a fault that has been admitted. If it is unlocked, the
             // effect of the fault is visible: the page has a reference.
             let is_locked = match self.setup.defect {
                 Some(Defect::LockedNotHeld) => false,
@@ -587,7 +587,7 @@ impl Environment for World {
         let refuses = self.refuses.get();
         assert!(!refuses, "refuses before the file systems are synced");
         // `fs_bdev_mark_dead()` evicts inodes without references.
-        if self.setup.closing && self.inode.fetch_or(0, Acquire) == 0 && self.entry.names() {
+        if self.setup.closing && self.inode.fetch_or(0, Acquire) == 0 && self.entry.has_page() {
             self.evict();
         }
 
@@ -595,15 +595,17 @@ impl Environment for World {
         if !self.has(Defect::RequestsIgnored) {
             self.requests.wait(0);
         }
-        let mut disk = RemovedDisk { keeps: true };
-        self.look_for_keepers(&mut disk);
+        let mut disk = RemovedDisk {
+            has_reference: true,
+        };
+        self.check_for_holders(&mut disk);
         disk
     }
 
     /// `fs_dax::Pagemap::close`
     fn close(&self, Open(()): Open) -> Closed {
         self.refuses.set(true);
-        self.close_gate(CLOSED);
+        self.close_access(CLOSED);
         self.references.kill();
         Closed(())
     }
@@ -612,7 +614,7 @@ impl Environment for World {
     fn kill(&self, Dax(()): Dax) {
         self.refuses.set(true);
         self.alive.store(false, Relaxed);
-        if !self.has(Defect::DeathUnawaited) {
+        if !self.has(Defect::ReadersIgnored) {
             self.srcu.synchronize();
         }
         self.references.put();
@@ -622,7 +624,7 @@ impl Environment for World {
     fn revoke(&self, Closed(()): Closed) -> Revoked {
         let is_complete = match self.setup.defect {
             Some(Defect::RevokedUnwalked) => false,
-            Some(Defect::WalkBeforeGate) => true,
+            Some(Defect::WalkBeforeClose) => true,
             _ => self.walk(),
         };
         if !is_complete {
@@ -635,12 +637,13 @@ impl Environment for World {
 
     /// `fs_dax::Revoked::first_user`
     fn first_user(&self, memory: &mut Revoked, disk: &mut RemovedDisk) -> Option<User> {
-        self.look_for_keepers(disk);
+        self.check_for_holders(disk);
 
-        if self.references.exceeds(u32::from(disk.keeps)) && !self.has(Defect::TranslationsIgnored)
+        if self.references.exceeds(u32::from(disk.has_reference))
+            && !self.has(Defect::TranslationsIgnored)
         {
             Some(User::Translation)
-        } else if disk.keeps {
+        } else if disk.has_reference {
             Some(User::Keeper)
         } else if !memory.is_complete {
             Some(User::PageCache)
@@ -652,10 +655,10 @@ impl Environment for World {
     /// `fs_dax::Revoked::wait_for`
     fn wait_for(&self, user: User, memory: &mut Revoked, disk: &mut RemovedDisk) {
         match user {
-            User::Translation => self.references.wait(u32::from(disk.keeps)),
+            User::Translation => self.references.wait(u32::from(disk.has_reference)),
             User::Keeper => self
                 .released
-                .wait_until(|| !self.kept.fetch_or(false, Acquire)),
+                .wait_until(|| !self.held.fetch_or(false, Acquire)),
             User::Pin => self.page.wait_idle(),
             User::PageCache => {
                 if memory.is_complete {
@@ -681,9 +684,9 @@ impl Environment for World {
 }
 
 impl World {
-    /// `Gate::close_to`
-    fn close_gate(&self, step: u32) {
-        self.gate.fetch_max(step, Relaxed);
+    /// `AccessState::close_to`
+    fn close_access(&self, step: u32) {
+        self.access.fetch_max(step, Relaxed);
         if !self.has(Defect::NoBarrier) {
             fence(SeqCst);
         }
@@ -695,9 +698,9 @@ impl World {
     }
 
     /// `RemovedDisk`: puts its reference to the pgmap when it has no holder any more.
-    fn look_for_keepers(&self, disk: &mut RemovedDisk) {
-        if disk.keeps && (!self.kept.load(Acquire) || self.has(Defect::KeepersIgnored)) {
-            disk.keeps = false;
+    fn check_for_holders(&self, disk: &mut RemovedDisk) {
+        if disk.has_reference && (!self.held.load(Acquire) || self.has(Defect::HoldersIgnored)) {
+            disk.has_reference = false;
             self.references.put();
         }
     }
@@ -707,11 +710,11 @@ impl World {
         if !self.exposed.load(Relaxed) {
             return None;
         }
-        let is_named = self.page.is_named();
+        let has_mapping = self.page.has_mapping();
 
         if self.page.is_referenced() {
             (!self.has(Defect::PinsIgnored)).then_some(User::Pin)
-        } else if is_named {
+        } else if has_mapping {
             (!self.has(Defect::EntriesIgnored)).then_some(User::PageCache)
         } else {
             None
@@ -735,7 +738,7 @@ impl World {
                 self.entry.wait_unlocked();
             }
         }
-        if self.entry.names() && !self.page.is_referenced() {
+        if self.entry.has_page() && !self.page.is_referenced() {
             self.delete_entry();
         }
         is_complete
@@ -749,7 +752,7 @@ impl World {
             !self.page.is_referenced(),
             "the entry of a page that is in use is deleted"
         );
-        self.page.set_named(false);
+        self.page.set_mapping(false);
         self.entry.delete();
     }
 
@@ -768,7 +771,7 @@ impl World {
         self.entry.free();
         self.page.free();
         assert!(
-            !self.kept.fetch_or(false, AcqRel),
+            !self.held.fetch_or(false, AcqRel),
             "freed while the disk has a holder"
         );
         self.memory.take();
@@ -826,7 +829,7 @@ impl World {
             .wait_until(|| self.module_users.fetch_or(0, AcqRel) == 0);
 
         let is_gone = self.with(|teardown| matches!(teardown.state, State::Gone));
-        assert!(is_gone, "the module goes before the range");
+        assert!(is_gone, "the module is unloaded before the range is freed");
         // The exit: `destroy_workqueue()`.
         self.work_items.kill();
         if !self.has(Defect::QueuesNotDrained) {
@@ -849,7 +852,7 @@ impl World {
         found
     }
 
-    /// The end of `direct_access_callback`: `Gate::admits_access` and `Gate::admits_mapping`.
+    /// The end of `direct_access_callback`: `AccessState::admits_access` and `AccessState::admits_mapping`.
     fn admits(&self, frames: bool) -> bool {
         if frames {
             let was_exposed = !self.has(Defect::ExposedLate) && self.expose();
@@ -858,7 +861,7 @@ impl World {
                 fence(SeqCst);
             }
         }
-        let admitted = match self.gate.load(Relaxed) {
+        let admitted = match self.access.load(Relaxed) {
             OPEN => true,
             NO_FRAMES => !frames,
             _ => false,
@@ -866,7 +869,7 @@ impl World {
         if admitted && frames && self.has(Defect::ExposedLate) {
             self.expose();
         }
-        admitted || self.has(Defect::NoGate)
+        admitted || self.has(Defect::AccessStateIgnored)
     }
 
     /// `Exposure::has` and `Exposure::add`: returns whether the page was exposed before.
@@ -888,8 +891,8 @@ impl World {
         self.entry.lock();
         let found = self.translate(reader, true, || ());
         if found {
-            self.page.set_named(true);
-            self.entry.name();
+            self.page.set_mapping(true);
+            self.entry.set_page();
             self.map();
         }
         self.entry.unlock();
@@ -919,8 +922,8 @@ impl World {
         self.entry.lock();
         let found = self.translate(Reader::Fault, true, || ());
         if found {
-            self.page.set_named(true);
-            self.entry.name();
+            self.page.set_mapping(true);
+            self.entry.set_page();
         }
         self.entry.unlock();
         if !found {
@@ -929,7 +932,7 @@ impl World {
 
         // `dax_insert_pfn_mkwrite()`
         self.entry.lock();
-        if self.entry.names() {
+        if self.entry.has_page() {
             self.map();
             self.seen.note("mapped");
         }
@@ -1040,10 +1043,10 @@ impl World {
     }
 
     /// device-mapper uses the memory by an address of its own, and closes the disk.
-    pub fn use_by_keeper(&self) {
+    pub fn use_by_holder(&self) {
         self.hold_on();
         self.memory.access();
-        self.kept.swap(false, Release);
+        self.held.swap(false, Release);
         self.released.wake_up();
     }
 
@@ -1054,7 +1057,7 @@ impl World {
     }
 
     /// Reads the list of retired ranges, and binds the range again if it is free.
-    pub fn look(&self) {
+    pub fn read_list(&self) {
         self.with(|teardown| {
             if teardown.is_retired() {
                 self.seen.note("retired, when looked at");
@@ -1078,7 +1081,7 @@ impl World {
     }
 
     /// Accesses after unbind has returned get an error.
-    pub fn come_late(&self) {
+    pub fn access_late(&self) {
         assert!(!self.fault_by(Reader::Late), "a fault found the device");
         assert!(!self.request(), "a request found the disk");
         assert!(!teardown::begin(self), "unbound again");

@@ -179,11 +179,11 @@ pub struct Entry {
 impl Entry {
     const LOCKED: u32 = 1;
     /// The entry refers to the page.
-    const NAMES: u32 = 2;
+    const HAS_PAGE: u32 = 2;
 
     pub fn new(names: bool) -> Self {
         Self {
-            word: AtomicU32::new(if names { Self::NAMES } else { 0 }),
+            word: AtomicU32::new(if names { Self::HAS_PAGE } else { 0 }),
             queue: WaitQueue::default(),
         }
     }
@@ -196,9 +196,9 @@ impl Entry {
     }
 
     /// `dax_insert_entry()`
-    pub fn name(&self) {
-        let old = self.word.fetch_or(Self::NAMES, AcqRel);
-        assert!(old & FREED == 0, "an entry names a page that is free");
+    pub fn set_page(&self) {
+        let old = self.word.fetch_or(Self::HAS_PAGE, AcqRel);
+        assert!(old & FREED == 0, "an entry refers to a free page");
     }
 
     pub fn unlock(&self) {
@@ -208,7 +208,7 @@ impl Entry {
 
     /// Whether the file uses the page, or is about to, as read without the lock.
     pub fn may_be_there(&self) -> bool {
-        self.word.load(Relaxed) & (Self::LOCKED | Self::NAMES) != 0
+        self.word.load(Relaxed) & (Self::LOCKED | Self::HAS_PAGE) != 0
     }
 
     /// Whether the entry is locked, as read under the lock of the array.
@@ -222,8 +222,8 @@ impl Entry {
     }
 
     /// Whether the entry refers to the page, as read under the lock.
-    pub fn names(&self) -> bool {
-        self.word.fetch_or(0, AcqRel) & Self::NAMES != 0
+    pub fn has_page(&self) -> bool {
+        self.word.fetch_or(0, AcqRel) & Self::HAS_PAGE != 0
     }
 
     pub fn wait_unlocked(&self) {
@@ -232,12 +232,15 @@ impl Entry {
     }
 
     pub fn delete(&self) {
-        self.word.fetch_and(!Self::NAMES, AcqRel);
+        self.word.fetch_and(!Self::HAS_PAGE, AcqRel);
     }
 
     pub fn free(&self) {
         let old = self.word.fetch_or(FREED, AcqRel);
-        assert!(old & Self::NAMES == 0, "freed while an entry names it");
+        assert!(
+            old & Self::HAS_PAGE == 0,
+            "freed while an entry refers to it"
+        );
     }
 }
 
@@ -324,11 +327,11 @@ impl Page {
             .wait_until(|| self.references.fetch_or(0, Acquire) & !FREED == 0);
     }
 
-    pub fn is_named(&self) -> bool {
+    pub fn has_mapping(&self) -> bool {
         self.named.load(Relaxed)
     }
 
-    pub fn set_named(&self, named: bool) {
+    pub fn set_mapping(&self, named: bool) {
         self.named.store(named, Relaxed);
     }
 

@@ -54,7 +54,7 @@ const TWO_UNBINDS: Model = Model {
 const TWO_UNBINDS_AND_SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
-        patient: true,
+        no_deadline: true,
         ..INLINE
     },
     preemptions: Some(2),
@@ -70,14 +70,14 @@ const TWO_UNBINDS_AND_SIGNAL: Model = Model {
 };
 
 #[test]
-fn one_of_two_unbinds_does_it() {
+fn one_of_two_unbinds_tears_down() {
     TWO_UNBINDS
         .explore()
         .assert(&["a second unbind", "retired", "in time"]);
 }
 
 #[test]
-fn a_range_that_one_unbind_has_retired_does_not_hold_up_another() {
+fn a_range_that_one_unbind_has_retired_does_not_delay_another() {
     let seen = TWO_UNBINDS_AND_SIGNAL.explore();
     seen.assert(&["a second unbind", "retired"]);
     seen.assert_never(&["in time"]);
@@ -87,25 +87,25 @@ fn a_range_that_one_unbind_has_retired_does_not_hold_up_another() {
 
 /// The list of retired ranges is read, and the range is bound again if it is free, while the
 /// unbinding thread and the worker race for its end.
-const LOOK: Model = Model {
+const LIST: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
     run: |world| {
-        world.spawn(|world| world.look());
+        world.spawn(|world| world.read_list());
         world.unbind();
     },
 };
 
 #[test]
 fn a_retired_range_is_on_the_list_and_reserved() {
-    LOOK.explore()
+    LIST.explore()
         .assert(&["retired, when looked at", "bound again", "in time"]);
 }
 
 #[test]
 fn defects_of_the_end_are_found() {
-    LOOK.finds(Defect::FreedLater, "not free in time");
-    LOOK.finds(Defect::UnreservedEarly, "Causality violation");
+    LIST.finds(Defect::FreedLater, "not free in time");
+    LIST.finds(Defect::UnreservedEarly, "Causality violation");
 }
 
 /// The range has no user, but freeing it takes until unbind has returned.
@@ -142,7 +142,7 @@ const REQUEST: Model = Model {
 };
 
 #[test]
-fn a_request_ends_before_the_memory_goes() {
+fn a_request_ends_before_the_memory_is_freed() {
     REQUEST.explore().assert(&["a request", "in time"]);
 }
 
@@ -152,7 +152,7 @@ fn a_disk_that_does_not_wait_for_requests_is_found() {
 }
 
 /// A page fault, the first one of the device, is somewhere between the lock of its entry and that
-/// of the page table. The worker walks the files when the gate is closed, perhaps while the other
+/// of the page table. The worker walks the files when access is closed, perhaps while the other
 /// thread still waits for readers (SRCU), and again after that.
 const FAULT: Model = Model {
     setup: Setup::IDLE,
@@ -195,7 +195,7 @@ const TWO_FAULTS: Model = Model {
 };
 
 /// As `FAULT`, but the files are walked only once, when there is no reader inside of the device.
-const FAULT_BEFORE_DEATH: Model = Model {
+const FAULT_BEFORE_KILL: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
     run: FAULT.run,
@@ -209,7 +209,7 @@ fn a_fault_under_way_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_hanging_reader_does_not_hold_up_unbind() {
+fn a_hanging_reader_does_not_delay_unbind() {
     FAULT_AND_HANGING_READER
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "walked early"]);
@@ -217,7 +217,7 @@ fn a_hanging_reader_does_not_hold_up_unbind() {
 }
 
 #[test]
-fn it_does_not_matter_whose_fault_was_the_first() {
+fn any_fault_may_be_the_first() {
     TWO_FAULTS
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "walked early"]);
@@ -225,26 +225,26 @@ fn it_does_not_matter_whose_fault_was_the_first() {
 }
 
 #[test]
-fn a_fault_from_before_death_leaves_nothing_behind() {
-    FAULT_BEFORE_DEATH
+fn a_fault_before_the_kill_leaves_nothing_behind() {
+    FAULT_BEFORE_KILL
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "in time"]);
 }
 
 #[test]
 fn defects_of_the_walk_are_found() {
-    let model = FAULT_BEFORE_DEATH;
+    let model = FAULT_BEFORE_KILL;
 
     model.finds(Defect::LockedEntriesIgnored, "of a page that is in use");
     model.finds(Defect::UnmappedOnce, "mapped when unbind returns");
-    model.finds(Defect::WalkBeforeGate, "freed while");
+    model.finds(Defect::WalkBeforeClose, "freed while");
     model.finds(Defect::RevokedUnwalked, "mapped");
 }
 
 #[test]
-fn defects_of_the_gate_are_found() {
+fn defects_of_the_access_state_are_found() {
     for model in [FAULT, FAULT_AND_HANGING_READER] {
-        model.finds(Defect::NoGate, "mapped");
+        model.finds(Defect::AccessStateIgnored, "mapped");
         model.finds(Defect::NoBarrier, "mapped");
         model.finds(Defect::NoFaultBarrier, "mapped");
         model.finds(Defect::ExposedLate, "mapped");
@@ -286,13 +286,13 @@ const READ: Model = Model {
 };
 
 #[test]
-fn a_read_ends_before_the_memory_goes() {
+fn a_read_ends_before_the_memory_is_freed() {
     READ.explore().assert(&["read", "retired", "in time"]);
 }
 
 #[test]
-fn memory_that_goes_before_the_device_is_dead_is_found() {
-    READ.finds(Defect::DeathUnawaited, "Causality violation");
+fn memory_that_is_freed_before_the_kill_is_found() {
+    READ.finds(Defect::ReadersIgnored, "Causality violation");
     READ.finds(Defect::TranslationsIgnored, "freed while it is referenced");
 }
 
@@ -327,7 +327,7 @@ const STUBBORN_PIN: Model = Model {
 const SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
-        patient: true,
+        no_deadline: true,
         ..INLINE
     },
     preemptions: Some(2),
@@ -345,7 +345,7 @@ fn a_pin_keeps_the_memory() {
 }
 
 #[test]
-fn a_pin_does_not_hold_up_unbind() {
+fn a_pin_does_not_delay_unbind() {
     STUBBORN_PIN
         .explore()
         .assert(&["pinned", "retired", "in time", "walked again"]);
@@ -363,7 +363,7 @@ fn a_fatal_signal_ends_the_wait() {
 #[test]
 fn defects_of_the_drain_are_found() {
     PIN.finds(Defect::PinsIgnored, "freed while");
-    PIN.finds(Defect::EntriesIgnored, "freed while an entry names it");
+    PIN.finds(Defect::EntriesIgnored, "freed while an entry refers to it");
     PIN.finds(Defect::NoGracePeriod, "Causality violation");
 }
 
@@ -401,12 +401,12 @@ fn an_inode_that_is_being_evicted_is_waited_for() {
     EVICTION
         .explore()
         .assert(&["evicted", "walked again", "retired", "in time"]);
-    EVICTION.finds(Defect::EntriesIgnored, "freed while an entry names it");
-    EVICTION.finds(Defect::NoGracePeriod, "freed while an entry names it");
+    EVICTION.finds(Defect::EntriesIgnored, "freed while an entry refers to it");
+    EVICTION.finds(Defect::NoGracePeriod, "freed while an entry refers to it");
 }
 
 #[test]
-fn an_inode_that_is_being_evicted_does_not_hold_up_unbind() {
+fn an_inode_that_is_being_evicted_does_not_delay_unbind() {
     EVICTION_OF_A_PIN
         .explore()
         .assert(&["evicted", "walked again", "retired"]);
@@ -414,41 +414,41 @@ fn an_inode_that_is_being_evicted_does_not_hold_up_unbind() {
 }
 
 /// device-mapper holds the disk, and uses the memory by an address of its own until it closes it.
-const KEEPER: Model = Model {
+const HOLDER: Model = Model {
     setup: Setup {
-        kept: true,
+        held: true,
         ..INLINE
     },
     preemptions: Some(4),
     run: |world| {
-        world.spawn(|world| world.use_by_keeper());
+        world.spawn(|world| world.use_by_holder());
         world.unbind();
     },
 };
 
-/// As `KEEPER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
+/// As `HOLDER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
 /// unbind has to return because waiting is hopeless.
-const STUBBORN_KEEPER: Model = Model {
+const STUBBORN_HOLDER: Model = Model {
     setup: Setup {
         stubborn: true,
-        patient: true,
-        ..KEEPER.setup
+        no_deadline: true,
+        ..HOLDER.setup
     },
-    ..KEEPER
+    ..HOLDER
 };
 
 #[test]
-fn a_keeper_keeps_the_memory() {
-    KEEPER.explore().assert(&["retired", "in time"]);
-    KEEPER.finds(Defect::KeepersIgnored, "freed while the disk has a holder");
+fn a_holder_keeps_the_memory() {
+    HOLDER.explore().assert(&["retired", "in time"]);
+    HOLDER.finds(Defect::HoldersIgnored, "freed while the disk has a holder");
 }
 
 #[test]
-fn a_keeper_does_not_hold_up_unbind() {
-    STUBBORN_KEEPER.explore().assert(&["retired"]);
-    STUBBORN_KEEPER.finds(Defect::NeverRetired, "deadlock");
-    STUBBORN_KEEPER.finds(Defect::NeverHopeless, "deadlock");
-    STUBBORN_KEEPER.finds(Defect::WakeUpLost(0), "deadlock");
+fn a_holder_does_not_delay_unbind() {
+    STUBBORN_HOLDER.explore().assert(&["retired"]);
+    STUBBORN_HOLDER.finds(Defect::NeverRetired, "deadlock");
+    STUBBORN_HOLDER.finds(Defect::NeverHopeless, "deadlock");
+    STUBBORN_HOLDER.finds(Defect::WakeUpLost(0), "deadlock");
 }
 
 /// A program pins a page that it has mapped, and unmaps and closes the file, while the disk is
@@ -498,7 +498,7 @@ const SYNC_FAULT_AND_CLOSE: Model = Model {
 };
 
 #[test]
-fn a_file_that_is_held_does_not_hold_up_the_disk() {
+fn a_file_that_is_held_does_not_delay_the_disk() {
     CLOSE.explore().assert(&["pinned", "retired", "in time"]);
     CLOSE.finds(Defect::FilesNotHeld, "deadlock");
 }
@@ -508,14 +508,14 @@ fn a_file_that_is_used_too_late_to_be_held_cannot_be_pinned() {
     FAULT_AND_CLOSE
         .explore()
         .assert(&["pinned", "SIGBUS", "retired", "in time"]);
-    FAULT_AND_CLOSE.finds(Defect::NoGate, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::AccessStateIgnored, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::FilesNotHeld, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::LockedNotHeld, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::LockedReadRelaxed, "deadlock");
 }
 
 #[test]
-fn a_file_that_is_used_by_a_synchronous_fault_does_not_hold_up_the_disk() {
+fn a_file_that_is_used_by_a_synchronous_fault_does_not_delay_the_disk() {
     SYNC_FAULT_AND_CLOSE
         .explore()
         .assert(&["pinned", "retired", "in time"]);
@@ -565,7 +565,7 @@ const UNLOADING: Model = Model {
 };
 
 #[test]
-fn the_module_goes_when_its_work_items_have_ended() {
+fn the_module_is_unloaded_after_its_work_items() {
     UNLOAD.explore().assert(&["retired", "in time"]);
     UNLOAD.finds(Defect::QueuesNotDrained, "Causality violation");
 }
@@ -574,7 +574,10 @@ fn the_module_goes_when_its_work_items_have_ended() {
 fn a_retired_range_keeps_the_module() {
     UNLOAD_RETIRED.explore().assert(&["retired", "in time"]);
     UNLOAD_RETIRED.finds(Defect::QueuesNotDrained, "Causality violation");
-    UNLOAD_RETIRED.finds(Defect::ModuleNotKept, "the module goes before the range");
+    UNLOAD_RETIRED.finds(
+        Defect::ModuleNotKept,
+        "the module is unloaded before the range is freed",
+    );
 }
 
 #[test]
@@ -592,7 +595,7 @@ const LATE: Model = Model {
     preemptions: Some(3),
     run: |world| {
         world.unbind();
-        world.come_late();
+        world.access_late();
     },
 };
 
@@ -605,14 +608,14 @@ const LATE_AND_PINNED: Model = Model {
     preemptions: Some(2),
     run: |world| {
         world.unbind();
-        world.come_late();
+        world.access_late();
         world.unpin();
     },
 };
 
 #[test]
-fn what_comes_late_gets_an_error() {
+fn late_accesses_get_an_error() {
     LATE.explore().assert(&["retired", "in time"]);
     LATE_AND_PINNED.explore().assert(&["retired"]);
-    LATE.finds(Defect::NoGate, "mapped after unbind returned");
+    LATE.finds(Defect::AccessStateIgnored, "mapped after unbind returned");
 }

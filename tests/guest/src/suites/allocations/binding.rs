@@ -16,7 +16,7 @@ use super::{NO_MEMORY, NOT_PROBED, Walk, small};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
-use crate::injection::{ASYNC, Whose};
+use crate::injection::{ASYNC, Scope};
 use crate::lab::{Lab, Prepared, holder};
 use crate::nd::{Device, settle};
 use crate::ndctl::Mode;
@@ -74,8 +74,8 @@ pub fn probe(lab: &mut Lab, mode: Mode) -> Result<()> {
     bound.unbind()?;
     let bind = order(lab, "bind")?;
     let mut walk = Walk::new(lab, "probe")?;
-    for whose in [Whose::ThreadNearDriver, Whose::Thread] {
-        walk.along(whose, |failing| {
+    for scope in [Scope::ThreadNearDriver, Scope::Thread] {
+        walk.along(scope, |failing| {
             if failing.call(NOT_PROBED, || give(&bind, &bound))?.is_none() {
                 bound.expect_driver(None)?;
                 ensure!(!disk.exists(), "{disk} is there");
@@ -103,7 +103,7 @@ pub fn probe_of_new(lab: &mut Lab, map: &str) -> Result<()> {
     let mut number = 0;
     let mut walk = Walk::new(lab, "probe of a new device")?;
     // What libnvdimm does for the next device after that is the same as in `claim`.
-    walk.along(Whose::ThreadInDriver, |failing| {
+    walk.along(Scope::ThreadInDriver, |failing| {
         // With another uuid, the existing info block does not match.
         number += 1;
         let seed = Device::named(region.get("pfn_seed")?);
@@ -139,7 +139,7 @@ pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
     let region = lab.region(0)?;
     let bind = order(lab, "bind")?;
     let mut walk = Walk::new_excepting(lab, "claim", ASYNC)?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         let result = failing.during(|| give(&bind, &namespace))?;
         // libnvdimm may report that it rejects an info block when it lacks memory for it.
         let right = [&[CLAIMED, Errno::EOPNOTSUPP], NOT_PROBED].concat();
@@ -148,13 +148,13 @@ pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
         namespace.expect_driver(None)?;
         settle()?;
         if namespace.get("holder")?.is_empty() {
-            ensure!(failing.has_failed(), "nobody has claimed {namespace}");
+            ensure!(failing.has_failed(), "no device has claimed {namespace}");
             let result = namespace.try_bind(lab.driver);
             errno::expect("binding it again", result, &[CLAIMED])?;
             settle()?;
         }
         let bound = holder(&namespace)?;
-        ensure!(bound != namespace, "nobody has claimed {namespace}");
+        ensure!(bound != namespace, "no device has claimed {namespace}");
         if bound.driver().is_none() {
             bound.bind(lab.driver)?;
         }
@@ -189,9 +189,9 @@ pub fn module(lab: &mut Lab) -> Result<()> {
     };
     let unload = || Ok(delete_module(&name, DeleteModuleFlags::empty())?);
     let mut walk = Walk::new(lab, "load")?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         if failing.call(NO_MEMORY, load)?.is_none() {
-            ensure!(!lab.driver.is_loaded(), "it is loaded by halves");
+            ensure!(!lab.driver.is_loaded(), "it is partly loaded");
             load().context("the next time")?;
         }
         unload().context("unloading")
@@ -199,9 +199,9 @@ pub fn module(lab: &mut Lab) -> Result<()> {
     walk.end()?;
     load()?;
     let mut walk = Walk::new(lab, "unload")?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         if failing.call(NO_MEMORY, unload)?.is_none() {
-            ensure!(lab.driver.is_loaded(), "it is unloaded by halves");
+            ensure!(lab.driver.is_loaded(), "it is partly unloaded");
             unload().context("the next time")?;
         }
         load().context("loading")

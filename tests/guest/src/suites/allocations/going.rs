@@ -15,7 +15,7 @@ use crate::command::run;
 use crate::disk::Access;
 use crate::filesystem::FileSystem::Ext4;
 use crate::filesystem::Mount;
-use crate::injection::{Allocator, Injection, ORDER, Whose};
+use crate::injection::{Allocator, Injection, ORDER, Scope};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
@@ -27,14 +27,14 @@ use crate::sysfs;
 
 /// The allocations that are made to fail. The kernel cannot refuse to unbind once the driver is
 /// called.
-const EVERYBODY: [Whose; 3] = [
-    Whose::Thread,
-    Whose::Driver(Allocator::Slab),
-    Whose::Driver(Allocator::Pages),
+const SCOPES: [Scope; 3] = [
+    Scope::Thread,
+    Scope::Driver(Allocator::Slab),
+    Scope::Driver(Allocator::Pages),
 ];
-const DRIVER: [Whose; 2] = [
-    Whose::Driver(Allocator::Slab),
-    Whose::Driver(Allocator::Pages),
+const DRIVER_SCOPES: [Scope; 2] = [
+    Scope::Driver(Allocator::Slab),
+    Scope::Driver(Allocator::Pages),
 ];
 
 const LEN: usize = 1 << 20;
@@ -51,7 +51,7 @@ fn unbind(lab: &Lab, prepared: &Prepared, failing: &mut Failing<'_>) -> Result<(
         Some(()) => {}
         None => {
             ensure!(
-                failing.whose == Whose::Thread,
+                failing.scope == Scope::Thread,
                 "the driver was asked, and did not go"
             );
             // The write failed before it reached the driver.
@@ -68,8 +68,8 @@ pub fn while_idle(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Raw, Mode::Sector] {
         let prepared = small(lab, mode)?;
         let mut walk = Walk::new(lab, "unbind")?;
-        for whose in EVERYBODY {
-            walk.along(whose, |failing| {
+        for scope in SCOPES {
+            walk.along(scope, |failing| {
                 unbind(lab, &prepared, failing)?;
                 prepared.bound.bind(lab.driver)
             })?;
@@ -117,10 +117,10 @@ fn expect_intact(prepared: &Prepared) -> Result<()> {
 pub fn while_mapped(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let mut walk = Walk::new(lab, "unbind of mapped memory")?;
-    for whose in DRIVER {
-        walk.along(whose, |failing| {
+    for scope in DRIVER_SCOPES {
+        walk.along(scope, |failing| {
             let mount = mount(&prepared)?;
-            let mut user = Child::start_ready("who has it mapped", |link| {
+            let mut user = Child::start_ready("the process with the mapping", |link| {
                 let mapping = map(&mount)?;
                 mapping.store(0, mapping.load(0));
                 touch(&mapping);
@@ -147,18 +147,18 @@ const SLACK: Duration = Duration::from_secs(15);
 
 /// What uses pages of the device while it is unbound.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keeper {
+enum PageUser {
     /// A mapping.
     Mapping,
     /// A pipe.
     Pipe,
 }
 
-impl Keeper {
+impl PageUser {
     fn work(self, mount: &Mount, link: &mut Link) -> Result<()> {
         let mapping = map(mount)?;
         touch(&mapping);
-        if self == Keeper::Mapping {
+        if self == PageUser::Mapping {
             link.say("ready")?;
             link.wait()?;
             touch(&mapping);
@@ -166,7 +166,7 @@ impl Keeper {
         }
         let (reader, writer) = nix::unistd::pipe()?;
         let given = mapping.give_to_pipe(0, PAGE, &writer)?;
-        ensure!(given == PAGE, "only {given} bytes went into the pipe");
+        ensure!(given == PAGE, "{given} bytes were put into the pipe");
         drop(mapping);
         link.say("ready")?;
         link.wait()?;
@@ -179,8 +179,8 @@ impl Keeper {
     fn expect_gone(self, mut user: Child) -> Result<()> {
         user.go()?;
         match self {
-            Keeper::Mapping => user.expect_signal(Signal::SIGBUS, PATIENCE),
-            Keeper::Pipe => user.expect_done(PATIENCE),
+            PageUser::Mapping => user.expect_signal(Signal::SIGBUS, PATIENCE),
+            PageUser::Pipe => user.expect_done(PATIENCE),
         }
     }
 }
@@ -190,11 +190,13 @@ pub fn without_memory(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
     let injection = Injection::new(lab.driver, ORDER)?;
-    for keeper in [Keeper::Mapping, Keeper::Pipe] {
+    for page_user in [PageUser::Mapping, PageUser::Pipe] {
         let mount = mount(&prepared)?;
-        let user = Child::start_ready("who keeps pages", |link| keeper.work(&mount, link))?;
+        let user = Child::start_ready("the process that uses pages", |link| {
+            page_user.work(&mount, link)
+        })?;
         let order = order(lab, "unbind")?;
-        let mut unbind = Child::start_ready("who unbinds", |link| {
+        let mut unbind = Child::start_ready("the unbinding process", |link| {
             link.say("ready")?;
             link.wait()?;
             Ok(give(&order, bound)?)
@@ -214,10 +216,10 @@ pub fn without_memory(lab: &mut Lab) -> Result<()> {
         );
         ensure!(failed > 0, "no allocation has failed");
         bound.expect_driver(None)?;
-        if keeper == Keeper::Pipe {
+        if page_user == PageUser::Pipe {
             println!("retired: {:?}", retired::expect(1)?);
         }
-        keeper.expect_gone(user)?;
+        page_user.expect_gone(user)?;
         mount.unmount()?;
         retired::await_none(PATIENCE)?;
         bound.bind(lab.driver)?;
@@ -256,13 +258,13 @@ pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
     let mount = mount(&prepared)?;
-    let user = Child::start_ready("who has it mapped", |link| {
-        Keeper::Mapping.work(&mount, link)
+    let user = Child::start_ready("the process with the mapping", |link| {
+        PageUser::Mapping.work(&mount, link)
     })?;
     let busy = Busy::start()?;
     let mut messages = Messages::from_now()?;
     let start = Instant::now();
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
     unbind.expect_done(TIMEOUT + SLACK)?;
     println!(
         "measured: unbind took {} ms, with a timeout of {} ms, beside a thread that never schedules",
@@ -284,7 +286,7 @@ pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
         );
         std::thread::sleep(TIMEOUT);
     }
-    Keeper::Mapping.expect_gone(user)?;
+    PageUser::Mapping.expect_gone(user)?;
     mount.unmount()?;
     retired::expect(1)?;
     busy.stop().context("ending the busy thread")?;

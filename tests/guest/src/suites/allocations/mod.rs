@@ -26,7 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
-use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Whose};
+use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Scope};
 use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
 use crate::messages::Messages;
@@ -141,12 +141,12 @@ impl Walk {
     /// counted, one after the other.
     fn along(
         &mut self,
-        whose: Whose,
+        scope: Scope,
         mut step: impl FnMut(&mut Failing<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Turn::Counted(count) = self.turn(whose, None, &mut step)? else {
+        let Turn::Counted(count) = self.turn(scope, None, &mut step)? else {
             for nth in 1.. {
-                if !matches!(self.turn(whose, Some(nth), &mut step)?, Turn::Failed) {
+                if !matches!(self.turn(scope, Some(nth), &mut step)?, Turn::Failed) {
                     self.known += u64::from(nth - 1);
                     break;
                 }
@@ -160,8 +160,8 @@ impl Walk {
         }
         let deadline = Instant::now() + self.limit;
         for nth in places {
-            self.turn(whose, Some(nth), &mut step)?;
-            if whose != Whose::ThreadNearDriver && Instant::now() > deadline {
+            self.turn(scope, Some(nth), &mut step)?;
+            if scope != Scope::ThreadNearDriver && Instant::now() > deadline {
                 break;
             }
         }
@@ -170,15 +170,15 @@ impl Walk {
 
     /// Runs `work`, and checks that the driver allocates nothing for it.
     fn expect_none(&mut self, mut work: impl FnMut() -> io::Result<()>) -> Result<()> {
-        for whose in [
-            Whose::ThreadInDriver,
-            Whose::Driver(Allocator::Slab),
-            Whose::Driver(Allocator::Pages),
+        for scope in [
+            Scope::ThreadInDriver,
+            Scope::Driver(Allocator::Slab),
+            Scope::Driver(Allocator::Pages),
         ] {
-            let turn = self.turn(whose, Some(1), &mut |failing| {
+            let turn = self.turn(scope, Some(1), &mut |failing| {
                 Ok(failing.during(&mut work)??)
             })?;
-            ensure!(turn == Turn::NotFailed, "there was an allocation {whose}");
+            ensure!(turn == Turn::NotFailed, "there was an allocation {scope}");
         }
         Ok(())
     }
@@ -186,13 +186,13 @@ impl Walk {
     /// Runs the path once.
     fn turn(
         &mut self,
-        whose: Whose,
+        scope: Scope,
         nth: Option<u32>,
         step: &mut impl FnMut(&mut Failing<'_>) -> Result<()>,
     ) -> Result<Turn> {
         let mut failing = Failing {
             injection: &self.injection,
-            whose,
+            scope,
             nth,
             turn: Turn::NotTried,
             ends: &mut self.ends,
@@ -202,7 +202,7 @@ impl Walk {
         result
             .and_then(|()| self.expect_quiet())
             .with_context(|| match nth {
-                Some(nth) => format!("{}: allocation {nth} {whose} fails", self.what),
+                Some(nth) => format!("{}: allocation {nth} {scope} fails", self.what),
                 None => format!("{}: nothing fails", self.what),
             })?;
         ensure!(turn != Turn::NotTried, "nothing was tried");
@@ -260,7 +260,7 @@ enum Turn {
 /// Makes one allocation fail, once.
 struct Failing<'a> {
     injection: &'a Injection,
-    whose: Whose,
+    scope: Scope,
     /// The number of the allocation, or none.
     nth: Option<u32>,
     turn: Turn,
@@ -272,11 +272,11 @@ impl Failing<'_> {
     fn during<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
         let (result, turn) = match self.nth {
             None => {
-                let (result, count) = self.injection.count(self.whose, work)?;
+                let (result, count) = self.injection.count(self.scope, work)?;
                 (result, count.map_or(Turn::NotFailed, Turn::Counted))
             }
             Some(nth) => {
-                let (result, failed) = self.injection.fail(self.whose, nth, work)?;
+                let (result, failed) = self.injection.fail(self.scope, nth, work)?;
                 (
                     result,
                     if failed {

@@ -15,7 +15,7 @@ use nix::sys::wait::WaitStatus;
 use super::{Turn, Walk, small};
 use crate::disk::Access;
 use crate::filesystem::FileSystem::Ext4;
-use crate::injection::Whose;
+use crate::injection::Scope;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
@@ -38,7 +38,7 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
         let file = disk.open(Access::Direct)?;
         let right = Buffer::stamped(LEN, 3);
         let mut walk = Walk::new(lab, "block I/O")?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             if failing
                 .call(IO_ERRORS, || file.write_all_at(&right, 4096))?
                 .is_none()
@@ -47,7 +47,7 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
             }
             Ok(())
         })?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             let mut found = Buffer::new(LEN);
             if failing
                 .call(IO_ERRORS, || file.read_exact_at(&mut found, 4096))?
@@ -57,7 +57,7 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
             }
             expect_same("what was written", &found, &right)
         })?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             failing.call(IO_ERRORS, || file.sync_all()).map(drop)
         })?;
         walk.expect_none(|| {
@@ -84,27 +84,29 @@ pub fn dax(lab: &mut Lab) -> Result<()> {
     let mut walk = Walk::new(lab, "page faults")?;
     let mut page = 0;
     for write in [false, true] {
-        for whose in [Whose::Thread, Whose::ThreadInDriver] {
-            walk.along(whose, |failing| {
+        for scope in [Scope::Thread, Scope::ThreadInDriver] {
+            walk.along(scope, |failing| {
                 // A page that was not touched before.
                 page += 1;
                 let place = page * PAGE;
                 let file = Access::Buffered.open(&path)?;
-                let mut user = Child::start_ready("who touches it", |link| {
-                    let mapping = Mapping::of_pages(&file, PAGES * PAGE, Sharing::Shared, true)?;
-                    link.say("ready")?;
-                    failing.during(|| {
-                        if write {
-                            mapping.store(place, right[place]);
-                        } else {
-                            mapping.load(place);
-                        }
+                let mut user =
+                    Child::start_ready("the process that accesses the memory", |link| {
+                        let mapping =
+                            Mapping::of_pages(&file, PAGES * PAGE, Sharing::Shared, true)?;
+                        link.say("ready")?;
+                        failing.during(|| {
+                            if write {
+                                mapping.store(place, right[place]);
+                            } else {
+                                mapping.load(place);
+                            }
+                        })?;
+                        link.say(&match failing.turn {
+                            Turn::Counted(count) => format!("turn {count}"),
+                            turn => format!("turn {turn:?}"),
+                        })
                     })?;
-                    link.say(&match failing.turn {
-                        Turn::Counted(count) => format!("turn {count}"),
-                        turn => format!("turn {turn:?}"),
-                    })
-                })?;
                 let (turn, end) = match user.end(PATIENCE)? {
                     WaitStatus::Signaled(_, Signal::SIGBUS, _) => (Turn::Failed, "SIGBUS"),
                     WaitStatus::Exited(_, 0) => {
@@ -155,12 +157,12 @@ pub fn attributes(lab: &mut Lab) -> Result<()> {
     ] {
         find(&dir, &mut files)?;
     }
-    ensure!(files.len() > 50, "there is not much to read: {files:?}");
+    ensure!(files.len() > 50, "too few readable files: {files:?}");
     let mut walk = Walk::new(lab, "attributes")?;
     for file in files {
         // Some attributes cannot be read at the moment, for other reasons.
         let Ok(right) = fs::read(&file) else { continue };
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             let found = failing.during(|| fs::read(&file))?;
             failing.ended(if found.is_ok() { "well" } else { "error" });
             let found = match found {

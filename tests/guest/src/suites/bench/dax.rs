@@ -21,14 +21,14 @@ use crate::syscall::is_dax;
 const LEN: usize = 64 << 20;
 
 /// A mounted file system with a file that was completely written once.
-struct Site {
+struct Fixture {
     // Fields are in the order in which they must be dropped.
     file: File,
     mount: Mount,
 }
 
-impl Site {
-    fn new(side: &Side) -> Result<Site> {
+impl Fixture {
+    fn new(side: &Side) -> Result<Fixture> {
         let node = side.disk.node_str();
         // An earlier case may have made it.
         let mount = match Ext4.mount(&node, "dax=always") {
@@ -55,12 +55,12 @@ impl Site {
             }
         }
         file.sync_all()?;
-        Ok(Site { file, mount })
+        Ok(Fixture { file, mount })
     }
 }
 
 struct Calls {
-    site: Site,
+    fixture: Fixture,
     write: bool,
     bytes: Vec<u8>,
     done: usize,
@@ -71,9 +71,9 @@ impl Work for Calls {
         for _ in 0..operations {
             let offset = (self.done * self.bytes.len() % LEN) as u64;
             if self.write {
-                self.site.file.write_all_at(&self.bytes, offset)?;
+                self.fixture.file.write_all_at(&self.bytes, offset)?;
             } else {
-                self.site.file.read_exact_at(&mut self.bytes, offset)?;
+                self.fixture.file.read_exact_at(&mut self.bytes, offset)?;
             }
             self.done += 1;
         }
@@ -84,7 +84,7 @@ impl Work for Calls {
 /// `read(2)` and `write(2)` of the file, sequentially.
 pub fn calls(side: &Side, write: bool, len: usize) -> Result<Box<dyn Work>> {
     Ok(Box::new(Calls {
-        site: Site::new(side)?,
+        fixture: Fixture::new(side)?,
         write,
         bytes: vec![1; len],
         done: 0,
@@ -101,7 +101,7 @@ pub enum Unit {
 struct Faults {
     // The mapping must be dropped before the file.
     mapping: Option<Mapping>,
-    site: Site,
+    fixture: Fixture,
     unit: Unit,
     write: bool,
 }
@@ -109,7 +109,7 @@ struct Faults {
 impl Work for Faults {
     fn prepare(&mut self) -> Result<()> {
         self.mapping = None;
-        let file = &self.site.file;
+        let file = &self.fixture.file;
         self.mapping = Some(match self.unit {
             Unit::Page => Mapping::of_pages(file, LEN, Sharing::Shared, self.write)?,
             Unit::Pmd if self.write => Mapping::new(file, LEN, Sharing::Shared)?,
@@ -140,7 +140,7 @@ impl Work for Faults {
 pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
     Ok(Box::new(Faults {
         mapping: None,
-        site: Site::new(side)?,
+        fixture: Fixture::new(side)?,
         unit,
         write,
     }))
@@ -148,7 +148,7 @@ pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
 
 struct SyncFaults {
     mapping: Option<Mapping>,
-    site: Site,
+    fixture: Fixture,
     path: PathBuf,
 }
 
@@ -168,7 +168,7 @@ impl Work for SyncFaults {
             .create_new(true)
             .open(&self.path)?;
         fallocate(&file, FallocateFlags::empty(), 0, FRESH as i64)?;
-        self.site.file.sync_all()?;
+        self.fixture.file.sync_all()?;
         self.mapping = Some(Mapping::of_pages(&file, FRESH, Sharing::Synchronous, true)?);
         Ok(())
     }
@@ -184,18 +184,18 @@ impl Work for SyncFaults {
 /// The first write to allocated pages of a file that were never written, with `MAP_SYNC`: each
 /// makes the file system write its metadata.
 pub fn sync_faults(side: &Side) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let path = site.mount.path("fresh");
+    let fixture = Fixture::new(side)?;
+    let path = fixture.mount.path("fresh");
     Ok(Box::new(SyncFaults {
         mapping: None,
-        site,
+        fixture,
         path,
     }))
 }
 
 struct Fsync {
     mapping: Mapping,
-    site: Site,
+    fixture: Fixture,
 }
 
 /// The number of dirty pages.
@@ -208,20 +208,20 @@ impl Work for Fsync {
     }
 
     fn run(&mut self, _: u32) -> Result<()> {
-        Ok(self.site.file.sync_all()?)
+        Ok(self.fixture.file.sync_all()?)
     }
 }
 
 /// `fsync` after 256 pages were written to through a mapping.
 pub fn fsync(side: &Side) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let mapping = Mapping::of_pages(&site.file, LEN, Sharing::Shared, true)?;
-    Ok(Box::new(Fsync { mapping, site }))
+    let fixture = Fixture::new(side)?;
+    let mapping = Mapping::of_pages(&fixture.file, LEN, Sharing::Shared, true)?;
+    Ok(Box::new(Fsync { mapping, fixture }))
 }
 
 struct Copies {
     mapping: Mapping,
-    _site: Site,
+    _site: Fixture,
     bytes: Vec<u8>,
 }
 
@@ -240,11 +240,11 @@ impl Work for Copies {
 
 /// Copies bytes out of a mapping of the file. No driver is involved.
 pub fn copies(side: &Side, len: usize) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let mapping = Mapping::read_only(&site.file, LEN, Sharing::Shared)?;
+    let fixture = Fixture::new(side)?;
+    let mapping = Mapping::read_only(&fixture.file, LEN, Sharing::Shared)?;
     Ok(Box::new(Copies {
         mapping,
-        _site: site,
+        _site: fixture,
         bytes: vec![0; len],
     }))
 }

@@ -76,7 +76,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
         Ext4.make(&node)?;
         let mount = Ext4.mount(&node, "dax=always")?;
         let path = mount.path("file");
-        let mut user = Child::start("who has it mapped", |link| {
+        let mut user = Child::start("the process with the mapping", |link| {
             let mut options = File::options();
             let file = options
                 .read(true)

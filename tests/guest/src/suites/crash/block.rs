@@ -38,7 +38,7 @@ impl Slot {
     }
 
     /// Classifies the contents of a block.
-    pub fn look_at(self, bytes: &[u8]) -> Content {
+    pub fn classify(self, bytes: &[u8]) -> Content {
         let (mut oldest, mut newest) = (u32::MAX, 0);
         for (index, bytes) in bytes.chunks_exact(WORD).enumerate() {
             let mut word = [0; WORD];
@@ -100,28 +100,28 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_block_names_its_write() {
-        assert_eq!(SLOT.look_at(&block(5)), written(5, 5));
-        assert_eq!(SLOT.look_at(&[0; BLOCK]), written(0, 0));
+    fn a_whole_block_has_its_write() {
+        assert_eq!(SLOT.classify(&block(5)), written(5, 5));
+        assert_eq!(SLOT.classify(&[0; BLOCK]), written(0, 0));
     }
 
     #[test]
-    fn a_torn_block_names_both_writes_wherever_it_is_torn() {
+    fn a_torn_block_has_both_writes() {
         for at in (WORD..BLOCK).step_by(WORD) {
             let mut torn = block(5);
             torn[at..].copy_from_slice(&block(6)[at..]);
-            assert_eq!(SLOT.look_at(&torn), written(5, 6));
+            assert_eq!(SLOT.classify(&torn), written(5, 6));
             torn[..at].fill(0);
-            assert_eq!(SLOT.look_at(&torn), written(0, 6));
+            assert_eq!(SLOT.classify(&torn), written(0, 6));
         }
     }
 
     #[test]
-    fn what_nobody_has_written_there_is_damaged() {
+    fn a_wrong_word_is_damage() {
         for bit in 0..8 * WORD {
             let mut bytes = block(5);
             bytes[64 + bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SLOT.look_at(&bytes), Content::Damaged { at: 64 });
+            assert_eq!(SLOT.classify(&bytes), Content::Damaged { at: 64 });
         }
         // Words of another block, writer, campaign or position do not match either.
         for other in [
@@ -129,10 +129,10 @@ mod tests {
             Slot { writer: 2, ..SLOT },
             Slot { seed: 8, ..SLOT },
         ] {
-            assert_eq!(other.look_at(&block(5)), Content::Damaged { at: 0 });
+            assert_eq!(other.classify(&block(5)), Content::Damaged { at: 0 });
         }
         let mut moved = block(5);
         moved.rotate_left(WORD);
-        assert_eq!(SLOT.look_at(&moved), Content::Damaged { at: 0 });
+        assert_eq!(SLOT.classify(&moved), Content::Damaged { at: 0 });
     }
 }

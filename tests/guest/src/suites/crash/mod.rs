@@ -31,7 +31,7 @@ use crate::filesystem::Mount;
 use crate::lab::{Lab, holder};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::syscall::is_dax;
 
@@ -71,7 +71,7 @@ const ON_DISK: u64 = 64 << 20;
 
 /// What is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum VolumeKind {
     /// An ext4 with DAX, on a partition.
     Ext4,
     /// An ext4 without DAX, on another partition of the same disk.
@@ -84,120 +84,123 @@ enum Place {
     Sector,
 }
 
-const PLACES: &[Place] = &[
-    Place::Ext4,
-    Place::Cached,
-    Place::Xfs,
-    Place::Raw,
-    Place::Sector,
+const PLACES: &[VolumeKind] = &[
+    VolumeKind::Ext4,
+    VolumeKind::Cached,
+    VolumeKind::Xfs,
+    VolumeKind::Raw,
+    VolumeKind::Sector,
 ];
 
-const WRITERS: &[(Place, Way)] = &[
-    (Place::Ext4, Way::Fsync),
-    (Place::Ext4, Way::Fdatasync),
-    (Place::Ext4, Way::Dsync),
-    (Place::Ext4, Way::Msync),
-    (Place::Ext4, Way::MapSync),
-    (Place::Ext4, Way::Rename),
-    (Place::Xfs, Way::Fsync),
-    (Place::Xfs, Way::Fdatasync),
-    (Place::Xfs, Way::Dsync),
-    (Place::Xfs, Way::Msync),
-    (Place::Xfs, Way::MapSync),
-    (Place::Xfs, Way::Rename),
-    (Place::Cached, Way::Fsync),
-    (Place::Cached, Way::Dsync),
-    (Place::Cached, Way::DirectDsync),
-    (Place::Cached, Way::Msync),
+const WRITERS: &[(VolumeKind, Way)] = &[
+    (VolumeKind::Ext4, Way::Fsync),
+    (VolumeKind::Ext4, Way::Fdatasync),
+    (VolumeKind::Ext4, Way::Dsync),
+    (VolumeKind::Ext4, Way::Msync),
+    (VolumeKind::Ext4, Way::MapSync),
+    (VolumeKind::Ext4, Way::Rename),
+    (VolumeKind::Xfs, Way::Fsync),
+    (VolumeKind::Xfs, Way::Fdatasync),
+    (VolumeKind::Xfs, Way::Dsync),
+    (VolumeKind::Xfs, Way::Msync),
+    (VolumeKind::Xfs, Way::MapSync),
+    (VolumeKind::Xfs, Way::Rename),
+    (VolumeKind::Cached, Way::Fsync),
+    (VolumeKind::Cached, Way::Dsync),
+    (VolumeKind::Cached, Way::DirectDsync),
+    (VolumeKind::Cached, Way::Msync),
     // If the host believed this one, its other verdicts would mean nothing.
-    (Place::Cached, Way::Lie),
-    (Place::Raw, Way::Fsync),
-    (Place::Raw, Way::DirectDsync),
-    (Place::Raw, Way::DirectFdatasync),
-    (Place::Sector, Way::DirectDsync),
-    (Place::Sector, Way::DirectFdatasync),
+    (VolumeKind::Cached, Way::Lie),
+    (VolumeKind::Raw, Way::Fsync),
+    (VolumeKind::Raw, Way::DirectDsync),
+    (VolumeKind::Raw, Way::DirectFdatasync),
+    (VolumeKind::Sector, Way::DirectDsync),
+    (VolumeKind::Sector, Way::DirectFdatasync),
 ];
 
 /// What the host expects of a writer: that blocks may be torn while they are written, that they are
 /// never torn, or that it lies.
-fn duty(place: Place, way: Way) -> &'static str {
-    match (place, way) {
+fn duty(kind: VolumeKind, way: Way) -> &'static str {
+    match (kind, way) {
         (_, Way::Lie) => "lies",
         // After a rename there is the whole old file or the whole new one.
-        (Place::Sector, _) | (_, Way::Rename) => "whole",
+        (VolumeKind::Sector, _) | (_, Way::Rename) => "whole",
         _ => "torn",
     }
 }
 
-impl Place {
+impl VolumeKind {
     fn region(self) -> u32 {
         match self {
-            Place::Ext4 | Place::Cached => 0,
-            Place::Xfs => 1,
-            Place::Raw => 2,
-            Place::Sector => 3,
+            VolumeKind::Ext4 | VolumeKind::Cached => 0,
+            VolumeKind::Xfs => 1,
+            VolumeKind::Raw => 2,
+            VolumeKind::Sector => 3,
         }
     }
 
     /// The file system, and its mount options.
     fn file_system(self) -> Option<(FileSystem, &'static str)> {
         match self {
-            Place::Ext4 => Some((Ext4, "dax=always")),
-            Place::Cached => Some((Ext4, "dax=never")),
-            Place::Xfs => Some((Xfs, "dax=always")),
-            Place::Raw | Place::Sector => None,
+            VolumeKind::Ext4 => Some((Ext4, "dax=always")),
+            VolumeKind::Cached => Some((Ext4, "dax=never")),
+            VolumeKind::Xfs => Some((Xfs, "dax=always")),
+            VolumeKind::Raw | VolumeKind::Sector => None,
         }
     }
 }
 
-/// A place on this machine.
-struct Site {
-    place: Place,
+/// A volume of this machine.
+struct Volume {
+    kind: VolumeKind,
     bound: Device,
     node: String,
 }
 
-/// A site that can be written to.
+/// A volume that can be written to.
 struct Open<'a> {
-    site: &'a Site,
+    volume: &'a Volume,
     mount: Option<Mount>,
 }
 
-impl Site {
+impl Volume {
     /// Finds what the first boot has made.
-    fn find(lab: &Lab, place: Place) -> Result<Site> {
-        let bound = holder(&lab.namespace(place.region())?)?;
+    fn find(lab: &Lab, kind: VolumeKind) -> Result<Volume> {
+        let bound = holder(&lab.namespace(kind.region())?)?;
         bound.expect_driver(Some(lab.driver))?;
         let disk = Disk::named(bound.disk_name()?);
-        let disk = match place {
-            Place::Ext4 => disk.partition(1),
-            Place::Cached => disk.partition(2),
+        let disk = match kind {
+            VolumeKind::Ext4 => disk.partition(1),
+            VolumeKind::Cached => disk.partition(2),
             _ => disk,
         };
         let node = disk.node_str();
-        Ok(Site { place, bound, node })
+        Ok(Volume { kind, bound, node })
     }
 
-    fn find_all(lab: &Lab) -> Result<Vec<Site>> {
-        let sites = PLACES.iter().map(|&place| Site::find(lab, place));
-        sites.collect()
+    fn find_all(lab: &Lab) -> Result<Vec<Volume>> {
+        let volumes = PLACES.iter().map(|&kind| Volume::find(lab, kind));
+        volumes.collect()
     }
 
     fn open(&self) -> Result<Open<'_>> {
-        let mount = match self.place.file_system() {
+        let mount = match self.kind.file_system() {
             Some((fs, options)) => Some(fs.mount(&self.node, options)?),
             None => None,
         };
-        Ok(Open { site: self, mount })
+        Ok(Open {
+            volume: self,
+            mount,
+        })
     }
 }
 
 impl Open<'_> {
-    /// The writers of the site, by number.
+    /// The writers of the volume, by number.
     fn writers(&self) -> impl Iterator<Item = (usize, Way)> {
-        let place = self.site.place;
+        let kind = self.volume.kind;
         let all = WRITERS.iter().enumerate();
-        all.filter_map(move |(id, &(home, way))| (home == place).then_some((id, way)))
+        all.filter_map(move |(id, &(home, way))| (home == kind).then_some((id, way)))
     }
 
     /// The location of a writer's blocks.
@@ -209,7 +212,7 @@ impl Open<'_> {
                 start: 0,
             },
             None => Home::File {
-                path: Path::new(&self.site.node).to_owned(),
+                path: Path::new(&self.volume.node).to_owned(),
                 start: ON_DISK + (id * LEN) as u64,
             },
         }
@@ -226,7 +229,7 @@ impl Open<'_> {
             if let Home::File { path, .. } = home {
                 let dax = is_dax(&path)?;
                 ensure!(
-                    dax == (self.site.place != Place::Cached),
+                    dax == (self.volume.kind != VolumeKind::Cached),
                     "{}: DAX is {dax}",
                     path.display()
                 );
@@ -241,8 +244,8 @@ impl Open<'_> {
 }
 
 fn name_of(id: usize) -> String {
-    let (place, way) = WRITERS[id];
-    format!("{place:?}_{way:?}").to_lowercase()
+    let (kind, way) = WRITERS[id];
+    format!("{kind:?}_{way:?}").to_lowercase()
 }
 
 /// One boot of a campaign.
@@ -254,48 +257,50 @@ struct Boot<'a> {
 }
 
 fn first(lab: &mut Lab) -> Result<()> {
-    let disk = lab.prepare_in(Place::Ext4.region(), Mode::FsdaxMem)?.disk;
+    let disk = lab
+        .prepare_in(VolumeKind::Ext4.region(), Mode::FsdaxMem)?
+        .disk;
     disk.cut(PARTITIONS)?;
-    lab.prepare_in(Place::Xfs.region(), Mode::FsdaxMem)?;
-    lab.prepare_in(Place::Raw.region(), Mode::Raw)?;
-    lab.prepare_in(Place::Sector.region(), Mode::Sector)?;
-    let sites = Site::find_all(lab)?;
-    for site in &sites {
-        if let Some((fs, _)) = site.place.file_system() {
-            fs.make(&site.node)?;
+    lab.prepare_in(VolumeKind::Xfs.region(), Mode::FsdaxMem)?;
+    lab.prepare_in(VolumeKind::Raw.region(), Mode::Raw)?;
+    lab.prepare_in(VolumeKind::Sector.region(), Mode::Sector)?;
+    let volumes = Volume::find_all(lab)?;
+    for volume in &volumes {
+        if let Some((fs, _)) = volume.kind.file_system() {
+            fs.make(&volume.node)?;
         }
-        let open = site.open()?;
+        let open = volume.open()?;
         open.make_files()?;
         open.close()?;
     }
     let mut boot = Boot::new(lab)?;
-    boot.check(&sites)?;
-    boot.write_for_ever(&sites)
+    boot.check(&volumes)?;
+    boot.write_for_ever(&volumes)
 }
 
 fn again(lab: &mut Lab) -> Result<()> {
-    let sites = Site::find_all(lab)?;
+    let volumes = Volume::find_all(lab)?;
     let round = lab.round;
     let mut boot = Boot::new(lab)?;
-    boot.check(&sites)?;
-    boot.start_one_anew(&sites, round)?;
+    boot.check(&volumes)?;
+    boot.start_one_anew(&volumes, round)?;
     if round % UNBIND_EVERY == UNBIND_EVERY - 1 {
-        boot.take_one_away(&sites)?;
-        boot.check(&sites)?;
+        boot.remove_one(&volumes)?;
+        boot.check(&volumes)?;
     }
-    boot.write_for_ever(&sites)
+    boot.write_for_ever(&volumes)
 }
 
 fn last(lab: &mut Lab) -> Result<()> {
-    let sites = Site::find_all(lab)?;
-    Boot::new(lab)?.check(&sites)
+    let volumes = Volume::find_all(lab)?;
+    Boot::new(lab)?.check(&volumes)
 }
 
 impl Boot<'_> {
     fn new(lab: &mut Lab) -> Result<Boot<'_>> {
         let mut port = Port::open()?;
-        for (id, &(place, way)) in WRITERS.iter().enumerate() {
-            port.writer(id, &name_of(id), duty(place, way))?;
+        for (id, &(kind, way)) in WRITERS.iter().enumerate() {
+            port.writer(id, &name_of(id), duty(kind, way))?;
         }
         Ok(Boot {
             lab,
@@ -306,19 +311,19 @@ impl Boot<'_> {
 
     /// Reports everything on the media to the host after the file systems have recovered, and
     /// checks these.
-    fn check(&mut self, sites: &[Site]) -> Result<()> {
+    fn check(&mut self, volumes: &[Volume]) -> Result<()> {
         self.port.checking()?;
-        for site in sites {
-            let open = site.open()?;
+        for volume in volumes {
+            let open = volume.open()?;
             for (id, way) in open.writers() {
                 self.last[id] = self.last[id].max(self.report(id, &open.home(id, way))?);
             }
             open.close()?;
         }
         self.port.checked()?;
-        for site in sites {
-            if let Some((fs, _)) = site.place.file_system() {
-                fs.check(&site.node)?;
+        for volume in volumes {
+            if let Some((fs, _)) = volume.kind.file_system() {
+                fs.check(&volume.node)?;
             }
         }
         Ok(())
@@ -336,7 +341,7 @@ impl Boot<'_> {
                 writer: id as u32,
                 block,
             };
-            match slot.look_at(bytes) {
+            match slot.classify(bytes) {
                 Content::Written { newest: 0, .. } => {}
                 Content::Written { oldest, newest } => {
                     self.port.found(id, block, oldest, newest)?;
@@ -349,11 +354,11 @@ impl Boot<'_> {
     }
 
     /// Makes one writer start from an empty file, so that space is allocated again.
-    fn start_one_anew(&mut self, sites: &[Site], round: u64) -> Result<()> {
+    fn start_one_anew(&mut self, volumes: &[Volume], round: u64) -> Result<()> {
         let id = (round % WRITERS.len() as u64) as usize;
-        let (place, way) = WRITERS[id];
-        let site = sites.iter().find(|site| site.place == place);
-        let open = site.context("a place that is not there")?.open()?;
+        let (kind, way) = WRITERS[id];
+        let volume = volumes.iter().find(|volume| volume.kind == kind);
+        let open = volume.context("a volume that does not exist")?.open()?;
         if open.mount.is_some() {
             self.port.forget(id)?;
             let home = open.home(id, way);
@@ -363,7 +368,7 @@ impl Boot<'_> {
         open.close()
     }
 
-    fn start_writers(&mut self, open: &[Open<'_>]) -> Result<Vec<(Place, Way, Child)>> {
+    fn start_writers(&mut self, open: &[Open<'_>]) -> Result<Vec<(VolumeKind, Way, Child)>> {
         let mut children = Vec::new();
         for open in open {
             for (id, way) in open.writers() {
@@ -376,24 +381,27 @@ impl Boot<'_> {
                     random: ChaCha8Rng::from_rng(&mut self.lab.random),
                 };
                 let child = Child::start_ready(name_of(id), |link| writer.work(link))?;
-                children.push((open.site.place, way, child));
+                children.push((open.volume.kind, way, child));
             }
         }
         Ok(children)
     }
 
     /// Removes a device while writers run, and adds it again.
-    fn take_one_away(&mut self, sites: &[Site]) -> Result<()> {
-        let victim = sites.choose(&mut self.lab.random).context("no sites")?;
-        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+    fn remove_one(&mut self, volumes: &[Volume]) -> Result<()> {
+        let victim = volumes.choose(&mut self.lab.random).context("no volumes")?;
+        let open = volumes
+            .iter()
+            .map(Volume::open)
+            .collect::<Result<Vec<_>>>()?;
         let children = self.start_writers(&open)?;
         let work = self.lab.random.random_range(0..MOST_WORK_MS);
         sleep(Duration::from_millis(work));
 
         victim.bound.unbind()?;
         println!("{} is gone after {work} ms", victim.bound);
-        for (place, way, mut child) in children {
-            if place.region() != victim.place.region() {
+        for (kind, way, mut child) in children {
+            if kind.region() != victim.kind.region() {
                 child.go()?;
                 child.hear("stopped", WRITERS_LIMIT)?;
                 child.expect_done(WRITERS_LIMIT)?;
@@ -407,26 +415,29 @@ impl Boot<'_> {
             };
             ensure!(
                 right,
-                "{place:?} {way:?} ended with {end:?} when its device was gone"
+                "{kind:?} {way:?} ended with {end:?} when its device was gone"
             );
         }
         for open in open {
             open.close()?;
         }
         retired::await_none(FREE_LIMIT)?;
-        expect_nobody_stuck()?;
+        expect_no_thread_stuck()?;
         victim.bound.bind(self.lab.driver)
     }
 
     /// Writes until the power is cut.
-    fn write_for_ever(&mut self, sites: &[Site]) -> Result<()> {
-        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+    fn write_for_ever(&mut self, volumes: &[Volume]) -> Result<()> {
+        let open = volumes
+            .iter()
+            .map(Volume::open)
+            .collect::<Result<Vec<_>>>()?;
         let mut children = self.start_writers(&open)?;
         self.port.at_work()?;
         loop {
-            for (place, way, child) in &mut children {
+            for (kind, way, child) in &mut children {
                 if let Some(end) = child.try_end()? {
-                    bail!("{place:?} {way:?} ended with {end:?}");
+                    bail!("{kind:?} {way:?} ended with {end:?}");
                 }
             }
             sleep(Duration::from_millis(50));

@@ -166,7 +166,7 @@ impl Writer {
         let mut port = Port::open()?;
         let target = self.open()?;
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             self.last += 1;
             let most = if self.way == Way::Rename { 1 } else { MOST };
             let count = self.random.random_range(1..=most);

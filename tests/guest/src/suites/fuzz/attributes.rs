@@ -27,7 +27,7 @@ const MARK: usize = 1 << 20;
 /// The maximum depth of the search for attributes.
 const DEPTH: u32 = 3;
 /// After this many cases the device is bound again, if necessary, and checked.
-const CASES_TO_LOOK: u64 = 40;
+const CASES_PER_CHECK: u64 = 40;
 /// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -82,7 +82,7 @@ const WORDS: &[&str] = &[
 ];
 
 /// Attributes that are not written, because values that they accept would end the test.
-const LEFT_ALONE: &[&str] = &[
+const NOT_WRITTEN: &[&str] = &[
     // Traces every request, into a buffer that is never read.
     "trace",
     // Makes allocations fail, on the debug kernel.
@@ -115,12 +115,12 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         }
         settle().with_context(what)?;
         number += 1;
-        if number % CASES_TO_LOOK == 0 {
+        if number % CASES_PER_CHECK == 0 {
             read += read_all(&attributes);
             region.set("align", &align)?;
             region.set("read_only", "0")?;
             if subject.identity()? == subject.identity {
-                subject.look(lab).with_context(what)?;
+                subject.reset_and_check(lab).with_context(what)?;
             } else {
                 // A device that was unbound could be reconfigured, and was.
                 made_anew += 1;
@@ -180,7 +180,7 @@ impl Subject {
 
     /// Resets the attributes with a lasting effect, binds the device again, and checks its
     /// contents.
-    fn look(&self, lab: &Lab) -> Result<()> {
+    fn reset_and_check(&self, lab: &Lab) -> Result<()> {
         let Prepared {
             namespace,
             bound,
@@ -240,7 +240,7 @@ fn find(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if LEFT_ALONE
+        if NOT_WRITTEN
             .iter()
             .any(|left| name.to_string_lossy() == *left)
         {

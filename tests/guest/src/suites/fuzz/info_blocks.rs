@@ -23,7 +23,7 @@ use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same};
-use crate::suites::probe::Patient;
+use crate::suites::probe::BlockTest;
 
 const MODES: [Mode; 4] = [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector, Mode::Devdax];
 const MIB: u64 = 1 << 20;
@@ -32,7 +32,7 @@ const EDGE: usize = 1 << 20;
 /// The offset in the data of the victim from which on the first page of each MiB has a mark.
 const MARKS_FROM: u64 = 16 * MIB;
 /// After this many cases the right block is restored.
-const CASES_TO_RECOVERY: u64 = 8;
+const CASES_PER_RECOVERY: u64 = 8;
 
 /// The number of cases by result.
 #[derive(Debug, Default)]
@@ -44,27 +44,27 @@ struct Tally {
 }
 
 pub fn fuzz(lab: &mut Lab) -> Result<()> {
-    let estate = Estate::make(lab)?;
-    let result = fuzz_on(lab, &estate);
+    let namespaces = Namespaces::make(lab)?;
+    let result = fuzz_on(lab, &namespaces);
     // Other tests expect a single namespace.
-    estate.take_down(lab)?;
+    namespaces.destroy(lab)?;
     result
 }
 
-fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
+fn fuzz_on(lab: &mut Lab, namespaces: &Namespaces) -> Result<()> {
     let mut tally = Tally::default();
     let mut all = 0;
     for mode in MODES {
-        let mut victim = Victim::make(lab, estate, mode)?;
+        let mut victim = Victim::make(lab, namespaces, mode)?;
         let mut since = 0;
         let time = share(lab) / MODES.len() as u32;
         all += cases(lab, &format!("{mode:?}"), time, |lab, random| {
             let block = victim.mutant(random);
             let outcome = victim.case(lab, &block);
             outcome.with_context(|| block.what.clone())?;
-            estate.expect_untouched()?;
+            namespaces.expect_untouched()?;
             since += 1;
-            if since % CASES_TO_RECOVERY == 0 {
+            if since % CASES_PER_RECOVERY == 0 {
                 victim.recover(lab)?;
             }
             Ok(())
@@ -86,14 +86,14 @@ fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
 }
 
 /// Three adjacent namespaces, the middle one of which is the victim.
-struct Estate {
+struct Namespaces {
     before: Disk,
     victim: Device,
     after: Disk,
 }
 
-impl Estate {
-    fn make(lab: &Lab) -> Result<Estate> {
+impl Namespaces {
+    fn make(lab: &Lab) -> Result<Namespaces> {
         let region = lab.region(0)?;
         // A region can have several namespaces if it has labels. It gets them with the first
         // namespace that is created.
@@ -121,16 +121,16 @@ impl Estate {
             let name = made[number].blockdev.clone();
             name.map(Disk::named).context("a namespace without a disk")
         };
-        let estate = Estate {
+        let namespaces = Namespaces {
             before: disk(0)?,
             victim: Device::named(made[1].dev.clone()),
             after: disk(2)?,
         };
-        for (disk, at, tag) in estate.edges()? {
+        for (disk, at, tag) in namespaces.edges()? {
             disk.open(Access::Direct)?
                 .write_all_at(&Buffer::stamped(EDGE, tag), at)?;
         }
-        Ok(estate)
+        Ok(namespaces)
     }
 
     /// The parts of the neighbours next to the victim, and the tags of their contents.
@@ -149,7 +149,7 @@ impl Estate {
         Ok(())
     }
 
-    fn take_down(self, lab: &Lab) -> Result<()> {
+    fn destroy(self, lab: &Lab) -> Result<()> {
         destroy_all(lab)?;
         ndctl::create(&lab.region(0)?, Mode::Raw, &["-l", "512"]).map(drop)
     }
@@ -174,18 +174,18 @@ struct Victim {
     place: Range<u64>,
     good: InfoBlock,
     /// The ranges of the data that the last case may have changed, as offsets in the namespace.
-    spoilt: Vec<Range<u64>>,
+    changed: Vec<Range<u64>>,
     /// Whether any data may have changed, so that the namespace has to be created again.
-    spoilt_all: bool,
+    all_changed: bool,
     tally: Tally,
 }
 
 impl Victim {
-    fn make(lab: &Lab, estate: &Estate, mode: Mode) -> Result<Victim> {
-        let namespace = estate.victim.clone();
+    fn make(lab: &Lab, namespaces: &Namespaces, mode: Mode) -> Result<Victim> {
+        let namespace = namespaces.victim.clone();
         let start = namespace.resource()?;
         let place = start..start + namespace.get("size")?.parse::<u64>()?;
-        let good = make_anew(lab, &namespace, mode)?;
+        let good = recreate(lab, &namespace, mode)?;
         ensure!(
             namespace.resource()? == place.start,
             "{namespace} has moved"
@@ -195,11 +195,11 @@ impl Victim {
             namespace,
             place,
             good,
-            spoilt: Vec::new(),
-            spoilt_all: false,
+            changed: Vec::new(),
+            all_changed: false,
             tally: Tally::default(),
         };
-        Patient::with_whole_range(lab, &victim.namespace, |disk| victim.stamp_all(disk))?;
+        BlockTest::with_whole_range(lab, &victim.namespace, |disk| victim.stamp_all(disk))?;
         Ok(victim)
     }
 
@@ -208,7 +208,7 @@ impl Victim {
     }
 
     /// The offsets of marks. Those of a btt are in its sectors, wherever these are: see
-    /// [`make_anew`].
+    /// [`recreate`].
     fn marks(&self) -> impl Iterator<Item = u64> + use<> {
         let end = if self.mode == Mode::Sector {
             0
@@ -227,12 +227,12 @@ impl Victim {
     }
 
     /// Checks the marks, and renews those that a case may have changed.
-    fn look_after_marks(&mut self, disk: &Disk) -> Result<()> {
+    fn check_marks(&mut self, disk: &Disk) -> Result<()> {
         let file = disk.open(Access::Direct)?;
-        let spoilt = std::mem::take(&mut self.spoilt);
+        let changed = std::mem::take(&mut self.changed);
         for at in self.marks() {
             let right = Buffer::of_pages(PAGE, at);
-            if spoilt
+            if changed
                 .iter()
                 .any(|part| part.start < at + PAGE as u64 && at < part.end)
             {
@@ -291,8 +291,8 @@ impl Victim {
     /// Writes a block, probes it, and checks the result. The namespace is idle afterwards.
     fn case(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let namespace = self.namespace.clone();
-        Patient::with_whole_range(lab, &namespace, |disk| {
-            self.look_after_marks(disk)?;
+        BlockTest::with_whole_range(lab, &namespace, |disk| {
+            self.check_marks(disk)?;
             mutant.block.write(&disk.open(Access::Buffered)?)
         })?;
         let mut messages = Messages::from_now()?;
@@ -310,20 +310,17 @@ impl Victim {
             Err(Some(Errno::EOPNOTSUPP)) => {
                 self.tally.refused += 1;
                 ensure!(namespace.driver().is_none(), "refused, and bound");
-                expect_one_line(&mut messages)
+                expect_one_message(&mut messages)
             }
-            Err(Some(Errno::ENXIO)) => self.look_at_claimed(lab, mutant),
+            Err(Some(Errno::ENXIO)) => self.check_claimed(lab, mutant),
             Err(errno) => bail!("binding it failed with {errno:?}"),
         }
     }
 
     /// Checks the device that libnvdimm has created for the kind of info block.
-    fn look_at_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
+    fn check_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let claim = holder(&self.namespace)?;
-        ensure!(
-            claim != self.namespace,
-            "neither refused nor claimed by anybody"
-        );
+        ensure!(claim != self.namespace, "neither refused nor claimed");
         // Other fields have the values of the right block.
         let changed = Field::of_layout(self.mode)
             .iter()
@@ -334,10 +331,10 @@ impl Victim {
                 self.tally.bound += 1;
                 let disk = Disk::named(claim.disk_name()?);
                 if claim.name().starts_with("btt") {
-                    self.spoilt_all |= changed;
-                    self.look_at_sectors(&disk)?;
+                    self.all_changed |= changed;
+                    self.check_sectors(&disk)?;
                 } else {
-                    self.look_at_data(&claim, &disk)?;
+                    self.check_data(&claim, &disk)?;
                 }
                 claim.unbind()?;
             }
@@ -347,7 +344,7 @@ impl Victim {
                 // Binding initialises the struct pages, which may be on the medium.
                 let before_data =
                     mutant.block.get(Field::StartPad) + mutant.block.get(Field::DataOffset);
-                self.spoilt.push(0..before_data);
+                self.changed.push(0..before_data);
                 claim.unbind()?;
             }
         }
@@ -355,7 +352,7 @@ impl Victim {
     }
 
     /// The disk of a pfn device is within the namespace and behind the info block.
-    fn look_at_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
+    fn check_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
         let (start, bytes) = (pfn.resource()?, disk.bytes()?);
         let within = start >= self.place.start + 2 * PAGE as u64
             && start
@@ -368,7 +365,7 @@ impl Victim {
         );
         let data = start - self.place.start;
         if pfn.get("mode")? == "pmem" {
-            self.spoilt.push(0..data);
+            self.changed.push(0..data);
         }
         let file = disk.open(Access::Direct)?;
         for at in [0, bytes.saturating_sub(PAGE as u64)] {
@@ -377,14 +374,14 @@ impl Victim {
             file.write_all_at(&right, at)?;
             file.read_exact_at(&mut found, at)?;
             expect_same("what was just written", &found, &right)?;
-            self.spoilt.push(data + at..data + at + PAGE as u64);
+            self.changed.push(data + at..data + at + PAGE as u64);
         }
         Ok(())
     }
 
     /// The disk of a btt is not larger than the namespace. With other parameters its map is
     /// arbitrary, so reads may fail.
-    fn look_at_sectors(&self, disk: &Disk) -> Result<()> {
+    fn check_sectors(&self, disk: &Disk) -> Result<()> {
         let bytes = disk.bytes()?;
         ensure!(
             bytes < self.size(),
@@ -405,15 +402,15 @@ impl Victim {
 
     /// Restores the right block and checks that the namespace has its former contents.
     fn recover(&mut self, lab: &Lab) -> Result<()> {
-        if std::mem::take(&mut self.spoilt_all) {
+        if std::mem::take(&mut self.all_changed) {
             // With another layout the map and the log were overwritten.
-            self.good = make_anew(lab, &self.namespace, self.mode)?;
+            self.good = recreate(lab, &self.namespace, self.mode)?;
             return Ok(());
         }
         let namespace = self.namespace.clone();
         let good = self.good.clone();
-        Patient::with_whole_range(lab, &namespace, |disk| {
-            self.look_after_marks(disk)?;
+        BlockTest::with_whole_range(lab, &namespace, |disk| {
+            self.check_marks(disk)?;
             good.write(&disk.open(Access::Buffered)?)
         })?;
         let claimed = namespace.try_bind(lab.driver);
@@ -438,7 +435,7 @@ impl Victim {
 }
 
 /// Creates the namespace again, leaves it idle, and returns its info block.
-fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
+fn recreate(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
     let made = ndctl::reconfigure(namespace, mode)?;
     let claim = holder(namespace)?;
     if mode == Mode::Sector {
@@ -449,7 +446,7 @@ fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
     }
     claim.unbind()?;
     claim.give_up_namespace()?;
-    Patient::with_whole_range(lab, namespace, |disk| {
+    BlockTest::with_whole_range(lab, namespace, |disk| {
         InfoBlock::read(&disk.open(Access::Buffered)?, mode)
     })
 }
@@ -464,7 +461,7 @@ fn expect_marks_in_sectors(disk: &Disk) -> Result<()> {
 }
 
 /// A refusal is one line of the driver, which includes the remedy.
-fn expect_one_line(messages: &mut Messages) -> Result<()> {
+fn expect_one_message(messages: &mut Messages) -> Result<()> {
     messages.expect(&["the info block for mode"])?;
     let lines: Vec<&String> = messages
         .so_far()?

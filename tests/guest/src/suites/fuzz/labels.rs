@@ -84,7 +84,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         exchange(lab, &bad).with_context(|| what.clone())?;
         // libnvdimm may refuse the NVDIMM or the region. It has no namespaces then.
         if start(lab).is_ok() {
-            look_around(lab, &mut tally).with_context(|| what.clone())?;
+            check_all(lab, &mut tally).with_context(|| what.clone())?;
         } else {
             tally.refused += 1;
             let disks = Disk::all("pmem")?;
@@ -173,7 +173,7 @@ fn start(lab: &Lab) -> Result<()> {
 }
 
 /// Checks all namespaces, and reads both ends of each disk.
-fn look_around(lab: &Lab, tally: &mut Tally) -> Result<()> {
+fn check_all(lab: &Lab, tally: &mut Tally) -> Result<()> {
     run("ndctl", &["list", "-RDNi"])?;
     let region = lab.region(0)?;
     let (start, size) = (region.resource()?, region.get("size")?.parse::<u64>()?);

@@ -40,7 +40,7 @@ const MOST_PIECES: usize = 64;
 /// The size of the mapping with huge pages.
 const HUGE: usize = 2 * PMD;
 /// After this many cases the whole window is read again.
-const CASES_TO_CHECK: u64 = 50;
+const CASES_PER_CHECK: u64 = 50;
 
 /// One kind of request.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +118,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
             .with_context(|| format!("{step:?} on {}", target.name))?;
         tag = chance.tag;
         number += 1;
-        if number % CASES_TO_CHECK == 0 {
+        if number % CASES_PER_CHECK == 0 {
             targets
                 .iter()
                 .try_for_each(|target| target.model.check_all(&target.file))?;
@@ -148,13 +148,13 @@ impl Chance<'_> {
     }
 
     /// The offset for a request of this length.
-    fn place(&mut self, len: usize) -> usize {
+    fn offset(&mut self, len: usize) -> usize {
         self.random.random_range(0..=(WINDOW - len) / SECTOR) * SECTOR
     }
 
     fn step(&mut self, step: Step, target: &mut Target, huge: &Mapping) -> Result<()> {
         let len = self.size(LARGEST);
-        let offset = self.place(len);
+        let offset = self.offset(len);
         let at = target.model.on_disk(offset);
         let file = &target.file;
         match step {

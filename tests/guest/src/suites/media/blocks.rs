@@ -19,7 +19,7 @@ use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
-use crate::suites::probe::Patient;
+use crate::suites::probe::BlockTest;
 use crate::syscall;
 
 const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
@@ -112,17 +112,17 @@ pub fn padded_namespace(lab: &mut Lab) -> Result<()> {
     const PAD: u64 = 2 << 20;
     const TRUNCATED: u64 = 4 << 20;
     let injector = Injector::new()?;
-    let patient = Patient::new(lab, Mode::FsdaxMem)?;
-    let block = patient
+    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let block = target
         .good
         .with(Field::StartPad, PAD)
         .with(Field::EndTruncated, TRUNCATED);
-    let result = patient.probe_with(lab, &block)?;
+    let result = target.probe_with(lab, &block)?;
     errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
 
     let bound = lab.holder_in(0)?;
     let disk = Disk::named(bound.disk_name()?);
-    let namespace = &patient.namespace;
+    let namespace = &target.namespace;
     let size: u64 = namespace.get("size")?.parse()?;
     let start = namespace.resource()? + PAD + block.get(Field::DataOffset);
     let end = namespace.resource()? + size - TRUNCATED;
@@ -161,10 +161,10 @@ pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let bench = Bench::new(lab, mode)?;
         let mut watch = Watch::new(&bench.disk.path("badblocks"))?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
         bench.inject(64, 8)?;
         watch.expect("64 8")?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
 
         let said = run("ndctl", &["list", "-M", "-n", bench.namespace.name()])?;
         let said: serde_json::Value = serde_json::from_str(&said)?;
@@ -179,7 +179,7 @@ pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
         watch.expect("68 4")?;
         // A write to good sectors does not notify.
         file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
     }
     Ok(())
 }
@@ -274,7 +274,7 @@ pub fn clear_is_refused(lab: &mut Lab) -> Result<()> {
         let result = file.write_at(&Buffer::stamped(8 << 10, 4), 0);
         errno::expect("writing what cannot be cleared", result, MEDIUM_ERROR)?;
         bench.expect_bad("9 1")?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
         let mut good = Buffer::new(9 * SECTOR);
         file.read_exact_at(&mut good, 0)?;
         before.check("the sectors before", 0, &good)?;
@@ -302,7 +302,7 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     bench.injector.set_limit(1024)?;
 
     let result = file.write_at(&Buffer::stamped(8 << 10, 7), 16 * SECTOR as u64);
-    errno::expect("writing what is half cleared", result, MEDIUM_ERROR)?;
+    errno::expect("writing what is partly cleared", result, MEDIUM_ERROR)?;
     bench.expect_bad("16 16")?;
     bench.expect_clears(&[(16, 8)])?;
     for sector in [16, 18, 31] {
@@ -322,8 +322,8 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
 /// clear the sectors.
 pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     let injector = Injector::new()?;
-    let patient = Patient::new(lab, Mode::Sector)?;
-    let btt = patient.bind_with(lab, &patient.good)?;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let btt = target.bind_with(lab, &target.good)?;
     let disk = Disk::named(btt.disk_name()?);
     let region = lab.region(0)?;
 
@@ -339,10 +339,10 @@ pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&right, at)?;
     // The arena is behind the first page of a namespace without label. All of its data are bad,
     // because any block can be anywhere.
-    let arena = patient.namespace.resource()? + 4096;
+    let arena = target.namespace.resource()? + 4096;
     let (data, map) = (
-        patient.good.get(Field::ArenaData),
-        patient.good.get(Field::ArenaMap),
+        target.good.get(Field::ArenaData),
+        target.good.get(Field::ArenaMap),
     );
     injector.inject(arena + data, map - data)?;
     let mut found = Buffer::of_pages(right.len(), 0);
@@ -353,7 +353,7 @@ pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&right, at)?;
     file.read_exact_at(&mut found, at)?;
     expect_same("what was written since", &found, &right)?;
-    ensure!(!injector.clears()?.is_empty(), "nothing was healed");
+    ensure!(!injector.clears()?.is_empty(), "no error was cleared");
     Ok(())
 }
 

@@ -58,7 +58,7 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.injector.set_limit(0)?;
     let result = file.write_at(&stamped(PAGE, 2), at);
     errno::expect("writing what cannot be cleared", result, &[Errno::EFAULT])?;
-    watch.expect_asleep()?;
+    watch.expect_not_notified()?;
     bench.expect_bad(&format!("{sector} 1"))?;
 
     // Three pages, the second of which is bad.

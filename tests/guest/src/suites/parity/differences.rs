@@ -68,7 +68,7 @@ const WANTED: &[Difference] = &[
     Difference {
         fact: "debugfs",
         modes: ALL,
-        reason: "one can see who uses what, and what is retired",
+        reason: "debugfs shows the users and the retired ranges",
     },
     Difference {
         fact: "io/read/bad",

@@ -50,7 +50,7 @@ const VOLATILE: &[&str] = &[
 ];
 
 /// A namespace with the device that claims it, and its disk.
-pub struct Site {
+pub struct Fixture {
     driver: Driver,
     region: Device,
     namespace: Device,
@@ -60,14 +60,14 @@ pub struct Site {
     end: u64,
 }
 
-impl Site {
+impl Fixture {
     /// The namespace of a region.
-    pub fn new(lab: &Lab, driver: Driver, region: u32) -> Result<Site> {
+    pub fn new(lab: &Lab, driver: Driver, region: u32) -> Result<Fixture> {
         let namespace = lab.namespace(region)?;
         let region = lab.region(region)?;
         let start = region.resource()?;
         let size: u64 = region.get("size")?.parse()?;
-        Ok(Site {
+        Ok(Fixture {
             driver,
             region,
             bound: namespace.clone(),
@@ -79,7 +79,7 @@ impl Site {
     }
 
     /// Records the new state of the namespace.
-    pub fn become_of(&mut self, disk: Option<String>) -> Result<()> {
+    pub fn record_disk(&mut self, disk: Option<String>) -> Result<()> {
         self.bound = holder(&self.namespace)?;
         self.disk = disk.map(Disk::named);
         Ok(())
@@ -108,9 +108,9 @@ impl Site {
         for (kind, work) in [
             (
                 "read_only",
-                Site::read_only as fn(&Site, &Disk, &mut Facts) -> Result<()>,
+                Fixture::read_only as fn(&Fixture, &Disk, &mut Facts) -> Result<()>,
             ),
-            ("rebind", Site::rebind),
+            ("rebind", Fixture::rebind),
         ] {
             let mut uevents = Uevents::from_now()?;
             work(self, disk, facts)?;
@@ -405,14 +405,11 @@ impl Site {
     }
 
     fn note(&self, facts: &mut Facts, key: &str, value: &str) {
-        facts.insert(
-            self.without_names(key),
-            self.without_names(value.trim_end()),
-        );
+        facts.insert(self.normalise(key), self.normalise(value.trim_end()));
     }
 
-    /// Replaces names, numbers and addresses that are specific to this site.
-    fn without_names(&self, text: &str) -> String {
+    /// Replaces names, numbers and addresses that are specific to this fixture.
+    fn normalise(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (name, kind) in self.names() {
             text = text.replace(&name, kind);

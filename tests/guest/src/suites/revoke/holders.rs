@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::Site;
+use super::fixture::Fixture;
 use super::special::{back_to_normal, only_for_pmem_rs};
 use super::users::read_all;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
@@ -20,7 +20,7 @@ use crate::dm::Mapped;
 use crate::driver::Driver;
 use crate::lab::{Lab, Skip};
 use crate::mapping::Sharing;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 
@@ -30,16 +30,16 @@ const CACHED: &str = "cached";
 const LEN: usize = 8 << 20;
 
 /// The module whose tables keep an address.
-const KEEPER: &str = "dm_writecache";
+const HOLDER_MODULE: &str = "dm_writecache";
 
 /// Loads or unloads that module.
-fn set_keeper(is_there: bool) -> Result<()> {
+fn set_holder_module(is_there: bool) -> Result<()> {
     if is_there {
-        return run("modprobe", &[KEEPER]).map(drop);
+        return run("modprobe", &[HOLDER_MODULE]).map(drop);
     }
-    let module = Path::new("/sys/module").join(KEEPER);
+    let module = Path::new("/sys/module").join(HOLDER_MODULE);
     if module.join("initstate").exists() {
-        run("rmmod", &[KEEPER])?;
+        run("rmmod", &[HOLDER_MODULE])?;
     } else if module.exists() {
         return Err(Skip("dm-writecache is built in").into());
     }
@@ -51,11 +51,11 @@ fn set_keeper(is_there: bool) -> Result<()> {
 pub fn linear(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for keeps in [false, true] {
-        set_keeper(keeps)?;
-        let mut site = Site::build(lab, Fs::Ext4, Under::Linear)?;
-        read_all(&site.map(Sharing::Shared)?);
-        site.unmount()?;
-        let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+        set_holder_module(keeps)?;
+        let mut fixture = Fixture::build(lab, Fs::Ext4, Under::Linear)?;
+        read_all(&fixture.map(Sharing::Shared)?);
+        fixture.unmount()?;
+        let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
         println!("gone after {} ms", took.as_millis());
         for line in retired::expect(usize::from(keeps))? {
             println!("retired: {line}");
@@ -65,16 +65,16 @@ pub fn linear(lab: &mut Lab) -> Result<()> {
             std::thread::sleep(TIMEOUT);
             retired::expect(1)?;
         }
-        back_to_normal(site, Way::Unbind)?;
+        back_to_normal(fixture, Way::Unbind)?;
     }
-    set_keeper(false)
+    set_holder_module(false)
 }
 
 /// Blocks in the cache are written to their origin after the cache's device is gone. The range is
 /// free only afterwards.
 pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
-    set_keeper(true)?;
+    set_holder_module(true)?;
     let pmem = lab.ready(0)?;
     pmem.disk.cut(CACHE)?;
     let cache = pmem.disk.partition(1).node_str();
@@ -99,7 +99,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     file.sync_all()?;
     expect_contents(&origin, LEN, 1).context("the cache is not used")?;
 
-    let mut unbind = Child::start("who unbinds", |_| pmem.bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| pmem.bound.unbind())?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
     if lab.driver == Driver::PmemRs {
         for line in retired::expect(1)? {
@@ -118,7 +118,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     over.remove()?;
     expect_contents(&origin, LEN / 2, 3)?;
     retired::await_none(FREE_LIMIT)?;
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     pmem.bound.bind(lab.driver)
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
-use super::site::{Site, contents};
+use super::fixture::{Fixture, contents};
 use super::special::{back_to_normal, only_for_pmem_rs};
 use super::users::{Running, SIGNAL_LIMIT};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
@@ -27,7 +27,7 @@ use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
 
@@ -37,7 +37,7 @@ const EFFECT: Duration = Duration::from_millis(1500);
 
 /// A process that unbinds a device with a pinned page, and waits.
 struct Waiting<'a> {
-    site: Site<'a>,
+    fixture: Fixture<'a>,
     bound: Device,
     user: Running,
     unbind: Child,
@@ -45,12 +45,12 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn start(lab: &'a Lab, timeout: Duration) -> Result<Waiting<'a>> {
-        let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, timeout)?;
-        let user = User::ClosedPipe.start(&site)?;
-        let bound = site.bound()?;
-        let unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let fixture = Fixture::build_with_timeout(lab, Fs::Ext4, Under::Whole, timeout)?;
+        let user = User::ClosedPipe.start(&fixture)?;
+        let bound = fixture.bound()?;
+        let unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         Ok(Waiting {
-            site,
+            fixture,
             bound,
             user,
             unbind,
@@ -66,8 +66,8 @@ impl<'a> Waiting<'a> {
 
     /// Changes the timeout from another process.
     fn set_timeout(&self, timeout: Duration) -> Result<()> {
-        let driver = self.site.lab.driver;
-        let mut writer = Child::start("who sets the timeout", |_| {
+        let driver = self.fixture.lab.driver;
+        let mut writer = Child::start("the process that sets the timeout", |_| {
             retired::set_timeout(driver, timeout)
         })?;
         writer.expect_done(SIGNAL_LIMIT)
@@ -79,9 +79,9 @@ impl<'a> Waiting<'a> {
         for line in retired::expect(1)? {
             println!("retired: {line}");
         }
-        self.user.let_go()?;
+        self.user.unpin()?;
         self.user.expect_gone()?;
-        back_to_normal(self.site, Way::Unbind)
+        back_to_normal(self.fixture, Way::Unbind)
     }
 }
 
@@ -160,7 +160,7 @@ fn pin(mount: &Mount) -> Result<[OwnedFd; 2]> {
     let mapping = Mapping::of_pages(&file, PIPED, Sharing::Shared, true)?;
     let (reader, writer) = nix::unistd::pipe()?;
     let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-    ensure!(given == PIPED, "only {given} bytes went into the pipe");
+    ensure!(given == PIPED, "{given} bytes were put into the pipe");
     Ok([reader, writer])
 }
 
@@ -191,10 +191,12 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
             Ok(mount)
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut user = Child::start_ready("who has pages in pipes", |link| pin_all(&mounts, link))?;
+    let mut user = Child::start_ready("the process with pages in pipes", |link| {
+        pin_all(&mounts, link)
+    })?;
 
     let start = Instant::now();
-    let mut unbind = Child::start("who unbinds the region", |_| region.unbind())?;
+    let mut unbind = Child::start("the process that unbinds the region", |_| region.unbind())?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
     let took = start.elapsed();
     println!(
@@ -226,7 +228,7 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     }
     destroy(&region)?;
     ndctl::create(&region, Mode::FsdaxMem, &[])?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// The number of files with pinned pages: more than the driver has slots for (`PLACES` in
@@ -242,7 +244,7 @@ fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
             let mapping = Mapping::of_pages(&file, PAGE, Sharing::Shared, true)?;
             let (reader, writer) = nix::unistd::pipe()?;
             let given = mapping.give_to_pipe(0, PAGE, &writer)?;
-            ensure!(given == PAGE, "only {given} bytes went into the pipe");
+            ensure!(given == PAGE, "{given} bytes were put into the pipe");
             Ok([reader, writer])
         })
         .collect::<Result<Vec<_>>>()?;
@@ -260,20 +262,21 @@ fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
 /// when there are enough.
 pub fn many_files(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let bound = site.bound()?;
-    let root = site.root()?.to_owned();
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = fixture.bound()?;
+    let root = fixture.root()?.to_owned();
     for number in 0..FILES {
         fs::write(root.join(format!("many{number}")), &contents()[..PAGE])?;
     }
-    let mut first =
-        Child::start_ready("who lets go first", |link| pin_files(&root, 0..FIRST, link))?;
-    let mut others = Child::start_ready("who lets go last", |link| {
+    let mut first = Child::start_ready("the process that unpins first", |link| {
+        pin_files(&root, 0..FIRST, link)
+    })?;
+    let mut others = Child::start_ready("the process that unpins last", |link| {
         pin_files(&root, FIRST..FILES, link)
     })?;
 
     let mut messages = Messages::from_now()?;
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
     sleep(2 * TIMEOUT);
     println!("kernel: {}", messages.expect(&["waiting for pins"])?);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
@@ -283,7 +286,7 @@ pub fn many_files(lab: &mut Lab) -> Result<()> {
     retired::expect(1)?;
     others.go()?;
     others.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// The size of a file whose pages were all exposed, so that counting them takes a while.
@@ -311,7 +314,7 @@ fn read_list(name: &str, link: &mut Link) -> Result<()> {
     fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     println!("one read of {name} took {:?}", start.elapsed());
     link.say("ready")?;
-    while !link.is_told()? {
+    while !link.is_told_to_go()? {
         fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     }
     Ok(())
@@ -320,34 +323,38 @@ fn read_list(name: &str, link: &mut Link) -> Result<()> {
 /// debugfs can be read at any time. Readers that are stopped anywhere do not delay unbind.
 pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
     let file = File::options()
         .read(true)
         .write(true)
         .create_new(true)
-        .open(site.root()?.join("large"))?;
+        .open(fixture.root()?.join("large"))?;
     file.set_len(LARGE as u64)?;
     let large = Mapping::of_pages(&file, LARGE, Sharing::Shared, true)?;
     for page in (0..LARGE).step_by(PAGE) {
         large.store(page, 1);
     }
     drop((large, file));
-    let user = User::Reader.start(&site)?;
+    let user = User::Reader.start(&fixture)?;
 
     let mut readers = ["devices", "devices", "retired"]
         .into_iter()
-        .map(|name| Child::start_ready(format!("who reads {name}"), |link| read_list(name, link)))
+        .map(|name| {
+            Child::start_ready(format!("the reader of {name}"), |link| {
+                read_list(name, link)
+            })
+        })
         .collect::<Result<Vec<_>>>()?;
-    let mut rude = Child::start_ready("who leaves them no time", |link| {
+    let mut rude = Child::start_ready("the process of high priority", |link| {
         crowd(RUDE)?;
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             std::hint::black_box((0..1 << 20).sum::<u64>());
         }
         Ok(())
     })?;
     sleep(CROWD);
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     println!("gone after {} ms", took.as_millis());
     for line in retired::list()? {
         println!("retired: {line}");
@@ -359,5 +366,5 @@ pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
         reader.go()?;
         reader.expect_done(SIGNAL_LIMIT)?;
     }
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }

@@ -3,14 +3,14 @@
 //! Unbinding a device while it is in use.
 //!
 //! A test is a cell of a matrix with four axes: the file system, what it is on, the user of a file,
-//! and the way in which the device is removed. All cells do the same: they build the [`site`],
+//! and the way in which the device is removed. All cells do the same: they build the [`fixture`],
 //! start the user, remove the device, check the user's end, unmount, add the device again, and
 //! check that everything is intact.
 
 mod cells;
+mod fixture;
 mod holders;
 mod limits;
-mod site;
 mod special;
 mod stress;
 mod users;
@@ -23,7 +23,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
-use site::Site;
+use fixture::Fixture;
 pub use special::SUITE as SPECIAL;
 pub use stress::SUITE as STRESS;
 pub use window::SUITE as WINDOW;
@@ -32,7 +32,7 @@ use crate::driver::Driver;
 use crate::errno;
 use crate::lab::Lab;
 use crate::messages::Messages;
-use crate::process::{expect_no_process_stuck, expect_nobody_stuck};
+use crate::process::{expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired;
 
 /// The file system.
@@ -113,12 +113,12 @@ const FREE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Cell {
     fn run(self, lab: &Lab) -> Result<()> {
-        let mut site = Site::build(lab, self.fs, self.under)?;
+        let mut fixture = Fixture::build(lab, self.fs, self.under)?;
         let mut messages = Messages::from_now()?;
-        let mut user = self.user.start(&site)?;
+        let mut user = self.user.start(&fixture)?;
 
-        let ranges = self.way.ranges(&site);
-        let took = self.way.go(&site, self.limit())?;
+        let ranges = self.way.ranges(&fixture);
+        let took = self.way.go(&fixture, self.limit())?;
         println!("gone after {} ms", took.as_millis());
         if !self.user.pins() && lab.driver == Driver::PmemRs && took < retired::TIMEOUT {
             // device-mapper does not keep a range busy either.
@@ -126,9 +126,9 @@ impl Cell {
         }
         if self.user.pins() {
             if lab.driver == Driver::PmemRs {
-                self.expect_retired(&site, ranges, took, &mut messages)?;
+                self.expect_retired(&fixture, ranges, took, &mut messages)?;
             }
-            user.let_go()?;
+            user.unpin()?;
         }
         user.expect_gone()?;
         expect_no_process_stuck()?;
@@ -136,11 +136,11 @@ impl Cell {
             println!("kernel: {}", messages.expect(&["revoked:"])?);
         }
 
-        site.take_down()?;
+        fixture.remove_devices()?;
         retired::await_none(FREE_LIMIT)?;
-        self.way.come_back(&site)?;
-        site.expect_intact()?;
-        expect_nobody_stuck()
+        self.way.come_back(&fixture)?;
+        fixture.expect_intact()?;
+        expect_no_thread_stuck()
     }
 
     /// How long the removal may take. The driver waits for pins until the timeout, for all ranges
@@ -156,7 +156,7 @@ impl Cell {
     /// Checks that unbind has waited for pins until the timeout, and has retired the range.
     fn expect_retired(
         self,
-        site: &Site<'_>,
+        fixture: &Fixture<'_>,
         ranges: u32,
         took: Duration,
         messages: &mut Messages,
@@ -171,10 +171,10 @@ impl Cell {
         println!("kernel: {}", messages.expect(&["retired"])?);
         if self.way == Way::Unbind {
             let mut messages = Messages::from_now()?;
-            let result = site.bound()?.try_bind(site.lab.driver);
+            let result = fixture.bound()?.try_bind(fixture.lab.driver);
             errno::expect("binding a retired range", result, &[Errno::EBUSY])?;
             let reason = messages.expect(&["retired", "in use", "EBUSY"]);
-            println!("kernel: {}", reason.context("the bind has failed")?);
+            println!("kernel: {}", reason.context("the bind failed")?);
         }
         Ok(())
     }

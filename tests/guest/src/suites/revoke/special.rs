@@ -16,11 +16,11 @@ use nix::sys::signal::Signal;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::wait::waitpid;
 
+use super::fixture::{Fixture, LEN, contents};
 use super::holders::{linear, writecache};
 use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
 };
-use super::site::{LEN, Site, contents};
 use super::users::{Running, SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
 use crate::command::{run, run_expecting_failure};
@@ -32,7 +32,7 @@ use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
-use crate::process::{Child, Link, expect_no_process_stuck, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::{Suite, Test};
@@ -44,8 +44,8 @@ use crate::userfault::Absent;
 pub const SUITE: Suite = Suite {
     name: "revoke_special",
     tests: &[
-        Test::new("it_is_told_to_people_and_udev", told),
-        Test::new("the_list_of_devices_says_what_is_used", listed),
+        Test::new("retirement_is_reported", retirement_is_reported),
+        Test::new("debugfs_lists_usage", listed),
         Test::new("ext4_is_frozen", |lab| frozen(lab, Fs::Ext4)),
         Test::new("xfs_is_frozen", |lab| frozen(lab, Fs::XfsRmap)),
         Test::new("read_is_stuck_in_a_copy", stuck_in_a_copy),
@@ -61,13 +61,16 @@ pub const SUITE: Suite = Suite {
         Test::new("map_sync_faults_on_xfs", |lab| {
             map_sync_faults(lab, Fs::XfsRmap)
         }),
-        Test::new("others_look_into_the_mapping", others_look),
-        Test::new("what_comes_next_is_not_seen", next_is_not_seen),
+        Test::new(
+            "mapping_is_read_by_other_processes",
+            read_by_other_processes,
+        ),
+        Test::new("reused_range_is_not_visible", reused_range_is_not_visible),
         Test::new("another_device_stays", another_stays),
         Test::new("umount_waits_for_a_pin", umount_waits),
         Test::new("module_stays_while_a_range_is_retired", module_stays),
         Test::new("module_goes_when_time_is_short", module_goes),
-        Test::new("nobody_else_gets_a_retired_range", nobody_else),
+        Test::new("retired_range_is_exclusive", retired_range_is_exclusive),
         Test::new("namespace_of_a_retired_range_is_destroyed", destroyed),
         Test::new("without_a_timeout_it_waits", without_timeout),
         Test::new("timeout_is_writable", timeout_is_writable),
@@ -76,7 +79,7 @@ pub const SUITE: Suite = Suite {
         Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
-        Test::new("dm_linear_is_no_keeper", linear),
+        Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
         // It divides the region, so it comes last.
         Test::new("eight_namespaces", eight_namespaces).within(180),
@@ -85,13 +88,13 @@ pub const SUITE: Suite = Suite {
 
 /// The common end of these tests: the users are gone, the device is added again, and everything is
 /// intact.
-pub fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
+pub fn back_to_normal(mut fixture: Fixture<'_>, way: Way) -> Result<()> {
     expect_no_process_stuck()?;
-    site.take_down()?;
+    fixture.remove_devices()?;
     retired::await_none(FREE_LIMIT)?;
-    way.come_back(&site)?;
-    site.expect_intact()?;
-    expect_nobody_stuck()
+    way.come_back(&fixture)?;
+    fixture.expect_intact()?;
+    expect_no_thread_stuck()
 }
 
 pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
@@ -101,14 +104,14 @@ pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn told(lab: &mut Lab) -> Result<()> {
+fn retirement_is_reported(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let (bound, namespace) = (site.bound()?, lab.namespace(0)?);
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let user = User::Reader.start(&fixture)?;
+    let (bound, namespace) = (fixture.bound()?, lab.namespace(0)?);
     let mut messages = Messages::from_now()?;
     let mut uevents = Uevents::from_now()?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     let message = messages.expect(&["revoked:"])?;
     println!("kernel: {message}");
     let named = [&bound, &namespace]
@@ -123,7 +126,7 @@ fn told(lab: &mut Lab) -> Result<()> {
         uevents.expect(&["ACTION=change", bound.name(), "PMEM_RS_REVOKED=1"])?
     );
     user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// The device's line in debugfs: the size that was exposed, in KiB; pages in use; pages in page
@@ -145,11 +148,11 @@ fn usage(bound: &Device) -> Result<[u64; 3]> {
 
 fn listed(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let bound = site.bound()?;
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = fixture.bound()?;
     let pages = (LEN / PAGE) as u64;
     let before = usage(&bound)?;
-    let mapping = site.map(Sharing::Shared)?;
+    let mapping = fixture.map(Sharing::Shared)?;
     for page in (0..LEN).step_by(PAGE) {
         mapping.load(page);
     }
@@ -164,18 +167,18 @@ fn listed(lab: &mut Lab) -> Result<()> {
         unmapped[0] == mapped[0] && unmapped[1] == before[1] && unmapped[2] - before[2] == pages,
         "{pages} pages were unmapped: {mapped:?}, then {unmapped:?}"
     );
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     ensure!(usage(&bound).is_err(), "{bound} is listed after unbind");
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// A writer waits in its fault until the file system is thawed, and holds all the locks of a fault.
 /// This must not delay unbind.
 fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let reader = User::Reader.start(&site)?;
+    let fixture = Fixture::build(lab, fs, Under::Whole)?;
+    let reader = User::Reader.start(&fixture)?;
     let mut writer = Child::start_ready("the writer", |link| {
-        let mapping = site.map(Sharing::Shared)?;
+        let mapping = fixture.map(Sharing::Shared)?;
         let contents = contents();
         link.say("ready")?;
         for page in (0..LEN).step_by(PAGE).cycle() {
@@ -183,10 +186,10 @@ fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
         }
         Ok(())
     })?;
-    let root = File::open(site.root()?)?;
+    let root = File::open(fixture.root()?)?;
     freeze(&root)?;
     writer.await_uninterruptible()?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     println!("gone after {} ms", took.as_millis());
     reader.expect_gone()?;
     match thaw(&root) {
@@ -196,7 +199,7 @@ fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
     }
     drop(root);
     writer.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// Reads a DAX file into memory that is not present. The kernel stops where it copies: inside of
@@ -221,16 +224,16 @@ fn read_into_absent(file: &File, link: &mut Link) -> Result<()> {
         }
         Err(error) => println!("the read failed: {error}"),
     }
-    link.say("let go")
+    link.say("released")
 }
 
 fn stuck_in_a_copy(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let fixture = Fixture::build(lab, Fs::XfsRmap, Under::Whole)?;
     let mut messages = Messages::from_now()?;
-    let mut user = Child::start_ready("who is stuck in a read", |link| {
-        read_into_absent(&site.open()?, link)
+    let mut user = Child::start_ready("the process with a blocked read", |link| {
+        read_into_absent(&fixture.open()?, link)
     })?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     println!("gone after {} ms", took.as_millis());
     if lab.driver == Driver::PmemRs {
         for line in retired::expect(1)? {
@@ -239,59 +242,62 @@ fn stuck_in_a_copy(lab: &mut Lab) -> Result<()> {
         println!("kernel: {}", messages.expect(&["retired"])?);
     }
     user.go()?;
-    user.hear("let go", SIGNAL_LIMIT)?;
+    user.hear("released", SIGNAL_LIMIT)?;
     user.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// All DAX devices share one `dax_read_lock`.
 fn stuck_elsewhere(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
     let node = lab.ready(1)?.disk.node_str();
     let other = Fs::Ext4.make_and_mount(&node)?;
     fs::write(other.path("file"), contents())?;
-    let mut user = Child::start_ready("who is stuck in a read", |link| {
+    let mut user = Child::start_ready("the process with a blocked read", |link| {
         read_into_absent(&File::open(other.path("file"))?, link)
     })?;
-    let reader = User::Reader.start(&site)?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let reader = User::Reader.start(&fixture)?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     println!("gone after {} ms", took.as_millis());
     reader.expect_gone()?;
     user.go()?;
-    user.hear("let go", SIGNAL_LIMIT)?;
+    user.hear("released", SIGNAL_LIMIT)?;
     user.expect_done(SIGNAL_LIMIT)?;
     other.unmount()?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 fn two_at_once(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let bound = site.bound()?;
-    let mut both = ["one who unbinds", "the other who unbinds"]
-        .into_iter()
-        .map(|name| {
-            Child::start(name, |_| match bound.try_unbind(lab.driver) {
-                // A later unbind finds it done, or the device gone.
-                Ok(()) => Ok(()),
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-                Err(error) => Err(error.into()),
-            })
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let user = User::Reader.start(&fixture)?;
+    let bound = fixture.bound()?;
+    let mut both = [
+        "the first unbinding process",
+        "the second unbinding process",
+    ]
+    .into_iter()
+    .map(|name| {
+        Child::start(name, |_| match bound.try_unbind(lab.driver) {
+            // A later unbind finds it done, or the device gone.
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            Err(error) => Err(error.into()),
         })
-        .collect::<Result<Vec<_>>>()?;
+    })
+    .collect::<Result<Vec<_>>>()?;
     for process in &mut both {
         process.expect_done(UNBIND_LIMIT)?;
     }
     bound.expect_driver(None)?;
     user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 fn region_and_device(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let bound = site.bound()?;
-    let mut device = Child::start("who unbinds the device", |_| {
+    let fixture = Fixture::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let user = User::Reader.start(&fixture)?;
+    let bound = fixture.bound()?;
+    let mut device = Child::start("the process that unbinds the device", |_| {
         match bound.try_unbind(lab.driver) {
             Ok(()) => Ok(()),
             // The region was removed first.
@@ -301,16 +307,16 @@ fn region_and_device(lab: &mut Lab) -> Result<()> {
             Err(error) => Err(error.into()),
         }
     })?;
-    Way::Region.go(&site, UNBIND_LIMIT)?;
+    Way::Region.go(&fixture, UNBIND_LIMIT)?;
     device.expect_done(UNBIND_LIMIT)?;
     user.expect_gone()?;
-    back_to_normal(site, Way::Region)
+    back_to_normal(fixture, Way::Region)
 }
 
 fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let mut user = Child::start_ready("who calls fsync", |link| {
-        let file = site.open()?;
+    let fixture = Fixture::build(lab, fs, Under::Whole)?;
+    let mut user = Child::start_ready("the process that calls fsync", |link| {
+        let file = fixture.open()?;
         let contents = contents();
         for (round, from) in (0..LEN).step_by(PAGE).cycle().enumerate() {
             let result = file
@@ -331,9 +337,9 @@ fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
         }
         Ok(())
     })?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     user.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// `mkfs` has the disk open exclusively, without being a file system.
@@ -351,21 +357,21 @@ fn mkfs_running(lab: &mut Lab) -> Result<()> {
             Ok(())
         })?;
         std::thread::sleep(Duration::from_millis(delay));
-        let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
+        let mut unbind = Child::start("the unbinding process", |_| prepared.bound.unbind())?;
         unbind.expect_done(UNBIND_LIMIT)?;
         mkfs.expect_done(SIGNAL_LIMIT)?;
         retired::await_none(FREE_LIMIT)?;
         prepared.bound.bind(lab.driver)?;
     }
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     Fs::Ext4.make_and_mount(&node)?.unmount()
 }
 
 /// Every fault makes the file system allocate a block and write its journal.
 fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let path = site.root()?.join("sparse");
-    let mut user = Child::start_ready("who faults with MAP_SYNC", |link| {
+    let fixture = Fixture::build(lab, fs, Under::Whole)?;
+    let path = fixture.root()?.join("sparse");
+    let mut user = Child::start_ready("the process that faults with MAP_SYNC", |link| {
         let file = File::options()
             .read(true)
             .write(true)
@@ -393,16 +399,16 @@ fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
         }
         Ok(())
     })?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// Processes that read another process's memory get an error when the page is gone.
-fn others_look(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let mapping = site.map(Sharing::Shared)?;
-    let mut target = Child::start_ready("whose memory is read", |link| {
+fn read_by_other_processes(lab: &mut Lab) -> Result<()> {
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let mapping = fixture.map(Sharing::Shared)?;
+    let mut target = Child::start_ready("the process whose memory is read", |link| {
         // A forked child has the mapping at the same address.
         read_all(&mapping);
         link.say("ready")?;
@@ -411,7 +417,7 @@ fn others_look(lab: &mut Lab) -> Result<()> {
         Ok(())
     })?;
     let (pid, address) = (target.pid(), mapping.address());
-    let mut looker = Child::start_ready("who calls process_vm_readv", |link| {
+    let mut looker = Child::start_ready("the process that calls process_vm_readv", |link| {
         let mut page = vec![0; PAGE];
         for (round, base) in (address..address + LEN).step_by(PAGE).cycle().enumerate() {
             let remote = [RemoteIoVec { base, len: PAGE }];
@@ -425,7 +431,7 @@ fn others_look(lab: &mut Lab) -> Result<()> {
         Ok(())
     })?;
     drop(mapping);
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     looker.expect_done(SIGNAL_LIMIT)?;
 
     ptrace::attach(pid)?;
@@ -438,15 +444,15 @@ fn others_look(lab: &mut Lab) -> Result<()> {
     ptrace::detach(pid, None)?;
     target.go()?;
     target.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// The range is reused while the old mapping still exists.
-fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
+fn reused_range_is_not_visible(lab: &mut Lab) -> Result<()> {
     for fs in [Fs::Ext4, Fs::XfsRmap] {
-        let mut site = Site::build(lab, fs, Under::Whole)?;
-        let mut old = Child::start_ready("who has an old mapping", |link| {
-            let mapping = site.map(Sharing::Shared)?;
+        let mut fixture = Fixture::build(lab, fs, Under::Whole)?;
+        let mut old = Child::start_ready("the process with the old mapping", |link| {
+            let mapping = fixture.map(Sharing::Shared)?;
             read_all(&mapping);
             link.say("ready")?;
             link.wait()?;
@@ -465,8 +471,8 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
             mapping.load(0);
             Ok(())
         })?;
-        Way::Unbind.go(&site, UNBIND_LIMIT)?;
-        Way::Unbind.come_back(&site)?;
+        Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
+        Way::Unbind.come_back(&fixture)?;
         // The disk has other contents now.
         let disk = lab.ready(0)?.disk;
         let bytes = disk.bytes()?;
@@ -479,24 +485,24 @@ fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
         drop(file);
         old.go()?;
         old.expect_signal(Signal::SIGBUS, 4 * SIGNAL_LIMIT)?;
-        site.take_down()?;
+        fixture.remove_devices()?;
         retired::await_none(FREE_LIMIT)?;
-        expect_nobody_stuck()?;
+        expect_no_thread_stuck()?;
     }
     Ok(())
 }
 
 /// Mappings of another device are not affected.
 fn another_stays(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let fixture = Fixture::build(lab, Fs::XfsRmap, Under::Whole)?;
     let node = lab.ready(1)?.disk.node_str();
     let other = Fs::XfsRmap.make_and_mount(&node)?;
     fs::write(other.path("file"), contents())?;
     let file = Access::Buffered.open(&other.path("file"))?;
     let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
     mapping.write(0, &stamped(LEN, 5));
-    let user = User::Reader.start(&site)?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
+    let user = User::Reader.start(&fixture)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     user.expect_gone()?;
     expect_same(
         "the other device",
@@ -509,45 +515,47 @@ fn another_stays(lab: &mut Lab) -> Result<()> {
     let found = fs::read(other.path("file"))?;
     expect_same("the file on the other device", &found, &stamped(LEN, 6))?;
     other.unmount()?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// Unbinds a device with pages in a pipe.
-fn retire(lab: &Lab, fs: Fs) -> Result<(Site<'_>, Running)> {
+fn retire(lab: &Lab, fs: Fs) -> Result<(Fixture<'_>, Running)> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let user = User::ClosedPipe.start(&site)?;
-    Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let fixture = Fixture::build(lab, fs, Under::Whole)?;
+    let user = User::ClosedPipe.start(&fixture)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     for line in retired::expect(1)? {
         println!("retired: {line}");
     }
-    Ok((site, user))
+    Ok((fixture, user))
 }
 
 /// Unmount starts while the page is pinned, and may wait until it is unpinned.
 fn umount_waits(lab: &mut Lab) -> Result<()> {
     for fs in [Fs::Ext4, Fs::XfsRmap] {
-        let (mut site, mut user) = retire(lab, fs)?;
-        let root = site.root()?;
-        site.leave_mount();
-        let mut umount = Child::start("who unmounts", |_| Ok(umount2(&root, MntFlags::empty())?))?;
+        let (mut fixture, mut user) = retire(lab, fs)?;
+        let root = fixture.root()?;
+        fixture.leave_mount();
+        let mut umount = Child::start("the unmounting process", |_| {
+            Ok(umount2(&root, MntFlags::empty())?)
+        })?;
         std::thread::sleep(Duration::from_millis(500));
-        user.let_go()?;
+        user.unpin()?;
         user.expect_gone()?;
         umount.expect_done(FREE_LIMIT)?;
-        back_to_normal(site, Way::Unbind)?;
+        back_to_normal(fixture, Way::Unbind)?;
     }
     Ok(())
 }
 
 /// The code that frees the range at last is in the module.
 fn module_stays(lab: &mut Lab) -> Result<()> {
-    let (site, mut user) = retire(lab, Fs::Ext4)?;
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
-    user.let_go()?;
+    let (fixture, mut user) = retire(lab, Fs::Ext4)?;
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
+    user.unpin()?;
     user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)?;
+    back_to_normal(fixture, Way::Unbind)?;
     lab.driver.unload()?;
     lab.driver.load()
 }
@@ -560,37 +568,37 @@ fn module_goes(lab: &mut Lab) -> Result<()> {
     for limit in (10..=60).step_by(10) {
         let limit = Duration::from_millis(limit);
         // Threads that have translated an address are to be waited for.
-        Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, limit)?.take_down()?;
+        Fixture::build_with_timeout(lab, Fs::Ext4, Under::Whole, limit)?.remove_devices()?;
         lab.driver.unload()?;
         lab.driver.load()?;
     }
     retired::set_timeout(lab.driver, TIMEOUT)
 }
 
-fn nobody_else(lab: &mut Lab) -> Result<()> {
-    let (site, mut user) = retire(lab, Fs::Ext4)?;
+fn retired_range_is_exclusive(lab: &mut Lab) -> Result<()> {
+    let (fixture, mut user) = retire(lab, Fs::Ext4)?;
     let other = lab.driver.other();
     if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
     other.load()?;
-    let bound = site.bound()?;
+    let bound = fixture.bound()?;
     for driver in [other, lab.driver] {
         let result = bound.try_bind(driver);
         errno::expect("binding a retired range", result, &[Errno::EBUSY])?;
     }
-    user.let_go()?;
+    user.unpin()?;
     user.expect_gone()?;
     retired::await_none(FREE_LIMIT)?;
     bound.bind(other)?;
     bound.unbind()?;
     other.unload()?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// Neither a new namespace at the same address nor the removal of the old one affects the pages.
 fn destroyed(lab: &mut Lab) -> Result<()> {
-    let (mut site, mut user) = retire(lab, Fs::Ext4)?;
+    let (mut fixture, mut user) = retire(lab, Fs::Ext4)?;
     let (region, namespace) = (lab.region(0)?, lab.namespace(0)?);
     run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
     run_expecting_failure(
@@ -605,9 +613,9 @@ fn destroyed(lab: &mut Lab) -> Result<()> {
             "mem",
         ],
     )?;
-    user.let_go()?;
+    user.unpin()?;
     user.expect_gone()?;
-    site.take_down()?;
+    fixture.remove_devices()?;
     retired::await_none(FREE_LIMIT)?;
     // Cleans up what the failed attempt may have left.
     if let Ok(namespace) = lab.namespace(0) {
@@ -615,25 +623,25 @@ fn destroyed(lab: &mut Lab) -> Result<()> {
     }
     let made = ndctl::create(&region, Mode::FsdaxMem, &[])?;
     ensure!(made.blockdev.is_some(), "{made:?} has no disk");
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// With a timeout of zero the driver waits without limit, and retires nothing.
 fn without_timeout(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, Duration::ZERO)?;
-    let user = User::ClosedPipe.start(&site)?;
-    unbind_waits(&site.bound()?, user)?;
-    back_to_normal(site, Way::Unbind)
+    let fixture = Fixture::build_with_timeout(lab, Fs::Ext4, Under::Whole, Duration::ZERO)?;
+    let user = User::ClosedPipe.start(&fixture)?;
+    unbind_waits(&fixture.bound()?, user)?;
+    back_to_normal(fixture, Way::Unbind)
 }
 
 /// Unbinds a device, and checks that it waits until the user unpins its pages.
 fn unbind_waits(bound: &Device, mut user: Running) -> Result<()> {
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
     std::thread::sleep(2 * TIMEOUT);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     retired::expect(0)?;
-    user.let_go()?;
+    user.unpin()?;
     user.expect_gone()?;
     unbind.expect_done(UNBIND_LIMIT)
 }
@@ -646,12 +654,12 @@ fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
     let node = prepared.disk.node_str();
     let mount = Fs::Ext4.make_and_mount(&node)?;
     fs::write(mount.path("used"), contents())?;
-    let mut user = Child::start_ready("who has pages in a pipe", |link| {
+    let mut user = Child::start_ready("the process with pages in a pipe", |link| {
         let file = Access::Buffered.open(&mount.path("used"))?;
         let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
         let (reader, writer) = nix::unistd::pipe()?;
         let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-        ensure!(given == PIPED, "only {given} bytes went into the pipe");
+        ensure!(given == PIPED, "{given} bytes were put into the pipe");
         drop((mapping, file));
         link.say("ready")?;
         link.wait()?;
@@ -659,7 +667,7 @@ fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
         File::from(reader).read_exact(&mut found)?;
         expect_same("what is in the pipe", &found, &contents()[..PIPED])
     })?;
-    let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| prepared.bound.unbind())?;
     std::thread::sleep(2 * TIMEOUT);
     if unbind.try_end()?.is_some() {
         for line in retired::list()? {
@@ -675,7 +683,7 @@ fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
     let mount = Fs::Ext4.mount(&node)?;
     expect_same("the file", &fs::read(mount.path("used"))?, &contents())?;
     mount.unmount()?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// A raw namespace has no DAX, but it has readers and writers.
@@ -684,7 +692,7 @@ fn raw_disk(lab: &mut Lab) -> Result<()> {
     let mut users = [Access::Direct, Access::Buffered]
         .into_iter()
         .map(|access| {
-            Child::start_ready(format!("who uses the disk ({access:?})"), |link| {
+            Child::start_ready(format!("the user of the disk ({access:?})"), |link| {
                 let file = prepared.disk.open(access)?;
                 let mut found = Buffer::new(1 << 20);
                 let right = Buffer::stamped(1 << 20, access as u64);
@@ -701,12 +709,12 @@ fn raw_disk(lab: &mut Lab) -> Result<()> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| prepared.bound.unbind())?;
     unbind.expect_done(UNBIND_LIMIT)?;
     for user in &mut users {
         user.expect_done(SIGNAL_LIMIT)?;
     }
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     prepared.bound.bind(lab.driver)?;
     let mut found = Buffer::new(1 << 20);
     let disk = prepared.disk.open(Access::Direct)?;

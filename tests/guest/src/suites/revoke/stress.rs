@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use rand::Rng;
 
-use super::site::{LEN, contents, write_files};
+use super::fixture::{LEN, contents, write_files};
 use super::users::{read_all, read_for_ever, write_for_ever};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT};
 use crate::disk::Access;
@@ -23,7 +23,7 @@ use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::leaks::Holdings;
 use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
 use crate::suites::{Suite, Test};
@@ -83,7 +83,7 @@ fn goes_and_comes_back(lab: &mut Lab) -> Result<()> {
         "measured: {cycles} cycles in {} s",
         start.elapsed().as_secs()
     );
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     let warm = warm.context("there was no cycle")?;
     warm.expect_unchanged()?;
     warm.expect_no_objects_of(cycles - WARM_UP)?;
@@ -115,17 +115,19 @@ impl Target {
         let mut mapped = vec![
             Child::start_ready("the reader", |link| read_for_ever(&map(&used)?, link))?,
             Child::start_ready("the writer", |link| write_for_ever(&map(&used)?, link))?,
-            Child::start_ready("who forks", |link| fork(&used, link))?,
+            Child::start_ready("the forking process", |link| fork(&used, link))?,
         ];
         let log = mount.path("log");
-        let mut logger =
-            Child::start_ready("who calls fsync", |link| write_log(&log, logged, link))?;
-        let mut pinner = Child::start_ready("who pins pages", |link| pin(&used, link))?;
+        let mut logger = Child::start_ready("the process that calls fsync", |link| {
+            write_log(&log, logged, link)
+        })?;
+        let mut pinner =
+            Child::start_ready("the process that pins pages", |link| pin(&used, link))?;
         let work = lab.random.random_range(0..MOST_WORK_MS);
         sleep(Duration::from_millis(work));
 
         let bound = &self.region.bound;
-        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
         for user in &mut mapped {
             user.expect_signal(Signal::SIGBUS, USERS_LIMIT)?;

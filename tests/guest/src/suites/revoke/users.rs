@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::site::{LEN, Site, contents};
+use super::fixture::{Fixture, LEN, contents};
 use super::{Fs, User};
 use crate::command::run;
 use crate::disk::{self, Access, Disk};
@@ -51,17 +51,17 @@ impl User {
     }
 
     /// Starts the user, and waits until it is running.
-    pub fn start(self, site: &Site<'_>) -> Result<Running> {
+    pub fn start(self, fixture: &Fixture<'_>) -> Result<Running> {
         let slow = (self == User::Direct).then(Slow::new).transpose()?;
         let trace = (self == User::Pmd).then(FaultTrace::start).transpose()?;
         let target = slow.as_ref().map(Slow::disk);
         let mut child = Child::start_ready(format!("the user ({self:?})"), |link| {
-            work(self, site, target, link)
+            work(self, fixture, target, link)
         })?;
         if let Some(trace) = trace {
             let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
             // The other file with the same blocks is mapped by PTEs.
-            let others = if site.fs == Fs::XfsReflink {
+            let others = if fixture.fs == Fs::XfsReflink {
                 LEN / PAGE
             } else {
                 0
@@ -85,12 +85,12 @@ impl User {
 impl Running {
     /// After the removal: makes a user with pinned pages unpin them, and check their contents
     /// before.
-    pub fn let_go(&mut self) -> Result<()> {
+    pub fn unpin(&mut self) -> Result<()> {
         match &self.slow {
             Some(slow) => slow.device.resume()?,
             None => self.child.go()?,
         }
-        self.child.hear("let go", SIGNAL_LIMIT)
+        self.child.hear("released", SIGNAL_LIMIT)
     }
 
     /// After the removal and the unpin: checks that the user gets a signal or an error, and that
@@ -100,7 +100,8 @@ impl Running {
             User::Idle => self.child.go()?,
             User::Private => {
                 self.child.go()?;
-                self.child.hear("own pages are there", SIGNAL_LIMIT)?;
+                self.child
+                    .hear("its private pages are intact", SIGNAL_LIMIT)?;
             }
             _ => {}
         }
@@ -116,18 +117,18 @@ impl Running {
 }
 
 /// The work of the user's process. Users with a mapping end by a signal.
-fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> Result<()> {
+fn work(user: User, fixture: &Fixture<'_>, target: Option<&Disk>, link: &mut Link) -> Result<()> {
     if user == User::Calls {
-        return calls(site, link);
+        return calls(fixture, link);
     }
-    let original = site.map_original()?;
+    let original = fixture.map_original()?;
     if let Some(original) = &original {
         read_all(original);
     }
     let mapping = match user {
-        User::Private => site.map(Sharing::Private)?,
-        User::Pmd => site.map_large()?,
-        _ => site.map(Sharing::Shared)?,
+        User::Private => fixture.map(Sharing::Private)?,
+        User::Pmd => fixture.map_large()?,
+        _ => fixture.map(Sharing::Shared)?,
     };
     match user {
         User::Private => {
@@ -156,7 +157,7 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
             let (reader, writer) = nix::unistd::pipe()?;
             for from in [0, PMD] {
                 let given = mapping.give_to_pipe(from, PIPED, &writer)?;
-                ensure!(given == PIPED, "only {given} bytes went into the pipe");
+                ensure!(given == PIPED, "{given} bytes were put into the pipe");
             }
             if user == User::ClosedPipe {
                 drop((mapping, original));
@@ -178,11 +179,11 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
             mapping
                 .write_to(0, LEN, &target, 0)
                 .context("O_DIRECT from the mapping to another disk")?;
-            link.say("let go")?;
+            link.say("released")?;
             read_all(&mapping);
         }
         User::Writer => write_for_ever(&mapping, link)?,
-        User::Pmd if site.fs.is_writable() => write_for_ever(&mapping, link)?,
+        User::Pmd if fixture.fs.is_writable() => write_for_ever(&mapping, link)?,
         User::Reader | User::Pmd => read_for_ever(&mapping, link)?,
         User::Calls => {}
     }
@@ -235,7 +236,7 @@ fn private(mapping: &Mapping, link: &mut Link) -> Result<()> {
             &stamped(PAGE, PRIVATE_TAG),
         )?;
     }
-    link.say("own pages are there")
+    link.say("its private pages are intact")
 }
 
 /// Reads the pages out of the pipe.
@@ -248,17 +249,17 @@ fn drain(reader: OwnedFd, link: &mut Link) -> Result<()> {
         expect_same("what is in the pipe", &found, &contents[from..][..PIPED])?;
     }
     drop(reader);
-    link.say("let go")
+    link.say("released")
 }
 
 /// Reads and writes with system calls until one fails. All later calls must fail, too.
-fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
-    let file = site.open()?;
+fn calls(fixture: &Fixture<'_>, link: &mut Link) -> Result<()> {
+    let file = fixture.open()?;
     let contents = contents();
     let round = |bytes: &mut [u8]| -> io::Result<()> {
         for from in (0..LEN).step_by(CALL) {
             file.read_exact_at(bytes, from as u64)?;
-            if site.fs.is_writable() {
+            if fixture.fs.is_writable() {
                 file.write_all_at(&contents[from..][..CALL], from as u64)?;
             }
         }

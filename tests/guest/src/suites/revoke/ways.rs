@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::Way;
-use super::site::Site;
+use super::fixture::Fixture;
 use crate::driver::Driver;
 use crate::nd::{disable_provider, enable_provider};
 use crate::process::Child;
@@ -17,9 +17,9 @@ const HANGS: Duration = Duration::from_secs(30);
 
 impl Way {
     /// The number of ranges that are removed.
-    pub fn ranges(self, site: &Site<'_>) -> u32 {
+    pub fn ranges(self, fixture: &Fixture<'_>) -> u32 {
         if self == Way::Provider {
-            site.regions()
+            fixture.regions()
         } else {
             1
         }
@@ -27,14 +27,14 @@ impl Way {
 
     /// Removes the device, in a child process because that may never return, and returns how long
     /// it took.
-    pub fn go(self, site: &Site<'_>, limit: Duration) -> Result<Duration> {
+    pub fn go(self, fixture: &Fixture<'_>, limit: Duration) -> Result<Duration> {
         // The in-tree driver only has to return some time.
-        let limit = match site.lab.driver {
+        let limit = match fixture.lab.driver {
             Driver::PmemRs => limit,
             Driver::NdPmem => limit.max(HANGS),
         };
         let start = Instant::now();
-        let (region, bound) = (site.lab.region(0)?, site.bound()?);
+        let (region, bound) = (fixture.lab.region(0)?, fixture.bound()?);
         let mut process = Child::start(format!("going away ({self:?})"), |_| match self {
             Way::Unbind => bound.unbind(),
             Way::Region => region.unbind(),
@@ -45,15 +45,15 @@ impl Way {
     }
 
     /// Adds the device again.
-    pub fn come_back(self, site: &Site<'_>) -> Result<()> {
-        let lab = site.lab;
+    pub fn come_back(self, fixture: &Fixture<'_>) -> Result<()> {
+        let lab = fixture.lab;
         match self {
-            Way::Unbind => site.bound()?.bind(lab.driver),
+            Way::Unbind => fixture.bound()?.bind(lab.driver),
             Way::Region => lab.region(0)?.enable_region(),
             Way::Provider => enable_provider(),
         }
         .with_context(|| format!("coming back ({self:?})"))?;
-        for region in 0..site.regions() {
+        for region in 0..fixture.regions() {
             lab.holder_in(region)?.expect_driver(Some(lab.driver))?;
         }
         Ok(())

@@ -18,27 +18,27 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::site::{LEN, Site, contents};
+use super::fixture::{Fixture, LEN, contents};
 use super::users::SIGNAL_LIMIT;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
 use crate::bus_error;
 use crate::command::run;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired;
 use crate::suites::{Suite, Test};
 use crate::sysfs;
 use crate::tracing::FaultTrace;
 
 macro_rules! tests {
-    ($($name:ident: $fs:ident $touch:ident $size:ident $place:ident $window:ident,)*) => {
+    ($($name:ident: $fs:ident $touch:ident $size:ident $position:ident $window:ident,)*) => {
         &[$(Test::new(stringify!($name), |lab| {
             let case = Case {
                 fs: Fs::$fs,
                 touch: Touch::$touch,
                 size: Size::$size,
-                place: Place::$place,
+                position: Position::$position,
                 window: Window::$window,
             };
             case.run(lab)
@@ -109,7 +109,7 @@ enum Size {
 
 /// Where faults or unmounts are blocked; the numbers are the module's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     Translating = 0,
     Translated = 1,
     Synced = 2,
@@ -131,15 +131,15 @@ struct Case {
     fs: Fs,
     touch: Touch,
     size: Size,
-    place: Place,
+    position: Position,
     window: Window,
 }
 
 impl Case {
     fn run(self, lab: &Lab) -> Result<()> {
-        let site = Site::build(lab, self.fs, Under::Whole)?;
-        let module = Module::load(self.place)?;
-        let known = (self.touch != Touch::StoreSync).then(|| self.map(&site));
+        let fixture = Fixture::build(lab, self.fs, Under::Whole)?;
+        let module = Module::load(self.position)?;
+        let known = (self.touch != Touch::StoreSync).then(|| self.map(&fixture));
         if let Some(mapping) = known {
             let mapping = mapping?;
             for &offset in self.known() {
@@ -148,9 +148,10 @@ impl Case {
         }
         let trace = FaultTrace::start()?;
 
-        let mut user = Child::start_ready("who faults", |link| self.work(&site, link))?;
+        let mut user =
+            Child::start_ready("the faulting process", |link| self.work(&fixture, link))?;
         let count = self.offsets().count();
-        module.expect_asleep(count)?;
+        module.expect_blocked(count)?;
         if self.has_queue() {
             user.go()?;
             user.hear("queued", FAULT_LIMIT)?;
@@ -159,7 +160,7 @@ impl Case {
             Window::Open => HELD,
             Window::ClosedByJournal => HELD_AT_MOST,
         };
-        let took = Way::Unbind.go(&site, held + UNBIND_LIMIT)?;
+        let took = Way::Unbind.go(&fixture, held + UNBIND_LIMIT)?;
         println!("gone after {} ms", took.as_millis());
         self.expect_was_open(&module, count)?;
 
@@ -174,9 +175,9 @@ impl Case {
         user.go()?;
         user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
         drop((trace, module));
-        expect_nobody_stuck()?;
+        expect_no_thread_stuck()?;
 
-        give_back(site)
+        give_back(fixture)
     }
 
     /// Checks that the faults were blocked when the device was killed, and were not any more when
@@ -186,8 +187,8 @@ impl Case {
         let expect = |name: &str, wanted: usize| expect(&state, name, wanted);
         expect("asleep", 0)?;
         expect("slept", count)?;
-        match (self.window, self.place) {
-            (Window::Open, Place::Translating) => {
+        match (self.window, self.position) {
+            (Window::Open, Position::Translating) => {
                 expect("at_kill", count)?;
                 expect("at_death", 0)?;
                 expect("gave_up", 0)
@@ -227,29 +228,29 @@ impl Case {
     /// Whether another thread faults on the same page and waits for the entry. This is not the case
     /// if it would wait for the journal instead.
     fn has_queue(self) -> bool {
-        self.place == Place::Translated && self.window != Window::ClosedByJournal
+        self.position == Position::Translated && self.window != Window::ClosedByJournal
     }
 
-    fn map(self, site: &Site<'_>) -> Result<Mapping> {
+    fn map(self, fixture: &Fixture<'_>) -> Result<Mapping> {
         if self.touch == Touch::StoreSync {
             let file = File::options()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .open(site.root()?.join("sparse"))?;
+                .open(fixture.root()?.join("sparse"))?;
             file.set_len(LEN as u64)?;
             return Ok(Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?);
         }
         match self.size {
-            Size::Page => site.map(Sharing::Shared),
-            Size::Pmd => site.map_large(),
+            Size::Page => fixture.map(Sharing::Shared),
+            Size::Pmd => fixture.map_large(),
         }
     }
 
     /// The process with the faulting threads.
-    fn work(self, site: &Site<'_>, link: &mut Link) -> Result<()> {
-        let mapping = Arc::new(self.map(site)?);
+    fn work(self, fixture: &Fixture<'_>, link: &mut Link) -> Result<()> {
+        let mapping = Arc::new(self.map(fixture)?);
         let through = Arc::new(AtomicUsize::new(0));
         let wrong = Arc::new(AtomicUsize::new(0));
         let contents = Arc::new(contents());
@@ -356,16 +357,16 @@ impl Case {
 
 /// xfs keeps its DAX device until the very end of an unmount, when it can no longer be notified.
 fn being_unmounted(lab: &mut Lab) -> Result<()> {
-    let mut site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let module = Module::load(Place::Unmounted)?;
-    let root = site.root()?;
-    site.leave_mount();
+    let mut fixture = Fixture::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let module = Module::load(Position::Unmounted)?;
+    let root = fixture.root()?;
+    fixture.leave_mount();
     let unmount = Builder::new()
         .name(HELD_NAME.to_owned())
         .spawn(move || umount2(&root, MntFlags::empty()))?;
-    module.expect_asleep(1)?;
+    module.expect_blocked(1)?;
 
-    Way::Unbind.go(&site, HELD + UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, HELD + UNBIND_LIMIT)?;
     let ended = unmount
         .join()
         .map_err(|_| anyhow!("the thread that unmounts panicked"))?;
@@ -374,18 +375,18 @@ fn being_unmounted(lab: &mut Lab) -> Result<()> {
     expect(&state, "at_death", 1)?;
     expect(&state, "gave_up", 0)?;
     drop(module);
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
 
-    give_back(site)
+    give_back(fixture)
 }
 
 /// Releases everything, binds the device again, and checks that everything is intact.
-fn give_back(mut site: Site<'_>) -> Result<()> {
-    site.take_down()?;
+fn give_back(mut fixture: Fixture<'_>) -> Result<()> {
+    fixture.remove_devices()?;
     retired::await_none(FREE_LIMIT)?;
-    Way::Unbind.come_back(&site)?;
-    site.expect_intact()?;
-    expect_nobody_stuck()
+    Way::Unbind.come_back(&fixture)?;
+    fixture.expect_intact()?;
+    expect_no_thread_stuck()
 }
 
 /// Checks one of the module's counters.
@@ -405,9 +406,9 @@ impl Module {
     const NAME: &str = "window";
     const STATE: &str = "/sys/kernel/debug/window/state";
 
-    fn load(place: Place) -> Result<Module> {
+    fn load(position: Position) -> Result<Module> {
         let parameters = [
-            format!("place={}", place as u8),
+            format!("place={}", position as u8),
             format!("ms={}", HELD.as_millis()),
             format!("max_ms={}", HELD_AT_MOST.as_millis()),
         ];
@@ -428,7 +429,7 @@ impl Module {
     }
 
     /// Waits until this number of threads are blocked.
-    fn expect_asleep(&self, count: usize) -> Result<()> {
+    fn expect_blocked(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + FAULT_LIMIT;
         loop {
             let state = self.state()?;
@@ -437,7 +438,7 @@ impl Module {
             }
             ensure!(
                 Instant::now() < deadline,
-                "{count} threads should be held: {state:?}"
+                "{count} threads should be blocked: {state:?}"
             );
             sleep(POLL_INTERVAL);
         }

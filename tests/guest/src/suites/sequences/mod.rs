@@ -26,7 +26,7 @@ use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::injector::Injector;
 use crate::lab::Lab;
 use crate::leaks::Holdings;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 
 pub const SUITE: Suite = Suite {
@@ -71,7 +71,7 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
         rounds += 1;
         // In the first half the caches of the kernel reach their size.
         if warm.is_none() && start.elapsed() >= lab.stress / 2 {
-            warm = Some((Holdings::now()?, tally.taken_away()));
+            warm = Some((Holdings::now()?, tally.unbinds()));
         }
     }
     println!(
@@ -82,7 +82,7 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     tally.print();
     tally.expect_success()?;
     let (warm, before) = warm.context("there was no round")?;
-    warm.expect_no_objects_of(tally.taken_away() - before)?;
+    warm.expect_no_objects_of(tally.unbinds() - before)?;
     targets.iter().try_for_each(Target::check)
 }
 
@@ -95,8 +95,8 @@ impl Tally {
     const RARE: u64 = 200;
 
     /// Adds the steps of a worker's log.
-    fn add(&mut self, diary: &str) -> Result<()> {
-        for line in diary.lines() {
+    fn add(&mut self, step_log: &str) -> Result<()> {
+        for line in step_log.lines() {
             // `12 ms Touch /mnt/0: SIGBUS`
             let (step, end) = line.split_once(": ").context("a step without an end")?;
             let step = step
@@ -114,7 +114,7 @@ impl Tally {
     }
 
     /// The number of unbinds.
-    fn taken_away(&self) -> u64 {
+    fn unbinds(&self) -> u64 {
         ["Unbind", "DisableRegion", "Replug", "Reload"]
             .iter()
             .filter_map(|step| self.0.get(*step)?.get("done"))
@@ -150,7 +150,7 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     let mut loggers = Vec::new();
     for target in targets.iter() {
         let logged = target.logged;
-        let what = format!("who logs to {}", target.name());
+        let what = format!("the log of {}", target.name());
         loggers.push(Child::start(what, |link| target.log(logged, link))?);
     }
     let mut workers = Vec::new();
@@ -159,13 +159,13 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
             driver: lab.driver,
             targets: &*targets,
             random: ChaCha8Rng::seed_from_u64(lab.random.random()),
-            diary: PathBuf::from(format!("/tmp/worker{worker}")),
+            step_log: PathBuf::from(format!("/tmp/worker{worker}")),
         };
-        fs::write(&worker.diary, "")?;
-        let what = format!("a worker, whose diary is {}", worker.diary.display());
-        let diary = worker.diary.clone();
+        fs::write(&worker.step_log, "")?;
+        let what = format!("the worker with the log {}", worker.step_log.display());
+        let step_log = worker.step_log.clone();
         let child = Child::start(what, move |_| worker.work(steps, STEPS))?;
-        workers.push((child, diary));
+        workers.push((child, step_log));
     }
     let deadline = Instant::now() + ROUND_LIMIT;
     let rest = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
@@ -189,22 +189,22 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     }
     result = result.and_then(|()| settle(lab, targets, &logged));
     if let Err(error) = result {
-        for (_, diary) in &workers {
-            println!("{}:", diary.display());
-            print!("{}", fs::read_to_string(diary)?);
+        for (_, step_log) in &workers {
+            println!("{}:", step_log.display());
+            print!("{}", fs::read_to_string(step_log)?);
         }
         return Err(error).context("its steps are above");
     }
-    for (_, diary) in &workers {
-        tally.add(&fs::read_to_string(diary)?)?;
+    for (_, step_log) in &workers {
+        tally.add(&fs::read_to_string(step_log)?)?;
     }
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// Releases everything, and checks the final state.
 fn settle(lab: &Lab, targets: &mut [Target], logged: &[u64]) -> Result<()> {
     for target in targets.iter() {
-        target.let_go()?;
+        target.unmount_all()?;
     }
     retired::await_none(Duration::from_secs(20))?;
     target::bring_back(lab)?;

@@ -18,7 +18,7 @@ use nix::sys::wait::WaitStatus;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::target::{GONE, LEN, Provider, TAIL, TAIL_TAG, Target, turn};
+use super::target::{GONE, LEN, Provider, TAIL, TAIL_TAG, Target, lock};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
@@ -134,19 +134,19 @@ pub struct Worker<'a> {
     pub targets: &'a [Target],
     pub random: ChaCha8Rng,
     /// The file with its log.
-    pub diary: PathBuf,
+    pub step_log: PathBuf,
 }
 
 impl Worker<'_> {
     /// Runs `count` random steps of `choice`.
     pub fn work(mut self, choice: &[Step], count: u32) -> Result<()> {
-        let mut diary = OpenOptions::new().append(true).open(&self.diary)?;
+        let mut step_log = OpenOptions::new().append(true).open(&self.step_log)?;
         let start = Instant::now();
         for _ in 0..count {
             let step = choice[self.random.random_range(0..choice.len())];
             let target = &self.targets[self.random.random_range(0..self.targets.len())];
             let at = start.elapsed().as_millis();
-            write!(diary, "{at:>7} ms {step:?} {}: ", target.name())?;
+            write!(step_log, "{at:>7} ms {step:?} {}: ", target.name())?;
             // However many random numbers the step draws, the next one is the same.
             let random = ChaCha8Rng::from_rng(&mut self.random);
             let end = Acting {
@@ -157,8 +157,8 @@ impl Worker<'_> {
             .step(step, target)
             .with_context(|| format!("{step:?} of {}", target.name()));
             match &end {
-                Ok(end) => writeln!(diary, "{end}")?,
-                Err(error) => writeln!(diary, "{error:?}")?,
+                Ok(end) => writeln!(step_log, "{end}")?,
+                Err(error) => writeln!(step_log, "{error:?}")?,
             }
             end?;
         }
@@ -201,18 +201,18 @@ impl Acting<'_> {
                 &[Errno::ENODEV, Errno::EBUSY, Errno::ENXIO, Errno::ENOENT],
             ),
             DisableRegion => {
-                let _turn = target.region_turn()?;
+                let _lock = target.lock_region()?;
                 match target.region() {
                     Ok(region) => allowed(region.try_unbind_region(), ABSENT),
                     Err(error) => absent(&error),
                 }
             }
             EnableRegion => {
-                let _turn = target.region_turn()?;
+                let _lock = target.lock_region()?;
                 enable(target)
             }
             Replug => {
-                let _turn = target.region_turn()?;
+                let _lock = target.lock_region()?;
                 replug(target, pause)
             }
             ReadOnly => read_only(target, pause),
@@ -295,7 +295,7 @@ impl Acting<'_> {
             let order = format!("{} 1", at / 512);
             return allowed(sysfs::try_write(disk.path("badblocks"), &order), ABSENT);
         }
-        let _turn = target.failure_turn()?;
+        let _lock = target.lock_failures()?;
         let start = match device.resource() {
             Ok(start) => start,
             Err(error) => return absent(&error),
@@ -339,7 +339,7 @@ impl Acting<'_> {
 
     fn reload(&self) -> Result<String> {
         // modprobe does not wait for a module that is being unloaded.
-        let _turn = turn("reload")?;
+        let _lock = lock("reload")?;
         for target in self.targets {
             allowed(target.try_unmount(), &[Errno::EBUSY, Errno::EINVAL])?;
         }
@@ -401,7 +401,7 @@ fn touch(target: &Target, sharing: Sharing, write: bool, pause: Duration) -> Res
         Err(error) => return allowed_of(Err(error), GONE),
     };
     let right = stamped(LEN, 1);
-    let mut child = Child::start("who touches memory", |_| {
+    let mut child = Child::start("the process that accesses the memory", |_| {
         let mapping = match Mapping::of_pages(&file, LEN, sharing, true) {
             Ok(mapping) => mapping,
             Err(error) => return allowed(Err(error), GONE).map(drop),
@@ -472,7 +472,7 @@ fn fail(target: &Target) -> Result<String> {
     if target.provider != Provider::Injector {
         return Ok("cannot fail".to_owned());
     }
-    let _turn = target.failure_turn()?;
+    let _lock = target.lock_failures()?;
     let file = match File::options()
         .read(true)
         .write(true)
@@ -579,7 +579,7 @@ fn replug(target: &Target, pause: Duration) -> Result<String> {
         }
         Provider::Injector => {
             // No file of the module may be open: an open debugfs file holds no reference.
-            let _turn = target.failure_turn()?;
+            let _lock = target.lock_failures()?;
             // Bound regions hold a reference to it.
             allowed(region.try_unbind_region(), ABSENT)?;
             let end = unload(Injector::NAME)?;

@@ -66,14 +66,14 @@ pub struct Target {
 
 impl Target {
     /// Makes the file system, on the region with this index in the order of addresses.
-    pub fn make(lab: &Lab, place: u32, provider: Provider, fs: FileSystem) -> Result<Target> {
-        let address = lab.region(place)?.resource()?;
-        let disk = lab.prepare_in(place, Mode::FsdaxMem)?.disk;
+    pub fn make(lab: &Lab, index: u32, provider: Provider, fs: FileSystem) -> Result<Target> {
+        let address = lab.region(index)?.resource()?;
+        let disk = lab.prepare_in(index, Mode::FsdaxMem)?.disk;
         let target = Target {
             provider,
             address,
             fs,
-            point: PathBuf::from(format!("/mnt/{place}")),
+            point: PathBuf::from(format!("/mnt/{index}")),
             logged: 0,
         };
         fs::create_dir_all(&target.point)?;
@@ -102,7 +102,7 @@ impl Target {
         fs::write(target.path("used"), stamped(LEN, 1))?;
         fs::write(target.path("log"), [0; 8])?;
         fs::write(target.path("failing"), [1; PAGE])?;
-        target.let_go()?;
+        target.unmount_all()?;
         Ok(target)
     }
 
@@ -129,19 +129,19 @@ impl Target {
 
     /// Takes the lock under which the region is bound and unbound. The kernel crashes if a region
     /// is unbound while its namespaces are being added (docs/kernel-bugs.md).
-    pub fn region_turn(&self) -> Result<Flock<File>> {
-        self.turn("region")
+    pub fn lock_region(&self) -> Result<Flock<File>> {
+        self.lock("region")
     }
 
     /// Takes the lock under which memory is made to fail and the module for that is unloaded. Such
     /// a failure would kill this process if it had that memory mapped.
-    pub fn failure_turn(&self) -> Result<Flock<File>> {
-        self.turn("failure")
+    pub fn lock_failures(&self) -> Result<Flock<File>> {
+        self.lock("failure")
     }
 
     /// Takes the device's lock of this name.
-    fn turn(&self, what: &str) -> Result<Flock<File>> {
-        turn(&format!("{what}-of{}", self.name().replace('/', "-")))
+    fn lock(&self, what: &str) -> Result<Flock<File>> {
+        lock(&format!("{what}-of{}", self.name().replace('/', "-")))
     }
 
     /// The device to which a driver is or can be bound.
@@ -165,7 +165,7 @@ impl Target {
     /// (docs/kernel-bugs.md).
     pub fn try_mount(&self) -> Result<io::Result<()>> {
         // No other process mounts it in between.
-        let _turn = self.turn("mount")?;
+        let _lock = self.lock("mount")?;
         let disk = self.disk()?;
         let kind = Some(self.fs.name());
         let options = Some("dax=always");
@@ -210,7 +210,7 @@ impl Target {
     }
 
     /// Unmounts it as often as it is mounted.
-    pub fn let_go(&self) -> Result<()> {
+    pub fn unmount_all(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match umount2(&self.point, MntFlags::empty()) {
@@ -247,7 +247,7 @@ impl Target {
     /// Writes increasing numbers durably until it is told to stop, and reports the last one that
     /// is.
     pub fn log(&self, mut number: u64, link: &mut Link) -> Result<()> {
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             let next = number + 1;
             let written = Access::Buffered.open(&self.path("log")).and_then(|file| {
                 file.write_all_at(&next.to_le_bytes(), 0)?;
@@ -285,7 +285,7 @@ impl Target {
             self.logged
         );
         self.logged = found;
-        self.let_go()
+        self.unmount_all()
     }
 
     /// Checks the file system by fsck.
@@ -295,11 +295,11 @@ impl Target {
 }
 
 /// Takes the lock of this name.
-pub fn turn(what: &str) -> Result<Flock<File>> {
+pub fn lock(what: &str) -> Result<Flock<File>> {
     let file = File::create(format!("/tmp/{what}"))?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
-        .with_context(|| format!("waiting for one's turn: {what}"))
+        .with_context(|| format!("locking {what}"))
 }
 
 /// Adds providers, regions and the driver again.

@@ -112,7 +112,7 @@ pub fn write_files(dir: &Path) -> Result<()> {
 }
 
 /// A mounted file system with two durable files.
-pub struct Site<'a> {
+pub struct Fixture<'a> {
     pub lab: &'a Lab,
     pub fs: Fs,
     pub under: Under,
@@ -124,22 +124,22 @@ pub struct Site<'a> {
     iomem: String,
 }
 
-impl<'a> Site<'a> {
+impl<'a> Fixture<'a> {
     /// Builds the whole stack.
-    pub fn build(lab: &'a Lab, fs: Fs, under: Under) -> Result<Site<'a>> {
-        Site::build_with_timeout(lab, fs, under, TIMEOUT)
+    pub fn build(lab: &'a Lab, fs: Fs, under: Under) -> Result<Fixture<'a>> {
+        Fixture::build_with_timeout(lab, fs, under, TIMEOUT)
     }
 
-    /// As [`Site::build`], with this timeout of the driver for pinned pages.
+    /// As [`Fixture::build`], with this timeout of the driver for pinned pages.
     pub fn build_with_timeout(
         lab: &'a Lab,
         fs: Fs,
         under: Under,
         timeout: Duration,
-    ) -> Result<Site<'a>> {
+    ) -> Result<Fixture<'a>> {
         retired::set_timeout(lab.driver, timeout)?;
         for region in 0..under.regions() {
-            // Earlier sites may have left superblocks and partitions.
+            // Earlier fixtures may have left superblocks and partitions.
             let disk = lab.ready(region)?.disk;
             run("wipefs", &["-q", "-a", "-f", &disk.node_str()])?;
             run("blockdev", &["--rereadpt", &disk.node_str()])?;
@@ -148,7 +148,7 @@ impl<'a> Site<'a> {
         if under == Under::Partition {
             disk.cut(&format!("label: gpt\nstart={START}, size={SECTORS}\n"))?;
         }
-        let mut site = Site {
+        let mut fixture = Fixture {
             lab,
             fs,
             under,
@@ -157,8 +157,8 @@ impl<'a> Site<'a> {
             mount: None,
             iomem: iomem()?,
         };
-        site.stack()?;
-        let node = site.disk.node_str();
+        fixture.stack()?;
+        let node = fixture.disk.node_str();
         let mount = fs.make_and_mount(&node)?;
         if fs.is_writable() {
             write_files(&mount.path(""))?;
@@ -173,8 +173,8 @@ impl<'a> Site<'a> {
         }
         let used = mount.path("used");
         ensure!(is_dax(&used)?, "{} is not a DAX file", used.display());
-        site.mount = Some(mount);
-        Ok(site)
+        fixture.mount = Some(mount);
+        Ok(fixture)
     }
 
     /// Finds the device for the file system, and makes it if it is a mapped one.
@@ -275,7 +275,7 @@ impl<'a> Site<'a> {
     }
 
     /// Unmounts, and removes the devices on top.
-    pub fn take_down(&mut self) -> Result<()> {
+    pub fn remove_devices(&mut self) -> Result<()> {
         self.unmount()?;
         if let Some(over) = self.over.take() {
             over.remove()?;
@@ -304,7 +304,7 @@ impl<'a> Site<'a> {
         let fs = self.fs;
         self.mount.take().context("not mounted")?.unmount()?;
         fs.check(&node)?;
-        self.take_down()?;
+        self.remove_devices()?;
         let iomem = iomem()?;
         ensure!(
             iomem == self.iomem,
