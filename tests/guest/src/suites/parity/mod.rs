@@ -6,6 +6,7 @@
 
 mod differences;
 mod facts;
+mod tables;
 
 use anyhow::{Result, ensure};
 

@@ -7,10 +7,16 @@
 //! start the user, remove the device, check the user's end, unmount, add the device again, and
 //! check that everything is intact.
 
+mod blocked;
 mod cells;
 mod fixture;
 mod holders;
 mod limits;
+mod mappings;
+mod modes;
+mod races;
+mod reports;
+mod retirement;
 mod special;
 mod stress;
 mod users;

@@ -7,6 +7,8 @@
 //! At the end of a round nothing is in use. Then nothing is retired, all devices can be bound, all
 //! file systems can be mounted, and all durable data are intact.
 
+mod operations;
+mod outcome;
 mod steps;
 mod target;
 

@@ -4,15 +4,15 @@
 //! regions, and its removal while it is in use. The device is that of a PC, with two ranges that
 //! `memmap=` on the command line makes persistent, and behind them one that is not whole pages.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+mod fixture;
+mod removal;
 
-use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 use super::{Suite, Test};
 use crate::command::{run, run_expecting_failure};
@@ -20,17 +20,17 @@ use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
-use crate::filesystem::Mount;
-use crate::lab::{Lab, Prepared, Skip};
+use crate::lab::{Lab, Skip};
 use crate::leaks::{Holdings, reservation};
-use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::Mode;
 use crate::platform::{LEGACY, LEGACY_DRIVER, LEGACY_MODULE, PlatformDevice};
-use crate::process::{Child, Link, expect_no_process_stuck, expect_no_thread_stuck};
-use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
+pub use fixture::Fixture;
+use fixture::LEN;
+pub use removal::unbind_in_child;
+use removal::{concurrent_unbinds, goes_in_use, while_retired};
 
 pub const SUITE: Suite = Suite {
     name: "platform",
@@ -60,8 +60,6 @@ pub const SUITE: Suite = Suite {
 
 /// A step that takes longer hangs.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// The size of the file that is used during the removal.
-const LEN: usize = PMD;
 
 /// The device, if the driver under test supports it.
 fn device(lab: &Lab) -> Result<PlatformDevice> {
@@ -338,232 +336,9 @@ fn module_goes(lab: &mut Lab) -> Result<()> {
     expect_mark(lab, 6)
 }
 
-/// A file system with DAX and a file.
-pub struct Fixture {
-    region: u32,
-    mount: Mount,
-}
-
-impl Fixture {
-    /// Makes the file system on an existing disk.
-    pub fn on(region: u32, disk: &Disk) -> Result<Fixture> {
-        let node = disk.node_str();
-        Ext4.make(&node)?;
-        let mount = Ext4.mount(&node, "dax=always")?;
-        fs::write(mount.path("file"), stamped(LEN, region.into()))?;
-        run("sync", &["-f", &mount.path("file").to_string_lossy()])?;
-        Ok(Fixture { region, mount })
-    }
-
-    fn build(lab: &Lab, region: u32, mode: Mode) -> Result<Fixture> {
-        let Prepared { disk, .. } = lab.prepare_in(region, mode)?;
-        Fixture::on(region, &disk)
-    }
-
-    /// After the device was bound again: checks that the contents are intact.
-    pub fn expect_intact(self, disk: &Disk) -> Result<()> {
-        self.mount.unmount()?;
-        let node = disk.node_str();
-        let mount = Ext4.mount(&node, "dax=always")?;
-        let found = fs::read(mount.path("file"))?;
-        expect_same("the file", &found, &stamped(LEN, self.region.into()))?;
-        mount.unmount()?;
-        Ext4.check(&node)
-    }
-
-    /// Starts a process that reads the file through a mapping until it gets a signal.
-    pub fn start_reader(&self) -> Result<Child> {
-        let path = self.mount.path("file");
-        Child::start_ready("the reader", |link| read_for_ever(&path, link))
-    }
-
-    /// Starts a process that reads and writes with system calls until one fails.
-    fn start_caller(&self) -> Result<Child> {
-        let path = self.mount.path("file");
-        let bytes = stamped(LEN, self.region.into());
-        Child::start_ready("the caller", |link| call_until_error(&path, &bytes, link))
-    }
-}
-
-fn read_for_ever(path: &Path, link: &mut Link) -> Result<()> {
-    let file = Access::Buffered.open(path)?;
-    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
-    let read_all = || {
-        for page in (0..LEN).step_by(PAGE) {
-            mapping.load(page);
-        }
-    };
-    read_all();
-    link.say("ready")?;
-    loop {
-        read_all();
-    }
-}
-
-fn call_until_error(path: &Path, bytes: &[u8], link: &mut Link) -> Result<()> {
-    let file = Access::Buffered.open(path)?;
-    let round = |buffer: &mut [u8]| -> io::Result<()> {
-        file.write_all_at(bytes, 0)?;
-        file.sync_data()?;
-        file.read_exact_at(buffer, 0)
-    };
-    let mut buffer = vec![0; bytes.len()];
-    round(&mut buffer)?;
-    link.say("ready")?;
-    loop {
-        let result = round(&mut buffer);
-        if result.is_err() {
-            // A file system that could not write its journal is read-only.
-            let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];
-            errno::expect("calls when the device has gone", result, &right)?;
-            return errno::expect(
-                "reading after that",
-                file.read_exact_at(&mut buffer, 0),
-                &right,
-            )
-            .map(drop);
-        }
-    }
-}
-
-/// Unbinds a device from the driver under test, in a child process, because that may never return.
-pub fn unbind_in_child(lab: &Lab, device: &PlatformDevice) -> Result<()> {
-    let began = Instant::now();
-    Child::start("the process that unbinds the device", |_| {
-        Ok(device.try_unbind(lab.driver.name())?)
-    })?
-    .expect_done(LIMIT)?;
-    println!("it went after {:?}", began.elapsed());
-    device.expect_driver(None)
-}
-
 /// The disk of a region, after its namespace was bound automatically.
 pub fn disk_in(lab: &Lab, region: u32) -> Result<Disk> {
     let bound = lab.holder_in(region)?;
     bound.expect_driver(Some(lab.driver))?;
     Ok(Disk::named(bound.disk_name()?))
-}
-
-fn goes_in_use(lab: &mut Lab, mode: Mode) -> Result<()> {
-    let device = device(lab)?;
-    let fixtures = [Fixture::build(lab, 0, mode)?, Fixture::build(lab, 1, mode)?];
-    let mut reader = fixtures[0].start_reader()?;
-    let mut caller = fixtures[1].start_caller()?;
-    unbind_in_child(lab, &device)?;
-    expect_nothing_left()?;
-    reader.expect_signal(Signal::SIGBUS, LIMIT)?;
-    caller.expect_done(LIMIT)?;
-    expect_no_process_stuck()?;
-
-    retired::expect(0)?;
-    device.bind(lab.driver.name())?;
-    for (region, fixture) in (0..).zip(fixtures) {
-        fixture.expect_intact(&disk_in(lab, region)?)?;
-    }
-    expect_no_thread_stuck()
-}
-
-/// Accepts that a concurrent unbind has removed the device already.
-fn or_gone(result: io::Result<()>) -> Result<()> {
-    match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(()),
-        result => Ok(result?),
-    }
-}
-
-fn concurrent_unbinds(lab: &mut Lab) -> Result<()> {
-    let device = device(lab)?;
-    let fixture = Fixture::build(lab, 0, Mode::FsdaxDev)?;
-    let mut reader = fixture.start_reader()?;
-    let region = lab.region(0)?;
-    let bound = lab.holder_in(0)?;
-    let unbind = || or_gone(device.try_unbind(lab.driver.name()));
-    let mut all = [
-        Child::start("the first unbinding process", |_| unbind())?,
-        Child::start("the second unbinding process", |_| unbind())?,
-        Child::start("the process that unbinds the region", |_| {
-            or_gone(region.try_unbind_region())
-        })?,
-        Child::start("the process that unbinds the disk", |_| {
-            or_gone(bound.try_unbind(lab.driver))
-        })?,
-    ];
-    for process in &mut all {
-        process.expect_done(LIMIT)?;
-    }
-    reader.expect_signal(Signal::SIGBUS, LIMIT)?;
-    device.expect_driver(None)?;
-    expect_nothing_left()?;
-    device.bind(lab.driver.name())?;
-    fixture.expect_intact(&disk_in(lab, 0)?)?;
-    expect_no_thread_stuck()
-}
-
-/// A page of the first range is pinned, so unbind retires that range. The device can be bound again
-/// meanwhile, without that range.
-fn while_retired(lab: &mut Lab) -> Result<()> {
-    retired::set_timeout(lab.driver, TIMEOUT)?;
-    let device = device(lab)?;
-    let fixtures = [
-        Fixture::build(lab, 0, Mode::Raw)?,
-        Fixture::build(lab, 1, Mode::Raw)?,
-    ];
-    let path = fixtures[0].mount.path("file");
-    let mut pinner =
-        Child::start_ready("the process with pages in a pipe", |link| pin(&path, link))?;
-    unbind_in_child(lab, &device)?;
-    expect_nothing_left()?;
-    let list = retired::expect(1)?;
-    println!("retired: {list:?}");
-
-    for _ in 0..2 {
-        let mut messages = Messages::from_now()?;
-        device.bind(lab.driver.name())?;
-        messages.expect(&["it was retired with"])?;
-        let namespace = lab.namespace(0)?;
-        namespace.expect_driver(None)?;
-        let refused = namespace.try_bind(lab.driver);
-        errno::expect("binding the retired range", refused, &[Errno::EBUSY])?;
-        disk_in(lab, 1)?;
-        device.unbind()?;
-        retired::expect(1)?;
-    }
-    device.bind(lab.driver.name())?;
-    expect_module_in_use(lab)?;
-
-    pinner.go()?;
-    pinner.expect_done(LIMIT)?;
-    retired::await_none(LIMIT)?;
-    lab.namespace(0)?.bind(lab.driver)?;
-    for (region, fixture) in (0..).zip(fixtures) {
-        fixture.expect_intact(&disk_in(lab, region)?)?;
-    }
-    device.unbind()?;
-    device.bind(lab.driver.name())?;
-    disk_in(lab, 0)?;
-    lab.driver.unload()?;
-    lab.driver.load()?;
-    expect_no_thread_stuck()
-}
-
-fn pin(path: &Path, link: &mut Link) -> Result<()> {
-    use std::io::Read;
-    const PIPED: usize = 4 * PAGE;
-
-    let file = Access::Buffered.open(path)?;
-    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
-    let before = mapping.to_vec(0, PIPED);
-    let (reader, writer) = nix::unistd::pipe()?;
-    let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-    ensure!(given == PIPED, "{given} bytes were put into the pipe");
-    drop((mapping, file));
-    link.say("ready")?;
-    link.wait()?;
-    let mut found = vec![0; PIPED];
-    fs::File::from(reader).read_exact(&mut found)?;
-    expect_same("what is in the pipe", &found, &before)?;
-    if before != stamped(LEN, 0)[..PIPED] {
-        bail!("the file does not hold what was written to it");
-    }
-    Ok(())
 }
