@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A provider of persistent memory that goes bad on demand.
+//! A provider of persistent memory whose media errors are injected.
 //!
-//! Makes an nvdimm bus with one region, without labels, over memory that the command line has reserved
-//! (`memmap=SIZE$START`). The kernel's own `nfit_test` cannot serve a driver that was not built with its
-//! wrappers. In debugfs, under `injector`:
+//! Registers an nvdimm bus with one region, without labels, over memory that the command line has
+//! reserved (`memmap=SIZE$START`). The kernel's own `nfit_test` only works with drivers that were
+//! built with its wrappers. In debugfs, under `injector`:
 //!
-//! - `inject`: writing `ADDRESS LENGTH` makes so many bytes bad, and tells libnvdimm;
+//! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm;
 //! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check;
-//! - `limit`: how many bytes clearing an error clears at most; with 0 it is refused;
+//! - `limit`: the maximum number of bytes that are cleared; with 0 clearing fails;
 //! - `clears`: all requests to clear errors so far, one `ADDRESS LENGTH` a line.
 //!
-//! Nothing happens to the memory itself: it reads as before. Not a part of the driver.
+//! The memory itself is not changed: it reads as before. Not a part of the driver.
 
 use core::ptr::NonNull;
 use kernel::{
@@ -35,7 +35,7 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-/// `struct nvdimm_bus` and others, of which nothing but the address is of interest here.
+/// `struct nvdimm_bus` and other types, only the addresses of which are used.
 #[repr(C)]
 struct Opaque([u8; 0]);
 
@@ -65,16 +65,16 @@ const ND_CMD_ARS_CAP: c_uint = 1;
 const ND_CMD_CLEAR_ERROR: c_uint = 4;
 /// Errors of persistent memory can be found (`ND_ARS_PERSISTENT`), in the upper half of the status.
 const PERSISTENT: u32 = 2 << 16;
-/// As firmware does: finer than a sector.
+/// The granularity of errors, finer than a sector as in firmware.
 const UNIT: u32 = 256;
 
 extern "C" {
-    // libnvdimm.c
+    // From libnvdimm.c.
     fn injector_bus_register(parent: *mut c_void) -> *mut Opaque;
     fn injector_region_create(bus: *mut Opaque, start: u64, size: u64) -> *mut Opaque;
     fn injector_region_notify(region: *mut Opaque);
 
-    // The kernel
+    // From the kernel.
     fn nvdimm_bus_unregister(bus: *mut Opaque);
     fn nvdimm_bus_add_badrange(bus: *mut Opaque, address: u64, length: u64) -> c_int;
     fn memory_failure(pfn: c_ulong, flags: c_int) -> c_int;
@@ -82,7 +82,7 @@ extern "C" {
 }
 
 global_lock! {
-    // SAFETY: Initialised when the module is, before there is a bus.
+    // SAFETY: Initialised with the module, before there is a bus.
     unsafe(uninit) static CLEARS: Mutex<KVec<(u64, u64)>> = KVec::new();
 }
 
@@ -93,8 +93,8 @@ static LIMIT: Atomic<u64> = Atomic::new(u64::MAX);
 ///
 /// # Safety
 ///
-/// For libnvdimm only: `buffer` must have `len` bytes that are nobody else's, and `status` be valid for
-/// writing.
+/// For libnvdimm only: `buffer` must have `len` bytes with no other user, and `status` must be
+/// valid for writing.
 #[no_mangle]
 unsafe extern "C" fn injector_command(
     _desc: *mut Opaque,
@@ -115,14 +115,13 @@ unsafe extern "C" fn injector_command(
             Ok(())
         }
         ND_CMD_CLEAR_ERROR if nvdimm.is_null() && len >= size_of::<ClearError>() => {
-            // SAFETY: As above.
+            // SAFETY: By the safety requirements and the length. The type has no alignment.
             clear(unsafe { &mut *buffer.cast::<ClearError>() })
         }
         _ => return ENOTTY.to_errno(),
     };
 
-    // What the firmware says comes here, what the transport says is returned.
-    //
+    // `status` has the result of the firmware; the return value is the result of the transport.
     // SAFETY: By the safety requirements.
     unsafe { *status = result.err().map_or(0, |err| err.to_errno()) };
     0
@@ -149,7 +148,7 @@ struct Provider {
 
 // SAFETY: Both may be used by any thread.
 unsafe impl Send for Provider {}
-// SAFETY: As above.
+// SAFETY: Both may be used by any thread.
 unsafe impl Sync for Provider {}
 
 /// Reads up to two numbers, decimal or, with `0x`, hexadecimal.
@@ -173,7 +172,7 @@ fn numbers(reader: &mut UserSliceReader) -> Result<(u64, Option<u64>)> {
 fn inject(provider: &Provider, reader: &mut UserSliceReader) -> Result {
     let (address, length) = numbers(reader)?;
 
-    // SAFETY: The files go before the bus does.
+    // SAFETY: The files are removed before the bus.
     unsafe {
         to_result(nvdimm_bus_add_badrange(
             provider.bus.as_ptr(),
@@ -189,8 +188,7 @@ fn fail(_: &(), reader: &mut UserSliceReader) -> Result {
     let pfn = (numbers(reader)?.0 >> PAGE_SHIFT) as c_ulong;
 
     // As `uc_decode_notifier()` does in arch/x86/kernel/cpu/mce/core.c.
-    //
-    // SAFETY: May sleep here. Only root may write to the file, who knows what he does.
+    // SAFETY: May sleep here. Only root can write to the file.
     unsafe {
         to_result(memory_failure(pfn, 0))?;
         to_result(set_mce_nospec(pfn))
@@ -213,12 +211,12 @@ fn set_limit(_: &(), reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
-/// The registration of the bus, and of all that is on it.
+/// The registration of the bus, and of all its devices.
 struct Bus(NonNull<Opaque>);
 
 // SAFETY: A bus may be unregistered by any thread.
 unsafe impl Send for Bus {}
-// SAFETY: Nothing can be done with a shared reference.
+// SAFETY: A shared reference has no methods.
 unsafe impl Sync for Bus {}
 
 impl Drop for Bus {
@@ -228,7 +226,7 @@ impl Drop for Bus {
     }
 }
 
-/// What the bus leaves in memory that no drop frees: a static one.
+/// Frees the list of requests, which is static and so is never dropped.
 struct Clears;
 
 impl Drop for Clears {
@@ -237,7 +235,7 @@ impl Drop for Clears {
     }
 }
 
-/// The module. The fields go in the order in which they stand here.
+/// The module. Fields are in the order in which they must be dropped.
 struct Injector {
     _inject: Pin<KBox<File<Provider>>>,
     _others: [Pin<KBox<File<()>>>; 3],
@@ -254,11 +252,12 @@ impl kernel::Module for Injector {
         let parent = faux::Registration::new(c"injector", None)?;
         let generic: &device::Device<device::Bound> = parent.as_ref().as_ref();
 
-        // SAFETY: The parent is a device, and stays longer than the bus.
-        // CAST: `device::Device` is a transparent wrapper of `struct device`.
+        // SAFETY: The parent is a device, and outlives the bus. CAST: `device::Device` is a
+        // transparent wrapper of `struct device`.
         let bus = unsafe { injector_bus_register(core::ptr::from_ref(generic).cast_mut().cast()) };
         let bus = Bus(NonNull::new(bus).ok_or(ENXIO)?);
-        // SAFETY: The bus is registered. That the memory is there to be used is what the parameters say.
+        // SAFETY: The bus is registered. The parameters name memory that is reserved for this
+        // module.
         let region = unsafe {
             injector_region_create(
                 bus.0.as_ptr(),
@@ -299,16 +298,16 @@ module! {
     type: Injector,
     name: "injector",
     authors: ["The pmem-rs authors"],
-    description: "A provider of persistent memory that goes bad on demand",
+    description: "A provider of persistent memory with injected media errors",
     license: "GPL v2",
     params: {
         start: u64 {
             default: 0,
-            description: "Where the memory begins",
+            description: "Start of the memory",
         },
         size: u64 {
             default: 0,
-            description: "How many bytes it has",
+            description: "Size of the memory in bytes",
         },
     },
 }

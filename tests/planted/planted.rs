@@ -2,10 +2,10 @@
 
 //! Bugs planted on purpose, one for each checker of the debug kernel.
 //!
-//! Loading the module with `bug=N` commits one of them, and the test harness must notice. It shows
-//! that the checkers are on, and that those that need the compiler's help see Rust code. Another one
-//! is not for a checker: it keeps grace periods of `synchronize_rcu_tasks()` from ending for as long as
-//! the module is loaded. Not a part of the driver.
+//! Loading the module with `bug=N` runs one of them, and the test harness must detect it. This
+//! shows that the checkers are on, and that those that need the compiler's help work for Rust code.
+//! One more is not for a checker: it prevents grace periods of `synchronize_rcu_tasks()` from
+//! ending while the module is loaded. Not a part of the driver.
 
 use core::{
     ffi::{
@@ -38,7 +38,7 @@ struct Planted {
     _busy: Option<Busy>,
 }
 
-/// `struct task_struct`, of which nothing but the address is of interest here.
+/// `struct task_struct`, only the address of which is used.
 #[repr(C)]
 struct TaskStruct([u8; 0]);
 
@@ -58,25 +58,25 @@ extern "C" {
 
 /// `NUMA_NO_NODE`.
 const NO_NODE: c_int = -1;
-/// It leaves to others as much as it can.
+/// The lowest priority.
 const NICE: c_long = 19;
 
-/// A thread that never schedules of its own accord.
+/// A thread that never schedules voluntarily.
 ///
 /// # Invariants
 ///
-/// The thread runs, and nothing else stops it.
+/// The thread runs, and only `drop` stops it.
 struct Busy(*mut TaskStruct);
 
 // SAFETY: Any thread may stop another one.
 unsafe impl Send for Busy {}
-// SAFETY: A shared reference is good for nothing.
+// SAFETY: A shared reference has no methods.
 unsafe impl Sync for Busy {}
 
 impl Busy {
     fn start() -> Result<Self> {
-        // SAFETY: The function takes no data, and stays until the thread has ended: `drop` waits for that.
-        // The name has nothing to be replaced.
+        // SAFETY: The function takes no data, and exists until the thread has ended: `drop` waits
+        // for that. The name has no format specifiers.
         let task = from_err_ptr(unsafe {
             kthread_create_on_node(spin, ptr::null_mut(), NO_NODE, c"planted".as_ptr())
         })?;
@@ -93,7 +93,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant it runs, and is stopped only here. May sleep.
+        // SAFETY: By the type invariant the thread runs, and is stopped only here. May sleep.
         unsafe { kthread_stop(self.0) };
     }
 }
@@ -165,7 +165,7 @@ fn sleep_in_atomic(locks: &Locks) {
     fsleep(Delta::from_millis(20));
 }
 
-/// For lockdep: no deadlock, but the order of one.
+/// For lockdep: locks are taken in both orders, without a deadlock.
 fn lock_inversion(locks: &Locks) {
     {
         let _first = locks.first.lock();

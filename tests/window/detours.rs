@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Holds page faults between translation and insertion, and unmounts before their end, so that a device can be
-//! taken away there.
+//! Blocks page faults between translation and insertion, and unmounts before their end, so that
+//! tests can unbind the device at that moment.
 //!
-//! A thread that is called `window` is held in the fault path of `fs/dax.c`, or in an unmount, at a place that
-//! `place` names, until `ms` milliseconds after somebody has begun to kill a DAX device, but no longer than
-//! `max_ms`. Faults that begin after that are left alone. What has happened is in the debugfs file
-//! `window/state`. Not a part of the driver.
+//! A thread named `window` is blocked in the fault path of `fs/dax.c`, or in an unmount, at the
+//! position `place`, until `ms` milliseconds after the first `kill_dax()`, but no longer than
+//! `max_ms`. Faults that begin after that are not blocked. The debugfs file `window/state` has the
+//! counters. Not a part of the driver.
 //!
-//! It works as livepatch does: ftrace calls back at the entry of a function, and the callback makes the
-//! CPU go on in a detour instead, which calls the real function. A call from this module itself is not
-//! diverted.
+//! It works like livepatch: ftrace calls back at the entry of a function, and the callback makes
+//! the CPU continue in a detour instead, which calls the real function. A call from this module
+//! itself is not diverted.
 
 use core::ptr::addr_of_mut;
 use kernel::{
@@ -37,34 +37,35 @@ use kernel::{
     },
 };
 
-/// The name of the threads that are held.
-const WHO: &[u8] = b"window\0";
-/// How often those who are held look whether they may go on.
+/// The name of the threads that are blocked.
+const THREAD_NAME: &[u8] = b"window\0";
+/// How often a blocked thread checks whether it may go on.
 const TICK: Delta = Delta::from_millis(10);
-/// How long the walk is held at most, in ticks.
+/// How long the walk is blocked at most, in ticks.
 const WALK_TICKS: u32 = 500;
-/// How long the walk stays held after the last fault was let go, so that it can end first.
+/// How long the walk stays blocked after the last fault was released, so that the fault can end
+/// first.
 const HEAD_START: Delta = Delta::from_millis(300);
-/// How many rounds over a file's pages the walk may do.
+/// After how many rounds over a file's pages the walk is blocked.
 const ROUNDS: u32 = 2;
 
-/// Where a fault is held.
+/// Where a fault is blocked.
 mod place {
-    /// The page is translated, but `dax_read_lock` still held.
+    /// The page is translated, but `dax_read_lock` is still held.
     pub(crate) const TRANSLATING: u8 = 0;
-    /// `dax_read_lock` is not held any more; the entry in the page cache is locked, and does not yet
-    /// name a page if it is new.
+    /// `dax_read_lock` is no longer held; the entry in the page cache is locked, and does not yet
+    /// refer to a page if it is new.
     pub(crate) const TRANSLATED: u8 = 1;
     /// A fault of `MAP_SYNC` has unlocked the entry and synced the file, and is about to insert the
-    /// page. To show what can happen here, the walk of `dax_layout_busy_page_range` over the file is
-    /// held too, after its second round, until the fault has ended.
+    /// page. To show what can happen here, the walk of `dax_layout_busy_page_range` over the file
+    /// is blocked too, after its second round, until the fault has ended.
     pub(crate) const SYNCED: u8 = 2;
-    /// Not a fault: an unmount has taken the file system apart and given back its disk, but what the
-    /// file system itself keeps, its DAX device among it, is still there.
+    /// Not a fault: an unmount has shut down the file system and released its disk, but the file
+    /// system still has its DAX device.
     pub(crate) const UNMOUNTED: u8 = 3;
 }
 
-/// `struct ftrace_ops`, of which nothing but the address is of interest here.
+/// `struct ftrace_ops`, only the address of which is used.
 #[repr(C)]
 struct FtraceOps([u8; 0]);
 
@@ -73,7 +74,7 @@ struct FtraceOps([u8; 0]);
 struct FtraceRegs([u8; 0]);
 
 extern "C" {
-    // ftrace.c
+    // From ftrace.c.
     static mut window_dax_read_unlock_ops: FtraceOps;
     static mut window_vfs_fsync_range_ops: FtraceOps;
     static mut window_kill_dax_ops: FtraceOps;
@@ -83,7 +84,7 @@ extern "C" {
     fn window_go_to(fregs: *mut FtraceRegs, ip: c_ulong);
     fn window_synchronize_rcu_tasks();
 
-    // The kernel
+    // From the kernel.
     fn ftrace_set_filter_ip(ops: *mut FtraceOps, ip: c_ulong, remove: c_int, reset: c_int)
         -> c_int;
     fn register_ftrace_function(ops: *mut FtraceOps) -> c_int;
@@ -96,26 +97,26 @@ extern "C" {
     fn kill_block_super(sb: *mut c_void);
 }
 
-/// What has happened.
+/// The counters.
 #[derive(Debug)]
 struct Count {
     /// Threads that are inside of a detour.
     inside: Atomic<u32>,
-    /// Threads that are being held.
+    /// Threads that are blocked.
     asleep: Atomic<u32>,
-    /// How many have been held.
+    /// Threads that were blocked so far.
     slept: Atomic<u32>,
-    /// How many of them had not waited for the device, but for `max_ms`.
+    /// Those of them that were released by `max_ms`.
     gave_up: Atomic<u32>,
-    /// Whether somebody has begun to kill a DAX device.
+    /// Set once `kill_dax()` was called.
     killing: Atomic<bool>,
-    /// How many were being held then.
+    /// Threads that were blocked at that time.
     at_kill: Atomic<u32>,
-    /// How many were being held when it was dead.
+    /// Threads that were blocked when `kill_dax()` had returned.
     at_death: Atomic<u32>,
-    /// How many rounds the walk has done since.
+    /// Rounds of the walk since.
     rounds: Atomic<u32>,
-    /// Whether it was held, too.
+    /// Whether the walk was blocked, too.
     walk_held: Atomic<bool>,
 }
 
@@ -147,7 +148,7 @@ fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "walk_held {}", u32::from(walk_held))
 }
 
-/// Counts a thread as inside of a detour.
+/// Counts a thread as inside of a detour while it exists.
 struct Inside;
 
 impl Inside {
@@ -163,16 +164,16 @@ impl Drop for Inside {
     }
 }
 
-/// Whether the current thread is one of those that are held.
+/// Whether the current thread is to be blocked.
 fn is_wanted() -> bool {
-    // SAFETY: The current task is valid, and only it changes its name, but for those who write to
-    // `/proc/PID/comm`, which nobody does here.
+    // SAFETY: The current task is valid, and only it changes its name, except by `/proc/PID/comm`,
+    // which no test writes to.
     let name = unsafe { &(*Task::current_raw()).comm };
 
-    name.iter().zip(WHO).all(|(a, b)| a == b)
+    name.iter().zip(THREAD_NAME).all(|(a, b)| a == b)
 }
 
-/// Holds the current thread, if that is not too late.
+/// Blocks the current thread, unless it is too late.
 fn hold() {
     if COUNT.killing.load(Acquire) {
         return;
@@ -206,7 +207,7 @@ fn hold() {
 
 /// # Safety
 ///
-/// As of the function that it is called instead of.
+/// The requirements of the function that it replaces.
 unsafe extern "C" fn read_unlock_detour(id: c_int) {
     let inside = Inside::new();
     let place = module_parameters::place.value();
@@ -214,7 +215,7 @@ unsafe extern "C" fn read_unlock_detour(id: c_int) {
     if place == place::TRANSLATING {
         hold();
     }
-    // SAFETY: As by the caller.
+    // SAFETY: By the safety requirement.
     unsafe { dax_read_unlock(id) };
     if place == place::TRANSLATED {
         hold();
@@ -224,7 +225,7 @@ unsafe extern "C" fn read_unlock_detour(id: c_int) {
 
 /// # Safety
 ///
-/// As of the function that it is called instead of.
+/// The requirements of the function that it replaces.
 unsafe extern "C" fn fsync_detour(
     file: *mut c_void,
     start: i64,
@@ -233,7 +234,7 @@ unsafe extern "C" fn fsync_detour(
 ) -> c_int {
     let inside = Inside::new();
 
-    // SAFETY: As by the caller.
+    // SAFETY: By the safety requirement.
     let result = unsafe { vfs_fsync_range(file, start, end, datasync) };
     if module_parameters::place.value() == place::SYNCED {
         hold();
@@ -244,13 +245,13 @@ unsafe extern "C" fn fsync_detour(
 
 /// # Safety
 ///
-/// As of the function that it is called instead of.
+/// The requirements of the function that it replaces.
 unsafe extern "C" fn kill_detour(dax_dev: *mut c_void) {
     let inside = Inside::new();
 
     COUNT.at_kill.store(COUNT.asleep.load(Acquire), Relaxed);
     COUNT.killing.store(true, Release);
-    // SAFETY: As by the caller.
+    // SAFETY: By the safety requirement.
     unsafe { kill_dax(dax_dev) };
     COUNT.at_death.store(COUNT.asleep.load(Acquire), Relaxed);
     drop(inside);
@@ -258,11 +259,11 @@ unsafe extern "C" fn kill_detour(dax_dev: *mut c_void) {
 
 /// # Safety
 ///
-/// As of the function that it is called instead of.
+/// The requirements of the function that it replaces.
 unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void {
     let inside = Inside::new();
 
-    // SAFETY: As by the caller.
+    // SAFETY: By the safety requirement.
     let page = unsafe { dax_layout_busy_page_range(mapping, start, end) };
     if module_parameters::place.value() == place::SYNCED && COUNT.killing.load(Acquire) {
         let asleep = COUNT.asleep.load(Acquire) != 0;
@@ -284,11 +285,11 @@ unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -
 
 /// # Safety
 ///
-/// As of the function that it is called instead of.
+/// The requirements of the function that it replaces.
 unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
     let inside = Inside::new();
 
-    // SAFETY: As by the caller.
+    // SAFETY: By the safety requirement.
     unsafe { kill_block_super(sb) };
     if module_parameters::place.value() == place::UNMOUNTED {
         hold();
@@ -296,7 +297,7 @@ unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
     drop(inside);
 }
 
-/// Makes a hook's callback, which ftrace calls at the entry of a function.
+/// Defines a hook's callback, which ftrace calls at the entry of a function.
 macro_rules! callback {
     ($name:ident, $detour:ident, $wanted:expr) => {
         /// # Safety
@@ -331,12 +332,12 @@ struct Hook(*mut FtraceOps);
 
 // SAFETY: ftrace does its own locking.
 unsafe impl Send for Hook {}
-// SAFETY: As above.
+// SAFETY: ftrace does its own locking.
 unsafe impl Sync for Hook {}
 
 impl Hook {
     fn new(ops: *mut FtraceOps, function: usize) -> Result<Self> {
-        // SAFETY: The struct is one of ftrace.c, and is registered nowhere else. If it cannot be
+        // SAFETY: The struct is one of ftrace.c, and is registered only here. If it cannot be
         // registered, the filter is freed.
         unsafe {
             to_result(ftrace_set_filter_ip(ops, function as c_ulong, 0, 0))?;
@@ -348,8 +349,8 @@ impl Hook {
 
 impl Drop for Hook {
     fn drop(&mut self) {
-        // SAFETY: It was registered. Whoever has been diverted is inside of the detour afterwards, or
-        // through: ftrace waits for those who are at its entry.
+        // SAFETY: It was registered. Afterwards each diverted thread is inside of the detour or has
+        // left it: ftrace waits for threads at its entry.
         unsafe {
             unregister_ftrace_function(self.0);
             ftrace_free_filter(self.0);
@@ -357,7 +358,7 @@ impl Drop for Hook {
     }
 }
 
-/// Waits, when it is dropped, until nobody executes the detours any more.
+/// Waits, when it is dropped, until no thread executes the detours.
 struct Quiet;
 
 impl Drop for Quiet {
@@ -365,12 +366,12 @@ impl Drop for Quiet {
         while COUNT.inside.load(Acquire) != 0 {
             fsleep(TICK);
         }
-        // SAFETY: May sleep here. It waits for those who have yet to return from a detour.
+        // SAFETY: May sleep here. Waits for threads that have yet to return from a detour.
         unsafe { window_synchronize_rcu_tasks() };
     }
 }
 
-/// The module. The fields go in the order in which they stand here.
+/// The module. Fields are in the order in which they must be dropped.
 struct Window {
     _hooks: [Hook; 5],
     _quiet: Quiet,
@@ -415,7 +416,7 @@ module! {
     type: Window,
     name: "window",
     authors: ["The pmem-rs authors"],
-    description: "Holds DAX page faults between translation and insertion",
+    description: "Blocks DAX page faults between translation and insertion",
     license: "GPL v2",
     params: {
         place: u8 {
@@ -424,11 +425,11 @@ module! {
         },
         ms: u32 {
             default: 1000,
-            description: "How long after the beginning of kill_dax faults are held, in milliseconds",
+            description: "How long faults are blocked after kill_dax() was called, in milliseconds",
         },
         max_ms: u32 {
             default: 10000,
-            description: "How long faults are held at most, in milliseconds",
+            description: "How long faults are blocked at most, in milliseconds",
         },
     },
 }

@@ -2,29 +2,31 @@
 
 //! What is counted.
 //!
-//! A *call* of the driver begins when code outside of it jumps to its code, and ends with the return to that
-//! outside. That is seen by the stack pointer: at the beginning it points to the return address, and once it
-//! is above that, the call is over. All that is executed in between **on the same stack** counts, whether the
-//! code is the driver's or not. So what does not count is
+//! A *call* of the driver begins when code outside of it jumps to its code, and ends with the
+//! return. The stack pointer tells them apart: at the beginning it points to the return address,
+//! and once it is above that, the call has ended. All instructions in between **on the same stack**
+//! count, whether the code is the driver's or not. So these do not count:
 //!
-//! - other tasks, if the call sleeps or is preempted: they have stacks of their own, and so have soft interrupts;
-//! - interrupts and exceptions, which begin in the kernel's entry code and end when the stack pointer is
-//!   back above the frame that the CPU has pushed.
+//! - other tasks, if the call sleeps or is preempted, and soft interrupts: they have stacks of
+//!   their own;
+//! - interrupts and exceptions, which begin in the kernel's entry code and end when the stack
+//!   pointer is above the frame that the CPU has pushed.
 //!
-//! QEMU translates code in blocks, and says when one begins. A block is counted as a whole, by where it begins:
-//! as the driver's, as a copy's, or as other code. An instruction with a `rep` prefix is counted
-//! **once**, however many bytes it moves: QEMU may begin it several times, which is recognized.
+//! QEMU translates code in blocks, and calls the plugin when one begins. A block is counted as a
+//! whole, by its start: as the driver's, as a copy's, or as other code. An instruction with a `rep`
+//! prefix is counted **once**, however many bytes it moves: QEMU may begin it several times, which
+//! is recognized.
 
-/// What code at an address is.
+/// The kind of code at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The driver.
     Driver,
     /// A function that copies, clears or flushes memory.
     Copy,
-    /// Where the kernel is entered, by interrupts among others.
+    /// The entry code of the kernel, for interrupts among others.
     Entry,
-    /// Something else.
+    /// Other code.
     Other,
 }
 
@@ -35,7 +37,7 @@ pub struct Range {
     pub end: u64,
 }
 
-/// What the ranges of addresses are that are known.
+/// The kinds of the known address ranges.
 #[derive(Default)]
 pub struct Map {
     ranges: Vec<(Range, Kind)>,
@@ -48,7 +50,7 @@ impl Map {
         self.ranges.sort_by_key(|(range, _)| range.start);
     }
 
-    /// What is at an address. Ranges do not overlap.
+    /// The kind of code at an address. Ranges do not overlap.
     pub fn kind(&self, address: u64) -> Kind {
         let after = self
             .ranges
@@ -69,22 +71,22 @@ pub struct Block {
     pub last_repeats: Option<u64>,
 }
 
-/// How many instructions there were.
+/// The number of instructions by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// How often the driver was called.
+    /// The number of calls of the driver.
     pub calls: u64,
     /// In the driver.
     pub driver: u64,
-    /// In what it has called, without copies.
+    /// In functions that it has called, except copies.
     pub callees: u64,
     /// In copies.
     pub copies: u64,
 }
 
-/// What kernel stacks are aligned to, and as large as.
+/// The size and alignment of kernel stacks.
 const STACK: u64 = 16 << 10;
-/// What the CPU pushes at an interrupt, at least.
+/// The minimum size of the frame that the CPU pushes at an interrupt.
 const INTERRUPT_FRAME: u64 = 5 * 8;
 
 /// A call of the driver that has not ended.
@@ -98,14 +100,14 @@ struct Call {
     repeating: Option<u64>,
 }
 
-/// Counts one kind of work.
+/// Counts instructions.
 #[derive(Default)]
 pub struct Counter {
     counts: Counts,
     calls: Vec<Call>,
 }
 
-/// Which stack that is. A process has one.
+/// The stack of a stack pointer. A process has one.
 fn stack(pointer: u64) -> u64 {
     if pointer >> 63 == 1 {
         pointer / STACK
@@ -115,12 +117,12 @@ fn stack(pointer: u64) -> u64 {
 }
 
 impl Counter {
-    /// What was counted.
+    /// The result.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Takes note that a block is about to be executed.
+    /// Counts a block that is about to be executed.
     pub fn execute(&mut self, map: &Map, block: &Block, pointer: u64) {
         let kind = map.kind(block.start);
         let stack = stack(pointer);
@@ -263,7 +265,7 @@ mod tests {
         assert_eq!(counts, (1, [10, 20, 0]));
     }
 
-    /// It may call the driver, too.
+    /// The other task may call the driver, too.
     #[test]
     fn another_task_is_counted_apart() {
         let counts = run(&[
@@ -296,7 +298,7 @@ mod tests {
         execute(ENTRY, 5, None, TOP - 8 - INTERRUPT_FRAME);
         execute(COPY + 9, 1, Some(COPY + 9), TOP - 8);
         execute(COPY + 11, 2, None, TOP - 8);
-        // Executed anew, it counts anew.
+        // A new execution counts again.
         execute(COPY + 9, 1, Some(COPY + 9), TOP - 8);
         assert_eq!(counter.counts().copies, 7);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Brings together what QEMU tells and what is counted.
+//! Connects the callbacks of QEMU with the counter.
 
 use std::collections::HashMap;
 
@@ -14,9 +14,9 @@ plugin::export!("counter", 1, Counting::new);
 
 struct Counting {
     out: Out,
-    /// On while counting.
+    /// Whether counting is on.
     counting: Switch,
-    /// The blocks that there are, by their tokens, and the tokens.
+    /// The known blocks. The index of a block is its token.
     blocks: Vec<Block>,
     tokens: HashMap<Block, usize>,
     map: Map,
@@ -37,7 +37,7 @@ impl Counting {
 }
 
 impl Plugin for Counting {
-    /// Asks to be told when a block is executed, if there is counting then.
+    /// Requests a callback for each execution of the block, while counting is on.
     fn translated(&mut self, translated: &plugin::Block<'_>) {
         let instructions = translated.instructions();
         let len = instructions.len() as u64;
@@ -53,7 +53,7 @@ impl Plugin for Counting {
             self.blocks.push(block);
             self.blocks.len() - 1
         });
-        translated.tell_if(&self.counting, token);
+        translated.notify_if(&self.counting, token);
     }
 
     fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
@@ -63,8 +63,8 @@ impl Plugin for Counting {
         }
     }
 
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         match order {
             Order::Forget => self.map = Map::default(),
             Order::Range(kind, range) => self.map.add(kind, range),
@@ -85,7 +85,7 @@ impl Plugin for Counting {
     }
 }
 
-/// Whether an instruction is one on strings with a `rep` prefix.
+/// Whether an instruction is a string instruction with a `rep` prefix.
 fn repeats(bytes: &[u8]) -> bool {
     let parts = split(bytes);
     let on_strings = matches!(

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the guest tells the plugin.
+//! The lines from the guest.
 
 use crate::count::{Kind, Range};
 
-/// A line, understood.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// `forget`: no range has a meaning any more.
+    /// `forget`: removes all ranges.
     Forget,
-    /// `driver|copy|entry START END`: what a range of addresses is, in hexadecimal digits.
+    /// `driver|copy|entry START END`: the kind of an address range, in hexadecimal digits.
     Range(Kind, Range),
-    /// `start`: count from zero on.
+    /// `start`: starts counting from zero.
     Start,
-    /// `stop LABEL`: stop, and write down under this label what was counted.
+    /// `stop LABEL`: stops, and writes the counts under this label.
     Stop(String),
 }
 
 impl Order {
-    /// Understands a line.
+    /// Parses a line.
     pub fn parse(line: &str) -> Option<Order> {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         Some(match verb {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_understood() {
+    fn orders_are_parsed() {
         let range = Range {
             start: 0x10,
             end: 0xff,
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not() {
+    fn invalid_orders_are_refused() {
         for line in [
             "",
             "begin",

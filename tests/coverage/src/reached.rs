@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What was executed, and where in a module that is.
+//! The executed instructions, and their offsets in the module.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// Modules are above this address, whether or not the kernel's addresses are random.
+/// Modules are above this address, whether or not addresses are randomised.
 const MODULES: u64 = 0xffff_ffff_a000_0000;
-/// No section of a module is larger. What is behind its end is told apart by who knows that.
+/// The maximum size of a section. The reader of the results drops offsets behind the end of a
+/// section.
 const SECTION_LIMIT: u64 = 1 << 20;
 
-/// What the guest tells the plugin.
+/// A line from the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// `forget`: the module is not there, and whatever was executed is something else from here on.
+    /// `forget`: the module is not loaded, and its addresses have no meaning from here on.
     Forget,
-    /// `section NAME START`: since the last `forget` this section of the module is at an address.
+    /// `section NAME START`: since the last `forget` this section of the module is at this address.
     Section(String, u64),
-    /// `past NAME START`: the same, but that is over by now.
+    /// `past NAME START`: the same, but the section has been freed since.
     Past(String, u64),
-    /// `write`: write down what is known, as there may be no end.
+    /// `write`: writes the results now, as QEMU may be killed.
     Write,
 }
 
 impl Order {
-    /// Understands a line.
+    /// Parses a line.
     pub fn parse(line: &str) -> Option<Order> {
         let mut words = line.split(' ');
         let verb = words.next()?;
@@ -42,24 +43,24 @@ impl Order {
     }
 }
 
-/// What was executed.
+/// The executed instructions.
 #[derive(Default)]
 pub struct Reached {
     addresses: BTreeSet<u64>,
     sections: HashMap<String, u64>,
-    /// What was given away already.
+    /// The instructions that were returned already.
     known: BTreeSet<(String, u64)>,
 }
 
 impl Reached {
-    /// Takes note of an instruction.
+    /// Records an instruction.
     pub fn executed(&mut self, address: u64) {
         if address >= MODULES {
             self.addresses.insert(address);
         }
     }
 
-    /// Obeys, and returns instructions of which that was not yet known, by section and offset.
+    /// Executes a line, and returns newly executed instructions, by section and offset.
     pub fn obey(&mut self, order: Order) -> Vec<(String, u64)> {
         match order {
             Order::Forget => {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_module_did_while_it_was_loaded_counts() {
+    fn executed_code_of_a_loaded_module_counts() {
         let mut reached = Reached::default();
         order(&mut reached, "forget");
         for address in [INIT + 4, TEXT + 8, TEXT + 2] {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn each_instruction_is_told_once_wherever_the_module_was() {
+    fn each_instruction_is_returned_once() {
         let mut reached = Reached::default();
         for (start, new) in [(TEXT, vec![1, 2]), (INIT, vec![3])] {
             order(&mut reached, "forget");
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_a_module_is_not_the_module() {
+    fn code_after_unload_does_not_count() {
         let mut reached = Reached::default();
         order(&mut reached, &format!("section .text {TEXT:x}"));
         reached.executed(TEXT + 1);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not_understood() {
+    fn invalid_orders_are_refused() {
         for line in ["", "section", "section .text", "past .text x", "read"] {
             assert_eq!(Order::parse(line), None, "{line}");
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Brings together what QEMU tells and what was executed.
+//! Connects the callbacks of QEMU with the record.
 
 use plugin::{Block, Cpu, Out, Plugin};
 
@@ -37,8 +37,8 @@ impl Plugin for Seeing {
         }
     }
 
-    fn told(&mut self, _: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, _: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         self.obey(order)
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Many requests of one process under way at once: the kernel's own asynchronous I/O (`io_submit(2)`).
+//! Asynchronous I/O of the kernel (`io_submit(2)`): several requests of one process in flight at
+//! once.
 
 use std::fs::File;
 use std::io;
@@ -47,8 +48,8 @@ struct Event {
     more: i64,
 }
 
-/// Submits all requests at once and waits for them. Returns what became of each: the bytes that were moved, or
-/// a negative error number.
+/// Submits all requests at once and waits for them. Returns the result of each: the number of bytes
+/// moved, or a negative error number.
 pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
     const READ: u16 = 0;
     const WRITE: u16 = 1;
@@ -77,8 +78,8 @@ pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
     let mut error = None;
     while submitted < pointers.len() && error.is_none() {
         let rest = &pointers[submitted..];
-        // SAFETY: The pointers are to as many requests. Their buffers are borrowed by the caller of this function,
-        // which returns only when all of the requests that were submitted are over.
+        // SAFETY: The pointers are to as many requests. Their buffers are borrowed by the caller of
+        // this function, which returns only when all submitted requests have completed.
         let result =
             unsafe { libc::syscall(libc::SYS_io_submit, context.0, rest.len(), rest.as_ptr()) };
         match Errno::result(result) {
@@ -97,7 +98,7 @@ pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
     Ok(results)
 }
 
-/// What the kernel keeps track of requests with.
+/// The kernel's context for a set of requests.
 struct Context(libc::c_ulong);
 
 impl Context {
@@ -109,8 +110,8 @@ impl Context {
         Ok(Context(id))
     }
 
-    /// Waits until so many requests are over. Memory that the kernel may still write to must not be used by anybody
-    /// else, so this does not return before.
+    /// Waits until `count` requests have completed. The kernel may write to the buffers of a
+    /// request until then, so this does not return earlier.
     fn wait(&self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a SIGBUS does to this process.
+//! How this process handles SIGBUS.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,31 +9,30 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static ENDED: AtomicUsize = AtomicUsize::new(0);
 
-/// From now on, it ends the thread whose access caused it, and no other.
+/// Makes SIGBUS end only the thread whose access raised it.
 pub fn ends_thread() -> Result<()> {
     set(SigHandler::Handler(end_thread))
 }
 
-/// From now on, it ends the process.
+/// Makes SIGBUS end the process.
 pub fn ends_process() -> Result<()> {
     set(SigHandler::SigDfl)
 }
 
-/// How many threads have ended so.
+/// Returns the number of threads that SIGBUS has ended.
 pub fn ended_threads() -> usize {
     ENDED.load(Ordering::SeqCst)
 }
 
 fn set(handler: SigHandler) -> Result<()> {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing but what is allowed in one.
+    // SAFETY: The handler does only what is allowed in a signal handler.
     unsafe { sigaction(Signal::SIGBUS, &action) }?;
     Ok(())
 }
 
 extern "C" fn end_thread(_: libc::c_int) {
     ENDED.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: the thread ends here, and whoever has started it does not wait for it. What it owns
-    // stays for as long as the process.
+    // SAFETY: The thread ends here and is never joined. What it owns lives as long as the process.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }

@@ -10,11 +10,11 @@ use anyhow::Result;
 use crate::command::run;
 use crate::kmemleak;
 
-/// The configuration of the running kernel, where it keeps it.
+/// The file with the configuration of the running kernel.
 const CONFIG: &str = "/proc/config.gz";
 const LOCKDEP: &str = "/proc/lockdep_stats";
 
-/// Their symbols in the configuration. `qemu/debug.config` asks for all of them.
+/// Configuration symbols of the checkers. `qemu/debug.config` sets all of them.
 const KNOWN: &[&str] = &[
     "KASAN_GENERIC",
     "KASAN_VMALLOC",
@@ -33,7 +33,8 @@ const KNOWN: &[&str] = &[
     "KUNIT",
 ];
 
-/// Returns those that the running kernel was built with; none if it does not say.
+/// Returns the checkers that the running kernel was built with; none if its configuration cannot be
+/// read.
 pub fn configured() -> Result<Vec<&'static str>> {
     if !Path::new(CONFIG).exists() {
         return Ok(Vec::new());
@@ -46,7 +47,8 @@ pub fn configured() -> Result<Vec<&'static str>> {
     Ok(KNOWN.iter().filter(is_set).copied().collect())
 }
 
-/// Returns what is missing, and what has switched itself off, as some do after their first report.
+/// Returns the checkers that are missing, and those that have switched themselves off, as some do
+/// after their first report.
 pub fn off() -> Result<Vec<String>> {
     let configured = configured()?;
     let missing = KNOWN.iter().filter(|symbol| !configured.contains(symbol));
@@ -54,13 +56,13 @@ pub fn off() -> Result<Vec<String>> {
         .map(|symbol| format!("{symbol} is not configured"))
         .collect();
     let lockdep = fs::read_to_string(LOCKDEP).unwrap_or_default();
-    if !says_on(&lockdep) {
+    if !is_on(&lockdep) {
         off.push("lockdep does not check locks".to_owned());
     }
     if let Err(error) = kmemleak::scan() {
         off.push(format!("kmemleak does not scan: {error:#}"));
     }
-    // Generic KASAN is code that the compiler has added, which calls this.
+    // Generic KASAN is code that the compiler has added. That code calls this function.
     let symbols = fs::read_to_string("/proc/kallsyms")?;
     if !symbols.lines().any(|line| line.ends_with(" kasan_report")) {
         off.push("KASAN is not built in".to_owned());
@@ -68,8 +70,8 @@ pub fn off() -> Result<Vec<String>> {
     Ok(off)
 }
 
-/// What lockdep's statistics say of lockdep itself.
-fn says_on(statistics: &str) -> bool {
+/// Whether the statistics of lockdep say that lockdep is on.
+fn is_on(statistics: &str) -> bool {
     statistics
         .lines()
         .filter_map(|line| line.trim().strip_prefix("debug_locks:"))
@@ -81,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lockdep_says_whether_it_is_on() {
-        assert!(says_on(
+    fn lockdep_state_is_parsed() {
+        assert!(is_on(
             " max locking depth:   12\n debug_locks:                             1\n"
         ));
-        assert!(!says_on(
+        assert!(!is_on(
             " debug_locks:                             0\n\n zapped classes: 1\n"
         ));
-        assert!(!says_on(""));
+        assert!(!is_on(""));
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command line, which comes from the kernel's for PID 1 and from PID 1 for tests.
+//! The command line. PID 1 is given it by the kernel, a test by PID 1.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use crate::driver::Driver;
 use crate::lab::{Lab, Skip};
 use crate::{suites, tidy};
 
-/// The exit code of a test that cannot be done here, as kselftest has it.
+/// The exit code of a skipped test, as in kselftest.
 pub const SKIP_CODE: i32 = 4;
-/// What stands before the reason for that.
+/// Precedes the reason for a skip.
 pub const SKIP_MARK: &str = "skipped: ";
-/// What stands before the reason why a test failed; the runner looks for it.
+/// Precedes the reason of a failure. The runner looks for it.
 const FAILURE_MARK: &str = "failed: ";
 
 #[derive(Parser)]
@@ -37,10 +37,10 @@ pub enum Command {
         /// Only these tests of them, separated by commas.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
-        /// When done, wait for the power to be cut instead.
+        /// When done, wait until the runner cuts the power.
         #[arg(long)]
         hold: bool,
-        /// When done, use the devices in many ways, and switch the machine off in the middle of that.
+        /// When done, use the devices in many ways and switch the machine off meanwhile.
         #[arg(long, conflicts_with = "hold")]
         in_use: bool,
     },
@@ -58,7 +58,7 @@ pub enum Command {
     },
     /// List the tests of a suite. This does not need a guest.
     List { suite: String },
-    /// Put back in order what a test has left.
+    /// Undo what a test has left behind.
     Tidy,
 }
 
@@ -68,10 +68,10 @@ pub struct TestArgs {
     /// The driver under test.
     #[arg(long)]
     pub driver: Driver,
-    /// Where random numbers start.
+    /// The seed of all random numbers.
     #[arg(long)]
     pub seed: u64,
-    /// How long tests go on that could go on for ever.
+    /// How many seconds a stress test runs.
     #[arg(long, default_value_t = 30)]
     pub stress_seconds: u64,
     /// How many boots of the same campaign there were before.
@@ -83,12 +83,12 @@ pub struct TestArgs {
 }
 
 impl TestArgs {
-    /// How long tests go on that could go on for ever.
+    /// How long a stress test runs.
     pub fn stress(&self) -> Duration {
         Duration::from_secs(self.stress_seconds)
     }
 
-    /// The words from which these arguments are parsed again.
+    /// The words that parse to these arguments.
     pub fn words(&self) -> Vec<String> {
         let mut words = [
             "--driver",

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 /// Where the guest image keeps its programs. PID 1 starts with an empty environment.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How many lines of a failed program's output are kept: some print their whole manual.
-const COMPLAINT: usize = 12;
+/// How many lines of a failed program's output are kept. Some programs print their whole manual.
+const KEPT_LINES: usize = 12;
 
 /// A command that finds the programs of the image.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
@@ -23,7 +23,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a program to its end and returns what it printed; a failure carries how both of its outputs begin.
+/// Runs a program to its end and returns its output. An error contains the first lines of both
+/// outputs.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let line = || format!("{program} {}", args.join(" "));
     let output = command(program)
@@ -33,13 +34,13 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let said = stdout + &String::from_utf8_lossy(&output.stderr);
-        let said: Vec<&str> = said.lines().take(COMPLAINT).collect();
+        let said: Vec<&str> = said.lines().take(KEPT_LINES).collect();
         bail!("`{}`: {}\n{}", line(), output.status, said.join("\n"));
     }
     Ok(stdout)
 }
 
-/// Runs a program that must fail, and returns what it said on its way out.
+/// Runs a program that must fail, and returns what it printed.
 pub fn run_expecting_failure(program: &str, args: &[&str]) -> Result<String> {
     let output = command(program)
         .args(args)

@@ -13,7 +13,8 @@ use crate::kallsyms::{Symbol, symbols};
 use crate::plugin;
 use crate::sysfs;
 
-/// Functions of the kernel that copy, clear or flush memory. Their instructions are reported apart.
+/// Functions of the kernel that copy, clear or flush memory. Their instructions are counted
+/// separately.
 const COPIES: &[&str] = &[
     "__memcpy_flushcache",
     "_copy_from_iter_flushcache",
@@ -37,10 +38,11 @@ const COPIES: &[&str] = &[
     "rep_movs_alternative",
     "rep_stos_alternative",
 ];
-/// Where interrupts and exceptions enter the kernel.
+/// The section with the kernel's entry points for interrupts and exceptions.
 const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 
-/// Where is kept what [`learn`] has found, for other processes: what the plugin is to be told for each module.
+/// The file in which [`learn`] stores the lines for the plugin, one set for each module, for other
+/// processes.
 const LEARNT: &str = "/run/counter";
 
 fn say(line: &str) {
@@ -55,9 +57,11 @@ pub fn counted<T>(label: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Looks up where the code of these modules is, which stay loaded from here on, and what else [`watch`] needs.
+/// Looks up where the code of these modules is, and what else [`watch`] needs. The modules must
+/// stay loaded.
 pub fn learn(modules: &[&str]) -> Result<()> {
-    // What begins at each address: code of a module, a copy, or something else that ends what is before it.
+    // What begins at each address: code of a module, a copy function, or another symbol that ends
+    // the preceding one.
     let symbols = symbols()?;
     let mut starts: Vec<(u64, Option<&str>)> = Vec::new();
     let mut entry = [None; 2];
@@ -120,12 +124,12 @@ fn say_range(kind: &str, (start, end): (u64, u64)) {
     say(&format!("{kind} {start:x} {end:x}"));
 }
 
-/// How often the known loop goes round.
+/// How many rounds the known loop has.
 pub const ROUNDS: u64 = 1000;
-/// How many bytes the known copy moves: more than QEMU does in one go.
+/// How many bytes the known copy moves: more than QEMU moves in one step.
 pub const MOVED: usize = 200_000;
 
-// Code of which is known how many instructions are executed. Each part is a range of its own.
+// Code with a known number of instructions. Each part is a range of its own.
 global_asm!(
     ".globl pmem_rs_known, pmem_rs_known_loop, pmem_rs_known_copy, pmem_rs_known_end",
     "pmem_rs_known:",
@@ -148,7 +152,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// Three instructions; it calls the other two.
+    /// Three instructions. Calls the other two.
     fn pmem_rs_known(to: *mut u8, from: *const u8);
     /// Two instructions, and two in each round.
     static pmem_rs_known_loop: u8;
@@ -157,10 +161,10 @@ unsafe extern "C" {
     static pmem_rs_known_end: u8;
 }
 
-/// Tells the plugin that the known code of this program is the driver, and its copy the copy.
+/// Tells the plugin that the known code is the driver and that the known copy is a copy function.
 pub fn watch_known() {
     let [driver, callee, copy, end] = [
-        pmem_rs_known as usize,
+        pmem_rs_known as *const () as usize,
         (&raw const pmem_rs_known_loop) as usize,
         (&raw const pmem_rs_known_copy) as usize,
         (&raw const pmem_rs_known_end) as usize,

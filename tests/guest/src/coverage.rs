@@ -10,9 +10,9 @@ use crate::driver::Driver;
 use crate::plugin;
 use crate::sysfs;
 
-/// Sections with code that stay for as long as the module does.
+/// Sections with code that lives as long as the module.
 const LASTING: &[&str] = &[".text", ".exit.text"];
-/// Code that is gone when the module has been loaded.
+/// The section with code that is freed after the module was loaded.
 const INIT: &str = ".init.text";
 
 fn say(line: &str) {
@@ -23,7 +23,7 @@ fn say(line: &str) {
 pub fn loading<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
     say("forget");
     let result = load()?;
-    // It need not have been the driver that was loaded.
+    // `load` may have loaded another driver.
     if Driver::PmemRs.is_loaded() {
         let sections = Path::new("/sys/module")
             .join(Driver::PmemRs.name())
@@ -42,14 +42,14 @@ pub fn loading<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(result)
 }
 
-/// Tells the plugin that a driver has been removed, if that was the driver.
+/// Tells the plugin that a driver was removed, if it was the driver under test.
 pub fn unloaded() {
     if !Driver::PmemRs.is_loaded() {
         say("forget");
     }
 }
 
-/// Has the plugin write down what it knows: the power may be cut.
+/// Makes the plugin write its results to the host, because the power may be cut.
 pub fn keep() {
     say("write");
 }

@@ -42,7 +42,7 @@ impl Access {
     }
 }
 
-/// What modprobe has to be told for a disk in memory, `/dev/nullb0`, that both kernels have.
+/// The arguments of modprobe for a disk in RAM, `/dev/nullb0`. Both kernels have the module.
 pub const IN_MEMORY: [&str; 4] = ["null_blk", "nr_devices=1", "gb=1", "memory_backed=1"];
 
 /// A disk or a partition of one, by its name in `/dev` and `/sys/class/block`.
@@ -50,7 +50,7 @@ pub const IN_MEMORY: [&str; 4] = ["null_blk", "nr_devices=1", "gb=1", "memory_ba
 pub struct Disk(String);
 
 impl Disk {
-    /// Names a disk, which need not exist.
+    /// Names a disk. It need not exist.
     pub fn named(name: impl Into<String>) -> Disk {
         Disk(name.into())
     }
@@ -72,7 +72,7 @@ impl Disk {
 
     /// A partition of this disk.
     pub fn partition(&self, number: u32) -> Disk {
-        // Where the name ends in a digit, there is a letter between the numbers.
+        // A name that ends in a digit has a letter before the number of the partition.
         let between = if self.0.ends_with(|letter: char| letter.is_ascii_digit()) {
             "p"
         } else {
@@ -81,7 +81,7 @@ impl Disk {
         Disk(format!("{}{between}{number}", self.0))
     }
 
-    /// Cuts the disk into partitions, as a table for `sfdisk` says.
+    /// Writes a partition table, given as input for `sfdisk`.
     pub fn cut(&self, table: &str) -> Result<()> {
         let mut sfdisk = command("sfdisk")
             .args(["--quiet", "--wipe", "always", "--no-tell-kernel"])
@@ -119,7 +119,7 @@ impl Disk {
         sysfs::read(self.path(attribute))
     }
 
-    /// Whether the disk is there, in sysfs and in `/dev`.
+    /// Whether the disk exists in sysfs and in `/dev`.
     pub fn exists(&self) -> bool {
         self.path("").exists() && self.node().exists()
     }
@@ -139,7 +139,7 @@ impl Disk {
         Ok(syscall::block_device_bytes(&self.open_read_only()?)?)
     }
 
-    /// What has been done so far, as the kernel counts it.
+    /// The I/O statistics of the disk.
     pub fn statistics(&self) -> Result<Statistics> {
         self.get("stat")?.parse()
     }
@@ -172,7 +172,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// What happened between `before` and this.
+    /// The difference between `before` and this.
     pub fn since(self, before: Statistics) -> Statistics {
         Statistics {
             reads: self.reads - before.reads,

@@ -27,12 +27,12 @@ impl Mapped {
         })
     }
 
-    /// The disk that it is.
+    /// The block device.
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
 
-    /// Holds off all requests from now on, until [`Mapped::resume`].
+    /// Suspends the device: requests wait until [`Mapped::resume`].
     pub fn suspend(&self) -> Result<()> {
         run(
             "dmsetup",
@@ -41,14 +41,14 @@ impl Mapped {
         .map(drop)
     }
 
-    /// Lets requests through again, first those that were held off.
+    /// Resumes the device. Requests that were waiting go first.
     pub fn resume(&self) -> Result<()> {
         run("dmsetup", &["resume", &self.name]).map(drop)
     }
 
-    /// Removes the device, and says so if that fails.
+    /// Removes the device. Unlike `drop`, this reports a failure.
     pub fn remove(self) -> Result<()> {
-        // A file system that had pinned pages is unmounted for good only a moment after the last pin.
+        // A file system with pinned pages is shut down only a moment after the last unpin.
         run("dmsetup", &["remove", "--retry", &self.name])?;
         ensure!(!self.disk.exists(), "{} is still there", self.disk);
         std::mem::forget(self);
@@ -58,8 +58,8 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // A test that failed leaves its device behind; if it cannot go, the cleanup after the test
-        // says so. Requests that are held off would keep it.
+        // A failed test may leave its device behind. If it cannot be removed, the cleanup after the
+        // test reports that. Waiting requests would prevent the removal.
         let _ = self.resume();
         let _ = run("dmsetup", &["remove", "--retry", &self.name]);
     }

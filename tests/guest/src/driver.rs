@@ -13,13 +13,13 @@ use crate::nd::{Device, settle};
 
 /// A driver for NVDIMM namespaces.
 ///
-/// The module and the nd driver that it registers bear the same name in both cases.
+/// The module and its nd driver have the same name, for both drivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Driver {
-    /// The one this project is about.
+    /// The driver of this project.
     PmemRs,
-    /// The in-tree driver, by which the tests themselves are judged.
+    /// The in-tree driver, which serves as the reference of the tests.
     NdPmem,
 }
 
@@ -40,7 +40,7 @@ impl Driver {
         }
     }
 
-    /// Loads the module and waits until it has taken the devices that are there.
+    /// Loads the module and waits until it has bound the existing devices.
     pub fn load(self) -> Result<()> {
         match self {
             Driver::PmemRs => coverage::loading(|| run("modprobe", &[self.name()]))?,
@@ -66,7 +66,7 @@ impl Driver {
         run("modinfo", &["-F", "name", self.name()]).is_ok()
     }
 
-    /// The devices on the nd bus that this driver holds.
+    /// The devices on the nd bus that are bound to this driver.
     pub fn devices(self) -> Result<Vec<Device>> {
         let devices = Device::all()?;
         Ok(devices

@@ -8,13 +8,13 @@ use std::io;
 use anyhow::{Result, bail};
 use nix::errno::Errno;
 
-/// The error of the kernel that is at the root of another, if it is one.
+/// The kernel's error at the root of another error, if there is one.
 pub fn of(error: &anyhow::Error) -> Option<Errno> {
     let error = error.root_cause().downcast_ref::<io::Error>()?;
     error.raw_os_error().map(Errno::from_raw)
 }
 
-/// Checks that an operation failed, and with one of the errors that are right for it.
+/// Checks that an operation failed with one of the expected errors.
 pub fn expect<T: Debug>(what: &str, result: io::Result<T>, right: &[Errno]) -> Result<Errno> {
     match result {
         Ok(value) => bail!("{what}: succeeded with {value:?}, expected {right:?}"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems: made, mounted and checked.
+//! File systems: mkfs, mount and fsck.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::command::run;
 
-/// A file system that has DAX.
+/// A file system that supports DAX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
     Ext4,
@@ -26,7 +26,8 @@ impl FileSystem {
         }
     }
 
-    /// Makes the file system, with blocks of a page and files laid out in units that a PMD maps.
+    /// Makes the file system, with blocks of a page and with files aligned so that a PMD can map
+    /// them.
     pub fn make(self, node: &str) -> Result<()> {
         self.make_with(node, &[])
     }
@@ -38,7 +39,7 @@ impl FileSystem {
                 let layout = "stride=512,stripe_width=512,lazy_itable_init=0";
                 ("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", layout])
             }
-            // With more allocation groups the log would not fit into one.
+            // With more allocation groups the log would not fit into one of them.
             FileSystem::Xfs => {
                 let layout = "su=2m,sw=1,agcount=2";
                 ("mkfs.xfs", &["-q", "-f", "-d", layout, "-l", "size=64m"])
@@ -47,7 +48,7 @@ impl FileSystem {
         run(program, &[layout, more, &[node]].concat()).map(drop)
     }
 
-    /// Mounts the file system under `/mnt`, in a directory that is called like the disk.
+    /// Mounts the file system under `/mnt`, in a directory named after the disk.
     pub fn mount(self, node: &str, options: &str) -> Result<Mount> {
         Mount::new(self.name(), node, options)
     }
@@ -76,7 +77,7 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts a file system of any kind under `/mnt`, in a directory that is called like the disk.
+    /// Mounts a file system of any kind under `/mnt`, in a directory named after the disk.
     pub fn new(kind: &str, node: &str, options: &str) -> Result<Mount> {
         let point = mount_point(node);
         fs::create_dir_all(&point)?;
@@ -88,7 +89,7 @@ impl Mount {
         })
     }
 
-    /// A file system that an earlier step has mounted and left.
+    /// A file system that an earlier step has mounted and left mounted.
     pub fn of(node: &str) -> Mount {
         Mount {
             node: node.to_owned(),
@@ -96,7 +97,7 @@ impl Mount {
         }
     }
 
-    /// As [`Mount::of`], found by the kind of file system: its disk may be gone.
+    /// As [`Mount::of`], but finds the mount by its file system type: its disk may be gone.
     pub fn of_kind(kind: &str) -> Result<Mount> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         let node = mounts.lines().find_map(|line| {
@@ -109,12 +110,12 @@ impl Mount {
         ))
     }
 
-    /// Leaves it mounted for a later step.
+    /// Leaves the file system mounted for a later step.
     pub fn leave(self) {
         std::mem::forget(self);
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn point(&self) -> &Path {
         &self.point
     }
@@ -149,7 +150,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Unmounts, and says so if that fails.
+    /// Unmounts. Unlike `drop`, this reports a failure.
     pub fn unmount(self) -> Result<()> {
         umount2(&self.point, MntFlags::empty())
             .with_context(|| format!("unmounting {} ({})", self.point.display(), self.node))?;
@@ -160,8 +161,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // A test that failed leaves its mount behind; if it cannot go, the cleanup after the test
-        // says so.
+        // A failed test may leave its mount behind. If it cannot be unmounted, the cleanup after
+        // the test reports that.
         let _ = umount2(&self.point, MntFlags::empty());
     }
 }

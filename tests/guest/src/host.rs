@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The host, as far as a guest may give it orders: QEMU's monitor is behind the third serial port, and what
-//! is written to the fourth says how the flushes of virtio-pmem devices go (`tests/hostsync`). Only those
-//! machines have the two whose devices need them.
+//! Controls the host. QEMU's monitor is behind the third serial port. What is written to the fourth
+//! port controls how flushes of virtio-pmem devices behave (`tests/hostsync`). Only machines with
+//! such devices have these two ports.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 const MONITOR: &str = "/dev/ttyS2";
 const FLUSHES: &str = "/dev/ttyS3";
 
-/// How soon QEMU answers.
+/// How long QEMU may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-/// After such a silence, no more is to come of what QEMU has said before.
+/// After a silence of this length, older output of QEMU has all been read.
 const QUIET: Duration = Duration::from_millis(200);
-/// A byte that is in no JSON text. QEMU forgets what it has read before it.
+/// A byte that no JSON text contains. It makes QEMU discard the input before it.
 const RESET: u8 = 0xff;
 
 fn open_raw(port: &str) -> Result<File> {
@@ -29,7 +29,7 @@ fn open_raw(port: &str) -> Result<File> {
         .read(true)
         .write(true)
         .open(port)
-        .with_context(|| format!("opening {port}; does this machine take orders?"))?;
+        .with_context(|| format!("opening {port}; does this machine have the port?"))?;
     let mut settings = tcgetattr(&port_file)?;
     cfmakeraw(&mut settings);
     tcsetattr(&port_file, SetArg::TCSANOW, &settings)?;
@@ -39,11 +39,11 @@ fn open_raw(port: &str) -> Result<File> {
 /// How the host flushes the files behind virtio-pmem devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flushes {
-    /// As ever.
+    /// Normally.
     Pass,
-    /// They take until this changes.
+    /// Flushes block until the mode changes.
     Hold,
-    /// They fail.
+    /// Flushes fail.
     Fail,
 }
 
@@ -55,27 +55,27 @@ fn order_flushes(how: Flushes) -> Result<()> {
     };
     let mut port = open_raw(FLUSHES)?;
     port.write_all(order.as_bytes())?;
-    // Once it has left the port, it is in the file that the host looks at.
+    // Once the byte has left the port, it is in the file that the host reads.
     Ok(tcdrain(&port)?)
 }
 
-/// The host flushes otherwise than it should, for as long as this lives.
+/// Keeps the flushes of the host blocked or failing until it is dropped.
 pub struct Disturbed(());
 
 impl Disturbed {
-    /// Flushes do not end.
+    /// Makes flushes block.
     pub fn held() -> Result<Disturbed> {
         order_flushes(Flushes::Hold)?;
         Ok(Disturbed(()))
     }
 
-    /// Flushes fail.
+    /// Makes flushes fail.
     pub fn failing() -> Result<Disturbed> {
         order_flushes(Flushes::Fail)?;
         Ok(Disturbed(()))
     }
 
-    /// Ends it, and says so if that fails.
+    /// Restores flushes. Unlike `drop`, this reports a failure.
     pub fn end(self) -> Result<()> {
         std::mem::forget(self);
         order_flushes(Flushes::Pass)
@@ -84,12 +84,12 @@ impl Disturbed {
 
 impl Drop for Disturbed {
     fn drop(&mut self) {
-        // A test has failed already; the next one will notice.
+        // The test has failed already. If flushes stay broken, the next test fails too.
         let _ = order_flushes(Flushes::Pass);
     }
 }
 
-/// A conversation with QEMU's monitor (QMP).
+/// A connection to QEMU's monitor (QMP).
 pub struct Monitor {
     port: File,
     heard: Vec<u8>,
@@ -97,24 +97,24 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Opens it.
+    /// Opens the connection.
     pub fn open() -> Result<Monitor> {
         let mut monitor = Monitor {
             port: open_raw(MONITOR)?,
             heard: Vec::new(),
             asked: 0,
         };
-        // Its greeting may be there, or a part of it, echoed while the port was a terminal.
+        // The greeting may be there, or a part of it that was echoed while the port was a terminal.
         while monitor.listen(QUIET)? {}
         monitor.port.write_all(&[RESET])?;
         while monitor.listen(QUIET)? {}
         monitor.heard.clear();
-        // It fails if an earlier test has said so.
+        // Fails if an earlier test has negotiated already.
         let _ = monitor.ask("qmp_capabilities", json!({}))?;
         Ok(monitor)
     }
 
-    /// Carries a command out, which must succeed.
+    /// Executes a command, which must succeed.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let mut answer = self.ask(command, arguments)?;
         if let Some(error) = answer.get("error") {
@@ -132,7 +132,7 @@ impl Monitor {
         loop {
             while let Some(end) = self.heard.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.heard.drain(..=end).collect();
-                // Events are not answers; what is no JSON is the rest of something older.
+                // Events are not answers. What is not JSON is the rest of an older answer.
                 let answer: Option<Value> = serde_json::from_slice(&line).ok();
                 if let Some(answer) = answer.filter(|answer| answer["id"] == *id) {
                     return Ok(answer);
@@ -146,7 +146,7 @@ impl Monitor {
         }
     }
 
-    /// Takes what comes, and returns whether something came within a time.
+    /// Reads what arrives, and returns whether anything arrived within `limit`.
     fn listen(&mut self, limit: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(limit)?;
         let mut ports = [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)];

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is on the media beside the data: the block at the start of a namespace that says what it is and
-//! how it is laid out, and the label of the namespace in the label area of its NVDIMM.
+//! Metadata on the media: the info block at the start of a namespace, which describes its layout,
+//! and the label of the namespace in the label area of its NVDIMM.
 //!
-//! C: `struct nd_pfn_sb` in `drivers/nvdimm/pfn.h`, `struct btt_sb` in `drivers/nvdimm/btt.h`, which start
-//! alike, and `struct nvdimm_efi_label` in `drivers/nvdimm/label.h`. Tests change them to something that no
-//! tool would write.
+//! C: `struct nd_pfn_sb` in `drivers/nvdimm/pfn.h`, `struct btt_sb` in `drivers/nvdimm/btt.h` (both
+//! start alike), and `struct nvdimm_efi_label` in `drivers/nvdimm/label.h`. Tests write values to
+//! them that no tool would write.
 
 use std::fs::File;
 use std::ops::Range;
@@ -18,56 +18,57 @@ use crate::ndctl::Mode;
 const LEN: usize = 4096;
 const CHECKSUM: usize = LEN - 8;
 
-/// A field, by its place and size. Those of an arena are a btt's, where others have something else.
+/// A field, given by its offset and size. `Arena` fields belong to a btt; pfn and dax blocks have
+/// other fields there.
 #[derive(Clone, Copy, Debug)]
 pub enum Field {
-    /// Flags, of which one says that there was an error.
+    /// Flags. One of them records an error.
     Flags,
-    /// The namespace that the block was written for.
+    /// The uuid of the namespace that the block was written for.
     ParentUuid,
-    /// The first part of the version.
+    /// The major version.
     MajorVersion,
-    /// The second part of the version.
+    /// The minor version.
     MinorVersion,
-    /// Where the data start.
+    /// The offset of the data.
     DataOffset,
     /// Where the struct pages are: in RAM or on the media.
     Mode,
-    /// What is left unused at the start.
+    /// How many bytes at the start are unused.
     StartPad,
-    /// What is left unused at the end.
+    /// How many bytes at the end are unused.
     EndTruncated,
-    /// What the data are aligned to.
+    /// The alignment of the data.
     Align,
-    /// The size of the pages that the layout is for.
+    /// The page size that the layout was made for.
     PageSize,
-    /// The size of `struct page` that the layout has room for.
+    /// The size of `struct page` that the layout was made for.
     PageStructSize,
-    /// The size of the sectors.
+    /// The sector size.
     SectorSize,
-    /// How many there are.
+    /// The number of sectors.
     Sectors,
-    /// The size of the blocks that hold them.
+    /// The size of the internal blocks.
     BlockSize,
-    /// How many there are.
+    /// The number of internal blocks.
     Blocks,
-    /// How many of these are spare.
+    /// The number of free internal blocks.
     SpareBlocks,
     /// The size of an info block.
     InfoSize,
-    /// How far away the next arena is.
+    /// The offset of the next arena.
     NextArena,
-    /// Where in the arena the blocks start.
+    /// The offset of the internal blocks in the arena.
     ArenaData,
-    /// Where the map of the sectors starts.
+    /// The offset of the map.
     ArenaMap,
-    /// Where the log starts.
+    /// The offset of the log.
     ArenaLog,
-    /// Where the copy of the info block is.
+    /// The offset of the copy of the info block.
     ArenaCopy,
 }
 
-/// What all kinds of info blocks have.
+/// The fields that all kinds of info blocks have.
 const COMMON: &[Field] = &[
     Field::ParentUuid,
     Field::Flags,
@@ -97,7 +98,7 @@ const OF_ARENA: &[Field] = &[
     Field::ArenaCopy,
 ];
 
-/// How info blocks of the three kinds start.
+/// The signatures of the three kinds of info blocks.
 pub const SIGNATURES: [&[u8; 16]; 3] = [
     b"BTT_ARENA_INFO\0\0",
     b"NVDIMM_PFN_INFO\0",
@@ -132,7 +133,7 @@ impl Field {
         }
     }
 
-    /// The fields that say how a namespace of a mode is laid out.
+    /// The fields that determine the layout of a namespace in this mode.
     pub fn of_layout(mode: Mode) -> &'static [Field] {
         if mode == Mode::Sector {
             OF_ARENA
@@ -147,7 +148,7 @@ impl Field {
     }
 }
 
-/// An info block in memory, and where it lies in the namespace.
+/// An info block in memory, and its offset in the namespace.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InfoBlock {
     bytes: [u8; LEN],
@@ -155,8 +156,9 @@ pub struct InfoBlock {
 }
 
 impl InfoBlock {
-    /// Reads it from a disk that shows the whole namespace, of a mode. A btt has no page before its block where
-    /// the label can say that it is one.
+    /// Reads the info block of a namespace in this mode, from a disk that shows the whole
+    /// namespace. The info block of a btt is at offset 0 if the label can record that the namespace
+    /// is a btt.
     pub fn read(disk: &File, mode: Mode) -> Result<InfoBlock> {
         let places: &[u64] = if mode == Mode::Sector {
             &[0, 4096]
@@ -191,7 +193,7 @@ impl InfoBlock {
             .fold(0, |value, &byte| (value << 8) | u64::from(byte))
     }
 
-    /// Changes a field and makes the checksum right again.
+    /// Returns a copy with one field changed and the checksum updated.
     pub fn with(&self, field: Field, value: u64) -> InfoBlock {
         let mut block = self.clone();
         block.set(field, value);
@@ -208,30 +210,30 @@ impl InfoBlock {
         }
     }
 
-    /// Turns a bit over, of any byte.
+    /// Flips a bit of any byte.
     pub fn flip(&mut self, bit: usize) {
         self.bytes[bit / 8] ^= 1 << (bit % 8);
     }
 
-    /// Makes it one of another kind.
+    /// Replaces the signature.
     pub fn set_signature(&mut self, signature: &[u8; 16]) {
         self.bytes[..16].copy_from_slice(signature);
     }
 
-    /// Whether it starts like an info block.
+    /// Whether the block starts with a known signature.
     pub fn has_signature(&self) -> bool {
         SIGNATURES
             .iter()
             .any(|signature| self.bytes.starts_with(*signature))
     }
 
-    /// Makes the checksum right.
+    /// Updates the checksum.
     pub fn seal(&mut self) {
         let checksum = self.checksum();
         self.bytes[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Changes nothing but the checksum.
+    /// Returns a copy in which only the checksum is wrong.
     pub fn with_wrong_checksum(&self) -> InfoBlock {
         let mut block = self.clone();
         block.bytes[CHECKSUM] ^= 1;
@@ -243,8 +245,8 @@ impl InfoBlock {
     }
 }
 
-/// Fletcher's checksum of 32-bit words, and of two words of zero after them: what it is stored in
-/// counts as that.
+/// Fletcher's checksum of 32-bit words, followed by two words of zero: the checksum field itself
+/// counts as zero.
 fn checksum(bytes: &[u8]) -> u64 {
     let (mut low, mut high) = (0_u32, 0_u64);
     for word in bytes.chunks_exact(4) {
@@ -256,10 +258,10 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 const LABEL_LEN: usize = 256;
-/// Where the sectors of a label have their size.
+/// The offsets of the sector size in a label.
 pub const LABEL_SECTOR_SIZE: Range<usize> = 96..104;
 
-/// The uuid of a namespace as a label has it.
+/// The uuid of a namespace, as a label stores it.
 fn uuid_bytes(namespace: &str) -> Result<[u8; 16]> {
     let digits: String = namespace.chars().filter(|&digit| digit != '-').collect();
     Ok(u128::from_str_radix(&digits, 16)?.to_be_bytes())
@@ -285,13 +287,13 @@ pub fn labels_of(area: &[u8], namespace: &str) -> Result<Vec<Range<usize>>> {
     Ok(labels)
 }
 
-/// Makes the checksum of a label right.
+/// Updates the checksum of a label.
 pub fn seal_label(label: &mut [u8]) {
     let (rest, end) = label.split_at_mut(LABEL_LEN - 8);
     end.copy_from_slice(&checksum(rest).to_le_bytes());
 }
 
-/// Makes all labels of a namespace in a label area ask for sectors of another size.
+/// Changes the sector size in all labels of a namespace in a label area.
 pub fn set_sector_size(area: &mut [u8], namespace: &str, bytes: u64) -> Result<()> {
     for label in labels_of(area, namespace)? {
         let label = &mut area[label];
@@ -301,7 +303,7 @@ pub fn set_sector_size(area: &mut [u8], namespace: &str, bytes: u64) -> Result<(
     Ok(())
 }
 
-/// The two blocks at the start of a label area that say which labels count.
+/// The two index blocks at the start of a label area.
 pub fn indexes_of(area: &[u8]) -> Result<[Range<usize>; 2]> {
     const SIGNATURE: &[u8; 16] = b"NAMESPACE_INDEX\0";
     const OTHER: Range<usize> = 40..48;
@@ -322,7 +324,7 @@ pub fn indexes_of(area: &[u8]) -> Result<[Range<usize>; 2]> {
     Ok(indexes)
 }
 
-/// Makes the checksum of an index right.
+/// Updates the checksum of an index block.
 pub fn seal_index(index: &mut [u8]) {
     const CHECKSUM: Range<usize> = 64..72;
     index[CHECKSUM].fill(0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! PID 1: brings the machine up, has the work done, and switches the machine off.
+//! PID 1: brings the machine up, runs a suite, and switches the machine off.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -21,16 +21,17 @@ use crate::lab::Lab;
 use crate::platform::LEGACY_MODULE;
 use crate::{checkers, coverage, kmemleak, kunit, suites, supervisor, syscall, sysfs};
 
-/// Carries results; kernel messages go to the first port.
+/// The port for results. Kernel messages go to the first port.
 pub const RESULTS: &str = "/dev/ttyS1";
 const CONSOLE: &str = "/dev/ttyS0";
-/// Which driver is under test, for processes that are not told.
+/// The file with the name of the driver under test, for processes that are not given it as an
+/// argument.
 const DRIVER_FILE: &str = "/run/driver";
 
 /// Never returns: if PID 1 ended, the kernel would panic.
 pub fn main() -> ! {
-    // A machine that cannot be brought up says why on the console, and the runner sees that no
-    // results came.
+    // If the machine cannot be brought up, the console says why, and the runner sees that no
+    // results arrive.
     if let Err(error) = up().and_then(|()| work()) {
         println!("pmem-rs guest: {error:?}");
     }
@@ -88,12 +89,12 @@ fn work() -> Result<()> {
     }
 }
 
-/// Loads the buses that make namespaces appear, and then the driver that takes them.
+/// Loads the drivers that create namespaces, and then the driver that binds them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
     let mut modules = vec!["-a", "nfit", "virtio_pmem", "device_dax", "loop"];
     if driver == Driver::NdPmem {
-        // The driver of this project makes buses of what follows itself.
+        // The driver of this project creates these buses itself.
         modules.push(LEGACY_MODULE);
     }
     run("modprobe", &modules)?;
@@ -106,9 +107,9 @@ pub fn driver_under_test() -> Result<Driver> {
     Driver::from_str(&name, false).map_err(|error| anyhow::anyhow!("{DRIVER_FILE}: {error}"))
 }
 
-/// What comes after the last test.
+/// What happens after the last test.
 enum Ending {
-    /// Nothing is in use, everything is written back, and the machine is switched off.
+    /// All devices are idle, everything is written back, and the machine is switched off.
     Orderly,
     /// The runner cuts the power.
     Hold,
@@ -121,7 +122,7 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
         .iter()
         .map(|name| suites::find(name))
         .collect::<Result<_>>()?;
-    // From here on the console has everything, for those who look into a failure.
+    // From here on the console shows all messages, for debugging a failure.
     sysfs::write("/proc/sys/kernel/printk", "8")?;
     let mut ktap = Ktap::open(Path::new(RESULTS))?;
     let release = sysfs::read("/proc/sys/kernel/osrelease")?;
@@ -137,7 +138,7 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
         kmemleak::forget()?;
     }
     if names.iter().any(|name| name == kunit::MISUSE) {
-        kmemleak::be_quiet()?;
+        kmemleak::stop_automatic_scans()?;
         sysfs::write("/dev/kmsg", klog::LEAKS_FROM_HERE)?;
     }
     load(args.driver)?;

@@ -3,9 +3,9 @@
 //! Allocations that fail: the fault injection of the debug kernel
 //! (`Documentation/fault-injection/fault-injection.rst`, `lib/fault-inject.c`).
 //!
-//! Which allocation fails is a matter of counting, not of chance. A thread can have its own allocations
-//! counted (`fail-nth`). Those of all threads are counted by each of the two places that can make them fail,
-//! the slab and the page allocator, and those only that have the driver among their callers.
+//! Allocations are counted, so which one fails is deterministic. The allocations of one thread can
+//! be counted (`fail-nth`). Those of all threads are counted separately by the slab and by the page
+//! allocator, and only if the driver is among the callers.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -20,29 +20,30 @@ use crate::driver::Driver;
 use crate::sysfs;
 
 const DEBUGFS: &str = "/sys/kernel/debug";
-/// The most callers that the kernel looks at.
+/// The maximum stack depth that the kernel searches.
 const DEPTH: u32 = 32;
-/// So many callers are found between an allocation that the driver makes, itself or by calling one or two functions
-/// of the kernel, and the driver; the allocator's own functions included.
+/// The stack depth within which the driver is found if it allocates directly or through one or two
+/// functions of the kernel. It includes the functions of the allocator.
 const NEAR: u32 = 8;
 const EVERYTHING: Addresses = (0, u64::MAX);
-/// More allocations than there are in anything that is tried.
+/// More allocations than any tested operation makes.
 const MANY: u32 = 1 << 30;
-/// So many bytes are not in the heap of this process: they come from the kernel, and go back to it.
+/// An allocation of this size is not served from the heap of this process: it is mapped from the
+/// kernel, and unmapped when it is freed.
 const LOAD: usize = 1 << 20;
-/// Functions of the kernel, one behind the other, in which nothing is made to fail. The kernel looks for one such
-/// place only; docs/kernel-bugs.md says what is wrong with them.
+/// Functions of the kernel at consecutive addresses, in which no allocation is made to fail. The
+/// kernel accepts only one such range. docs/kernel-bugs.md says what is wrong with them.
 pub type Excepted = &'static [&'static str];
-/// What makes page tables for the linear mapping, and `struct page`s.
+/// Creates page tables for the linear mapping, and `struct page`s.
 pub const MEMORY_MAP: Excepted = &["add_pages", "arch_add_memory"];
-/// What does later what cannot be done at once.
+/// Queues work for asynchronous execution.
 pub const ASYNC: Excepted = &["async_schedule_node_domain"];
-/// What takes an order that is written to an attribute, before anybody sees it.
+/// Receives what is written to an attribute, before any driver sees it.
 pub const ORDER: Excepted = &["kernfs_fop_write_iter"];
-/// No function is longer.
+/// The maximum length of a function.
 const LONGEST: u64 = 64 << 10;
 
-/// A place in the kernel that can fail.
+/// An allocator of the kernel that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocator {
     Slab,
@@ -64,7 +65,7 @@ impl Allocator {
         sysfs::write(self.file(name), value)
     }
 
-    /// Only allocations count that have one of these addresses among so many of their callers.
+    /// Counts only allocations with one of these addresses among their first `depth` callers.
     fn require(self, (start, end): Addresses, depth: u32) -> Result<()> {
         self.set("stacktrace-depth", &depth.to_string())?;
         self.set("require-start", &start.to_string())?;
@@ -72,47 +73,48 @@ impl Allocator {
     }
 }
 
-/// Whose allocations are counted.
+/// The allocations that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// All that the thread makes.
+pub enum Scope {
+    /// All allocations of the thread.
     Thread,
-    /// Those that the thread makes for the driver.
+    /// Allocations of the thread with the driver among the callers.
     ThreadInDriver,
-    /// Those of them that the driver makes itself, or nearly so.
+    /// Those of them that the driver makes directly or through one or two functions of the kernel.
     ThreadNearDriver,
-    /// Those that any thread makes for the driver, in one of the allocators.
+    /// Allocations of any thread with the driver among the callers, in one of the allocators.
     Driver(Allocator),
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Whose::Thread => "of the thread",
-            Whose::ThreadInDriver => "of the thread for the driver",
-            Whose::ThreadNearDriver => "of the driver itself",
-            Whose::Driver(Allocator::Slab) => "of the driver from the slab",
-            Whose::Driver(Allocator::Pages) => "of pages of the driver",
+            Scope::Thread => "of the thread",
+            Scope::ThreadInDriver => "of the thread for the driver",
+            Scope::ThreadNearDriver => "of the driver itself",
+            Scope::Driver(Allocator::Slab) => "of the driver from the slab",
+            Scope::Driver(Allocator::Pages) => "of pages of the driver",
         })
     }
 }
 
-/// The kernel's fault injection, ready to be used.
+/// The kernel's fault injection, set up.
 pub struct Injection {
     /// The code of the driver.
     code: Addresses,
 }
 
 impl Injection {
-    /// Every allocation can be made to fail that may, and is not excepted.
+    /// Sets up fault injection for every allocation that may fail, except in the `excepted`
+    /// functions.
     pub fn new(driver: Driver, excepted: Excepted) -> Result<Injection> {
         end()?;
         let code = Code::of(driver, excepted)?;
-        for place in Allocator::ALL {
-            place.set("ignore-gfp-wait", "N")?;
-            place.set("verbose", "0")?;
-            place.set("reject-start", &code.excepted.0.to_string())?;
-            place.set("reject-end", &code.excepted.1.to_string())?;
+        for allocator in Allocator::ALL {
+            allocator.set("ignore-gfp-wait", "N")?;
+            allocator.set("verbose", "0")?;
+            allocator.set("reject-start", &code.excepted.0.to_string())?;
+            allocator.set("reject-end", &code.excepted.1.to_string())?;
         }
         Allocator::Slab.set("cache-filter", "N")?;
         Allocator::Pages.set("ignore-gfp-highmem", "N")?;
@@ -120,35 +122,37 @@ impl Injection {
         Ok(Injection { code: code.driver })
     }
 
-    /// Does `work`, in which the `nth` allocation fails. Returns what came of it, and whether there were so many.
-    pub fn fail<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, bool)> {
-        if let Whose::Driver(place) = whose {
-            return self.fail_of_driver(place, nth, work);
+    /// Runs `work` with the `nth` allocation failing. Returns the result of `work`, and whether
+    /// there were `nth` allocations.
+    pub fn fail<T>(&self, scope: Scope, nth: u32, work: impl FnOnce() -> T) -> Result<(T, bool)> {
+        if let Scope::Driver(allocator) = scope {
+            return self.fail_of_driver(allocator, nth, work);
         }
-        let (result, left) = self.count_down(whose, nth, work)?;
+        let (result, left) = self.count_down(scope, nth, work)?;
         Ok((result, left == 0))
     }
 
-    /// Does `work`, and returns how many allocations there were in it, if that can be told without one failing.
-    pub fn count<T>(&self, whose: Whose, work: impl FnOnce() -> T) -> Result<(T, Option<u32>)> {
-        if let Whose::Driver(_) = whose {
+    /// Runs `work`, and returns how many allocations it made, if that can be counted without making
+    /// one fail.
+    pub fn count<T>(&self, scope: Scope, work: impl FnOnce() -> T) -> Result<(T, Option<u32>)> {
+        if let Scope::Driver(_) = scope {
             return Ok((work(), None));
         }
-        let (result, left) = self.count_down(whose, MANY, work)?;
+        let (result, left) = self.count_down(scope, MANY, work)?;
         Ok((result, Some(MANY - left)))
     }
 
-    /// Does `work`, while every allocation from the slab fails, whoever makes it, but for those that are made
-    /// near the excepted functions. Returns what came of it, and how many have failed.
+    /// Runs `work` while every allocation from the slab fails in all threads, except near the
+    /// excepted functions. Returns the result of `work`, and how many allocations failed.
     ///
-    /// `work` must need no memory, and nobody can start a process or open a file meanwhile.
+    /// `work` must not need memory. No process can be started and no file opened meanwhile.
     pub fn fail_all<T>(&self, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-        let place = Allocator::Slab;
-        place.require(EVERYTHING, NEAR)?;
-        place.set("interval", "1")?;
-        place.set("task-filter", "N")?;
-        place.set("times", &MANY.to_string())?;
-        let path = place.file("probability");
+        let allocator = Allocator::Slab;
+        allocator.require(EVERYTHING, NEAR)?;
+        allocator.set("interval", "1")?;
+        allocator.set("task-filter", "N")?;
+        allocator.set("times", &MANY.to_string())?;
+        let path = allocator.file("probability");
         let probability = File::options()
             .write(true)
             .open(&path)
@@ -157,48 +161,49 @@ impl Injection {
             let _failing = Everything::fails(&probability)?;
             work()
         };
-        let left: u32 = sysfs::read(place.file("times"))?.parse()?;
+        let left: u32 = sysfs::read(allocator.file("times"))?.parse()?;
         Ok((result, MANY - left))
     }
 
-    /// One of `interval` allocations fails, as the kernel has counted them since it was started. So the counter
-    /// is brought to a multiple of `nth` first, by this thread.
+    /// One of `interval` allocations fails. The kernel counts them since the start of the machine,
+    /// so this thread first advances the counter to a multiple of `nth`.
     fn fail_of_driver<T>(
         &self,
-        place: Allocator,
+        allocator: Allocator,
         nth: u32,
         work: impl FnOnce() -> T,
     ) -> Result<(T, bool)> {
-        place.require(EVERYTHING, DEPTH)?;
-        place.set("interval", &nth.to_string())?;
+        allocator.require(EVERYTHING, DEPTH)?;
+        allocator.set("interval", &nth.to_string())?;
         sysfs::write("/proc/self/make-it-fail", "1")?;
-        place.set("task-filter", "Y")?;
-        place.set("probability", "100")?;
-        place.set("times", "1")?;
-        // To ask whether one has failed takes memory, and may fail.
-        while !fs::read_to_string(place.file("times")).is_ok_and(|left| left.trim_end() == "0") {
+        allocator.set("task-filter", "Y")?;
+        allocator.set("probability", "100")?;
+        allocator.set("times", "1")?;
+        // Reading the counter allocates memory too, and may fail.
+        while !fs::read_to_string(allocator.file("times")).is_ok_and(|left| left.trim_end() == "0")
+        {
             drop(black_box(vec![1_u8; LOAD]));
         }
-        place.set("task-filter", "N")?;
-        place.require(self.code, DEPTH)?;
+        allocator.set("task-filter", "N")?;
+        allocator.require(self.code, DEPTH)?;
 
-        place.set("times", "1")?;
+        allocator.set("times", "1")?;
         let result = work();
-        let failed = sysfs::read(place.file("times"))? == "0";
-        place.set("probability", "0")?;
+        let failed = sysfs::read(allocator.file("times"))? == "0";
+        allocator.set("probability", "0")?;
         Ok((result, failed))
     }
 
-    /// Does `work`, and returns how many more allocations of this thread there would have to be until one fails; 0 if
-    /// one has.
-    fn count_down<T>(&self, whose: Whose, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
-        let (code, depth) = match whose {
-            Whose::Thread => (EVERYTHING, DEPTH),
-            Whose::ThreadNearDriver => (self.code, NEAR),
-            Whose::ThreadInDriver | Whose::Driver(_) => (self.code, DEPTH),
+    /// Runs `work`, and returns after how many more allocations of this thread one would have
+    /// failed; 0 if one has failed.
+    fn count_down<T>(&self, scope: Scope, nth: u32, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+        let (code, depth) = match scope {
+            Scope::Thread => (EVERYTHING, DEPTH),
+            Scope::ThreadNearDriver => (self.code, NEAR),
+            Scope::ThreadInDriver | Scope::Driver(_) => (self.code, DEPTH),
         };
-        for place in Allocator::ALL {
-            place.require(code, depth)?;
+        for allocator in Allocator::ALL {
+            allocator.require(code, depth)?;
         }
         let counter = File::options()
             .read(true)
@@ -216,7 +221,8 @@ impl Injection {
     }
 }
 
-/// Makes allocations fail until it is dropped. Its file is open already, for that needs memory.
+/// Makes all allocations fail until it is dropped. Its file is opened beforehand, because opening
+/// it needs memory.
 struct Everything<'a>(&'a File);
 
 impl<'a> Everything<'a> {
@@ -228,37 +234,37 @@ impl<'a> Everything<'a> {
 
 impl Drop for Everything<'_> {
     fn drop(&mut self) {
-        // If this fails, so does everything after it.
+        // If this fails, all later steps fail too.
         let _ = self.0.write_all(b"0");
     }
 }
 
 impl Drop for Injection {
     fn drop(&mut self) {
-        // What remains then does no harm: it has no probability.
+        // What remains has no effect: its probability is zero.
         let _ = end();
     }
 }
 
-/// From now on no allocation fails, whatever was asked for before. Nothing to do where none can be made to.
+/// Ends all fault injection. Does nothing on a kernel without it.
 pub fn end() -> Result<()> {
-    for place in Allocator::ALL {
-        if place.file("probability").exists() {
-            place.set("probability", "0")?;
-            place.set("times", "0")?;
-            place.set("task-filter", "N")?;
+    for allocator in Allocator::ALL {
+        if allocator.file("probability").exists() {
+            allocator.set("probability", "0")?;
+            allocator.set("times", "0")?;
+            allocator.set("task-filter", "N")?;
         }
     }
     Ok(())
 }
 
-/// Where some code is in the kernel's memory.
+/// An address range of code in the kernel's memory.
 type Addresses = (u64, u64);
 
-/// Where code is.
+/// The address ranges of the code that matters.
 struct Code {
     excepted: Addresses,
-    /// The code of the driver; nothing if it is not loaded.
+    /// The code of the driver; empty if it is not loaded.
     driver: Addresses,
 }
 
@@ -305,7 +311,8 @@ impl Code {
     }
 }
 
-/// Where a function ends, at the latest, that starts here: at the next one. Nobody says where they end.
+/// The end of the function that starts here, at most: the start of the next one. The kernel does
+/// not record where functions end.
 fn end_of(starts: &[u64], start: u64) -> u64 {
     let next = starts.partition_point(|address| *address <= start);
     let next = starts.get(next).copied();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module `injector`: persistent memory that goes bad on demand.
+//! The module `injector`: a provider of persistent memory whose media errors are injected.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -16,7 +16,7 @@ use crate::nd::{Device, settle};
 use crate::sysfs;
 
 const DEBUGFS: &str = "/sys/kernel/debug/injector";
-/// What the machine has reserved for it (`memmap=512M$1G`).
+/// The start of the memory that the machine reserves for it (`memmap=512M$1G`).
 const START: u64 = 1 << 30;
 const SIZE: u64 = 512 << 20;
 
@@ -34,7 +34,7 @@ impl Injector {
     /// The name of the module.
     pub const NAME: &str = "injector";
 
-    /// The provider if it is there; else everything that is asked of it fails.
+    /// Uses the provider that is there. Without it every call fails.
     pub fn attach() -> Injector {
         Injector(())
     }
@@ -43,10 +43,10 @@ impl Injector {
         Path::new("/sys/module").join(Self::NAME).exists()
     }
 
-    /// Brings the provider, and brings it back if it was there: nothing of its memory is bad then.
+    /// Loads the provider. If it was loaded already, it is reloaded, and its memory has no errors.
     pub fn new() -> Result<Injector> {
         if Self::is_loaded() {
-            // What is bound keeps the provider.
+            // Bound devices hold a reference to the provider.
             for region in Device::all_of("region")? {
                 region.unbind()?;
             }
@@ -58,18 +58,18 @@ impl Injector {
         Ok(Injector(()))
     }
 
-    /// The provider finds out, and says, that memory is bad.
+    /// Makes the provider find and report a media error.
     pub fn inject(&self, address: u64, len: u64) -> Result<()> {
         sysfs::write(Self::file("inject"), &format!("{address:#x} {len}"))
     }
 
-    /// The CPU finds out that the page at this address is bad: its users are told, and the kernel itself
-    /// does not map it any more.
+    /// Reports a hardware memory error in the page at this address: its users are notified, and the
+    /// kernel removes the page from its linear mapping.
     pub fn fail(&self, address: u64) -> Result<()> {
         sysfs::write(Self::file("fail"), &format!("{address:#x}"))
     }
 
-    /// From now on no request clears more than so many bytes; with 0 all are refused.
+    /// Limits how many bytes a request to clear errors clears; with 0 all requests fail.
     pub fn set_limit(&self, bytes: u64) -> Result<()> {
         sysfs::write(Self::file("limit"), &bytes.to_string())
     }
@@ -93,11 +93,11 @@ impl Injector {
     }
 }
 
-/// Somebody who waits for an attribute to change.
+/// Waits for an attribute to change.
 pub struct Watch(File);
 
 impl Watch {
-    /// Starts to wait.
+    /// Starts to watch an attribute.
     pub fn new(path: &Path) -> Result<Watch> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         let mut watch = Watch(file);
@@ -113,18 +113,18 @@ impl Watch {
     }
 
     fn is_woken(&self, patience: Duration) -> Result<bool> {
-        // Without an event, a file in sysfs can be read and written at any time.
+        // Without a change, a sysfs file is always readable and writable.
         let flags = PollFlags::POLLPRI | PollFlags::POLLERR;
         let mut fds = [PollFd::new(self.0.as_fd(), flags)];
         poll(&mut fds, PollTimeout::try_from(patience)?)?;
         Ok(fds[0].revents().is_some_and(|found| found.contains(flags)))
     }
 
-    /// Checks that it is woken, and by what there is to read then.
+    /// Checks that the attribute was notified, and its value.
     pub fn expect(&mut self, value: &str) -> Result<()> {
         ensure!(
             self.is_woken(Duration::from_secs(2))?,
-            "who polls was not woken; it reads `{}`",
+            "the poller was not woken; the attribute is `{}`",
             self.read()?
         );
         let found = self.read()?;
@@ -132,9 +132,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Checks that nothing has woken it.
-    pub fn expect_asleep(&self) -> Result<()> {
-        ensure!(!self.is_woken(Duration::ZERO)?, "who polls was woken");
+    /// Checks that the attribute was not notified.
+    pub fn expect_not_notified(&self) -> Result<()> {
+        ensure!(!self.is_woken(Duration::ZERO)?, "the poller was woken");
         Ok(())
     }
 }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the code of the kernel and its modules is.
+//! The addresses of code in the kernel and its modules.
 
 use std::fs;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
-/// A name that an address has. It may have several.
+/// A symbol. Several symbols may have the same address.
 pub struct Symbol {
     pub address: u64,
     pub name: String,
-    /// The module that it belongs to, if not the kernel itself.
+    /// The module of the symbol; none for the kernel itself.
     pub module: Option<String>,
 }
 
-/// All that there are.
+/// All symbols.
 pub fn symbols() -> Result<Vec<Symbol>> {
     let text = fs::read_to_string("/proc/kallsyms").context("reading /proc/kallsyms")?;
     let mut symbols = Vec::new();
@@ -37,7 +37,7 @@ pub fn symbols() -> Result<Vec<Symbol>> {
     Ok(symbols)
 }
 
-/// Where the code of a function is: it ends where something else begins.
+/// The address range of a function: it ends where the next symbol begins.
 pub fn code_of(symbols: &[Symbol], function: &str) -> Result<Range<u64>> {
     let named = symbols.iter().find(|symbol| symbol.name == function);
     let start = named

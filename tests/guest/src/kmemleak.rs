@@ -10,38 +10,39 @@ use anyhow::Result;
 use crate::sysfs;
 
 const CONTROL: &str = "/sys/kernel/debug/kmemleak";
-/// An object that nothing points to is reported if it is still so a while after its allocation.
+/// The age at which kmemleak reports an unreferenced object.
 const AGE: Duration = Duration::from_secs(6);
-/// How often to look before something counts as lost.
-const LOOKS: u32 = 3;
+/// How many scans must report an object before it counts as leaked.
+const SCANS: u32 = 3;
 
-/// Looks at all memory. Fails if the detector has switched itself off.
+/// Scans all memory. Fails if the detector has switched itself off.
 pub fn scan() -> Result<()> {
     sysfs::write(CONTROL, "scan")
 }
 
-/// Forgets what is suspected so far, which is not the work of what comes next.
+/// Forgets all current suspects, which are not due to the test that follows.
 pub fn forget() -> Result<()> {
     scan()?;
     sysfs::write(CONTROL, "clear")
 }
 
-/// From now on nobody looks but this program.
-pub fn be_quiet() -> Result<()> {
+/// Stops the automatic scans: from now on only this program scans.
+pub fn stop_automatic_scans() -> Result<()> {
     sysfs::write(CONTROL, "scan=off")
 }
 
-/// Looks for objects that nothing points to. Returns the reports about them.
+/// Scans for unreferenced objects and returns the reports about them.
 ///
-/// An object may look lost while its only pointer is in a register, on its way between two places that are scanned
-/// one after the other, or waits to be freed. A leak stays one, so it has to be seen in every look.
+/// An object may look unreferenced while its only pointer is in a register, moves between two
+/// places that are scanned one after the other, or waits to be freed. A leak is permanent, so it is
+/// reported by every scan.
 pub fn suspects() -> Result<String> {
     let mut suspects = String::new();
-    for _ in 0..LOOKS {
+    for _ in 0..SCANS {
         sleep(AGE);
         scan()?;
         scan()?;
-        // Of what was reported before, this shows only what is still lost.
+        // Of the earlier reports, the file shows only those that still hold.
         suspects = sysfs::read(CONTROL)?;
         if suspects.is_empty() {
             break;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KTAP, as `Documentation/dev-tools/ktap.rst` of the kernel describes it.
+//! KTAP, as described in the kernel's `Documentation/dev-tools/ktap.rst`.
 //!
-//! One suite is one subtest group. The stream has a serial port to itself.
+//! Each suite is one subtest group. The stream has a serial port of its own.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -19,7 +19,7 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Writes suites.
+/// Writes the KTAP stream of a boot.
 pub struct Ktap {
     out: File,
     /// The number of the suite.
@@ -31,7 +31,7 @@ pub struct Ktap {
 }
 
 impl Ktap {
-    /// Opens a serial port and makes it carry bytes as they are.
+    /// Opens a serial port in raw mode.
     pub fn open(port: &Path) -> Result<Ktap> {
         let out = OpenOptions::new()
             .read(true)
@@ -55,7 +55,7 @@ impl Ktap {
             .context("writing KTAP")
     }
 
-    /// Says that the guest is up. What follows is a result, whatever it is.
+    /// Reports that the guest is up. All that follows are results.
     pub fn start(&mut self, suites: usize, facts: &str) -> Result<()> {
         self.line("KTAP version 1")?;
         self.line(&format!("# {facts}"))?;
@@ -72,13 +72,13 @@ impl Ktap {
         self.line(&format!("    1..{tests}"))
     }
 
-    /// Says something about the test that runs.
+    /// Writes a note about the current test.
     pub fn note(&mut self, text: &str) -> Result<()> {
         text.lines()
             .try_for_each(|line| self.line(&format!("    # {line}")))
     }
 
-    /// Closes a test.
+    /// Writes the result of a test.
     pub fn result(&mut self, name: &str, outcome: &Outcome) -> Result<()> {
         self.done += 1;
         let number = self.done;
@@ -102,7 +102,7 @@ impl Ktap {
         Ok(!self.failed)
     }
 
-    /// Says something to the runner outside of any test.
+    /// Writes a message to the runner, outside of any test.
     pub fn remark(&mut self, text: &str) -> Result<()> {
         self.line(&format!("# {text}"))
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the tests inside the module, which the kernel runs when it is loaded. debugfs keeps their
-//! results, and each becomes a test of this program's own stream.
+//! KUnit: the tests inside the module, which the kernel runs when the module is loaded. Their
+//! results are read from debugfs, and each is reported as a test of this program's stream.
 
 use std::fs;
 use std::path::Path;
@@ -11,23 +11,23 @@ use anyhow::{Context, Result, ensure};
 use crate::ktap::{Ktap, Outcome};
 use crate::suites::Suite;
 
-/// All of them that leave nothing behind.
+/// All KUnit suites that leave nothing behind.
 pub const SUITE: Suite = Suite {
     name: "kunit",
     tests: &[],
 };
-/// The suite that leaks ranges until reboot.
+/// The suite that retires ranges until reboot.
 pub const MISUSE: &str = "misuse";
 
-/// Where the kernel keeps results, a folder for each suite, its own suites among them.
+/// The kernel's results, one folder for each suite. Suites of the kernel are there too.
 const RESULTS: &str = "/sys/kernel/debug/kunit";
-/// What the suites of the module are called.
+/// The prefix of the names of the module's suites.
 const PREFIX: &str = "pmem_rs_";
 
-/// Lines that structure a suite's own stream, and would confuse the one that they become part of.
+/// Lines that structure a suite's own stream. They would corrupt the stream that quotes them.
 const FORM: &[&str] = &["KTAP version", "Subtest:", "speed:", "1.."];
 
-/// The result of one test case, with what it said.
+/// The result of one test case, with its messages.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Case {
     pub name: String,
@@ -36,7 +36,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Reports it.
+    /// Reports the result.
     pub fn report(&self, ktap: &mut Ktap) -> Result<()> {
         ktap.note(&self.notes.join("\n"))?;
         let outcome = if self.passed {
@@ -53,7 +53,7 @@ pub fn is_run_by(suite: &Suite) -> bool {
     [SUITE.name, MISUSE].contains(&suite.name)
 }
 
-/// Returns the results of all test cases of the module that were run.
+/// Returns the results of all test cases of the module that have run.
 pub fn cases() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     let mut suites = Vec::new();
@@ -75,7 +75,7 @@ pub fn cases() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Takes the cases out of a suite's KTAP: they are indented by one level, the suite itself is not.
+/// Parses the cases out of a suite's KTAP. Cases are indented by one level, the suite is not.
 fn cases_of(suite: &str, text: &str) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut notes = Vec::new();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cases_are_found_with_what_they_said() {
+    fn cases_have_their_messages() {
         let text = "KTAP version 1\n\n1..1\n    KTAP version 1\n    # Subtest: pmem_rs_x\n    1..2\n    \
                     ok 1 good\n    # bad: ASSERTION FAILED at x.rs:1\n    not ok 2 bad\n\
                     # pmem_rs_x: pass:1 fail:1 skip:0 total:2\nnot ok 1 pmem_rs_x\n";

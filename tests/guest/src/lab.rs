@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a test gets to work with.
+//! The fixture of a test.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,23 +15,23 @@ use crate::driver::Driver;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 
-/// The bench on which a test works: a driver, the machine's regions and a source of chance.
+/// What every test is given: a driver, the regions of the machine and a source of random numbers.
 pub struct Lab {
     /// The driver under test.
     pub driver: Driver,
-    /// How long a test goes on that could go on for ever.
+    /// How long a stress test runs.
     pub stress: Duration,
     /// Whether the second NVDIMM belongs to the driver under test, not the first, when both are compared.
     pub swapped: bool,
-    /// What chance starts from.
+    /// The seed of the random numbers.
     pub seed: u64,
     /// How many boots of the same campaign there were before.
     pub round: u64,
-    /// Chance, the same in every run with the same seed.
+    /// Random numbers, the same in every run with the same seed.
     pub random: ChaCha8Rng,
 }
 
-/// A namespace that was prepared for a test and the disk that it became.
+/// A namespace that was prepared for a test, and its disk.
 pub struct Prepared {
     /// The namespace device.
     pub namespace: Device,
@@ -42,8 +42,8 @@ pub struct Prepared {
 }
 
 impl Lab {
-    /// Sets up a bench. Every test has a `stream` of its own, so that it does the same whichever
-    /// tests run before it, and so has every boot.
+    /// Makes a lab. Every test has a `stream` of random numbers of its own, so that it does the
+    /// same whichever tests run before it. Every boot has its own, too.
     pub fn new(args: &TestArgs, stream: u64) -> Lab {
         let mut random = ChaCha8Rng::seed_from_u64(args.seed);
         random.set_stream((args.round << 32) | stream);
@@ -57,9 +57,9 @@ impl Lab {
         }
     }
 
-    /// The region that comes at this place in the order of addresses. Its name says so only until the
-    /// provider has gone and come back.
-    pub fn region(&self, place: u32) -> Result<Device> {
+    /// The region with this index in the order of addresses. The index matches the name only until
+    /// the provider is reloaded.
+    pub fn region(&self, index: u32) -> Result<Device> {
         let mut regions = Device::all_of("region")?
             .into_iter()
             .map(|region| Ok((region.resource()?, region)))
@@ -67,8 +67,8 @@ impl Lab {
         regions.sort();
         let (_, region) = regions
             .into_iter()
-            .nth(place as usize)
-            .with_context(|| format!("there are not more than {place} regions"))?;
+            .nth(index as usize)
+            .with_context(|| format!("there are not more than {index} regions"))?;
         Ok(region)
     }
 
@@ -84,12 +84,12 @@ impl Lab {
         anyhow::bail!("{region} has no namespace")
     }
 
-    /// Makes the namespace of the first region one with a disk, from scratch.
+    /// Reconfigures the namespace of the first region to this mode.
     pub fn prepare(&self, mode: Mode) -> Result<Prepared> {
         self.prepare_in(0, mode)
     }
 
-    /// As [`Lab::prepare`], in a region of choice.
+    /// As [`Lab::prepare`], in the given region.
     pub fn prepare_in(&self, region: u32, mode: Mode) -> Result<Prepared> {
         let namespace = self.namespace(region)?;
         let made = ndctl::reconfigure(&namespace, mode)?;
@@ -107,8 +107,8 @@ impl Lab {
         })
     }
 
-    /// The fsdax namespace of a region with struct pages in RAM: as it is if it is one already, else
-    /// from scratch.
+    /// The fsdax namespace of a region with struct pages in RAM. Reconfigures the namespace unless
+    /// it has that mode already.
     pub fn ready(&self, region: u32) -> Result<Prepared> {
         let namespace = self.namespace(region)?;
         let bound = holder(&namespace)?;
@@ -124,13 +124,13 @@ impl Lab {
         })
     }
 
-    /// What stands for the namespace of a region on the bus.
+    /// The device of a region's namespace to which a driver binds.
     pub fn holder_in(&self, region: u32) -> Result<Device> {
         holder(&self.namespace(region)?)
     }
 }
 
-/// What stands for a namespace on the bus: the device that claims it, or itself.
+/// The device to which a driver binds: the one that claims the namespace, or the namespace itself.
 pub fn holder(namespace: &Device) -> Result<Device> {
     let holder = namespace.get("holder")?;
     Ok(if holder.is_empty() {
@@ -140,7 +140,7 @@ pub fn holder(namespace: &Device) -> Result<Device> {
     })
 }
 
-/// The reason why a test cannot be done on this machine, returned as its error.
+/// The reason why a test is skipped on this machine, returned as the test's error.
 #[derive(Debug)]
 pub struct Skip(pub &'static str);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver may leave behind.
+//! Resources that a driver may leak.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,34 +9,35 @@ use anyhow::{Context, Result, ensure};
 
 use crate::sysfs;
 
-/// The resources that a bound driver holds, at one moment.
+/// The resources that a bound driver holds at one moment.
 pub struct Holdings {
     iomem: String,
     mappings: Vec<String>,
     available_kib: u64,
-    /// How many objects each slab cache has.
+    /// The number of objects in each slab cache.
     objects: BTreeMap<String, u64>,
 }
 
-/// How much less memory may be available after a loop: what the kernel's caches take at random.
-/// The struct pages of one 512 MiB namespace are 8 MiB, so a loop that leaks them shows.
+/// How much less memory may be available after a loop: the caches of the kernel vary by that much.
+/// The struct pages of a 512 MiB namespace take 8 MiB, so a loop that leaks them is detected.
 const TOLERANCE_KIB: u64 = 24 << 10;
 
-/// How many more objects a slab cache may have for no reason: those in the slabs that each CPU keeps are
-/// counted too. 62 were seen, after 35 cycles as after 113.
+/// How many more objects a slab cache may have without a leak: the count includes objects in the
+/// slabs of each CPU. 62 were seen, after 35 cycles as well as after 113.
 const NOISE: u64 = 128;
-/// Slab caches that say nothing. The addresses of stacks are freed when there are enough of them; and kmemleak has
-/// notes of these and of the objects of all other caches, and so the noise of all of them.
+/// Slab caches that are ignored. Virtual address areas of stacks are freed in batches. kmemleak has
+/// an entry for each of them and for the objects of all other caches, so its caches vary as much as
+/// all of these together.
 const NOISY_CACHES: &[&str] = &["vmap_area", "kmemleak_object", "kmemleak_scan_area"];
 
 const SLAB_CACHES: &str = "/sys/kernel/slab";
 
 impl Holdings {
-    /// Takes stock.
+    /// Records the current resources.
     pub fn now() -> Result<Holdings> {
-        // Caches would blur the picture, and so would the freed memory that KASAN keeps in quarantine,
-        // up to a 32nd of all: it comes back when the cache that it belongs to is shrunk.
-        // What was used the moment before is not dropped the first time.
+        // Caches are dropped before the measurement. So is the memory that KASAN keeps in
+        // quarantine, up to a 32nd of all memory: it is released when the cache that it belongs to
+        // is shrunk. What was used a moment ago is not dropped the first time.
         for _ in 0..2 {
             sysfs::write("/proc/sys/vm/drop_caches", "3")?;
         }
@@ -53,7 +54,7 @@ impl Holdings {
                     .join(" ")
             })
             .collect();
-        // They are listed by where they are mapped, which may be elsewhere the next time.
+        // Mappings are listed in the order of virtual addresses, which may differ the next time.
         mappings.sort();
         Ok(Holdings {
             iomem: fs::read_to_string("/proc/iomem")?,
@@ -63,7 +64,7 @@ impl Holdings {
         })
     }
 
-    /// Checks that nothing more is held now than was then.
+    /// Checks that no more resources are held than at the time of this record.
     pub fn expect_unchanged(&self) -> Result<()> {
         let now = Holdings::now()?;
         ensure!(
@@ -83,7 +84,7 @@ impl Holdings {
         Ok(())
     }
 
-    /// Checks that no slab cache has grown as it would if each of so many cycles had left an object.
+    /// Checks that no slab cache has grown as if each of `cycles` cycles had leaked an object.
     pub fn expect_no_objects_of(&self, cycles: u64) -> Result<()> {
         let now = Holdings::now()?.objects;
         let limit = NOISE + cycles / 4;
@@ -103,10 +104,10 @@ impl Holdings {
     }
 }
 
-/// The objects of each slab cache that are in use.
+/// The number of objects in use in each slab cache.
 fn objects() -> Result<BTreeMap<String, u64>> {
     let text = fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?;
-    // Two lines say what the columns are.
+    // The first two lines are headings.
     let caches = text.lines().skip(2).map(|line| {
         let mut words = line.split_whitespace();
         let name = words.next().context("a line without a name")?;
@@ -127,12 +128,12 @@ fn available() -> Result<u64> {
     Ok(number.parse()?)
 }
 
-/// The name under which a physical range that starts here is reserved in `/proc/iomem`, inside of
-/// the persistent memory that the firmware announced.
+/// The name in `/proc/iomem` of the reservation that starts at this physical address, inside of the
+/// persistent memory that the firmware describes.
 pub fn reservation(start: u64) -> Result<Option<String>> {
     let iomem = fs::read_to_string("/proc/iomem")?;
     let prefix = format!("{start:08x}-");
-    // What is reserved within a range follows it.
+    // A resource within another one follows it.
     let innermost = iomem
         .lines()
         .rev()

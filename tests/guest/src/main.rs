@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The program that a test guest runs, and the only one it starts with.
+//! The only program that a test guest starts with.
 //!
-//! The kernel starts it as PID 1 (`rdinit=/pmem-rs/guest`); it mounts what a Linux system needs,
+//! The kernel starts it as PID 1 (`rdinit=/pmem-rs/guest`). It mounts the pseudo file systems,
 //! loads the driver under test, and then runs one suite. Every test is a process of its own, made
 //! by starting this same program again with `test`, so that a test that crashes or hangs is one
-//! failed test. Results leave the guest as KTAP on the second serial port, where no kernel message
-//! can get between them.
+//! failed test. Results leave the guest as KTAP on the second serial port, where kernel messages
+//! cannot interrupt them.
 //!
 //! - [`init`] brings the machine up and down, [`supervisor`] runs the tests, [`ktap`] writes.
 //! - [`suites`] holds the tests.
-//! - The rest is what tests are made of: the nd bus and its devices ([`nd`], [`ndctl`]), disks,
+//! - The other modules are used by tests: the nd bus and its devices ([`nd`], [`ndctl`]), disks,
 //!   file systems, mappings.
 
 #![deny(unsafe_code)]

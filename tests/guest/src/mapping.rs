@@ -3,7 +3,7 @@
 //! Files mapped into memory.
 //!
 //! The memory of a mapping changes under its user: another mapping, a `pwrite` or the unbinding of
-//! the device may get at it, and an access may end in a signal. So no reference into it is ever
+//! the device may change it, and an access may raise a signal. So no reference into it is ever
 //! made; bytes are copied in and out.
 
 use std::arch::asm;
@@ -22,10 +22,10 @@ use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, 
 
 use crate::syscall::in_child;
 
-/// What one page-table entry of the middle level covers.
+/// The size that one entry of a PMD page table maps.
 pub const PMD: usize = 2 << 20;
 
-/// What one page-table entry of the lowest level covers.
+/// The size that one entry of a PTE page table maps.
 pub const PAGE: usize = 4096;
 
 const CACHE_LINE: usize = 64;
@@ -33,12 +33,12 @@ const CACHE_LINE: usize = 64;
 /// How a file is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// `MAP_SHARED`: what is written goes to the file.
+    /// `MAP_SHARED`: writes go to the file.
     Shared,
-    /// `MAP_SHARED_VALIDATE | MAP_SYNC`: in addition, what is written is durable as soon as it has
-    /// left the CPU cache. Only DAX files have this.
+    /// `MAP_SHARED_VALIDATE | MAP_SYNC`: in addition, writes are durable as soon as they have left
+    /// the CPU cache. Only DAX files support this.
     Synchronous,
-    /// `MAP_PRIVATE`: what is written stays with the process.
+    /// `MAP_PRIVATE`: writes stay in the process.
     Private,
 }
 
@@ -58,15 +58,15 @@ pub enum Flush {
     /// The line may stay in the cache.
     Clwb,
     Clflushopt,
-    /// No fence has to follow.
+    /// Needs no fence.
     Clflush,
 }
 
-/// A part of a file in memory, readable and writable, from the start of the file.
+/// A readable and writable mapping of the first bytes of a file.
 ///
 /// # Invariants
 ///
-/// `start` is the start of a mapping of `len` bytes that belongs to this object.
+/// `start` is the start of a mapping of `len` bytes that this object owns.
 pub struct Mapping {
     start: NonNull<c_void>,
     len: usize,
@@ -74,24 +74,24 @@ pub struct Mapping {
 
 // SAFETY: the mapping belongs to the whole process.
 unsafe impl Send for Mapping {}
-// SAFETY: no reference into the mapping exists, and what others do to its bytes meanwhile is taken into
-// account anyway, since other processes may do the same.
+// SAFETY: no reference into the mapping exists. Concurrent changes of its bytes are expected
+// anyway, since other processes can make them.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `len` bytes of a file, at an address that a PMD can map if the file allows.
+    /// Maps the first `len` bytes of a file, at an address that allows PMD mappings.
     pub fn new(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Mapping::place(file, len, sharing, prot, 0)
+        Mapping::map_at(file, len, sharing, prot, 0)
     }
 
-    /// As [`Mapping::new`], for reading only. Storing into it is a segmentation fault.
+    /// As [`Mapping::new`], but read-only. A store to it is a segmentation fault.
     pub fn read_only(file: &File, len: usize, sharing: Sharing) -> io::Result<Mapping> {
-        Mapping::place(file, len, sharing, ProtFlags::PROT_READ, 0)
+        Mapping::map_at(file, len, sharing, ProtFlags::PROT_READ, 0)
     }
 
-    /// As [`Mapping::new`] or [`Mapping::read_only`], at an address where no PMD fits, so that every
-    /// page has an entry of its own.
+    /// As [`Mapping::new`] or [`Mapping::read_only`], at an address that does not allow PMD
+    /// mappings, so that every page has a PTE of its own.
     pub fn of_pages(
         file: &File,
         len: usize,
@@ -100,11 +100,11 @@ impl Mapping {
     ) -> io::Result<Mapping> {
         let mut prot = ProtFlags::PROT_READ;
         prot.set(ProtFlags::PROT_WRITE, writable);
-        Mapping::place(file, len, sharing, prot, PAGE)
+        Mapping::map_at(file, len, sharing, prot, PAGE)
     }
 
-    /// Maps a file `beyond` a multiple of what a PMD maps.
-    fn place(
+    /// Maps a file `beyond` bytes after a multiple of [`PMD`].
+    fn map_at(
         file: &File,
         len: usize,
         sharing: Sharing,
@@ -120,8 +120,8 @@ impl Mapping {
         let flags = sharing.flags() | MapFlags::MAP_FIXED;
         // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing uses.
         match unsafe { mmap(NonZeroUsize::new(aligned), size, prot, flags, file, 0) } {
-            // INVARIANT: that range was just mapped and is handed to this object. What is left of
-            // the reservation around it is address space only; it stays until the process ends.
+            // INVARIANT: the range was just mapped, and this object owns it from here on. The rest
+            // of the reservation around it is only address space; it stays until the process ends.
             Ok(start) => Ok(Mapping { start, len }),
             Err(error) => {
                 // SAFETY: the range is the reservation, and nothing was mapped over it.
@@ -131,17 +131,17 @@ impl Mapping {
         }
     }
 
-    /// Maps memory of no file.
+    /// Maps anonymous memory.
     pub fn anonymous(len: usize) -> io::Result<Mapping> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: this maps fresh memory, at an address of the kernel's choice.
         let start = unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) }?;
-        // INVARIANT: the range was just mapped and is handed to this object.
+        // INVARIANT: the range was just mapped, and this object owns it from here on.
         Ok(Mapping { start, len })
     }
 
-    /// Asks for huge pages, which the mapping has where one fits as soon as it is written to.
+    /// Asks for huge pages. They are allocated on the first write, where one fits.
     pub fn prefer_huge_pages(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; its contents stay.
         let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_HUGEPAGE) };
@@ -149,7 +149,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Has the kernel take the pages away from this process, to swap if they are of no file.
+    /// Makes the kernel reclaim the pages; anonymous ones go to swap.
     pub fn page_out(&self) -> io::Result<()> {
         // SAFETY: by the invariant the range is mapped; its contents stay.
         let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_PAGEOUT) };
@@ -157,7 +157,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Where it starts in this process's memory, for other processes that look into it.
+    /// The start of the mapping in this process, for other processes that access it.
     pub fn address(&self) -> usize {
         self.start.as_ptr() as usize
     }
@@ -204,8 +204,8 @@ impl Mapping {
         unsafe { self.at(offset, 1).write_volatile(byte) }
     }
 
-    /// Writes a part of the mapping to another file. With `O_DIRECT` the kernel hands the pages
-    /// themselves to the device.
+    /// Writes a part of the mapping to another file. With `O_DIRECT` the device accesses the pages
+    /// themselves.
     pub fn write_to(&self, from: usize, len: usize, file: &File, offset: i64) -> io::Result<()> {
         let bytes = self.at(from, len).cast::<c_void>();
         // SAFETY: `bytes` has that many bytes, and no reference into the mapping exists.
@@ -221,7 +221,7 @@ impl Mapping {
         complete(read, len)
     }
 
-    /// Puts the pages of a part of the mapping into a pipe, and returns how many bytes that were.
+    /// Puts the pages of a part of the mapping into a pipe, and returns how many bytes were put.
     pub fn give_to_pipe(&self, from: usize, len: usize, pipe: &OwnedFd) -> io::Result<usize> {
         let part = libc::iovec {
             iov_base: self.at(from, len).cast(),
@@ -232,7 +232,7 @@ impl Mapping {
         Ok(Errno::result(given)? as usize)
     }
 
-    /// `madvise(MADV_HWPOISON)` on a page: the kernel treats it as if the CPU had found it bad.
+    /// `madvise(MADV_HWPOISON)` on a page: the kernel treats it as having a hardware memory error.
     pub fn poison(&self, offset: usize) -> io::Result<()> {
         let page = self.at(offset, PAGE).cast::<c_void>();
         // SAFETY: the page is within the mapping, to which no reference exists.
@@ -276,19 +276,19 @@ impl Mapping {
         Ok(())
     }
 
-    /// Writes the whole mapping back from the CPU cache, as a program does instead of `msync` if
+    /// Writes the whole mapping back from the CPU cache. A program does this instead of `msync` if
     /// the mapping is [`Sharing::Synchronous`].
     pub fn flush_cpu_cache(&self) {
         self.flush_part(0, self.len);
     }
 
-    /// As [`Mapping::flush_cpu_cache`], for a part of the mapping, which starts with a cache line.
+    /// As [`Mapping::flush_cpu_cache`], for a part of the mapping that starts at a cache line.
     pub fn flush_part(&self, from: usize, len: usize) {
         self.flush_lines(from..from + len, Flush::Clflush);
         self.fence();
     }
 
-    /// Has the CPU write its lines of a part of the mapping back.
+    /// Writes the cache lines of a part of the mapping back.
     pub fn flush_lines(&self, part: Range<usize>, flush: Flush) {
         for line in part.step_by(CACHE_LINE) {
             let line = self.at(line, 1);
@@ -304,13 +304,13 @@ impl Mapping {
         }
     }
 
-    /// Waits until what was flushed, or stored past the caches, is durable.
+    /// Waits until flushed lines and non-temporal stores are durable.
     pub fn fence(&self) {
         // SAFETY: every x86-64 CPU has this instruction.
         unsafe { _mm_sfence() }
     }
 
-    /// Fills the mapping with a byte, past the CPU caches.
+    /// Fills the mapping with a byte by non-temporal stores.
     pub fn write_past_caches(&self, byte: u8) {
         let word = i64::from_ne_bytes([byte; 8]);
         for offset in (0..self.len).step_by(size_of_val(&word)) {
@@ -320,7 +320,7 @@ impl Mapping {
         }
     }
 
-    /// Reads a byte in a process of its own, which the access may kill, and says how that ended.
+    /// Reads a byte in a child process, which the access may kill, and returns how the child ended.
     pub fn load_in_child(&self, offset: usize) -> io::Result<nix::sys::wait::WaitStatus> {
         in_child(|| {
             self.load(offset);
@@ -343,6 +343,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: by the invariant the range belongs to this object, and no reference into it exists.
         let unmapped = unsafe { munmap(self.start, self.len) };
-        unmapped.expect("a mapping of one's own can be unmapped");
+        unmapped.expect("unmapping the mapping");
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel messages from a moment on.
+//! Kernel messages since a given moment.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// A place in the stream of kernel messages.
+/// A position in the stream of kernel messages.
 pub struct Messages {
     device: File,
     seen: Vec<String>,
 }
 
 impl Messages {
-    /// Starts after the last message that there is.
+    /// Starts after the latest message.
     pub fn from_now() -> Result<Messages> {
         let mut device = OpenOptions::new()
             .read(true)
@@ -33,7 +33,7 @@ impl Messages {
         })
     }
 
-    /// All messages since the start, without their prefixes.
+    /// All messages since the start, without prefixes.
     pub fn so_far(&mut self) -> Result<&[String]> {
         let mut record = [0; 8192];
         loop {
@@ -41,7 +41,8 @@ impl Messages {
                 Ok(0) => break,
                 Ok(len) => self.seen.push(text_of(&record[..len])),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // Messages were lost because the ring buffer went round; go on with the oldest.
+                // Messages were lost because the ring buffer wrapped around. Go on with the oldest
+                // one.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) => return Err(error).context("reading /dev/kmsg"),
             }
@@ -49,7 +50,7 @@ impl Messages {
         Ok(&self.seen)
     }
 
-    /// Checks that a message has come, or comes within a moment, that contains one of `pieces`.
+    /// Checks that a message with one of `pieces` has arrived or arrives within a moment.
     pub fn expect(&mut self, pieces: &[&str]) -> Result<String> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
@@ -68,7 +69,7 @@ impl Messages {
     }
 }
 
-/// Takes the message out of a record (`priority,sequence,time,flags;message\n KEY=value…`).
+/// Parses the message out of a record (`priority,sequence,time,flags;message\n KEY=value…`).
 fn text_of(record: &[u8]) -> String {
     let record = String::from_utf8_lossy(record);
     let message = record

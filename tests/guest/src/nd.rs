@@ -16,7 +16,7 @@ use crate::sysfs;
 
 const DEVICES: &str = "/sys/bus/nd/devices";
 const DRIVERS: &str = "/sys/bus/nd/drivers";
-/// The driver that makes a bus of the NVDIMMs that the firmware announces, and its device.
+/// The driver that registers a bus for the NVDIMMs of the firmware.
 const PROVIDER_DRIVER: &str = "/sys/bus/platform/drivers/acpi-nfit";
 const PROVIDER: &str = "ACPI0012:00";
 
@@ -25,7 +25,7 @@ const PROVIDER: &str = "ACPI0012:00";
 pub struct Device(String);
 
 impl Device {
-    /// Names a device, which need not exist.
+    /// Names a device. It need not exist.
     pub fn named(name: impl Into<String>) -> Device {
         Device(name.into())
     }
@@ -63,36 +63,36 @@ impl Device {
         sysfs::write(self.path(attribute), value)
     }
 
-    /// The name of the driver that holds the device.
+    /// The name of the driver that is bound to the device.
     pub fn driver(&self) -> Option<String> {
         let link = fs::read_link(self.path("driver")).ok()?;
         Some(link.file_name()?.to_string_lossy().into_owned())
     }
 
-    /// Asks a driver to take the device and leaves the error as the kernel gave it.
+    /// Binds a driver to the device and returns the kernel's error unchanged.
     pub fn try_bind(&self, driver: Driver) -> io::Result<()> {
         sysfs::try_write(Path::new(DRIVERS).join(driver.name()).join("bind"), &self.0)
     }
 
-    /// Lets a region have its namespaces again, after it was unbound.
+    /// Binds a region to its driver again.
     pub fn enable_region(&self) -> Result<()> {
         sysfs::write(Path::new(DRIVERS).join("nd_region/bind"), &self.0)?;
         settle()
     }
 
-    /// Takes a region away from its driver and leaves the error as the kernel gave it.
+    /// Unbinds a region from its driver and returns the kernel's error unchanged.
     pub fn try_unbind_region(&self) -> io::Result<()> {
         sysfs::try_write(Path::new(DRIVERS).join("nd_region/unbind"), &self.0)
     }
 
-    /// Asks a driver to take the device, and checks that it did.
+    /// Binds a driver to the device, and checks that it is bound.
     pub fn bind(&self, driver: Driver) -> Result<()> {
         self.try_bind(driver)
             .with_context(|| format!("binding {self} to {}", driver.name()))?;
         self.expect_driver(Some(driver))
     }
 
-    /// Takes the device away from a driver and leaves the error as the kernel gave it.
+    /// Unbinds a driver from the device and returns the kernel's error unchanged.
     pub fn try_unbind(&self, driver: Driver) -> io::Result<()> {
         sysfs::try_write(
             Path::new(DRIVERS).join(driver.name()).join("unbind"),
@@ -100,7 +100,7 @@ impl Device {
         )
     }
 
-    /// Takes the device away from the driver that holds it.
+    /// Unbinds the device from its driver.
     pub fn unbind(&self) -> Result<()> {
         let driver = self
             .driver()
@@ -109,7 +109,7 @@ impl Device {
         self.expect_driver(None)
     }
 
-    /// Checks who holds the device.
+    /// Checks which driver is bound to the device.
     pub fn expect_driver(&self, driver: Option<Driver>) -> Result<()> {
         let found = self.driver();
         ensure!(
@@ -120,21 +120,21 @@ impl Device {
         Ok(())
     }
 
-    /// Gives up the namespace that this pfn, btt or dax device has claimed.
+    /// Releases the namespace that this pfn, btt or dax device has claimed.
     pub fn give_up_namespace(&self) -> Result<()> {
-        // An empty write would not reach the kernel, an empty line does.
+        // The kernel does not see an empty write, but it sees an empty line.
         self.set("namespace", "\n")?;
         settle()
     }
 
-    /// The physical address where the device starts. Disabled pfn devices do not tell.
+    /// The physical start address of the device. Disabled pfn devices do not have it.
     pub fn resource(&self) -> Result<u64> {
         let text = self.get("resource")?;
         let digits = text.trim_start_matches("0x");
         u64::from_str_radix(digits, 16).with_context(|| format!("{self}: resource is `{text}`"))
     }
 
-    /// The block device that the driver made of this nd device.
+    /// The block device that the driver has created for this nd device.
     pub fn disk_name(&self) -> Result<String> {
         let disks = sysfs::names(self.path("block"))?;
         ensure!(
@@ -151,8 +151,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// Waits until libnvdimm has probed everything that it registered so far, which it does in the
-/// background. A bus that goes meanwhile has nothing to probe.
+/// Waits until libnvdimm has probed all devices registered so far, which happens asynchronously. A
+/// bus that is removed meanwhile has nothing left to probe.
 pub fn settle() -> Result<()> {
     const GONE: &[Errno] = &[Errno::ENOENT, Errno::ENODEV, Errno::ENXIO, Errno::EIO];
     for bus in Device::all_of("ndbus")? {
@@ -166,18 +166,18 @@ pub fn settle() -> Result<()> {
     Ok(())
 }
 
-/// Takes all NVDIMMs away that the firmware announces, and the bus that they are on.
+/// Removes all NVDIMMs of the firmware, and their bus.
 pub fn disable_provider() -> Result<()> {
     sysfs::write(Path::new(PROVIDER_DRIVER).join("unbind"), PROVIDER)
 }
 
-/// Brings them back.
+/// Adds them again.
 pub fn enable_provider() -> Result<()> {
     sysfs::write(Path::new(PROVIDER_DRIVER).join("bind"), PROVIDER)?;
     settle()
 }
 
-/// Brings back what is disabled, provider or regions.
+/// Enables the provider and all regions.
 pub fn enable_all() -> Result<()> {
     let present = Path::new("/sys/bus/platform/devices").join(PROVIDER);
     if present.exists() && !present.join("driver").exists() {

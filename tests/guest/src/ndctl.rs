@@ -8,16 +8,16 @@ use serde::Deserialize;
 use crate::command::run;
 use crate::nd::Device;
 
-/// What a namespace is used as.
+/// The mode of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The bare range as a disk, without struct pages.
+    /// A disk of the whole namespace, without struct pages.
     Raw,
-    /// A disk that file systems can map, with struct pages kept in RAM.
+    /// A disk whose file systems support DAX, with struct pages in RAM.
     FsdaxMem,
-    /// A disk that file systems can map, with struct pages kept on the media.
+    /// A disk whose file systems support DAX, with struct pages on the media.
     FsdaxDev,
-    /// A disk whose sectors are written whole or not at all (btt).
+    /// A disk with atomic sectors (btt).
     Sector,
     /// A character device that processes map without a file system.
     Devdax,
@@ -42,24 +42,24 @@ pub struct Namespace {
     pub dev: String,
     /// `raw`, `fsdax`, `sector` or `devdax`.
     pub mode: String,
-    /// Where an fsdax or devdax namespace has its struct pages: `mem` or `dev`.
+    /// Where an fsdax or devdax namespace keeps its struct pages: `mem` or `dev`.
     pub map: Option<String>,
-    /// The bytes that users have.
+    /// The usable size in bytes.
     pub size: u64,
     /// The logical block size.
     pub sector_size: Option<u64>,
-    /// What the start of an fsdax or devdax namespace is aligned to.
+    /// The alignment of an fsdax or devdax namespace.
     pub align: Option<u64>,
     /// The disk, while the namespace is enabled.
     pub blockdev: Option<String>,
-    /// `disabled` if no driver holds the namespace.
+    /// `disabled` if no driver is bound to the namespace.
     pub state: Option<String>,
 }
 
-/// Turns a namespace, whatever it is used as, into one of the wanted mode. What it held is lost.
+/// Reconfigures a namespace to the given mode. Its data are lost.
 pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Namespace> {
-    // Without a size, the sectors stay as large as they were in the mode before. A namespace
-    // without a label has no choice, and says so by not having the attribute.
+    // Without a size, the sector size stays as in the former mode. A namespace without a label
+    // cannot change it, and lacks the attribute.
     let choice = mode != Mode::Sector && namespace.path("sector_size").exists();
     reconfigure_with(namespace, mode, if choice { &["-l", "512"] } else { &[] })
 }
@@ -73,13 +73,13 @@ pub fn reconfigure_with(namespace: &Device, mode: Mode, more: &[&str]) -> Result
     show(namespace)
 }
 
-/// Makes a further namespace in a region that has room.
+/// Creates another namespace in a region with free capacity.
 pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
     let mut args = vec!["create-namespace", "-r", region.name()];
     args.extend(mode.arguments());
     args.extend(more);
     let text = run("ndctl", &args)?;
-    // The sizes in this answer are for people; only the name of what was made is of use.
+    // The sizes in this answer are in human-readable form; only the name is used.
     #[derive(Deserialize)]
     struct Created {
         dev: String,

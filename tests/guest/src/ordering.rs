@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Talks to the plugin that sees what is flushed (`tests/ordering`), on the machine that has it.
+//! Talks to the plugin that watches stores and flushes (`tests/ordering`), on the machine that has
+//! it.
 //!
-//! The guest does not learn what the plugin has seen: the runner holds it against what is said here.
+//! The guest does not see the results: the runner compares what the plugin has seen with what is
+//! expected here.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,25 +22,25 @@ fn say(line: &str) {
     plugin::say("ordering", line);
 }
 
-/// What must be true of a range, in which all lines were stored to since [`Watch::begin`].
+/// What must be true of a range in which all lines were stored to since [`Watch::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Everything would survive a failure of power.
+    /// All lines would survive a power failure.
     Durable,
-    /// Nothing is only in a cache, but it may be on its way from there.
+    /// No line is only in a cache, but it may not be durable yet.
     Flushed,
-    /// Everything is on its way.
+    /// All lines are flushed, but not yet durable.
     Pending,
-    /// Everything is only in a cache.
+    /// All lines are only in a cache.
     Dirty,
-    /// As [`Expect::Durable`], but it is enough if something was stored somewhere.
+    /// As [`Expect::Durable`], but it is enough if some line was stored to.
     Settled,
     /// Nothing was stored.
     Untouched,
 }
 
 impl Expect {
-    /// The word that the runner knows it by.
+    /// The word for the runner.
     fn word(self) -> &'static str {
         match self {
             Expect::Durable => "durable",
@@ -51,36 +53,36 @@ impl Expect {
     }
 }
 
-/// Which fences make durable what is on its way.
+/// Which fences make flushed lines durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fences {
-    /// Whoever executes them.
+    /// All fences.
     All,
-    /// Those of the flush of a region, by libnvdimm or by the driver. There are others in the kernel, and some are always near; but for a
-    /// region that has a buffer behind the CPU only its flush is enough.
+    /// The fences in the flush of a region, by libnvdimm or by the driver. The kernel executes
+    /// other fences often, but for a region with a buffer behind the CPU only its flush counts.
     OfTheRegion,
 }
 
 /// The functions of libnvdimm that flush regions.
 const FLUSHES: [&str; 2] = ["nvdimm_flush", "generic_nvdimm_flush"];
-/// The barrier that the driver has in their place, if nothing else is to be flushed. nd_pmem has none.
+/// The barrier that the driver executes if there is nothing else to flush. nd_pmem has none.
 const BARRIER: &str = "pmem_rs_helper_pmem_wmb";
-/// Where is kept what [`flushes`] has found.
+/// The file in which the result of [`flushes`] is stored.
 const KNOWN: &str = "/run/ordering";
 
-/// The account that the plugin keeps of a region, until this is dropped.
+/// Makes the plugin watch a region until this is dropped.
 pub struct Watch {
     test: &'static str,
     all: Range<u64>,
 }
 
 impl Watch {
-    /// Has the plugin keep account of the first region, all of which is taken for durable now. `test` is the name
-    /// of the test that does it.
+    /// Makes the plugin watch the first region, all of which counts as durable now. `test` is the
+    /// name of the test.
     pub fn region(lab: &Lab, test: &'static str, fences: Fences) -> Result<Watch> {
         let region = lab.region(0)?;
         let start = region.resource()?;
-        // Not while everything that it stores is looked at.
+        // Done first, because all stores are watched later.
         flushes()?;
         let all = start..start + region.get("size")?.parse::<u64>()?;
         say(&format!("watch {:x} {:x}", all.start, all.end));
@@ -98,7 +100,7 @@ impl Watch {
         Ok(())
     }
 
-    /// What counts as stored begins here.
+    /// Stores count from here on.
     pub fn begin(&self) {
         say("begin");
     }
@@ -109,21 +111,21 @@ impl Watch {
         say(&format!("look {start:x} {end:x} {word} {test} {when}"));
     }
 
-    /// What must be true of each of these.
+    /// As [`Watch::expect_of`], for several ranges.
     pub fn expect(&self, expect: Expect, ranges: &[Range<u64>], when: &str) {
         for range in ranges {
             self.expect_of(expect, range, when);
         }
     }
 
-    /// What must be true of all of the region now.
+    /// As [`Watch::expect_of`], for all of the region.
     pub fn expect_of_all(&self, expect: Expect, when: &str) {
         self.expect_of(expect, &self.all, when);
     }
 }
 
-/// What the plugin is to be told about the code that flushes regions. To look that up takes a while, so it is kept for
-/// the other tests, which are processes of their own.
+/// The lines for the plugin about the code that flushes regions. Looking that up takes a while, so
+/// the result is stored for the other tests, which are processes of their own.
 fn flushes() -> Result<String> {
     let known = Path::new(KNOWN);
     if !known.exists() {
@@ -145,8 +147,8 @@ impl Drop for Watch {
     }
 }
 
-/// Where in physical memory a part of a mapped file is, in as few ranges as possible. Its pages are faulted in for
-/// reading, unless they are there.
+/// The physical address ranges of a part of a mapped file, as few as possible. Pages that are not
+/// mapped yet are faulted in for reading.
 pub fn physical(mapping: &Mapping, part: Range<usize>) -> Result<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut offset = part.start;

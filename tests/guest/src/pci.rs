@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! virtio-pmem devices on the PCI bus, which come and go with all that is on them.
+//! virtio-pmem devices on the PCI bus, and their hotplug.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::sysfs;
 
 const RESCAN: &str = "/sys/bus/pci/rescan";
 
-/// How long a device that was plugged in may take to be there.
+/// How long a hotplugged device may take to appear.
 const PLUG_LIMIT: Duration = Duration::from_secs(20);
 
 /// A virtio-pmem device: a provider with one region.
@@ -46,7 +46,7 @@ impl VirtioPmem {
         Ok(found)
     }
 
-    /// The one that the machine was started with.
+    /// The device that the machine was started with.
     pub fn first() -> Result<VirtioPmem> {
         let all = VirtioPmem::all()?;
         all.into_iter()
@@ -54,7 +54,7 @@ impl VirtioPmem {
             .context("there is no virtio-pmem device")
     }
 
-    /// The one that was plugged in, which is behind a bridge.
+    /// The hotplugged device, which is behind a bridge.
     pub fn plugged() -> Result<Option<VirtioPmem>> {
         let all = VirtioPmem::all()?;
         Ok(all.into_iter().find(VirtioPmem::is_pluggable))
@@ -62,12 +62,12 @@ impl VirtioPmem {
 
     fn is_pluggable(&self) -> bool {
         self.path.parent().is_some_and(|parent| {
-            // The root of the bus is no device: it has no such attribute.
+            // The root of the bus is not a device: it lacks this attribute.
             parent.join("class").exists()
         })
     }
 
-    /// Waits until a device that was plugged in is there.
+    /// Waits until a hotplugged device has appeared.
     pub fn await_plugged() -> Result<VirtioPmem> {
         let deadline = Instant::now() + PLUG_LIMIT;
         loop {
@@ -83,12 +83,12 @@ impl VirtioPmem {
         }
     }
 
-    /// Takes the device away from the kernel, as unplugging does. The machine keeps it.
+    /// Removes the device from the kernel, as an unplug does. The machine keeps it.
     pub fn remove(&self) -> Result<()> {
         sysfs::write(self.path.join("remove"), "1")
     }
 
-    /// Lets the kernel find the devices that are there.
+    /// Makes the kernel scan the bus again.
     pub fn rescan() -> Result<()> {
         sysfs::write(RESCAN, "1")?;
         settle()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices on the platform bus that stand for persistent memory, and the buses that their drivers make.
+//! Platform devices for persistent memory, and the nd buses of their drivers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,9 +15,9 @@ use crate::sysfs;
 
 const BUS: &str = "/sys/bus/platform";
 
-/// The device for memory that the firmware of a PC calls persistent, if there is any.
+/// The device for persistent memory that the E820 table of a PC reports, if there is any.
 pub const LEGACY: &str = "e820_pmem";
-/// The in-tree driver for it, which is called like the device, and its module.
+/// The in-tree driver for it, which has the same name as the device, and its module.
 pub const LEGACY_DRIVER: &str = "e820_pmem";
 pub const LEGACY_MODULE: &str = "nd_e820";
 /// The in-tree driver for nodes of a device tree, and its module.
@@ -30,7 +30,7 @@ pub const IN_TREE_MODULES: [&str; 2] = [LEGACY_MODULE, TREE_DRIVER];
 pub struct PlatformDevice(String);
 
 impl PlatformDevice {
-    /// Names a device, which need not exist.
+    /// Names a device. It need not exist.
     pub fn named(name: impl Into<String>) -> PlatformDevice {
         PlatformDevice(name.into())
     }
@@ -41,7 +41,7 @@ impl PlatformDevice {
         Ok(names.into_iter().map(PlatformDevice).collect())
     }
 
-    /// All devices that drivers for persistent memory want.
+    /// All devices that have drivers for persistent memory.
     pub fn all_with_memory() -> Result<Vec<PlatformDevice>> {
         let mut devices = PlatformDevice::all()?;
         devices.retain(|device| {
@@ -61,13 +61,13 @@ impl PlatformDevice {
         sysfs::read(self.path(attribute))
     }
 
-    /// The name of the driver that holds the device.
+    /// The name of the driver that is bound to the device.
     pub fn driver(&self) -> Option<String> {
         let link = fs::read_link(self.path("driver")).ok()?;
         Some(link.file_name()?.to_string_lossy().into_owned())
     }
 
-    /// Checks who holds the device.
+    /// Checks which driver is bound to the device.
     pub fn expect_driver(&self, driver: Option<&str>) -> Result<()> {
         let found = self.driver();
         ensure!(
@@ -84,12 +84,12 @@ impl PlatformDevice {
         )
     }
 
-    /// Asks a driver to take the device and leaves the error as the kernel gave it.
+    /// Binds a driver to the device and returns the kernel's error unchanged.
     pub fn try_bind(&self, driver: &str) -> io::Result<()> {
         self.order(driver, "bind")
     }
 
-    /// Asks a driver to take the device, and waits until its regions are there.
+    /// Binds a driver to the device, and waits until its regions exist.
     pub fn bind(&self, driver: &str) -> Result<()> {
         self.try_bind(driver)
             .with_context(|| format!("binding {self} to {driver}"))?;
@@ -97,12 +97,12 @@ impl PlatformDevice {
         settle()
     }
 
-    /// Takes the device away from a driver and leaves the error as the kernel gave it.
+    /// Unbinds a driver from the device and returns the kernel's error unchanged.
     pub fn try_unbind(&self, driver: &str) -> io::Result<()> {
         self.order(driver, "unbind")
     }
 
-    /// Takes the device away from the driver that holds it.
+    /// Unbinds the device from its driver.
     pub fn unbind(&self) -> Result<()> {
         let driver = self
             .driver()
@@ -112,19 +112,19 @@ impl PlatformDevice {
         self.expect_driver(None)
     }
 
-    /// Says which driver may take the device, and no other; none: whoever matches.
+    /// Sets the only driver that may bind to the device; none allows every driver that matches.
     pub fn set_override(&self, driver: Option<&str>) -> Result<()> {
         let line = format!("{}\n", driver.unwrap_or_default());
         sysfs::write(self.path("driver_override"), &line)
     }
 
-    /// Offers the device to all drivers that are loaded.
+    /// Makes the kernel probe all loaded drivers for the device.
     pub fn probe(&self) -> Result<()> {
         sysfs::write(Path::new(BUS).join("drivers_probe"), &self.0)?;
         settle()
     }
 
-    /// The nd bus that the driver has made.
+    /// The nd bus that the driver has registered.
     pub fn bus(&self) -> Result<Device> {
         let names = sysfs::names(self.path(""))?;
         let name = names
@@ -134,7 +134,7 @@ impl PlatformDevice {
         Ok(Device::named(name))
     }
 
-    /// The regions on that bus, in the order of their addresses.
+    /// The regions on that bus, in the order of addresses.
     pub fn regions(&self) -> Result<Vec<Device>> {
         let mut regions = sysfs::names(self.bus()?.path(""))?
             .into_iter()
@@ -148,7 +148,7 @@ impl PlatformDevice {
         Ok(regions.into_iter().map(|(_, region)| region).collect())
     }
 
-    /// Where these are and how large, in bytes.
+    /// The start and size of each region, in bytes.
     pub fn ranges(&self) -> Result<Vec<(u64, u64)>> {
         self.regions()?
             .iter()
@@ -156,7 +156,7 @@ impl PlatformDevice {
             .collect()
     }
 
-    /// What sysfs says about the bus, its regions and the namespaces in them.
+    /// All attributes of the bus, its regions and their namespaces.
     pub fn description(&self) -> Result<Description> {
         let mut found = BTreeMap::new();
         describe(&self.path("").join(self.bus()?.name()), "", &mut found)?;
@@ -164,24 +164,20 @@ impl PlatformDevice {
     }
 }
 
-/// Every attribute that can be read, by its path.
+/// The value of every readable attribute, by its path.
 pub struct Description(BTreeMap<String, String>);
 
 impl Description {
-    /// Leaves out a region and what is in it.
+    /// Removes a region and its children from the description.
     pub fn without(mut self, region: &Device) -> Description {
         let prefix = format!("{}/", region.name());
         self.0.retain(|key, _| !key.starts_with(&prefix));
         self
     }
 
-    /// Checks that another one says the same.
+    /// Checks that two descriptions are equal.
     pub fn expect_same(&self, other: &Description) -> Result<()> {
-        ensure!(
-            self.0.len() > 20,
-            "there is not much to compare: {:#?}",
-            self.0
-        );
+        ensure!(self.0.len() > 20, "too few attributes: {:#?}", self.0);
         let keys: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
         let differences: Vec<String> = keys
             .into_iter()
@@ -193,8 +189,8 @@ impl Description {
     }
 }
 
-/// Goes into the folders of regions and namespaces only, and leaves out the numbers of the next devices to
-/// be configured.
+/// Visits only the folders of regions and namespaces, and skips the seed attributes, whose numbers
+/// vary.
 fn describe(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -> Result<()> {
     for name in sysfs::names(dir)? {
         let path = dir.join(&name);
@@ -203,7 +199,7 @@ fn describe(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -> R
         if kind.is_dir() && (name.starts_with("region") || name.starts_with("namespace")) {
             describe(&path, &format!("{key}/"), found)?;
         } else if kind.is_file() && !name.ends_with("_seed") {
-            // Some can only be written to.
+            // Some attributes are write-only.
             if let Ok(value) = fs::read_to_string(&path) {
                 found.insert(key, value);
             }

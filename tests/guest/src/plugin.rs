@@ -4,7 +4,7 @@
 
 use std::arch::asm;
 
-/// Says a line to the plugin of that name. On a machine without it nothing hears it.
+/// Sends a line to the plugin of that name. On a machine without it this does nothing.
 pub fn say(plugin: &str, line: &str) {
     let line = format!("{plugin} {line}");
     // SAFETY: This is `nopl 0x706d656d(%rax)`, which does nothing. The plugin reads the two registers and the

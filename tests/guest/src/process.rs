@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes of a test: those who use a device, and those who take it away.
+//! Processes of a test: those that use a device, and those that remove it.
 //!
-//! What they do may kill them or never return, so a test starts them, talks with them over pipes, and
-//! waits for nothing without a limit.
+//! They may be killed by what they do or never return, so a test starts them, talks with them over
+//! pipes, and always waits with a limit.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -22,32 +22,32 @@ use nix::unistd::{Pid, pipe2};
 use crate::syscall::{exit_at_once, start_child};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a process may take to get to work.
+/// How long a process may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// A child's end of the conversation.
+/// The child's end of the connection.
 pub struct Link {
     from: File,
     to: File,
 }
 
 impl Link {
-    /// Tells the parent a word.
+    /// Sends a word to the parent.
     pub fn say(&mut self, word: &str) -> Result<()> {
         self.to
             .write_all(format!("{word}\n").as_bytes())
             .context("talking to the parent")
     }
 
-    /// Waits until the parent says [`Child::go`].
+    /// Waits until the parent calls [`Child::go`].
     pub fn wait(&mut self) -> Result<()> {
         self.from
             .read_exact(&mut [0])
             .context("waiting for the parent")
     }
 
-    /// Whether the parent has said so, without waiting for it.
-    pub fn is_told(&self) -> Result<bool> {
+    /// Whether the parent has called [`Child::go`], without waiting for it.
+    pub fn is_told_to_go(&self) -> Result<bool> {
         let mut ends = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut ends, PollTimeout::ZERO)? > 0)
     }
@@ -64,8 +64,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a process that does `work`. `what` is how messages call it. It ends with code 0 if
-    /// `work` succeeds, else it prints the error and ends with code 1.
+    /// Starts a process that runs `work`. `what` is its name in messages. It exits with code 0 if
+    /// `work` succeeds; else it prints the error and exits with code 1.
     pub fn start(what: impl Display, work: impl FnOnce(&mut Link) -> Result<()>) -> Result<Child> {
         let what = what.to_string();
         let (from, child_to) = pipe2(OFlag::O_CLOEXEC)?;
@@ -92,7 +92,7 @@ impl Child {
         })
     }
 
-    /// As [`Child::start`], and waits until the child has said that it is `ready`.
+    /// As [`Child::start`], and waits until the child has sent `ready`.
     pub fn start_ready(
         what: impl Display,
         work: impl FnOnce(&mut Link) -> Result<()>,
@@ -107,26 +107,26 @@ impl Child {
         self.pid
     }
 
-    /// Lets a child go on that is in [`Link::wait`].
+    /// Lets a child in [`Link::wait`] continue.
     pub fn go(&mut self) -> Result<()> {
         self.to
             .write_all(&[0])
             .with_context(|| format!("talking to {}", self.what))
     }
 
-    /// Waits until the child has said a word.
+    /// Waits until the child has sent a word.
     pub fn hear(&mut self, word: &str, limit: Duration) -> Result<()> {
         self.hear_line(word, |line| line == word.as_bytes(), limit)?;
         Ok(())
     }
 
-    /// Waits until the child has said something that starts with `key`, and returns the rest of it.
+    /// Waits until the child has sent a word that starts with `key`, and returns the rest of it.
     pub fn hear_value(&mut self, key: &str, limit: Duration) -> Result<String> {
         let said = self.hear_line(key, |line| line.starts_with(key.as_bytes()), limit)?;
         Ok(said[key.len()..].to_owned())
     }
 
-    /// Waits for a line that meets `fits`; `what` is how messages call it.
+    /// Waits for a line for which `fits` returns true; `what` is its name in messages.
     fn hear_line(
         &mut self,
         what: &str,
@@ -135,10 +135,11 @@ impl Child {
     ) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
-            // Whether it lives is asked first: what it said before it ended is read after that.
+            // First look whether the child is alive, then read: this way its last words are read
+            // too.
             let ended = self.try_end()?;
             self.listen()?;
-            // The last piece is a line that is not complete.
+            // The last piece is an incomplete line.
             let lines = self.heard.rsplit(|&byte| byte == b'\n').skip(1);
             if let Some(line) = lines.into_iter().find(|line| fits(line)) {
                 return Ok(String::from_utf8_lossy(line).into_owned());
@@ -169,8 +170,7 @@ impl Child {
         }
     }
 
-    /// Waits until the child sleeps inside of the kernel where no signal reaches it, as it does
-    /// during disk I/O.
+    /// Waits until the child is in an uninterruptible sleep, as during disk I/O.
     pub fn await_uninterruptible(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         while state(self.pid) != Some('D') {
@@ -214,7 +214,7 @@ impl Child {
         }
     }
 
-    /// Waits until the child has done its work.
+    /// Waits until the child has exited successfully.
     pub fn expect_done(&mut self, limit: Duration) -> Result<()> {
         let end = self.end(limit)?;
         ensure!(
@@ -236,7 +236,7 @@ impl Child {
         Ok(())
     }
 
-    /// What the child is doing, for messages: its state and where in the kernel it is.
+    /// The state of the child and its kernel stack, for messages.
     fn whereabouts(&self) -> String {
         whereabouts(self.pid)
     }
@@ -244,7 +244,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may hang inside of the kernel, so it is not waited for: whatever is left of it when the
+        // The child may hang in the kernel, so it is not waited for. If it still exists when the
         // test ends, the supervisor notices.
         if self.end.is_none() {
             let _ = kill(self.pid, Signal::SIGKILL);
@@ -252,7 +252,7 @@ impl Drop for Child {
     }
 }
 
-/// What a process is doing: its state and where in the kernel it is.
+/// The state of a process and its kernel stack.
 fn whereabouts(pid: Pid) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let state = state(pid).unwrap_or('?');
@@ -266,18 +266,18 @@ fn whereabouts(pid: Pid) -> String {
 /// The state of a process, as `ps` shows it.
 fn state(pid: Pid) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may have anything in it.
+    // The name, in parentheses, may contain any character.
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Checks that no process is left in an uninterruptible sleep. What does ordinary I/O comes out of it
-/// within a moment.
+/// Checks that no process is stuck in an uninterruptible sleep. Ordinary I/O leaves it within a
+/// moment.
 pub fn expect_no_process_stuck() -> Result<()> {
     expect_none_stuck(|pid| !is_kernel_thread(pid))
 }
 
-/// Checks that neither a process nor a kernel thread is left in an uninterruptible sleep.
-pub fn expect_nobody_stuck() -> Result<()> {
+/// Checks that neither a process nor a kernel thread is stuck in an uninterruptible sleep.
+pub fn expect_no_thread_stuck() -> Result<()> {
     expect_none_stuck(|_| true)
 }
 
@@ -305,7 +305,7 @@ fn expect_none_stuck(wanted: fn(Pid) -> bool) -> Result<()> {
     }
 }
 
-/// Kernel threads run no program.
+/// Kernel threads have no executable.
 fn is_kernel_thread(pid: Pid) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_err()
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges that the driver could not free when their device was taken away, because somebody still
-//! uses their pages.
+//! Ranges that the driver has retired: it could not free them on unbind because their pages were
+//! still in use.
 
 use std::fs;
 use std::path::Path;
@@ -13,20 +13,20 @@ use anyhow::{Context, Result, ensure};
 use crate::driver::Driver;
 use crate::sysfs;
 
-/// Where the driver lists them, one a line.
+/// The debugfs file that lists them, one a line.
 const LIST: &str = "/sys/kernel/debug/pmem_rs/retired";
-/// How the name of such a range ends in `/proc/iomem`.
+/// The suffix of the name of such a range in `/proc/iomem`.
 const MARK: &str = "(retired by pmem_rs)";
-/// What `modprobe` loads the module with.
+/// The modprobe configuration with the options of the module.
 const OPTIONS: &str = "/etc/modprobe.d/revoke-timeout.conf";
-/// How long the driver waits, in milliseconds.
+/// The module parameter with the timeout, in milliseconds.
 const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_timeout_ms";
 
-/// How long most tests let the driver wait.
+/// The timeout of most tests.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Makes the driver wait so long for users of pages before it retires a range: where it is waiting already,
-/// from now on, and when it was loaded anew. The in-tree driver knows no such thing.
+/// Sets how long the driver waits for users of pages before it retires a range, for waits in
+/// progress and after a reload. The in-tree driver has no such timeout.
 pub fn set_timeout(driver: Driver, timeout: Duration) -> Result<()> {
     if driver != Driver::PmemRs {
         return Ok(());
@@ -58,7 +58,7 @@ pub fn reserved() -> Result<Vec<String>> {
         .collect())
 }
 
-/// Checks that a number of ranges is retired, and that both places say so.
+/// Checks that `count` ranges are retired, and that debugfs and `/proc/iomem` agree.
 pub fn expect(count: usize) -> Result<Vec<String>> {
     let (list, reserved) = (list()?, reserved()?);
     ensure!(
@@ -68,7 +68,7 @@ pub fn expect(count: usize) -> Result<Vec<String>> {
     Ok(list)
 }
 
-/// Waits until nothing is retired any more.
+/// Waits until no range is retired any more.
 pub fn await_none(limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {

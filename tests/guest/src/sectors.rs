@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes on their way to and from a disk: where they lie in memory, and what they should be.
+//! Test data for disks: aligned buffers, patterns, and a model of what a disk should contain.
 
 use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
@@ -31,7 +31,7 @@ impl Buffer {
         }
     }
 
-    /// Makes a buffer that starts with a page, for disks whose sectors are as large.
+    /// Makes a buffer aligned to a page, for disks with sectors of a page.
     pub fn of_pages(len: usize, tag: u64) -> Buffer {
         let mut buffer = Buffer::new(len);
         buffer.range = buffer.range.start - SECTOR..buffer.range.end - SECTOR;
@@ -39,7 +39,7 @@ impl Buffer {
         buffer
     }
 
-    /// Makes a buffer of stamped bytes.
+    /// Makes a buffer filled by [`stamp`].
     pub fn stamped(len: usize, tag: u64) -> Buffer {
         let mut buffer = Buffer::new(len);
         stamp(&mut buffer, tag);
@@ -61,7 +61,7 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Fills bytes with a pattern that tells by which write (`tag`) and from where in it a byte came.
+/// Fills bytes with a pattern that identifies the write (`tag`) and the offset in it.
 pub fn stamp(bytes: &mut [u8], tag: u64) {
     for (index, word) in bytes.chunks_mut(8).enumerate() {
         let value = ((tag << 32) | index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -70,14 +70,14 @@ pub fn stamp(bytes: &mut [u8], tag: u64) {
     }
 }
 
-/// Stamped bytes on the heap.
+/// Bytes on the heap, filled by [`stamp`].
 pub fn stamped(len: usize, tag: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     stamp(&mut bytes, tag);
     bytes
 }
 
-/// Checks that two runs of bytes are the same, and says where they differ first.
+/// Checks that two slices are equal, and reports where they first differ.
 pub fn expect_same(what: &str, found: &[u8], right: &[u8]) -> Result<()> {
     ensure!(
         found.len() == right.len(),
@@ -102,14 +102,14 @@ pub fn expect_same(what: &str, found: &[u8], right: &[u8]) -> Result<()> {
     )
 }
 
-/// What a part of a disk should hold.
+/// The expected contents of a part of a disk.
 pub struct Model {
     start: u64,
     bytes: Vec<u8>,
 }
 
 impl Model {
-    /// Takes a part of a disk as it is.
+    /// Starts with the current contents of a part of a disk.
     pub fn of(disk: &File, start: u64, len: usize) -> Result<Model> {
         let mut bytes = Buffer::new(len);
         disk.read_exact_at(&mut bytes, start)?;
@@ -124,17 +124,17 @@ impl Model {
         self.bytes.len()
     }
 
-    /// Where on the disk a byte of the part lies.
+    /// The offset on the disk of a byte of the part.
     pub fn on_disk(&self, offset: usize) -> u64 {
         self.start + offset as u64
     }
 
-    /// Notes that bytes were written.
+    /// Records a write.
     pub fn written(&mut self, offset: usize, bytes: &[u8]) {
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Notes that a range was zeroed.
+    /// Records that a range was zeroed.
     pub fn zeroed(&mut self, offset: usize, len: usize) {
         self.bytes[offset..offset + len].fill(0);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Disks that the kernel makes of other disks or files, apart from device-mapper: loop devices and arrays.
+//! Stacked block devices, except device-mapper: loop devices and md arrays.
 
 use std::path::{Path, PathBuf};
 
@@ -14,19 +14,19 @@ use crate::sysfs;
 pub struct Loop(Disk);
 
 impl Loop {
-    /// Makes a disk of a file or of another disk. It goes past the page cache of what is below.
+    /// Makes a loop device of a file or of another disk. It uses direct I/O.
     pub fn new(below: &Path) -> Result<Loop> {
         let below = below.to_string_lossy();
         let node = run("losetup", &["--find", "--show", "--direct-io=on", &below])?;
         Ok(Loop(Disk::named(node.trim().trim_start_matches("/dev/"))))
     }
 
-    /// The disk that it is.
+    /// The block device.
     pub fn disk(&self) -> &Disk {
         &self.0
     }
 
-    /// Detaches it, and says so if that fails.
+    /// Detaches the loop device. Unlike `drop`, this reports a failure.
     pub fn detach(self) -> Result<()> {
         run("losetup", &["--detach", &self.0.node_str()])?;
         std::mem::forget(self);
@@ -36,7 +36,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // A test that failed leaves it behind; if it cannot go, the cleanup after the test says so.
+        // A failed test may leave it behind. If it cannot be detached, the cleanup after the test
+        // reports that.
         let _ = run("losetup", &["--detach", &self.0.node_str()]);
     }
 }
@@ -46,17 +47,17 @@ pub fn detach_loops() -> Result<()> {
     run("losetup", &["--detach-all"]).map(drop)
 }
 
-/// How an array puts its disks together.
+/// The RAID level of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Pieces of each in turn.
+    /// Striped.
     Raid0,
-    /// The same on each.
+    /// Mirrored.
     Raid1,
 }
 
 impl Level {
-    /// The name of the level, and of the module that knows it.
+    /// The name of the level, and of the module that implements it.
     pub fn name(self) -> &'static str {
         match self {
             Level::Raid0 => "raid0",
@@ -68,7 +69,7 @@ impl Level {
 /// An array of md without metadata, stopped when it is dropped.
 pub struct Array(Disk);
 
-/// What the kernel is told to make an array of that name with.
+/// The parameter that creates an array of the given name.
 const NEW: &str = "/sys/module/md_mod/parameters/new_array";
 const NAME: &str = "md0";
 
@@ -86,7 +87,7 @@ impl Array {
             Level::Raid0 => array.set("chunk_size", "65536")?,
             Level::Raid1 => {
                 array.set("component_size", &kib)?;
-                // They are taken to be the same from the start.
+                // The disks count as synchronised from the start.
                 array.set("resync_start", "none")?;
             }
         }
@@ -112,17 +113,17 @@ impl Array {
         sysfs::write(Array::path(attribute), value)
     }
 
-    /// The disk that it is.
+    /// The block device.
     pub fn disk(&self) -> &Disk {
         &self.0
     }
 
-    /// What md says of a member.
+    /// The state of a member, as md reports it.
     pub fn state_of(&self, member: &str) -> Result<String> {
         sysfs::read(Array::path(&format!("dev-{member}/state")))
     }
 
-    /// Stops it, and says so if that fails.
+    /// Stops the array. Unlike `drop`, this reports a failure.
     pub fn stop(self) -> Result<()> {
         std::mem::forget(self);
         stop_arrays()
@@ -131,7 +132,8 @@ impl Array {
 
 impl Drop for Array {
     fn drop(&mut self) {
-        // As with loop devices.
+        // A failed test may leave it behind. If it cannot be stopped, the cleanup after the test
+        // reports that.
         let _ = stop_arrays();
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs tests one after the other, each in a process of its own, and looks at the kernel in between.
+//! Runs tests one after the other, each in a process of its own, and checks the kernel in between.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -26,9 +26,9 @@ use crate::messages::Messages;
 use crate::suites::{Suite, Test};
 use crate::sysfs;
 
-/// How long a killed process may take to go.
+/// How long a killed process may take to end.
 const KILL_GRACE: Duration = Duration::from_secs(10);
-/// How long putting things back in order after a test may take.
+/// How long the cleanup after a test may take.
 const TIDY_LIMIT: Duration = Duration::from_secs(120);
 /// How many kernel messages a failed test is reported with.
 const TAIL: usize = 30;
@@ -39,20 +39,20 @@ enum End {
     Exited(i32),
     Killed(Signal),
     TimedOut,
-    /// It did not even go when it was killed: it hangs inside the kernel.
+    /// The process did not end when it was killed: it hangs in the kernel.
     Stuck,
 }
 
-/// How much longer everything takes on a kernel with all checkers; the runner has the same factor.
+/// How much longer everything takes on a debug kernel. The runner has the same factor.
 const DEBUG_PATIENCE: u32 = 4;
-/// The tests that come last on such a kernel.
+/// The test that comes last on a debug kernel.
 const LEAKS_NOTHING: &str = "leaks_nothing";
 const CHECKERS_ARE_ON: &str = "checkers_are_on";
-/// A test after all others: returns what it has to complain of.
+/// A test after all others. Returns the problems that it found.
 type Closing = fn() -> Result<String>;
 
-/// Runs the tests of a suite, or `only` some, and what belongs to its end. Returns after the last result was written,
-/// and whether all have passed.
+/// Runs the tests of a suite, or `only` some of them, and its closing tests. Returns after the last
+/// result was written.
 pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<bool> {
     let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
     let tests: Vec<&Test> = suite.tests.iter().filter(wanted).collect();
@@ -70,7 +70,7 @@ pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> 
 
     let mut closing: Vec<(&str, Closing)> = vec![(CHECKERS_ARE_ON, checkers_off)];
     if suite.name != kunit::MISUSE {
-        // Others leak nothing on purpose.
+        // Other suites leak nothing on purpose.
         closing.insert(0, (LEAKS_NOTHING, || Ok(leaks())));
     }
     ktap.begin(suite.name, cases.len() + tests.len() + closing.len())?;
@@ -91,12 +91,12 @@ pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> 
     ktap.end(suite.name)
 }
 
-/// What a kernel that has checkers says to have lost.
+/// Returns the leaks that a debug kernel reports.
 fn leaks() -> String {
-    kmemleak::suspects().unwrap_or_else(|error| format!("nobody can tell: {error:#}"))
+    kmemleak::suspects().unwrap_or_else(|error| format!("kmemleak failed: {error:#}"))
 }
 
-/// Whether such a kernel would have said the rest.
+/// Returns the checkers of a debug kernel that are off.
 fn checkers_off() -> Result<String> {
     Ok(checkers::off()?.join("\n"))
 }
@@ -133,7 +133,7 @@ fn run_tests(
         } else if !test.leaves_state && !tidy(ktap)? {
             outcome = Outcome::Failed;
         }
-        if !kernel_is_content(before, &mut messages, ktap)? {
+        if !kernel_is_clean(before, &mut messages, ktap)? {
             outcome = Outcome::Failed;
         }
         if outcome == Outcome::Failed {
@@ -148,7 +148,7 @@ fn run_tests(
 }
 
 fn judge(end: &End, last_line: String, ktap: &mut Ktap) -> Result<Outcome> {
-    let complaint = match end {
+    let output = match end {
         End::Exited(0) => return Ok(Outcome::Passed),
         End::Exited(SKIP_CODE) => {
             let reason = last_line.strip_prefix(SKIP_MARK).unwrap_or(&last_line);
@@ -160,12 +160,12 @@ fn judge(end: &End, last_line: String, ktap: &mut Ktap) -> Result<Outcome> {
         End::TimedOut => "the test took too long and was killed".to_owned(),
         End::Stuck => "the test took too long and cannot be killed".to_owned(),
     };
-    ktap.note(&complaint)?;
+    ktap.note(&output)?;
     Ok(Outcome::Failed)
 }
 
-/// Looks for traces of trouble that the test itself may not have noticed.
-fn kernel_is_content(before: Taint, messages: &mut Messages, ktap: &mut Ktap) -> Result<bool> {
+/// Looks for warnings and taints of the kernel that the test may not have noticed.
+fn kernel_is_clean(before: Taint, messages: &mut Messages, ktap: &mut Ktap) -> Result<bool> {
     let mut content = true;
     let new = taint()?.since(before).unexpected();
     if !new.is_clean() {
@@ -197,7 +197,7 @@ fn run_process(
     supervise(&words, limit, ktap)
 }
 
-/// Puts everything back that a test may have left: mounts, mapped devices, unbound drivers.
+/// Undoes what a test may have left behind: mounts, mapped devices, unbound drivers.
 fn tidy(ktap: &mut Ktap) -> Result<bool> {
     let (end, _) = supervise(&["tidy".to_owned()], TIDY_LIMIT, ktap)?;
     let done = matches!(end, End::Exited(0));
@@ -207,8 +207,8 @@ fn tidy(ktap: &mut Ktap) -> Result<bool> {
     Ok(done)
 }
 
-/// Starts this program again, passes on what it prints as it comes, and ends it after `limit`.
-/// Returns how it ended and the last line that it printed.
+/// Starts this program again, forwards its output, and kills it after `limit`. Returns how it ended
+/// and its last line.
 fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End, String)> {
     let deadline = Instant::now() + limit;
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
@@ -231,18 +231,18 @@ fn supervise(words: &[String], limit: Duration, ktap: &mut Ktap) -> Result<(End,
         Some(end) => end,
         None => {
             let _ = kill(pid, Signal::SIGKILL);
-            wait_for_death(pid)?
+            wait_for_end(pid)?
         }
     };
-    // Nothing that the test started may live on. From PID 1 this reaches all other processes, and it
-    // is no error that there are none.
+    // No process that the test started may live on. From PID 1 this reaches all other processes. It
+    // is no error if there are none.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     output.forward(Duration::ZERO, ktap)?;
     output.finish(ktap)?;
     Ok((end, output.last_line))
 }
 
-fn wait_for_death(pid: Pid) -> Result<End> {
+fn wait_for_end(pid: Pid) -> Result<End> {
     let deadline = Instant::now() + KILL_GRACE;
     while Instant::now() < deadline {
         if reap(pid)?.is_some() {
@@ -250,12 +250,12 @@ fn wait_for_death(pid: Pid) -> Result<End> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    // Where the blocked tasks are goes to the console, for whoever looks into this.
+    // The stacks of blocked tasks go to the console, for debugging.
     sysfs::write("/proc/sysrq-trigger", "w")?;
     Ok(End::Stuck)
 }
 
-/// Reaps whatever has died, as PID 1 must, and says if `pid` was among it.
+/// Reaps dead processes, as PID 1 must, and returns how `pid` ended if it was among them.
 fn reap(pid: Pid) -> Result<Option<End>> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -272,7 +272,7 @@ fn reap(pid: Pid) -> Result<Option<End>> {
     }
 }
 
-/// The output of a test on its way into the KTAP stream.
+/// The output of a test, which is forwarded to the KTAP stream.
 struct Output {
     pipe: File,
     partial: Vec<u8>,
@@ -281,7 +281,7 @@ struct Output {
 
 impl Output {
     fn of(pipe: File) -> Result<Output> {
-        // The end of file may never come: what the test has started may hold the pipe open.
+        // The end of file may never come: a child of the test may keep the pipe open.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(Output {
             pipe,
@@ -290,7 +290,7 @@ impl Output {
         })
     }
 
-    /// Passes on what there is, and waits a little if there is nothing.
+    /// Forwards the available output, and waits a little if there is none.
     fn forward(&mut self, patience: Duration, ktap: &mut Ktap) -> Result<()> {
         let timeout = PollTimeout::try_from(patience)?;
         poll(

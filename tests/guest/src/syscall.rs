@@ -141,27 +141,27 @@ pub fn block_device_bytes(disk: &File) -> io::Result<u64> {
     Ok(bytes as u64)
 }
 
-/// `BLKSSZGET`: the smallest unit that the disk can address.
+/// `BLKSSZGET`: the logical block size of the disk.
 pub fn logical_block_size(disk: &File) -> io::Result<u64> {
     let mut bytes = 0;
-    // SAFETY: as above.
+    // SAFETY: the pointer is to a number of the type that the request fills in.
     unsafe { request::logical_block_size(disk.as_raw_fd(), &mut bytes) }?;
     Ok(bytes as u64)
 }
 
-/// `BLKPBSZGET`: the smallest unit that the disk can write without reading.
+/// `BLKPBSZGET`: the physical block size of the disk.
 pub fn physical_block_size(disk: &File) -> io::Result<u64> {
     let mut bytes = 0;
-    // SAFETY: as above.
+    // SAFETY: the pointer is to a number of the type that the request fills in.
     unsafe { request::physical_block_size(disk.as_raw_fd(), &mut bytes) }?;
     Ok(u64::from(bytes))
 }
 
-/// Any request whose argument is a pointer, to 128 bytes of zeros, and what it leaves in the first eight.
-/// Only for requests that are known to take no more.
+/// Any request whose argument is a pointer to at most 128 bytes. Passes zeros and returns the first
+/// eight bytes.
 pub fn ask(disk: &File, request: u64) -> io::Result<u64> {
     let mut argument = [0_u64; 16];
-    // SAFETY: no request that this is called with reads or writes more than the argument has.
+    // SAFETY: callers pass only requests that access no more than the argument's 128 bytes.
     let result = unsafe { libc::ioctl(disk.as_raw_fd(), request, argument.as_mut_ptr()) };
     Errno::result(result)?;
     Ok(argument[0])
@@ -177,7 +177,7 @@ pub fn is_read_only(disk: &File) -> io::Result<bool> {
 
 /// `BLKROSET`: makes a disk read-only or writable, as `blockdev --setro` does.
 pub fn set_read_only(disk: &File, read_only: bool) -> io::Result<()> {
-    // SAFETY: the pointer is to a number of the type that the request reads.
+    // `BLKDISCARD`: tells the disk that a range is no longer needed.
     unsafe { request::set_read_only(disk.as_raw_fd(), &libc::c_int::from(read_only)) }?;
     Ok(())
 }
@@ -189,7 +189,7 @@ pub fn discard(disk: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// `fallocate` on a disk: makes a range read as zeros, or forgets it.
+/// `fallocate` on a disk: zeroes or discards a range.
 pub fn fallocate(disk: &File, zero: bool, start: u64, len: u64) -> io::Result<()> {
     let mode = if zero {
         libc::FALLOC_FL_ZERO_RANGE
@@ -204,15 +204,15 @@ pub fn fallocate(disk: &File, zero: bool, start: u64, len: u64) -> io::Result<()
     Ok(())
 }
 
-/// `BLKZEROOUT`: makes a range read as zeros.
+/// `BLKZEROOUT`: zeroes a range.
 pub fn zero_out(disk: &File, start: u64, len: u64) -> io::Result<()> {
     // SAFETY: the request reads two numbers.
     unsafe { request::zero_out(disk.as_raw_fd(), &[start, len]) }?;
     Ok(())
 }
 
-/// `ND_IOCTL_CLEAR_ERROR` to a bus of NVDIMMs: asks its provider to clear errors, and returns of how many
-/// bytes it did.
+/// `ND_IOCTL_CLEAR_ERROR` on a bus of NVDIMMs: asks its provider to clear errors, and returns how
+/// many bytes were cleared.
 pub fn clear_error(bus: &File, address: u64, len: u64) -> io::Result<u64> {
     let mut command = request::ClearError {
         address,
@@ -241,22 +241,23 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// `FIFREEZE`: lets nobody write to a file system, of which any directory will do.
+/// `FIFREEZE`: blocks all writes to a file system, given by any of its directories.
 pub fn freeze(dir: &File) -> io::Result<()> {
-    // SAFETY: the request touches no memory, whatever its type says.
+    // SAFETY: the request ignores its argument.
     unsafe { request::freeze(dir.as_raw_fd(), std::ptr::null_mut()) }?;
     Ok(())
 }
 
 /// `FITHAW`: undoes [`freeze`].
 pub fn thaw(dir: &File) -> io::Result<()> {
-    // SAFETY: as above.
+    // SAFETY: the request ignores its argument.
     unsafe { request::thaw(dir.as_raw_fd(), std::ptr::null_mut()) }?;
     Ok(())
 }
 
-/// `prctl(PR_MCE_KILL)`: memory of this process that fails is reported to it as soon as the kernel knows.
-pub fn be_told_of_memory_failures_early() -> io::Result<()> {
+/// `prctl(PR_MCE_KILL)`: requests SIGBUS as soon as the kernel finds a memory error of this
+/// process.
+pub fn request_early_memory_failure_signals() -> io::Result<()> {
     // SAFETY: the call takes numbers and touches no memory.
     let result = unsafe {
         libc::prctl(
@@ -271,8 +272,8 @@ pub fn be_told_of_memory_failures_early() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the program that `command` starts the leader of a session that owns a terminal, so that a
-/// shell has job control.
+/// Makes the program that `command` starts the leader of a session with a controlling terminal, so
+/// that a shell has job control.
 pub fn own_terminal(command: &mut Command, terminal: File) {
     let become_leader = move || {
         nix::unistd::setsid()?;
@@ -286,18 +287,18 @@ pub fn own_terminal(command: &mut Command, terminal: File) {
     unsafe { command.pre_exec(become_leader) };
 }
 
-/// A socket that receives the kernel's uevents, one with each `read`, and does not wait for them.
+/// A non-blocking socket that receives the kernel's uevents, one for each `read`.
 pub fn uevent_socket() -> io::Result<File> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: the call takes numbers and touches no memory.
     let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) };
     let fd = Errno::result(fd)?;
-    // SAFETY: the call has just made this descriptor, and nobody else has it.
+    // SAFETY: the call has just made this descriptor, which has no other owner.
     let socket = unsafe { File::from_raw_fd(fd) };
     // SAFETY: an address is valid with all of its bytes zero.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    // The kernel itself sends to the first group.
+    // The kernel sends to the first group.
     address.nl_groups = 1;
     let len = size_of_val(&address) as libc::socklen_t;
     // SAFETY: the pointer and the length describe an address of the socket's family.
@@ -306,17 +307,16 @@ pub fn uevent_socket() -> io::Result<File> {
     Ok(socket)
 }
 
-/// Runs `work` in a process of its own and says how that process ended: for accesses that may
-/// raise a signal.
+/// Runs `work` in a child process and returns how it ended: for accesses that may raise a signal.
 pub fn in_child(work: impl FnOnce()) -> io::Result<WaitStatus> {
     Ok(waitpid(start_child(work)?, None)?)
 }
 
-/// Starts `work` in a process of its own, which ends when `work` does: with code 101 if it panicked,
-/// else with 0.
+/// Starts a child process that runs `work` and then exits: with code 101 if `work` panicked, else
+/// with 0.
 pub fn start_child(work: impl FnOnce()) -> io::Result<Pid> {
-    // SAFETY: a test process has a single thread when it calls this, so no lock can be held by a
-    // thread that the child does not have.
+    // SAFETY: a test process has a single thread when it calls this, so no lock is held by a thread
+    // that the child lacks.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -330,8 +330,8 @@ pub fn start_child(work: impl FnOnce()) -> io::Result<Pid> {
     }
 }
 
-/// Ends this process without running anything that would run at its orderly end: a child must not
-/// unmount what its parent has mounted.
+/// Ends this process without running destructors: a child must not unmount what its parent has
+/// mounted.
 pub fn exit_at_once(code: i32) -> ! {
     // SAFETY: this only ends the process.
     unsafe { libc::_exit(code) }

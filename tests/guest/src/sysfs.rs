@@ -16,8 +16,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Writes an attribute in one `write` call, and leaves the error as the kernel gave it, for tests
-/// that look at it.
+/// Writes an attribute in one `write` call, and returns the kernel's error unchanged.
 pub fn try_write(path: impl AsRef<Path>, value: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Puts back in order what a test has left behind, so that the next one starts alike.
+//! Undoes what a test has left behind, so that each test starts from the same state.
 //!
-//! It runs after every test, also after one that failed half-way or was killed. What cannot be put
-//! back (a file system that does not unmount, say) is a failure of the test that left it.
+//! It runs after every test, also after one that failed or was killed. What cannot be undone, such
+//! as a file system that does not unmount, is a failure of the test that left it.
 
 use std::fs;
 use std::path::Path;
@@ -23,10 +23,10 @@ use crate::platform::{self, PlatformDevice};
 use crate::retired;
 use crate::stacked::{detach_loops, stop_arrays};
 
-/// How long things may take to be let go of: those who used them have just been killed.
+/// How long a step is retried: processes that used the resources have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Does all of it. What fails does not keep the rest from being done.
+/// Runs all steps. A failed step does not prevent the next ones.
 pub fn main() -> Result<()> {
     let steps: [fn() -> Result<()>; 11] = [
         injection::end,
@@ -48,7 +48,7 @@ pub fn main() -> Result<()> {
     result
 }
 
-/// Does something again and again until it succeeds.
+/// Retries a step until it succeeds or time is over.
 fn patiently(step: fn() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -61,7 +61,7 @@ fn patiently(step: fn() -> Result<()>) -> Result<()> {
 
 fn unmount_all() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
-    // What was mounted last goes first.
+    // The latest mount is unmounted first.
     for line in mounts
         .lines()
         .rev()
@@ -86,7 +86,7 @@ fn remove_mapped_devices() -> Result<()> {
     Ok(())
 }
 
-/// A disk that is gone cannot be swapped off any more.
+/// A disk that no longer exists cannot be a swap device.
 fn end_swap() -> Result<()> {
     let swaps = fs::read_to_string("/proc/swaps")?;
     for line in swaps.lines().skip(1) {
@@ -111,7 +111,7 @@ fn reset_attributes() -> Result<()> {
     Ok(())
 }
 
-/// Gives every namespace back to the driver under test.
+/// Binds every namespace to the driver under test.
 fn settle_drivers(driver: Driver) -> Result<()> {
     if driver.other().is_loaded() {
         driver.other().unload()?;
@@ -122,7 +122,8 @@ fn settle_drivers(driver: Driver) -> Result<()> {
     Ok(())
 }
 
-/// Gives memory that no NVDIMM describes back to the driver under test, if it has a driver for that.
+/// Binds platform devices for persistent memory to the driver under test, if it has a driver for
+/// them.
 fn give_back_platform_devices(driver: Driver) -> Result<()> {
     if driver != Driver::PmemRs {
         return Ok(());

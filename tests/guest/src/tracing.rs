@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel does, as its own tracing sees it: faults on DAX files, calls of a function.
+//! Kernel tracing: faults on DAX files, and calls of a function.
 
 use std::fs;
 use std::path::Path;
@@ -11,27 +11,27 @@ use crate::sysfs;
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 
-/// Records the faults on DAX files of all processes for as long as it lives.
+/// Records the DAX faults of all processes until it is dropped.
 pub struct FaultTrace(());
 
 impl FaultTrace {
-    /// Forgets what was recorded before and starts.
+    /// Clears earlier records and starts.
     pub fn start() -> Result<FaultTrace> {
         let tracefs = Path::new(TRACEFS);
-        // The file is emptied by being opened for it, not by what is written.
+        // Truncating the file clears the trace, whatever is written.
         fs::write(tracefs.join("trace"), "").context("emptying the trace")?;
         sysfs::write(tracefs.join("events/fs_dax/enable"), "1")?;
         Ok(FaultTrace(()))
     }
 
-    /// How many faults were served with a whole PMD.
+    /// The number of faults that installed a PMD.
     ///
     /// `VM_FAULT_NOPAGE` is what the file system returns when the entry is in the page table.
     pub fn pmds_installed(&self) -> Result<usize> {
         self.count("dax_pmd_fault_done:", "NOPAGE")
     }
 
-    /// How many faults were served with a single page.
+    /// The number of faults that installed a PTE.
     pub fn pages_installed(&self) -> Result<usize> {
         self.count("dax_pte_fault_done:", "NOPAGE")
     }
@@ -48,18 +48,18 @@ impl FaultTrace {
 
 impl Drop for FaultTrace {
     fn drop(&mut self) {
-        // Recording costs time but does no harm, so there is nobody to tell.
+        // If this fails, recording goes on, which costs only time.
         let _ = sysfs::write(Path::new(TRACEFS).join("events/fs_dax/enable"), "0");
     }
 }
 
-/// Counts how often functions of the kernel are called, by whomever, for as long as it lives.
+/// Counts the calls of functions of the kernel, in all threads, until it is dropped.
 pub struct CallCount(());
 
 impl CallCount {
     const EVENT: &str = "pmem_rs/counted";
 
-    /// Starts counting the calls of `functions`, all together.
+    /// Starts counting the calls of `functions`, with one counter for all.
     pub fn of(functions: &[&str]) -> Result<CallCount> {
         let tracefs = Path::new(TRACEFS);
         let probes: Vec<String> = functions
@@ -74,7 +74,7 @@ impl CallCount {
         Ok(count)
     }
 
-    /// How many calls there were.
+    /// The number of calls so far.
     pub fn so_far(&self) -> Result<usize> {
         let trace =
             fs::read_to_string(Path::new(TRACEFS).join("trace")).context("reading the trace")?;
@@ -88,7 +88,7 @@ impl CallCount {
 impl Drop for CallCount {
     fn drop(&mut self) {
         let tracefs = Path::new(TRACEFS);
-        // A probe that is left behind is replaced by the next one.
+        // The next test replaces a probe that is left behind.
         let _ = sysfs::write(tracefs.join("events").join(Self::EVENT).join("enable"), "0");
         let _ = fs::write(tracefs.join("kprobe_events"), "");
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's uevents from a moment on, as udev hears them.
+//! The kernel's uevents since a given moment, as udev receives them.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::syscall::uevent_socket;
 
-/// Hears all uevents.
+/// Receives all uevents.
 pub struct Uevents {
     socket: File,
     heard: Vec<String>,
@@ -26,8 +26,8 @@ impl Uevents {
         })
     }
 
-    /// Checks that an event has come, or comes within a moment, that has all of `pieces`, and returns
-    /// it with spaces between its variables.
+    /// Checks that an event with all of `pieces` has arrived or arrives within a moment. Returns it
+    /// with spaces between its variables.
     pub fn expect(&mut self, pieces: &[&str]) -> Result<String> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
@@ -58,7 +58,7 @@ impl Uevents {
                     self.heard.push(text);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // Some were lost; go on with those that were not.
+                // Some events were lost. Go on with the next one.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) => return Err(error).context("receiving uevents"),
             }

@@ -15,7 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use crate::mapping::PAGE;
 
-/// What `linux/userfaultfd.h` has, as far as it is used.
+/// The parts of `linux/userfaultfd.h` that are used.
 mod interface {
     #[repr(C)]
     pub struct Api {
@@ -48,7 +48,7 @@ mod interface {
     nix::ioctl_readwrite!(zero_page, 0xaa, 0x04, ZeroPage);
 }
 
-/// A page that is not there yet. Whoever touches it waits.
+/// A page that is not present. An access to it waits for [`Absent::serve`].
 ///
 /// # Invariants
 ///
@@ -59,13 +59,13 @@ pub struct Absent {
 }
 
 impl Absent {
-    /// Makes one.
+    /// Maps a page that is not present.
     pub fn new() -> io::Result<Absent> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: the call takes flags and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
         let fd = Errno::result(fd)?;
-        // SAFETY: the call has just made this descriptor, and nobody else has it.
+        // SAFETY: the call has just made this descriptor, which has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
 
         let mut hello = interface::Api {
@@ -87,13 +87,14 @@ impl Absent {
             mode: interface::REGISTER_MODE_MISSING,
             ioctls: 0,
         };
-        // SAFETY: as above; the range is memory of our own that nothing uses yet.
+        // SAFETY: the pointer is to what the request reads and fills in; the range is memory of our
+        // own that nothing uses yet.
         unsafe { interface::register(fd.as_raw_fd(), &mut register) }?;
         // INVARIANT: that page was just mapped, and nothing unmaps it.
         Ok(Absent { fd, page })
     }
 
-    /// Has `read` fill the page, which waits until it is served.
+    /// Fills the page by `read`, which waits until the page is served.
     pub fn fill_from(&self, file: &File) -> io::Result<usize> {
         let page = self.page as *mut libc::c_void;
         // SAFETY: by the invariant there is a page at that address, and no reference into it exists.
@@ -101,16 +102,16 @@ impl Absent {
         Ok(Errno::result(read)? as usize)
     }
 
-    /// Waits until somebody waits for the page.
+    /// Waits until a thread waits for the page.
     pub fn await_touch(&self) -> io::Result<()> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(10_000_u16))? {
-            0 => Err(io::Error::other("nobody has touched the page")),
+            0 => Err(io::Error::other("no thread has accessed the page")),
             _ => Ok(()),
         }
     }
 
-    /// Puts a page of zeros there, so that whoever waits goes on.
+    /// Maps a page of zeros, which wakes the waiting threads.
     pub fn serve(&self) -> io::Result<()> {
         let mut zero_page = interface::ZeroPage {
             start: self.page as u64,
@@ -123,7 +124,7 @@ impl Absent {
         Ok(())
     }
 
-    /// What the page holds, once it is there.
+    /// The contents of the page, once it is present.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; PAGE];
         let page = self.page as *const u8;

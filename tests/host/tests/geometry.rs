@@ -2,8 +2,8 @@
 
 //! Properties of the driver's arithmetic, checked against the same in 128 bits.
 //!
-//! The tests are built with overflow checks, so they also show that nothing overflows: the inputs
-//! are drawn from all values, with a bias to the edges.
+//! The tests are built with overflow checks, so they also check that nothing overflows: inputs are
+//! drawn from all values, with a bias to the edges.
 
 use host::geometry::{is_whole_pages, Span};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 const PAGE_SHIFT: usize = 12;
 const PAGE: usize = 1 << PAGE_SHIFT;
 
-/// Any value; often one near zero, near the middle, or near the largest.
+/// Any value, with a bias to zero, the middle and the maximum.
 fn edgy() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -27,7 +27,7 @@ fn edgy_size() -> impl Strategy<Value = usize> {
     edgy().prop_map(|value| value as usize)
 }
 
-/// Sizes, and requests that often fit them.
+/// Sizes of a device, and requests that often fit.
 fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
     prop_oneof![
         (edgy_size(), edgy(), edgy_size()),
@@ -38,7 +38,7 @@ fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
 
 proptest! {
     #[test]
-    fn whole_pages_are_those_that_start_and_end_where_a_page_does(
+    fn whole_pages_start_and_end_at_page_boundaries(
         (start, end) in prop_oneof![
             (edgy(), edgy()),
             (0_u64..1 << 52, 0_u64..4).prop_map(|(page, pages)| {
@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_good_ends_before_the_bad_page_unless_that_is_the_first(
+    fn good_parts_end_before_the_bad_page_unless_it_is_the_first(
         pgoff in 0_usize..1 << 20, nr in 1_usize..=4096, bad_sector in edgy(),
     ) {
         let span = Span { offset: pgoff << PAGE_SHIFT, len: nr << PAGE_SHIFT };
@@ -182,9 +182,9 @@ proptest! {
             prop_assert_eq!(good.offset, span.offset);
             prop_assert_eq!(good.len % PAGE, 0);
             prop_assert!(good.len >= PAGE && good.len <= span.len);
-            // It is either all good, or one page that is to be healed.
+            // It is either all good, or one page to be cleared.
             prop_assert!(end <= bad || good.len == PAGE);
-            // And no shorter than need be.
+            // It is not shorter than necessary.
             prop_assert!(good.len == span.len || good.len == PAGE || end + PAGE as u128 > bad);
         } else {
             prop_assert!(bad_sector > u64::MAX >> 9);
@@ -192,13 +192,13 @@ proptest! {
     }
 
     #[test]
-    fn healing_meets_every_page_with_bad_sectors_once_and_no_other(
+    fn clearing_visits_every_page_with_bad_sectors_once(
         first_sector in 0_usize..64, sectors in 1_usize..128,
         runs in proptest::collection::vec((0_usize..200, 1_usize..24), 0..6),
     ) {
         let whole = Span { offset: first_sector << 9, len: sectors << 9 };
         let end = whole.offset + whole.len;
-        // As `badblocks_check` answers: the start of the first run that overlaps, which may lie
+        // As `badblocks_check`: returns the start of the first run that overlaps, which may be
         // before the span.
         let check = |span: Span| {
             let (first, count) = span.sectors();
@@ -223,7 +223,7 @@ proptest! {
             let split = rest.split_at_bad(bad, PAGE_SHIFT);
             prop_assert!(split.is_some());
             let (page, after) = split.unwrap();
-            // A part of one page, and all of the span that is in it.
+            // A part of one page, with all of the span that is in it.
             let number = page.offset >> PAGE_SHIFT;
             prop_assert_eq!(page.offset, (number * PAGE).max(whole.offset));
             prop_assert_eq!(page.offset + page.len, ((number + 1) * PAGE).min(end));
@@ -258,7 +258,7 @@ fn a_run_of_bad_sectors_that_begins_before_the_span_leaves_one_page() {
         len: 8 * PAGE,
     };
 
-    // The C driver's subtraction underflows here, and yields all of the span.
+    // The C driver's subtraction underflows here, and yields the whole span.
     assert_eq!(
         span.up_to_bad(0, PAGE_SHIFT),
         Some(Span {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which info blocks are believed. A good one of each kind is, whatever the namespace; every change of a
-//! byte is noticed; and what a changed one with a right checksum asks for is within the namespace or refused.
+//! Validation of info blocks. A valid one of each kind is accepted for any namespace; a change of
+//! any byte is detected by the checksum; and a changed one with a valid checksum describes a range
+//! within the namespace or is refused.
 
 use host::infoblock::{Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
 use proptest::prelude::*;
@@ -29,7 +30,7 @@ const END_TRUNC: usize = 80;
 const ALIGN: usize = 84;
 const PAGE_SIZE: usize = 88;
 const PAGE_STRUCT_SIZE: usize = 92;
-/// Of a btt, with their sizes.
+/// Fields of a btt, with their sizes.
 const SECTOR_SIZE: (usize, usize) = (56, 4);
 const SECTORS: (usize, usize) = (60, 4);
 const BLOCK_SIZE: (usize, usize) = (64, 4);
@@ -54,7 +55,7 @@ const ARENA_FIELDS: [(usize, usize); 10] = [
 ];
 const CHECKSUM: usize = LEN - 8;
 
-/// A block that can be changed, and gets its checksum last.
+/// A block that can be changed; its checksum is added last.
 #[derive(Clone)]
 struct Draft([u8; LEN]);
 
@@ -68,7 +69,7 @@ impl Draft {
             .with(MINOR, &minor.to_le_bytes())
     }
 
-    /// As ndctl makes it, with the struct pages on the medium.
+    /// As made by ndctl, with the struct pages on the medium.
     fn fsdax() -> Draft {
         Draft::of(b"NVDIMM_PFN_INFO\0", 1, 4)
             .with(DATA_OFFSET, &(10 * MIB).to_le_bytes())
@@ -78,7 +79,7 @@ impl Draft {
             .with(PAGE_STRUCT_SIZE, &64_u16.to_le_bytes())
     }
 
-    /// As the btt driver makes it for sectors of 4 KiB.
+    /// As made by the btt driver for sectors of 4 KiB.
     fn sector(major: u16, minor: u16) -> Draft {
         let end = EXPECTED.size - EXPECTED.offset;
         let log = end - 4096 - 256 * 64;
@@ -110,7 +111,7 @@ impl Draft {
         self
     }
 
-    /// Puts the right checksum in: that of the kernel, word by word.
+    /// Adds the checksum, computed word by word as in the kernel.
     fn sealed(self) -> Draft {
         let (mut low, mut high) = (0_u32, 0_u64);
         let blank = self.with(CHECKSUM, &[0; 8]);
@@ -157,7 +158,7 @@ fn good_blocks_are_good() {
 }
 
 #[test]
-fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
+fn only_a_btt_may_lack_a_parent_uuid() {
     let nobodys = [0; 16];
     let btt = Draft::sector(1, 1);
     assert_eq!(error_of(btt.clone().with(PARENT, &nobodys)), None);
@@ -170,7 +171,7 @@ fn a_btt_may_leave_open_whose_it_is_and_others_may_not() {
 }
 
 #[test]
-fn versions_before_a_field_do_not_have_it() {
+fn older_versions_lack_later_fields() {
     // Each field has a value that would be refused.
     let draft = Draft::fsdax()
         .with(PAGE_SIZE, &65536_u32.to_le_bytes())
@@ -207,7 +208,7 @@ fn each_error_is_distinct() {
             draft().with(PAGE_STRUCT_SIZE, &[63]),
             InfoBlockError::PageStructSize,
         ),
-        // 8 MiB of struct pages, from 8 KiB on, in whole blocks.
+        // 8 MiB of struct pages from 8 KiB on, in whole blocks.
         (
             draft().with(DATA_OFFSET, &(10 * MIB - 4096).to_le_bytes()),
             InfoBlockError::PageStructSize,
@@ -266,7 +267,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
         (SPARE, 0),
         (SPARE, 257),
         (SPARE, u32::MAX.into()),
-        // Only an arena of 512 GiB has another one after it.
+        // Only an arena of 512 GiB is followed by another one.
         (NEXT, 4096),
         (NEXT, 64 * MIB),
         (NEXT, 512 << 30),
@@ -289,7 +290,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
     }
     let narrow = error_of(draft().having(BLOCK_SIZE, 4095));
     assert_eq!(narrow, Some(InfoBlockError::SectorSize));
-    // A device that is to have other sectors would write beyond these.
+    // A device with another sector size would write beyond these.
     for (size, error) in [(512, Some(InfoBlockError::OtherSectorSize)), (4096, None)] {
         let expected = Expected {
             sector_size: Some(size),
@@ -306,7 +307,7 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
 }
 
 #[test]
-fn an_arena_has_no_more_spare_blocks_than_can_be_allocated_for() {
+fn spare_blocks_are_limited_by_memory() {
     let with_spare = |spare: u64| {
         let blocks = 1000 + spare;
         let map = 4096 + blocks * 4096;
@@ -352,7 +353,7 @@ fn an_arena_of_512_gib_may_have_another_one_after_it() {
 
 proptest! {
     #[test]
-    fn the_parts_of_a_believed_arena_do_not_overlap(
+    fn the_parts_of_an_accepted_arena_do_not_overlap(
         changes in prop::collection::vec(
             (prop::sample::select(&ARENA_FIELDS[..]), prop_oneof![
                 any::<u64>(),
@@ -383,14 +384,14 @@ proptest! {
     }
 
     #[test]
-    fn every_changed_byte_is_noticed(at in 16..LEN, by in 1_u8..) {
+    fn every_changed_byte_is_detected(at in 16..LEN, by in 1_u8..) {
         let mut block = Draft::fsdax().sealed();
         block.0[at] ^= by;
         prop_assert_eq!(block.check(&EXPECTED), Err(InfoBlockError::Checksum));
     }
 
     #[test]
-    fn what_is_believed_lies_within_the_namespace(
+    fn what_is_accepted_lies_within_the_namespace(
         minor in 0_u16..6,
         data_offset in prop_oneof![any::<u64>(), (0_u64..600).prop_map(|mib| mib * MIB)],
         mode in 0_u32..4,

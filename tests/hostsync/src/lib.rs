@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An `fsync` that waits or fails when a test wants it to.
+//! An `fsync` that blocks or fails at the request of a test.
 //!
-//! QEMU is started with this library in front of the C library (`LD_PRELOAD`). It calls `fsync` for nothing
-//! but the flushes of virtio-pmem devices, on threads of its own. What to do is the last line of the file that
-//! [`CONTROL`] names, which is what the guest has written last to its fourth serial port:
+//! QEMU is started with this library in front of the C library (`LD_PRELOAD`). It calls `fsync`
+//! only for the flushes of virtio-pmem devices, on threads of its own. The last line of the file
+//! that [`CONTROL`] names controls `fsync`. It is the line that the guest has last written to its
+//! fourth serial port:
 //!
-//! - `hold`: wait until the line is another one;
-//! - `fail`: fail with `EIO`;
-//! - anything else: do as ever.
+//! - `hold`: blocks until the line changes;
+//! - `fail`: fails with `EIO`;
+//! - anything else: works normally.
 
 use std::env;
 use std::ffi::{c_int, c_long};
@@ -19,10 +20,10 @@ use std::time::Duration;
 /// The environment variable with the name of the file.
 const CONTROL: &str = "PMEM_RS_FSYNC";
 
-/// How often it is looked at the file.
+/// How often the file is read.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// The last line that is complete. There is none before the guest has said anything.
+/// The last complete line; none before the guest has written one.
 fn order() -> Option<String> {
     let text = fs::read_to_string(env::var_os(CONTROL)?).ok()?;
     let (complete, _) = text.rsplit_once('\n')?;
@@ -30,12 +31,12 @@ fn order() -> Option<String> {
 }
 
 fn fail() -> c_int {
-    // SAFETY: the C library's `errno` of this thread is always there.
+    // SAFETY: the C library's `errno` of this thread always exists.
     unsafe { *libc::__errno_location() = libc::EIO };
     -1
 }
 
-/// Takes the place of the function of the C library.
+/// Replaces the function of the C library.
 #[unsafe(no_mangle)]
 pub extern "C" fn fsync(file: c_int) -> c_int {
     loop {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What kernel messages and taint flags mean to a test run.
+//! The meaning of kernel messages and taint flags for a test run.
 //!
 //! The guest reads `/dev/kmsg` after every test, and the runner reads the whole console of a guest,
-//! also of one that died. Both have to agree on which message is trouble, so it is decided here.
+//! also of one that crashed. Both use this classification.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-/// Pieces of a kernel message that mean that something went wrong.
+/// Parts of a kernel message that mean that something went wrong.
 ///
-/// The list errs on the side of noticing: a message that turns out to be harmless belongs into
-/// [`HARMLESS`], with its reason.
+/// In case of doubt a message is listed: one that turns out to be harmless belongs into
+/// [`HARMLESS`], with the reason.
 const TROUBLE: &[&str] = &[
     "WARNING:",
     "BUG:",
@@ -47,7 +47,7 @@ const TROUBLE: &[&str] = &[
     "Busy inodes after unmount",
 ];
 
-/// Pieces of messages that match [`TROUBLE`] and are no trouble, with the reason.
+/// Parts of messages that match [`TROUBLE`] but are harmless, with the reason.
 const HARMLESS: &[&str] = &[
     // Boot-time announcements of what the kernel can check, not findings.
     "kmemleak: Kernel memory leak detector",
@@ -63,18 +63,18 @@ pub fn is_trouble(message: &str) -> bool {
         && !HARMLESS.iter().any(|piece| message.contains(piece))
 }
 
-/// What a test writes into the kernel's log before it makes allocations fail, and after that.
+/// The line that a test writes to the kernel's log before it makes allocations fail.
 pub const NO_MEMORY_FROM_HERE: &str = "pmem-rs: allocations are made to fail";
-/// See [`NO_MEMORY_FROM_HERE`].
+/// The line that a test writes to the kernel's log after allocations have failed.
 pub const NO_MEMORY_UNTIL_HERE: &str = "pmem-rs: allocations are not made to fail any more";
 
-/// What is written into the kernel's log before memory is leaked on purpose.
+/// The line that is written to the kernel's log before memory is leaked on purpose.
 pub const LEAKS_FROM_HERE: &str = "pmem-rs: memory is leaked on purpose";
 
-/// How the kernel says that memory was leaked.
+/// The kernel's message about leaked memory.
 const LEAKS: &str = "new suspected memory leaks";
 
-/// How the kernel says that an allocation has failed. Some of it comes with a stack trace.
+/// The kernel's messages about a failed allocation. Some have a stack trace.
 const NO_MEMORY: &[&str] = &[
     "page allocation failure:",
     "vmalloc error:",
@@ -82,10 +82,10 @@ const NO_MEMORY: &[&str] = &[
     "kmemleak: Cannot allocate a scan area",
 ];
 
-/// Returns which of the messages in a row say that something went wrong, and their places.
+/// Returns the messages in a row that say that something went wrong, and their indices.
 ///
-/// Where allocations are made to fail, the kernel may say that they did; that is no trouble there. Nor are leaks
-/// where there are some on purpose.
+/// Where allocations are made to fail, the kernel's messages about that are ignored. So are those
+/// about leaks where memory is leaked on purpose.
 pub fn troubles<'a, T>(
     messages: &'a [T],
     text: impl Fn(&'a T) -> &'a str,
@@ -117,7 +117,7 @@ pub fn troubles<'a, T>(
     })
 }
 
-/// Why a kernel calls itself tainted: the bits of `/proc/sys/kernel/tainted`.
+/// The reasons for a taint of the kernel: the bits of `/proc/sys/kernel/tainted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taint(u64);
 

@@ -4,7 +4,7 @@
 
 use plugin::instruction::{Parts, split};
 
-/// What an instruction is good for.
+/// The effect of an instruction on the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// `sfence` or `mfence`.
@@ -19,20 +19,20 @@ pub enum Effect {
     Other,
 }
 
-/// Where in memory an instruction points.
+/// The memory operand of an instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operand {
     /// The number of a register.
     pub base: Option<u8>,
-    /// The number of a register, and how often it counts.
+    /// The number of a register, and its scale.
     pub index: Option<(u8, u64)>,
-    /// What comes on top; from the next instruction on, if that is the base.
+    /// The constant part; relative to the next instruction if that is the base.
     pub displacement: i64,
     pub from_next_instruction: bool,
 }
 
 impl Operand {
-    /// The address, given what is in registers, and where the next instruction is.
+    /// The address, given the contents of registers and the address of the next instruction.
     pub fn address(&self, register: impl Fn(u8) -> Option<u64>, next: u64) -> Option<u64> {
         let mut address = self.displacement as u64;
         if self.from_next_instruction {
@@ -48,15 +48,16 @@ impl Operand {
     }
 }
 
-/// Says what an instruction is good for.
+/// Returns the effect of an instruction.
 ///
-/// An instruction to flush a line whose address depends on FS or GS, or has 32 bits, is taken for none: what it
-/// flushes stays dirty, which is seen.
+/// A flush with an address that depends on FS or GS, or has 32 bits, is not decoded: its line stays
+/// dirty, which is detected.
 pub fn effect(bytes: &[u8]) -> Effect {
     let parts = split(bytes);
     match parts.rest {
         [0x0f, opcode, rest @ ..] => two_bytes(&parts, *opcode, rest),
-        // VEX, in its two forms: inverted bits of REX and more, then the prefix that is a part of the opcode.
+        // The two forms of VEX: inverted bits of REX and more, then the prefix that is a part of
+        // the opcode.
         [0xc5, bits, opcode, ..] => with_vex(bits & 3, *opcode),
         [0xc4, map, bits, opcode, ..] if map & 0x1f == 1 => with_vex(bits & 3, *opcode),
         _ => Effect::Other,
@@ -95,7 +96,7 @@ fn flush(parts: &Parts<'_>, rest: &[u8], effect: fn(Operand) -> Effect) -> Effec
     operand(parts.rex, rest).map_or(Effect::Other, effect)
 }
 
-/// Reads the operand from ModRM, SIB and displacement.
+/// Decodes the operand from ModRM, SIB and displacement.
 fn operand(rex: u8, bytes: &[u8]) -> Option<Operand> {
     let extend = |bits: u8, flag: u8| bits & 7 | if rex & flag != 0 { 8 } else { 0 };
     let (&modrm, mut rest) = bytes.split_first()?;
@@ -147,7 +148,7 @@ mod tests {
         }
     }
 
-    /// What the assembler makes of them.
+    /// Instructions as assembled.
     #[test]
     fn instructions_are_known() {
         let cases: &[(&[u8], Effect)] = &[

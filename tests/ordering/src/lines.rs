@@ -2,13 +2,15 @@
 
 //! The state of each cache line of a range of persistent memory.
 //!
-//! - An ordinary store leaves the line *dirty*: it is in the cache, for as long as that likes.
-//! - `clwb` and `clflushopt` send a dirty line on its way: it is *pending*. `clflush` does the same, and waits.
-//! - A non-temporal store goes past the cache, and is pending, too. It does not clean what is dirty.
-//! - `sfence` and `mfence` wait for what is pending.
+//! - An ordinary store makes the line *dirty*: it is in the cache for any time.
+//! - `clwb` and `clflushopt` make a dirty line *pending*. `clflush` does the same, and waits.
+//! - A non-temporal store bypasses the cache, and makes the line pending, too. A dirty line stays
+//!   dirty.
+//! - `sfence` and `mfence` wait for pending lines.
 //!
-//! Real CPUs wait at instructions with a `lock` prefix as well, and at some others. Here they do not: no code may
-//! rely on them, and they are so frequent that a missing fence would hardly ever be seen.
+//! Real CPUs also wait at instructions with a `lock` prefix, and at some others. These are ignored
+//! here: no code may rely on them, and they are so frequent that a missing fence would hardly ever
+//! be detected.
 
 use std::ops::Range;
 
@@ -17,32 +19,32 @@ pub const LINE: u64 = 64;
 
 const DIRTY: u8 = 1;
 const PENDING: u8 = 2;
-/// It was stored to since [`Lines::begin`].
+/// The line was stored to since [`Lines::begin`].
 const WRITTEN: u8 = 4;
 
-/// What is known of a range, which is whole lines.
+/// The state of a range of whole lines.
 pub struct Lines {
     range: Range<u64>,
     states: Vec<u8>,
-    /// The lines that are pending, and maybe some that are not any more.
+    /// The lines that are pending, and possibly some that no longer are.
     pending: Vec<usize>,
 }
 
-/// What is known of a part of it.
+/// The state of a part of the range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// How many lines it has.
+    /// The number of lines.
     pub lines: u64,
-    /// How many of them were stored to since [`Lines::begin`].
+    /// The number of lines that were stored to since [`Lines::begin`].
     pub written: u64,
-    /// How many are dirty.
+    /// The number of dirty lines.
     pub dirty: u64,
-    /// How many are pending, and not dirty.
+    /// The number of lines that are pending and not dirty.
     pub pending: u64,
 }
 
 impl Lines {
-    /// Takes all lines of a range of addresses for durable.
+    /// Makes the state of a range of addresses, all lines of which are durable.
     pub fn new(range: Range<u64>) -> Lines {
         let range = range.start / LINE * LINE..range.end.next_multiple_of(LINE);
         let lines = (range.end - range.start) / LINE;
@@ -53,7 +55,7 @@ impl Lines {
         }
     }
 
-    /// The numbers of the lines of a range of addresses, as far as they are known.
+    /// The numbers of the lines of a range of addresses, limited to the known range.
     fn numbers(&self, range: Range<u64>) -> Range<usize> {
         let start = range.start.max(self.range.start);
         let end = range.end.min(self.range.end);
@@ -71,7 +73,7 @@ impl Lines {
         }
     }
 
-    /// A store past the caches.
+    /// A non-temporal store.
     pub fn store_past_caches(&mut self, range: Range<u64>) {
         for number in self.numbers(range) {
             self.states[number] |= WRITTEN;
@@ -110,14 +112,14 @@ impl Lines {
         }
     }
 
-    /// From here on it counts which lines are stored to.
+    /// Starts to record which lines are stored to.
     pub fn begin(&mut self) {
         for state in &mut self.states {
             *state &= !WRITTEN;
         }
     }
 
-    /// What is known of a part.
+    /// The state of a part of the range.
     pub fn summary(&self, range: Range<u64>) -> Summary {
         let mut summary = Summary::default();
         for &state in &self.states[self.numbers(range)] {

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the guest tells the plugin.
+//! The lines from the guest.
 
 use std::ops::Range;
 
-/// A line, understood. Ranges are of physical addresses, in hexadecimal digits.
+/// A parsed line. Ranges are of physical addresses, in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// `watch START END`: keep account of this range, all of which is durable now.
+    /// `watch START END`: records the state of this range, all of which is durable now.
     Watch(Range<u64>),
-    /// `rest`: nothing matters until there is something to watch again.
+    /// `rest`: stops recording until the next `watch`.
     Rest,
-    /// `fences START END`: of all fences only those in this code count, and in such code that was named before.
+    /// `fences START END`: only fences in this code count, and those in code that was named before.
     /// These are virtual addresses.
     FencesIn(Range<u64>),
-    /// `fences`: all of them count, as they do at first.
+    /// `fences`: all fences count, as at the start.
     AllFences,
-    /// `begin`: what counts as stored begins here.
+    /// `begin`: stores count from here on.
     Begin,
-    /// `look START END LABEL`: write down under this label what is known of the range. The label says what it
-    /// should be, to whoever reads it.
+    /// `look START END LABEL`: writes the state of the range under this label. The label has the
+    /// expected state, for the reader of the results.
     Look(Range<u64>, String),
 }
 
 impl Order {
-    /// Understands a line.
+    /// Parses a line.
     pub fn parse(line: &str) -> Option<Order> {
         let mut words = line.splitn(4, ' ');
         let verb = words.next()?;
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_understood() {
+    fn orders_are_parsed() {
         assert_eq!(Order::parse("watch 40 ff"), Some(Order::Watch(0x40..0xff)));
         assert_eq!(
             Order::parse("look 40 ff a label"),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not() {
+    fn invalid_orders_are_refused() {
         for line in [
             "",
             "watch",

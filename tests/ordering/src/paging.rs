@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! From virtual to physical addresses, by the page tables of the guest. They have four levels.
+//! Translation of virtual to physical addresses, by the page tables of the guest. They have four
+//! levels.
 
 const PRESENT: u64 = 1;
-/// The entry is for a page, however large, and not for a further table.
+/// The entry maps a page, however large, and not a further table.
 const LARGE: u64 = 1 << 7;
-/// Where a table or a page is.
+/// The address of a table or a page.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
-/// Looks up an address, with the value of CR3, and a function that reads an entry at a physical address.
+/// Translates an address, with the value of CR3, and a function that reads an entry at a physical
+/// address.
 pub fn physical(cr3: u64, address: u64, read: impl Fn(u64) -> Option<u64>) -> Option<u64> {
     let mut table = cr3 & FRAME;
     for level in (0..4).rev() {
@@ -53,14 +55,14 @@ mod tests {
         assert_eq!(lookup(2, 0x1_4000_00e3), Some(0x1_4030_5678));
     }
 
-    /// For a small page the bit means something else.
+    /// In the entry of a small page the bit has another meaning.
     #[test]
     fn a_small_page_is_never_large() {
         assert_eq!(lookup(0, 0x1_2345_60e3), Some(0x1_2345_6678));
     }
 
     #[test]
-    fn what_is_not_there_is_nowhere() {
+    fn an_absent_page_has_no_address() {
         assert_eq!(lookup(0, 0x1_2345_6062), None);
         assert_eq!(lookup(3, 0), None);
         assert_eq!(physical(0x1000, ADDRESS, |_| None), None);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Brings together what QEMU tells and the account of lines.
+//! Connects the callbacks of QEMU with the state of lines.
 
 use std::ops::Range;
 
@@ -13,28 +13,29 @@ use crate::paging::physical;
 
 plugin::export!("ordering", 1, Watching::new);
 
-/// Where Linux has all of physical memory, if the addresses of the kernel are not random and page tables have
-/// four levels (`nokaslr no5lvl`).
+/// The start of the linear mapping of Linux without KASLR and with page tables of four levels
+/// (`nokaslr no5lvl`).
 const LINEAR: u64 = 0xffff_8880_0000_0000;
 
-/// What callbacks are registered with: how something was stored, or the number of an instruction.
+/// The tokens of callbacks: the kind of a store, or the number of an instruction.
 const STORE: usize = 0;
 const STORE_PAST_CACHES: usize = 1;
 
-/// An instruction that makes something durable.
+/// An instruction that flushes or fences.
 struct Flush {
     effect: Effect,
-    /// Where the instruction is, up to the next one.
+    /// The addresses of the instruction.
     place: Range<u64>,
 }
 
 struct Watching {
     out: Out,
-    /// What is kept account of. Looking at each store takes time, so that is done only if there is something.
+    /// The state of the watched range, if there is one. Callbacks for stores are slow, so there are
+    /// none otherwise.
     lines: Option<Lines>,
     /// The code in which fences count; if it is empty, all of them do.
     fences: Vec<Range<u64>>,
-    /// By their tokens.
+    /// The known instructions. The index of an instruction is its token.
     flushes: Vec<Flush>,
 }
 
@@ -54,12 +55,12 @@ impl Watching {
             Order::Watch(range) => {
                 self.fences.clear();
                 if self.lines.replace(Lines::new(range)).is_none() {
-                    cpu.translate_anew();
+                    cpu.retranslate();
                 }
             }
             Order::Rest => {
                 if self.lines.take().is_some() {
-                    cpu.translate_anew();
+                    cpu.retranslate();
                 }
             }
             Order::FencesIn(code) => self.fences.push(code),
@@ -77,7 +78,7 @@ impl Watching {
     }
 }
 
-/// Where in physical memory an instruction points.
+/// The physical address of an operand.
 fn target(cpu: &Cpu<'_>, operand: &Operand, next: u64) -> Option<u64> {
     let register = |number| cpu.register(Register::General(number));
     let address = operand.address(register, next)?;
@@ -95,10 +96,10 @@ impl Plugin for Watching {
         for instruction in block.instructions() {
             let bytes = instruction.bytes();
             match effect(&bytes) {
-                Effect::StorePastCaches => instruction.tell_stores(STORE_PAST_CACHES),
-                Effect::Other => instruction.tell_stores(STORE),
+                Effect::StorePastCaches => instruction.notify_stores(STORE_PAST_CACHES),
+                Effect::Other => instruction.notify_stores(STORE),
                 effect => {
-                    instruction.tell(self.flushes.len());
+                    instruction.notify(self.flushes.len());
                     let address = instruction.address();
                     let place = address..address + bytes.len() as u64;
                     self.flushes.push(Flush { effect, place });
@@ -120,7 +121,7 @@ impl Plugin for Watching {
                     lines.fence();
                 }
             }
-            // What it flushes stays dirty if nobody knows where that is.
+            // If the address is unknown, the line stays dirty.
             Effect::WriteBack(operand) => {
                 if let Some(address) = target(cpu, operand, place.end) {
                     lines.write_back(address);
@@ -147,8 +148,8 @@ impl Plugin for Watching {
         }
     }
 
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
-        let order = Order::parse(line).ok_or_else(|| format!("does not understand `{line}`"))?;
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
+        let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         self.obey(cpu, order)
     }
 }

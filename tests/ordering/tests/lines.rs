@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The account of lines, held against what its rules say of a whole history at once.
+//! The state of lines, compared with the rules applied to a whole history.
 
 use ordering::lines::{LINE, Lines, Summary};
 use proptest::prelude::*;
 
-/// The range that is known, which begins and ends in the middle of memory.
+/// The recorded range, which begins and ends in the middle of memory.
 const START: u64 = 0x1000;
 const COUNT: u64 = 8;
 const END: u64 = START + COUNT * LINE;
@@ -41,7 +41,7 @@ fn play(lines: &mut Lines, event: Event) {
     }
 }
 
-/// What the rules say of the line at an address.
+/// The state of the line at an address according to the rules.
 fn expected(history: &[Event], line: u64) -> Summary {
     let touches = |at: u64, len: u64| at < line + LINE && line < at + len;
     let last = |is: &dyn Fn(&Event) -> bool| history.iter().rposition(is);
@@ -52,7 +52,7 @@ fn expected(history: &[Event], line: u64) -> Summary {
     let flushed = last(
         &|event| matches!(event, Event::WriteBack(at) | Event::WriteBackAndWait(at) if touches(*at, 1)),
     );
-    // The first flush after a store is the one that does something.
+    // The first flush after a store is the one with an effect.
     let sent = history.iter().enumerate().rposition(|(index, event)| {
         let Event::WriteBack(at) = event else {
             return false;
@@ -73,7 +73,7 @@ fn expected(history: &[Event], line: u64) -> Summary {
 
 proptest! {
     #[test]
-    fn every_line_is_what_its_history_says(history in proptest::collection::vec(event(), 0..24)) {
+    fn states_follow_the_history(history in proptest::collection::vec(event(), 0..24)) {
         let mut lines = Lines::new(START..END);
         for event in &history {
             play(&mut lines, *event);
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn flushing_everything_and_a_fence_make_all_durable(history in proptest::collection::vec(event(), 0..64)) {
+    fn flushes_and_a_fence_make_all_durable(history in proptest::collection::vec(event(), 0..64)) {
         let mut lines = Lines::new(START..END);
         for event in history {
             play(&mut lines, event);
@@ -106,7 +106,7 @@ proptest! {
 }
 
 #[test]
-fn what_was_stored_before_the_beginning_does_not_count() {
+fn stores_before_begin_do_not_count() {
     let mut lines = Lines::new(START..END);
     lines.store(START..START + 1);
     lines.begin();

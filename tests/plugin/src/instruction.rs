@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Instructions of x86-64: what stands before the opcode.
+//! Instructions of x86-64: prefixes before the opcode.
 
-/// The longest instruction there is.
+/// The maximum length of an instruction.
 pub const LONGEST: usize = 15;
 
-/// An instruction, taken apart.
+/// A decoded instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parts<'a> {
-    /// Prefix 66, which for many opcodes is a part of them.
+    /// Prefix 66, which is a part of many opcodes.
     pub operand_size: bool,
     /// Prefix 67: addresses have 32 bits.
     pub address_size: bool,
-    /// Prefix F2 or F3, which for many opcodes is a part of them; for others it repeats them.
+    /// Prefix F2 or F3, which is a part of many opcodes; other instructions are repeated by it.
     pub repeat: Option<u8>,
-    /// A prefix that adds the base of FS or GS to the address. Those of other segments mean nothing.
+    /// A prefix that adds the base of FS or GS to the address. Other segment prefixes have no
+    /// effect.
     pub segment: bool,
     /// The REX prefix, or 0.
     pub rex: u8,
-    /// Opcode and what follows.
+    /// The opcode and the bytes after it.
     pub rest: &'a [u8],
 }
 
-/// Takes an instruction apart.
+/// Decodes the prefixes of an instruction.
 pub fn split(bytes: &[u8]) -> Parts<'_> {
     let mut parts = Parts {
         operand_size: false,
@@ -39,7 +40,7 @@ pub fn split(bytes: &[u8]) -> Parts<'_> {
             0xf2 | 0xf3 => parts.repeat = Some(*first),
             0x64 | 0x65 => parts.segment = true,
             0x26 | 0x2e | 0x36 | 0x3e | 0xf0 => {}
-            // It is the last one.
+            // It is the last prefix.
             0x40..=0x4f => {
                 parts.rex = *first;
                 parts.rest = rest;

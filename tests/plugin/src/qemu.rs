@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The connection to QEMU: the part of its plugin interface that is needed, in version 4 (QEMU 9.2 and later).
+//! The connection to QEMU: the part of its plugin interface that is used, in version 4 (QEMU 9.2
+//! and later).
 //!
 //! Header: `include/plugins/qemu-plugin.h` of QEMU.
 //!
-//! QEMU translates code in blocks when it is to be executed for the first time, and keeps them. A plugin says
-//! of each block then what it wants to be told when that is executed.
+//! QEMU translates code in blocks before it is executed for the first time, and keeps the result.
+//! When a block is translated, a plugin registers the callbacks for its execution.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs::File;
@@ -39,7 +40,7 @@ struct HwAddr {
     _opaque: [u8; 0],
 }
 
-/// A number for each CPU.
+/// The handle of a scoreboard: a number for each CPU.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct PerCpu {
@@ -54,14 +55,14 @@ struct RegisterDescription {
     feature: *const c_char,
 }
 
-/// GLib's `GArray` and `GByteArray`, as far as they are public.
+/// The public part of GLib's `GArray` and `GByteArray`.
 #[repr(C)]
 struct Array<T> {
     data: *mut T,
     len: c_uint,
 }
 
-/// What a plugin is told about QEMU when it is loaded; QEMU has more in it.
+/// The description of QEMU that a plugin gets when it is loaded; QEMU's struct has more fields.
 #[repr(C)]
 pub struct Info {
     target: *const c_char,
@@ -130,17 +131,17 @@ unsafe extern "C" {
     fn qemu_plugin_read_register(register: *mut Handle, to: *mut Array<u8>) -> c_int;
     fn qemu_plugin_read_memory_vaddr(address: u64, to: *mut Array<u8>, len: usize) -> bool;
 
-    // GLib, which QEMU is linked with.
+    // From GLib, with which QEMU is linked.
     fn g_byte_array_new() -> *mut Array<u8>;
     fn g_byte_array_set_size(array: *mut Array<u8>, len: c_uint) -> *mut Array<u8>;
     fn g_array_unref(array: *mut c_void);
 }
 
-/// What a plugin does. It is called by one CPU at a time.
+/// A plugin. It is called by one CPU at a time.
 ///
-/// The `token` in what it is told is the number that it has asked for it with.
+/// A `token` is the number with which the callback was registered.
 pub trait Plugin: Send {
-    /// A block is translated: now is the time to ask to be told of it.
+    /// A block is translated. Callbacks for it can be registered now.
     fn translated(&mut self, block: &Block<'_>);
 
     /// A block or an instruction is about to be executed.
@@ -149,10 +150,10 @@ pub trait Plugin: Send {
     /// An instruction has stored something.
     fn stored(&mut self, _piece: &Piece, _token: usize) {}
 
-    /// The guest has said a line to this plugin. An error is printed.
-    fn told(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
+    /// The guest has sent a line to this plugin. An error is printed.
+    fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
 
-    /// The machine is off. An error is printed. It does not come if QEMU is killed.
+    /// The machine is off. An error is printed. This is not called if QEMU is killed.
     fn ending(&mut self) -> Result<(), String> {
         Ok(())
     }
@@ -161,9 +162,9 @@ pub trait Plugin: Send {
 /// A register of the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// A general one, by the number that instructions have for it.
+    /// A general register, by its number in instructions.
     General(u8),
-    /// Where the page tables are.
+    /// The address of the page tables.
     Cr3,
 }
 
@@ -173,7 +174,7 @@ impl Register {
     pub const RDI: Register = Register::General(7);
 }
 
-/// Their names, by number.
+/// The names of general registers, by number.
 const GENERAL: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15",
@@ -184,17 +185,17 @@ struct Registers {
     cr3: *mut Handle,
 }
 
-/// What it takes to ask QEMU something.
+/// The state that calls of QEMU need.
 struct Connection {
     id: Id,
     name: &'static str,
     registers: Option<Registers>,
-    /// For what QEMU has to say; emptied before each use.
+    /// A buffer for the results of QEMU; emptied before each use.
     scratch: *mut Array<u8>,
 }
 
-// SAFETY: The pointers are to objects of QEMU that live as long as it does; what is behind `scratch` is used by
-// nobody else, and only by who holds the lock of `LOADED`.
+// SAFETY: The pointers are to objects of QEMU that live as long as it does; what is behind
+// `scratch` is used only under the lock of `LOADED`.
 unsafe impl Send for Connection {}
 
 struct Loaded {
@@ -209,14 +210,15 @@ fn loaded() -> MutexGuard<'static, Option<Loaded>> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A number that the plugin sets, which decides whether callbacks are called.
+/// A number for each CPU, set by the plugin, which decides whether callbacks are called.
 pub struct Switch(PerCpu);
 
-// SAFETY: The pointer is to an object of QEMU that lives as long as it does, and which QEMU lets all threads use.
+// SAFETY: The pointer is to an object of QEMU that lives as long as it does, and may be used by all
+// threads.
 unsafe impl Send for Switch {}
 
 impl Switch {
-    /// Makes one, which is off. To be called while plugins are made.
+    /// Makes a switch, which is off. To be called while plugins are made.
     #[expect(
         clippy::new_without_default,
         reason = "it is not a value, but is made in QEMU"
@@ -227,9 +229,9 @@ impl Switch {
         Switch(PerCpu { score, offset: 0 })
     }
 
-    /// Sets it for a CPU.
+    /// Sets the switch for a CPU.
     pub fn set(&self, cpu: &Cpu<'_>, on: bool) {
-        // SAFETY: The number was made for this, and for all CPUs.
+        // SAFETY: The number was allocated as a scoreboard, with room for all CPUs.
         unsafe { qemu_plugin_u64_set(self.0, cpu.index, u64::from(on)) }
     }
 }
@@ -243,23 +245,23 @@ pub struct Block<'a> {
 impl Block<'_> {
     /// The address of the first instruction.
     pub fn start(&self) -> u64 {
-        // SAFETY: The block is QEMU's, and there during the callback.
+        // SAFETY: The block is QEMU's, and exists during the callback.
         unsafe { qemu_plugin_tb_vaddr(self.tb) }
     }
 
     /// The instructions, at least one.
     pub fn instructions(&self) -> impl ExactSizeIterator<Item = Instruction<'_>> {
-        // SAFETY: As above.
+        // SAFETY: The block is QEMU's, and exists during the callback.
         let len = unsafe { qemu_plugin_tb_n_insns(self.tb) };
         (0..len).map(|index| Instruction {
-            // SAFETY: The block has so many.
+            // SAFETY: `index` is less than the number of instructions.
             insn: unsafe { qemu_plugin_tb_get_insn(self.tb, index) },
             _block: PhantomData,
         })
     }
 
-    /// Asks to be told when it is executed and the switch is on.
-    pub fn tell_if(&self, switch: &Switch, token: usize) {
+    /// Registers a callback for its executions while the switch is on.
+    pub fn notify_if(&self, switch: &Switch, token: usize) {
         // SAFETY: The callback gets what it expects, a number.
         unsafe {
             qemu_plugin_register_vcpu_tb_exec_cond_cb(
@@ -282,16 +284,17 @@ pub struct Instruction<'a> {
 }
 
 impl Instruction<'_> {
-    /// Where it is.
+    /// Its address.
     pub fn address(&self) -> u64 {
-        // SAFETY: The instruction is QEMU's, and there during the callback.
+        // SAFETY: The instruction is QEMU's, and exists during the callback.
         unsafe { qemu_plugin_insn_vaddr(self.insn) }
     }
 
     /// Its bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; LONGEST];
-        // SAFETY: As above, and there is room for so many bytes.
+        // SAFETY: The instruction is QEMU's, and exists during the callback. The buffer has the
+        // length that is passed.
         let len = unsafe {
             let len = qemu_plugin_insn_size(self.insn).min(bytes.len());
             qemu_plugin_insn_data(self.insn, bytes.as_mut_ptr().cast(), len)
@@ -300,8 +303,8 @@ impl Instruction<'_> {
         bytes
     }
 
-    /// Asks to be told when it is executed.
-    pub fn tell(&self, token: usize) {
+    /// Registers a callback for its executions.
+    pub fn notify(&self, token: usize) {
         self.call(executed, token);
     }
 
@@ -317,8 +320,8 @@ impl Instruction<'_> {
         }
     }
 
-    /// Asks to be told when it stores something.
-    pub fn tell_stores(&self, token: usize) {
+    /// Registers a callback for its stores.
+    pub fn notify_stores(&self, token: usize) {
         // SAFETY: The callback gets what it expects, a number.
         unsafe {
             qemu_plugin_register_vcpu_mem_cb(
@@ -332,7 +335,7 @@ impl Instruction<'_> {
     }
 }
 
-/// What was stored within one page: an address of physical memory, and how many bytes.
+/// A store within one page: its physical address and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub physical: u64,
@@ -346,7 +349,7 @@ pub struct Cpu<'a> {
 }
 
 impl Cpu<'_> {
-    /// What is in a register. Not for what is called by stores.
+    /// The contents of a register. Not available in callbacks for stores.
     pub fn register(&self, register: Register) -> Option<u64> {
         let registers = self.connection.registers.as_ref()?;
         let handle = match register {
@@ -361,21 +364,22 @@ impl Cpu<'_> {
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     }
 
-    /// What the guest has at an address.
+    /// The contents of the guest's memory at a virtual address.
     pub fn memory(&self, address: u64, len: usize) -> Option<&[u8]> {
         self.connection.read(|scratch| {
-            // SAFETY: QEMU makes the array long enough, and says if there is no such memory.
+            // SAFETY: QEMU makes the array long enough, and returns false if there is no such
+            // memory.
             unsafe { qemu_plugin_read_memory_vaddr(address, scratch, len) }
         })
     }
 
-    /// Has all code translated again, so that the plugin may ask for something else.
-    pub fn translate_anew(&self) {
+    /// Makes QEMU translate all code again, so that the plugin can register other callbacks.
+    pub fn retranslate(&self) {
         // SAFETY: The number is that of this plugin.
         unsafe { qemu_plugin_reset(self.connection.id, register) }
     }
 
-    /// The line that the guest's registers name.
+    /// The line that the guest's registers point to.
     fn line(&self) -> Result<String, String> {
         let (Some(address), Some(len)) =
             (self.register(Register::RDI), self.register(Register::RSI))
@@ -394,14 +398,14 @@ impl Cpu<'_> {
 }
 
 impl Connection {
-    /// Lets QEMU say something into the scratch, unless it cannot.
+    /// Calls a function of QEMU that fills the buffer, and returns its contents unless it fails.
     fn read(&self, ask: impl FnOnce(*mut Array<u8>) -> bool) -> Option<&[u8]> {
-        // SAFETY: `scratch` is ours.
+        // SAFETY: `scratch` is a `GByteArray` that only this object uses.
         unsafe { g_byte_array_set_size(self.scratch, 0) };
         if !ask(self.scratch) {
             return None;
         }
-        // SAFETY: That is what the array consists of.
+        // SAFETY: The array has `len` initialised bytes at `data`.
         Some(unsafe {
             let array = &*self.scratch;
             std::slice::from_raw_parts(array.data, array.len as usize)
@@ -409,11 +413,11 @@ impl Connection {
     }
 }
 
-/// Loads a plugin: what `export!` has QEMU call.
+/// Loads a plugin: called by the function that `export!` defines.
 ///
 /// # Safety
 ///
-/// The first four arguments must be as QEMU's header has it for `qemu_plugin_install`.
+/// The first four arguments must be as in QEMU's header for `qemu_plugin_install`.
 pub unsafe fn install(
     id: Id,
     info: *const Info,
@@ -423,7 +427,7 @@ pub unsafe fn install(
     cpus: c_int,
     make: impl FnOnce(Out) -> Box<dyn Plugin>,
 ) -> c_int {
-    // SAFETY: QEMU says so.
+    // SAFETY: By the safety requirements the pointer is valid.
     let info = unsafe { &*info };
     // SAFETY: QEMU passes a string.
     let target = unsafe { CStr::from_ptr(info.target) };
@@ -433,7 +437,7 @@ pub unsafe fn install(
     }
     let mut out = None;
     for index in 0..argc as usize {
-        // SAFETY: QEMU passes so many strings.
+        // SAFETY: By the safety requirements there are `argc` strings.
         let argument = unsafe { CStr::from_ptr(*argv.add(index)) }.to_string_lossy();
         out = argument.strip_prefix("out=").map(str::to_owned);
     }
@@ -464,9 +468,10 @@ pub unsafe fn install(
     0
 }
 
-/// Asks QEMU to say what it translates, and when it ends.
+/// Registers the callbacks for translations and for the end.
 extern "C" fn register(id: Id) {
-    // SAFETY: The functions take functions of the right types, and the latter a pointer that it does not need.
+    // SAFETY: The functions take functions of the right types, and the latter also user data, which
+    // are not used.
     unsafe {
         qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
         qemu_plugin_register_atexit_cb(id, ended, std::ptr::null_mut());
@@ -482,9 +487,10 @@ extern "C" fn ended(_: Id, _: *mut c_void) {
     }
 }
 
-/// A CPU exists: looks for its registers, which all CPUs have in common.
+/// A CPU exists: looks up its registers, which are the same for all CPUs.
 extern "C" fn started(_: Id, _: c_uint) {
-    // SAFETY: This is the callback where QEMU allows that. The array is of descriptions, with names that stay.
+    // SAFETY: QEMU allows this call in this callback. The array has descriptions, whose names live
+    // as long as QEMU.
     let registers = unsafe {
         let array = qemu_plugin_get_registers();
         let all = std::slice::from_raw_parts((*array).data, (*array).len as usize);
@@ -545,10 +551,11 @@ extern "C" fn stored(_: c_uint, info: c_uint, address: u64, token: *mut c_void) 
     let Some(loaded) = loaded.as_mut() else {
         return;
     };
-    // SAFETY: This is the callback in which QEMU knows that.
+    // SAFETY: QEMU allows this call in this callback.
     let len = 1 << unsafe { qemu_plugin_mem_size_shift(info) };
     for part in parts(address..address.saturating_add(len)) {
-        // SAFETY: As above. What it returns is good until the next call.
+        // SAFETY: QEMU allows these calls in this callback. The result is valid until the next
+        // call.
         let physical = unsafe {
             let found = qemu_plugin_get_hwaddr(info, part.start);
             if found.is_null() || qemu_plugin_hwaddr_is_io(found) {
@@ -563,7 +570,7 @@ extern "C" fn stored(_: c_uint, info: c_uint, address: u64, token: *mut c_void) 
     }
 }
 
-/// Cuts a range at the border between pages, if there is one in it.
+/// Splits a range at a border between pages.
 fn parts(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     const PAGE: u64 = 4096;
     let border = (range.end - 1) / PAGE * PAGE;
@@ -575,7 +582,7 @@ fn parts(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     std::iter::once(first).chain(second)
 }
 
-/// The guest has something to say.
+/// The guest has sent a line.
 extern "C" fn marked(index: c_uint, _: *mut c_void) {
     let mut loaded = loaded();
     let Some(Loaded { connection, plugin }) = loaded.as_mut() else {
@@ -583,8 +590,8 @@ extern "C" fn marked(index: c_uint, _: *mut c_void) {
     };
     let cpu = Cpu { index, connection };
     let told = cpu.line().and_then(|line| match line.split_once(' ') {
-        Some((name, line)) if name == connection.name => plugin.told(&cpu, line),
-        // It is for another one.
+        Some((name, line)) if name == connection.name => plugin.received(&cpu, line),
+        // It is for another plugin.
         _ => Ok(()),
     });
     if let Err(error) = told {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking devices and giving them back: aliases, sysfs bind and unbind, loading and removing the
-//! module.
+//! Bind and unbind: module aliases, sysfs, loading and removing the module.
 
 use std::fs::File;
 use std::io::Read;
@@ -58,7 +57,8 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// The alias of a namespace leads to the module, and the module declares both kinds of namespace.
+/// The alias of a namespace resolves to the module, and the module declares both kinds of
+/// namespace.
 fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
     let alias = lab.namespace(0)?.get("modalias")?;
     let found = run("modprobe", &["-R", &alias])?;
@@ -78,7 +78,7 @@ fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What udev does when a namespace appears. Both drivers match it; the one that is blacklisted is not
+/// Does what udev does when a namespace appears. Both drivers match; the blacklisted one is not
 /// loaded.
 fn modprobe_by_alias_binds(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
@@ -131,13 +131,13 @@ fn remove_and_load(lab: &mut Lab) -> Result<()> {
 }
 
 fn expect_module_in_use(lab: &Lab) -> Result<()> {
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
     ensure!(lab.driver.is_loaded(), "the module is gone");
     Ok(())
 }
 
-/// Closing the file takes code of the module.
+/// Closing the file runs code of the module.
 fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for name in ["devices", "retired"] {
@@ -157,7 +157,7 @@ fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The parameter is there while the module is loaded, and takes numbers only.
+/// The parameter exists while the module is loaded, and accepts numbers only.
 fn revoke_timeout_can_be_written(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let parameters = Path::new("/sys/module").join(lab.driver.name());
@@ -215,7 +215,7 @@ fn range_is_reserved(lab: &mut Lab) -> Result<()> {
         let by = reservation(start)?;
         ensure!(
             by.is_some(),
-            "{mode:?}: nobody has reserved {start:#x} while bound"
+            "{mode:?}: {start:#x} is not reserved while bound"
         );
         bound.unbind()?;
         let by = reservation(start)?;
@@ -228,7 +228,7 @@ fn range_is_reserved(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A write that has not left the page cache is not lost when the device is taken away in order.
+/// Dirty pages of the page cache are written back on unbind.
 fn unbind_writes_back(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     let right = stamped(1 << 20, 2);
@@ -242,7 +242,7 @@ fn unbind_writes_back(lab: &mut Lab) -> Result<()> {
     expect_same("what was in the page cache at unbind", &found, &right)
 }
 
-/// Whoever has the disk open when it goes can neither read nor write, and can close it.
+/// A file that was open during unbind can be closed, but neither read nor written.
 fn open_file_is_dead(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     let file = disk.open(Access::Direct)?;
@@ -259,7 +259,7 @@ fn open_file_is_dead(lab: &mut Lab) -> Result<()> {
         matches!(written, Ok(0) | Err(_)),
         "wrote {written:?} bytes to a disk that is gone"
     );
-    // The same device, bound again while the old file is still open, is not the old file's.
+    // The old file does not reach the device after it was bound again.
     bound.bind(lab.driver)?;
     let read = file.read_at(&mut buffer, 0);
     ensure!(
@@ -271,7 +271,8 @@ fn open_file_is_dead(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Nobody has anything mapped or open, so even a driver that is not safe in use must manage.
+/// No file is mapped or open, so this must work even with a driver that does not support unbinding
+/// in use.
 fn unbind_mounted_idle(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     let node = disk.node_str();
@@ -288,12 +289,13 @@ fn unbind_mounted_idle(lab: &mut Lab) -> Result<()> {
     FileSystem::Ext4.check(&node)
 }
 
-/// What one driver writes, the other reads, at both ends of the disk: they agree on where it lies.
+/// One driver reads what the other has written, at both ends of the disk: they agree on where the
+/// data are.
 fn switch_drivers(lab: &mut Lab) -> Result<()> {
     const LEN: usize = 1 << 20;
     let other = lab.driver.other();
     if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
     for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
         let Prepared { bound, disk, .. } = lab.prepare(mode)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Block I/O of all shapes, checked against a model in memory.
+//! Block I/O with all sizes and interfaces, checked against a model in memory.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -49,15 +49,15 @@ pub const SUITE: Suite = Suite {
 };
 
 const BOTH: &[Access] = &[Access::Direct, Access::Buffered];
-/// How much of the disk a test works on, at either end of it.
+/// The size of the part that a test uses at either end of the disk.
 const WINDOW: usize = 24 << 20;
-/// How much a test of random requests moves.
+/// How many bytes a test with random requests moves.
 const VOLUME: usize = 96 << 20;
 const LARGEST: usize = 4 << 20;
-/// The most buffers that one system call takes (`UIO_MAXIOV`).
+/// The maximum number of buffers of one system call (`UIO_MAXIOV`).
 const MOST_PIECES: usize = 1024;
 
-/// One way to move bytes.
+/// One kind of read or write.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Read,
@@ -66,7 +66,7 @@ enum Step {
     WriteVectored,
     /// `RWF_DSYNC`: a write with FUA.
     WriteDurably,
-    /// A write, and then `fsync`: a flush.
+    /// A write followed by `fsync`: a flush.
     WriteAndFlush,
 }
 
@@ -79,7 +79,7 @@ const STEPS: &[Step] = &[
     Step::WriteAndFlush,
 ];
 
-/// Works on one part of a disk, and knows what it should hold.
+/// Accesses one part of a disk, and has a model of its contents.
 struct Worker {
     files: Vec<(Access, File)>,
     model: Model,
@@ -108,7 +108,7 @@ impl Worker {
         })
     }
 
-    /// Sizes from one sector to the largest, small ones as often as large ones.
+    /// Random sizes from one sector to the maximum, with a uniform logarithm.
     fn size(&mut self) -> usize {
         let largest = self.random.random_range(SECTOR.ilog2()..=LARGEST.ilog2());
         self.random.random_range(1..=(1 << largest) / SECTOR) * SECTOR
@@ -162,7 +162,7 @@ impl Worker {
         }
     }
 
-    /// Cuts a request into pieces of whole sectors, most of them small.
+    /// Cuts a request into segments of whole sectors, most of them small.
     fn cuts(&mut self, len: usize) -> Vec<usize> {
         let mut pieces = Vec::new();
         let mut left = len;
@@ -250,7 +250,7 @@ fn sizes_and_offsets(lab: &mut Lab) -> Result<()> {
             file.read_exact_at(&mut found, model.on_disk(PAGE + offset))?;
             model.check(&format!("{len} bytes"), PAGE + offset, &found)?;
         }
-        // What lies around the requests has not changed.
+        // The bytes around the requests have not changed.
         model.check_all(&file)?;
     }
     Ok(())
@@ -295,7 +295,7 @@ fn four_threads(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A request that must not wait is either done at once or refused, never half done.
+/// A request with `RWF_NOWAIT` is completed at once or fails, and is never partial.
 fn nowait(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;
@@ -322,7 +322,7 @@ fn nowait(lab: &mut Lab) -> Result<()> {
     }
 }
 
-/// The counters move by what was done, neither more nor less, and not at all while counting is off.
+/// The statistics change by exactly what was done, and not at all while they are off.
 fn statistics(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that a disk must refuse, and disks that refuse to be written.
+//! Requests that a disk must fail, and read-only disks.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -80,7 +80,7 @@ fn past_the_end(lab: &mut Lab) -> Result<()> {
                     "read something at {at:#x} ({access:?})"
                 );
             }
-            // A request that begins inside ends at the end.
+            // A request that begins before the end of the disk is truncated there.
             let bytes = Buffer::stamped(4096, 10);
             let last = end - SECTOR as u64;
             ensure!(
@@ -135,8 +135,8 @@ fn zero_out(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the disk says it is read-only, and that a write does nothing but fail, whether the
-/// file was opened before or after the change.
+/// Checks that the disk is read-only, and that a write fails without effect, whether the file was
+/// opened before or after the change.
 fn expect_write_refused(disk: &Disk, opened_before: &File) -> Result<()> {
     disk.expect("ro", "1")?;
     let mut before = Buffer::new(4096);
@@ -171,7 +171,7 @@ fn read_only_disk(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The driver is told when the region becomes read-only, and when it is writable again.
+/// The driver is notified when the region becomes read-only, and when it becomes writable again.
 fn read_only_region(lab: &mut Lab) -> Result<()> {
     let region = Device::named("region0");
     for mode in [Mode::Raw, Mode::FsdaxMem] {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems mounted with `-o dax`: what goes through a mapping and what goes through system
-//! calls is one and the same.
+//! File systems mounted with `-o dax`: mappings and system calls see the same data.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -71,7 +70,7 @@ macro_rules! dax_suite {
 pub const EXT4: Suite = dax_suite!("ext4", Ext4);
 pub const XFS: Suite = dax_suite!("xfs", Xfs);
 
-/// A fresh file system, mounted with DAX.
+/// A new file system, mounted with DAX.
 pub struct Bench {
     pub fs: FileSystem,
     pub prepared: Prepared,
@@ -103,7 +102,7 @@ impl Bench {
         Ok(file)
     }
 
-    /// A new file with space reserved for all of it.
+    /// A new file with its space allocated.
     pub fn allocated(&self, name: &str, len: usize) -> Result<File> {
         let file = self.file(name)?;
         let mode = nix::fcntl::FallocateFlags::empty();
@@ -111,7 +110,7 @@ impl Bench {
         Ok(file)
     }
 
-    /// Unmounts and checks that the file system is in order.
+    /// Unmounts and checks the file system.
     pub fn finish(self) -> Result<()> {
         self.mount.unmount()?;
         self.fs.check(&self.prepared.disk.node_str())
@@ -125,7 +124,7 @@ fn mount_says_dax(lab: &mut Lab, fs: FileSystem) -> Result<()> {
         prepared, mount, ..
     } = bench;
     mount.unmount()?;
-    // The short form means the same.
+    // The short form has the same meaning.
     let mount = fs.mount(&prepared.disk.node_str(), "dax")?;
     ensure!(
         is_dax(&mount.path("file"))?,
@@ -141,8 +140,8 @@ fn mount_says_dax(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     fs.check(&prepared.disk.node_str())
 }
 
-/// A raw namespace has no struct pages, so there is no DAX: ext4 refuses the option, xfs goes on
-/// without.
+/// A raw namespace has no struct pages, so there is no DAX: ext4 refuses the option, xfs ignores
+/// it.
 fn no_dax_without_struct_pages(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let disk = lab.prepare(Mode::Raw)?.disk;
     fs.make(&disk.node_str())?;
@@ -192,7 +191,7 @@ fn mapping_and_calls_agree(lab: &mut Lab, fs: FileSystem) -> Result<()> {
         &stamped(LEN, 2),
     )?;
 
-    // Neither needs whole pages or sectors.
+    // Neither offsets nor lengths are multiples of a page or sector.
     for (tag, offset, len) in [(3, 1, 1), (4, 4095, 2), (5, 123_457, 8191), (6, LEN - 3, 3)] {
         let bytes = stamped(len, tag);
         file.write_all_at(&bytes, offset as u64)?;
@@ -247,10 +246,10 @@ fn map_sync_needs_dax(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     fs.check(&prepared.disk.node_str())
 }
 
-/// Page faults that this process has had.
+/// The number of page faults of this process.
 fn faults() -> Result<i64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    // A fault that makes the file system look up or zero a block counts as a major one.
+    // A fault for which the file system looks up or zeroes a block counts as a major one.
     Ok(usage.minor_page_faults() + usage.major_page_faults())
 }
 
@@ -262,8 +261,8 @@ fn pmd_faults_with_map_dev(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     expect_pmds(&Bench::new(lab, fs, Mode::FsdaxDev)?)
 }
 
-/// Shows that a file takes one fault per two megabytes: the kernel's tracepoint says that it put in
-/// whole PMDs, and the process had no more faults than that.
+/// Checks that a file takes one fault for each 2 MiB: the tracepoint reports PMDs, and the process
+/// had no more faults than that.
 fn expect_pmds(bench: &Bench) -> Result<()> {
     const UNITS: usize = 8;
     let large = touch_all(&bench.allocated("large", UNITS * PMD)?, UNITS * PMD)?;
@@ -271,13 +270,13 @@ fn expect_pmds(bench: &Bench) -> Result<()> {
         large.pmds == UNITS && large.pages == 0,
         "{UNITS} PMDs would do: {large:?}"
     );
-    // The process itself may touch a page of its own for the first time meanwhile.
+    // Meanwhile the process may touch another page of its own for the first time.
     ensure!(
         large.faults < 4 * UNITS as i64,
         "{UNITS} faults would do: {large:?}"
     );
 
-    // A file that ends before the first PMD does has to do with pages.
+    // A file that is shorter than a PMD is mapped by pages.
     let pages = PMD / PAGE / 2;
     let small = touch_all(&bench.allocated("small", PMD / 2)?, PMD / 2)?;
     ensure!(
@@ -291,7 +290,7 @@ fn expect_pmds(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// What it took to touch a file.
+/// The faults while a file was touched.
 #[derive(Debug)]
 struct Touched {
     pmds: usize,
@@ -299,7 +298,7 @@ struct Touched {
     faults: i64,
 }
 
-/// Writes a byte to every page through a mapping, and finds them all in the file.
+/// Writes a byte to every page through a mapping, and checks them in the file.
 fn touch_all(file: &File, len: usize) -> Result<Touched> {
     let mapping = Mapping::new(file, len, Sharing::Shared)?;
     let trace = FaultTrace::start()?;

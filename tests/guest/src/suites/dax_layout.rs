@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DAX files whose extents change while they are mapped: the file system zeroes and takes blocks,
+//! DAX files whose extents change while they are mapped: the file system zeroes and frees blocks,
 //! and the mapping follows.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -17,11 +17,11 @@ use crate::mapping::{Mapping, PMD, Sharing};
 use crate::ndctl::Mode;
 use crate::sectors::{expect_same, stamped};
 
-/// A hole reads as zeros without taking space, and a write fills it in.
+/// A hole reads as zeros without taking space, and a write allocates it.
 pub fn hole_reads_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 4 * PMD;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
-    // Old contents of the media must not show.
+    // The medium has old contents, which must not be visible.
     let old = bench.allocated("old", 16 * PMD)?;
     old.write_all_at(&stamped(16 * PMD, 1), 0)?;
     drop(old);
@@ -49,7 +49,7 @@ pub fn hole_reads_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.finish()
 }
 
-/// What is punched out of a mapped file reads as zeros at once, to the byte.
+/// A hole that is punched in a mapped file reads as zeros at once, to the byte.
 pub fn punched_hole_reads_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 4 * PMD;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
@@ -79,7 +79,7 @@ pub fn punched_hole_reads_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.finish()
 }
 
-/// A file that was cut and made longer again has zeros where it was cut.
+/// A file that was truncated and extended has zeros after the old end.
 pub fn truncated_tail_is_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 16 * PAGE;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
@@ -97,7 +97,7 @@ pub fn truncated_tail_is_zero(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.finish()
 }
 
-/// A page of a mapping that the file has not got any more is an error, not old contents.
+/// An access to a page of a mapping behind the end of the file raises SIGBUS.
 pub fn sigbus_past_the_end(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 4 * PMD;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;

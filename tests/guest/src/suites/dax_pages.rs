@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of DAX files where the kernel itself uses them: copied on write, as the memory of direct
-//! I/O, in a pipe.
+//! Pages of DAX files in other uses of the kernel: copy-on-write, as buffers of direct I/O, in a
+//! pipe.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -20,8 +20,8 @@ use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::in_child;
 
-/// What a process writes to a private mapping is its own: neither the file nor the process that it
-/// was forked from sees it.
+/// Writes to a private mapping are visible to the process only, neither in the file nor in the
+/// parent process.
 pub fn private_mapping_is_copied(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 2 * PMD;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
@@ -77,8 +77,8 @@ pub fn direct_io_on_a_dax_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.finish()
 }
 
-/// The mapping is the memory that another disk reads from and writes to, without a copy in between.
-/// A disk in memory stands for any disk: what matters are the pages that it is handed.
+/// Another disk reads from and writes to the mapping, without a copy in between. A disk in RAM
+/// stands for any disk: only the pages that it is handed matter.
 pub fn buffer_of_direct_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 2 * PMD;
     run("modprobe", &disk::IN_MEMORY)?;
@@ -93,7 +93,7 @@ pub fn buffer_of_direct_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     other.read_exact_at(&mut found, 0)?;
     expect_same("written from the mapping", &found, &stamped(LEN, 1))?;
 
-    // At places that are no multiples of a page on either side.
+    // Neither offset is a multiple of a page.
     other.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
     mapping.read_from(1536, PMD + 512, &other, 512)?;
     let mut right = stamped(LEN, 1);
@@ -105,7 +105,7 @@ pub fn buffer_of_direct_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.finish()
 }
 
-/// Pages that were put into a pipe can be read from it after the mapping has gone.
+/// Pages that were put into a pipe can be read from it after the mapping was unmapped.
 pub fn pages_in_a_pipe(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 8 * PAGE;
     let bench = Bench::new(lab, fs, Mode::FsdaxMem)?;
@@ -114,7 +114,7 @@ pub fn pages_in_a_pipe(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     mapping.write(0, &stamped(LEN, 1));
     let (reader, writer) = nix::unistd::pipe()?;
     let given = mapping.give_to_pipe(0, LEN, &writer)?;
-    ensure!(given == LEN, "only {given} bytes went into the pipe");
+    ensure!(given == LEN, "{given} bytes were put into the pipe");
     drop((mapping, file, writer));
     let mut found = Vec::new();
     File::from(reader).read_to_end(&mut found)?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The demonstration: each step is a test, and says what it does in words for people.
+//! The demonstration: each step is a test, and prints what it does.
 //!
 //! ext4 and xfs have an NVDIMM each. The steps of a file system are called `ext4_…` and `xfs_…`, so
-//! that the runner can put them side by side.
+//! that the runner can print them side by side.
 
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
@@ -72,9 +72,10 @@ pub const SECOND_BOOT: Suite = Suite {
 const LEN: usize = 16 << 20;
 const MIB: usize = LEN >> 20;
 
-/// Far more than it takes to take a device away that nobody pins, on a busy machine under emulation.
+/// Far more than the unbind of a device without pinned pages takes, on a busy machine under
+/// emulation.
 const UNBIND_LIMIT: Duration = Duration::from_secs(10);
-/// How soon those who use it must hear of it.
+/// How long the users of a device may take to get the signal.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
 
 fn namespace(lab: &Lab, fs: FileSystem) -> Result<Device> {
@@ -88,7 +89,7 @@ fn disk(lab: &Lab, fs: FileSystem) -> Result<Disk> {
     Ok(Disk::named(holder(&namespace(lab, fs)?)?.disk_name()?))
 }
 
-/// What the file holds: something else on each file system, and in each run with another seed.
+/// The contents of the file: they depend on the file system and the seed.
 fn contents(lab: &Lab, fs: FileSystem) -> Vec<u8> {
     let tag = lab.random.get_seed()[0];
     stamped(LEN, (u64::from(tag) << 8) | fs as u64)
@@ -128,7 +129,7 @@ fn driver_by_modprobe_rule(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The same by hand, with both modules loaded.
+/// The same through sysfs, with both modules loaded.
 fn driver_by_sysfs(lab: &mut Lab) -> Result<()> {
     let (ours, theirs) = (lab.driver, lab.driver.other());
     ensure!(
@@ -158,7 +159,7 @@ fn driver_by_sysfs(lab: &mut Lab) -> Result<()> {
     theirs.unload()
 }
 
-/// Runs a command and shows it.
+/// Runs a command and prints it.
 fn shown(program: &str, args: &[&str]) -> Result<String> {
     println!("{program} {}", args.join(" "));
     run(program, args)
@@ -270,7 +271,7 @@ fn unbind_and_bind(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     Ok(())
 }
 
-/// The device goes while a process is in the middle of using it.
+/// Unbinds the device while a process uses it.
 fn unbind_under_mapping(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let mount = mount(fs, &disk(lab, fs)?.node_str())?;
     let path = mount.path("file");

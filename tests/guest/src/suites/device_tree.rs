@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that a device tree describes. The tree is the runner's `device_tree.dts`; some of its nodes are
-//! wrong on purpose.
+//! Persistent memory in a device tree. The tree is the runner's `device_tree.dts`; some of its
+//! nodes are invalid on purpose.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::platform::{LIMIT, Site, disk_in, expect_alias, only_for_pmem_rs, take_away};
+use super::platform::{Fixture, LIMIT, disk_in, expect_alias, only_for_pmem_rs, unbind_in_child};
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
@@ -18,7 +18,7 @@ use crate::lab::Lab;
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::platform::{PlatformDevice, TREE_DRIVER};
-use crate::process::expect_nobody_stuck;
+use crate::process::expect_no_thread_stuck;
 
 pub const SUITE: Suite = Suite {
     name: "device_tree",
@@ -27,22 +27,22 @@ pub const SUITE: Suite = Suite {
         Test::new("alias_names_the_module", alias_names_the_module),
         Test::new("wrong_nodes_are_refused", wrong_nodes),
         Test::new("wrong_range_of_a_node_is_left_out", wrong_range),
-        Test::new("it_is_as_with_of_pmem", as_with_of_pmem),
-        Test::new("it_goes_while_it_is_used", goes_in_use),
-        Test::new("volatile_memory_goes_while_it_is_used", volatile_goes),
+        Test::new("same_regions_as_with_of_pmem", same_regions_as_with_of_pmem),
+        Test::new("unbind_in_use", goes_in_use),
+        Test::new("volatile_memory_in_use", volatile_goes),
     ],
 };
 
 /// The device with two ranges.
 const PERSISTENT: &str = "40000000.pmem";
-/// The one whose contents do not stay.
+/// The device with volatile memory.
 const VOLATILE: &str = "58000000.pmem";
-/// The place of its region in the order of addresses.
+/// The index of its region in the order of addresses.
 const VOLATILE_REGION: u32 = 2;
 
-/// The one with a good range and a wrong one.
+/// The device with a valid and an invalid range.
 const HALF_WRONG: &str = "5a000000.pmem";
-/// The devices of nodes without a good range, and what is wrong with them.
+/// The devices of nodes without a valid range, and the messages about them.
 const WRONG: &[(&str, &str)] = &[
     (
         "5b000800.pmem",
@@ -129,7 +129,7 @@ fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Each is told what is wrong with it, and nothing is left of an attempt.
+/// The log has the reason for each, and a failed probe leaves nothing behind.
 fn wrong_nodes(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let before = Device::all()?;
@@ -149,7 +149,7 @@ fn wrong_nodes(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The good range is there, and the other one is told what is wrong with it.
+/// The valid range has a region, and the log has the reason for the other one.
 fn wrong_range(lab: &mut Lab) -> Result<()> {
     let device = device(lab, HALF_WRONG)?;
     device.unbind()?;
@@ -166,12 +166,12 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Nobody can tell by its regions which of the two has a device.
-fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
+/// Regions have the same attributes with both drivers.
+fn same_regions_as_with_of_pmem(lab: &mut Lab) -> Result<()> {
     for name in [PERSISTENT, VOLATILE] {
         let device = device(lab, name)?;
         let ours = device.description()?;
-        // It would take the wrong nodes.
+        // of_pmem would bind the invalid nodes too.
         for (node, _) in WRONG {
             PlatformDevice::named(*node).set_override(Some(lab.driver.name()))?;
         }
@@ -189,11 +189,11 @@ fn as_with_of_pmem(lab: &mut Lab) -> Result<()> {
 
 fn goes_in_use(lab: &mut Lab) -> Result<()> {
     let device = device(lab, PERSISTENT)?;
-    let site = Site::on(0, &disk_in(lab, 0)?)?;
-    let mut reader = site.start_reader()?;
-    take_away(lab, &device)?;
+    let fixture = Fixture::on(0, &disk_in(lab, 0)?)?;
+    let mut reader = fixture.start_reader()?;
+    unbind_in_child(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
-    // What another node describes stays.
+    // The data in the memory of another node are still there.
     let other = lab.namespace(0)?;
     ensure!(
         other.resource()? == 0x5800_0000,
@@ -202,18 +202,18 @@ fn goes_in_use(lab: &mut Lab) -> Result<()> {
     );
     other.expect_driver(Some(lab.driver))?;
     device.bind(lab.driver.name())?;
-    site.expect_intact(&disk_in(lab, 0)?)?;
-    expect_nobody_stuck()
+    fixture.expect_intact(&disk_in(lab, 0)?)?;
+    expect_no_thread_stuck()
 }
 
 fn volatile_goes(lab: &mut Lab) -> Result<()> {
     let device = device(lab, VOLATILE)?;
-    let site = Site::on(VOLATILE_REGION, &disk_in(lab, VOLATILE_REGION)?)?;
-    let mut reader = site.start_reader()?;
-    take_away(lab, &device)?;
+    let fixture = Fixture::on(VOLATILE_REGION, &disk_in(lab, VOLATILE_REGION)?)?;
+    let mut reader = fixture.start_reader()?;
+    unbind_in_child(lab, &device)?;
     reader.expect_signal(Signal::SIGBUS, LIMIT)?;
     device.bind(lab.driver.name())?;
-    // The power was on all the time.
-    site.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
-    expect_nobody_stuck()
+    // The power was never off.
+    fixture.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
+    expect_no_thread_stuck()
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! fio, which knows workloads of its own, verifies what it wrote.
+//! fio: workloads with verification.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// How much fio works on.
+/// The size of the area that fio uses.
 const SIZE: usize = 8 << 20;
 
 fn on_disk(lab: &mut Lab, mode: Mode, engine: &str, depth: u32) -> Result<()> {
@@ -46,8 +46,8 @@ fn on_disk(lab: &mut Lab, mode: Mode, engine: &str, depth: u32) -> Result<()> {
     verify_direct(&disk, engine, depth, &sizes)
 }
 
-/// A btt, through which requests go to blocks somewhere else, each time to another one. It is verified
-/// again when it was taken away and given back.
+/// Verifies a btt, which writes each sector to another block every time. Verifies again after the
+/// device was unbound and bound.
 fn on_sectors(lab: &mut Lab, engine: &str, depth: u32) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::Sector)?;
     let sizes = ["--bsrange=4k-64k", "--blockalign=4k"];
@@ -73,7 +73,8 @@ fn mmap_on_dax_file(lab: &mut Lab) -> Result<()> {
     FileSystem::Ext4.check(&disk.node_str())
 }
 
-/// Writes at random places, reads everything back and compares checksums; fio fails if one differs.
+/// Writes at random offsets, reads everything back and compares checksums; fio fails if one
+/// differs.
 fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
     let size = format!("--size={SIZE}");
     let file = format!("--filename={}", file.display());
@@ -87,7 +88,7 @@ fn verify(file: &Path, engine: &str, more: &[&str]) -> Result<()> {
     ];
     let report = ["--verify_fatal=1", "--output-format=json", &file, &engine];
     let text = run("fio", &[&common[..], &report[..], more].concat())?;
-    // fio may put remarks before its report.
+    // fio may print warnings before its report.
     let json = text
         .find('{')
         .map(|start| &text[start..])

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What must be durable is flushed. The emulator has no power that could fail between a write and a
-//! flush, so the calls of libnvdimm's flush function are counted instead, and of the barrier that pmem_rs has in its
-//! place for regions of which nothing else is to be flushed, as those of QEMU's NVDIMMs. What they leave behind is
-//! looked at by the suite `ordering`.
+//! Flushes. The emulated machine does not lose data that are not flushed, so this suite counts
+//! calls: of libnvdimm's flush function, and of the barrier that pmem_rs uses instead for regions
+//! without anything else to flush, such as QEMU's NVDIMMs. The suite `ordering` checks what these
+//! flush.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -63,7 +63,7 @@ fn fsync_of_the_disk(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The system call that makes one write durable also makes a flush of its own, after the one of the write
+/// The system call that makes one write durable also flushes once more after the flush of the write
 /// itself.
 fn fua_write(lab: &mut Lab) -> Result<()> {
     for mode in MODES {
@@ -84,7 +84,7 @@ fn fua_write(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What was written through a mapping, too, is durable after fsync.
+/// Writes through a mapping are flushed by fsync, too.
 fn fsync_of_a_file(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let node = lab.prepare(Mode::FsdaxMem)?.disk.node_str();
     fs.make(&node)?;

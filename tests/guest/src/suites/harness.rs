@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests that misbehave, so that the runner can see that misbehaviour is noticed. It knows what each
-//! of these must end with.
+//! Tests that misbehave, so that the runner can check that this is detected. The runner knows the
+//! expected result of each.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub const FAULTS: Suite = Suite {
         Test::new("passes_after_all_that", |lab| {
             lab.prepare(Mode::Raw).map(drop)
         }),
-        // Nothing can be done about this one, so it comes last.
+        // The mount cannot be removed, so this test comes last.
         Test::new("leaves_a_busy_mount", leaves_a_busy_mount),
     ],
 };
@@ -49,17 +49,18 @@ fn takes_too_long(_: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is written to `/dev/kmsg` is a kernel message like others.
+/// A line in `/dev/kmsg` is a kernel message like any other.
 fn makes_the_kernel_complain(_: &mut Lab) -> Result<()> {
     sysfs::write("/dev/kmsg", "BUG: made up by a test\n")
 }
 
-/// Sets the flag that a warning sets.
+/// Sets the taint flag of a warning.
 fn taints_the_kernel(_: &mut Lab) -> Result<()> {
     sysfs::write("/proc/sys/kernel/tainted", "512")
 }
 
-/// The process works in a mounted file system; that it can be unmounted shows that it was ended.
+/// The current directory of the process is in a mounted file system. If it can be unmounted, the
+/// process has ended.
 fn leaves_a_process(lab: &mut Lab) -> Result<()> {
     let node = lab.prepare(Mode::FsdaxMem)?.disk.node_str();
     Ext4.make(&node)?;

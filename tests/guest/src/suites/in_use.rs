@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine is switched off while file systems are mounted and their files are mapped, pinned and
-//! written to, and while a range is retired. Two boots on the same NVDIMMs. In the first, PID 1 starts the
-//! [`users`](start) after the last test and switches the machine off at once; the runner sees whether that
-//! goes quietly. The second finds what was durable.
+//! Power-off while file systems are mounted and their files are mapped, pinned and written to, and
+//! while a range is retired. There are two boots on the same NVDIMMs. In the first, PID 1 starts
+//! the [`users`](start) after the last test and powers off at once; the runner checks the console.
+//! The second checks the durable data.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -45,10 +45,10 @@ pub const AFTER_POWER_OFF: Suite = Suite {
     ],
 };
 
-/// The region that is unbound, while a pipe has pages of it, before the machine is switched off.
+/// The index of the region that is unbound before power-off while a pipe has pages of it.
 const RETIRED: u32 = 2;
 
-/// How much of a file is in a pipe.
+/// How many bytes of a file are in a pipe.
 const PIPED: usize = 8 * PAGE;
 
 fn write(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
@@ -69,14 +69,14 @@ fn find(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
     fs.check(&node)
 }
 
-/// Those who use the devices while the machine is switched off.
+/// The users of the devices during power-off.
 pub struct Users {
     processes: Vec<Child>,
     mappings: Vec<Mapping>,
     pipes: Vec<[OwnedFd; 2]>,
 }
 
-/// Starts them, in processes of their own and in this one, and returns when all are at work.
+/// Starts the users, in child processes and in this one, and returns when all are running.
 pub fn start(lab: &Lab) -> Result<Users> {
     let mut users = Users {
         processes: Vec::new(),
@@ -97,8 +97,8 @@ pub fn start(lab: &Lab) -> Result<Users> {
 }
 
 impl Users {
-    /// This process has the file mapped and pinned; others read it, write to it through a mapping, and
-    /// write to it durably with calls.
+    /// This process maps and pins the file. Other processes read it, write to it through a mapping,
+    /// and write to it durably with system calls.
     fn use_mount(&mut self, mount: &Mount) -> Result<()> {
         let mapping = self.pin(mount)?;
         self.mappings.push(mapping);
@@ -118,7 +118,7 @@ impl Users {
             }
             Ok(())
         })?;
-        let caller = Child::start_ready("who calls fsync", |link| {
+        let caller = Child::start_ready("the process that calls fsync", |link| {
             let file = File::create(mount.path("log"))?;
             link.say("ready")?;
             for round in 0_u64.. {
@@ -131,12 +131,12 @@ impl Users {
         Ok(())
     }
 
-    /// Puts pages of the file into a pipe, and returns the mapping through which it did.
+    /// Puts pages of the file into a pipe, and returns the mapping of these pages.
     fn pin(&mut self, mount: &Mount) -> Result<Mapping> {
         let mapping = map(mount)?;
         let (reader, writer) = pipe()?;
         let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-        ensure!(given == PIPED, "only {given} bytes went into the pipe");
+        ensure!(given == PIPED, "{given} bytes were put into the pipe");
         self.pipes.push([reader, writer]);
         Ok(mapping)
     }

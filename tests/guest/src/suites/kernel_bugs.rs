@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The reproducers of `docs/kernel-bugs.md`. Each needs a guest of its own, since it takes the kernel with
-//! it; the runner knows what is to happen. A test that passes has not met its bug.
+//! The reproducers of `docs/kernel-bugs.md`. Each needs a guest of its own, because it crashes the
+//! kernel; the runner knows the expected result. A test that passes has not triggered its bug.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -77,7 +77,7 @@ fn unmap_after_unbind(lab: &mut Lab) -> Result<()> {
     mount.unmount()
 }
 
-/// The file stays open, or its inode would be evicted while the disk goes.
+/// The file stays open; otherwise its inode would be evicted during unbind.
 fn umount_after_unbind(lab: &mut Lab) -> Result<()> {
     let (prepared, mount) = mounted(lab, Ext4, &[])?;
     let file = open(&mount)?;
@@ -88,10 +88,10 @@ fn umount_after_unbind(lab: &mut Lab) -> Result<()> {
     mount.unmount()
 }
 
-/// Whoever has the file mapped gets a signal, and that is all that comes of it.
+/// A process that has the file mapped gets a signal, and nothing else happens.
 fn unbind_under_xfs(lab: &mut Lab) -> Result<()> {
     let (prepared, mount) = mounted(lab, Xfs, &["-m", "rmapbt=1"])?;
-    let user = Child::start_ready("who has it mapped", |link| {
+    let user = Child::start_ready("the process with the mapping", |link| {
         let _mapping = map_and_read(&open(&mount)?)?;
         link.say("ready")?;
         link.wait()
@@ -112,7 +112,7 @@ fn mount_again(lab: &mut Lab) -> Result<()> {
     old.unmount()
 }
 
-/// Gives a region to its driver and takes it away at once, until one of its namespaces has outlived that.
+/// Binds and unbinds a region repeatedly, until one of its namespaces has outlived it.
 fn region_goes(lab: &mut Lab) -> Result<()> {
     let region = lab.region(0)?;
     let prefix = region.name().replace("region", "namespace");

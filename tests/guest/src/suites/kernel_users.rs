@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those in the kernel who use the disk: loop devices, arrays, stripes, swap. With each of them the disk
-//! works, can be taken away, which they hear of by errors, and can be bound again. What is left of them
-//! then comes apart.
+//! Users of the disk in the kernel: loop devices, md arrays, stripes, swap. With each of them the
+//! disk works, can be unbound, which they see as I/O errors, and can be bound again. The users can
+//! be removed afterwards.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -23,13 +23,13 @@ use crate::lab::{Lab, Prepared, Skip};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::stacked::{Array, Level, Loop};
 use crate::syscall::is_dax;
 
-/// How long unbind may take: pages are pinned by nobody.
+/// How long unbind may take without pinned pages.
 const UNBIND_LIMIT: Duration = Duration::from_secs(15);
 const LEN: usize = 8 << 20;
 
@@ -49,25 +49,25 @@ fn expect_dead(disk: &Disk) -> Result<()> {
     let file = disk.open(Access::Direct)?;
     let mut page = Buffer::of_pages(PAGE, 0);
     errno::expect("reading", file.read_at(&mut page, 0), &[Errno::EIO])?;
-    // A loop device finds that the disk below has no room left.
+    // For a loop device, the removed disk below has no space left.
     let right = [Errno::EIO, Errno::ENOSPC];
     errno::expect("writing", file.write_at(&page, 0), &right).map(drop)
 }
 
-/// Unbinds a device in time, and checks that nothing keeps its range.
+/// Unbinds a device within the limit, and checks that its range is free.
 fn unbind(bound: &Device) -> Result<()> {
-    let mut process = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut process = Child::start("the unbinding process", |_| bound.unbind())?;
     process.expect_done(UNBIND_LIMIT)?;
     retired::expect(0).map(drop)
 }
 
-/// Binds a device, and checks that its disk is as good as new.
+/// Binds a device, and checks that its disk works.
 fn bind(lab: &Lab, bound: &Device) -> Result<()> {
     bound.bind(lab.driver)?;
     let disk = Disk::named(bound.disk_name()?);
     write(&disk, 9)?;
     expect_contents(&disk, 9)?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
 /// A loop device on the disk.
@@ -114,7 +114,7 @@ fn has_module(name: &str) -> bool {
     run("modinfo", &["-F", "name", name]).is_ok()
 }
 
-/// Half of what an array of stripes has is gone.
+/// One of the two disks of a raid0 array is unbound.
 pub fn raid0(lab: &mut Lab) -> Result<()> {
     if !has_module(Level::Raid0.name()) {
         return Err(Skip("the kernel has no raid0").into());
@@ -129,7 +129,7 @@ pub fn raid0(lab: &mut Lab) -> Result<()> {
     bind(lab, &first.bound)
 }
 
-/// The array goes on with what it has left.
+/// The array goes on with the remaining disk.
 pub fn raid1(lab: &mut Lab) -> Result<()> {
     if !has_module(Level::Raid1.name()) {
         return Err(Skip("the kernel has no raid1").into());
@@ -151,8 +151,8 @@ pub fn raid1(lab: &mut Lab) -> Result<()> {
     bind(lab, &first.bound)
 }
 
-/// A file whose pages are on two devices in turn. device-mapper cannot be told that one of them goes, but
-/// the process that has the file mapped is.
+/// A file whose pages are on two devices alternately. device-mapper is not notified of the removal
+/// of one device, but the process that has the file mapped is.
 pub fn stripe_with_dax(lab: &mut Lab) -> Result<()> {
     const UNIT: u64 = (PMD / 512) as u64;
     let [first, second] = both(lab)?;
@@ -193,7 +193,7 @@ fn swap_on(disk: &Disk) -> Result<()> {
     run("busybox", &["swapon", &node]).map(drop)
 }
 
-/// How many bytes are swapped out to a disk.
+/// The number of bytes that are swapped out to a disk.
 fn swapped(disk: &Disk) -> Result<usize> {
     let swaps = fs::read_to_string("/proc/swaps")?;
     let line = swaps.lines().find(|line| line.contains(disk.name()));
@@ -206,7 +206,7 @@ fn swapped(disk: &Disk) -> Result<usize> {
     Ok(kib << 10)
 }
 
-/// Memory that was stamped and is on the disk now.
+/// Memory with a pattern, swapped out to the disk.
 fn swap_out(disk: &Disk) -> Result<Mapping> {
     let memory = Mapping::anonymous(SWAPPED)?;
     memory.write(0, &stamped(SWAPPED, 1));
@@ -219,7 +219,7 @@ fn swap_out(disk: &Disk) -> Result<Mapping> {
     Ok(memory)
 }
 
-/// Memory goes to the disk and comes back.
+/// Memory is swapped out and in.
 pub fn swap(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let Prepared { bound, disk, .. } = lab.prepare(mode)?;
@@ -244,8 +244,9 @@ pub fn swap(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Whose memory was on the disk is killed when it asks for it, and nobody else. `swapoff` has to open the
-/// disk, which it cannot any more, so the kernel will know of the swap for ever, and the test comes last.
+/// A process whose memory was swapped out is killed when it accesses it, and no other process is.
+/// `swapoff` has to open the disk, which fails after unbind, so the kernel keeps the swap area
+/// until reboot, and the test comes last.
 pub fn swap_goes(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     swap_on(&disk)?;
@@ -260,7 +261,10 @@ pub fn swap_goes(lab: &mut Lab) -> Result<()> {
     })?;
     unbind(&bound)?;
     sleep(Duration::from_millis(500));
-    ensure!(owner.try_end()?.is_none(), "it was killed before it asked");
+    ensure!(
+        owner.try_end()?.is_none(),
+        "it was killed before its access"
+    );
     owner.go()?;
     owner.expect_signal(Signal::SIGBUS, UNBIND_LIMIT)?;
     ensure!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that the firmware (here: `memmap=` on the command line) calls persistent without
-//! describing an NVDIMM. Its raw namespace has struct pages, and nobody keeps a list of its bad
-//! sectors, so clearing one always works.
+//! Memory that the firmware (here: `memmap=` on the command line) reports as persistent without an
+//! NVDIMM. Its raw namespace has struct pages. No provider tracks its bad sectors, so clearing one
+//! always succeeds.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,7 +30,7 @@ pub const SUITE: Suite = Suite {
         Test::new("raw_namespace_has_dax", raw_has_dax),
         Test::new("unbind_and_bind", unbind_and_bind).within(120),
         Test::new("ext4_with_dax", ext4_with_dax),
-        Test::new("bad_sector_is_healed_by_writing", heal_by_writing),
+        Test::new("bad_sector_is_cleared_by_writing", clear_by_writing),
         Test::new("bad_page_of_a_dax_file", bad_page_of_a_dax_file),
         // These change the namespace, so they come last.
         Test::new("fsdax_mem", |lab| ext4_on_fsdax(lab, Mode::FsdaxMem)),
@@ -38,7 +38,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// The namespace as the firmware made it.
+/// The namespace as the firmware reports it.
 fn as_found(lab: &Lab) -> Result<(Device, Disk)> {
     let namespace = lab.namespace(0)?;
     ensure!(
@@ -127,7 +127,7 @@ fn note_bad(disk: &Disk, sector: u64, count: u64) -> Result<()> {
     sysfs::write(disk.path("badblocks"), &format!("{sector} {count}\n"))
 }
 
-fn heal_by_writing(lab: &mut Lab) -> Result<()> {
+fn clear_by_writing(lab: &mut Lab) -> Result<()> {
     let (_, disk) = as_found(lab)?;
     let file = disk.open(Access::Direct)?;
     file.write_all_at(&Buffer::stamped(1 << 20, 5), 0)?;
@@ -140,7 +140,7 @@ fn heal_by_writing(lab: &mut Lab) -> Result<()> {
     file.read_exact_at(&mut buffer[..4 * SECTOR], 96 * SECTOR as u64)?;
     model.check("before the bad sectors", 96 * SECTOR, &buffer[..4 * SECTOR])?;
 
-    // Writing one of them heals that one; writing all of them heals all.
+    // A write to one of them clears that one; a write to all clears all.
     for (sector, count, left) in [(100, 1, "101 2"), (98, 16, "")] {
         let bytes = Buffer::stamped(count * SECTOR, 6);
         file.write_all_at(&bytes, (sector * SECTOR) as u64)?;
@@ -150,8 +150,8 @@ fn heal_by_writing(lab: &mut Lab) -> Result<()> {
     model.check_all(&file)
 }
 
-/// A page of a file goes bad: its readers get an error, whichever way they read; its neighbours are
-/// fine; and writing all of it makes it good again.
+/// A page of a file goes bad: reads and mappings of it fail, its neighbours are fine, and a write
+/// to the whole page clears it.
 fn bad_page_of_a_dax_file(lab: &mut Lab) -> Result<()> {
     const LEN: usize = 8 * PAGE;
     let (_, disk) = as_found(lab)?;
@@ -172,8 +172,8 @@ fn bad_page_of_a_dax_file(lab: &mut Lab) -> Result<()> {
     disk.expect("badblocks", "")?;
     let mut right = stamped(LEN, 7);
     right[3 * PAGE..4 * PAGE].copy_from_slice(&stamped(PAGE, 8));
-    expect_same("the mended file", &std::fs::read(&path)?, &right)?;
-    expect_same("the mended mapping", &mapping.to_vec(0, LEN), &right)?;
+    expect_same("the cleared file", &std::fs::read(&path)?, &right)?;
+    expect_same("the cleared mapping", &mapping.to_vec(0, LEN), &right)?;
     drop((mapping, file));
     mount.unmount()?;
     Ext4.check(&node)

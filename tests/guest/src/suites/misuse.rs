@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of a machine in which safe code of the module was wrong: the kernel has run its KUnit suite
-//! `pmem_rs_x_misuse`, in which values are dropped and forgotten in the wrong order. What was leaked stays as it
-//! is until reboot, so the module does too, and everything else works as ever.
+//! A kernel in which safe code of the module was wrong: it has run the KUnit suite
+//! `pmem_rs_x_misuse`, which drops and forgets values in the wrong order. Leaked ranges stay until
+//! reboot, so the module does too, and everything else works.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::sectors::{expect_same, stamped};
 use crate::sysfs;
@@ -35,14 +35,14 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// What the ranges of the module's own tests are called in `/proc/iomem`, and how long they are.
+/// The name and the size in `/proc/iomem` of the ranges of the module's own tests.
 const NAME: &str = "pmem_rs test";
 const LEN: u64 = 128 << 20;
-/// What the module says of a range that it leaks, unless the range was forgotten.
+/// The warning of the module about a leaked range, unless the range was forgotten.
 const WARNING: &str =
     "was dropped while it may be in use: it stays mapped and reserved until reboot";
 
-/// Where the leaked ranges start.
+/// The start addresses of leaked ranges.
 fn ranges() -> Result<Vec<u64>> {
     let iomem = fs::read_to_string("/proc/iomem").context("reading /proc/iomem")?;
     let mut starts = Vec::new();
@@ -64,7 +64,7 @@ fn ranges() -> Result<Vec<u64>> {
     Ok(starts)
 }
 
-/// Every case leaks a range, and the log says so.
+/// Every case leaks a range, and the log reports it.
 fn ranges_stay(_: &mut Lab) -> Result<()> {
     let cases = kunit::cases()?;
     let leaked = ranges()?;
@@ -84,19 +84,19 @@ fn ranges_stay(_: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// How often the module has said that it leaks a range.
+/// The number of warnings about leaked ranges.
 fn warnings() -> Result<usize> {
     let log = run("busybox", &["dmesg"])?;
     Ok(log.lines().filter(|line| line.contains(WARNING)).count())
 }
 
-/// How many cases forget their range: nothing can be said of it, but it is counted.
+/// The number of cases that forget their range: these cause no warning, but count as leaked.
 fn forgotten(cases: &[kunit::Case]) -> usize {
     let is_forgotten = |case: &&kunit::Case| case.name.ends_with(".forgotten_memory_leaks");
     cases.iter().filter(is_forgotten).count()
 }
 
-/// What was leaked calls functions of the module: it is there to be called when no device is.
+/// The leaked ranges have callbacks in the module, so it cannot be unloaded, even without devices.
 fn module_stays(lab: &mut Lab) -> Result<()> {
     let regions = Device::all_of("region")?;
     for region in &regions {
@@ -110,32 +110,35 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     let warned = warnings()?;
     ensure!(
         warned > 0 && count >= warned,
-        "{warned} ranges that were leaked have {count} references to the module"
+        "{warned} leaked ranges have {count} references to the module"
     );
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
+    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
+    ensure!(output.contains("in use"), "rmmod says `{output}`");
     for region in &regions {
         region.enable_region()?;
     }
     Ok(())
 }
 
-/// The memory management asks the module what to do about a page that has failed, whoever has leaked it.
+/// The memory management calls the module for a failed page of any leaked range.
 fn pages_fail(_: &mut Lab) -> Result<()> {
     run("modprobe", &["hwpoison_inject"])?;
     let all = ranges()?;
     ensure!(!all.is_empty(), "nothing was leaked");
     for start in all {
-        // The first was used by the tests.
+        // The first page was used by the tests.
         for address in [start, start + LEN / 2] {
             let frame = address / PAGE as u64;
             let mut messages = Messages::from_now()?;
             let path = "/sys/kernel/debug/hwpoison/corrupt-pfn";
-            // That nobody could be told is an error.
+            // The callback returns an error, since no user could be notified.
             let result = sysfs::try_write(path, &frame.to_string());
             let said = messages.expect(&[&format!("Memory failure: {frame:#x}: ")])?;
             println!("{result:?}: {said}");
-            ensure!(said.contains("dax page"), "it was taken for something else");
+            ensure!(
+                said.contains("dax page"),
+                "the failed page was not recognised as DAX"
+            );
         }
     }
     run("rmmod", &["hwpoison_inject"])?;
@@ -159,7 +162,7 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         fs::write(&path, stamped(PMD, 3))?;
         let file = Access::Buffered.open(&path)?;
         file.sync_all()?;
-        let mut user = Child::start_ready("who has it mapped", |link| {
+        let mut user = Child::start_ready("the process with the mapping", |link| {
             let mapping = Mapping::new(&file, PMD, Sharing::Synchronous)?;
             expect_same("the mapping", &mapping.to_vec(0, PMD), &stamped(PMD, 3))?;
             link.say("ready")?;
@@ -170,7 +173,7 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         })?;
         drop(file);
         let limit = retired::TIMEOUT * 10;
-        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         unbind.expect_done(limit)?;
         user.expect_signal(Signal::SIGBUS, limit)?;
         mount.unmount()?;
@@ -184,5 +187,5 @@ fn devices_work(lab: &mut Lab) -> Result<()> {
         Ext4.check(&node)?;
     }
     ensure!(ranges()? == before, "the ranges have changed");
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }

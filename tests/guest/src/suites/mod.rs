@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tests, by suite. A suite is what one boot of a guest runs; the runner knows the machine that
-//! each needs.
+//! The tests, by suite. A suite runs in one boot of a guest; the runner knows the machine for each.
 
 mod allocations;
 mod bench;
@@ -47,7 +46,7 @@ use anyhow::{Context, Result};
 use crate::kunit;
 use crate::lab::Lab;
 
-/// What one boot runs.
+/// The tests of one boot.
 pub struct Suite {
     pub name: &'static str,
     pub tests: &'static [Test],
@@ -58,9 +57,9 @@ pub struct Test {
     pub name: &'static str,
     /// How long it may take under emulation on a busy machine.
     pub limit: Duration,
-    /// What it leaves behind stays, for the tests after it.
+    /// Whether its state is kept for the tests after it.
     pub leaves_state: bool,
-    /// It goes on for as long as the command line says, which comes on top of the limit.
+    /// Whether it runs for the time on the command line, in addition to the limit.
     pub as_long_as_asked: bool,
     pub run: fn(&mut Lab) -> Result<()>,
 }
@@ -76,7 +75,7 @@ impl Test {
         }
     }
 
-    /// A step of a longer story.
+    /// A test that builds on the state of the tests before it.
     const fn step(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Test {
         Test {
             leaves_state: true,

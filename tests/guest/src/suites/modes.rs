@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What each mode of a namespace becomes, and what the disk says about itself.
+//! The disk of each mode of a namespace, and its attributes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -41,7 +41,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// Checks that the disk says the right things, and that all of it is there and no more.
+/// Checks the attributes of the disk, and its size by access to both ends.
 fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
     let Prepared {
         namespace, disk, ..
@@ -85,7 +85,7 @@ fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
     disk.expect("queue/logical_block_size", "512")?;
     disk.expect("queue/physical_block_size", "4096")?;
     disk.expect("queue/dax", dax)?;
-    // The emulated NVDIMM has no flush hints, so a write is durable once it has left the CPU cache
+    // The emulated NVDIMM has no flush hints, so a write is durable once it has left the CPU cache,
     // and FUA needs no separate step.
     disk.expect("queue/fua", "0")?;
     disk.expect("queue/write_cache", "write back")?;
@@ -95,7 +95,8 @@ fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
     use_both_ends(&file, bytes, 7)
 }
 
-/// Writes and reads the first and the last sector of a disk, and nothing after them.
+/// Writes and reads the first and the last sector of a disk, and checks that there is no sector
+/// behind.
 fn use_both_ends(file: &File, bytes: u64, tag: u64) -> Result<()> {
     let right = Buffer::stamped(SECTOR, tag);
     let mut found = Buffer::new(SECTOR);
@@ -126,7 +127,7 @@ fn raw_with_4k_sectors(lab: &mut Lab) -> Result<()> {
     expect_same("what was written", &found, &right)
 }
 
-/// `force_raw` keeps the driver from looking at what is on the media.
+/// With `force_raw` the driver ignores the info block.
 fn force_raw(lab: &mut Lab) -> Result<()> {
     let Prepared {
         namespace,
@@ -168,7 +169,7 @@ fn sector(lab: &mut Lab) -> Result<()> {
     let disk = Disk::named(made.blockdev.context("no disk")?);
     ensure!(disk.name().ends_with('s'), "the disk is called {disk}");
 
-    // btt works in whole sectors, and its sectors are as large as pages.
+    // btt works in whole sectors, which have the size of a page.
     let right = Buffer::of_pages(256 << 10, 11);
     disk.open(Access::Direct)?.write_all_at(&right, 1 << 20)?;
     btt.unbind()?;
@@ -202,7 +203,7 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     let disks = Disk::all("pmem")?;
     ensure!(disks.is_empty(), "there are disks: {disks:?}");
 
-    // That has all of it.
+    // The dax device has the whole range.
     let devices = sysfs::names("/sys/bus/dax/devices")?;
     ensure!(devices.len() == 1, "there are the devices {devices:?}");
     let node = Path::new("/dev").join(&devices[0]);
@@ -218,7 +219,7 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     )?;
     drop(mapping);
 
-    // Nor does it come between when it is asked for the namespace again.
+    // Binding the namespace again does not disturb it.
     let result = namespace.try_bind(lab.driver);
     errno::expect(
         "binding a namespace that devdax holds",
@@ -229,11 +230,11 @@ fn devdax(lab: &mut Lab) -> Result<()> {
     let result = dax.try_bind(lab.driver);
     errno::expect("binding a dax device", result, &[Errno::ENODEV])?;
 
-    // And gets the namespace back.
+    // The namespace can be used as fsdax again.
     check_disk(lab, Mode::FsdaxMem, "1")
 }
 
-/// What the start of the data is aligned to, and whether files can be mapped.
+/// The alignment of the data, and whether files can be mapped.
 fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
     let namespace = lab.namespace(0)?;
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
@@ -269,8 +270,8 @@ fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
     Ok(())
 }
 
-/// The same disk with another size: everything that depends on it is right at once, and nothing is left of
-/// the one before.
+/// The same namespace with another size: all attributes match the new size, and no state of the old
+/// disk is left.
 fn size_changes(lab: &mut Lab) -> Result<()> {
     let region = lab.region(0)?;
     let mut namespace = lab.namespace(0)?;
@@ -300,7 +301,7 @@ fn size_changes(lab: &mut Lab) -> Result<()> {
         disk.expect("queue/dax", if mode == Mode::Raw { "0" } else { "1" })?;
         let file = disk.open(Access::Direct)?;
         use_both_ends(&file, bytes, mib)?;
-        // What the next one must not inherit.
+        // State that the next disk must not inherit.
         sysfs::write(disk.path("badblocks"), "64 2\n")?;
         syscall::set_read_only(&file, true)?;
     }
@@ -340,8 +341,8 @@ fn from_mode_to_mode(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// libnvdimm keeps an empty device of each kind for the next namespace and makes a new one when
-/// that is taken. A driver that takes it although it is empty sets off an endless row of them.
+/// libnvdimm keeps an empty device of each kind for the next namespace (the seed) and creates
+/// another when it is bound. A driver that binds a seed causes an endless series of them.
 fn seeds_are_refused(lab: &mut Lab) -> Result<()> {
     lab.prepare(Mode::FsdaxMem)?;
     let before = Device::all()?;
@@ -371,7 +372,7 @@ fn seeds_are_refused(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Whether the CPU cache must be flushed for data to be durable can be overridden.
+/// The default for whether data need a flush of the CPU cache can be overridden.
 fn write_cache(lab: &mut Lab) -> Result<()> {
     let Prepared { disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     let attribute = disk.path("dax/write_cache");
@@ -385,7 +386,7 @@ fn write_cache(lab: &mut Lab) -> Result<()> {
     disk.expect("dax/write_cache", "1")
 }
 
-/// A sector that is known to be bad is not read; others are.
+/// Reads of bad sectors fail; others succeed.
 fn badblocks(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     disk.expect("badblocks", "")?;
@@ -405,7 +406,7 @@ fn badblocks(lab: &mut Lab) -> Result<()> {
         }
     }
     drop(file);
-    // They are what the hardware reports, so what was only noted by hand is gone after a rebind.
+    // badblocks has what the hardware reports, so manual entries are gone after a rebind.
     bound.unbind()?;
     bound.bind(lab.driver)?;
     disk.expect("badblocks", "")

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What must be durable was flushed from the caches, and waited for, before anybody is told so.
+//! Data that must be durable are flushed from the caches and fenced before completion is reported.
 //!
-//! The tests do the work, and say at which point what must be durable; a plugin of the emulator looks, and the
-//! runner judges. The CPU of the machine is the only one, so nobody else does anything between the end of a system
-//! call and the look.
+//! The tests do the work, and declare when the data must be durable; a plugin of the emulator
+//! records the state, and the runner compares. The machine has one CPU, so nothing else runs
+//! between the end of a system call and the check.
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
@@ -41,8 +41,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// Shows that the plugin can tell the states apart, with stores of this process: else nothing that it says of
-/// the kernel means much.
+/// Calibrates the plugin with stores of this process: it must tell the states apart.
 fn the_plugin(lab: &mut Lab) -> Result<()> {
     const LEN: usize = 2 * PAGE;
     let bench = Bench::new(lab, Ext4, Mode::FsdaxMem)?;
@@ -75,7 +74,7 @@ fn the_plugin(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Requests to the disk, at offsets that are whole sectors but not whole pages.
+/// Requests to the disk, at offsets that are multiples of a sector but not of a page.
 fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(mode)?;
     let start = bound.resource()?;
@@ -135,7 +134,7 @@ fn requests(lab: &mut Lab, mode: Mode, test: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// Where a sector goes only btt knows, so all of the namespace is looked at.
+/// Only btt knows the location of a sector, so the whole namespace is checked.
 fn sector(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::Sector)?.disk;
     let file = disk.open(Access::Direct)?;
@@ -154,7 +153,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     let synchronous = bench.allocated("synchronous", LEN)?;
     let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
     let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
-    // A range of a file that is written to again stays where it is.
+    // A range that is overwritten keeps its location.
     file.write_all_at(&stamped(LEN, 1), 0)?;
     let place = |part: Range<usize>| physical(&mapping, part);
     watch.expect(Flushed, &place(0..LEN)?, "after a write to new blocks");
@@ -200,7 +199,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     zeroes(&watch, &file, &mapping, LEN)?;
     drop((mapping, file));
 
-    // A program that flushes by itself.
+    // A program that flushes the CPU cache itself.
     watch.count(Fences::All)?;
     let mapping = Mapping::new(&synchronous, LEN, Sharing::Synchronous)?;
     watch.begin();
@@ -223,7 +222,7 @@ fn files(lab: &mut Lab, fs: FileSystem, test: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// What the file system clears at either end of a range, and in the last page of a file.
+/// The ranges that the file system zeroes: the ends of a range, and the last page of a file.
 fn zeroes(watch: &Watch, file: &File, mapping: &Mapping, len: usize) -> Result<()> {
     const AT: usize = 100;
     const HOLE: usize = 2 * PAGE;
@@ -249,7 +248,7 @@ fn zeroes(watch: &Watch, file: &File, mapping: &Mapping, len: usize) -> Result<(
 
 const USED: usize = 256 << 10;
 
-/// What was stored through a mapping and never synced, when the device is taken away.
+/// Stores through a mapping that were not synced before unbind.
 fn unbind(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Ext4, Mode::FsdaxMem)?;
     let file = bench.allocated("file", USED)?;
@@ -257,7 +256,7 @@ fn unbind(lab: &mut Lab) -> Result<()> {
     unbind_used(&watch, &bench.prepared, &file)
 }
 
-/// A file system on device-mapper is not told that its disk goes, and syncs nothing.
+/// A file system on device-mapper is not notified of the removal of its disk, and syncs nothing.
 fn unbind_below_dm(lab: &mut Lab) -> Result<()> {
     let prepared = lab.prepare(Mode::FsdaxMem)?;
     let sectors = prepared.disk.bytes()? / SECTOR as u64;

@@ -36,7 +36,7 @@ pub const SUITE: Suite = Suite {
 
 /// Two halves, each starting at a multiple of 2 MiB.
 const ALIGNED: &str = "label: gpt\nstart=4096, size=800000\nstart=806912, size=200704\n";
-/// One that starts within a page.
+/// A partition that starts within a page.
 const UNALIGNED: &str = "label: gpt\nstart=4097, size=204800\n";
 
 fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
@@ -53,7 +53,7 @@ fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let model = Model::of(&file, 0, 4 << 20)?;
     model.check("the second partition", 0, &stamped(4 << 20, 1))?;
 
-    // xfs has either reflink or a partition that is mounted with `dax=always`, not both.
+    // xfs supports either reflink or a partition that is mounted with `dax=always`, not both.
     let without: &[&str] = match fs {
         Ext4 => &[],
         Xfs => &["-m", "reflink=0"],
@@ -75,7 +75,7 @@ fn dax_beside_block_io(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     expect_same("through read", &std::fs::read(&path)?, &stamped(PMD, 3))?;
     mount.unmount()?;
     fs.check(&first.node_str())?;
-    // Neither partition has got at the other's sectors.
+    // Neither partition has changed the other's sectors.
     model.check_all(&file)
 }
 
@@ -108,7 +108,7 @@ fn unaligned(lab: &mut Lab) -> Result<()> {
     let mut found = Buffer::new(right.len());
     file.read_exact_at(&mut found, 512)?;
     expect_same("the unaligned partition", &found, &right)?;
-    // The partition's first sector is in the middle of the disk's page.
+    // The partition's first sector is in the middle of a page of the disk.
     let mut found = Buffer::new(right.len());
     disk.open(Access::Direct)?
         .read_exact_at(&mut found, 4098 * 512)?;
@@ -132,8 +132,8 @@ fn unaligned(lab: &mut Lab) -> Result<()> {
     Ext4.check(&node)
 }
 
-/// The region becomes read-only and writable again while one partition is mounted, with a file mapped, and
-/// the other one is open.
+/// The region becomes read-only and writable again while one partition is mounted, with a file
+/// mapped, and the other one is open.
 fn read_only_in_use(lab: &mut Lab) -> Result<()> {
     let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
     let region = lab.region(0)?;
@@ -163,13 +163,13 @@ fn read_only_in_use(lab: &mut Lab) -> Result<()> {
         }
         let written = open.write_at(&Buffer::stamped(4096, 8), 0);
         errno::expect("writing to the open partition", written, &[Errno::EPERM])?;
-        // Readers go on.
+        // Reads still succeed.
         let mut found = Buffer::new(right.len());
         open.read_exact_at(&mut found, 0)?;
         expect_same("the open partition", &found, &right)?;
         expect_same("the mapping", &mapping.to_vec(0, PMD), &stamped(PMD, 6))?;
         expect_same("the file", &std::fs::read(&path)?, &stamped(PMD, 6))?;
-        // Nobody can start to write.
+        // The disk cannot be opened for writing.
         run_expecting_failure("mkfs.ext4", &["-q", "-F", &second.node_str()])?;
         region.set("read_only", "0")?;
         uevents.expect(&["DISK_RO=0", disk.name()])?;
@@ -181,7 +181,7 @@ fn read_only_in_use(lab: &mut Lab) -> Result<()> {
     mount.unmount()?;
     Ext4.check(&node)?;
 
-    // A file system that is mounted while the region is read-only is so, too.
+    // A file system that is mounted while the region is read-only is read-only, too.
     region.set("read_only", "1")?;
     bound.unbind()?;
     bound.bind(lab.driver)?;

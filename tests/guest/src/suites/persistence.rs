@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What was acknowledged as durable is there after the power was cut, and after it was switched
-//! off. Three boots on the same NVDIMMs; the runner cuts the power of the first.
+//! Data that were reported as durable are intact after a power cut, and after power-off. There are
+//! three boots on the same NVDIMMs; the runner cuts the power of the first.
 
 use std::fs::{self, File};
 use std::io::IoSlice;
@@ -19,7 +19,7 @@ use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::pwritev2;
 
-/// Nothing is unmounted or synced after these: the machine is as busy as it gets when it dies.
+/// Nothing is unmounted or synced after these tests, so the machine is busy when the power is cut.
 pub const WRITE: Suite = Suite {
     name: "persistence_write",
     tests: &[
@@ -48,7 +48,7 @@ pub const AFTER_POWER_OFF: Suite = Suite {
 };
 
 pub const LEN: usize = 4 << 20;
-/// The region that is used without a file system.
+/// The index of the region that is used without a file system.
 const RAW: u32 = 2;
 
 fn write(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
@@ -60,8 +60,8 @@ fn write(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
     Ok(())
 }
 
-/// One file through `write` and `fsync`, and one through a mapping that needs neither: as soon as a
-/// `MAP_SYNC` page can be written, the file system has its part durable.
+/// Writes one file by `write` and `fsync`, and one through a mapping that needs neither: a
+/// `MAP_SYNC` page becomes writable only when the metadata of the file system are durable.
 pub fn write_both_ways(mount: &Mount, tag: u64) -> Result<()> {
     let file = File::create(mount.path("written"))?;
     file.write_all_at(&stamped(LEN, tag), 0)?;
@@ -118,7 +118,7 @@ fn find_again(lab: &mut Lab, region: u32, fs: FileSystem) -> Result<()> {
     mount.unmount()
 }
 
-/// Half of it with FUA, half of it with a flush at the end.
+/// Writes one half with FUA, the other one with a flush at the end.
 fn write_on(disk: &Disk, tag: u64) -> Result<()> {
     let file = disk.open(Access::Direct)?;
     let bytes = Buffer::stamped(LEN, tag);

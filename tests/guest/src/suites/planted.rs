@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bugs that a module commits when it is loaded, one for each checker of the debug kernel. All of
-//! these tests must fail; the runner knows by which words.
+//! Planted bugs: a module has one for each checker of the debug kernel. All of these tests must
+//! fail; the runner knows the expected messages.
 //!
-//! lockdep goes first, because it is switched off by the first report of another checker.
+//! lockdep goes first, because the first report of another checker switches it off.
 
 use super::{Suite, Test};
 use crate::command::run;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Regions on several NUMA nodes, namespaces of all modes in one of them, an NVDIMM that is plugged in, and
-//! the users that a disk may have in the kernel.
+//! Regions on several NUMA nodes, namespaces of all modes in one of them, hotplug of an NVDIMM, and
+//! users of the disk in the kernel.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -32,9 +32,9 @@ pub const SUITE: Suite = Suite {
         Test::new("raid1_on_two_disks", kernel_users::raid1),
         Test::new("stripe_with_dax", kernel_users::stripe_with_dax),
         Test::new("swap", kernel_users::swap).within(120),
-        // From here on the second region is in parts.
+        // From here on the second region is divided.
         Test::new("all_modes_in_one_region", all_modes).within(120),
-        // From here on there is a region more.
+        // From here on there is another region.
         Test::new("nvdimm_plugged_in_under_load", plugged_in),
         Test::new("swap_whose_disk_goes", kernel_users::swap_goes),
     ],
@@ -43,7 +43,7 @@ pub const SUITE: Suite = Suite {
 const LEN: usize = 8 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
-/// How many pages a node's zone of device memory spans. It never becomes smaller.
+/// The number of pages that a node's zone of device memory spans. It never shrinks.
 fn device_pages(node: usize) -> Result<u64> {
     let text = fs::read_to_string("/proc/zoneinfo")?;
     let is_zone = |line: &&str| {
@@ -66,7 +66,8 @@ fn free_kib(node: usize) -> Result<u64> {
     Ok(words.rev().nth(1).context("no number")?.parse()?)
 }
 
-/// Disk and struct pages are on the node of the NVDIMM, and so is the memory that the struct pages take.
+/// The disk and the struct pages are on the node of the NVDIMM, and so is the memory for the struct
+/// pages.
 fn numa_node(lab: &mut Lab) -> Result<()> {
     for (region, node) in [(1, 1), (0, 0)] {
         let device = lab.region(region)?;
@@ -88,13 +89,13 @@ fn numa_node(lab: &mut Lab) -> Result<()> {
             let found = sysfs::read(&path)?;
             ensure!(found == number, "{} is {found}", path.display());
         }
-        // Were the pages of the other NVDIMM there too, there would be twice as many.
+        // With the pages of the other NVDIMM there would be twice as many.
         let (pages, found) = (disk.bytes()? / 4096, device_pages(node)?);
         ensure!(
             (pages..2 * pages).contains(&found),
             "{namespace}, of node {node}, has {pages} pages; the zone of that node spans {found}"
         );
-        // Nobody else uses the memory of node 1, which has no CPU.
+        // Nothing else uses the memory of node 1, which has no CPU.
         let right = pages * 64 / 1024;
         println!("{namespace}, of node {node}, took {taken} KiB from node 1 for {right} KiB");
         ensure!(
@@ -111,7 +112,7 @@ fn expect_contents(disk: &Disk, tag: u64) -> Result<()> {
     expect_same(&format!("what {disk} holds"), &found, &stamped(LEN, tag))
 }
 
-/// Each comes and goes without the others noticing.
+/// Each is unbound and bound without an effect on the others.
 fn all_modes(lab: &mut Lab) -> Result<()> {
     let region = lab.region(1)?;
     run(
@@ -137,7 +138,7 @@ fn all_modes(lab: &mut Lab) -> Result<()> {
     }
     disable_provider()?;
     enable_provider()?;
-    // Names may be others now; the contents are not.
+    // Names may have changed; the contents have not.
     let region = lab.region(1)?;
     let mut tags = Vec::new();
     for namespace in Device::all_of(&region.name().replace("region", "namespace"))? {
@@ -155,7 +156,8 @@ fn all_modes(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// An NVDIMM that comes while another is used is one more, and has what it had after all of them were away.
+/// Hotplug of an NVDIMM under load adds a region. Its contents are intact after all regions were
+/// removed and added again.
 fn plugged_in(lab: &mut Lab) -> Result<()> {
     let used = lab.prepare_in(0, Mode::FsdaxMem)?.disk;
     let file = used.open(Access::Direct)?;
@@ -163,7 +165,7 @@ fn plugged_in(lab: &mut Lab) -> Result<()> {
         let right = Buffer::of_pages(1 << 20, 7);
         let mut found = Buffer::of_pages(1 << 20, 0);
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             file.write_all_at(&right, 0)?;
             file.read_exact_at(&mut found, 0)?;
             expect_same("what was written", &found, &right)?;

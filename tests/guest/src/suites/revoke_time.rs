@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long it takes to take a device away from a process that has much of it mapped.
+//! How long it takes to unbind a device of which a process has a large part mapped.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -25,10 +25,10 @@ pub const SUITE: Suite = Suite {
 const PAGE: usize = 4096;
 const SMALL: usize = 16 << 20;
 const LARGE: usize = 1 << 30;
-/// How many times as long the large mapping may take, compared with how many times as large it is. Far
-/// more than what was seen, and far less than if each page were searched for among all.
+/// The allowed factor between the ratio of times and the ratio of sizes. Far more than what was
+/// measured, and far less than if each page were searched for linearly.
 const SLACK: u32 = 4;
-/// What it takes to take away a device that has nothing mapped, and does not depend on the mapping.
+/// How long the unbind of a device without mappings takes.
 const CONSTANT: Duration = Duration::from_millis(300);
 
 /// How long the page faults may take.
@@ -46,15 +46,15 @@ fn grows(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Maps `len` bytes of a file with pages of 4 KiB, writes to all of them, and measures how long unbind
-/// takes. The one who mapped it gets his signal.
+/// Maps `len` bytes of a file with pages of 4 KiB, writes to all of them, and measures unbind. The
+/// process with the mapping gets a signal.
 fn unbind_with(lab: &Lab, len: usize) -> Result<Duration> {
     let prepared = lab.prepare(Mode::FsdaxMem)?;
     let node = prepared.disk.node_str();
     Ext4.make(&node)?;
     let mount = Ext4.mount(&node, "dax=always")?;
     let path = mount.path("file");
-    let mut user = Child::start("who has it mapped", |link| {
+    let mut user = Child::start("the process with the mapping", |link| {
         let file = File::options()
             .read(true)
             .write(true)

@@ -23,11 +23,11 @@ pub const SUITE: Suite = Suite {
     name: "several",
     tests: &[
         Test::new("two_regions_are_independent", two_regions),
-        Test::new("one_goes_while_the_other_is_used", one_goes),
-        Test::new("one_goes_while_the_other_is_mapped", one_goes_while_mapped),
+        Test::new("unbind_while_the_other_is_in_use", one_goes),
+        Test::new("unbind_while_the_other_is_mapped", one_goes_while_mapped),
         Test::new("each_driver_has_one", each_driver_has_one),
         Test::new("xfs_zeroes_pages_in_place", zero_pages_in_place),
-        // It leaves the region in two parts, so it comes last.
+        // It divides the region, so it comes last.
         Test::new("two_namespaces_in_one_region", two_in_one_region),
     ],
 };
@@ -63,7 +63,7 @@ fn two_regions(lab: &mut Lab) -> Result<()> {
     expect_contents(&second.disk, 2)
 }
 
-/// Unbinds and binds one namespace again and again while a thread does I/O on the other.
+/// Unbinds and binds one namespace repeatedly while a thread does I/O on the other.
 fn one_goes(lab: &mut Lab) -> Result<()> {
     let stays = lab.prepare_in(0, Mode::FsdaxMem)?;
     let goes = lab.prepare_in(1, Mode::FsdaxMem)?;
@@ -119,7 +119,7 @@ fn one_goes_while_mapped(lab: &mut Lab) -> Result<()> {
 fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
     let other = lab.driver.other();
     if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
     let ours = lab.prepare_in(0, Mode::FsdaxMem)?;
     let theirs = lab.prepare_in(1, Mode::FsdaxMem)?;
@@ -134,7 +134,7 @@ fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
         std::fs::write(mount.path("file"), stamped(LEN, tag))?;
         mount.unmount()?;
     }
-    // What one driver wrote, the other reads.
+    // One driver reads what the other has written.
     for (prepared, to) in [(&ours, other), (&theirs, lab.driver)] {
         prepared.bound.unbind()?;
         prepared.bound.bind(to)?;
@@ -155,8 +155,8 @@ fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
     ours.bound.bind(lab.driver)
 }
 
-/// The realtime volume of an xfs is on a device of its own and given out in large units. A hole
-/// within a unit cannot be given back, so its pages are zeroed where they are, by the driver.
+/// The realtime volume of an xfs is on a device of its own and allocated in large extents. A hole
+/// within an extent cannot be freed, so the driver zeroes its pages in place.
 fn zero_pages_in_place(lab: &mut Lab) -> Result<()> {
     const PAGE: usize = 4096;
     let data = lab.prepare_in(0, Mode::FsdaxMem)?.disk.node_str();

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Models of what threads share besides the end of a device, which [loom](https://docs.rs/loom) goes
-//! through: flushes, the region, and counts of users.
+//! Models of shared state other than teardown, for [loom](https://docs.rs/loom): flushes, the
+//! region, and counts of users.
 //!
-//! Each repeats what the function in its heading does; a change of one is a change of the other.
-//! What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. A model that finds
-//! nothing may be blind. So each is run with defects as well, and has to find every one.
+//! Each model repeats the function that its heading names, and has to be changed with it. What
+//! `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a model
+//! finds defects, each is also run with some, and must find every one.
 
-// Most of it is for the other models.
+// Most of it is used by the other models only.
 #[allow(dead_code)]
 #[path = "../unbind/kernel.rs"]
 mod kernel;
@@ -44,14 +44,14 @@ use std::{
     rc::Rc, //
 };
 
-/// Goes through the executions of `run`, which must all end well.
+/// Runs all executions of `run`, none of which may fail.
 fn explore(run: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(3));
     builder.check(run);
 }
 
-/// Goes through them until one fails, which must be with the expected message.
+/// Runs executions until one fails, which must be with the expected message.
 #[track_caller]
 fn finds(expected: &str, run: impl Fn() + Sync + Send + 'static) {
     let Err(payload) = catch_unwind(AssertUnwindSafe(|| explore(run))) else {
@@ -64,8 +64,8 @@ fn finds(expected: &str, run: impl Fn() + Sync + Send + 'static) {
     assert!(message.contains(expected), "found otherwise: {message}");
 }
 
-/// Runs `work` with `shared` in a thread. What is shared is not [`Send`], but loom runs its threads one at a time,
-/// in one thread of the host.
+/// Runs `work` with `shared` in a thread. What is shared is not [`Send`], but loom runs its threads
+/// one at a time, in one thread of the host.
 fn spawn<T: 'static>(shared: &Rc<T>, work: impl FnOnce(&T) + 'static) -> thread::JoinHandle<()> {
     let shared = shared.clone();
     thread::spawn(move || work(&shared))
@@ -73,11 +73,11 @@ fn spawn<T: 'static>(shared: &Rc<T>, work: impl FnOnce(&T) + 'static) -> thread:
 
 /// A work item, and the thread that runs it.
 ///
-/// `queue_work()` is a full barrier whether it queues or not. The mark that it is queued goes before it runs,
-/// with a full barrier between the two.
+/// `queue_work()` is a full barrier whether it queues or not. The pending bit is cleared before the
+/// work runs, with a full barrier between the two.
 struct Work {
     queued: AtomicBool,
-    /// Nobody will queue it any more.
+    /// Set when the work can no longer be queued.
     closed: AtomicBool,
     queue: WaitQueue,
 }
@@ -97,7 +97,7 @@ impl Work {
         self.queue.wake_up();
     }
 
-    /// `destroy_workqueue()`: what is queued still runs.
+    /// `destroy_workqueue()`: queued work still runs.
     fn close(&self) {
         self.closed.swap(true, AcqRel);
         self.queue.wake_up();
@@ -127,7 +127,7 @@ enum FlushDefect {
     None,
     /// The flush comes before the list is taken.
     FlushedFirst,
-    /// A request is put on the list after the work was queued.
+    /// A request is added to the list after the work was queued.
     PushedLate,
 }
 
@@ -164,7 +164,8 @@ impl Flusher {
         }
     }
 
-    /// Which writes it has made durable: those that are ordered before it, and others by chance.
+    /// Returns which writes are durable: those that are ordered before the flush, and others by
+    /// chance.
     fn flush(&self) -> [bool; WRITERS] {
         [0, 1].map(|writer| self.written[writer].load(Relaxed))
     }
@@ -215,7 +216,7 @@ fn defects_of_the_list_are_found() {
     finds("never ended", two_writers(FlushDefect::PushedLate));
 }
 
-// ---- `Flusher::report`: what the log says of flushes that fail.
+// ---- `Flusher::report`: messages about failed flushes.
 
 struct Reports {
     torn: bool,
@@ -225,7 +226,7 @@ struct Reports {
 }
 
 impl Reports {
-    /// `xchg`, or what is wrong: a load and a store.
+    /// `xchg`, or as a defect a load and a store.
     fn exchange(&self, new: bool) -> bool {
         if self.torn {
             let old = self.has_failed.load(Relaxed);
@@ -296,13 +297,13 @@ fn reports_that_are_not_exchanged_are_found() {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RegionDefect {
     None,
-    /// Those inside are not waited for.
+    /// Readers inside of a section are not waited for.
     NotAwaited,
-    /// The pointer goes after those inside were waited for.
+    /// The pointer is cleared after readers were waited for.
     ClearedLate,
     /// The pointer is read before the section begins.
     LoadedEarly,
-    /// The section ends at once, as that of a guard that is called `_`.
+    /// The section ends at once, as that of a guard named `_`.
     LeftEarly,
 }
 
@@ -340,7 +341,7 @@ fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
         };
         let readers = [0, 1].map(|reader| spawn(&access, with(reader)));
 
-        // `revoke`, and then the region goes.
+        // `revoke`, followed by the end of the region.
         if defect != RegionDefect::ClearedLate {
             access.bound.store(false, Relaxed);
         }
@@ -358,7 +359,7 @@ fn flush_and_unbind(defect: RegionDefect) -> impl Fn() + Sync + Send + 'static {
 }
 
 #[test]
-fn nobody_uses_a_region_after_unbind() {
+fn a_region_is_not_used_after_unbind() {
     explore(flush_and_unbind(RegionDefect::None));
 }
 
@@ -374,14 +375,14 @@ fn defects_of_the_access_to_the_region_are_found() {
     }
 }
 
-// ---- `Counted`: killed by its owner, and dropped after the last hold.
+// ---- `Counted`: killed by its owner, and dropped after the last reference.
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CountDefect {
     None,
-    /// The count is not killed: a hold may be taken when there are none any more.
+    /// The count is not killed: a reference may be taken after the last one was put.
     NotKilled,
-    /// The holds are not waited for.
+    /// References are not waited for.
     NotAwaited,
 }
 
@@ -423,7 +424,7 @@ fn drop_counted(defect: CountDefect) -> impl Fn() + Sync + Send + 'static {
 }
 
 #[test]
-fn a_value_goes_after_the_last_hold() {
+fn a_value_is_dropped_after_the_last_reference() {
     explore(drop_counted(CountDefect::None));
 }
 
@@ -452,7 +453,7 @@ fn get_and_drop_installed(defect: GlobalDefect) -> impl Fn() + Sync + Send + 'st
         is_there: AtomicBool,
         rcu: Srcu,
         count: PercpuRef,
-        /// The structure that has the count, and the value.
+        /// The structure with the count and the value.
         structure: Memory,
     }
     move || {
@@ -496,7 +497,7 @@ fn get_and_drop_installed(defect: GlobalDefect) -> impl Fn() + Sync + Send + 'st
 }
 
 #[test]
-fn a_global_value_is_found_only_while_it_is_there() {
+fn a_global_value_is_found_only_while_installed() {
     explore(get_and_drop_installed(GlobalDefect::None));
 }
 

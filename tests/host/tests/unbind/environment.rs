@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The environment of `driver/plain/teardown.rs`, on the primitives of [`kernel`](super::kernel), and the
-//! users of the memory.
+//! The model of the environment of the teardown, on the primitives of [`kernel`](super::kernel),
+//! and of the users of the memory.
 //!
-//! What the unbinding thread, the worker, and the thread that kills the DAX device do is the
-//! driver's own code. The functions of [`Environment`] are models of those of `driver/environment.rs`
-//! and of the abstractions; each names what it stands for, and changes when that does. Left out is
-//! what a type does when it is dropped too early: it would hide that a user was not waited for.
+//! The unbinding thread, the worker, and the thread that kills the DAX device run the driver's own
+//! code. The functions of [`Environment`] are models of those of the driver and its abstractions;
+//! each names what it stands for, and has to be changed with it. What a type does when it is
+//! dropped too early is left out: it would hide that a user was not waited for.
 
 use crate::kernel::{
     Completion,
@@ -63,7 +63,7 @@ use std::{
     sync::Arc, //
 };
 
-/// What can be wrong with the environment.
+/// A defect of the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
     // The walk over the files.
@@ -73,35 +73,35 @@ pub enum Defect {
     UnmappedOnce,
     /// The invalidate lock is not taken.
     NoInvalidateLock,
-    /// The files are walked through only before the gate is closed.
-    WalkBeforeGate,
-    /// `revoke` returns before the files were walked through, which is done later.
+    /// The files are walked only before access is closed.
+    WalkBeforeClose,
+    /// `revoke` returns before the files were walked, which happens later.
     RevokedUnwalked,
 
-    // The gate.
-    /// There is no gate. The device refuses only when it is not alive.
-    NoGate,
-    /// The gate is closed without a barrier after that.
+    // The access state.
+    /// The access state is ignored. The device refuses only when it is not alive.
+    AccessStateIgnored,
+    /// There is no barrier after access is closed.
     NoBarrier,
-    /// A fault passes the gate without a barrier before that.
+    /// There is no barrier before a fault checks the access state.
     NoFaultBarrier,
-    /// A page is recorded as exposed only when the gate has been passed.
+    /// A page is recorded as exposed only after the access state was checked.
     ExposedLate,
-    /// A fault that finds the page recorded as exposed passes the gate without a barrier; reading
-    /// the record is an acquire.
+    /// A fault whose page is already recorded as exposed has no barrier before it checks the access state;
+    /// reading the record is an acquire.
     ExposureAcquired,
 
     // The users.
     /// The DAX device puts its reference to the pgmap before it has waited for its readers.
-    DeathUnawaited,
-    /// References to the pgmap are not looked at.
+    ReadersIgnored,
+    /// References to the pgmap are ignored.
     TranslationsIgnored,
-    /// References to pages are not looked at.
+    /// References to pages are ignored.
     PinsIgnored,
-    /// Entries that name a page are not looked at.
+    /// Page cache entries of a page are ignored.
     EntriesIgnored,
-    /// Holders of the disk are not looked at.
-    KeepersIgnored,
+    /// Holders of the disk are ignored.
+    HoldersIgnored,
     /// Removing the disk does not wait for requests.
     RequestsIgnored,
     /// Files are not referenced before the disk is removed.
@@ -116,58 +116,56 @@ pub enum Defect {
     // The wait.
     /// The unbinding thread waits for the last user.
     NeverRetired,
-    /// That waiting is hopeless is not looked at.
-    NeverHopeless,
-    /// A fatal signal is not looked at.
+    /// The check that waiting is hopeless is missing.
+    HolderWaitedForever,
+    /// A fatal signal is ignored.
     SignalIgnored,
-    /// This call of `wake_up`, counted from 0, wakes no thread.
+    /// The call of `wake_up` with this number, counted from 0, wakes no thread.
     WakeUpLost(u32),
 
     // The end.
     /// `free` returns before the memory is free.
     FreedLater,
-    /// The reservation goes before the memory.
+    /// The reservation is released before the memory is freed.
     UnreservedEarly,
-    /// The memory is freed while a thread may still be busy with what made it unused.
+    /// The memory is freed without a grace period after its last use.
     NoGracePeriod,
-    /// A reference to the module does not keep it.
+    /// A reference to the module does not prevent its unloading.
     ModuleNotKept,
     /// The exit of the module does not wait for the work queues.
     QueuesNotDrained,
 }
 
-/// How the world begins.
+/// The initial state.
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub defect: Option<Defect>,
-    /// A process has mapped the page, and touched it.
+    /// A process has mapped the page, and accessed it.
     pub mapped: bool,
     /// The page is pinned; see [`World::unpin`].
     pub pinned: bool,
     /// The file is closed, and its inode is being evicted; see [`World::evict`].
     pub evicting: bool,
-    /// The disk has a holder, which has the address of the memory; see [`World::use_by_keeper`].
-    pub kept: bool,
-    /// A reader is inside of a read-side section, and leaves it when unbind has returned; see
-    /// [`World::leave`].
+    /// The disk has a holder with the address of the memory; see [`World::use_by_holder`].
+    pub held: bool,
+    /// A reader is inside of a read-side section until unbind has returned; see [`World::leave`].
     pub stuck: bool,
     /// The file may be closed while the disk is removed; see [`World::pin_and_close`].
     pub closing: bool,
-    /// The deadline does not pass. Unbind returns early only if it is hopeless to wait, or after a
+    /// The deadline does not pass. Unbind returns early only if waiting is hopeless, or after a
     /// fatal signal.
-    pub patient: bool,
-    /// Freeing takes until unbind has returned.
+    pub no_deadline: bool,
+    /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
     /// The module is unloaded after that; see [`World::unload`].
     pub unloaded: bool,
-    /// The module is being unloaded, so that there are no references to it.
+    /// The module is being unloaded, so that references to it cannot be taken.
     pub unloading: bool,
-    /// The worker kills the DAX device by itself, for models that are not about that.
+    /// The worker kills the DAX device itself, for models of other aspects.
     pub killed_inline: bool,
-    /// The thread that kills the DAX device does so only when unbind has returned; see
-    /// [`World::kill_dax`].
+    /// The DAX device is killed only after unbind has returned; see [`World::kill_dax`].
     pub killed_late: bool,
-    /// Users that hold on to the memory let go only when unbind has returned.
+    /// Users release the memory only after unbind has returned.
     pub stubborn: bool,
 }
 
@@ -178,10 +176,10 @@ impl Setup {
         mapped: false,
         pinned: false,
         evicting: false,
-        kept: false,
+        held: false,
         stuck: false,
         closing: false,
-        patient: false,
+        no_deadline: false,
         slow_free: false,
         unloaded: false,
         unloading: false,
@@ -190,8 +188,8 @@ impl Setup {
         stubborn: false,
     };
 
-    /// Whether an entry of the page cache names the page.
-    fn names(&self) -> bool {
+    /// Whether an entry of the page cache refers to the page.
+    fn has_page(&self) -> bool {
         self.mapped || self.pinned || self.evicting
     }
 
@@ -200,7 +198,7 @@ impl Setup {
     }
 }
 
-/// What was seen in all executions of a model, and how often.
+/// Events in all executions of a model, and their number.
 #[derive(Clone, Default)]
 pub struct Seen(Arc<std::sync::Mutex<BTreeMap<&'static str, u64>>>);
 
@@ -226,7 +224,7 @@ impl Seen {
     }
 }
 
-/// The places of readers in the domain of `dax_read_lock`.
+/// The indices of readers in the domain of `dax_read_lock`.
 #[derive(Clone, Copy)]
 enum Reader {
     Fault,
@@ -239,7 +237,7 @@ impl Reader {
     const COUNT: usize = 4;
 }
 
-/// The places of readers in the domain of RCU (and RCU tasks).
+/// The indices of readers in the domain of RCU (and RCU tasks).
 #[derive(Clone, Copy)]
 enum Busy {
     Putting,
@@ -250,7 +248,7 @@ impl Busy {
     const COUNT: usize = 2;
 }
 
-// The states of the gate.
+// The access states.
 const OPEN: u32 = 0;
 const NO_FRAMES: u32 = 1;
 const CLOSED: u32 = 2;
@@ -258,25 +256,25 @@ const CLOSED: u32 = 2;
 /// The parts of a bound device.
 pub struct Parts(());
 
-/// A disk that is added.
+/// A disk that was added.
 pub struct Disk(());
 
 /// A disk that was removed.
 pub struct RemovedDisk {
-    /// It has a reference to the pgmap.
-    keeps: bool,
+    /// Whether it has a reference to the pgmap.
+    has_reference: bool,
 }
 
 /// A DAX device that is alive.
 pub struct Dax(());
 
-/// The memory, with an open gate.
+/// The memory, with access open.
 pub struct Open(());
 
-/// The memory, with a closed gate.
+/// The memory, with access closed.
 pub struct Closed(());
 
-/// The memory, taken away from all files.
+/// The memory after revocation from all files.
 pub struct Revoked {
     /// The last walk began when there was no reference to the pgmap.
     is_complete: bool,
@@ -285,7 +283,7 @@ pub struct Revoked {
 /// A reference to the module.
 pub struct Module(());
 
-/// A device with one page, from bind to gone.
+/// A device with one page, from bind to the end.
 pub struct World {
     this: Weak<Self>,
     setup: Setup,
@@ -296,7 +294,7 @@ pub struct World {
     changed: WaitQueue,
 
     // The memory: `abstractions::memremap` and `abstractions::fs_dax`.
-    gate: AtomicU32,
+    access: AtomicU32,
     exposed: AtomicBool,
     references: PercpuRef,
     reserved: AtomicBool,
@@ -308,7 +306,7 @@ pub struct World {
     srcu: Srcu,
     rcu: Srcu,
     requests: PercpuRef,
-    kept: AtomicBool,
+    held: AtomicBool,
     released: WaitQueue,
     inode: AtomicU32,
     invalidate_lock: RwLock<()>,
@@ -321,7 +319,7 @@ pub struct World {
     work_items: PercpuRef,
     code: Memory,
 
-    // What the model knows.
+    // State of the model itself.
     killable: Cell<Option<ThreadId>>,
     signal: AtomicBool,
     returned: Completion,
@@ -334,19 +332,19 @@ pub struct World {
     module_returned: Cell<bool>,
 }
 
-/// Threads in a world.
+/// Threads that run concurrently in a world.
 pub struct Model {
     pub setup: Setup,
-    /// How often at most a thread is interrupted that could go on. With no limit loom goes through
-    /// all executions, which takes too long for most models.
+    /// The maximum number of preemptions of a thread that could go on. Without it loom runs all
+    /// executions, which takes too long for most models.
     pub preemptions: Option<usize>,
     pub run: fn(&Rc<World>),
 }
 
 impl Model {
-    /// Goes through the executions, with a new world each. All of them must end well.
+    /// Runs the executions, each with a new world. None may fail.
     ///
-    /// `LOOM_MAX_PREEMPTIONS=3` makes it look further.
+    /// `LOOM_MAX_PREEMPTIONS=3` extends the search.
     pub fn explore(&self) -> Seen {
         let seen = Seen::default();
         let mut builder = Builder::new();
@@ -357,8 +355,7 @@ impl Model {
         seen
     }
 
-    /// Goes through the executions with a defect, until one fails, which must be with the expected
-    /// message.
+    /// Runs the executions with a defect, until one fails, which must be with the expected message.
     #[track_caller]
     pub fn finds(&self, defect: Defect, expected: &str) {
         let model = Self {
@@ -394,22 +391,22 @@ impl World {
                 dax: None,
             }),
             changed: WaitQueue::default(),
-            gate: AtomicU32::new(OPEN),
-            exposed: AtomicBool::new(setup.names() || setup.kept),
+            access: AtomicU32::new(OPEN),
+            exposed: AtomicBool::new(setup.has_page() || setup.held),
             // One of the DAX device, one of the disk.
             references: PercpuRef::new(2),
             reserved: AtomicBool::new(true),
             memory: Memory::new(),
-            page: Page::new(setup.references(), setup.names()),
+            page: Page::new(setup.references(), setup.has_page()),
             alive: AtomicBool::new(true),
             srcu: Srcu::new(Reader::COUNT, setup.stuck.then_some(Reader::Stuck as usize)),
             rcu: Srcu::new(Busy::COUNT, None),
             requests: PercpuRef::new(0),
-            kept: AtomicBool::new(setup.kept),
+            held: AtomicBool::new(setup.held),
             released: WaitQueue::default(),
             inode: AtomicU32::new(1),
             invalidate_lock: RwLock::new(()),
-            entry: Entry::new(setup.names()),
+            entry: Entry::new(setup.has_page()),
             page_table: PageTable::new(setup.mapped),
             module_users: AtomicU32::new(0),
             module_idle: WaitQueue::default(),
@@ -431,7 +428,7 @@ impl World {
         self.setup.defect == Some(defect)
     }
 
-    /// Runs something on another thread.
+    /// Runs a closure on another thread.
     pub fn spawn(&self, run: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
         let this = self.this.upgrade().unwrap();
         thread::spawn(move || run(&this))
@@ -458,7 +455,7 @@ impl World {
     }
 }
 
-// ---- The environment: `driver/environment.rs` and `abstractions`.
+// ---- The environment: the driver and its abstractions.
 
 impl Environment for World {
     type Parts = Parts;
@@ -483,7 +480,7 @@ impl Environment for World {
         }
     }
 
-    /// `WaitQueue::wait_until`. The condition is called again only when there is something new.
+    /// `WaitQueue::wait_until`. The condition is checked again only after a change.
     fn wait_until<R>(&self, mut condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R {
         let mut result = None;
 
@@ -510,7 +507,7 @@ impl Environment for World {
         assert_eq!(self.workers.get(), 1, "workers");
 
         self.enqueue(|this| {
-            // The code that drops it is not that of the module, or is its last.
+            // The caller is not code of the module, or has no more code of it to run.
             if teardown::work(this).is_some() {
                 this.module_returned.set(true);
                 this.put_module();
@@ -518,7 +515,7 @@ impl Environment for World {
         });
     }
 
-    /// The worker goes on when the device is dead, or after a while.
+    /// The worker goes on when the device is dead, or after a timeout.
     fn start_kill_dax(&self) {
         if self.setup.killed_inline {
             self.kill_dax();
@@ -527,7 +524,7 @@ impl Environment for World {
         }
     }
 
-    /// The deadline passes at any moment: a wait that it could end is not always scheduled at once.
+    /// The deadline passes at any moment: a thread that it wakes is not always scheduled at once.
     fn should_retire(&self, has_holder: bool) -> bool {
         if self.has(Defect::NeverRetired) {
             return false;
@@ -536,7 +533,7 @@ impl Environment for World {
             && !self.has(Defect::SignalIgnored)
             && self.signal.fetch_or(false, Acquire);
 
-        !self.setup.patient || killed || (has_holder && !self.has(Defect::NeverHopeless))
+        !self.setup.no_deadline || killed || (has_holder && !self.has(Defect::HolderWaitedForever))
     }
 
     /// `try_module_get()`
@@ -556,11 +553,11 @@ impl Environment for World {
 
     /// `fs_dax::Pagemap::close_to_mappings`
     fn close_to_mappings(&self, _memory: &mut Open) {
-        if self.has(Defect::WalkBeforeGate) {
+        if self.has(Defect::WalkBeforeClose) {
             self.walk();
         }
 
-        self.close_gate(NO_FRAMES);
+        self.close_access(NO_FRAMES);
         if !self.exposed.load(Relaxed) || !self.find_file() {
             return;
         }
@@ -571,8 +568,8 @@ impl Environment for World {
         let has_fault = guard.as_ref().is_some_and(Result::is_err);
         self.unmap();
         if self.setup.closing && !self.has(Defect::FilesNotHeld) {
-            // A locked entry may be that of a fault which has passed the gate.
-            // If it is unlocked, what the fault did is seen: the page has a reference.
+            // A locked entry may belong to a fault that has been admitted. If it is unlocked, the
+            // effect of the fault is visible: the page has a reference.
             let is_locked = match self.setup.defect {
                 Some(Defect::LockedNotHeld) => false,
                 Some(Defect::LockedReadRelaxed) => self.entry.looks_locked(),
@@ -586,11 +583,11 @@ impl Environment for World {
 
     /// `del_gendisk()`
     fn remove_disk(&self, Disk(()): Disk) -> RemovedDisk {
-        // `fs_bdev_mark_dead()` syncs file systems, which read and write by DAX.
+        // `fs_bdev_mark_dead()` syncs file systems, which read and write through DAX.
         let refuses = self.refuses.get();
         assert!(!refuses, "refuses before the file systems are synced");
-        // `fs_bdev_mark_dead()` evicts inodes that are not referenced.
-        if self.setup.closing && self.inode.fetch_or(0, Acquire) == 0 && self.entry.names() {
+        // `fs_bdev_mark_dead()` evicts inodes without references.
+        if self.setup.closing && self.inode.fetch_or(0, Acquire) == 0 && self.entry.has_page() {
             self.evict();
         }
 
@@ -598,24 +595,26 @@ impl Environment for World {
         if !self.has(Defect::RequestsIgnored) {
             self.requests.wait(0);
         }
-        let mut disk = RemovedDisk { keeps: true };
-        self.look_for_keepers(&mut disk);
+        let mut disk = RemovedDisk {
+            has_reference: true,
+        };
+        self.check_for_holders(&mut disk);
         disk
     }
 
     /// `fs_dax::Pagemap::close`
     fn close(&self, Open(()): Open) -> Closed {
         self.refuses.set(true);
-        self.close_gate(CLOSED);
+        self.close_access(CLOSED);
         self.references.kill();
         Closed(())
     }
 
-    /// `kill_dax()`, and what drops the DAX device.
+    /// `kill_dax()`, and the drop of the DAX device.
     fn kill(&self, Dax(()): Dax) {
         self.refuses.set(true);
         self.alive.store(false, Relaxed);
-        if !self.has(Defect::DeathUnawaited) {
+        if !self.has(Defect::ReadersIgnored) {
             self.srcu.synchronize();
         }
         self.references.put();
@@ -625,7 +624,7 @@ impl Environment for World {
     fn revoke(&self, Closed(()): Closed) -> Revoked {
         let is_complete = match self.setup.defect {
             Some(Defect::RevokedUnwalked) => false,
-            Some(Defect::WalkBeforeGate) => true,
+            Some(Defect::WalkBeforeClose) => true,
             _ => self.walk(),
         };
         if !is_complete {
@@ -638,12 +637,13 @@ impl Environment for World {
 
     /// `fs_dax::Revoked::first_user`
     fn first_user(&self, memory: &mut Revoked, disk: &mut RemovedDisk) -> Option<User> {
-        self.look_for_keepers(disk);
+        self.check_for_holders(disk);
 
-        if self.references.exceeds(u32::from(disk.keeps)) && !self.has(Defect::TranslationsIgnored)
+        if self.references.exceeds(u32::from(disk.has_reference))
+            && !self.has(Defect::TranslationsIgnored)
         {
             Some(User::Translation)
-        } else if disk.keeps {
+        } else if disk.has_reference {
             Some(User::Holder)
         } else if !memory.is_complete {
             Some(User::PageCache)
@@ -655,15 +655,15 @@ impl Environment for World {
     /// `fs_dax::Revoked::wait_for`
     fn wait_for(&self, user: User, memory: &mut Revoked, disk: &mut RemovedDisk) {
         match user {
-            User::Translation => self.references.wait(u32::from(disk.keeps)),
+            User::Translation => self.references.wait(u32::from(disk.has_reference)),
             User::Holder => self
                 .released
-                .wait_until(|| !self.kept.fetch_or(false, Acquire)),
+                .wait_until(|| !self.held.fetch_or(false, Acquire)),
             User::Pin => self.page.wait_idle(),
             User::PageCache => {
                 if memory.is_complete {
                     self.seen.note("walked again");
-                    // The thread that is about to let go of the page runs first.
+                    // The thread that is about to put the page runs first.
                     thread::yield_now();
                 }
                 memory.is_complete = self.walk() || self.has(Defect::TranslationsIgnored);
@@ -684,9 +684,9 @@ impl Environment for World {
 }
 
 impl World {
-    /// `Gate::close_to`
-    fn close_gate(&self, step: u32) {
-        self.gate.fetch_max(step, Relaxed);
+    /// `AccessState::close_to`
+    fn close_access(&self, step: u32) {
+        self.access.fetch_max(step, Relaxed);
         if !self.has(Defect::NoBarrier) {
             fence(SeqCst);
         }
@@ -698,9 +698,9 @@ impl World {
     }
 
     /// `RemovedDisk`: puts its reference to the pgmap when it has no holder any more.
-    fn look_for_keepers(&self, disk: &mut RemovedDisk) {
-        if disk.keeps && (!self.kept.load(Acquire) || self.has(Defect::KeepersIgnored)) {
-            disk.keeps = false;
+    fn check_for_holders(&self, disk: &mut RemovedDisk) {
+        if disk.has_reference && (!self.held.load(Acquire) || self.has(Defect::HoldersIgnored)) {
+            disk.has_reference = false;
             self.references.put();
         }
     }
@@ -710,11 +710,11 @@ impl World {
         if !self.exposed.load(Relaxed) {
             return None;
         }
-        let is_named = self.page.is_named();
+        let has_mapping = self.page.has_mapping();
 
         if self.page.is_referenced() {
             (!self.has(Defect::PinsIgnored)).then_some(User::Pin)
-        } else if is_named {
+        } else if has_mapping {
             (!self.has(Defect::EntriesIgnored)).then_some(User::PageCache)
         } else {
             None
@@ -738,7 +738,7 @@ impl World {
                 self.entry.wait_unlocked();
             }
         }
-        if self.entry.names() && !self.page.is_referenced() {
+        if self.entry.has_page() && !self.page.is_referenced() {
             self.delete_entry();
         }
         is_complete
@@ -752,11 +752,11 @@ impl World {
             !self.page.is_referenced(),
             "the entry of a page that is in use is deleted"
         );
-        self.page.set_named(false);
+        self.page.set_mapping(false);
         self.entry.delete();
     }
 
-    /// `PagemapInner::unmap`, and the end of the reservation. Nothing may use the memory.
+    /// `PagemapInner::unmap`, and the end of the reservation. The memory must not be in use.
     fn unmap_pages(&self) {
         if self.has(Defect::UnreservedEarly) {
             self.reserved.swap(false, Release);
@@ -771,7 +771,7 @@ impl World {
         self.entry.free();
         self.page.free();
         assert!(
-            !self.kept.fetch_or(false, AcqRel),
+            !self.held.fetch_or(false, AcqRel),
             "freed while the disk has a holder"
         );
         self.memory.take();
@@ -785,7 +785,7 @@ impl World {
         }
     }
 
-    // ---- The threads that take the device away.
+    // ---- The threads of the teardown.
 
     /// `Unbind::run`
     pub fn unbind(&self) -> Outcome {
@@ -806,7 +806,7 @@ impl World {
         end
     }
 
-    /// As above, by a thread that gets a fatal signal at some moment; see [`Self::signal`].
+    /// `Unbind::run` by a thread that gets a fatal signal at some moment; see [`Self::signal`].
     pub fn unbind_killable(&self) -> Outcome {
         self.killable.set(Some(thread::current().id()));
         self.unbind()
@@ -818,18 +818,18 @@ impl World {
         self.changed.wake_up();
     }
 
-    /// What the thread does that kills the DAX device.
+    /// The thread that kills the DAX device.
     pub fn kill_dax(&self) {
         teardown::kill_dax(self);
     }
 
-    /// `rmmod`: it is refused while there are references to the module, and tried again.
+    /// `rmmod`: fails while there are references to the module, and is tried again.
     pub fn unload(&self) {
         self.module_idle
             .wait_until(|| self.module_users.fetch_or(0, AcqRel) == 0);
 
         let is_gone = self.with(|teardown| matches!(teardown.state, State::Gone));
-        assert!(is_gone, "the module goes before the range");
+        assert!(is_gone, "the module is unloaded before the range is freed");
         // The exit: `destroy_workqueue()`.
         self.work_items.kill();
         if !self.has(Defect::QueuesNotDrained) {
@@ -852,7 +852,7 @@ impl World {
         found
     }
 
-    /// The end of `direct_access_callback`: `Gate::admits_access` and `Gate::admits_mapping`.
+    /// The end of `direct_access_callback`: `AccessState::admits_access` and `AccessState::admits_mapping`.
     fn admits(&self, frames: bool) -> bool {
         if frames {
             let was_exposed = !self.has(Defect::ExposedLate) && self.expose();
@@ -861,7 +861,7 @@ impl World {
                 fence(SeqCst);
             }
         }
-        let admitted = match self.gate.load(Relaxed) {
+        let admitted = match self.access.load(Relaxed) {
             OPEN => true,
             NO_FRAMES => !frames,
             _ => false,
@@ -869,7 +869,7 @@ impl World {
         if admitted && frames && self.has(Defect::ExposedLate) {
             self.expose();
         }
-        admitted || self.has(Defect::NoGate)
+        admitted || self.has(Defect::AccessStateIgnored)
     }
 
     /// `Exposure::has` and `Exposure::add`: returns whether the page was exposed before.
@@ -891,16 +891,16 @@ impl World {
         self.entry.lock();
         let found = self.translate(reader, true, || ());
         if found {
-            self.page.set_named(true);
-            self.entry.name();
+            self.page.set_mapping(true);
+            self.entry.set_page();
             self.map();
         }
         self.entry.unlock();
         found
     }
 
-    /// The translation for a fault of another file, on a page of the same chunk. What else it does
-    /// has no effect here.
+    /// The translation for a fault of another file, on a page of the same chunk. The rest of that
+    /// fault has no effect here.
     pub fn other_fault(&self) {
         self.admits(true);
     }
@@ -922,8 +922,8 @@ impl World {
         self.entry.lock();
         let found = self.translate(Reader::Fault, true, || ());
         if found {
-            self.page.set_named(true);
-            self.entry.name();
+            self.page.set_mapping(true);
+            self.entry.set_page();
         }
         self.entry.unlock();
         if !found {
@@ -932,7 +932,7 @@ impl World {
 
         // `dax_insert_pfn_mkwrite()`
         self.entry.lock();
-        if self.entry.names() {
+        if self.entry.has_page() {
             self.map();
             self.seen.note("mapped");
         }
@@ -953,7 +953,7 @@ impl World {
         }
     }
 
-    /// `read()` or `write()` of a DAX file: they copy inside of the read-side section, and may hang
+    /// `read()` or `write()` of a DAX file: copies inside of the read-side section, and may hang
     /// there.
     pub fn read(&self) {
         self.translate(Reader::Read, false, || {
@@ -992,15 +992,15 @@ impl World {
         true
     }
 
-    /// `vmsplice()` or direct I/O, and what follows.
+    /// `vmsplice()` or direct I/O, and the end of the pin.
     pub fn pin(&self) {
         if self.try_pin() {
             self.unpin();
         }
     }
 
-    /// The last reference is not the end of it: `free_zone_device_folio()` reads the page after
-    /// that.
+    /// The page is still accessed after the last reference was put: `free_zone_device_folio()`
+    /// reads it.
     fn put_page(&self) {
         self.rcu.read_lock(Busy::Putting as usize);
         self.page.put();
@@ -1015,7 +1015,7 @@ impl World {
         }
     }
 
-    /// Lets go of a page that was pinned before.
+    /// Unpins a page that was pinned from the beginning.
     pub fn unpin(&self) {
         self.hold_on();
         self.memory.access();
@@ -1043,10 +1043,10 @@ impl World {
     }
 
     /// device-mapper uses the memory by an address of its own, and closes the disk.
-    pub fn use_by_keeper(&self) {
+    pub fn use_by_holder(&self) {
         self.hold_on();
         self.memory.access();
-        self.kept.swap(false, Release);
+        self.held.swap(false, Release);
         self.released.wake_up();
     }
 
@@ -1057,7 +1057,7 @@ impl World {
     }
 
     /// Reads the list of retired ranges, and binds the range again if it is free.
-    pub fn look(&self) {
+    pub fn read_list(&self) {
         self.with(|teardown| {
             if teardown.is_retired() {
                 self.seen.note("retired, when looked at");
@@ -1080,15 +1080,15 @@ impl World {
         }
     }
 
-    /// What comes after unbind has returned gets an error.
-    pub fn come_late(&self) {
+    /// Accesses after unbind has returned get an error.
+    pub fn access_late(&self) {
         assert!(!self.fault_by(Reader::Late), "a fault found the device");
         assert!(!self.request(), "a request found the disk");
         assert!(!teardown::begin(self), "unbound again");
     }
 }
 
-/// The end of an execution, when the last thread has gone.
+/// The end of an execution, after the last thread.
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel gives to the environment, over loom's atomics.
+//! The primitives of the kernel for the environment, over loom's atomics.
 //!
-//! - Loom tries another order of two operations only if they are on the same loom object. So what
-//!   is asserted is stored in the objects that it is about, as marks that users must never meet; a
-//!   flag of its own would be read in one order only.
-//! - What is done under a lock of the kernel is one read-modify-write operation: it returns the
-//!   latest value, acquires and releases, and orders no other object. What is read without the
-//!   lock is a load, which may return an older value. Where there are such operations, values are
-//!   swapped and not stored, because loom has an order for a store and a read-modify-write
-//!   operation only if one has seen the other.
-//! - A thread that waits sleeps, so that a deadlock is found. Time does not pass by itself: where
-//!   the driver waits with a limit and looks again, the model waits until there is something new.
+//! - Loom tries another order of two operations only if they are on the same loom object. So
+//!   assertions use marks in the objects themselves, which users must never find; a flag of its own
+//!   would be read in one order only.
+//! - An operation under a lock of the kernel is one read-modify-write operation: it returns the
+//!   latest value, acquires and releases, and orders no other object. A read without the lock is a
+//!   load, which may return an older value. Where there are such operations, values are swapped and
+//!   not stored, because loom orders a store and a read-modify-write operation only if one has seen
+//!   the other.
+//! - A waiting thread sleeps, so that a deadlock is found. Time does not pass by itself: where the
+//!   driver waits with a limit and checks again, the model waits for a change.
 //! - `smp_mb()`, and what implies it, is a sequentially consistent fence.
 
 use loom::{
@@ -81,7 +81,7 @@ impl Completion {
     }
 }
 
-/// An SRCU domain. A reader marks in a place of its own that it is inside. Both functions are full
+/// An SRCU domain. A reader sets a mark of its own while it is inside. Both functions are full
 /// barriers on the reader's side, as in the kernel. `synchronize` waits for the readers that are
 /// inside when it begins.
 pub struct Srcu {
@@ -120,8 +120,8 @@ impl Srcu {
     }
 }
 
-/// A `percpu_ref`, without the CPUs: once it is killed, no new reference is given, and the end of
-/// those there are can be waited for.
+/// A `percpu_ref`, without the CPUs: once it is killed, no new reference can be taken, and the end
+/// of the existing ones can be waited for.
 pub struct PercpuRef {
     references: AtomicU32,
     queue: WaitQueue,
@@ -154,12 +154,12 @@ impl PercpuRef {
         self.references.fetch_or(Self::DEAD, AcqRel);
     }
 
-    /// Whether more references than these are left, once it is killed. The last put may be missed.
+    /// Whether there are more references than this, once it is killed. The last put may be missed.
     pub fn exceeds(&self, references: u32) -> bool {
         self.references.load(Acquire) & !Self::DEAD > references
     }
 
-    /// Waits, once it is killed, until no more references than these are left.
+    /// Waits, once it is killed, until there are no more references than this.
     pub fn wait(&self, references: u32) {
         let allowed = Self::DEAD..=Self::DEAD | references;
         self.queue
@@ -167,10 +167,10 @@ impl PercpuRef {
     }
 }
 
-/// The mark of what has been freed.
+/// The mark of freed objects.
 const FREED: u32 = 1 << 16;
 
-/// An entry of the page cache of a DAX file, and the XArray that it is in.
+/// An entry of the page cache of a DAX file, and its XArray.
 pub struct Entry {
     word: AtomicU32,
     queue: WaitQueue,
@@ -178,27 +178,27 @@ pub struct Entry {
 
 impl Entry {
     const LOCKED: u32 = 1;
-    /// It names the page.
-    const NAMES: u32 = 2;
+    /// The entry refers to the page.
+    const HAS_PAGE: u32 = 2;
 
     pub fn new(names: bool) -> Self {
         Self {
-            word: AtomicU32::new(if names { Self::NAMES } else { 0 }),
+            word: AtomicU32::new(if names { Self::HAS_PAGE } else { 0 }),
             queue: WaitQueue::default(),
         }
     }
 
     /// `grab_mapping_entry()`: changed under the spin lock of the array, which orders later
-    /// accesses after it only as far as an acquire does.
+    /// accesses after it only as an acquire does.
     pub fn lock(&self) {
         self.queue
             .wait_until(|| self.word.fetch_or(Self::LOCKED, AcqRel) & Self::LOCKED == 0);
     }
 
     /// `dax_insert_entry()`
-    pub fn name(&self) {
-        let old = self.word.fetch_or(Self::NAMES, AcqRel);
-        assert!(old & FREED == 0, "an entry names a page that is free");
+    pub fn set_page(&self) {
+        let old = self.word.fetch_or(Self::HAS_PAGE, AcqRel);
+        assert!(old & FREED == 0, "an entry refers to a free page");
     }
 
     pub fn unlock(&self) {
@@ -206,24 +206,24 @@ impl Entry {
         self.queue.wake_up();
     }
 
-    /// Whether the file uses the page, or is about to, as seen without the lock.
+    /// Whether the file uses the page, or is about to, as read without the lock.
     pub fn may_be_there(&self) -> bool {
-        self.word.load(Relaxed) & (Self::LOCKED | Self::NAMES) != 0
+        self.word.load(Relaxed) & (Self::LOCKED | Self::HAS_PAGE) != 0
     }
 
-    /// Whether it is locked, as seen under the lock of the array.
+    /// Whether the entry is locked, as read under the lock of the array.
     pub fn is_locked(&self) -> bool {
         self.word.fetch_or(0, AcqRel) & Self::LOCKED != 0
     }
 
-    /// As above, without the lock.
+    /// Whether the entry is locked, as read without the lock of the array.
     pub fn looks_locked(&self) -> bool {
         self.word.load(Relaxed) & Self::LOCKED != 0
     }
 
-    /// Whether it names the page, as seen under the lock.
-    pub fn names(&self) -> bool {
-        self.word.fetch_or(0, AcqRel) & Self::NAMES != 0
+    /// Whether the entry refers to the page, as read under the lock.
+    pub fn has_page(&self) -> bool {
+        self.word.fetch_or(0, AcqRel) & Self::HAS_PAGE != 0
     }
 
     pub fn wait_unlocked(&self) {
@@ -232,16 +232,19 @@ impl Entry {
     }
 
     pub fn delete(&self) {
-        self.word.fetch_and(!Self::NAMES, AcqRel);
+        self.word.fetch_and(!Self::HAS_PAGE, AcqRel);
     }
 
     pub fn free(&self) {
         let old = self.word.fetch_or(FREED, AcqRel);
-        assert!(old & Self::NAMES == 0, "freed while an entry names it");
+        assert!(
+            old & Self::HAS_PAGE == 0,
+            "freed while an entry refers to it"
+        );
     }
 }
 
-/// A place in a page table, with its lock.
+/// A page table entry, with the lock of its table.
 pub struct PageTable(AtomicU32);
 
 impl PageTable {
@@ -259,12 +262,12 @@ impl PageTable {
         assert!(old & Self::REVOKED == 0, "mapped after unbind returned");
     }
 
-    /// Returns whether it was mapped.
+    /// Unmaps the page, and returns whether it was mapped.
     pub fn unmap(&self) -> bool {
         self.0.fetch_and(!Self::MAPPED, AcqRel) & Self::MAPPED != 0
     }
 
-    /// Without the lock, as `get_user_pages_fast()` looks at it.
+    /// Whether the page is mapped, as `get_user_pages_fast()` reads it without the lock.
     pub fn is_mapped(&self) -> bool {
         self.0.load(Acquire) & Self::MAPPED != 0
     }
@@ -280,7 +283,7 @@ impl PageTable {
     }
 }
 
-/// A `struct page`: how many references it has, and whether an entry names it (`folio->mapping`).
+/// A `struct page`: its reference count, and whether an entry refers to it (`folio->mapping`).
 pub struct Page {
     references: AtomicU32,
     named: AtomicBool,
@@ -324,11 +327,11 @@ impl Page {
             .wait_until(|| self.references.fetch_or(0, Acquire) & !FREED == 0);
     }
 
-    pub fn is_named(&self) -> bool {
+    pub fn has_mapping(&self) -> bool {
         self.named.load(Relaxed)
     }
 
-    pub fn set_named(&self, named: bool) {
+    pub fn set_mapping(&self, named: bool) {
         self.named.store(named, Relaxed);
     }
 
@@ -339,7 +342,7 @@ impl Page {
 }
 
 /// The memory itself, and its mapping in the kernel; or the code of the module. An access that is
-/// not ordered before it is freed is an error, whatever the order in which they happen.
+/// not ordered before its end is an error, whatever the order in which they happen.
 pub struct Memory(UnsafeCell<()>);
 
 impl Memory {

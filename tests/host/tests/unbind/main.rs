@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Models of how a device is taken away, which [loom](https://docs.rs/loom) goes through.
+//! Models of teardown, for [loom](https://docs.rs/loom).
 //!
-//! The threads that take it away run `driver/plain/teardown.rs`. `environment.rs` has models of the
-//! functions that it calls, and of the users of the memory; `kernel.rs` has what both need of the
-//! kernel. Here are the models: which threads take part, and how the world is when they begin. Loom
-//! runs each of them in all orders of what the threads do to each other, and with all values that
-//! the memory model lets them read, as long as threads are not preempted more often than the model
+//! The threads of the teardown run the driver's own code. `environment.rs` has models of the
+//! functions that it calls, and of the users of the memory; `kernel.rs` has the primitives of the
+//! kernel for both. This file has the models: which threads take part, and the initial state. Loom
+//! runs each of them in all orders of the threads' interactions, and with all values that the
+//! memory model lets them read, as long as threads are not preempted more often than the model
 //! says.
 //!
-//! What must hold is asserted where it matters, in every model:
+//! Every model asserts:
 //!
 //! - The memory is freed once, and all threads have ended then. No thread sleeps for ever.
-//! - When it is freed, no page table maps it, no entry of a page cache names it, there is no
-//!   reference and no holder, and every access that was made is ordered before that.
+//! - When it is freed, no page table maps it, no entry of a page cache refers to it, there is no
+//!   reference and no holder, and every access is ordered before that.
 //! - When unbind returns, no page table maps the memory, and none does after that. If it returns in
 //!   time, the range is free; otherwise it is retired until it is free.
 //! - The worker gets a reference to the module if and only if the range was retired.
 //!
-//! A model that finds nothing may be blind. So each of them is run with the defects that it is
-//! there for, too, and has to find every one.
+//! To show that a model finds defects, each of them is also run with those that it is for, and must
+//! find every one.
 
 mod environment;
 mod kernel;
@@ -30,14 +30,14 @@ use environment::{
     Setup, //
 };
 
-/// Most models are not about how the DAX device is killed.
+/// Most models are not about the kill of the DAX device.
 const INLINE: Setup = Setup {
     killed_inline: true,
     ..Setup::IDLE
 };
 
-/// Two threads unbind the same device: a driver is unbound while its provider goes. One of them
-/// starts the worker, and both wait.
+/// Two threads unbind the same device: a driver is unbound while its provider is removed. One of
+/// them starts the worker, and both wait.
 const TWO_UNBINDS: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
@@ -49,12 +49,12 @@ const TWO_UNBINDS: Model = Model {
     },
 };
 
-/// As above, with a page that is pinned until both have returned. One of them has got a fatal
-/// signal, and the other one has no deadline of its own.
+/// As `TWO_UNBINDS`, with a page that is pinned until both have returned. One of them has got a
+/// fatal signal, and the other one has no deadline of its own.
 const TWO_UNBINDS_AND_SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
-        patient: true,
+        no_deadline: true,
         ..INLINE
     },
     preemptions: Some(2),
@@ -70,14 +70,14 @@ const TWO_UNBINDS_AND_SIGNAL: Model = Model {
 };
 
 #[test]
-fn one_of_two_unbinds_does_it() {
+fn one_of_two_unbinds_tears_down() {
     TWO_UNBINDS
         .explore()
         .assert(&["a second unbind", "retired", "in time"]);
 }
 
 #[test]
-fn a_range_that_one_unbind_has_retired_does_not_hold_up_another() {
+fn a_range_that_one_unbind_has_retired_does_not_delay_another() {
     let seen = TWO_UNBINDS_AND_SIGNAL.explore();
     seen.assert(&["a second unbind", "retired"]);
     seen.assert_never(&["in time"]);
@@ -87,28 +87,28 @@ fn a_range_that_one_unbind_has_retired_does_not_hold_up_another() {
 
 /// The list of retired ranges is read, and the range is bound again if it is free, while the
 /// unbinding thread and the worker race for its end.
-const LOOK: Model = Model {
+const LIST: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
     run: |world| {
-        world.spawn(|world| world.look());
+        world.spawn(|world| world.read_list());
         world.unbind();
     },
 };
 
 #[test]
 fn a_retired_range_is_on_the_list_and_reserved() {
-    LOOK.explore()
+    LIST.explore()
         .assert(&["retired, when looked at", "bound again", "in time"]);
 }
 
 #[test]
 fn defects_of_the_end_are_found() {
-    LOOK.finds(Defect::FreedLater, "not free in time");
-    LOOK.finds(Defect::UnreservedEarly, "Causality violation");
+    LIST.finds(Defect::FreedLater, "not free in time");
+    LIST.finds(Defect::UnreservedEarly, "Causality violation");
 }
 
-/// The range has no user, but to free it takes until unbind has returned.
+/// The range has no user, but freeing it takes until unbind has returned.
 const SLOW_FREE: Model = Model {
     setup: Setup {
         slow_free: true,
@@ -142,7 +142,7 @@ const REQUEST: Model = Model {
 };
 
 #[test]
-fn a_request_ends_before_the_memory_goes() {
+fn a_request_ends_before_the_memory_is_freed() {
     REQUEST.explore().assert(&["a request", "in time"]);
 }
 
@@ -152,8 +152,8 @@ fn a_disk_that_does_not_wait_for_requests_is_found() {
 }
 
 /// A page fault, the first one of the device, is somewhere between the lock of its entry and that
-/// of the page table. The worker walks through the files when the gate is closed, perhaps while the
-/// other thread still waits for readers (SRCU), and again after that.
+/// of the page table. The worker walks the files when access is closed, perhaps while the other
+/// thread still waits for readers (SRCU), and again after that.
 const FAULT: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -163,8 +163,8 @@ const FAULT: Model = Model {
     },
 };
 
-/// As above, while another reader hangs in its section until unbind has returned. So unbind has to
-/// return after the early walk.
+/// As `FAULT`, while another reader hangs in its section until unbind has returned. So unbind has
+/// to return after the early walk.
 const FAULT_AND_HANGING_READER: Model = Model {
     setup: Setup {
         stuck: true,
@@ -179,7 +179,7 @@ const FAULT_AND_HANGING_READER: Model = Model {
 };
 
 /// Another fault is recorded as the first one of the device, and the device is killed only when
-/// unbind has returned: a file system that is told first may take as long as it likes.
+/// unbind has returned: a file system that is notified first may take any time.
 const TWO_FAULTS: Model = Model {
     setup: Setup {
         killed_late: true,
@@ -194,9 +194,8 @@ const TWO_FAULTS: Model = Model {
     },
 };
 
-/// As the first one, but the files are walked through only once, when there is no reader inside of
-/// the device.
-const FAULT_BEFORE_DEATH: Model = Model {
+/// As `FAULT`, but the files are walked only once, when there is no reader inside of the device.
+const FAULT_BEFORE_KILL: Model = Model {
     setup: INLINE,
     preemptions: Some(3),
     run: FAULT.run,
@@ -210,7 +209,7 @@ fn a_fault_under_way_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_hanging_reader_does_not_hold_up_unbind() {
+fn a_hanging_reader_does_not_delay_unbind() {
     FAULT_AND_HANGING_READER
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "walked early"]);
@@ -218,7 +217,7 @@ fn a_hanging_reader_does_not_hold_up_unbind() {
 }
 
 #[test]
-fn it_does_not_matter_whose_fault_was_the_first() {
+fn any_fault_may_be_the_first() {
     TWO_FAULTS
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "walked early"]);
@@ -226,26 +225,26 @@ fn it_does_not_matter_whose_fault_was_the_first() {
 }
 
 #[test]
-fn a_fault_from_before_death_leaves_nothing_behind() {
-    FAULT_BEFORE_DEATH
+fn a_fault_before_the_kill_leaves_nothing_behind() {
+    FAULT_BEFORE_KILL
         .explore()
         .assert(&["mapped", "SIGBUS", "retired", "in time"]);
 }
 
 #[test]
 fn defects_of_the_walk_are_found() {
-    let model = FAULT_BEFORE_DEATH;
+    let model = FAULT_BEFORE_KILL;
 
     model.finds(Defect::LockedEntriesIgnored, "of a page that is in use");
     model.finds(Defect::UnmappedOnce, "mapped when unbind returns");
-    model.finds(Defect::WalkBeforeGate, "freed while");
+    model.finds(Defect::WalkBeforeClose, "freed while");
     model.finds(Defect::RevokedUnwalked, "mapped");
 }
 
 #[test]
-fn defects_of_the_gate_are_found() {
+fn defects_of_the_access_state_are_found() {
     for model in [FAULT, FAULT_AND_HANGING_READER] {
-        model.finds(Defect::NoGate, "mapped");
+        model.finds(Defect::AccessStateIgnored, "mapped");
         model.finds(Defect::NoBarrier, "mapped");
         model.finds(Defect::NoFaultBarrier, "mapped");
         model.finds(Defect::ExposedLate, "mapped");
@@ -276,7 +275,7 @@ fn a_walk_without_the_invalidate_lock_is_found() {
     SYNC_FAULT.finds(Defect::NoInvalidateLock, "mapped when unbind returns");
 }
 
-/// A file is read, which copies inside of the read-side section.
+/// A read of a file, which copies inside of the read-side section.
 const READ: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(2),
@@ -287,18 +286,18 @@ const READ: Model = Model {
 };
 
 #[test]
-fn a_read_ends_before_the_memory_goes() {
+fn a_read_ends_before_the_memory_is_freed() {
     READ.explore().assert(&["read", "retired", "in time"]);
 }
 
 #[test]
-fn memory_that_goes_before_the_device_is_dead_is_found() {
-    READ.finds(Defect::DeathUnawaited, "Causality violation");
+fn memory_that_is_freed_before_the_kill_is_found() {
+    READ.finds(Defect::ReadersIgnored, "Causality violation");
     READ.finds(Defect::TranslationsIgnored, "freed while it is referenced");
 }
 
-/// A process that has mapped a page pins it, or fails to, because it is being unmapped; lets go of
-/// it; and ends.
+/// A process that has mapped a page pins it, or fails to, because it is being unmapped; unpins it;
+/// and exits.
 const PIN: Model = Model {
     setup: Setup {
         mapped: true,
@@ -314,7 +313,7 @@ const PIN: Model = Model {
     },
 };
 
-/// As above, but it lets go only when unbind has returned.
+/// As `PIN`, but it unpins only when unbind has returned.
 const STUBBORN_PIN: Model = Model {
     setup: Setup {
         stubborn: true,
@@ -323,12 +322,12 @@ const STUBBORN_PIN: Model = Model {
     ..PIN
 };
 
-/// As above. The deadline does not pass, but the unbinding thread gets a fatal signal at some
-/// moment.
+/// As `STUBBORN_PIN`. The deadline does not pass, but the unbinding thread gets a fatal signal at
+/// some moment.
 const SIGNAL: Model = Model {
     setup: Setup {
         pinned: true,
-        patient: true,
+        no_deadline: true,
         ..INLINE
     },
     preemptions: Some(2),
@@ -346,7 +345,7 @@ fn a_pin_keeps_the_memory() {
 }
 
 #[test]
-fn a_pin_does_not_hold_up_unbind() {
+fn a_pin_does_not_delay_unbind() {
     STUBBORN_PIN
         .explore()
         .assert(&["pinned", "retired", "in time", "walked again"]);
@@ -364,12 +363,13 @@ fn a_fatal_signal_ends_the_wait() {
 #[test]
 fn defects_of_the_drain_are_found() {
     PIN.finds(Defect::PinsIgnored, "freed while");
-    PIN.finds(Defect::EntriesIgnored, "freed while an entry names it");
+    PIN.finds(Defect::EntriesIgnored, "freed while an entry refers to it");
     PIN.finds(Defect::NoGracePeriod, "Causality violation");
 }
 
-/// The inode of a file is being evicted, so that no walk finds it. Its entry goes when the page is
-/// not pinned any more. What the entry names is read without the lock under which it goes.
+/// The inode of a file is being evicted, so that no walk finds it. Its entry is removed when the
+/// page is no longer pinned. Whether the entry refers to the page is read without the lock under
+/// which it is removed.
 const EVICTION: Model = Model {
     setup: Setup {
         evicting: true,
@@ -382,7 +382,7 @@ const EVICTION: Model = Model {
     },
 };
 
-/// As above, and the page is pinned until unbind has returned.
+/// As `EVICTION`, and the page is pinned until unbind has returned.
 const EVICTION_OF_A_PIN: Model = Model {
     setup: Setup {
         pinned: true,
@@ -401,12 +401,12 @@ fn an_inode_that_is_being_evicted_is_waited_for() {
     EVICTION
         .explore()
         .assert(&["evicted", "walked again", "retired", "in time"]);
-    EVICTION.finds(Defect::EntriesIgnored, "freed while an entry names it");
-    EVICTION.finds(Defect::NoGracePeriod, "freed while an entry names it");
+    EVICTION.finds(Defect::EntriesIgnored, "freed while an entry refers to it");
+    EVICTION.finds(Defect::NoGracePeriod, "freed while an entry refers to it");
 }
 
 #[test]
-fn an_inode_that_is_being_evicted_does_not_hold_up_unbind() {
+fn an_inode_that_is_being_evicted_does_not_delay_unbind() {
     EVICTION_OF_A_PIN
         .explore()
         .assert(&["evicted", "walked again", "retired"]);
@@ -414,41 +414,41 @@ fn an_inode_that_is_being_evicted_does_not_hold_up_unbind() {
 }
 
 /// device-mapper holds the disk, and uses the memory by an address of its own until it closes it.
-const KEEPER: Model = Model {
+const HOLDER: Model = Model {
     setup: Setup {
-        kept: true,
+        held: true,
         ..INLINE
     },
     preemptions: Some(4),
     run: |world| {
-        world.spawn(|world| world.use_by_keeper());
+        world.spawn(|world| world.use_by_holder());
         world.unbind();
     },
 };
 
-/// As above, but it closes the disk only when unbind has returned, whose deadline does not pass:
-/// that waiting is hopeless has to end it.
-const STUBBORN_KEEPER: Model = Model {
+/// As `HOLDER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
+/// unbind has to return because waiting is hopeless.
+const STUBBORN_HOLDER: Model = Model {
     setup: Setup {
         stubborn: true,
-        patient: true,
-        ..KEEPER.setup
+        no_deadline: true,
+        ..HOLDER.setup
     },
-    ..KEEPER
+    ..HOLDER
 };
 
 #[test]
-fn a_keeper_keeps_the_memory() {
-    KEEPER.explore().assert(&["retired", "in time"]);
-    KEEPER.finds(Defect::KeepersIgnored, "freed while the disk has a holder");
+fn a_holder_keeps_the_memory() {
+    HOLDER.explore().assert(&["retired", "in time"]);
+    HOLDER.finds(Defect::HoldersIgnored, "freed while the disk has a holder");
 }
 
 #[test]
-fn a_keeper_does_not_hold_up_unbind() {
-    STUBBORN_KEEPER.explore().assert(&["retired"]);
-    STUBBORN_KEEPER.finds(Defect::NeverRetired, "deadlock");
-    STUBBORN_KEEPER.finds(Defect::NeverHopeless, "deadlock");
-    STUBBORN_KEEPER.finds(Defect::WakeUpLost(0), "deadlock");
+fn a_holder_does_not_delay_unbind() {
+    STUBBORN_HOLDER.explore().assert(&["retired"]);
+    STUBBORN_HOLDER.finds(Defect::NeverRetired, "deadlock");
+    STUBBORN_HOLDER.finds(Defect::HolderWaitedForever, "deadlock");
+    STUBBORN_HOLDER.finds(Defect::WakeUpLost(0), "deadlock");
 }
 
 /// A program pins a page that it has mapped, and unmaps and closes the file, while the disk is
@@ -468,7 +468,7 @@ const CLOSE: Model = Model {
     },
 };
 
-/// As above, but the page is first touched while the device is being taken away.
+/// As `CLOSE`, but the page is first accessed during the teardown.
 const FAULT_AND_CLOSE: Model = Model {
     setup: Setup {
         mapped: false,
@@ -484,7 +484,7 @@ const FAULT_AND_CLOSE: Model = Model {
     },
 };
 
-/// As above, and the file is mapped with `MAP_SYNC`.
+/// As `FAULT_AND_CLOSE`, and the file is mapped with `MAP_SYNC`.
 const SYNC_FAULT_AND_CLOSE: Model = Model {
     setup: FAULT_AND_CLOSE.setup,
     preemptions: Some(2),
@@ -498,7 +498,7 @@ const SYNC_FAULT_AND_CLOSE: Model = Model {
 };
 
 #[test]
-fn a_file_that_is_held_does_not_hold_up_the_disk() {
+fn a_file_that_is_held_does_not_delay_the_disk() {
     CLOSE.explore().assert(&["pinned", "retired", "in time"]);
     CLOSE.finds(Defect::FilesNotHeld, "deadlock");
 }
@@ -508,22 +508,22 @@ fn a_file_that_is_used_too_late_to_be_held_cannot_be_pinned() {
     FAULT_AND_CLOSE
         .explore()
         .assert(&["pinned", "SIGBUS", "retired", "in time"]);
-    FAULT_AND_CLOSE.finds(Defect::NoGate, "deadlock");
+    FAULT_AND_CLOSE.finds(Defect::AccessStateIgnored, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::FilesNotHeld, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::LockedNotHeld, "deadlock");
     FAULT_AND_CLOSE.finds(Defect::LockedReadRelaxed, "deadlock");
 }
 
 #[test]
-fn a_file_that_is_used_by_a_synchronous_fault_does_not_hold_up_the_disk() {
+fn a_file_that_is_used_by_a_synchronous_fault_does_not_delay_the_disk() {
     SYNC_FAULT_AND_CLOSE
         .explore()
         .assert(&["pinned", "retired", "in time"]);
     SYNC_FAULT_AND_CLOSE.finds(Defect::FilesNotLocked, "deadlock");
 }
 
-/// The module is unloaded as soon as there is no reference to it. Its exit waits for the work
-/// queue, on which the device is taken away.
+/// The module is unloaded as soon as there is no reference to it. Its exit waits for the work queue
+/// of the teardown.
 const UNLOAD: Model = Model {
     setup: Setup {
         unloaded: true,
@@ -536,7 +536,7 @@ const UNLOAD: Model = Model {
     },
 };
 
-/// As above, and a page is pinned until unbind has returned.
+/// As `UNLOAD`, and a page is pinned until unbind has returned.
 const UNLOAD_RETIRED: Model = Model {
     setup: Setup {
         unloaded: true,
@@ -553,8 +553,8 @@ const UNLOAD_RETIRED: Model = Model {
     },
 };
 
-/// The module is being unloaded, which unbinds the device. There is no reference to the module to
-/// be had, so that the range is not retired, although the deadline passes.
+/// The module is being unloaded, which unbinds the device. No reference to the module can be taken,
+/// so the range is not retired, although the deadline passes.
 const UNLOADING: Model = Model {
     setup: Setup {
         unloading: true,
@@ -565,7 +565,7 @@ const UNLOADING: Model = Model {
 };
 
 #[test]
-fn the_module_goes_when_its_work_items_have_ended() {
+fn the_module_is_unloaded_after_its_work_items() {
     UNLOAD.explore().assert(&["retired", "in time"]);
     UNLOAD.finds(Defect::QueuesNotDrained, "Causality violation");
 }
@@ -574,7 +574,10 @@ fn the_module_goes_when_its_work_items_have_ended() {
 fn a_retired_range_keeps_the_module() {
     UNLOAD_RETIRED.explore().assert(&["retired", "in time"]);
     UNLOAD_RETIRED.finds(Defect::QueuesNotDrained, "Causality violation");
-    UNLOAD_RETIRED.finds(Defect::ModuleNotKept, "the module goes before the range");
+    UNLOAD_RETIRED.finds(
+        Defect::ModuleNotKept,
+        "the module is unloaded before the range is freed",
+    );
 }
 
 #[test]
@@ -586,17 +589,17 @@ fn unbind_waits_while_the_module_is_unloaded() {
     UNLOADING.finds(Defect::WakeUpLost(1), "deadlock");
 }
 
-/// When unbind has returned, what comes gets an error, whether the range is retired or free.
+/// When unbind has returned, new accesses get an error, whether the range is retired or free.
 const LATE: Model = Model {
     setup: Setup::IDLE,
     preemptions: Some(3),
     run: |world| {
         world.unbind();
-        world.come_late();
+        world.access_late();
     },
 };
 
-/// As above, with a page that is still pinned, so that its entry is still there.
+/// As `LATE`, with a page that is still pinned, so that its entry still exists.
 const LATE_AND_PINNED: Model = Model {
     setup: Setup {
         pinned: true,
@@ -605,14 +608,14 @@ const LATE_AND_PINNED: Model = Model {
     preemptions: Some(2),
     run: |world| {
         world.unbind();
-        world.come_late();
+        world.access_late();
         world.unpin();
     },
 };
 
 #[test]
-fn what_comes_late_gets_an_error() {
+fn late_accesses_get_an_error() {
     LATE.explore().assert(&["retired", "in time"]);
     LATE_AND_PINNED.explore().assert(&["retired"]);
-    LATE.finds(Defect::NoGate, "mapped after unbind returned");
+    LATE.finds(Defect::AccessStateIgnored, "mapped after unbind returned");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices come, and the module does.
+//! Binding of devices and loading of the module.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,14 +16,14 @@ use super::{NO_MEMORY, NOT_PROBED, Walk, small};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
-use crate::injection::{ASYNC, Whose};
+use crate::injection::{ASYNC, Scope};
 use crate::lab::{Lab, Prepared, holder};
 use crate::nd::{Device, settle};
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same};
 use crate::sysfs;
 
-/// Where the driver lists what is bound, one a line.
+/// The debugfs file that lists bound devices, one a line.
 const LIST: &str = "/sys/kernel/debug/pmem_rs/devices";
 const MARK: usize = 4096;
 
@@ -42,7 +42,7 @@ fn find_mark(disk: &Disk) -> Result<()> {
 /// Checks whether the driver lists a device among those that are bound.
 fn expect_listed(device: &Device, is: bool) -> Result<()> {
     let list = sysfs::read(LIST)?;
-    // Before the address.
+    // The address follows.
     let start = format!("{device} [");
     ensure!(
         list.lines().any(|line| line.starts_with(&start)) == is,
@@ -51,7 +51,7 @@ fn expect_listed(device: &Device, is: bool) -> Result<()> {
     Ok(())
 }
 
-/// The file that binds devices, or unbinds them; nothing has to be opened once allocations fail.
+/// Opens the bind or unbind file in advance: no file can be opened once allocations fail.
 pub fn order(lab: &Lab, what: &str) -> Result<File> {
     let path = Path::new("/sys/bus/nd/drivers")
         .join(lab.driver.name())
@@ -62,20 +62,20 @@ pub fn order(lab: &Lab, what: &str) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
-/// Gives a device to a driver or takes it away, by a file of [`order`].
+/// Binds or unbinds a device, by a file of [`order`].
 pub fn give(mut order: &File, device: &Device) -> io::Result<()> {
     order.write_all(device.name().as_bytes())
 }
 
-/// A device is bound that has been bound before.
+/// Binds a device that was bound before.
 pub fn probe(lab: &mut Lab, mode: Mode) -> Result<()> {
     let Prepared { bound, disk, .. } = small(lab, mode)?;
     leave_mark(&disk)?;
     bound.unbind()?;
     let bind = order(lab, "bind")?;
     let mut walk = Walk::new(lab, "probe")?;
-    for whose in [Whose::ThreadNearDriver, Whose::Thread] {
-        walk.along(whose, |failing| {
+    for scope in [Scope::ThreadNearDriver, Scope::Thread] {
+        walk.along(scope, |failing| {
             if failing.call(NOT_PROBED, || give(&bind, &bound))?.is_none() {
                 bound.expect_driver(None)?;
                 ensure!(!disk.exists(), "{disk} is there");
@@ -94,7 +94,7 @@ pub fn probe(lab: &mut Lab, mode: Mode) -> Result<()> {
     bound.bind(lab.driver)
 }
 
-/// A new pfn device is bound, which has no info block yet.
+/// Binds a new pfn device, which has no info block yet.
 pub fn probe_of_new(lab: &mut Lab, map: &str) -> Result<()> {
     let Prepared { namespace, .. } = small(lab, Mode::Raw)?;
     namespace.unbind()?;
@@ -102,9 +102,9 @@ pub fn probe_of_new(lab: &mut Lab, map: &str) -> Result<()> {
     let bind = order(lab, "bind")?;
     let mut number = 0;
     let mut walk = Walk::new(lab, "probe of a new device")?;
-    // What libnvdimm does after that, for the next one, is like a claim.
-    walk.along(Whose::ThreadInDriver, |failing| {
-        // With another uuid, the info block that is there is another one's.
+    // What libnvdimm does for the next device after that is the same as in `claim`.
+    walk.along(Scope::ThreadInDriver, |failing| {
+        // With another uuid, the existing info block does not match.
         number += 1;
         let seed = Device::named(region.get("pfn_seed")?);
         seed.set("mode", map)?;
@@ -121,11 +121,12 @@ pub fn probe_of_new(lab: &mut Lab, map: &str) -> Result<()> {
     walk.end()
 }
 
-/// What binding a namespace ends with that belongs to a device that has just been made for it.
+/// The error of binding a namespace whose info block makes libnvdimm create a device that claims
+/// it.
 const CLAIMED: Errno = Errno::ENXIO;
 
-/// A namespace is offered to the driver that has an info block, for which there is no device yet. Whatever
-/// fails, it is not taken for one that has none.
+/// Binds a namespace with an info block that no device has claimed yet. Whatever fails, the
+/// namespace is never treated as one without an info block.
 pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
     let Prepared {
         namespace,
@@ -138,22 +139,22 @@ pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
     let region = lab.region(0)?;
     let bind = order(lab, "bind")?;
     let mut walk = Walk::new_excepting(lab, "claim", ASYNC)?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         let result = failing.during(|| give(&bind, &namespace))?;
-        // libnvdimm may say that it does not take an info block for which it has no memory.
+        // libnvdimm may report that it rejects an info block when it lacks memory for it.
         let right = [&[CLAIMED, Errno::EOPNOTSUPP], NOT_PROBED].concat();
         let end = errno::expect("binding the namespace", result, &right)?;
         failing.ended(&format!("{end:?}"));
         namespace.expect_driver(None)?;
         settle()?;
         if namespace.get("holder")?.is_empty() {
-            ensure!(failing.has_failed(), "nobody has claimed {namespace}");
+            ensure!(failing.has_failed(), "no device has claimed {namespace}");
             let result = namespace.try_bind(lab.driver);
             errno::expect("binding it again", result, &[CLAIMED])?;
             settle()?;
         }
         let bound = holder(&namespace)?;
-        ensure!(bound != namespace, "nobody has claimed {namespace}");
+        ensure!(bound != namespace, "no device has claimed {namespace}");
         if bound.driver().is_none() {
             bound.bind(lab.driver)?;
         }
@@ -161,7 +162,7 @@ pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
         bound.unbind()?;
         bound.give_up_namespace()
     })?;
-    // Devices that have claimed something once are kept by the region.
+    // The region keeps devices that have once claimed something.
     region.unbind()?;
     region.enable_region()?;
     let bound = holder(&lab.namespace(0)?)?;
@@ -170,7 +171,7 @@ pub fn claim(lab: &mut Lab, mode: Mode) -> Result<()> {
     bound.bind(lab.driver)
 }
 
-/// The module is loaded while there is no device for it, and unloaded.
+/// Loads the module while there is no device for it, and unloads it.
 pub fn module(lab: &mut Lab) -> Result<()> {
     const NO_PARAMETERS: &CStr = c"";
     let region = lab.region(0)?;
@@ -188,9 +189,9 @@ pub fn module(lab: &mut Lab) -> Result<()> {
     };
     let unload = || Ok(delete_module(&name, DeleteModuleFlags::empty())?);
     let mut walk = Walk::new(lab, "load")?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         if failing.call(NO_MEMORY, load)?.is_none() {
-            ensure!(!lab.driver.is_loaded(), "it is loaded by halves");
+            ensure!(!lab.driver.is_loaded(), "it is partly loaded");
             load().context("the next time")?;
         }
         unload().context("unloading")
@@ -198,9 +199,9 @@ pub fn module(lab: &mut Lab) -> Result<()> {
     walk.end()?;
     load()?;
     let mut walk = Walk::new(lab, "unload")?;
-    walk.along(Whose::Thread, |failing| {
+    walk.along(Scope::Thread, |failing| {
         if failing.call(NO_MEMORY, unload)?.is_none() {
-            ensure!(lab.driver.is_loaded(), "it is unloaded by halves");
+            ensure!(lab.driver.is_loaded(), "it is partly unloaded");
             unload().context("the next time")?;
         }
         load().context("loading")

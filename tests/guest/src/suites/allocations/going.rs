@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices go. That cannot be refused, so it has to succeed whatever fails.
+//! Unbinding of devices. It cannot be refused, so it must succeed whatever fails.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -15,7 +15,7 @@ use crate::command::run;
 use crate::disk::Access;
 use crate::filesystem::FileSystem::Ext4;
 use crate::filesystem::Mount;
-use crate::injection::{Allocator, Injection, ORDER, Whose};
+use crate::injection::{Allocator, Injection, ORDER, Scope};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
@@ -25,21 +25,22 @@ use crate::retired;
 use crate::sectors::{expect_same, stamped};
 use crate::sysfs;
 
-/// Those for whom the allocations are counted. The kernel cannot refuse to unbind once the driver is asked.
-const EVERYBODY: [Whose; 3] = [
-    Whose::Thread,
-    Whose::Driver(Allocator::Slab),
-    Whose::Driver(Allocator::Pages),
+/// The allocations that are made to fail. The kernel cannot refuse to unbind once the driver is
+/// called.
+const SCOPES: [Scope; 3] = [
+    Scope::Thread,
+    Scope::Driver(Allocator::Slab),
+    Scope::Driver(Allocator::Pages),
 ];
-const DRIVER: [Whose; 2] = [
-    Whose::Driver(Allocator::Slab),
-    Whose::Driver(Allocator::Pages),
+const DRIVER_SCOPES: [Scope; 2] = [
+    Scope::Driver(Allocator::Slab),
+    Scope::Driver(Allocator::Pages),
 ];
 
 const LEN: usize = 1 << 20;
-/// How long the driver waits for pages that are pinned.
+/// How long the driver waits for pinned pages.
 const TIMEOUT: Duration = Duration::from_millis(100);
-/// How long it may take to hear of something.
+/// How long a process may take to report.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Unbinds while an allocation fails.
@@ -50,10 +51,10 @@ fn unbind(lab: &Lab, prepared: &Prepared, failing: &mut Failing<'_>) -> Result<(
         Some(()) => {}
         None => {
             ensure!(
-                failing.whose == Whose::Thread,
+                failing.scope == Scope::Thread,
                 "the driver was asked, and did not go"
             );
-            // The order did not get as far as to the driver.
+            // The write failed before it reached the driver.
             bound.expect_driver(Some(lab.driver))?;
             give(&order, bound)?;
         }
@@ -67,8 +68,8 @@ pub fn while_idle(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Raw, Mode::Sector] {
         let prepared = small(lab, mode)?;
         let mut walk = Walk::new(lab, "unbind")?;
-        for whose in EVERYBODY {
-            walk.along(whose, |failing| {
+        for scope in SCOPES {
+            walk.along(scope, |failing| {
                 unbind(lab, &prepared, failing)?;
                 prepared.bound.bind(lab.driver)
             })?;
@@ -105,7 +106,7 @@ fn touch(mapping: &Mapping) {
     }
 }
 
-/// What is there after all of it.
+/// Checks the file after all unbinds.
 fn expect_intact(prepared: &Prepared) -> Result<()> {
     let mount = mount(prepared)?;
     expect_same("the file", &fs::read(mount.path("used"))?, &stamped(LEN, 1))?;
@@ -116,10 +117,10 @@ fn expect_intact(prepared: &Prepared) -> Result<()> {
 pub fn while_mapped(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let mut walk = Walk::new(lab, "unbind of mapped memory")?;
-    for whose in DRIVER {
-        walk.along(whose, |failing| {
+    for scope in DRIVER_SCOPES {
+        walk.along(scope, |failing| {
             let mount = mount(&prepared)?;
-            let mut user = Child::start_ready("who has it mapped", |link| {
+            let mut user = Child::start_ready("the process with the mapping", |link| {
                 let mapping = map(&mount)?;
                 mapping.store(0, mapping.load(0));
                 touch(&mapping);
@@ -140,24 +141,24 @@ pub fn while_mapped(lab: &mut Lab) -> Result<()> {
     expect_intact(&prepared)
 }
 
-/// How long unbind may take beyond its timeout: a second, and what the emulator and the checkers take. It is less
-/// than what the kernel takes a task to hang.
+/// How long unbind may take beyond its timeout: a second, and the cost of the emulator and the
+/// checkers. It is less than the kernel's limit for hung tasks.
 const SLACK: Duration = Duration::from_secs(15);
 
-/// Who keeps pages of the device while it goes.
+/// What uses pages of the device while it is unbound.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keeper {
-    /// Has them mapped.
+enum PageUser {
+    /// A mapping.
     Mapping,
-    /// Has them in a pipe.
+    /// A pipe.
     Pipe,
 }
 
-impl Keeper {
+impl PageUser {
     fn work(self, mount: &Mount, link: &mut Link) -> Result<()> {
         let mapping = map(mount)?;
         touch(&mapping);
-        if self == Keeper::Mapping {
+        if self == PageUser::Mapping {
             link.say("ready")?;
             link.wait()?;
             touch(&mapping);
@@ -165,7 +166,7 @@ impl Keeper {
         }
         let (reader, writer) = nix::unistd::pipe()?;
         let given = mapping.give_to_pipe(0, PAGE, &writer)?;
-        ensure!(given == PAGE, "only {given} bytes went into the pipe");
+        ensure!(given == PAGE, "{given} bytes were put into the pipe");
         drop(mapping);
         link.say("ready")?;
         link.wait()?;
@@ -174,26 +175,28 @@ impl Keeper {
         expect_same("what is in the pipe", &found, &stamped(LEN, 1)[..PAGE])
     }
 
-    /// What becomes of it once the device is gone.
+    /// Checks how the user ends once the device is gone.
     fn expect_gone(self, mut user: Child) -> Result<()> {
         user.go()?;
         match self {
-            Keeper::Mapping => user.expect_signal(Signal::SIGBUS, PATIENCE),
-            Keeper::Pipe => user.expect_done(PATIENCE),
+            PageUser::Mapping => user.expect_signal(Signal::SIGBUS, PATIENCE),
+            PageUser::Pipe => user.expect_done(PATIENCE),
         }
     }
 }
 
-/// Nobody in the whole system gets memory from the slab while a device goes.
+/// Unbinds a device while every allocation from the slab fails in the whole system.
 pub fn without_memory(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
     let injection = Injection::new(lab.driver, ORDER)?;
-    for keeper in [Keeper::Mapping, Keeper::Pipe] {
+    for page_user in [PageUser::Mapping, PageUser::Pipe] {
         let mount = mount(&prepared)?;
-        let user = Child::start_ready("who keeps pages", |link| keeper.work(&mount, link))?;
+        let user = Child::start_ready("the process that uses pages", |link| {
+            page_user.work(&mount, link)
+        })?;
         let order = order(lab, "unbind")?;
-        let mut unbind = Child::start_ready("who unbinds", |link| {
+        let mut unbind = Child::start_ready("the unbinding process", |link| {
             link.say("ready")?;
             link.wait()?;
             Ok(give(&order, bound)?)
@@ -213,10 +216,10 @@ pub fn without_memory(lab: &mut Lab) -> Result<()> {
         );
         ensure!(failed > 0, "no allocation has failed");
         bound.expect_driver(None)?;
-        if keeper == Keeper::Pipe {
+        if page_user == PageUser::Pipe {
             println!("retired: {:?}", retired::expect(1)?);
         }
-        keeper.expect_gone(user)?;
+        page_user.expect_gone(user)?;
         mount.unmount()?;
         retired::await_none(PATIENCE)?;
         bound.bind(lab.driver)?;
@@ -225,8 +228,8 @@ pub fn without_memory(lab: &mut Lab) -> Result<()> {
     expect_intact(&prepared)
 }
 
-/// A thread of the kernel that never schedules of its own accord: no grace period of `synchronize_rcu_tasks`
-/// ends while it is there.
+/// A kernel thread that never schedules voluntarily: `synchronize_rcu_tasks` does not return while
+/// it exists.
 struct Busy(());
 
 impl Busy {
@@ -245,23 +248,23 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        // A test that failed must not leave it to the next one.
+        // A failed test must not leave it behind.
         let _ = run("rmmod", &[Busy::NAME]);
     }
 }
 
-/// What takes too long to be freed is retired, like what is used.
+/// A range whose release takes too long is retired, as one that is in use.
 pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
     let prepared = make(lab)?;
     let bound = &prepared.bound;
     let mount = mount(&prepared)?;
-    let user = Child::start_ready("who has it mapped", |link| {
-        Keeper::Mapping.work(&mount, link)
+    let user = Child::start_ready("the process with the mapping", |link| {
+        PageUser::Mapping.work(&mount, link)
     })?;
     let busy = Busy::start()?;
     let mut messages = Messages::from_now()?;
     let start = Instant::now();
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
     unbind.expect_done(TIMEOUT + SLACK)?;
     println!(
         "measured: unbind took {} ms, with a timeout of {} ms, beside a thread that never schedules",
@@ -270,7 +273,7 @@ pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
     );
     println!("kernel: {}", messages.expect(&["retired"])?);
     let freeing = "the memory management, which is freeing it";
-    // It may still be waited for something else when the time is up.
+    // When the time is over, unbind may still be waiting for something else.
     let deadline = Instant::now() + SLACK;
     while !retired::expect(1)?
         .iter()
@@ -283,7 +286,7 @@ pub fn beside_a_busy_thread(lab: &mut Lab) -> Result<()> {
         );
         std::thread::sleep(TIMEOUT);
     }
-    Keeper::Mapping.expect_gone(user)?;
+    PageUser::Mapping.expect_gone(user)?;
     mount.unmount()?;
     retired::expect(1)?;
     busy.stop().context("ending the busy thread")?;

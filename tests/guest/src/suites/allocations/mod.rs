@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every allocation fails once.
+//! Each allocation fails once.
 //!
-//! A test walks along a path through the driver: each time another allocation fails, until all have, or the time
-//! is over. Whichever fails, the kernel does not complain, who asked gets an
-//! error or what was asked for, and the same goes well the next time. What is left at the end of the walk is what
-//! was there before.
+//! A test walks along a path through the driver: each time another allocation fails, until each has
+//! failed or the time is over. The kernel must not warn, the caller must get an error or the full
+//! result, and the next attempt must succeed. At the end of a walk the driver holds the same
+//! resources as before.
 //!
-//! The kernel says it on its own if it cannot get memory, with a stack trace; that is no complaint, see
-//! `tests/klog`.
+//! The kernel itself prints a stack trace when an allocation fails. That does not count as a
+//! warning, see `tests/klog`.
 
 mod binding;
 mod going;
@@ -26,7 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
-use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Whose};
+use crate::injection::{Allocator, Excepted, Injection, MEMORY_MAP, Scope};
 use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
 use crate::messages::Messages;
@@ -34,7 +34,7 @@ use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sysfs;
 
-/// What is walked along whenever the tests are run, and what else keeps a device that goes without memory.
+/// The walks of every test run, and the other conditions under which unbind lacks memory.
 pub const SUITE: Suite = Suite {
     name: "allocations",
     tests: &[
@@ -47,7 +47,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// The rest, which takes longer.
+/// The other walks, which take longer.
 pub const MORE: Suite = Suite {
     name: "allocations_more",
     tests: &[
@@ -72,24 +72,25 @@ pub const MORE: Suite = Suite {
     ],
 };
 
-/// A test that goes on until all allocations have failed, or for as long as it may.
+/// A test that runs until each allocation has failed or its time is over.
 const fn path(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Test {
     Test::new(name, run).within(120).or_as_long_as_asked()
 }
 
-/// How large the namespaces are. Most of what takes time when a device comes or goes is done for each page.
+/// The size of the namespaces. Most of the time of a bind or unbind is proportional to the number
+/// of pages.
 const SIZE: &str = "64M";
 
-/// What a call may fail with because there is no memory.
+/// The errors of a call that lacks memory.
 const NO_MEMORY: &[Errno] = &[Errno::ENOMEM];
-/// The same of probing. The kernel's `request_mem_region` and `memremap` do not say why they fail, so it looks as if
-/// the range were in use, or not there; and a disk that got no name is `EINVAL`.
+/// The errors of a probe that lacks memory. The kernel's `request_mem_region` and `memremap` do not
+/// say why they fail, so the range looks busy or absent; a disk that got no name is `EINVAL`.
 const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO, Errno::EINVAL];
 
-/// The part of the time that is asked for which one path takes at most: there are about so many long ones.
+/// One path takes at most this part of the requested time. There are about as many long ones.
 const SHARE: u32 = 8;
 
-/// One path, and what has failed on it.
+/// One path, and the results on it.
 struct Walk {
     what: &'static str,
     injection: Injection,
@@ -99,20 +100,20 @@ struct Walk {
     heard: usize,
     baseline: Holdings,
     failed: u64,
-    /// How many there are, as far as they were counted, or all failed.
+    /// The number of allocations that were counted, or that have all failed.
     known: u64,
-    /// How often what was tried ended how.
+    /// The number of attempts by result.
     ends: BTreeMap<String, u64>,
     began: Instant,
 }
 
 impl Walk {
-    /// Starts a walk. What the driver holds is to be the same at the end.
+    /// Starts a walk and records what the driver holds.
     fn new(lab: &Lab, what: &'static str) -> Result<Walk> {
         Walk::new_excepting(lab, what, MEMORY_MAP)
     }
 
-    /// As [`Walk::new`], where not the memory map is excepted.
+    /// As [`Walk::new`], with other excepted functions than the memory map.
     fn new_excepting(lab: &Lab, what: &'static str, excepted: Excepted) -> Result<Walk> {
         let injection = Injection::new(lab.driver, excepted)?;
         let baseline = Holdings::now()?;
@@ -133,18 +134,19 @@ impl Walk {
         })
     }
 
-    /// Goes along it again and again; `step` is given what makes one allocation fail, in what it does with it.
+    /// Repeats the path. `step` gets a [`Failing`], which makes one allocation fail.
     ///
-    /// Where the allocations can be counted, they fail in a random order, until all have or the time is over.
-    /// Those of the driver itself all fail, and so do those that cannot be counted, one after the other.
+    /// Where the allocations can be counted, they fail in a random order, until each has failed or
+    /// the time is over. The driver's own allocations all fail, and so do those that cannot be
+    /// counted, one after the other.
     fn along(
         &mut self,
-        whose: Whose,
+        scope: Scope,
         mut step: impl FnMut(&mut Failing<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Turn::Counted(count) = self.turn(whose, None, &mut step)? else {
+        let Turn::Counted(count) = self.turn(scope, None, &mut step)? else {
             for nth in 1.. {
-                if !matches!(self.turn(whose, Some(nth), &mut step)?, Turn::Failed) {
+                if !matches!(self.turn(scope, Some(nth), &mut step)?, Turn::Failed) {
                     self.known += u64::from(nth - 1);
                     break;
                 }
@@ -158,39 +160,39 @@ impl Walk {
         }
         let deadline = Instant::now() + self.limit;
         for nth in places {
-            self.turn(whose, Some(nth), &mut step)?;
-            if whose != Whose::ThreadNearDriver && Instant::now() > deadline {
+            self.turn(scope, Some(nth), &mut step)?;
+            if scope != Scope::ThreadNearDriver && Instant::now() > deadline {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Does `work`, and expects that the driver allocates nothing for it.
+    /// Runs `work`, and checks that the driver allocates nothing for it.
     fn expect_none(&mut self, mut work: impl FnMut() -> io::Result<()>) -> Result<()> {
-        for whose in [
-            Whose::ThreadInDriver,
-            Whose::Driver(Allocator::Slab),
-            Whose::Driver(Allocator::Pages),
+        for scope in [
+            Scope::ThreadInDriver,
+            Scope::Driver(Allocator::Slab),
+            Scope::Driver(Allocator::Pages),
         ] {
-            let turn = self.turn(whose, Some(1), &mut |failing| {
+            let turn = self.turn(scope, Some(1), &mut |failing| {
                 Ok(failing.during(&mut work)??)
             })?;
-            ensure!(turn == Turn::NotFailed, "there was an allocation {whose}");
+            ensure!(turn == Turn::NotFailed, "there was an allocation {scope}");
         }
         Ok(())
     }
 
-    /// Goes along it once.
+    /// Runs the path once.
     fn turn(
         &mut self,
-        whose: Whose,
+        scope: Scope,
         nth: Option<u32>,
         step: &mut impl FnMut(&mut Failing<'_>) -> Result<()>,
     ) -> Result<Turn> {
         let mut failing = Failing {
             injection: &self.injection,
-            whose,
+            scope,
             nth,
             turn: Turn::NotTried,
             ends: &mut self.ends,
@@ -200,7 +202,7 @@ impl Walk {
         result
             .and_then(|()| self.expect_quiet())
             .with_context(|| match nth {
-                Some(nth) => format!("{}: allocation {nth} {whose} fails", self.what),
+                Some(nth) => format!("{}: allocation {nth} {scope} fails", self.what),
                 None => format!("{}: nothing fails", self.what),
             })?;
         ensure!(turn != Turn::NotTried, "nothing was tried");
@@ -210,7 +212,7 @@ impl Walk {
         Ok(turn)
     }
 
-    /// The kernel has not complained since this was asked last.
+    /// Checks that the kernel has not warned since the last call.
     fn expect_quiet(&mut self) -> Result<()> {
         let said = self.messages.so_far()?;
         let trouble: Vec<&String> = klog::troubles(said, String::as_str)
@@ -222,7 +224,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Ends it, with the devices as they were when it began.
+    /// Ends the walk, with the devices in the same state as at its start.
     fn end(self) -> Result<()> {
         println!(
             "measured: {}: {} of {} allocations failed, and it ended: {}; {} s",
@@ -244,37 +246,37 @@ impl Walk {
     }
 }
 
-/// What has become of the allocation that was to fail.
+/// What happened to the allocation that was to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     NotTried,
-    /// None was to; there are so many.
+    /// None was to fail; the path has this number of allocations.
     Counted(u32),
-    /// None was to, and they cannot be counted; or there were not so many.
+    /// None was to fail, and they cannot be counted; or the path has fewer allocations.
     NotFailed,
     Failed,
 }
 
-/// What makes one allocation fail, once.
+/// Makes one allocation fail, once.
 struct Failing<'a> {
     injection: &'a Injection,
-    whose: Whose,
-    /// None is to fail if there is no number.
+    scope: Scope,
+    /// The number of the allocation, or none.
     nth: Option<u32>,
     turn: Turn,
     ends: &'a mut BTreeMap<String, u64>,
 }
 
 impl Failing<'_> {
-    /// Does `work`, in which the allocation fails if it gets there.
+    /// Runs `work`, in which the allocation fails if it is reached.
     fn during<T>(&mut self, work: impl FnOnce() -> T) -> Result<T> {
         let (result, turn) = match self.nth {
             None => {
-                let (result, count) = self.injection.count(self.whose, work)?;
+                let (result, count) = self.injection.count(self.scope, work)?;
                 (result, count.map_or(Turn::NotFailed, Turn::Counted))
             }
             Some(nth) => {
-                let (result, failed) = self.injection.fail(self.whose, nth, work)?;
+                let (result, failed) = self.injection.fail(self.scope, nth, work)?;
                 (
                     result,
                     if failed {
@@ -293,15 +295,15 @@ impl Failing<'_> {
         self.turn == Turn::Failed
     }
 
-    /// Counts how it ended, if an allocation has failed.
+    /// Counts the result, if an allocation has failed.
     fn ended(&mut self, end: &str) {
         if self.has_failed() {
             *self.ends.entry(end.to_owned()).or_default() += 1;
         }
     }
 
-    /// As [`Failing::during`], for a call that may fail with one of these errors, and only because of that.
-    /// Returns what came of it if it did not.
+    /// As [`Failing::during`], for a call that may fail with one of these errors, but only because
+    /// of the failed allocation. Returns its result on success.
     fn call<T>(
         &mut self,
         right: &[Errno],
@@ -329,9 +331,9 @@ impl Failing<'_> {
     }
 }
 
-/// Makes a small namespace, in place of what there is.
+/// Replaces the namespace by a small one.
 fn small(lab: &Lab, mode: Mode) -> Result<Prepared> {
-    // Only what has a label can be of any size, and it gets one by this.
+    // Only a namespace with a label can have any size. This gives it one.
     ndctl::reconfigure(&lab.namespace(0)?, Mode::Raw)?;
     let old = lab.namespace(0)?;
     run("ndctl", &["destroy-namespace", "-f", old.name()])?;

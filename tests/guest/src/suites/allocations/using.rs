@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices are used, and asked about themselves.
+//! Devices in use, and reads of their attributes.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -15,7 +15,7 @@ use nix::sys::wait::WaitStatus;
 use super::{Turn, Walk, small};
 use crate::disk::Access;
 use crate::filesystem::FileSystem::Ext4;
-use crate::injection::Whose;
+use crate::injection::Scope;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
@@ -24,21 +24,21 @@ use crate::sectors::{Buffer, expect_same, stamped};
 use crate::sysfs;
 
 const LEN: usize = 64 << 10;
-/// The file system has a page for each fault.
+/// The size of the file in pages: each fault uses another one.
 const PAGES: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a read or write may fail with because there is no memory.
+/// The errors of a read or write that lacks memory.
 const IO_ERRORS: &[Errno] = &[Errno::ENOMEM, Errno::EIO, Errno::EAGAIN];
 
-/// The disk is read, written and flushed. None of that takes memory of the driver.
+/// Reads, writes and flushes the disk. The driver allocates nothing for that.
 pub fn block_io(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let disk = small(lab, mode)?.disk;
         let file = disk.open(Access::Direct)?;
         let right = Buffer::stamped(LEN, 3);
         let mut walk = Walk::new(lab, "block I/O")?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             if failing
                 .call(IO_ERRORS, || file.write_all_at(&right, 4096))?
                 .is_none()
@@ -47,7 +47,7 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
             }
             Ok(())
         })?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             let mut found = Buffer::new(LEN);
             if failing
                 .call(IO_ERRORS, || file.read_exact_at(&mut found, 4096))?
@@ -57,7 +57,7 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
             }
             expect_same("what was written", &found, &right)
         })?;
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             failing.call(IO_ERRORS, || file.sync_all()).map(drop)
         })?;
         walk.expect_none(|| {
@@ -71,8 +71,8 @@ pub fn block_io(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Files are mapped and touched. A fault that gets no memory is either repeated or ends in a signal. What reads,
-/// writes and syncs files asks the driver for nothing that takes memory.
+/// Maps files and touches their pages. A fault that lacks memory is repeated or raises a signal.
+/// The driver allocates nothing for reads, writes and syncs of files.
 pub fn dax(lab: &mut Lab) -> Result<()> {
     let prepared = small(lab, Mode::FsdaxMem)?;
     let node = prepared.disk.node_str();
@@ -84,27 +84,29 @@ pub fn dax(lab: &mut Lab) -> Result<()> {
     let mut walk = Walk::new(lab, "page faults")?;
     let mut page = 0;
     for write in [false, true] {
-        for whose in [Whose::Thread, Whose::ThreadInDriver] {
-            walk.along(whose, |failing| {
-                // One that nobody has touched before.
+        for scope in [Scope::Thread, Scope::ThreadInDriver] {
+            walk.along(scope, |failing| {
+                // A page that was not touched before.
                 page += 1;
                 let place = page * PAGE;
                 let file = Access::Buffered.open(&path)?;
-                let mut user = Child::start_ready("who touches it", |link| {
-                    let mapping = Mapping::of_pages(&file, PAGES * PAGE, Sharing::Shared, true)?;
-                    link.say("ready")?;
-                    failing.during(|| {
-                        if write {
-                            mapping.store(place, right[place]);
-                        } else {
-                            mapping.load(place);
-                        }
+                let mut user =
+                    Child::start_ready("the process that accesses the memory", |link| {
+                        let mapping =
+                            Mapping::of_pages(&file, PAGES * PAGE, Sharing::Shared, true)?;
+                        link.say("ready")?;
+                        failing.during(|| {
+                            if write {
+                                mapping.store(place, right[place]);
+                            } else {
+                                mapping.load(place);
+                            }
+                        })?;
+                        link.say(&match failing.turn {
+                            Turn::Counted(count) => format!("turn {count}"),
+                            turn => format!("turn {turn:?}"),
+                        })
                     })?;
-                    link.say(&match failing.turn {
-                        Turn::Counted(count) => format!("turn {count}"),
-                        turn => format!("turn {turn:?}"),
-                    })
-                })?;
                 let (turn, end) = match user.end(PATIENCE)? {
                     WaitStatus::Signaled(_, Signal::SIGBUS, _) => (Turn::Failed, "SIGBUS"),
                     WaitStatus::Exited(_, 0) => {
@@ -141,7 +143,7 @@ pub fn dax(lab: &mut Lab) -> Result<()> {
     Ext4.check(&node)
 }
 
-/// All that can be read about a device and the driver.
+/// Reads all attributes of a device and the driver.
 pub fn attributes(lab: &mut Lab) -> Result<()> {
     let prepared = small(lab, Mode::FsdaxMem)?;
     let name = lab.driver.name();
@@ -155,12 +157,12 @@ pub fn attributes(lab: &mut Lab) -> Result<()> {
     ] {
         find(&dir, &mut files)?;
     }
-    ensure!(files.len() > 50, "there is not much to read: {files:?}");
+    ensure!(files.len() > 50, "too few readable files: {files:?}");
     let mut walk = Walk::new(lab, "attributes")?;
     for file in files {
-        // Some cannot be read now, for reasons of their own.
+        // Some attributes cannot be read at the moment, for other reasons.
         let Ok(right) = fs::read(&file) else { continue };
-        walk.along(Whose::Thread, |failing| {
+        walk.along(Scope::Thread, |failing| {
             let found = failing.during(|| fs::read(&file))?;
             failing.ended(if found.is_ok() { "well" } else { "error" });
             let found = match found {
@@ -178,7 +180,7 @@ pub fn attributes(lab: &mut Lab) -> Result<()> {
     walk.end()
 }
 
-/// Finds the files under a directory that can be read, without following links.
+/// Finds the readable files below a directory, without following links.
 fn find(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for name in sysfs::names(dir)? {
         let path = dir.join(name);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests to the disk, past the page cache.
+//! Requests to the disk, with direct I/O.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,10 +19,10 @@ use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::syscall::zero_out;
 use crate::sysfs;
 
-/// What part of the disk is used.
+/// The part of the disk that is used.
 const SPAN: u64 = 256 << 20;
 
-/// What is asked of the disk.
+/// The operation of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Read,
@@ -31,20 +31,20 @@ pub enum Operation {
     DurableWrite,
 }
 
-/// Where.
+/// The order of offsets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     Sequential,
     Random,
 }
 
-/// From and to what memory.
+/// The memory of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
-    /// Pages that are nowhere neighbours, as those of a program are that has run for long. So a request has as many
-    /// pieces as pages.
+    /// Pages that are not physically adjacent, as in a long-running program. A request has one
+    /// segment for each page.
     Pages,
-    /// One huge page: a request has one piece.
+    /// One huge page: a request has one segment.
     Huge,
 }
 
@@ -54,7 +54,7 @@ struct Requests {
     operation: Operation,
     order: Order,
     len: usize,
-    /// How many there were.
+    /// The number of requests so far.
     done: u64,
 }
 
@@ -63,7 +63,7 @@ impl Requests {
         let places = SPAN / self.len as u64;
         let place = match self.order {
             Order::Sequential => self.done % places,
-            // Multiplying by an odd number visits all places of a power of two.
+            // Multiplication by an odd number visits every offset of a power of two.
             Order::Random => self.done.wrapping_mul(0x9e37_79b9_7f4a_7c15) % places,
         };
         place * self.len as u64
@@ -84,7 +84,7 @@ impl Work for Requests {
     }
 }
 
-/// Writes to all of the disk that is used.
+/// Writes to the whole part of the disk that is used.
 pub fn touch(side: &Side) -> Result<()> {
     let mut work = requests(
         side,
@@ -96,7 +96,7 @@ pub fn touch(side: &Side) -> Result<()> {
     work.run(u32::try_from(SPAN / (PMD as u64 / 2))?)
 }
 
-/// A buffer for requests.
+/// Allocates a buffer for requests.
 fn memory(kind: Memory, len: usize) -> Result<Mapping> {
     match kind {
         Memory::Pages => {
@@ -104,7 +104,7 @@ fn memory(kind: Memory, len: usize) -> Result<Mapping> {
             let file = File::from(memfd_create("buffer", MFdFlags::empty())?);
             file.set_len((pages * PAGE) as u64)?;
             let mapping = Mapping::of_pages(&file, pages * PAGE, Sharing::Shared, true)?;
-            // Pages are given out one after the other, so they are asked for in another order.
+            // The kernel hands out consecutive pages, so they are touched in another order.
             for page in 0..pages {
                 mapping.store(page * 37 % pages * PAGE, 1);
             }
@@ -145,7 +145,7 @@ fn requests_to(
     }))
 }
 
-/// Requests one after the other, by `pread` and `pwrite`.
+/// Synchronous requests, by `pread` and `pwrite`.
 pub fn requests(
     side: &Side,
     operation: Operation,
@@ -156,7 +156,7 @@ pub fn requests(
     requests_to(&side.disk, operation, order, len, kind)
 }
 
-/// The module that does nothing with requests, and what it has to be told.
+/// The module null_blk, and its arguments.
 pub const NULL: &str = "null_blk";
 const NULL_DISKS: [&str; 5] = [NULL, "nr_devices=2", "gb=1", "memory_backed=0", "irqmode=0"];
 
@@ -179,7 +179,7 @@ pub const NULL_REQUESTS: Case = Case {
     })
 };
 
-/// Loads null_blk, if it is not.
+/// Loads null_blk unless it is loaded.
 pub fn load_null() -> Result<()> {
     run("modprobe", &NULL_DISKS).map(drop)
 }
@@ -205,10 +205,10 @@ impl Work for Zeroes {
     }
 }
 
-/// What is zeroed at once.
+/// How many bytes are zeroed by one operation.
 const ZEROED: u64 = 16 << 20;
 
-/// 16 MiB made zeros, as `blkdiscard --zeroout` does it.
+/// Zeroes 16 MiB as `blkdiscard --zeroout` does.
 pub fn zeroes(side: &Side) -> Result<Box<dyn Work>> {
     Ok(Box::new(Zeroes(side.disk.open(Access::Direct)?)))
 }
@@ -228,15 +228,15 @@ impl Work for Mkfs {
     }
 }
 
-/// `mkfs.ext4` as a whole.
+/// Runs `mkfs.ext4`.
 pub fn mkfs(side: &Side) -> Result<Box<dyn Work>> {
     Ok(Box::new(Mkfs(side.disk.clone())))
 }
 
-/// Requests of fio by io_uring: `threads` of them, each with `depth` requests under way.
+/// Requests of fio by io_uring: `threads` threads, each with `depth` requests in flight.
 pub fn fio(lab: &Lab, name: &str, depth: u32, threads: u32, rw: &str, size: &str) -> Result<()> {
     let pair = Pair::ready(lab)?;
-    // One process does all rounds, one job after the other.
+    // One process runs all rounds, one job after the other.
     let mut jobs = format!(
         "[global]\nioengine=io_uring\ndirect=1\nthread\ntime_based\nruntime=300ms\nsize={SPAN}\nnorandommap\n\
          randrepeat=1\ngtod_reduce=1\ngroup_reporting\niodepth={depth}\nnumjobs={threads}\nrw={rw}\nbs={size}\n"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the runner judges the counting itself by: work of which is known how many instructions it takes.
+//! Calibration of the instruction counter: work with a known number of instructions.
 //!
-//! The guest does not learn what was counted, so each test only does the work, under labels that the runner knows.
+//! The guest does not see the counts, so each test only does the work, under labels that the runner
+//! knows.
 
 use anyhow::Result;
 
@@ -22,7 +23,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// As often as the runner compares.
+/// The runner compares this many results.
 const TIMES: usize = 2;
 const READS: u64 = 20;
 

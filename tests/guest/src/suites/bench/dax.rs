@@ -17,20 +17,20 @@ use crate::filesystem::Mount;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::syscall::is_dax;
 
-/// How large the file is.
+/// The size of the file.
 const LEN: usize = 64 << 20;
 
-/// A mounted file system with a file all of which was written once.
-struct Site {
-    // In the order in which they have to go.
+/// A mounted file system with a file that was completely written once.
+struct Fixture {
+    // Fields are in the order in which they must be dropped.
     file: File,
     mount: Mount,
 }
 
-impl Site {
-    fn new(side: &Side) -> Result<Site> {
+impl Fixture {
+    fn new(side: &Side) -> Result<Fixture> {
         let node = side.disk.node_str();
-        // A case before this one may have made it.
+        // An earlier case may have made it.
         let mount = match Ext4.mount(&node, "dax=always") {
             Ok(mount) => mount,
             Err(_) => {
@@ -55,12 +55,12 @@ impl Site {
             }
         }
         file.sync_all()?;
-        Ok(Site { file, mount })
+        Ok(Fixture { file, mount })
     }
 }
 
 struct Calls {
-    site: Site,
+    fixture: Fixture,
     write: bool,
     bytes: Vec<u8>,
     done: usize,
@@ -71,9 +71,9 @@ impl Work for Calls {
         for _ in 0..operations {
             let offset = (self.done * self.bytes.len() % LEN) as u64;
             if self.write {
-                self.site.file.write_all_at(&self.bytes, offset)?;
+                self.fixture.file.write_all_at(&self.bytes, offset)?;
             } else {
-                self.site.file.read_exact_at(&mut self.bytes, offset)?;
+                self.fixture.file.read_exact_at(&mut self.bytes, offset)?;
             }
             self.done += 1;
         }
@@ -84,14 +84,14 @@ impl Work for Calls {
 /// `read(2)` and `write(2)` of the file, sequentially.
 pub fn calls(side: &Side, write: bool, len: usize) -> Result<Box<dyn Work>> {
     Ok(Box::new(Calls {
-        site: Site::new(side)?,
+        fixture: Fixture::new(side)?,
         write,
         bytes: vec![1; len],
         done: 0,
     }))
 }
 
-/// What is touched at once.
+/// The pages that one fault maps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Page,
@@ -99,9 +99,9 @@ pub enum Unit {
 }
 
 struct Faults {
-    // A mapping has to go before what it is of.
+    // The mapping must be dropped before the file.
     mapping: Option<Mapping>,
-    site: Site,
+    fixture: Fixture,
     unit: Unit,
     write: bool,
 }
@@ -109,7 +109,7 @@ struct Faults {
 impl Work for Faults {
     fn prepare(&mut self) -> Result<()> {
         self.mapping = None;
-        let file = &self.site.file;
+        let file = &self.fixture.file;
         self.mapping = Some(match self.unit {
             Unit::Page => Mapping::of_pages(file, LEN, Sharing::Shared, self.write)?,
             Unit::Pmd if self.write => Mapping::new(file, LEN, Sharing::Shared)?,
@@ -136,11 +136,11 @@ impl Work for Faults {
     }
 }
 
-/// The first access to pages of the file through a mapping, each of which is a fault.
+/// The first access to each page of the file through a mapping, which is a fault.
 pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
     Ok(Box::new(Faults {
         mapping: None,
-        site: Site::new(side)?,
+        fixture: Fixture::new(side)?,
         unit,
         write,
     }))
@@ -148,11 +148,11 @@ pub fn faults(side: &Side, unit: Unit, write: bool) -> Result<Box<dyn Work>> {
 
 struct SyncFaults {
     mapping: Option<Mapping>,
-    site: Site,
+    fixture: Fixture,
     path: PathBuf,
 }
 
-/// How large the file is that is made anew for each run of faults.
+/// The size of the file that is recreated for each run of faults.
 const FRESH: usize = 4 << 20;
 
 impl Work for SyncFaults {
@@ -168,7 +168,7 @@ impl Work for SyncFaults {
             .create_new(true)
             .open(&self.path)?;
         fallocate(&file, FallocateFlags::empty(), 0, FRESH as i64)?;
-        self.site.file.sync_all()?;
+        self.fixture.file.sync_all()?;
         self.mapping = Some(Mapping::of_pages(&file, FRESH, Sharing::Synchronous, true)?);
         Ok(())
     }
@@ -181,24 +181,24 @@ impl Work for SyncFaults {
     }
 }
 
-/// The first write to pages of a file that are allocated and were never written, with `MAP_SYNC`: each makes the
-/// file system write its metadata.
+/// The first write to allocated pages of a file that were never written, with `MAP_SYNC`: each
+/// makes the file system write its metadata.
 pub fn sync_faults(side: &Side) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let path = site.mount.path("fresh");
+    let fixture = Fixture::new(side)?;
+    let path = fixture.mount.path("fresh");
     Ok(Box::new(SyncFaults {
         mapping: None,
-        site,
+        fixture,
         path,
     }))
 }
 
 struct Fsync {
     mapping: Mapping,
-    site: Site,
+    fixture: Fixture,
 }
 
-/// How many pages are dirty.
+/// The number of dirty pages.
 const DIRTY: usize = 256;
 
 impl Work for Fsync {
@@ -208,26 +208,26 @@ impl Work for Fsync {
     }
 
     fn run(&mut self, _: u32) -> Result<()> {
-        Ok(self.site.file.sync_all()?)
+        Ok(self.fixture.file.sync_all()?)
     }
 }
 
 /// `fsync` after 256 pages were written to through a mapping.
 pub fn fsync(side: &Side) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let mapping = Mapping::of_pages(&site.file, LEN, Sharing::Shared, true)?;
-    Ok(Box::new(Fsync { mapping, site }))
+    let fixture = Fixture::new(side)?;
+    let mapping = Mapping::of_pages(&fixture.file, LEN, Sharing::Shared, true)?;
+    Ok(Box::new(Fsync { mapping, fixture }))
 }
 
 struct Copies {
     mapping: Mapping,
-    _site: Site,
+    _site: Fixture,
     bytes: Vec<u8>,
 }
 
 impl Work for Copies {
     fn prepare(&mut self) -> Result<()> {
-        // So that there are no faults later.
+        // Avoids faults later.
         self.mapping.read(0, &mut self.bytes);
         Ok(())
     }
@@ -238,13 +238,13 @@ impl Work for Copies {
     }
 }
 
-/// A program copies bytes out of a mapping of the file. No driver has a part in it.
+/// Copies bytes out of a mapping of the file. No driver is involved.
 pub fn copies(side: &Side, len: usize) -> Result<Box<dyn Work>> {
-    let site = Site::new(side)?;
-    let mapping = Mapping::read_only(&site.file, LEN, Sharing::Shared)?;
+    let fixture = Fixture::new(side)?;
+    let mapping = Mapping::read_only(&fixture.file, LEN, Sharing::Shared)?;
     Ok(Box::new(Copies {
         mapping,
-        _site: site,
+        _site: fixture,
         bytes: vec![0; len],
     }))
 }

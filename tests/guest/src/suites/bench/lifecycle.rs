@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that comes and goes, and what it takes while it is there.
+//! Bind and unbind of a device, and the memory it takes while it is bound.
 
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ impl Work for Rebind {
     }
 }
 
-/// A bind or an unbind of a device of `mib` MiB that nobody uses, by sysfs.
+/// Binds or unbinds an idle device of `mib` MiB, by sysfs.
 pub fn rebind(side: &Side, step: Step, mib: u64) -> Result<Box<dyn Work>> {
     Ok(Box::new(Rebind {
         side: side.resized(mib)?,
@@ -62,10 +62,11 @@ pub fn rebind(side: &Side, step: Step, mib: u64) -> Result<Box<dyn Work>> {
 
 /// How long the page faults may take.
 const FAULTS_LIMIT: Duration = Duration::from_secs(200);
-/// How often in one boot.
+/// The number of rounds in one boot.
 const ROUNDS: usize = 2;
 
-/// An unbind while a process has `mib` MiB of a file mapped by pages of 4 KiB. Only one of the drivers survives that.
+/// Unbinds while a process has `mib` MiB of a file mapped by pages of 4 KiB. The in-tree driver
+/// does not survive that.
 pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
     let len = mib << 20;
     let side = Pair::ready(lab)?.pmem_rs;
@@ -75,7 +76,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
         Ext4.make(&node)?;
         let mount = Ext4.mount(&node, "dax=always")?;
         let path = mount.path("file");
-        let mut user = Child::start("who has it mapped", |link| {
+        let mut user = Child::start("the process with the mapping", |link| {
             let mut options = File::options();
             let file = options
                 .read(true)
@@ -103,9 +104,10 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
     Ok(())
 }
 
-/// Memory that the kernel counts by itself: not the struct pages, which depend on the device alone.
+/// The memory that the kernel accounts for separately: not the struct pages, which depend on the
+/// device only.
 fn memory() -> Result<f64> {
-    // What was used the moment before is not dropped the first time.
+    // What was used a moment ago is not dropped the first time.
     for _ in 0..2 {
         sysfs::write("/proc/sys/vm/drop_caches", "3")?;
     }
@@ -130,7 +132,7 @@ pub fn memory_of_a_device(lab: &Lab, name: &str) -> Result<()> {
         side.bound.bind(side.driver)?;
         Ok(Some(memory()? - before))
     };
-    // The first time, things are loaded and made that stay.
+    // The first bind allocates things that stay.
     for side in pair.sides() {
         taken(side)?;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a case is measured: on both drivers alternately, several times.
+//! How a case is measured: alternately on both drivers, several times.
 
 use std::time::{Duration, Instant};
 
@@ -14,24 +14,24 @@ use crate::lab::Lab;
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// How long operations take.
+    /// The duration of operations.
     Time,
-    /// How many instructions they take. The plugin writes that down.
+    /// The number of instructions of operations. The plugin records it.
     Count,
 }
 
 /// Operations on a device of one driver.
 pub trait Work {
-    /// What comes before each run and is not measured.
+    /// Prepares a run. This is not measured.
     fn prepare(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Does so many operations.
+    /// Runs this many operations.
     fn run(&mut self, operations: u32) -> Result<()>;
 }
 
-/// One kind of work.
+/// One operation to be measured.
 pub struct Case {
     pub amount: Amount,
     /// The module whose instructions are counted, if it is not the driver.
@@ -39,17 +39,17 @@ pub struct Case {
     pub setup: fn(&Side) -> Result<Box<dyn Work>>,
 }
 
-/// How many operations there are in a run.
+/// The number of operations in a run.
 #[derive(Clone, Copy)]
 pub enum Amount {
     /// As many as take a while, when they are timed.
     Many,
-    /// So many, which `Work::prepare` has prepared.
+    /// This many, prepared by `Work::prepare`.
     Exactly(u32),
 }
 
 impl Case {
-    /// Operations that can be repeated as they are.
+    /// Operations that can be repeated without preparation.
     pub const fn many(setup: fn(&Side) -> Result<Box<dyn Work>>) -> Case {
         Case {
             amount: Amount::Many,
@@ -68,19 +68,20 @@ impl Case {
     }
 }
 
-/// How often each driver is timed in one boot.
+/// How many runs of each driver are timed in one boot.
 pub const ROUNDS: usize = 6;
-/// How often each is counted: so often that what others do once, such as writing back, does not show.
+/// How many runs of each driver are counted: enough that occasional work of the kernel, such as
+/// writeback, does not show.
 const COUNTED_ROUNDS: usize = 3;
-/// What a run should take.
+/// The wanted duration of a run.
 const RUN: Duration = Duration::from_millis(100);
-/// With how many operations that is found out.
+/// The number of operations from which the duration is estimated.
 const SAMPLE: u32 = 16;
 const MOST: u32 = 20_000;
-/// How many are counted.
+/// The number of operations that are counted.
 const COUNTED: u32 = 50;
 
-/// Measures a case in one of the two ways.
+/// Measures a case in one of the two modes.
 pub fn measure(lab: &Lab, mode: Mode, name: &str, case: &Case) -> Result<()> {
     let pair = Pair::ready(lab)?;
     match mode {
@@ -108,7 +109,7 @@ fn time(pair: &Pair, name: &str, case: &Case) -> Result<()> {
             operations
         }
         Amount::Many => {
-            // The first are slower.
+            // The first operations are slower.
             timed(theirs, SAMPLE)?;
             let slower = timed(theirs, SAMPLE)?.max(timed(ours, SAMPLE)?);
             ((RUN.as_nanos() as f64 / slower) as u32).clamp(1, MOST)
@@ -128,12 +129,12 @@ fn time(pair: &Pair, name: &str, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Whether the in-tree driver goes first in a round: they take turns.
+/// Whether the in-tree driver goes first in a round: the drivers take turns.
 pub fn goes_first(round: usize) -> bool {
     round % 2 == 0
 }
 
-/// Tells the runner what came out: figures of nd_pmem and pmem_rs, in pairs.
+/// Reports the figures of nd_pmem and pmem_rs to the runner, in pairs.
 pub fn report(case: &str, mode: &str, unit: &str, rounds: &[[Option<f64>; 2]]) {
     let result = json!({ "case": case, "mode": mode, "unit": unit, "rounds": rounds });
     println!("bench: {result}");

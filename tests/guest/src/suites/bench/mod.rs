@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the two drivers cost, measured side by side: each case is a test, and says what came out.
+//! Benchmarks of the two drivers: each case is a test, and reports its figures.
 //!
-//! There is a suite for times and one for counts of instructions, which need another machine. Most cases are in
-//! both. A case leaves its devices as they are for the next one.
+//! There is a suite for times and one for counts of instructions, which need different machines.
+//! Most cases are in both. A case leaves its devices as they are for the next one.
 
 mod block;
 pub mod counting;
@@ -57,8 +57,8 @@ macro_rules! suite {
     };
 }
 
-/// The same cases in both modes, and more of one. Those that make file systems come after those that write to the
-/// disk, and those that change its size are the last.
+/// The same cases in both modes, and further ones in one of them. Cases that make file systems come
+/// after those that write to the disk. Cases that change its size are the last.
 macro_rules! cases {
     ($suite:literal, $mode:expr, first: $first:tt, more: [$($more:tt)*], own: $own:tt) => {
         suite!($suite, $mode, first: $first, cases: [
@@ -130,14 +130,15 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touc
 pub const COUNT: Suite =
     cases!("bench_count", Mode::Count, first: [get_ready: learn_modules], more: [], own: []);
 
-/// Loads all modules whose instructions are counted, and learns where they are.
+/// Loads all modules whose instructions are counted, and looks up their addresses.
 fn learn_modules(lab: &mut Lab) -> Result<()> {
     pair::Pair::ready(lab)?;
     block::load_null()?;
     learn(&[Driver::NdPmem.name(), Driver::PmemRs.name(), block::NULL])
 }
 
-/// Writes to all that is read and written later: the first access to each page makes the emulator find memory for it.
+/// Writes to all memory that is accessed later: on the first access to a page the emulator
+/// allocates memory for it.
 fn touch_memory(lab: &mut Lab) -> Result<()> {
     for side in pair::Pair::ready(lab)?.sides() {
         block::touch(side)?;

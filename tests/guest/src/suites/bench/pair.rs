@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers side by side in one guest: each has an NVDIMM, and both are of the same size.
+//! The two drivers in one guest: each has an NVDIMM, and both NVDIMMs have the same size.
 
 use anyhow::Result;
 
@@ -13,22 +13,22 @@ use crate::ndctl::{self, Mode};
 /// A driver and its device.
 pub struct Side {
     pub driver: Driver,
-    /// Which NVDIMM it has.
+    /// The index of the region of its NVDIMM.
     region: u32,
     pub namespace: Device,
-    /// What the driver is bound to.
+    /// The device to which the driver is bound.
     pub bound: Device,
     pub disk: Disk,
 }
 
-/// The in-tree driver first, as in everything that is said about both.
+/// Both drivers, the in-tree driver first, as in all output.
 pub struct Pair {
     pub nd_pmem: Side,
     pub pmem_rs: Side,
 }
 
 impl Pair {
-    /// Gives each driver its NVDIMM, as an fsdax namespace. What is so already stays as it is.
+    /// Makes each driver's NVDIMM an fsdax namespace, unless it is one already.
     pub fn ready(lab: &Lab) -> Result<Pair> {
         for driver in [Driver::NdPmem, Driver::PmemRs] {
             if !driver.is_loaded() {
@@ -42,21 +42,21 @@ impl Pair {
         })
     }
 
-    /// Both.
+    /// Both sides.
     pub fn sides(&self) -> [&Side; 2] {
         [&self.nd_pmem, &self.pmem_rs]
     }
 }
 
-/// How large the namespaces are, unless a case wants it otherwise: the whole NVDIMM.
+/// The size of the namespaces by default: the whole NVDIMM.
 const WHOLE_MIB: u64 = 1152;
-/// How much an info block and the like may take of it.
+/// How many MiB an info block and other metadata may take of it.
 const MARGIN_MIB: u64 = 16;
 
 impl Side {
     fn ready(lab: &Lab, driver: Driver, region: u32) -> Result<Side> {
         let namespace = lab.namespace(region)?;
-        // Nobody tells the size of a namespace without a driver.
+        // The size of a namespace is known only while it has a driver.
         let side = Side::taken(driver, region, namespace)?;
         let now = ndctl::show(&side.namespace)?;
         let whole = now.size >> 20 >= WHOLE_MIB - MARGIN_MIB;
@@ -67,7 +67,7 @@ impl Side {
         }
     }
 
-    /// Gives a namespace to the driver, whoever has it.
+    /// Binds a namespace to the driver, whichever driver is bound to it.
     fn taken(driver: Driver, region: u32, namespace: Device) -> Result<Side> {
         settle()?;
         let bound = holder(&namespace)?;
@@ -89,7 +89,7 @@ impl Side {
         })
     }
 
-    /// The same driver with another size of namespace, in MiB. Everything in it is lost.
+    /// The same driver with a namespace of another size, in MiB. All data are lost.
     pub fn resized(&self, mib: u64) -> Result<Side> {
         let size = format!("{mib}M");
         ndctl::reconfigure_with(&self.namespace, Mode::FsdaxMem, &["-s", &size])?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the blocks of the writers look like.
+//! The layout of the blocks of the writers.
 //!
-//! Every word of a block says which write it is from, and that it belongs just there. So a block that was
-//! written by halves is told from one that was not written, and from one that nobody has ever written.
+//! Every word of a block identifies the write that it is from, and its position. So a torn block is
+//! told from one that was not written, and from one that no writer has written.
 
 use crate::sectors::Buffer;
 
@@ -19,26 +19,26 @@ pub struct Slot {
     pub block: u32,
 }
 
-/// What a block holds.
+/// The contents of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Words of these writes, of which the oldest and the newest are named. They are the same if the block is
-    /// whole. Write 0 is the one that has never been: it has left zeros.
+    /// Words of several writes, the oldest and the newest of which are given. They are equal if the
+    /// block is whole. Write 0 stands for zeros: the block was never written.
     Written { oldest: u32, newest: u32 },
-    /// A word, at this place in the block, that nobody has written there.
+    /// The word at this index was written by no writer.
     Damaged { at: usize },
 }
 
 impl Slot {
-    /// What a write leaves in the block.
+    /// Fills the block as a write does.
     pub fn fill(self, write: u32, bytes: &mut [u8]) {
         for (index, word) in bytes.chunks_exact_mut(WORD).enumerate() {
             word.copy_from_slice(&self.word(write, index).to_le_bytes());
         }
     }
 
-    /// Looks at what is in the block.
-    pub fn look_at(self, bytes: &[u8]) -> Content {
+    /// Classifies the contents of a block.
+    pub fn classify(self, bytes: &[u8]) -> Content {
         let (mut oldest, mut newest) = (u32::MAX, 0);
         for (index, bytes) in bytes.chunks_exact(WORD).enumerate() {
             let mut word = [0; WORD];
@@ -54,7 +54,8 @@ impl Slot {
         Content::Written { oldest, newest }
     }
 
-    /// The write in the upper half, and in the lower one what nothing else comes out as.
+    /// The upper half is the write; the lower half is a hash of everything that identifies the
+    /// word.
     fn word(self, write: u32, index: usize) -> u64 {
         if write == 0 {
             return 0;
@@ -69,7 +70,7 @@ impl Slot {
     }
 }
 
-/// Blocks that follow each other, as a write leaves them, for `O_DIRECT` as well.
+/// Consecutive blocks of one write, in a buffer that is suited for `O_DIRECT`.
 pub fn filled(slots: impl ExactSizeIterator<Item = Slot>, write: u32) -> Buffer {
     let mut bytes = Buffer::of_pages(slots.len() * BLOCK, 0);
     for (slot, block) in slots.zip(bytes.chunks_exact_mut(BLOCK)) {
@@ -99,39 +100,39 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_block_names_its_write() {
-        assert_eq!(SLOT.look_at(&block(5)), written(5, 5));
-        assert_eq!(SLOT.look_at(&[0; BLOCK]), written(0, 0));
+    fn a_whole_block_has_its_write() {
+        assert_eq!(SLOT.classify(&block(5)), written(5, 5));
+        assert_eq!(SLOT.classify(&[0; BLOCK]), written(0, 0));
     }
 
     #[test]
-    fn a_torn_block_names_both_writes_wherever_it_is_torn() {
+    fn a_torn_block_has_both_writes() {
         for at in (WORD..BLOCK).step_by(WORD) {
             let mut torn = block(5);
             torn[at..].copy_from_slice(&block(6)[at..]);
-            assert_eq!(SLOT.look_at(&torn), written(5, 6));
+            assert_eq!(SLOT.classify(&torn), written(5, 6));
             torn[..at].fill(0);
-            assert_eq!(SLOT.look_at(&torn), written(0, 6));
+            assert_eq!(SLOT.classify(&torn), written(0, 6));
         }
     }
 
     #[test]
-    fn what_nobody_has_written_there_is_damaged() {
+    fn a_wrong_word_is_damage() {
         for bit in 0..8 * WORD {
             let mut bytes = block(5);
             bytes[64 + bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SLOT.look_at(&bytes), Content::Damaged { at: 64 });
+            assert_eq!(SLOT.classify(&bytes), Content::Damaged { at: 64 });
         }
-        // Nor does it help to be from another block, writer or campaign, or from another place in this block.
+        // Words of another block, writer, campaign or position do not match either.
         for other in [
             Slot { block: 8, ..SLOT },
             Slot { writer: 2, ..SLOT },
             Slot { seed: 8, ..SLOT },
         ] {
-            assert_eq!(other.look_at(&block(5)), Content::Damaged { at: 0 });
+            assert_eq!(other.classify(&block(5)), Content::Damaged { at: 0 });
         }
         let mut moved = block(5);
         moved.rotate_left(WORD);
-        assert_eq!(SLOT.look_at(&moved), Content::Damaged { at: 0 });
+        assert_eq!(SLOT.classify(&moved), Content::Damaged { at: 0 });
     }
 }

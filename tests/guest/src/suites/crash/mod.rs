@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A machine that loses its power in the middle of writes, again and again.
+//! A machine whose power is cut in the middle of writes, repeatedly.
 //!
-//! Writers tell the host what they were told is durable, until the runner kills the guest at a point of time
-//! of its choice. The next boot recovers, tells the host all that is on the media, and goes on writing.
-//! Who is right is for the host to say: it alone has seen both.
+//! Writers tell the host which writes are durable, until the runner kills the guest at a random
+//! time. The next boot recovers, reports everything on the media to the host, and goes on writing.
+//! The host has both reports and compares them.
 
 mod block;
 mod port;
@@ -31,7 +31,7 @@ use crate::filesystem::Mount;
 use crate::lab::{Lab, holder};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 use crate::syscall::is_dax;
 
@@ -41,37 +41,37 @@ pub const FIRST: Suite = Suite {
     tests: &[Test::step("makes_and_writes", first).within(LIMIT)],
 };
 
-/// All others but the last.
+/// The boots between the first and the last.
 pub const AGAIN: Suite = Suite {
     name: "crash_again",
     tests: &[Test::step("checks_and_writes", again).within(LIMIT)],
 };
 
-/// The one that is not killed.
+/// The last boot, which is not killed.
 pub const LAST: Suite = Suite {
     name: "crash_last",
     tests: &[Test::new("checks", last).within(LIMIT)],
 };
 
-/// A boot ends long before that, one way or the other.
+/// Longer than any boot takes.
 const LIMIT: u64 = 300;
-/// How soon a writer must end that was told to, or whose device is gone.
+/// How long a writer may take to end after it was told to, or after its device was removed.
 const WRITERS_LIMIT: Duration = Duration::from_secs(40);
-/// How soon a range is free once nobody uses it any more.
+/// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
-/// How long writers are at work before their device is taken away, at most.
+/// How long writers run before their device is removed, at most.
 const MOST_WORK_MS: u64 = 600;
-/// In every so many boots a device is taken away and given back before it goes on.
+/// In one of this many boots a device is removed and added again before the writers go on.
 const UNBIND_EVERY: u64 = 3;
 
-/// Where the first of two partitions is, and the second: each starts at a multiple of 2 MiB.
+/// Two partitions, each of which starts at a multiple of 2 MiB.
 const PARTITIONS: &str = "label: gpt\nstart=4096, size=524288\nstart=528384, size=409600\n";
-/// Where the writers of a disk begin.
+/// The offset of the first writer's blocks on a disk.
 const ON_DISK: u64 = 64 << 20;
 
 /// What is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum VolumeKind {
     /// An ext4 with DAX, on a partition.
     Ext4,
     /// An ext4 without DAX, on another partition of the same disk.
@@ -84,123 +84,126 @@ enum Place {
     Sector,
 }
 
-const PLACES: &[Place] = &[
-    Place::Ext4,
-    Place::Cached,
-    Place::Xfs,
-    Place::Raw,
-    Place::Sector,
+const PLACES: &[VolumeKind] = &[
+    VolumeKind::Ext4,
+    VolumeKind::Cached,
+    VolumeKind::Xfs,
+    VolumeKind::Raw,
+    VolumeKind::Sector,
 ];
 
-const WRITERS: &[(Place, Way)] = &[
-    (Place::Ext4, Way::Fsync),
-    (Place::Ext4, Way::Fdatasync),
-    (Place::Ext4, Way::Dsync),
-    (Place::Ext4, Way::Msync),
-    (Place::Ext4, Way::MapSync),
-    (Place::Ext4, Way::Rename),
-    (Place::Xfs, Way::Fsync),
-    (Place::Xfs, Way::Fdatasync),
-    (Place::Xfs, Way::Dsync),
-    (Place::Xfs, Way::Msync),
-    (Place::Xfs, Way::MapSync),
-    (Place::Xfs, Way::Rename),
-    (Place::Cached, Way::Fsync),
-    (Place::Cached, Way::Dsync),
-    (Place::Cached, Way::DirectDsync),
-    (Place::Cached, Way::Msync),
-    // Were it believed, the rest would say nothing.
-    (Place::Cached, Way::Lie),
-    (Place::Raw, Way::Fsync),
-    (Place::Raw, Way::DirectDsync),
-    (Place::Raw, Way::DirectFdatasync),
-    (Place::Sector, Way::DirectDsync),
-    (Place::Sector, Way::DirectFdatasync),
+const WRITERS: &[(VolumeKind, Way)] = &[
+    (VolumeKind::Ext4, Way::Fsync),
+    (VolumeKind::Ext4, Way::Fdatasync),
+    (VolumeKind::Ext4, Way::Dsync),
+    (VolumeKind::Ext4, Way::Msync),
+    (VolumeKind::Ext4, Way::MapSync),
+    (VolumeKind::Ext4, Way::Rename),
+    (VolumeKind::Xfs, Way::Fsync),
+    (VolumeKind::Xfs, Way::Fdatasync),
+    (VolumeKind::Xfs, Way::Dsync),
+    (VolumeKind::Xfs, Way::Msync),
+    (VolumeKind::Xfs, Way::MapSync),
+    (VolumeKind::Xfs, Way::Rename),
+    (VolumeKind::Cached, Way::Fsync),
+    (VolumeKind::Cached, Way::Dsync),
+    (VolumeKind::Cached, Way::DirectDsync),
+    (VolumeKind::Cached, Way::Msync),
+    // If the host believed this one, its other verdicts would mean nothing.
+    (VolumeKind::Cached, Way::Lie),
+    (VolumeKind::Raw, Way::Fsync),
+    (VolumeKind::Raw, Way::DirectDsync),
+    (VolumeKind::Raw, Way::DirectFdatasync),
+    (VolumeKind::Sector, Way::DirectDsync),
+    (VolumeKind::Sector, Way::DirectFdatasync),
 ];
 
-/// What the host is to expect of a writer: that its blocks may be torn while they are written, that they are not, or
-/// that it lies.
-fn duty(place: Place, way: Way) -> &'static str {
-    match (place, way) {
+/// What the host expects of a writer: that blocks may be torn while they are written, that they are
+/// never torn, or that it lies.
+fn duty(kind: VolumeKind, way: Way) -> &'static str {
+    match (kind, way) {
         (_, Way::Lie) => "lies",
-        // A name stands for the whole old file or for the whole new one.
-        (Place::Sector, _) | (_, Way::Rename) => "whole",
+        // After a rename there is the whole old file or the whole new one.
+        (VolumeKind::Sector, _) | (_, Way::Rename) => "whole",
         _ => "torn",
     }
 }
 
-impl Place {
+impl VolumeKind {
     fn region(self) -> u32 {
         match self {
-            Place::Ext4 | Place::Cached => 0,
-            Place::Xfs => 1,
-            Place::Raw => 2,
-            Place::Sector => 3,
+            VolumeKind::Ext4 | VolumeKind::Cached => 0,
+            VolumeKind::Xfs => 1,
+            VolumeKind::Raw => 2,
+            VolumeKind::Sector => 3,
         }
     }
 
-    /// The file system, and what it is mounted with.
+    /// The file system, and its mount options.
     fn file_system(self) -> Option<(FileSystem, &'static str)> {
         match self {
-            Place::Ext4 => Some((Ext4, "dax=always")),
-            Place::Cached => Some((Ext4, "dax=never")),
-            Place::Xfs => Some((Xfs, "dax=always")),
-            Place::Raw | Place::Sector => None,
+            VolumeKind::Ext4 => Some((Ext4, "dax=always")),
+            VolumeKind::Cached => Some((Ext4, "dax=never")),
+            VolumeKind::Xfs => Some((Xfs, "dax=always")),
+            VolumeKind::Raw | VolumeKind::Sector => None,
         }
     }
 }
 
-/// A place on this machine.
-struct Site {
-    place: Place,
+/// A volume of this machine.
+struct Volume {
+    kind: VolumeKind,
     bound: Device,
     node: String,
 }
 
-/// A site that can be written to.
+/// A volume that can be written to.
 struct Open<'a> {
-    site: &'a Site,
+    volume: &'a Volume,
     mount: Option<Mount>,
 }
 
-impl Site {
+impl Volume {
     /// Finds what the first boot has made.
-    fn find(lab: &Lab, place: Place) -> Result<Site> {
-        let bound = holder(&lab.namespace(place.region())?)?;
+    fn find(lab: &Lab, kind: VolumeKind) -> Result<Volume> {
+        let bound = holder(&lab.namespace(kind.region())?)?;
         bound.expect_driver(Some(lab.driver))?;
         let disk = Disk::named(bound.disk_name()?);
-        let disk = match place {
-            Place::Ext4 => disk.partition(1),
-            Place::Cached => disk.partition(2),
+        let disk = match kind {
+            VolumeKind::Ext4 => disk.partition(1),
+            VolumeKind::Cached => disk.partition(2),
             _ => disk,
         };
         let node = disk.node_str();
-        Ok(Site { place, bound, node })
+        Ok(Volume { kind, bound, node })
     }
 
-    fn find_all(lab: &Lab) -> Result<Vec<Site>> {
-        let sites = PLACES.iter().map(|&place| Site::find(lab, place));
-        sites.collect()
+    fn find_all(lab: &Lab) -> Result<Vec<Volume>> {
+        let volumes = PLACES.iter().map(|&kind| Volume::find(lab, kind));
+        volumes.collect()
     }
 
     fn open(&self) -> Result<Open<'_>> {
-        let mount = match self.place.file_system() {
+        let mount = match self.kind.file_system() {
             Some((fs, options)) => Some(fs.mount(&self.node, options)?),
             None => None,
         };
-        Ok(Open { site: self, mount })
+        Ok(Open {
+            volume: self,
+            mount,
+        })
     }
 }
 
 impl Open<'_> {
-    /// Its writers, by their numbers.
+    /// The writers of the volume, by number.
     fn writers(&self) -> impl Iterator<Item = (usize, Way)> {
-        let place = self.site.place;
+        let kind = self.volume.kind;
         let all = WRITERS.iter().enumerate();
-        all.filter_map(move |(id, &(home, way))| (home == place).then_some((id, way)))
+        all.filter_map(move |(id, &(home, way))| (home == kind).then_some((id, way)))
     }
 
-    /// Where a writer has its blocks.
+    /// The location of a writer's blocks.
     fn home(&self, id: usize, way: Way) -> Home {
         match &self.mount {
             Some(mount) if way == Way::Rename => Home::Directory(mount.path(&name_of(id))),
@@ -209,13 +212,13 @@ impl Open<'_> {
                 start: 0,
             },
             None => Home::File {
-                path: Path::new(&self.site.node).to_owned(),
+                path: Path::new(&self.volume.node).to_owned(),
                 start: ON_DISK + (id * LEN) as u64,
             },
         }
     }
 
-    /// Makes the files of all writers, which start with nothing.
+    /// Makes the empty files of all writers.
     fn make_files(&self) -> Result<()> {
         if self.mount.is_none() {
             return Ok(());
@@ -226,7 +229,7 @@ impl Open<'_> {
             if let Home::File { path, .. } = home {
                 let dax = is_dax(&path)?;
                 ensure!(
-                    dax == (self.site.place != Place::Cached),
+                    dax == (self.volume.kind != VolumeKind::Cached),
                     "{}: DAX is {dax}",
                     path.display()
                 );
@@ -241,61 +244,63 @@ impl Open<'_> {
 }
 
 fn name_of(id: usize) -> String {
-    let (place, way) = WRITERS[id];
-    format!("{place:?}_{way:?}").to_lowercase()
+    let (kind, way) = WRITERS[id];
+    format!("{kind:?}_{way:?}").to_lowercase()
 }
 
-/// A campaign, as one boot sees it.
+/// One boot of a campaign.
 struct Boot<'a> {
     lab: &'a mut Lab,
     port: Port,
-    /// The last write of each writer that has left anything.
+    /// The last write of each writer that is on the media.
     last: Vec<u32>,
 }
 
 fn first(lab: &mut Lab) -> Result<()> {
-    let disk = lab.prepare_in(Place::Ext4.region(), Mode::FsdaxMem)?.disk;
+    let disk = lab
+        .prepare_in(VolumeKind::Ext4.region(), Mode::FsdaxMem)?
+        .disk;
     disk.cut(PARTITIONS)?;
-    lab.prepare_in(Place::Xfs.region(), Mode::FsdaxMem)?;
-    lab.prepare_in(Place::Raw.region(), Mode::Raw)?;
-    lab.prepare_in(Place::Sector.region(), Mode::Sector)?;
-    let sites = Site::find_all(lab)?;
-    for site in &sites {
-        if let Some((fs, _)) = site.place.file_system() {
-            fs.make(&site.node)?;
+    lab.prepare_in(VolumeKind::Xfs.region(), Mode::FsdaxMem)?;
+    lab.prepare_in(VolumeKind::Raw.region(), Mode::Raw)?;
+    lab.prepare_in(VolumeKind::Sector.region(), Mode::Sector)?;
+    let volumes = Volume::find_all(lab)?;
+    for volume in &volumes {
+        if let Some((fs, _)) = volume.kind.file_system() {
+            fs.make(&volume.node)?;
         }
-        let open = site.open()?;
+        let open = volume.open()?;
         open.make_files()?;
         open.close()?;
     }
     let mut boot = Boot::new(lab)?;
-    boot.check(&sites)?;
-    boot.write_for_ever(&sites)
+    boot.check(&volumes)?;
+    boot.write_for_ever(&volumes)
 }
 
 fn again(lab: &mut Lab) -> Result<()> {
-    let sites = Site::find_all(lab)?;
+    let volumes = Volume::find_all(lab)?;
     let round = lab.round;
     let mut boot = Boot::new(lab)?;
-    boot.check(&sites)?;
-    boot.start_one_anew(&sites, round)?;
+    boot.check(&volumes)?;
+    boot.start_one_anew(&volumes, round)?;
     if round % UNBIND_EVERY == UNBIND_EVERY - 1 {
-        boot.take_one_away(&sites)?;
-        boot.check(&sites)?;
+        boot.remove_one(&volumes)?;
+        boot.check(&volumes)?;
     }
-    boot.write_for_ever(&sites)
+    boot.write_for_ever(&volumes)
 }
 
 fn last(lab: &mut Lab) -> Result<()> {
-    let sites = Site::find_all(lab)?;
-    Boot::new(lab)?.check(&sites)
+    let volumes = Volume::find_all(lab)?;
+    Boot::new(lab)?.check(&volumes)
 }
 
 impl Boot<'_> {
     fn new(lab: &mut Lab) -> Result<Boot<'_>> {
         let mut port = Port::open()?;
-        for (id, &(place, way)) in WRITERS.iter().enumerate() {
-            port.writer(id, &name_of(id), duty(place, way))?;
+        for (id, &(kind, way)) in WRITERS.iter().enumerate() {
+            port.writer(id, &name_of(id), duty(kind, way))?;
         }
         Ok(Boot {
             lab,
@@ -304,26 +309,27 @@ impl Boot<'_> {
         })
     }
 
-    /// Tells the host all that is on the media, once the file systems have recovered, and has these checked.
-    fn check(&mut self, sites: &[Site]) -> Result<()> {
+    /// Reports everything on the media to the host after the file systems have recovered, and
+    /// checks these.
+    fn check(&mut self, volumes: &[Volume]) -> Result<()> {
         self.port.checking()?;
-        for site in sites {
-            let open = site.open()?;
+        for volume in volumes {
+            let open = volume.open()?;
             for (id, way) in open.writers() {
                 self.last[id] = self.last[id].max(self.report(id, &open.home(id, way))?);
             }
             open.close()?;
         }
         self.port.checked()?;
-        for site in sites {
-            if let Some((fs, _)) = site.place.file_system() {
-                fs.check(&site.node)?;
+        for volume in volumes {
+            if let Some((fs, _)) = volume.kind.file_system() {
+                fs.check(&volume.node)?;
             }
         }
         Ok(())
     }
 
-    /// Tells the host what a writer has left, and returns the last write of which there is anything.
+    /// Reports the blocks of a writer to the host, and returns its last write that is on the media.
     fn report(&mut self, id: usize, home: &Home) -> Result<u32> {
         let bytes = home
             .read()
@@ -335,7 +341,7 @@ impl Boot<'_> {
                 writer: id as u32,
                 block,
             };
-            match slot.look_at(bytes) {
+            match slot.classify(bytes) {
                 Content::Written { newest: 0, .. } => {}
                 Content::Written { oldest, newest } => {
                     self.port.found(id, block, oldest, newest)?;
@@ -347,12 +353,12 @@ impl Boot<'_> {
         Ok(last)
     }
 
-    /// Lets one writer start with nothing again, so that there is space to be allocated.
-    fn start_one_anew(&mut self, sites: &[Site], round: u64) -> Result<()> {
+    /// Makes one writer start from an empty file, so that space is allocated again.
+    fn start_one_anew(&mut self, volumes: &[Volume], round: u64) -> Result<()> {
         let id = (round % WRITERS.len() as u64) as usize;
-        let (place, way) = WRITERS[id];
-        let site = sites.iter().find(|site| site.place == place);
-        let open = site.context("a place that is not there")?.open()?;
+        let (kind, way) = WRITERS[id];
+        let volume = volumes.iter().find(|volume| volume.kind == kind);
+        let open = volume.context("a volume that does not exist")?.open()?;
         if open.mount.is_some() {
             self.port.forget(id)?;
             let home = open.home(id, way);
@@ -362,7 +368,7 @@ impl Boot<'_> {
         open.close()
     }
 
-    fn start_writers(&mut self, open: &[Open<'_>]) -> Result<Vec<(Place, Way, Child)>> {
+    fn start_writers(&mut self, open: &[Open<'_>]) -> Result<Vec<(VolumeKind, Way, Child)>> {
         let mut children = Vec::new();
         for open in open {
             for (id, way) in open.writers() {
@@ -375,24 +381,27 @@ impl Boot<'_> {
                     random: ChaCha8Rng::from_rng(&mut self.lab.random),
                 };
                 let child = Child::start_ready(name_of(id), |link| writer.work(link))?;
-                children.push((open.site.place, way, child));
+                children.push((open.volume.kind, way, child));
             }
         }
         Ok(children)
     }
 
-    /// Takes a device away while writers are at work, and brings it back.
-    fn take_one_away(&mut self, sites: &[Site]) -> Result<()> {
-        let victim = sites.choose(&mut self.lab.random).context("no sites")?;
-        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+    /// Removes a device while writers run, and adds it again.
+    fn remove_one(&mut self, volumes: &[Volume]) -> Result<()> {
+        let victim = volumes.choose(&mut self.lab.random).context("no volumes")?;
+        let open = volumes
+            .iter()
+            .map(Volume::open)
+            .collect::<Result<Vec<_>>>()?;
         let children = self.start_writers(&open)?;
         let work = self.lab.random.random_range(0..MOST_WORK_MS);
         sleep(Duration::from_millis(work));
 
         victim.bound.unbind()?;
         println!("{} is gone after {work} ms", victim.bound);
-        for (place, way, mut child) in children {
-            if place.region() != victim.place.region() {
+        for (kind, way, mut child) in children {
+            if kind.region() != victim.kind.region() {
                 child.go()?;
                 child.hear("stopped", WRITERS_LIMIT)?;
                 child.expect_done(WRITERS_LIMIT)?;
@@ -406,26 +415,29 @@ impl Boot<'_> {
             };
             ensure!(
                 right,
-                "{place:?} {way:?} ended with {end:?} when its device was gone"
+                "{kind:?} {way:?} ended with {end:?} when its device was gone"
             );
         }
         for open in open {
             open.close()?;
         }
         retired::await_none(FREE_LIMIT)?;
-        expect_nobody_stuck()?;
+        expect_no_thread_stuck()?;
         victim.bound.bind(self.lab.driver)
     }
 
     /// Writes until the power is cut.
-    fn write_for_ever(&mut self, sites: &[Site]) -> Result<()> {
-        let open = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
+    fn write_for_ever(&mut self, volumes: &[Volume]) -> Result<()> {
+        let open = volumes
+            .iter()
+            .map(Volume::open)
+            .collect::<Result<Vec<_>>>()?;
         let mut children = self.start_writers(&open)?;
         self.port.at_work()?;
         loop {
-            for (place, way, child) in &mut children {
+            for (kind, way, child) in &mut children {
                 if let Some(end) = child.try_end()? {
-                    bail!("{place:?} {way:?} ended with {end:?}");
+                    bail!("{kind:?} {way:?} ended with {end:?}");
                 }
             }
             sleep(Duration::from_millis(50));

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the host is told while a guest may be killed at any time. The host keeps what arrives, and
-//! judges it (`ledger.rs` of the runner).
+//! The messages to the host while a guest may be killed at any time. The host records what arrives
+//! and evaluates it (`ledger.rs` of the runner).
 //!
-//! The lines go between those of the results, each with one call, so that they are whole.
+//! The lines share a port with the results. Each is written with one call, so that it is not
+//! interrupted.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,11 +13,11 @@ use anyhow::{Context, Result};
 
 use crate::init::RESULTS;
 
-/// The way to the host.
+/// The port to the host.
 pub struct Port(File);
 
 impl Port {
-    /// Opens it.
+    /// Opens the port.
     pub fn open() -> Result<Port> {
         let port = OpenOptions::new()
             .write(true)
@@ -25,42 +26,42 @@ impl Port {
         Ok(Port(port))
     }
 
-    /// Says who writes, and what is to be expected of it.
+    /// Announces a writer, and what is expected of it.
     pub fn writer(&mut self, id: usize, name: &str, duty: &str) -> Result<()> {
         self.say(&format!("writer {id} {name} {duty}"))
     }
 
-    /// Says that a check of all that is on the media begins.
+    /// Announces a check of everything on the media.
     pub fn checking(&mut self) -> Result<()> {
         self.say("checking")
     }
 
-    /// Says what a block holds.
+    /// Reports the contents of a block.
     pub fn found(&mut self, id: usize, block: u32, oldest: u32, newest: u32) -> Result<()> {
         self.say(&format!("found {id} {block} {oldest} {newest}"))
     }
 
-    /// Says that a block holds what nobody has written.
+    /// Reports a block that contains what no writer has written.
     pub fn damaged(&mut self, id: usize, block: u32, at: usize) -> Result<()> {
         self.say(&format!("damaged {id} {block} {at}"))
     }
 
-    /// Says that the check is complete.
+    /// Reports that the check is complete.
     pub fn checked(&mut self) -> Result<()> {
         self.say("checked")
     }
 
-    /// Says that what a writer has written so far may go.
+    /// Reports that the earlier writes of a writer may disappear.
     pub fn forget(&mut self, id: usize) -> Result<()> {
         self.say(&format!("forget {id}"))
     }
 
-    /// Says that all writers are at work.
+    /// Reports that all writers are running.
     pub fn at_work(&mut self) -> Result<()> {
         self.say("at work")
     }
 
-    /// Says that `count` blocks are durable as a write has left them.
+    /// Reports that `count` blocks of a write are durable.
     pub fn durable(&mut self, id: usize, first: u32, count: u32, write: u32) -> Result<()> {
         self.say(&format!("durable {id} {first} {count} {write}"))
     }

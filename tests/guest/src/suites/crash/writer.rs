@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those who write, each a process with blocks of its own, and tell the host what they were told is durable.
+//! Writers: each is a process with blocks of its own, which tells the host which writes are
+//! durable.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -19,13 +20,13 @@ use super::port::Port;
 use crate::mapping::{Mapping, Sharing};
 use crate::process::Link;
 
-/// How many blocks each has.
+/// How many blocks each writer has.
 pub const BLOCKS: u32 = 256;
 /// The same in bytes.
 pub const LEN: usize = BLOCKS as usize * BLOCK;
-/// How many blocks it writes at a time, at most.
+/// How many blocks a write has, at most.
 const MOST: u32 = 8;
-/// How long who waits for nothing sleeps in between.
+/// The pause between the writes of a writer that does not sync.
 const LIARS_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a writer makes its data durable.
@@ -47,12 +48,12 @@ pub enum Way {
     MapSync,
     /// A new file for each block, which is written, synced, and takes the place of the old one.
     Rename,
-    /// It does not, and says it does.
+    /// Not at all, but the writer claims that it did.
     Lie,
 }
 
 impl Way {
-    /// Whether the writer has mapped what it writes to.
+    /// Whether the writer uses a mapping.
     pub fn maps(self) -> bool {
         matches!(self, Way::Msync | Way::MapSync)
     }
@@ -67,17 +68,17 @@ impl Way {
     }
 }
 
-/// Where the blocks of a writer are.
+/// The location of a writer's blocks.
 #[derive(Clone, Debug)]
 pub enum Home {
-    /// In a file or on a disk, from this byte on.
+    /// In a file or on a disk, from this offset on.
     File { path: PathBuf, start: u64 },
-    /// Each in a file of its own, in this directory.
+    /// Each block in a file of its own, in this directory.
     Directory(PathBuf),
 }
 
 impl Home {
-    /// Makes it durably, empty.
+    /// Makes it, empty and durable.
     pub fn make(&self) -> Result<()> {
         let path = match self {
             Home::File { path, .. } => {
@@ -103,11 +104,11 @@ impl Home {
         Ok(())
     }
 
-    /// All of its blocks, with zeros where there is nothing.
+    /// The contents of all blocks, with zeros for blocks that do not exist.
     pub fn read(&self) -> Result<Vec<u8>> {
         match self {
             Home::File { path, start } => {
-                // What is in a page cache is not on the medium.
+                // The page cache may differ from the medium.
                 let disk = path.starts_with("/dev");
                 let flags = if disk { libc::O_DIRECT } else { 0 };
                 let file = OpenOptions::new()
@@ -141,18 +142,18 @@ impl Home {
     }
 }
 
-/// A writer that can be set to work.
+/// A writer that is ready to run.
 pub struct Writer {
     pub id: usize,
     pub seed: u64,
     pub way: Way,
     pub home: Home,
-    /// The last write that has left anything.
+    /// The last write that is on the media.
     pub last: u32,
     pub random: ChaCha8Rng,
 }
 
-/// What a writer writes to.
+/// The open file or directory of a writer.
 enum Target {
     File(File, u64),
     Mapping(Mapping),
@@ -160,12 +161,12 @@ enum Target {
 }
 
 impl Writer {
-    /// Writes until it is told to stop, or what it writes to is gone, and says which.
+    /// Writes until it is told to stop or its device is gone, and returns which.
     pub fn work(mut self, link: &mut Link) -> Result<()> {
         let mut port = Port::open()?;
         let target = self.open()?;
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             self.last += 1;
             let most = if self.way == Way::Rename { 1 } else { MOST };
             let count = self.random.random_range(1..=most);
@@ -231,7 +232,7 @@ impl Writer {
     }
 }
 
-/// Puts a new file in the place of an old one, as editors and databases do.
+/// Replaces a file by a new one, as editors and databases do.
 fn replace(dir: &Path, block: u32, bytes: &[u8]) -> io::Result<()> {
     let (new, old) = (dir.join("new"), dir.join(block.to_string()));
     let file = File::create(&new)?;
@@ -241,9 +242,9 @@ fn replace(dir: &Path, block: u32, bytes: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Whether an error says that the device is gone.
+/// Whether an error means that the device is gone.
 fn is_gone(error: &io::Error) -> bool {
-    // A disk that is gone has no space left.
+    // Writes to a removed disk report that no space is left.
     let gone = [
         Errno::EIO,
         Errno::ENXIO,

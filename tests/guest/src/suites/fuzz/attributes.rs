@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes of all kinds for every attribute that can be written, of the module, the driver, the disk, and what is
-//! below it; and reads of all that can be read. Whatever they do, the driver works after that, and the data are
-//! there.
+//! Random bytes for every writable attribute of the module, the driver, the disk and its parents,
+//! and reads of every readable one. Afterwards the driver works, and the data are intact.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -25,14 +24,14 @@ use crate::retired;
 use crate::sectors::{Buffer, expect_same};
 
 const MARK: usize = 1 << 20;
-/// How deep attributes are looked for.
+/// The maximum depth of the search for attributes.
 const DEPTH: u32 = 3;
-/// After so many cases the device is bound anew, if need be, and looked at.
-const CASES_TO_LOOK: u64 = 40;
-/// How soon a range is free once nobody uses it any more.
+/// After this many cases the device is bound again, if necessary, and checked.
+const CASES_PER_CHECK: u64 = 40;
+/// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What somebody may have meant.
+/// Values that a user may write.
 const WORDS: &[&str] = &[
     "",
     "\n",
@@ -82,11 +81,11 @@ const WORDS: &[&str] = &[
     "../../etc",
 ];
 
-/// Attributes that do as they are told, and what they are told would end the test.
-const LEFT_ALONE: &[&str] = &[
-    // Traces of every request, in memory that nobody reads.
+/// Attributes that are not written, because values that they accept would end the test.
+const NOT_WRITTEN: &[&str] = &[
+    // Traces every request, into a buffer that is never read.
     "trace",
-    // Fails allocations on purpose, on the debug kernel.
+    // Makes allocations fail, on the debug kernel.
     "fail_make_request",
     "make-it-fail",
 ];
@@ -116,14 +115,14 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         }
         settle().with_context(what)?;
         number += 1;
-        if number % CASES_TO_LOOK == 0 {
+        if number % CASES_PER_CHECK == 0 {
             read += read_all(&attributes);
             region.set("align", &align)?;
             region.set("read_only", "0")?;
             if subject.identity()? == subject.identity {
-                subject.look(lab).with_context(what)?;
+                subject.reset_and_check(lab).with_context(what)?;
             } else {
-                // A device that was unbound can be turned into something else, and was.
+                // A device that was unbound could be reconfigured, and was.
                 made_anew += 1;
                 subject = Subject::make(lab).with_context(what)?;
             }
@@ -138,7 +137,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A bound device, and what it is as long as it is bound, or bound again.
+/// A device, and its attributes while it is bound.
 struct Subject {
     region: Prepared,
     identity: Vec<String>,
@@ -179,8 +178,9 @@ impl Subject {
         Ok(identity)
     }
 
-    /// Takes back what was written that has a lasting effect, binds the device anew, and checks its contents.
-    fn look(&self, lab: &Lab) -> Result<()> {
+    /// Resets the attributes with a lasting effect, binds the device again, and checks its
+    /// contents.
+    fn reset_and_check(&self, lab: &Lab) -> Result<()> {
         let Prepared {
             namespace,
             bound,
@@ -203,7 +203,7 @@ impl Subject {
     }
 }
 
-/// The files, found anew each time: some go with what was written before.
+/// Finds the attribute files each time, since a write may remove some.
 fn attributes(lab: &Lab, subject: &Subject, region: &Device) -> Result<Vec<PathBuf>> {
     let name = lab.driver.name();
     let Prepared {
@@ -226,7 +226,7 @@ fn attributes(lab: &Lab, subject: &Subject, region: &Device) -> Result<Vec<PathB
         };
         find(&dir, DEPTH, &mut found);
     }
-    // Nothing may depend on the order in which a directory lists them.
+    // The result must not depend on the order of directory entries.
     found.sort();
     found.dedup();
     ensure!(found.len() > 50, "there are only {found:?}");
@@ -234,13 +234,13 @@ fn attributes(lab: &Lab, subject: &Subject, region: &Device) -> Result<Vec<PathB
 }
 
 fn find(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
-    // It may go while it is read.
+    // The directory may be removed meanwhile.
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if LEFT_ALONE
+        if NOT_WRITTEN
             .iter()
             .any(|left| name.to_string_lossy() == *left)
         {
@@ -254,7 +254,7 @@ fn find(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Bytes that somebody may write.
+/// Random bytes, or variations of plausible values.
 pub fn bytes(random: &mut ChaCha8Rng) -> Vec<u8> {
     match random.random_range(0..8) {
         0 => {
@@ -275,12 +275,12 @@ fn write(attribute: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .write_all(bytes)
 }
 
-/// Whether anybody has one of these rights. Root may open what nobody may, and learns nothing by it.
+/// Whether the mode of a file has one of these bits for any user. Root can open files without them.
 fn allows(attribute: &Path, rights: u32) -> bool {
     fs::metadata(attribute).is_ok_and(|found| found.permissions().mode() & rights != 0)
 }
 
-/// Reads all that may be read, and returns how many of them could be.
+/// Reads all readable attributes, and returns how many reads succeeded.
 fn read_all(attributes: &[PathBuf]) -> u64 {
     let mut count = 0;
     for attribute in attributes {

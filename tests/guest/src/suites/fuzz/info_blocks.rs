@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Info blocks with changed bits and hostile values: the driver refuses them, and says so in one line, or binds
-//! something that lies within the namespace. What lies beside it is never touched, and what is in it is there
-//! again with the right block.
+//! Info blocks with flipped bits and hostile values: the driver refuses them with one line in the
+//! log, or binds a range within the namespace. Neighbouring namespaces are never touched, and the
+//! data are intact with the right block.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -23,18 +23,18 @@ use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same};
-use crate::suites::probe::Patient;
+use crate::suites::probe::BlockTest;
 
 const MODES: [Mode; 4] = [Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector, Mode::Devdax];
 const MIB: u64 = 1 << 20;
-/// How much of a neighbour is looked at after each case, where it is next to the victim.
+/// How many bytes of a neighbour are checked after each case, next to the victim.
 const EDGE: usize = 1 << 20;
-/// In the data of the victim, from here on, each page at the start of a MiB has a mark.
+/// The offset in the data of the victim from which on the first page of each MiB has a mark.
 const MARKS_FROM: u64 = 16 * MIB;
-/// After so many cases the right block is put back.
-const CASES_TO_RECOVERY: u64 = 8;
+/// After this many cases the right block is restored.
+const CASES_PER_RECOVERY: u64 = 8;
 
-/// What became of the cases.
+/// The number of cases by result.
 #[derive(Debug, Default)]
 struct Tally {
     refused: u64,
@@ -44,27 +44,27 @@ struct Tally {
 }
 
 pub fn fuzz(lab: &mut Lab) -> Result<()> {
-    let estate = Estate::make(lab)?;
-    let result = fuzz_on(lab, &estate);
-    // Other tests want to have one namespace.
-    estate.take_down(lab)?;
+    let namespaces = Namespaces::make(lab)?;
+    let result = fuzz_on(lab, &namespaces);
+    // Other tests expect a single namespace.
+    namespaces.destroy(lab)?;
     result
 }
 
-fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
+fn fuzz_on(lab: &mut Lab, namespaces: &Namespaces) -> Result<()> {
     let mut tally = Tally::default();
     let mut all = 0;
     for mode in MODES {
-        let mut victim = Victim::make(lab, estate, mode)?;
+        let mut victim = Victim::make(lab, namespaces, mode)?;
         let mut since = 0;
         let time = share(lab) / MODES.len() as u32;
         all += cases(lab, &format!("{mode:?}"), time, |lab, random| {
             let block = victim.mutant(random);
             let outcome = victim.case(lab, &block);
             outcome.with_context(|| block.what.clone())?;
-            estate.expect_untouched()?;
+            namespaces.expect_untouched()?;
             since += 1;
-            if since % CASES_TO_RECOVERY == 0 {
+            if since % CASES_PER_RECOVERY == 0 {
                 victim.recover(lab)?;
             }
             Ok(())
@@ -85,17 +85,18 @@ fn fuzz_on(lab: &mut Lab, estate: &Estate) -> Result<()> {
     Ok(())
 }
 
-/// Three namespaces in a row, of which the middle one is the victim.
-struct Estate {
+/// Three adjacent namespaces, the middle one of which is the victim.
+struct Namespaces {
     before: Disk,
     victim: Device,
     after: Disk,
 }
 
-impl Estate {
-    fn make(lab: &Lab) -> Result<Estate> {
+impl Namespaces {
+    fn make(lab: &Lab) -> Result<Namespaces> {
         let region = lab.region(0)?;
-        // A region can have several if it has labels, and gets them with the first that is made.
+        // A region can have several namespaces if it has labels. It gets them with the first
+        // namespace that is created.
         lab.prepare(Mode::FsdaxMem)?;
         destroy_all(lab)?;
         let mut made = Vec::new();
@@ -120,19 +121,19 @@ impl Estate {
             let name = made[number].blockdev.clone();
             name.map(Disk::named).context("a namespace without a disk")
         };
-        let estate = Estate {
+        let namespaces = Namespaces {
             before: disk(0)?,
             victim: Device::named(made[1].dev.clone()),
             after: disk(2)?,
         };
-        for (disk, at, tag) in estate.edges()? {
+        for (disk, at, tag) in namespaces.edges()? {
             disk.open(Access::Direct)?
                 .write_all_at(&Buffer::stamped(EDGE, tag), at)?;
         }
-        Ok(estate)
+        Ok(namespaces)
     }
 
-    /// The parts of the neighbours that are next to the victim, and what is in them.
+    /// The parts of the neighbours next to the victim, and the tags of their contents.
     fn edges(&self) -> Result<[(&Disk, u64, u64); 2]> {
         let end = self.before.bytes()? - EDGE as u64;
         Ok([(&self.before, end, 1), (&self.after, 0, 2)])
@@ -148,7 +149,7 @@ impl Estate {
         Ok(())
     }
 
-    fn take_down(self, lab: &Lab) -> Result<()> {
+    fn destroy(self, lab: &Lab) -> Result<()> {
         destroy_all(lab)?;
         ndctl::create(&lab.region(0)?, Mode::Raw, &["-l", "512"]).map(drop)
     }
@@ -160,7 +161,7 @@ fn destroy_all(lab: &Lab) -> Result<()> {
     run("ndctl", &all).map(drop)
 }
 
-/// An info block, and how it came about.
+/// A changed info block, and a description of the changes.
 struct Mutant {
     block: InfoBlock,
     what: String,
@@ -172,19 +173,19 @@ struct Victim {
     namespace: Device,
     place: Range<u64>,
     good: InfoBlock,
-    /// What the last case may have changed of the data, from the start of the namespace.
-    spoilt: Vec<Range<u64>>,
-    /// Whether it may have changed anything at all, so that the namespace has to be made anew.
-    spoilt_all: bool,
+    /// The ranges of the data that the last case may have changed, as offsets in the namespace.
+    changed: Vec<Range<u64>>,
+    /// Whether any data may have changed, so that the namespace has to be created again.
+    all_changed: bool,
     tally: Tally,
 }
 
 impl Victim {
-    fn make(lab: &Lab, estate: &Estate, mode: Mode) -> Result<Victim> {
-        let namespace = estate.victim.clone();
+    fn make(lab: &Lab, namespaces: &Namespaces, mode: Mode) -> Result<Victim> {
+        let namespace = namespaces.victim.clone();
         let start = namespace.resource()?;
         let place = start..start + namespace.get("size")?.parse::<u64>()?;
-        let good = make_anew(lab, &namespace, mode)?;
+        let good = recreate(lab, &namespace, mode)?;
         ensure!(
             namespace.resource()? == place.start,
             "{namespace} has moved"
@@ -194,11 +195,11 @@ impl Victim {
             namespace,
             place,
             good,
-            spoilt: Vec::new(),
-            spoilt_all: false,
+            changed: Vec::new(),
+            all_changed: false,
             tally: Tally::default(),
         };
-        Patient::with_whole_range(lab, &victim.namespace, |disk| victim.stamp_all(disk))?;
+        BlockTest::with_whole_range(lab, &victim.namespace, |disk| victim.stamp_all(disk))?;
         Ok(victim)
     }
 
@@ -206,7 +207,8 @@ impl Victim {
         self.place.end - self.place.start
     }
 
-    /// Where marks are. Those of a btt are in its sectors, wherever these are: see [`make_anew`].
+    /// The offsets of marks. Those of a btt are in its sectors, wherever these are: see
+    /// [`recreate`].
     fn marks(&self) -> impl Iterator<Item = u64> + use<> {
         let end = if self.mode == Mode::Sector {
             0
@@ -224,13 +226,13 @@ impl Victim {
         Ok(())
     }
 
-    /// Looks at the marks, and renews those that a case may have changed.
-    fn look_after_marks(&mut self, disk: &Disk) -> Result<()> {
+    /// Checks the marks, and renews those that a case may have changed.
+    fn check_marks(&mut self, disk: &Disk) -> Result<()> {
         let file = disk.open(Access::Direct)?;
-        let spoilt = std::mem::take(&mut self.spoilt);
+        let changed = std::mem::take(&mut self.changed);
         for at in self.marks() {
             let right = Buffer::of_pages(PAGE, at);
-            if spoilt
+            if changed
                 .iter()
                 .any(|part| part.start < at + PAGE as u64 && at < part.end)
             {
@@ -244,7 +246,7 @@ impl Victim {
         Ok(())
     }
 
-    /// Changes the right block, up to three times.
+    /// Changes the right block, in one to three places.
     fn mutant(&self, random: &mut ChaCha8Rng) -> Mutant {
         let mut block = self.good.clone();
         let mut what = Vec::new();
@@ -256,7 +258,7 @@ impl Victim {
                     what.push(format!("bit {bit} changed"));
                 }
                 1 => {
-                    // Where the fields are.
+                    // The bits of the fields.
                     let bit = random.random_range(0..120 * 8);
                     block.flip(bit);
                     what.push(format!("bit {bit} changed"));
@@ -286,11 +288,11 @@ impl Victim {
         }
     }
 
-    /// Puts a block in place, has it probed, and looks at what comes of it. The namespace is idle again then.
+    /// Writes a block, probes it, and checks the result. The namespace is idle afterwards.
     fn case(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let namespace = self.namespace.clone();
-        Patient::with_whole_range(lab, &namespace, |disk| {
-            self.look_after_marks(disk)?;
+        BlockTest::with_whole_range(lab, &namespace, |disk| {
+            self.check_marks(disk)?;
             mutant.block.write(&disk.open(Access::Buffered)?)
         })?;
         let mut messages = Messages::from_now()?;
@@ -308,21 +310,18 @@ impl Victim {
             Err(Some(Errno::EOPNOTSUPP)) => {
                 self.tally.refused += 1;
                 ensure!(namespace.driver().is_none(), "refused, and bound");
-                expect_one_line(&mut messages)
+                expect_one_message(&mut messages)
             }
-            Err(Some(Errno::ENXIO)) => self.look_at_claimed(lab, mutant),
+            Err(Some(Errno::ENXIO)) => self.check_claimed(lab, mutant),
             Err(errno) => bail!("binding it failed with {errno:?}"),
         }
     }
 
-    /// A device has been made for the personality that the block says.
-    fn look_at_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
+    /// Checks the device that libnvdimm has created for the kind of info block.
+    fn check_claimed(&mut self, lab: &Lab, mutant: &Mutant) -> Result<()> {
         let claim = holder(&self.namespace)?;
-        ensure!(
-            claim != self.namespace,
-            "neither refused nor claimed by anybody"
-        );
-        // The rest is the same with the right block.
+        ensure!(claim != self.namespace, "neither refused nor claimed");
+        // Other fields have the values of the right block.
         let changed = Field::of_layout(self.mode)
             .iter()
             .any(|&field| mutant.block.get(field) != self.good.get(field));
@@ -332,28 +331,28 @@ impl Victim {
                 self.tally.bound += 1;
                 let disk = Disk::named(claim.disk_name()?);
                 if claim.name().starts_with("btt") {
-                    self.spoilt_all |= changed;
-                    self.look_at_sectors(&disk)?;
+                    self.all_changed |= changed;
+                    self.check_sectors(&disk)?;
                 } else {
-                    self.look_at_data(&claim, &disk)?;
+                    self.check_data(&claim, &disk)?;
                 }
                 claim.unbind()?;
             }
             Some(driver) => {
                 ensure!(driver == "dax_pmem", "{claim} is bound to {driver}");
                 self.tally.bound += 1;
-                // That initializes its struct pages, which may be on the medium.
+                // Binding initialises the struct pages, which may be on the medium.
                 let before_data =
                     mutant.block.get(Field::StartPad) + mutant.block.get(Field::DataOffset);
-                self.spoilt.push(0..before_data);
+                self.changed.push(0..before_data);
                 claim.unbind()?;
             }
         }
         claim.give_up_namespace()
     }
 
-    /// The disk of a pfn device lies within the namespace and behind the info block.
-    fn look_at_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
+    /// The disk of a pfn device is within the namespace and behind the info block.
+    fn check_data(&mut self, pfn: &Device, disk: &Disk) -> Result<()> {
         let (start, bytes) = (pfn.resource()?, disk.bytes()?);
         let within = start >= self.place.start + 2 * PAGE as u64
             && start
@@ -366,7 +365,7 @@ impl Victim {
         );
         let data = start - self.place.start;
         if pfn.get("mode")? == "pmem" {
-            self.spoilt.push(0..data);
+            self.changed.push(0..data);
         }
         let file = disk.open(Access::Direct)?;
         for at in [0, bytes.saturating_sub(PAGE as u64)] {
@@ -375,14 +374,14 @@ impl Victim {
             file.write_all_at(&right, at)?;
             file.read_exact_at(&mut found, at)?;
             expect_same("what was just written", &found, &right)?;
-            self.spoilt.push(data + at..data + at + PAGE as u64);
+            self.changed.push(data + at..data + at + PAGE as u64);
         }
         Ok(())
     }
 
-    /// The disk of a btt is no larger than the namespace. With other parameters its map may say anything, so that
-    /// reading may fail.
-    fn look_at_sectors(&self, disk: &Disk) -> Result<()> {
+    /// The disk of a btt is not larger than the namespace. With other parameters its map is
+    /// arbitrary, so reads may fail.
+    fn check_sectors(&self, disk: &Disk) -> Result<()> {
         let bytes = disk.bytes()?;
         ensure!(
             bytes < self.size(),
@@ -401,17 +400,17 @@ impl Victim {
         Ok(())
     }
 
-    /// With the right block the namespace is what it was.
+    /// Restores the right block and checks that the namespace has its former contents.
     fn recover(&mut self, lab: &Lab) -> Result<()> {
-        if std::mem::take(&mut self.spoilt_all) {
-            // What another layout says of the map and the log is not what was there.
-            self.good = make_anew(lab, &self.namespace, self.mode)?;
+        if std::mem::take(&mut self.all_changed) {
+            // With another layout the map and the log were overwritten.
+            self.good = recreate(lab, &self.namespace, self.mode)?;
             return Ok(());
         }
         let namespace = self.namespace.clone();
         let good = self.good.clone();
-        Patient::with_whole_range(lab, &namespace, |disk| {
-            self.look_after_marks(disk)?;
+        BlockTest::with_whole_range(lab, &namespace, |disk| {
+            self.check_marks(disk)?;
             good.write(&disk.open(Access::Buffered)?)
         })?;
         let claimed = namespace.try_bind(lab.driver);
@@ -435,8 +434,8 @@ impl Victim {
     }
 }
 
-/// Makes the namespace anew, leaves it idle, and returns its info block.
-fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
+/// Creates the namespace again, leaves it idle, and returns its info block.
+fn recreate(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
     let made = ndctl::reconfigure(namespace, mode)?;
     let claim = holder(namespace)?;
     if mode == Mode::Sector {
@@ -447,7 +446,7 @@ fn make_anew(lab: &Lab, namespace: &Device, mode: Mode) -> Result<InfoBlock> {
     }
     claim.unbind()?;
     claim.give_up_namespace()?;
-    Patient::with_whole_range(lab, namespace, |disk| {
+    BlockTest::with_whole_range(lab, namespace, |disk| {
         InfoBlock::read(&disk.open(Access::Buffered)?, mode)
     })
 }
@@ -461,8 +460,8 @@ fn expect_marks_in_sectors(disk: &Disk) -> Result<()> {
     expect_same("what is in the sectors", &found, &right)
 }
 
-/// A refusal is one line of the driver, which says what to do.
-fn expect_one_line(messages: &mut Messages) -> Result<()> {
+/// A refusal is one line of the driver, which includes the remedy.
+fn expect_one_message(messages: &mut Messages) -> Result<()> {
     messages.expect(&["the info block for mode"])?;
     let lines: Vec<&String> = messages
         .so_far()?

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Label areas with changed bits and hostile values. Labels are libnvdimm's business, so what is looked at is
-//! that whatever it makes of them, and the driver binds, lies within the region; and that with the right labels
-//! everything is as it was.
+//! Label areas with flipped bits and hostile values. Labels are parsed by libnvdimm, so the tests
+//! check that the driver binds only ranges within the region, and that the former namespaces are
+//! there with the right labels.
 
 use std::fs;
 use std::ops::Range;
@@ -28,7 +28,7 @@ use crate::sysfs;
 const FILE: &str = "/tmp/labels";
 const DIMM: &str = "nmem0";
 const DIMM_DRIVER: &str = "/sys/bus/nd/drivers/nvdimm";
-/// The start of the label area, which has the indexes and the labels that are in use.
+/// The size of the used start of the label area, with the index blocks and the labels in use.
 const LEN: &str = "16384";
 const MARK: usize = 1 << 20;
 
@@ -44,7 +44,7 @@ const LABEL_FIELDS: &[Range<usize>] = &[
     124..125, // alignment
     128..144, // what the namespace is used as
 ];
-/// The fields of an index.
+/// The fields of an index block.
 const INDEX_FIELDS: &[Range<usize>] = &[
     16..19, // flags
     19..20, // the size of labels
@@ -59,7 +59,7 @@ const INDEX_FIELDS: &[Range<usize>] = &[
     72..80, // which are free
 ];
 
-/// What became of the cases.
+/// The number of cases by result.
 #[derive(Debug, Default)]
 struct Tally {
     refused: u64,
@@ -82,9 +82,9 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let all = cases(lab, "labels", time, |lab, random| {
         let (bad, what) = damage(&good, &uuid, random)?;
         exchange(lab, &bad).with_context(|| what.clone())?;
-        // libnvdimm may refuse the NVDIMM or the region, and has nothing on it then.
+        // libnvdimm may refuse the NVDIMM or the region. It has no namespaces then.
         if start(lab).is_ok() {
-            look_around(lab, &mut tally).with_context(|| what.clone())?;
+            check_all(lab, &mut tally).with_context(|| what.clone())?;
         } else {
             tally.refused += 1;
             let disks = Disk::all("pmem")?;
@@ -96,7 +96,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         expect_as_before(lab, &uuid).with_context(|| format!("after {what}"))
     });
     if all.is_err() {
-        // Other tests want to have a namespace.
+        // Other tests expect a namespace.
         exchange(lab, &good)?;
         start(lab)?;
     }
@@ -105,9 +105,9 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Changes one or two things, and makes the checksums right most of the time.
+/// Changes one or two places, and updates the checksums in most cases.
 ///
-/// The size of sectors in a label is left alone: the kernel itself warns of those that do not exist, see
+/// The sector size in a label is not changed: the kernel itself warns of invalid ones, see
 /// `labels_make_the_kernel_warn` in docs/kernel-bugs.md. Suite `probe` has such a label.
 fn damage(good: &[u8], uuid: &str, random: &mut ChaCha8Rng) -> Result<(Vec<u8>, String)> {
     let mut area = good.to_vec();
@@ -153,7 +153,7 @@ fn damage(good: &[u8], uuid: &str, random: &mut ChaCha8Rng) -> Result<(Vec<u8>, 
     Ok((area, what.join(", ")))
 }
 
-/// Puts another label area in place, and leaves the region disabled.
+/// Writes another label area, and leaves the region disabled.
 fn exchange(lab: &Lab, area: &[u8]) -> Result<()> {
     let region = lab.region(0)?;
     if region.driver().is_some() {
@@ -166,14 +166,14 @@ fn exchange(lab: &Lab, area: &[u8]) -> Result<()> {
     run("ndctl", &["write-labels", "-s", LEN, "-i", FILE, DIMM]).map(drop)
 }
 
-/// Has libnvdimm read the label area, and make of it what it can.
+/// Makes libnvdimm read the label area and create its namespaces.
 fn start(lab: &Lab) -> Result<()> {
     sysfs::write(Path::new(DIMM_DRIVER).join("bind"), DIMM)?;
     lab.region(0)?.enable_region()
 }
 
-/// Looks at what there is, and reads both ends of each disk.
-fn look_around(lab: &Lab, tally: &mut Tally) -> Result<()> {
+/// Checks all namespaces, and reads both ends of each disk.
+fn check_all(lab: &Lab, tally: &mut Tally) -> Result<()> {
     run("ndctl", &["list", "-RDNi"])?;
     let region = lab.region(0)?;
     let (start, size) = (region.resource()?, region.get("size")?.parse::<u64>()?);

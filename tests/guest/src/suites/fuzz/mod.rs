@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What comes from outside, made up at random: info blocks and labels on the medium, bytes for attributes and
-//! parameters, requests.
+//! Random input: info blocks and labels on the medium, bytes for attributes and parameters,
+//! requests.
 //!
-//! Everything derives from the seed. Cases go on as long as the time lasts, and a failure says which one it was:
-//! with the same seed all cases before it are the same.
+//! Everything derives from the seed. Cases run until the time is over. A failure reports the number
+//! of its case: with the same seed all cases before it are the same.
 
 mod attributes;
 mod info_blocks;
@@ -44,17 +44,18 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// Each of the tests gets such a part of the time that there is. What is left is for the preparations.
+/// The share of the time that each test gets. The rest is for preparations.
 const PART: u32 = 6;
-/// How often it says how far it is.
+/// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long a test goes on.
+/// How long a test runs.
 fn share(lab: &Lab) -> Duration {
     lab.stress / PART
 }
 
-/// Does cases until the time is up. Whatever the kernel complains about is the fault of the case that just was.
+/// Runs cases until the time is over. A warning of the kernel is a failure of the case that just
+/// ran.
 fn cases(
     lab: &mut Lab,
     what: &str,
@@ -85,7 +86,7 @@ fn cases(
     Ok(number)
 }
 
-/// A number that somebody may not have thought of, around one that is right.
+/// A random number around a valid one, or at a limit.
 fn hostile(random: &mut ChaCha8Rng, right: u64, size: u64) -> u64 {
     const ODD: &[u64] = &[
         0,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes of all kinds as the parameters of the module. It is loaded with them, and works, with the value that was meant, or
-//! it is not loaded.
+//! Random bytes as module parameters. The module is loaded with the value that the bytes stand for,
+//! and works, or it is not loaded.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -62,7 +62,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         settle()?;
         let found: u32 =
             sysfs::read(format!("/sys/module/{name}/parameters/{PARAMETER}"))?.parse()?;
-        // Numbers of other kinds, which there may be as well, are not looked at.
+        // Other notations of numbers may be accepted too; these are not checked.
         let text = String::from_utf8_lossy(&value);
         if let Ok(meant) = text.trim().parse::<i128>() {
             ensure!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that suite `block` does not have: on partitions and mapped devices that start within a page, many at
-//! once, from huge pages, of buffers and lengths that are not whole sectors, and those that zero or discard.
-//! All of it is checked against a model in memory.
+//! Requests that suite `block` does not have: on partitions and mapped devices that start within a
+//! page, many in flight at once, from huge pages, with buffers and lengths that are not whole
+//! sectors, and those that zero or discard. All results are checked against a model in memory.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -28,21 +28,21 @@ use crate::syscall::{self, preadv2, pwritev2};
 
 /// Two partitions that start within a page.
 const PARTITIONS: &str = "label: gpt\nstart=4097, size=200001\nstart=210003, size=200001\n";
-/// Of the second one, what the mapped device has: again from the middle of a page on.
+/// The mapped device: a part of the second partition, which also starts within a page.
 const MAPPED: &str = "0 180001 linear /dev/pmem0p2 5";
-/// How much of a target is worked on.
+/// The size of the part of a target that is used.
 const WINDOW: usize = 4 << 20;
 const LARGEST: usize = 1 << 20;
-/// How many requests are under way at once, at most.
+/// The maximum number of requests in flight.
 const MOST_AT_ONCE: usize = 24;
-/// The most buffers of one request.
+/// The maximum number of buffers of one request.
 const MOST_PIECES: usize = 64;
-/// How much is mapped with huge pages.
+/// The size of the mapping with huge pages.
 const HUGE: usize = 2 * PMD;
-/// After so many cases all of the window is read again.
-const CASES_TO_CHECK: u64 = 50;
+/// After this many cases the whole window is read again.
+const CASES_PER_CHECK: u64 = 50;
 
-/// What is done with a target.
+/// One kind of request.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Scattered,
@@ -68,7 +68,7 @@ const STEPS: &[Step] = &[
     Step::ReadWithFlags,
 ];
 
-/// A disk that starts anywhere, and what a part of it should hold.
+/// A disk with any start sector, and the expected contents of a part of it.
 struct Target {
     name: String,
     file: File,
@@ -80,7 +80,7 @@ impl Target {
     fn new(disk: &Disk, random: &mut ChaCha8Rng) -> Result<Target> {
         let file = disk.open(Access::Direct)?;
         let last = disk.bytes()? - WINDOW as u64;
-        // Now and then the window is at the end of the disk.
+        // Sometimes the window is at the end of the disk.
         let start = match random.random_range(0..3) {
             0 => last,
             _ => random.random_range(0..=last / SECTOR as u64) * SECTOR as u64,
@@ -118,7 +118,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
             .with_context(|| format!("{step:?} on {}", target.name))?;
         tag = chance.tag;
         number += 1;
-        if number % CASES_TO_CHECK == 0 {
+        if number % CASES_PER_CHECK == 0 {
             targets
                 .iter()
                 .try_for_each(|target| target.model.check_all(&target.file))?;
@@ -134,27 +134,27 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Where choices come from, and the number of the last write.
+/// The source of random numbers, and the number of the last write.
 struct Chance<'a> {
     random: &'a mut ChaCha8Rng,
     tag: u64,
 }
 
 impl Chance<'_> {
-    /// Sizes from one sector to the largest, small ones as often as large ones.
+    /// Random sizes from one sector to the maximum, with a uniform logarithm.
     fn size(&mut self, most: usize) -> usize {
         let largest = self.random.random_range(SECTOR.ilog2()..=most.ilog2());
         self.random.random_range(1..=(1 << largest) / SECTOR) * SECTOR
     }
 
-    /// Where a request of a length goes.
-    fn place(&mut self, len: usize) -> usize {
+    /// The offset for a request of this length.
+    fn offset(&mut self, len: usize) -> usize {
         self.random.random_range(0..=(WINDOW - len) / SECTOR) * SECTOR
     }
 
     fn step(&mut self, step: Step, target: &mut Target, huge: &Mapping) -> Result<()> {
         let len = self.size(LARGEST);
-        let offset = self.place(len);
+        let offset = self.offset(len);
         let at = target.model.on_disk(offset);
         let file = &target.file;
         match step {
@@ -188,7 +188,7 @@ impl Chance<'_> {
                         target.model.zeroed(offset, len);
                         Ok(())
                     }
-                    // The disk can write zeros, but it cannot forget.
+                    // The disk can write zeros, but it cannot discard.
                     Err(error) if !zero && error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
                     Err(error) => Err(error).context(if zero { "zeroing" } else { "punching" }),
                 }
@@ -221,7 +221,7 @@ impl Chance<'_> {
         }
     }
 
-    /// One request from many places in memory, whose order is not that on the disk.
+    /// One request with many buffers, whose order in memory differs from the order on the disk.
     fn scattered(&mut self, target: &mut Target, offset: usize, len: usize) -> Result<()> {
         let sectors = len / SECTOR;
         let most = sectors.min(MOST_PIECES);
@@ -231,7 +231,7 @@ impl Chance<'_> {
             .chain([0, len])
             .collect();
         cuts.sort_unstable();
-        // Each in a buffer of its own; one of no bytes is in order.
+        // Each segment has a buffer of its own. A segment may be empty.
         let mut buffers: Vec<Buffer> = cuts
             .windows(2)
             .map(|cut| Buffer::new(cut[1] - cut[0]))
@@ -264,7 +264,7 @@ impl Chance<'_> {
         target.model.check("scattered", offset, &found)
     }
 
-    /// Many requests under way at once. No two of them concern the same sector, so each has but one right outcome.
+    /// Many requests in flight at once. Their sectors do not overlap, so the result is determined.
     fn at_once(&mut self, target: &mut Target) -> Result<()> {
         let count = self.random.random_range(2..=MOST_AT_ONCE);
         let room = WINDOW / count;
@@ -318,7 +318,8 @@ impl Chance<'_> {
         Ok(())
     }
 
-    /// A length, a place on the disk or one in memory that is not whole sectors: refused, and nothing is moved.
+    /// A length, an offset or an address that is not whole sectors: the request fails, and nothing
+    /// is moved.
     fn misaligned(&mut self, file: &File, at: u64, len: usize) -> Result<()> {
         let odd = self.random.random_range(1..SECTOR);
         let (skip, at, len) = match self.random.random_range(0..3) {

@@ -19,19 +19,19 @@ use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
-use crate::suites::probe::Patient;
+use crate::suites::probe::BlockTest;
 use crate::syscall;
 
 const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
 
-/// The list is there when the disk is, and counts from the first sector of the data.
+/// badblocks is filled when the disk appears, and counts from the first sector of the data.
 pub fn known_before_probe(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {
         let bench = Bench::new(lab, mode)?;
         bench.bound.unbind()?;
-        // In raw mode, the start is where an info block would be.
+        // In raw mode, an info block would be at the start.
         bench.inject(100, 3)?;
-        // Less than a sector is a bad sector.
+        // A bad part of a sector makes the sector bad.
         bench.injector.inject(bench.address(200) + 256, 256)?;
         bench.bound.bind(lab.driver)?;
         bench.expect_bad("100 3\n200 1")?;
@@ -43,8 +43,8 @@ pub fn known_before_probe(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Where no info block can be read there may have been one, so nothing is offered that looks like an empty
-/// disk, on which the first write would put an end to it.
+/// A namespace whose info block cannot be read may have one. So there is no disk, which would look
+/// empty, and on which the first write would overwrite the info block.
 pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     let (pfn, namespace) = (&bench.bound, &bench.namespace);
@@ -78,7 +78,7 @@ pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
     expect_refused(namespace)?;
     bench.expect_clears(&[])?;
 
-    // What the message says helps.
+    // The remedy in the message works.
     namespace.set("force_raw", "1")?;
     namespace.bind(lab.driver)?;
     let disk = Disk::named(namespace.disk_name()?);
@@ -92,7 +92,7 @@ pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
     expect_refused(namespace)?;
     namespace.set("force_raw", "1")?;
     namespace.bind(lab.driver)?;
-    // ndctl takes what it cannot read for zeroes, and would not write over it.
+    // ndctl reads bad sectors as zeros, and would not overwrite them.
     disk.open(Access::Direct)?
         .write_all_at(&Buffer::new(8 << 10), 0)?;
     disk.expect("badblocks", "")?;
@@ -107,22 +107,22 @@ pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What an info block leaves unused at the start and at the end is not on the disk, bad or not.
+/// The padding at the start and at the end is not part of the disk, bad or not.
 pub fn padded_namespace(lab: &mut Lab) -> Result<()> {
     const PAD: u64 = 2 << 20;
     const TRUNCATED: u64 = 4 << 20;
     let injector = Injector::new()?;
-    let patient = Patient::new(lab, Mode::FsdaxMem)?;
-    let block = patient
+    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let block = target
         .good
         .with(Field::StartPad, PAD)
         .with(Field::EndTruncated, TRUNCATED);
-    let result = patient.probe_with(lab, &block)?;
+    let result = target.probe_with(lab, &block)?;
     errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
 
     let bound = lab.holder_in(0)?;
     let disk = Disk::named(bound.disk_name()?);
-    let namespace = &patient.namespace;
+    let namespace = &target.namespace;
     let size: u64 = namespace.get("size")?.parse()?;
     let start = namespace.resource()? + PAD + block.get(Field::DataOffset);
     let end = namespace.resource()? + size - TRUNCATED;
@@ -134,7 +134,7 @@ pub fn padded_namespace(lab: &mut Lab) -> Result<()> {
     let last = (end - start) / SECTOR as u64 - 1;
     let right = format!("0 1\n5 1\n{last} 1");
 
-    // While it is bound, and before it is.
+    // While the device is bound, and before it is bound.
     injector.inject(start - 512, 1024)?;
     injector.inject(start + 5 * 512, 512)?;
     injector.inject(end - 512, 2048)?;
@@ -155,15 +155,16 @@ pub fn padded_namespace(lab: &mut Lab) -> Result<()> {
     disk.expect("badblocks", "")
 }
 
-/// Who polls the list learns of what becomes bad, and of what is healed; so does `ndctl`.
+/// A poller of badblocks is notified when sectors become bad and when they are cleared; so is
+/// `ndctl`.
 pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let bench = Bench::new(lab, mode)?;
         let mut watch = Watch::new(&bench.disk.path("badblocks"))?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
         bench.inject(64, 8)?;
         watch.expect("64 8")?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
 
         let said = run("ndctl", &["list", "-M", "-n", bench.namespace.name()])?;
         let said: serde_json::Value = serde_json::from_str(&said)?;
@@ -176,14 +177,14 @@ pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
         let file = bench.disk.open(Access::Direct)?;
         file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
         watch.expect("68 4")?;
-        // Writing what is not bad is no news.
+        // A write to good sectors does not notify.
         file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
     }
     Ok(())
 }
 
-/// Reading a bad sector is a medium error, which is not the same as any other error.
+/// Reading a bad sector is a medium error, which differs from other errors.
 pub fn only_bad_sectors_fail(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let bench = Bench::new(lab, mode)?;
@@ -210,7 +211,7 @@ pub fn only_bad_sectors_fail(lab: &mut Lab) -> Result<()> {
                 errno::expect(&what, result, MEDIUM_ERROR)?;
             }
         }
-        // The page cache has but one error.
+        // The page cache reports a single kind of error.
         let cached = bench.disk.open(Access::Buffered)?;
         let result = cached.read_at(&mut [0; SECTOR], 33 * SECTOR as u64);
         errno::expect("reading through the page cache", result, &[Errno::EIO])?;
@@ -219,7 +220,7 @@ pub fn only_bad_sectors_fail(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is written is cleared, a page at a time, and nothing else is.
+/// A write clears the pages that it writes, and no others.
 pub fn writing_clears_just_that(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let bench = Bench::new(lab, mode)?;
@@ -240,10 +241,10 @@ pub fn writing_clears_just_that(lab: &mut Lab) -> Result<()> {
         write(18, 1)?;
         bench.expect_bad("17 1\n19 1\n38 4")?;
         bench.expect_clears(&[(18, 1)])?;
-        // Next to them.
+        // Next to the bad ones.
         write(20, 18)?;
         bench.expect_bad("17 1\n19 1\n38 4")?;
-        // Three pages and two halves, of which three have bad sectors.
+        // Three pages and two halves. Three of the pages have bad sectors.
         write(12, 32)?;
         bench.expect_bad("")?;
         bench.expect_clears(&[(18, 1), (16, 8), (32, 8), (40, 4)])?;
@@ -251,7 +252,7 @@ pub fn writing_clears_just_that(lab: &mut Lab) -> Result<()> {
         ensure!(left.is_empty(), "{region} still has {left}");
         model.check_all(&file)?;
 
-        // And they are good for good.
+        // The sectors stay good after a rebind.
         drop(file);
         bench.bound.unbind()?;
         bench.bound.bind(lab.driver)?;
@@ -260,7 +261,7 @@ pub fn writing_clears_just_that(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A provider that does not clear: the write fails, nothing is written, and what was bad stays bad.
+/// A provider that refuses to clear: the write fails, nothing is written, and the sectors stay bad.
 pub fn clear_is_refused(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let bench = Bench::new(lab, mode)?;
@@ -273,7 +274,7 @@ pub fn clear_is_refused(lab: &mut Lab) -> Result<()> {
         let result = file.write_at(&Buffer::stamped(8 << 10, 4), 0);
         errno::expect("writing what cannot be cleared", result, MEDIUM_ERROR)?;
         bench.expect_bad("9 1")?;
-        watch.expect_asleep()?;
+        watch.expect_not_notified()?;
         let mut good = Buffer::new(9 * SECTOR);
         file.read_exact_at(&mut good, 0)?;
         before.check("the sectors before", 0, &good)?;
@@ -291,8 +292,8 @@ pub fn clear_is_refused(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A provider that clears a part: as if it had refused. What it did clear reads as nobody knows what, so it
-/// stays on the list.
+/// A provider that clears a part: as if it had refused. The contents of the cleared part are
+/// undefined, so it stays in badblocks.
 pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     let file = bench.disk.open(Access::Direct)?;
@@ -301,7 +302,7 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     bench.injector.set_limit(1024)?;
 
     let result = file.write_at(&Buffer::stamped(8 << 10, 7), 16 * SECTOR as u64);
-    errno::expect("writing what is half cleared", result, MEDIUM_ERROR)?;
+    errno::expect("writing what is partly cleared", result, MEDIUM_ERROR)?;
     bench.expect_bad("16 16")?;
     bench.expect_clears(&[(16, 8)])?;
     for sector in [16, 18, 31] {
@@ -317,12 +318,12 @@ pub fn clear_is_incomplete(lab: &mut Lab) -> Result<()> {
     expect_same("after all", &found, &Buffer::stamped(8 << 10, 8))
 }
 
-/// The btt driver learns from the event what has become bad, and that its region has become read-only. What it
-/// writes to is healed.
+/// The btt driver is notified of bad sectors, and that its region has become read-only. Writes
+/// clear the sectors.
 pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     let injector = Injector::new()?;
-    let patient = Patient::new(lab, Mode::Sector)?;
-    let btt = patient.bind_with(lab, &patient.good)?;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let btt = target.bind_with(lab, &target.good)?;
     let disk = Disk::named(btt.disk_name()?);
     let region = lab.region(0)?;
 
@@ -332,16 +333,16 @@ pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     }
 
     let file = disk.open(Access::Direct)?;
-    // Its sectors are as large as pages, and it takes none that is in pieces.
+    // The sectors have the size of a page, and each must be in one buffer.
     let right = Buffer::of_pages(64 << 10, 11);
     let at = 1 << 20;
     file.write_all_at(&right, at)?;
-    // The arena is behind the first page of a namespace without label. All of its data, as any block can be
-    // anywhere.
-    let arena = patient.namespace.resource()? + 4096;
+    // The arena is behind the first page of a namespace without label. All of its data are bad,
+    // because any block can be anywhere.
+    let arena = target.namespace.resource()? + 4096;
     let (data, map) = (
-        patient.good.get(Field::ArenaData),
-        patient.good.get(Field::ArenaMap),
+        target.good.get(Field::ArenaData),
+        target.good.get(Field::ArenaMap),
     );
     injector.inject(arena + data, map - data)?;
     let mut found = Buffer::of_pages(right.len(), 0);
@@ -352,12 +353,12 @@ pub fn sector_mode(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&right, at)?;
     file.read_exact_at(&mut found, at)?;
     expect_same("what was written since", &found, &right)?;
-    ensure!(!injector.clears()?.is_empty(), "nothing was healed");
+    ensure!(!injector.clears()?.is_empty(), "no error was cleared");
     Ok(())
 }
 
-/// Errors can be cleared by a command to the bus, too. The disk, which is not asked, goes on refusing what it
-/// knows to be bad until it comes anew or is written to.
+/// Errors can also be cleared by a command to the bus. The disk is not notified: it fails reads of
+/// these sectors until it is bound again or they are written.
 pub fn cleared_by_command(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     bench.inject(40, 2)?;

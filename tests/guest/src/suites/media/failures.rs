@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that the CPU finds bad (`memory_failure()`): who uses them is killed, or told if he wants, and the
-//! kernel itself does not map them any more.
+//! Hardware memory errors (`memory_failure()`): processes that use the page are killed, or notified
+//! if they asked for it, and the kernel removes the page from its linear mapping.
 
 use std::fs;
 use std::fs::File;
@@ -31,8 +31,8 @@ use crate::tracing::FaultTrace;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A file of two PMDs on a file system that can tell who uses a page, if its kind can.
-struct Site {
+/// A file of two PMDs, on a file system that finds the users of a page if its type supports that.
+struct Fixture {
     bench: Bench,
     fs: FileSystem,
     mount: Mount,
@@ -41,8 +41,8 @@ struct Site {
 
 const LEN: usize = 2 * PMD;
 
-impl Site {
-    fn new(lab: &Lab, fs: FileSystem) -> Result<Site> {
+impl Fixture {
+    fn new(lab: &Lab, fs: FileSystem) -> Result<Fixture> {
         let bench = Bench::new(lab, Mode::FsdaxMem)?;
         let node = bench.disk.node_str();
         match fs {
@@ -55,11 +55,11 @@ impl Site {
             .write(true)
             .create_new(true)
             .open(mount.path("file"))?;
-        // Space first, or an xfs would not lay it out for PMDs.
+        // Space is allocated first, so that xfs aligns it for PMDs.
         nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, LEN as i64)?;
         file.write_all_at(&stamped(LEN, 1), 0)?;
         file.sync_all()?;
-        Ok(Site {
+        Ok(Fixture {
             bench,
             fs,
             mount,
@@ -67,8 +67,8 @@ impl Site {
         })
     }
 
-    /// Starts a process that maps the file and uses one page of it, and says where that is in its memory
-    /// and in physical memory.
+    /// Starts a process that maps the file and uses one page of it, and reports its virtual and
+    /// physical address.
     fn user(&self, name: &'static str, page: usize, size: usize) -> Result<User> {
         let path = self.mount.path("file");
         let mut child = Child::start_ready(name, |link| {
@@ -102,15 +102,15 @@ struct User {
     physical: u64,
 }
 
-/// Reads a page, waits for a word from the parent, says which SIGBUS came meanwhile, if any, waits for
-/// another word, and reads the page again.
+/// Reads a page, waits for a word from the parent, reports any SIGBUS that came meanwhile, waits
+/// for another word, and reads the page again.
 fn use_page(link: &mut Link, mapping: &Mapping, page: usize) -> Result<()> {
     let mut sigbus = SigSet::empty();
     sigbus.add(Signal::SIGBUS);
     sigbus.thread_block()?;
     let signals = SignalFd::with_flags(&sigbus, SfdFlags::SFD_NONBLOCK)?;
-    // Not only who is hit by the error is told.
-    syscall::be_told_of_memory_failures_early()?;
+    // Requests the signal even without an access to the page.
+    syscall::request_early_memory_failure_signals()?;
     mapping.load(page * PAGE);
     link.say(&format!("address {}", mapping.address() + page * PAGE))?;
     link.say(&format!("physical {}", mapping.physical(page * PAGE)?))?;
@@ -131,7 +131,7 @@ fn use_page(link: &mut Link, mapping: &Mapping, page: usize) -> Result<()> {
 }
 
 impl User {
-    /// Asks which signal has come.
+    /// Checks which signal the process has received.
     fn expect_signal(&mut self, right: &str) -> Result<()> {
         self.child.go()?;
         let found = self.child.hear_value("signal ", LIMIT)?;
@@ -149,37 +149,38 @@ impl User {
     }
 }
 
-/// Of two processes that use different pages of a file, only the one whose page fails is told. The page is
-/// not read or written by halves; writing all of it makes it good, also for who has it mapped.
+/// Of two processes that use different pages of a file, only the one whose page fails is notified.
+/// The page cannot be read or partly written; a write to the whole page clears it, also for
+/// existing mappings.
 pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const BAD: usize = 3;
-    let site = Site::new(lab, fs)?;
-    let mut victim = site.user("the victim", BAD, PAGE)?;
-    let mut other = site.user("the other", BAD + 1, PAGE)?;
-    site.bench.injector.fail(victim.physical)?;
+    let fixture = Fixture::new(lab, fs)?;
+    let mut victim = fixture.user("the victim", BAD, PAGE)?;
+    let mut other = fixture.user("the other", BAD + 1, PAGE)?;
+    fixture.bench.injector.fail(victim.physical)?;
     victim.expect_told(victim.address)?;
     other.expect_signal("none")?;
 
-    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
-    site.bench.expect_bad(&format!("{sector} 8"))?;
+    let sector = (victim.physical - fixture.bench.start) / SECTOR as u64;
+    fixture.bench.expect_bad(&format!("{sector} 8"))?;
     let at = (BAD * PAGE) as u64;
-    let result = site.file.read_exact_at(&mut [0; PAGE], at);
+    let result = fixture.file.read_exact_at(&mut [0; PAGE], at);
     errno::expect("reading the page", result, &[Errno::EIO])?;
-    let disk = site.bench.disk.open(Access::Direct)?;
+    let disk = fixture.bench.disk.open(Access::Direct)?;
     let result = disk.read_at(&mut Buffer::new(SECTOR), (sector + 1) * SECTOR as u64);
     errno::expect("reading a sector of it", result, &[Errno::ENODATA])?;
 
-    // The kernel does not map it, so to write to a part of it would be an oops.
+    // The page is not in the linear mapping, so a write to a part of it would be an oops.
     let result = disk.write_at(&Buffer::stamped(SECTOR, 9), (sector + 1) * SECTOR as u64);
     errno::expect("writing a sector of it", result, &[Errno::ENODATA])?;
-    let result = site.file.write_at(&[9; 512], at);
+    let result = fixture.file.write_at(&[9; 512], at);
     errno::expect("writing a part of it", result, &[Errno::EFAULT])?;
-    site.bench.expect_clears(&[])?;
+    fixture.bench.expect_clears(&[])?;
 
-    site.file.write_all_at(&stamped(PAGE, 2), at)?;
-    site.bench.expect_bad("")?;
-    site.bench.expect_clears(&[(sector, 8)])?;
-    // Now a part of it will do. The sector keeps what it had.
+    fixture.file.write_all_at(&stamped(PAGE, 2), at)?;
+    fixture.bench.expect_bad("")?;
+    fixture.bench.expect_clears(&[(sector, 8)])?;
+    // Now a partial write succeeds. The sector has its former contents.
     let mut part = Buffer::new(SECTOR);
     disk.read_exact_at(&mut part, (sector + 1) * SECTOR as u64)?;
     disk.write_all_at(&part, (sector + 1) * SECTOR as u64)?;
@@ -188,24 +189,25 @@ pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     other.finish()?;
     let mut right = stamped(LEN, 1);
     right[BAD * PAGE..][..PAGE].copy_from_slice(&stamped(PAGE, 2));
-    expect_same("the file", &fs::read(site.mount.path("file"))?, &right)?;
-    site.finish()
+    expect_same("the file", &fs::read(fixture.mount.path("file"))?, &right)?;
+    fixture.finish()
 }
 
-/// A page in the middle of what a PMD maps fails. The memory management marks the first page instead, and without the
-/// help of the file system says that it is that one; but it is this one that the kernel does not map any more.
+/// A page in the middle of a PMD fails. The memory management marks the first page instead, and
+/// without the help of the file system reports that one; but this page is the one that is removed
+/// from the linear mapping.
 pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const BAD: usize = 100;
-    let site = Site::new(lab, fs)?;
+    let fixture = Fixture::new(lab, fs)?;
     let trace = FaultTrace::start()?;
-    let mut victim = site.user("the victim", BAD, PMD)?;
-    let mut other = site.user("the other", PMD / PAGE + 1, PMD)?;
+    let mut victim = fixture.user("the victim", BAD, PMD)?;
+    let mut other = fixture.user("the other", PMD / PAGE + 1, PMD)?;
     ensure!(
         trace.pmds_installed()? == 2,
         "the file is not mapped by PMDs"
     );
     drop(trace);
-    site.bench.injector.fail(victim.physical)?;
+    fixture.bench.injector.fail(victim.physical)?;
     other.expect_signal("none")?;
     victim.expect_told(match fs {
         Ext4 => victim.address - (BAD * PAGE) as u64,
@@ -213,34 +215,34 @@ pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     })?;
 
     let at = (BAD * PAGE) as u64;
-    site.file.write_all_at(&stamped(PAGE, 2), at)?;
-    site.bench.expect_bad("")?;
-    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
-    site.bench.expect_clears(&[(sector, 8)])?;
+    fixture.file.write_all_at(&stamped(PAGE, 2), at)?;
+    fixture.bench.expect_bad("")?;
+    let sector = (victim.physical - fixture.bench.start) / SECTOR as u64;
+    fixture.bench.expect_clears(&[(sector, 8)])?;
     victim.finish()?;
     other.finish()?;
-    site.finish()
+    fixture.finish()
 }
 
-/// A page that was never healed is mapped again when the device is bound again.
+/// A page that was never cleared is mapped again when the device is bound again.
 pub fn rebind(lab: &mut Lab) -> Result<()> {
-    let site = Site::new(lab, Xfs)?;
-    let mut victim = site.user("the victim", 7, PAGE)?;
-    site.bench.injector.fail(victim.physical)?;
+    let fixture = Fixture::new(lab, Xfs)?;
+    let mut victim = fixture.user("the victim", 7, PAGE)?;
+    fixture.bench.injector.fail(victim.physical)?;
     victim.expect_told(victim.address)?;
-    // Who reads it nevertheless is killed.
+    // A process that reads it anyway is killed.
     victim.child.go()?;
     victim.child.expect_signal(Signal::SIGBUS, LIMIT)?;
-    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
-    let Site {
+    let sector = (victim.physical - fixture.bench.start) / SECTOR as u64;
+    let Fixture {
         bench, mount, file, ..
-    } = site;
+    } = fixture;
     drop(file);
     mount.unmount()?;
     bench.bound.unbind()?;
     bench.bound.bind(lab.driver)?;
 
-    // The provider was never told that the memory is bad.
+    // The provider has no record of the error.
     bench.expect_bad("")?;
     let disk = bench.disk.open(Access::Direct)?;
     let place = (sector + 1) * SECTOR as u64;
@@ -250,20 +252,21 @@ pub fn rebind(lab: &mut Lab) -> Result<()> {
     expect_same("the sector", &found, &Buffer::stamped(SECTOR, 3))
 }
 
-/// The list of bad blocks has no room. What is good again, but cannot be taken off, is said to be so; and a page that
-/// has failed is not written to before it can be listed, or it would be read with what firmware has put there.
+/// badblocks is full. Sectors that were cleared, but could not be removed from it, are reported in
+/// the log. A failed page cannot be written before it is in badblocks, or a read would return what
+/// the firmware has put there.
 pub fn list_is_full(lab: &mut Lab) -> Result<()> {
     const BAD: usize = 3;
     const TAIL: u64 = 4096;
-    let site = Site::new(lab, Ext4)?;
-    let disk = site.bench.disk.open(Access::Direct)?;
+    let fixture = Fixture::new(lab, Ext4)?;
+    let disk = fixture.bench.disk.open(Access::Direct)?;
     let write = |sector: u64, len: usize, seed: u64| {
         disk.write_at(&Buffer::stamped(len, seed), sector * SECTOR as u64)
     };
-    // Nothing is in use at the end of the disk.
-    let run = site.bench.disk.bytes()? / SECTOR as u64 - TAIL;
+    // The end of the disk is unused.
+    let run = fixture.bench.disk.bytes()? / SECTOR as u64 - TAIL;
     let single = |number: u64| run + 64 + number * 4;
-    let list = site.bench.disk.path("badblocks");
+    let list = fixture.bench.disk.path("badblocks");
     sysfs::write(&list, &format!("{run} 24"))?;
     for number in 0..511 {
         sysfs::write(&list, &format!("{} 1", single(number)))?;
@@ -276,38 +279,40 @@ pub fn list_is_full(lab: &mut Lab) -> Result<()> {
     let at = (run + 8) * SECTOR as u64;
     let result = disk.read_at(&mut found, at);
     errno::expect("reading it", result, &[Errno::ENODATA])?;
-    // What the message says helps.
+    // The remedy in the message works.
     write(single(0), SECTOR, 3)?;
     write(run + 8, PAGE, 2)?;
     disk.read_exact_at(&mut found, at)?;
     expect_same("it", &found, &Buffer::stamped(PAGE, 2))?;
 
-    let mut victim = site.user("the victim", BAD, PAGE)?;
-    site.bench.injector.fail(victim.physical)?;
+    let mut victim = fixture.user("the victim", BAD, PAGE)?;
+    fixture.bench.injector.fail(victim.physical)?;
     victim.expect_told(victim.address)?;
-    let clears = site.bench.injector.clears()?;
-    let sector = (victim.physical - site.bench.start) / SECTOR as u64;
+    let clears = fixture.bench.injector.clears()?;
+    let sector = (victim.physical - fixture.bench.start) / SECTOR as u64;
     let result = write(sector, PAGE, 2);
     errno::expect("writing the page", result, &[Errno::ENODATA])?;
     messages.expect(&["its page has failed, and the list of bad blocks is full"])?;
-    ensure!(site.bench.injector.clears()? == clears, "it was cleared");
+    ensure!(fixture.bench.injector.clears()? == clears, "it was cleared");
     write(single(1), SECTOR, 3)?;
-    site.file
+    fixture
+        .file
         .write_all_at(&stamped(PAGE, 2), (BAD * PAGE) as u64)?;
     victim.finish()?;
 
     write(run, TAIL as usize * SECTOR, 4)?;
-    site.bench.expect_bad("")?;
+    fixture.bench.expect_bad("")?;
     drop(disk);
-    site.finish()
+    fixture.finish()
 }
 
-/// The kernel's own injection, on a process that has made no arrangements: it is killed, and nobody else is.
+/// `madvise(MADV_HWPOISON)` on a page of a process without a handler: the process is killed, and no
+/// other.
 pub fn madvise(lab: &mut Lab) -> Result<()> {
     for fs in [Ext4, Xfs] {
-        let site = Site::new(lab, fs)?;
-        let mut other = site.user("the other", 1, PAGE)?;
-        let path = site.mount.path("file");
+        let fixture = Fixture::new(lab, fs)?;
+        let mut other = fixture.user("the other", 1, PAGE)?;
+        let path = fixture.mount.path("file");
         let mut messages = Messages::from_now()?;
         let mut victim = Child::start("the victim", |_| {
             bus_error::ends_process()?;
@@ -320,13 +325,13 @@ pub fn madvise(lab: &mut Lab) -> Result<()> {
         println!("the kernel says: {said}");
         other.expect_signal("none")?;
 
-        let result = site.file.read_exact_at(&mut [0; PAGE], 0);
+        let result = fixture.file.read_exact_at(&mut [0; PAGE], 0);
         errno::expect("reading the page", result, &[Errno::EIO])?;
-        site.file.write_all_at(&stamped(LEN, 1)[..PAGE], 0)?;
-        site.bench.expect_bad("")?;
+        fixture.file.write_all_at(&stamped(LEN, 1)[..PAGE], 0)?;
+        fixture.bench.expect_bad("")?;
         other.finish()?;
         expect_same("the file", &fs::read(&path)?, &stamped(LEN, 1))?;
-        site.finish()?;
+        fixture.finish()?;
     }
     Ok(())
 }

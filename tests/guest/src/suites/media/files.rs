@@ -23,8 +23,8 @@ use crate::tracing::CallCount;
 
 const LEN: usize = 16 * PAGE;
 
-/// A page of a file goes bad: who reads it gets an error, and nobody else. Writing all of it heals it where
-/// it is; writing a part of it does not.
+/// A page of a file goes bad: only reads of this page fail. A write to the whole page clears it in
+/// place; a write to a part does not.
 pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const BAD: usize = 5;
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
@@ -47,7 +47,7 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
     expect_bad_page(&file, &mapping, BAD, &stamped(LEN, 1))?;
 
-    // The DAX core knows but this error for a write that stops at once.
+    // The DAX core has only this error for a write without progress.
     let at = (BAD * PAGE) as u64;
     let result = file.write_at(&[1; 512], at + 512);
     errno::expect("writing a part of the page", result, &[Errno::EFAULT])?;
@@ -58,10 +58,10 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     bench.injector.set_limit(0)?;
     let result = file.write_at(&stamped(PAGE, 2), at);
     errno::expect("writing what cannot be cleared", result, &[Errno::EFAULT])?;
-    watch.expect_asleep()?;
+    watch.expect_not_notified()?;
     bench.expect_bad(&format!("{sector} 1"))?;
 
-    // Three pages, of which the second is bad.
+    // Three pages, the second of which is bad.
     bench.injector.set_limit(u64::MAX)?;
     file.write_all_at(&stamped(3 * PAGE, 3), at - PAGE as u64)?;
     watch.expect("")?;
@@ -80,7 +80,8 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     fs.check(&node)
 }
 
-/// A hole within a unit of xfs's realtime volume is zeroed in place, page by page: that heals too.
+/// A hole within an extent of xfs's realtime volume is zeroed in place, page by page: that clears
+/// errors, too.
 pub fn zeroing_in_place(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     run("modprobe", &disk::IN_MEMORY)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that goes bad: what is known of it, who is kept from it, and how writing heals it. The
-//! provider is the module `injector`, which sees every request to clear an error.
+//! Media errors: where they are recorded, which accesses fail, and how writes clear them. The
+//! provider is the module `injector`, which records every request to clear an error.
 
 mod blocks;
 mod failures;
@@ -58,14 +58,14 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-/// A namespace whose memory goes bad on demand.
+/// A namespace whose media errors are injected.
 struct Bench {
     injector: Injector,
     namespace: Device,
-    /// What the driver is bound to.
+    /// The device to which the driver is bound.
     bound: Device,
     disk: Disk,
-    /// Where its first sector is in physical memory.
+    /// The physical address of its first sector.
     start: u64,
 }
 
@@ -102,7 +102,8 @@ impl Bench {
         self.disk.expect("badblocks", list)
     }
 
-    /// Checks which requests to clear errors have reached the provider, by sector and number of sectors.
+    /// Checks which requests to clear errors have reached the provider, as pairs of sector and
+    /// count.
     fn expect_clears(&self, right: &[(u64, u64)]) -> Result<()> {
         let right: Vec<Clear> = right
             .iter()
@@ -125,7 +126,8 @@ fn open(path: &std::path::Path) -> Result<File> {
     Ok(File::options().read(true).write(true).open(path)?)
 }
 
-/// Checks that one page of a file cannot be read, in either way, and that those beside it can.
+/// Checks that one page of a file cannot be read, by system calls and through a mapping, and that
+/// its neighbours can.
 pub fn expect_bad_page(file: &File, mapping: &Mapping, bad: usize, contents: &[u8]) -> Result<()> {
     for page in [bad - 1, bad, bad + 1] {
         let mut found = vec![0; PAGE];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where pmem_rs is meant to differ from nd_pmem. `docs/parity.md` has the same list, for users.
+//! Intended differences between pmem_rs and nd_pmem. `docs/parity.md` has the same list, for users.
 
 use std::collections::BTreeSet;
 
@@ -9,17 +9,17 @@ use anyhow::{Result, ensure};
 use super::facts::Facts;
 use crate::ndctl::Mode;
 
-/// One wanted difference.
+/// One intended difference.
 struct Difference {
-    /// The name of the fact; with a `*` at its end, of all facts that start so.
+    /// The name of the fact. A `*` at its end stands for any rest.
     fact: &'static str,
     /// In which modes the drivers differ.
     modes: &'static [Mode],
-    /// Why.
+    /// The reason.
     reason: &'static str,
 }
 
-/// The modes in which the driver has something to do.
+/// The modes in which the driver is bound.
 const DRIVEN: &[Mode] = &[Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector];
 const ALL: &[Mode] = &[
     Mode::Raw,
@@ -68,7 +68,7 @@ const WANTED: &[Difference] = &[
     Difference {
         fact: "debugfs",
         modes: ALL,
-        reason: "one can see who uses what, and what is retired",
+        reason: "debugfs shows the users and the retired ranges",
     },
     Difference {
         fact: "io/read/bad",
@@ -86,7 +86,7 @@ impl Difference {
     }
 }
 
-/// Checks that the drivers differ where they are meant to, and nowhere else.
+/// Checks that the drivers differ only where they are intended to, and do so there.
 pub fn judge(mode: Mode, ours: &Facts, theirs: &Facts) -> Result<()> {
     let none = "(not there)".to_owned();
     let all: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a user can learn about a disk, as text, with the names taken out that differ anyway.
+//! Everything that a user can learn about a disk, as text, without the names that always differ.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::Value;
 
+use super::tables::{PARTITIONS, REQUESTS, RWF_ATOMIC, STORES, VOLATILE};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::driver::Driver;
@@ -23,35 +24,11 @@ use crate::syscall::{self, pwritev2};
 use crate::sysfs;
 use crate::uevents::Uevents;
 
-/// Facts by name. Names are paths: where the fact is from, and what it is about.
+/// Facts by name. A name is a path: the source of the fact, and its subject.
 pub type Facts = BTreeMap<String, String>;
 
-/// Two partitions, with the same names wherever they are made.
-const PARTITIONS: &str = "label: gpt
-label-id: 7b9a9f0c-55f0-4a2a-8f5b-6a4b7a3c1d01
-start=2MiB, size=64MiB, uuid=7b9a9f0c-55f0-4a2a-8f5b-6a4b7a3c1d02
-start=66MiB, size=64MiB, uuid=7b9a9f0c-55f0-4a2a-8f5b-6a4b7a3c1d03
-";
-
-/// Attributes that count or measure what has been done or how much memory is free, and those that number
-/// devices as they come.
-const VOLATILE: &[&str] = &[
-    "id",
-    "handle",
-    "iset_id",
-    "max_bytes",
-    "stat",
-    "inflight",
-    "diskseq",
-    "disk-seq",
-    "maj:min",
-    "min",
-    "runtime_active_time",
-    "runtime_suspended_time",
-];
-
-/// A namespace with what stands for it on the bus, and its disk.
-pub struct Site {
+/// A namespace with the device that claims it, and its disk.
+pub struct Fixture {
     driver: Driver,
     region: Device,
     namespace: Device,
@@ -61,14 +38,14 @@ pub struct Site {
     end: u64,
 }
 
-impl Site {
+impl Fixture {
     /// The namespace of a region.
-    pub fn new(lab: &Lab, driver: Driver, region: u32) -> Result<Site> {
+    pub fn new(lab: &Lab, driver: Driver, region: u32) -> Result<Fixture> {
         let namespace = lab.namespace(region)?;
         let region = lab.region(region)?;
         let start = region.resource()?;
         let size: u64 = region.get("size")?.parse()?;
-        Ok(Site {
+        Ok(Fixture {
             driver,
             region,
             bound: namespace.clone(),
@@ -79,8 +56,8 @@ impl Site {
         })
     }
 
-    /// Notes what has become of the namespace.
-    pub fn become_of(&mut self, disk: Option<String>) -> Result<()> {
+    /// Records the new state of the namespace.
+    pub fn record_disk(&mut self, disk: Option<String>) -> Result<()> {
         self.bound = holder(&self.namespace)?;
         self.disk = disk.map(Disk::named);
         Ok(())
@@ -94,7 +71,7 @@ impl Site {
         &self.namespace
     }
 
-    /// Asks everything.
+    /// Collects all facts.
     pub fn collect(&self, facts: &mut Facts) -> Result<()> {
         self.tree(&self.bound.path(""), "nd", facts)?;
         self.tree(&self.namespace.path(""), "namespace", facts)?;
@@ -109,9 +86,9 @@ impl Site {
         for (kind, work) in [
             (
                 "read_only",
-                Site::read_only as fn(&Site, &Disk, &mut Facts) -> Result<()>,
+                Fixture::read_only as fn(&Fixture, &Disk, &mut Facts) -> Result<()>,
             ),
-            ("rebind", Site::rebind),
+            ("rebind", Fixture::rebind),
         ] {
             let mut uevents = Uevents::from_now()?;
             work(self, disk, facts)?;
@@ -132,7 +109,7 @@ impl Site {
         Ok(())
     }
 
-    /// What the kernel and the tools say about a disk or a partition.
+    /// The facts about a disk or a partition, from the kernel and from tools.
     fn disk(&self, disk: &Disk, kind: &str, facts: &mut Facts) -> Result<()> {
         let dir = fs::canonicalize(disk.path(""))?;
         self.tree(&dir, &format!("{kind}sysfs"), facts)?;
@@ -147,10 +124,10 @@ impl Site {
         self.ioctls(disk, kind, facts)
     }
 
-    /// All attributes below a directory, with their permissions; links are noted, not followed.
+    /// All attributes below a directory, with their permissions. Links are recorded, not followed.
     fn tree(&self, dir: &Path, kind: &str, facts: &mut Facts) -> Result<()> {
         for name in sysfs::names(dir)? {
-            // The disk is looked at by itself.
+            // The disk is covered separately.
             if name == "block" && ["nd", "namespace"].contains(&kind) {
                 continue;
             }
@@ -182,7 +159,7 @@ impl Site {
         kept.collect::<Vec<_>>().join("\n")
     }
 
-    /// What `ndctl` and `daxctl` list.
+    /// The output of `ndctl list` and `daxctl list`.
     fn tools(&self, facts: &mut Facts) -> Result<()> {
         let number = self.number();
         for (program, args) in [
@@ -212,7 +189,7 @@ impl Site {
         Ok(())
     }
 
-    /// Who has reserved which part of the region.
+    /// The reservations in the region.
     fn reservations(&self, facts: &mut Facts) -> Result<()> {
         let mut count = 0;
         for line in fs::read_to_string("/proc/iomem")?.lines() {
@@ -237,7 +214,7 @@ impl Site {
         Ok(())
     }
 
-    /// The requests that block devices know, with an argument of zeros where they take one.
+    /// The requests of block devices, with an argument of zeros where they take one.
     fn ioctls(&self, disk: &Disk, kind: &str, facts: &mut Facts) -> Result<()> {
         let file = disk.open_read_only()?;
         for &(name, request, bytes) in REQUESTS {
@@ -248,7 +225,7 @@ impl Site {
         Ok(())
     }
 
-    /// What can be written to attributes, and what they say afterwards.
+    /// Writes to attributes, and their values afterwards.
     fn stores(&self, disk: &Disk, facts: &mut Facts) -> Result<()> {
         for (attribute, values) in STORES {
             for value in *values {
@@ -263,7 +240,7 @@ impl Site {
                 );
             }
         }
-        // Whatever else can be written takes its own value again, or does not.
+        // Other writable attributes are given their own value.
         for name in sysfs::names(disk.path("queue"))? {
             let path = disk.path("queue").join(&name);
             if fs::metadata(&path)?.permissions().mode() & 0o200 == 0 {
@@ -277,7 +254,7 @@ impl Site {
         Ok(())
     }
 
-    /// How requests of all kinds end.
+    /// The results of requests of all kinds.
     fn requests(&self, disk: &Disk, facts: &mut Facts) -> Result<()> {
         let file = disk.open(Access::Direct)?;
         let end = disk.bytes()?;
@@ -316,7 +293,7 @@ impl Site {
             let result = fallocate(&file, flags, 0, 4096).map_err(io::Error::from);
             note(&format!("fallocate/{name}"), outcome(result));
         }
-        // By hand; a btt disk has no such list.
+        // Manual entries; a btt disk has no badblocks.
         if disk.path("badblocks").exists()
             && sysfs::try_write(disk.path("badblocks"), "64 2\n").is_ok()
         {
@@ -332,7 +309,7 @@ impl Site {
         Ok(())
     }
 
-    /// A region that becomes read-only, and a disk that does.
+    /// A read-only region, and a read-only disk.
     fn read_only(&self, disk: &Disk, facts: &mut Facts) -> Result<()> {
         let page = Buffer::of_pages(4096, 1);
         let open = disk.open(Access::Direct)?;
@@ -362,7 +339,7 @@ impl Site {
         Ok(())
     }
 
-    /// What was changed by hand, after the device was taken away and given back.
+    /// Manual changes, after unbind and bind.
     fn rebind(&self, disk: &Disk, facts: &mut Facts) -> Result<()> {
         syscall::set_read_only(&disk.open_read_only()?, true)?;
         for (attribute, value) in [
@@ -390,7 +367,7 @@ impl Site {
         Ok(())
     }
 
-    /// Takes a structure apart.
+    /// Records the members of a JSON value.
     fn json(&self, key: &str, value: &Value, facts: &mut Facts) {
         match value {
             Value::Array(items) => items
@@ -406,14 +383,11 @@ impl Site {
     }
 
     fn note(&self, facts: &mut Facts, key: &str, value: &str) {
-        facts.insert(
-            self.without_names(key),
-            self.without_names(value.trim_end()),
-        );
+        facts.insert(self.normalise(key), self.normalise(value.trim_end()));
     }
 
-    /// Replaces names, numbers and addresses that are this site's own.
-    fn without_names(&self, text: &str) -> String {
+    /// Replaces names, numbers and addresses that are specific to this fixture.
+    fn normalise(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (name, kind) in self.names() {
             text = text.replace(&name, kind);
@@ -421,7 +395,7 @@ impl Site {
         self.without_addresses(&text)
     }
 
-    /// The number in the names of the region and what is in it.
+    /// The number in the names of the region and its devices.
     fn number(&self) -> &str {
         self.region.name().trim_start_matches("region")
     }
@@ -443,7 +417,7 @@ impl Site {
         }
         let number = self.number();
         names.extend([
-            // A character device, if it is devdax.
+            // A character device, in mode devdax.
             (
                 attribute(&self.bound, &format!("{}/dev", self.bound.name())),
                 "MAJOR:MINOR",
@@ -462,7 +436,7 @@ impl Site {
         names
     }
 
-    /// Replaces numbers that are addresses within the region by their distance from its start.
+    /// Replaces numbers that are addresses within the region by offsets from its start.
     fn without_addresses(&self, text: &str) -> String {
         let parts = text.split_inclusive(|letter: char| !letter.is_ascii_alphanumeric());
         parts
@@ -484,7 +458,7 @@ impl Site {
     }
 }
 
-/// What a uevent is about, and what it says apart from numbers.
+/// The subject of a uevent, and its variables except numbers.
 fn essence(event: &str) -> (String, String) {
     let numbers = ["SEQNUM=", "MINOR=", "DISKSEQ="];
     let mut words = event.split(' ');
@@ -504,7 +478,7 @@ fn essence(event: &str) -> (String, String) {
     (format!("{action} {name}"), format!("{path} {said}"))
 }
 
-/// What an operation gave, or how it failed.
+/// The result of an operation, or its error.
 fn outcome<T: std::fmt::Debug>(result: io::Result<T>) -> String {
     match result {
         Ok(value) => format!("{value:?}"),
@@ -514,75 +488,3 @@ fn outcome<T: std::fmt::Debug>(result: io::Result<T>) -> String {
         },
     }
 }
-
-/// `RWF_ATOMIC` of `linux/fs.h`, which the `libc` crate lacks.
-const RWF_ATOMIC: libc::c_int = 0x40;
-
-/// Attributes, and what is written to them, sense and nonsense.
-const STORES: &[(&str, &[&str])] = &[
-    (
-        "dax/write_cache",
-        &[
-            "0", "1", "n", "y\n", "off", "on", "", "\n", "2", "-1", " 1", "perhaps", "1",
-        ],
-    ),
-    (
-        "badblocks",
-        &[
-            "64 2\n",
-            "64 2",
-            "66 1\n",
-            "-64 2\n",
-            "x\n",
-            "64\n",
-            "64 0\n",
-            "1 -1\n",
-            "9999999999 1\n",
-        ],
-    ),
-    (
-        "queue/write_cache",
-        &["write through", "write back", "none", "write back"],
-    ),
-    ("queue/fua", &["0", "1"]),
-    ("queue/dax", &["0", "1"]),
-    ("queue/max_sectors_kb", &["64", "1280", "0", "x"]),
-    ("queue/read_ahead_kb", &["256", "128", "x"]),
-    ("queue/iostats", &["0", "1"]),
-    ("queue/discard_max_bytes", &["4096", "0"]),
-    ("queue/zoned", &["1"]),
-    ("ro", &["1"]),
-    ("size", &["1"]),
-];
-
-/// Names, numbers and the bytes of their answers, from `linux/fs.h`, `linux/blkzoned.h`, `linux/hdreg.h`,
-/// `linux/blkpg.h` and `scsi/sg.h`.
-const REQUESTS: &[(&str, u64, u32)] = &[
-    ("BLKROGET", 0x125e, 4),
-    ("BLKRRPART", 0x125f, 4),
-    ("BLKGETSIZE", 0x1260, 8),
-    ("BLKFLSBUF", 0x1261, 4),
-    ("BLKRAGET", 0x1263, 8),
-    ("BLKFRAGET", 0x1265, 8),
-    ("BLKSECTGET", 0x1267, 2),
-    ("BLKSSZGET", 0x1268, 4),
-    ("BLKBSZGET", 0x8008_1270, 4),
-    ("BLKGETSIZE64", 0x8008_1272, 8),
-    ("BLKIOMIN", 0x1278, 4),
-    ("BLKIOOPT", 0x1279, 4),
-    ("BLKALIGNOFF", 0x127a, 4),
-    ("BLKPBSZGET", 0x127b, 4),
-    ("BLKDISCARDZEROES", 0x127c, 4),
-    ("BLKSECDISCARD", 0x127d, 8),
-    ("BLKROTATIONAL", 0x127e, 2),
-    ("BLKDISCARD", 0x1277, 8),
-    ("BLKZEROOUT", 0x127f, 8),
-    ("BLKGETZONESZ", 0x8004_1284, 4),
-    ("BLKGETNRZONES", 0x8004_1285, 4),
-    ("BLKPG", 0x1269, 4),
-    ("BLKTRACETEARDOWN", 0x1276, 4),
-    ("HDIO_GETGEO", 0x0301, 8),
-    ("SG_IO", 0x2285, 8),
-    ("CDROM_GET_CAPABILITY", 0x5331, 4),
-    ("unknown", 0x12ff, 8),
-];

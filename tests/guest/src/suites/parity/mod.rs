@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers side by side: what a user can ask of a disk is asked of one disk of each, in every
-//! mode, and the answers are compared. Differences that are wanted are in [`differences`], with their
-//! reasons; there must be no other, and none may have gone.
+//! Parity of the two drivers: everything that a user can ask about a disk is asked about one disk
+//! of each driver, in every mode, and the answers are compared. [`differences`] lists the intended
+//! differences with their reasons. Another difference is a failure, and so is a missing one.
 
 mod differences;
 mod facts;
+mod tables;
 
 use anyhow::{Result, ensure};
 
@@ -14,7 +15,7 @@ use crate::driver::Driver;
 use crate::lab::{Lab, Skip, holder};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
-use facts::{Facts, Site};
+use facts::{Facts, Fixture};
 
 pub const SUITE: Suite = Suite {
     name: "parity",
@@ -29,32 +30,33 @@ pub const SUITE: Suite = Suite {
 
 fn compare(lab: &mut Lab, mode: Mode) -> Result<()> {
     if !lab.driver.other().is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
+        return Err(Skip("one of the two drivers is not in the image").into());
     }
-    let mut ours = Site::new(lab, Driver::PmemRs, 0)?;
-    let mut theirs = Site::new(lab, Driver::NdPmem, 1)?;
-    for site in [&mut ours, &mut theirs] {
-        let made = ndctl::reconfigure(site.namespace(), mode)?;
-        site.become_of(made.blockdev)?;
+    let mut ours = Fixture::new(lab, Driver::PmemRs, 0)?;
+    let mut theirs = Fixture::new(lab, Driver::NdPmem, 1)?;
+    for fixture in [&mut ours, &mut theirs] {
+        let made = ndctl::reconfigure(fixture.namespace(), mode)?;
+        fixture.record_disk(made.blockdev)?;
     }
     lab.driver.other().load()?;
     let (mut of_ours, mut of_theirs) = (Facts::default(), Facts::default());
-    for (site, facts) in [(&mut ours, &mut of_ours), (&mut theirs, &mut of_theirs)] {
-        hand_over(site)?;
-        site.collect(facts)?;
+    for (fixture, facts) in [(&mut ours, &mut of_ours), (&mut theirs, &mut of_theirs)] {
+        bind_to_driver(fixture)?;
+        fixture.collect(facts)?;
     }
     ensure!(of_theirs.len() > 20, "only {} facts", of_theirs.len());
     println!("{} facts are compared", of_theirs.len());
     differences::judge(mode, &of_ours, &of_theirs)
 }
 
-/// Gives what stands for the namespace to the driver whose site it is.
-fn hand_over(site: &Site) -> Result<()> {
-    let bound: Device = holder(site.namespace())?;
+/// Binds the device of a fixture to the fixture's driver.
+fn bind_to_driver(fixture: &Fixture) -> Result<()> {
+    let bound: Device = holder(fixture.namespace())?;
     // devdax has a driver of its own.
-    if bound.name().starts_with("dax") || bound.driver().as_deref() == Some(site.driver().name()) {
+    if bound.name().starts_with("dax") || bound.driver().as_deref() == Some(fixture.driver().name())
+    {
         return Ok(());
     }
     bound.unbind()?;
-    bound.bind(site.driver())
+    bound.bind(fixture.driver())
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The cells, a suite for each file system: every user on every file system, and every pair of values
-//! of any two axes that can be together.
+//! The cells, a suite for each file system: every user on every file system, and every pair of
+//! values of any two axes that is possible.
 //!
-//! Left out is what 7.3 cannot do: a file of erofs is not written to, and xfs has either reflink or a
-//! partition that is mounted with `dax=always`. `ndctl` is no way to go: it refuses to disable or destroy
-//! what is mounted or held by device-mapper.
+//! Impossible in 7.3 are writes to files of erofs, and xfs with reflink on a partition that is
+//! mounted with `dax=always`. `ndctl` is not among the ways: it refuses to disable or destroy what
+//! is mounted or held by device-mapper.
 
 use super::{Cell, Fs, Under, User, Way};
 use crate::suites::{Suite, Test};
@@ -94,7 +94,7 @@ macro_rules! way {
     };
 }
 
-/// A suite of the cells of one file system, and a list of them. Tests are called by their axes.
+/// The suite and the list of cells of one file system. Tests are named by their axes.
 macro_rules! cells {
     ($suite:ident, $list:ident, $fs:ident, [$($under:ident $user:ident $way:ident,)*]) => {
         pub const $suite: Suite = Suite {
@@ -236,7 +236,7 @@ mod tests {
             || cell.fs == Fs::XfsReflink && cell.under == Under::Partition)
     }
 
-    /// The pairs of values that a cell has.
+    /// All pairs of values of a cell.
     fn pairs(cell: &Cell) -> [String; 6] {
         let Cell {
             fs,

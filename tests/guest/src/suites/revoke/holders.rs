@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Users inside of the kernel. dm-writecache keeps the address of its cache for as long as its table
-//! lives, and nobody can take that from it. Other tables keep none, but which one it is cannot be told.
+//! Users inside of the kernel. dm-writecache keeps the address of its cache as long as its table
+//! exists, and it cannot be revoked. Other tables keep no address, but the driver cannot tell which
+//! table holds the disk.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::Site;
+use super::fixture::Fixture;
 use super::special::{back_to_normal, only_for_pmem_rs};
 use super::users::read_all;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
@@ -19,42 +20,42 @@ use crate::dm::Mapped;
 use crate::driver::Driver;
 use crate::lab::{Lab, Skip};
 use crate::mapping::Sharing;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 
-/// The cache lies on a partition, because dm-writecache formats all that it gets.
+/// The cache is on a partition, because dm-writecache formats its whole device.
 const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
 const CACHED: &str = "cached";
 const LEN: usize = 8 << 20;
 
-/// The module of those tables that keep an address.
-const KEEPER: &str = "dm_writecache";
+/// The module whose tables keep an address.
+const HOLDER_MODULE: &str = "dm_writecache";
 
-/// Whether the kernel has tables that keep an address.
-fn set_keeper(is_there: bool) -> Result<()> {
+/// Loads or unloads that module.
+fn set_holder_module(is_there: bool) -> Result<()> {
     if is_there {
-        return run("modprobe", &[KEEPER]).map(drop);
+        return run("modprobe", &[HOLDER_MODULE]).map(drop);
     }
-    let module = Path::new("/sys/module").join(KEEPER);
+    let module = Path::new("/sys/module").join(HOLDER_MODULE);
     if module.join("initstate").exists() {
-        run("rmmod", &[KEEPER])?;
+        run("rmmod", &[HOLDER_MODULE])?;
     } else if module.exists() {
         return Err(Skip("dm-writecache is built in").into());
     }
     Ok(())
 }
 
-/// A file under dm-linear was used through a mapping. The table is still there when the device goes, and
-/// takes it only if it may be one that keeps an address.
+/// A file under dm-linear was used through a mapping. The table still exists on unbind, and delays
+/// it only if the kernel has tables that keep an address.
 pub fn linear(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for keeps in [false, true] {
-        set_keeper(keeps)?;
-        let mut site = Site::build(lab, Fs::Ext4, Under::Linear)?;
-        read_all(&site.map(Sharing::Shared)?);
-        site.unmount()?;
-        let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+        set_holder_module(keeps)?;
+        let mut fixture = Fixture::build(lab, Fs::Ext4, Under::Linear)?;
+        read_all(&fixture.map(Sharing::Shared)?);
+        fixture.unmount()?;
+        let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
         println!("gone after {} ms", took.as_millis());
         for line in retired::expect(usize::from(keeps))? {
             println!("retired: {line}");
@@ -64,20 +65,20 @@ pub fn linear(lab: &mut Lab) -> Result<()> {
             std::thread::sleep(TIMEOUT);
             retired::expect(1)?;
         }
-        back_to_normal(site, Way::Unbind)?;
+        back_to_normal(fixture, Way::Unbind)?;
     }
-    set_keeper(false)
+    set_holder_module(false)
 }
 
-/// Blocks written to the cache get to their origin after the cache's device is gone, and only then is
-/// the range free.
+/// Blocks in the cache are written to their origin after the cache's device is gone. The range is
+/// free only afterwards.
 pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
-    set_keeper(true)?;
+    set_holder_module(true)?;
     let pmem = lab.ready(0)?;
     pmem.disk.cut(CACHE)?;
     let cache = pmem.disk.partition(1).node_str();
-    // An earlier cache there would be taken over.
+    // An existing cache would be continued.
     pmem.disk
         .partition(1)
         .open(Access::Direct)?
@@ -87,7 +88,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     origin
         .open(Access::Direct)?
         .write_all_at(&Buffer::stamped(2 * LEN, 1), 0)?;
-    // Nothing is written back by itself.
+    // Nothing is written back automatically.
     let table = format!(
         "0 {sectors} writecache p {} {cache} 4096 4 high_watermark 100 low_watermark 100",
         origin.node_str()
@@ -98,14 +99,14 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     file.sync_all()?;
     expect_contents(&origin, LEN, 1).context("the cache is not used")?;
 
-    let mut unbind = Child::start("who unbinds", |_| pmem.bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| pmem.bound.unbind())?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
     if lab.driver == Driver::PmemRs {
         for line in retired::expect(1)? {
             println!("retired: {line}");
         }
     }
-    // What was written is still there, and can be written to.
+    // The contents are still there and writable.
     let mut found = Buffer::new(LEN);
     file.read_exact_at(&mut found, 0)?;
     expect_same("the cached disk", &found, &stamped(LEN, 2))?;
@@ -117,7 +118,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     over.remove()?;
     expect_contents(&origin, LEN / 2, 3)?;
     retired::await_none(FREE_LIMIT)?;
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     pmem.bound.bind(lab.driver)
 }
 
@@ -127,8 +128,7 @@ fn expect_contents(disk: &Disk, len: usize, tag: u64) -> Result<()> {
     expect_same(&format!("what {disk} holds"), &found, &stamped(len, tag))
 }
 
-/// Waits until all blocks of the cache are free, that is, until what they held has been written to the
-/// origin.
+/// Waits until all blocks of the cache are free, that is, written to the origin.
 fn await_written_back() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

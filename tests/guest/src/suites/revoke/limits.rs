@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long a device may take to go: as long as the administrator says while it goes, until the one who
-//! unbinds it is killed, once for all devices of a region, and however often others ask what is going on.
+//! How long unbind may take: as long as `revoke_timeout_ms` says at the moment, until the unbinding
+//! thread is killed, once for all devices of a region, and independent of concurrent reads of
+//! debugfs.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
-use super::site::{Site, contents};
+use super::fixture::{Fixture, contents};
 use super::special::{back_to_normal, only_for_pmem_rs};
 use super::users::{Running, SIGNAL_LIMIT};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
@@ -26,16 +27,17 @@ use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
 
-/// How soon a new limit, or a signal, must have an effect: a second, and what the emulator takes.
+/// How long a new timeout or a signal may take to have an effect: a second, and the delay of the
+/// emulator.
 const EFFECT: Duration = Duration::from_millis(1500);
 
-/// Somebody unbinds a device of which a page is pinned, and waits.
+/// A process that unbinds a device with a pinned page, and waits.
 struct Waiting<'a> {
-    site: Site<'a>,
+    fixture: Fixture<'a>,
     bound: Device,
     user: Running,
     unbind: Child,
@@ -43,47 +45,47 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn start(lab: &'a Lab, timeout: Duration) -> Result<Waiting<'a>> {
-        let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, timeout)?;
-        let user = User::ClosedPipe.start(&site)?;
-        let bound = site.bound()?;
-        let unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let fixture = Fixture::build_with_timeout(lab, Fs::Ext4, Under::Whole, timeout)?;
+        let user = User::ClosedPipe.start(&fixture)?;
+        let bound = fixture.bound()?;
+        let unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         Ok(Waiting {
-            site,
+            fixture,
             bound,
             user,
             unbind,
         })
     }
 
-    /// Checks that it still waits after some time.
+    /// Checks that it still waits after this time.
     fn expect_waits(&mut self, time: Duration) -> Result<()> {
         sleep(time);
         ensure!(self.unbind.try_end()?.is_none(), "unbind has not waited");
         retired::expect(0).map(drop)
     }
 
-    /// Another process changes the limit.
+    /// Changes the timeout from another process.
     fn set_timeout(&self, timeout: Duration) -> Result<()> {
-        let driver = self.site.lab.driver;
-        let mut writer = Child::start("who sets the timeout", |_| {
+        let driver = self.fixture.lab.driver;
+        let mut writer = Child::start("the process that sets the timeout", |_| {
             retired::set_timeout(driver, timeout)
         })?;
         writer.expect_done(SIGNAL_LIMIT)
     }
 
-    /// The range is retired until the pin goes.
+    /// Ends the test: the range is retired until the page is unpinned.
     fn end(mut self) -> Result<()> {
         self.bound.expect_driver(None)?;
         for line in retired::expect(1)? {
             println!("retired: {line}");
         }
-        self.user.let_go()?;
+        self.user.unpin()?;
         self.user.expect_gone()?;
-        back_to_normal(self.site, Way::Unbind)
+        back_to_normal(self.fixture, Way::Unbind)
     }
 }
 
-/// The limit can be set while an unbind waits, both ways.
+/// The timeout can be raised and lowered while an unbind waits.
 pub fn timeout_is_writable(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let mut waiting = Waiting::start(lab, Duration::ZERO)?;
@@ -102,7 +104,7 @@ pub fn timeout_is_writable(lab: &mut Lab) -> Result<()> {
     waiting.end()
 }
 
-/// Whoever unbinds a device can be killed, and the device goes all the same.
+/// The unbinding thread can be killed, and the device is unbound all the same.
 pub fn killed_writer(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for timeout in [Duration::ZERO, Duration::from_secs(60)] {
@@ -115,15 +117,15 @@ pub fn killed_writer(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// So many namespaces fill the region.
+/// The number of namespaces that fill the region.
 const NAMESPACES: usize = 8;
 const NAMESPACE_SIZE: &str = "64M";
-/// What is in a file of each of them, and in a pipe.
+/// How many bytes of a file of each namespace are in a pipe.
 const PIPED: usize = 4 * PAGE;
 
-/// Makes many namespaces of a region that has one, and returns their disks.
+/// Divides a region with one namespace into many, and returns their disks.
 fn split(lab: &Lab, region: &Device) -> Result<Vec<Disk>> {
-    // What has no label gets one by this, and only then can it be of any size.
+    // This gives the namespace a label, without which it cannot have any size.
     ndctl::reconfigure(&lab.namespace(0)?, Mode::Raw)?;
     destroy(region)?;
     (0..NAMESPACES)
@@ -152,13 +154,13 @@ fn destroy(region: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Puts pages of a file into a pipe, and keeps nothing else of it.
+/// Puts pages of a file into a pipe, and closes the file.
 fn pin(mount: &Mount) -> Result<[OwnedFd; 2]> {
     let file = Access::Buffered.open(&mount.path("used"))?;
     let mapping = Mapping::of_pages(&file, PIPED, Sharing::Shared, true)?;
     let (reader, writer) = nix::unistd::pipe()?;
     let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-    ensure!(given == PIPED, "only {given} bytes went into the pipe");
+    ensure!(given == PIPED, "{given} bytes were put into the pipe");
     Ok([reader, writer])
 }
 
@@ -174,7 +176,8 @@ fn pin_all(mounts: &[Mount], link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// A region goes, and with it many devices that are all in use: they are waited for together.
+/// A region is unbound, and with it many devices that are all in use: their timeouts run
+/// concurrently.
 pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     retired::set_timeout(lab.driver, TIMEOUT)?;
@@ -188,10 +191,12 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
             Ok(mount)
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut user = Child::start_ready("who has pages in pipes", |link| pin_all(&mounts, link))?;
+    let mut user = Child::start_ready("the process with pages in pipes", |link| {
+        pin_all(&mounts, link)
+    })?;
 
     let start = Instant::now();
-    let mut unbind = Child::start("who unbinds the region", |_| region.unbind())?;
+    let mut unbind = Child::start("the process that unbinds the region", |_| region.unbind())?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
     let took = start.elapsed();
     println!(
@@ -223,15 +228,15 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     }
     destroy(&region)?;
     ndctl::create(&region, Mode::FsdaxMem, &[])?;
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
-/// More files with pinned pages than the driver has places for (`PLACES` in `src/abstractions/fs.rs`), and
-/// how many of them are let go first.
+/// The number of files with pinned pages: more than the driver has slots for (`PLACES` in
+/// `src/abstractions/fs.rs`), and the number of those that are released first.
 const FILES: usize = 160;
 const FIRST: usize = 60;
 
-/// Puts a page of each of some files into a pipe, and keeps nothing else of them.
+/// Puts a page of each file into a pipe, and closes the files.
 fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
     let pipes = files
         .map(|number| {
@@ -239,7 +244,7 @@ fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
             let mapping = Mapping::of_pages(&file, PAGE, Sharing::Shared, true)?;
             let (reader, writer) = nix::unistd::pipe()?;
             let given = mapping.give_to_pipe(0, PAGE, &writer)?;
-            ensure!(given == PAGE, "only {given} bytes went into the pipe");
+            ensure!(given == PAGE, "{given} bytes were put into the pipe");
             Ok([reader, writer])
         })
         .collect::<Result<Vec<_>>>()?;
@@ -253,24 +258,25 @@ fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// Very many files have pinned pages, and are closed. Unbind waits until it has places for those that are
-/// left, says so, and goes on when it has.
+/// Very many closed files have pinned pages. Unbind waits for free slots, logs that, and goes on
+/// when there are enough.
 pub fn many_files(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let bound = site.bound()?;
-    let root = site.root()?.to_owned();
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = fixture.bound()?;
+    let root = fixture.root()?.to_owned();
     for number in 0..FILES {
         fs::write(root.join(format!("many{number}")), &contents()[..PAGE])?;
     }
-    let mut first =
-        Child::start_ready("who lets go first", |link| pin_files(&root, 0..FIRST, link))?;
-    let mut others = Child::start_ready("who lets go last", |link| {
+    let mut first = Child::start_ready("the process that unpins first", |link| {
+        pin_files(&root, 0..FIRST, link)
+    })?;
+    let mut others = Child::start_ready("the process that unpins last", |link| {
         pin_files(&root, FIRST..FILES, link)
     })?;
 
     let mut messages = Messages::from_now()?;
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
     sleep(2 * TIMEOUT);
     println!("kernel: {}", messages.expect(&["waiting for pins"])?);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
@@ -280,19 +286,19 @@ pub fn many_files(lab: &mut Lab) -> Result<()> {
     retired::expect(1)?;
     others.go()?;
     others.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }
 
-/// A file whose pages have all been exposed, so that it takes its time to count them.
+/// The size of a file whose pages were all exposed, so that counting them takes a while.
 const LARGE: usize = 256 << 20;
-/// The CPU that those who read share with one who leaves them next to nothing of it.
+/// The CPU that the readers share with a process of high priority.
 const CROWDED: &str = "2";
 const POLITE: &str = "19";
 const RUDE: &str = "-10";
-/// For how long they have done so when the device goes.
+/// For how long they share it before unbind.
 const CROWD: Duration = Duration::from_secs(1);
 
-/// Puts the current process on the crowded CPU.
+/// Moves the current process to that CPU.
 fn crowd(nice: &str) -> Result<()> {
     let pid = std::process::id().to_string();
     run("busybox", &["taskset", "-p", CROWDED, &pid])?;
@@ -300,7 +306,7 @@ fn crowd(nice: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads one of the driver's lists until it is told to stop.
+/// Reads one of the driver's debugfs files until it is told to stop.
 fn read_list(name: &str, link: &mut Link) -> Result<()> {
     let path = format!("/sys/kernel/debug/pmem_rs/{name}");
     crowd(POLITE)?;
@@ -308,44 +314,47 @@ fn read_list(name: &str, link: &mut Link) -> Result<()> {
     fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     println!("one read of {name} took {:?}", start.elapsed());
     link.say("ready")?;
-    while !link.is_told()? {
+    while !link.is_told_to_go()? {
         fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     }
     Ok(())
 }
 
-/// What devices are used for can be asked at any time. Those who ask, and are stopped wherever they are, do
-/// not keep a device from going.
+/// debugfs can be read at any time. Readers that are stopped anywhere do not delay unbind.
 pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
+    let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
     let file = File::options()
         .read(true)
         .write(true)
         .create_new(true)
-        .open(site.root()?.join("large"))?;
+        .open(fixture.root()?.join("large"))?;
     file.set_len(LARGE as u64)?;
     let large = Mapping::of_pages(&file, LARGE, Sharing::Shared, true)?;
     for page in (0..LARGE).step_by(PAGE) {
         large.store(page, 1);
     }
     drop((large, file));
-    let user = User::Reader.start(&site)?;
+    let user = User::Reader.start(&fixture)?;
 
     let mut readers = ["devices", "devices", "retired"]
         .into_iter()
-        .map(|name| Child::start_ready(format!("who reads {name}"), |link| read_list(name, link)))
+        .map(|name| {
+            Child::start_ready(format!("the reader of {name}"), |link| {
+                read_list(name, link)
+            })
+        })
         .collect::<Result<Vec<_>>>()?;
-    let mut rude = Child::start_ready("who leaves them no time", |link| {
+    let mut rude = Child::start_ready("the process of high priority", |link| {
         crowd(RUDE)?;
         link.say("ready")?;
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             std::hint::black_box((0..1 << 20).sum::<u64>());
         }
         Ok(())
     })?;
     sleep(CROWD);
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
     println!("gone after {} ms", took.as_millis());
     for line in retired::list()? {
         println!("retired: {line}");
@@ -357,5 +366,5 @@ pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
         reader.go()?;
         reader.expect_done(SIGNAL_LIMIT)?;
     }
-    back_to_normal(site, Way::Unbind)
+    back_to_normal(fixture, Way::Unbind)
 }

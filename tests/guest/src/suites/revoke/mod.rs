@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away while it is used.
+//! Unbinding a device while it is in use.
 //!
-//! A test is a cell of a matrix with four axes: the file system, what it is on, who uses a file of it,
-//! and the way in which the device goes. All cells do the same: they build the [`site`], start the
-//! user, take the device away, see what becomes of the user, unmount, bring the device back, and
-//! look whether all is as it was.
+//! A test is a cell of a matrix with four axes: the file system, what it is on, the user of a file,
+//! and the way in which the device is removed. All cells do the same: they build the [`fixture`],
+//! start the user, remove the device, check the user's end, unmount, add the device again, and
+//! check that everything is intact.
 
+mod blocked;
 mod cells;
+mod fixture;
 mod holders;
 mod limits;
-mod site;
+mod mappings;
+mod modes;
+mod races;
+mod reports;
+mod retirement;
 mod special;
 mod stress;
 mod users;
@@ -23,7 +29,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
-use site::Site;
+use fixture::Fixture;
 pub use special::SUITE as SPECIAL;
 pub use stress::SUITE as STRESS;
 pub use window::SUITE as WINDOW;
@@ -32,7 +38,7 @@ use crate::driver::Driver;
 use crate::errno;
 use crate::lab::Lab;
 use crate::messages::Messages;
-use crate::process::{expect_no_process_stuck, expect_nobody_stuck};
+use crate::process::{expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired;
 
 /// The file system.
@@ -41,9 +47,9 @@ pub enum Fs {
     Ext4,
     Ext4NoJournal,
     Xfs,
-    /// With a tree that tells which file a block belongs to.
+    /// With a reverse mapping tree, which finds the file of a block.
     XfsRmap,
-    /// With that, and a file that shares its blocks with another one.
+    /// With that tree, and a file that shares its blocks with another one.
     XfsReflink,
     Erofs,
 }
@@ -54,45 +60,45 @@ pub enum Under {
     Whole,
     Partition,
     Linear,
-    /// Over two NVDIMMs, of which the first goes.
+    /// Striped over two NVDIMMs, the first of which is removed.
     Stripe,
 }
 
-/// Who uses a file.
+/// The user of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// Reads through a shared mapping, without a pause.
+    /// Reads continuously through a shared mapping.
     Reader,
-    /// Writes through a shared mapping, without a pause.
+    /// Writes continuously through a shared mapping.
     Writer,
     /// Has a private mapping and has written to half of its pages.
     Private,
     /// Has touched a shared mapping and sleeps.
     Idle,
-    /// Has forked, and both read.
+    /// Has forked; both processes read.
     Fork,
     /// Has locked the mapping that it reads.
     Mlock,
-    /// Reads or writes a mapping of PMDs.
+    /// Reads or writes through PMD mappings.
     Pmd,
     /// Has put pages into a pipe.
     Pipe,
-    /// Has done that, unmapped and closed the file.
+    /// Has put pages into a pipe, unmapped and closed the file.
     ClosedPipe,
-    /// Writes the mapping to another disk with `O_DIRECT`, which takes its time.
+    /// Writes the mapping to another, slow disk with `O_DIRECT`.
     Direct,
-    /// Calls `read` and `write`, without a pause.
+    /// Calls `read` and `write` continuously.
     Calls,
 }
 
-/// The way in which the device goes.
+/// The way in which the device is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// The pfn device is unbound.
     Unbind,
     /// The region is unbound.
     Region,
-    /// The device that has all NVDIMMs is unbound.
+    /// The device of all NVDIMMs is unbound.
     Provider,
 }
 
@@ -105,29 +111,30 @@ pub struct Cell {
     pub way: Way,
 }
 
-/// How long it may take to unbind a device that nobody pins, on a busy machine under emulation.
+/// How long the unbind of a device without pinned pages may take, on a busy machine under
+/// emulation.
 const UNBIND_LIMIT: Duration = Duration::from_secs(5);
-/// How soon a range is free once nobody pins it any more.
+/// How long a range may stay busy after its last user.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Cell {
     fn run(self, lab: &Lab) -> Result<()> {
-        let mut site = Site::build(lab, self.fs, self.under)?;
+        let mut fixture = Fixture::build(lab, self.fs, self.under)?;
         let mut messages = Messages::from_now()?;
-        let mut user = self.user.start(&site)?;
+        let mut user = self.user.start(&fixture)?;
 
-        let ranges = self.way.ranges(&site);
-        let took = self.way.go(&site, self.limit())?;
+        let ranges = self.way.ranges(&fixture);
+        let took = self.way.go(&fixture, self.limit())?;
         println!("gone after {} ms", took.as_millis());
         if !self.user.pins() && lab.driver == Driver::PmemRs && took < retired::TIMEOUT {
-            // Not even device-mapper keeps a range.
+            // device-mapper does not keep a range busy either.
             retired::expect(0)?;
         }
         if self.user.pins() {
             if lab.driver == Driver::PmemRs {
-                self.expect_retired(&site, ranges, took, &mut messages)?;
+                self.expect_retired(&fixture, ranges, took, &mut messages)?;
             }
-            user.let_go()?;
+            user.unpin()?;
         }
         user.expect_gone()?;
         expect_no_process_stuck()?;
@@ -135,15 +142,15 @@ impl Cell {
             println!("kernel: {}", messages.expect(&["revoked:"])?);
         }
 
-        site.take_down()?;
+        fixture.remove_devices()?;
         retired::await_none(FREE_LIMIT)?;
-        self.way.come_back(&site)?;
-        site.expect_intact()?;
-        expect_nobody_stuck()
+        self.way.come_back(&fixture)?;
+        fixture.expect_intact()?;
+        expect_no_thread_stuck()
     }
 
-    /// How long it may take to go. The driver waits for pins as long as it was told to, and for those of all
-    /// ranges at once.
+    /// How long the removal may take. The driver waits for pins until the timeout, for all ranges
+    /// at once.
     fn limit(self) -> Duration {
         if self.user.pins() {
             UNBIND_LIMIT + retired::TIMEOUT
@@ -152,11 +159,10 @@ impl Cell {
         }
     }
 
-    /// The driver has waited for those who pin pages, and has then gone without them. The range is
-    /// theirs for now.
+    /// Checks that unbind has waited for pins until the timeout, and has retired the range.
     fn expect_retired(
         self,
-        site: &Site<'_>,
+        fixture: &Fixture<'_>,
         ranges: u32,
         took: Duration,
         messages: &mut Messages,
@@ -171,10 +177,10 @@ impl Cell {
         println!("kernel: {}", messages.expect(&["retired"])?);
         if self.way == Way::Unbind {
             let mut messages = Messages::from_now()?;
-            let result = site.bound()?.try_bind(site.lab.driver);
+            let result = fixture.bound()?.try_bind(fixture.lab.driver);
             errno::expect("binding a retired range", result, &[Errno::EBUSY])?;
             let reason = messages.expect(&["retired", "in use", "EBUSY"]);
-            println!("kernel: {}", reason.context("the bind has failed")?);
+            println!("kernel: {}", reason.context("the bind failed")?);
         }
         Ok(())
     }

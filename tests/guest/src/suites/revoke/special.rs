@@ -1,51 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away in situations of their own, which the matrix has no axis for.
+//! Unbinding in special situations, for which the matrix has no axis.
 
-use std::fs::{self, File};
-use std::io::{IoSliceMut, Read};
-use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use anyhow::Result;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::mount::{MntFlags, umount2};
-use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::sys::wait::waitpid;
-
+use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
+use super::fixture::Fixture;
 use super::holders::{linear, writecache};
 use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
 };
-use super::site::{LEN, Site, contents};
-use super::users::{Running, SIGNAL_LIMIT, read_all};
-use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
-use crate::command::{run, run_expecting_failure};
-use crate::disk::Access;
+use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
+use super::modes::{pages_on_the_media, raw_disk};
+use super::races::{fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once};
+use super::reports::{listed, retirement_is_reported};
+use super::retirement::{
+    destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
+};
+use super::{FREE_LIMIT, Fs, Way};
 use crate::driver::Driver;
-use crate::errno;
 use crate::lab::{Lab, Skip};
-use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::messages::Messages;
-use crate::nd::Device;
-use crate::ndctl::{self, Mode};
-use crate::process::{Child, Link, expect_no_process_stuck, expect_nobody_stuck};
-use crate::retired::{self, TIMEOUT};
-use crate::sectors::{Buffer, expect_same, stamped};
+use crate::process::{expect_no_process_stuck, expect_no_thread_stuck};
+use crate::retired::{self};
 use crate::suites::{Suite, Test};
-use crate::syscall::{freeze, thaw};
-use crate::sysfs;
-use crate::uevents::Uevents;
-use crate::userfault::Absent;
 
 pub const SUITE: Suite = Suite {
     name: "revoke_special",
     tests: &[
-        Test::new("it_is_told_to_people_and_udev", told),
-        Test::new("the_list_of_devices_says_what_is_used", listed),
+        Test::new("retirement_is_reported", retirement_is_reported),
+        Test::new("debugfs_lists_usage", listed),
         Test::new("ext4_is_frozen", |lab| frozen(lab, Fs::Ext4)),
         Test::new("xfs_is_frozen", |lab| frozen(lab, Fs::XfsRmap)),
         Test::new("read_is_stuck_in_a_copy", stuck_in_a_copy),
@@ -61,13 +44,16 @@ pub const SUITE: Suite = Suite {
         Test::new("map_sync_faults_on_xfs", |lab| {
             map_sync_faults(lab, Fs::XfsRmap)
         }),
-        Test::new("others_look_into_the_mapping", others_look),
-        Test::new("what_comes_next_is_not_seen", next_is_not_seen),
+        Test::new(
+            "mapping_is_read_by_other_processes",
+            read_by_other_processes,
+        ),
+        Test::new("reused_range_is_not_visible", reused_range_is_not_visible),
         Test::new("another_device_stays", another_stays),
         Test::new("umount_waits_for_a_pin", umount_waits),
         Test::new("module_stays_while_a_range_is_retired", module_stays),
         Test::new("module_goes_when_time_is_short", module_goes),
-        Test::new("nobody_else_gets_a_retired_range", nobody_else),
+        Test::new("retired_range_is_exclusive", retired_range_is_exclusive),
         Test::new("namespace_of_a_retired_range_is_destroyed", destroyed),
         Test::new("without_a_timeout_it_waits", without_timeout),
         Test::new("timeout_is_writable", timeout_is_writable),
@@ -76,641 +62,27 @@ pub const SUITE: Suite = Suite {
         Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
-        Test::new("dm_linear_is_no_keeper", linear),
+        Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
         // It divides the region, so it comes last.
         Test::new("eight_namespaces", eight_namespaces).within(180),
     ],
 };
 
-/// The rest of all these tests: the users are gone, and everything comes back as it was.
-pub fn back_to_normal(mut site: Site<'_>, way: Way) -> Result<()> {
+/// The common end of these tests: the users are gone, the device is added again, and everything is
+/// intact.
+pub fn back_to_normal(mut fixture: Fixture<'_>, way: Way) -> Result<()> {
     expect_no_process_stuck()?;
-    site.take_down()?;
+    fixture.remove_devices()?;
     retired::await_none(FREE_LIMIT)?;
-    way.come_back(&site)?;
-    site.expect_intact()?;
-    expect_nobody_stuck()
+    way.come_back(&fixture)?;
+    fixture.expect_intact()?;
+    expect_no_thread_stuck()
 }
 
 pub fn only_for_pmem_rs(lab: &Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
         return Err(Skip("nd_pmem has no retired ranges").into());
-    }
-    Ok(())
-}
-
-fn told(lab: &mut Lab) -> Result<()> {
-    only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let (bound, namespace) = (site.bound()?, lab.namespace(0)?);
-    let mut messages = Messages::from_now()?;
-    let mut uevents = Uevents::from_now()?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    let message = messages.expect(&["revoked:"])?;
-    println!("kernel: {message}");
-    let named = [&bound, &namespace]
-        .iter()
-        .any(|device| message.contains(device.name()));
-    ensure!(named, "`{message}` names neither {bound} nor {namespace}");
-    for piece in ["1 inodes", &format!("{} pages", LEN / PAGE), "us"] {
-        ensure!(message.contains(piece), "`{message}` has no `{piece}`");
-    }
-    println!(
-        "uevent: {}",
-        uevents.expect(&["ACTION=change", bound.name(), "PMEM_RS_REVOKED=1"])?
-    );
-    user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// The line about the device: how much was exposed, in KiB; pages in use; pages in page caches only.
-fn usage(bound: &Device) -> Result<[u64; 3]> {
-    let list = sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
-    let line = list
-        .lines()
-        .find(|line| line.starts_with(&format!("{} [mem 0x", bound.name())))
-        .with_context(|| format!("{bound} is not listed: {list}"))?;
-    let numbers: Option<Vec<u64>> = ["exposed: ", "in use: ", "only: "]
-        .iter()
-        .map(|word| line.split(word).nth(1)?.split(' ').next()?.parse().ok())
-        .collect();
-    let numbers = numbers.with_context(|| format!("numbers are missing: {line}"))?;
-    println!("{line}");
-    Ok([numbers[0], numbers[1], numbers[2]])
-}
-
-fn listed(lab: &mut Lab) -> Result<()> {
-    only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let bound = site.bound()?;
-    let pages = (LEN / PAGE) as u64;
-    let before = usage(&bound)?;
-    let mapping = site.map(Sharing::Shared)?;
-    for page in (0..LEN).step_by(PAGE) {
-        mapping.load(page);
-    }
-    let mapped = usage(&bound)?;
-    ensure!(
-        mapped[0] >= LEN as u64 >> 10 && mapped[1] - before[1] == pages,
-        "{pages} pages were mapped: {before:?}, then {mapped:?}"
-    );
-    drop(mapping);
-    let unmapped = usage(&bound)?;
-    ensure!(
-        unmapped[0] == mapped[0] && unmapped[1] == before[1] && unmapped[2] - before[2] == pages,
-        "{pages} pages were unmapped: {mapped:?}, then {unmapped:?}"
-    );
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    ensure!(usage(&bound).is_err(), "{bound} is listed after unbind");
-    back_to_normal(site, Way::Unbind)
-}
-
-/// A writer waits in its fault until the file system is thawed, and holds whatever a fault holds. It
-/// must not keep the device.
-fn frozen(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let reader = User::Reader.start(&site)?;
-    let mut writer = Child::start_ready("the writer", |link| {
-        let mapping = site.map(Sharing::Shared)?;
-        let contents = contents();
-        link.say("ready")?;
-        for page in (0..LEN).step_by(PAGE).cycle() {
-            mapping.store(page, contents[page]);
-        }
-        Ok(())
-    })?;
-    let root = File::open(site.root()?)?;
-    freeze(&root)?;
-    writer.await_uninterruptible()?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
-    println!("gone after {} ms", took.as_millis());
-    reader.expect_gone()?;
-    match thaw(&root) {
-        // What xfs does when its DAX device fails thaws it.
-        Err(error) if fs == Fs::XfsRmap && error.raw_os_error() == Some(libc::EINVAL) => {}
-        result => result.context("thawing the file system")?,
-    }
-    drop(root);
-    writer.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// Reads a DAX file into memory that is not there, which stops the kernel where it copies: inside of
-/// `dax_read_lock`, which the driver must wait for before it frees anything.
-fn read_into_absent(file: &File, link: &mut Link) -> Result<()> {
-    let page = Absent::new()?;
-    let read = std::thread::scope(|scope| -> Result<_> {
-        let reader = scope.spawn(|| page.fill_from(file));
-        page.await_touch()?;
-        link.say("ready")?;
-        link.wait()?;
-        page.serve()?;
-        reader
-            .join()
-            .map_err(|_| anyhow::anyhow!("the reader panicked"))
-    })?;
-    // It may have what it came for, or an error; but not something else.
-    match read {
-        Ok(read) => {
-            ensure!(read == PAGE, "it read {read} bytes");
-            expect_same("what was read", &page.to_vec(), &contents()[..PAGE])?;
-        }
-        Err(error) => println!("the read failed: {error}"),
-    }
-    link.say("let go")
-}
-
-fn stuck_in_a_copy(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let mut messages = Messages::from_now()?;
-    let mut user = Child::start_ready("who is stuck in a read", |link| {
-        read_into_absent(&site.open()?, link)
-    })?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
-    println!("gone after {} ms", took.as_millis());
-    if lab.driver == Driver::PmemRs {
-        for line in retired::expect(1)? {
-            println!("retired: {line}");
-        }
-        println!("kernel: {}", messages.expect(&["retired"])?);
-    }
-    user.go()?;
-    user.hear("let go", SIGNAL_LIMIT)?;
-    user.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// All DAX devices share one `dax_read_lock`.
-fn stuck_elsewhere(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let node = lab.ready(1)?.disk.node_str();
-    let other = Fs::Ext4.make_and_mount(&node)?;
-    fs::write(other.path("file"), contents())?;
-    let mut user = Child::start_ready("who is stuck in a read", |link| {
-        read_into_absent(&File::open(other.path("file"))?, link)
-    })?;
-    let reader = User::Reader.start(&site)?;
-    let took = Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
-    println!("gone after {} ms", took.as_millis());
-    reader.expect_gone()?;
-    user.go()?;
-    user.hear("let go", SIGNAL_LIMIT)?;
-    user.expect_done(SIGNAL_LIMIT)?;
-    other.unmount()?;
-    back_to_normal(site, Way::Unbind)
-}
-
-fn two_at_once(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let bound = site.bound()?;
-    let mut both = ["one who unbinds", "the other who unbinds"]
-        .into_iter()
-        .map(|name| {
-            Child::start(name, |_| match bound.try_unbind(lab.driver) {
-                // Whoever comes later finds it done, or not there any more.
-                Ok(()) => Ok(()),
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-                Err(error) => Err(error.into()),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    for process in &mut both {
-        process.expect_done(UNBIND_LIMIT)?;
-    }
-    bound.expect_driver(None)?;
-    user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)
-}
-
-fn region_and_device(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let user = User::Reader.start(&site)?;
-    let bound = site.bound()?;
-    let mut device = Child::start("who unbinds the device", |_| {
-        match bound.try_unbind(lab.driver) {
-            Ok(()) => Ok(()),
-            // The region was faster.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    })?;
-    Way::Region.go(&site, UNBIND_LIMIT)?;
-    device.expect_done(UNBIND_LIMIT)?;
-    user.expect_gone()?;
-    back_to_normal(site, Way::Region)
-}
-
-fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let mut user = Child::start_ready("who calls fsync", |link| {
-        let file = site.open()?;
-        let contents = contents();
-        for (round, from) in (0..LEN).step_by(PAGE).cycle().enumerate() {
-            let result = file
-                .write_all_at(&contents[from..][..PAGE], from as u64)
-                .and_then(|()| file.sync_all());
-            if let Err(error) = result {
-                let errno = error.raw_os_error().map(Errno::from_raw);
-                let right = [Errno::EIO, Errno::ENXIO, Errno::EROFS];
-                ensure!(
-                    errno.is_some_and(|errno| right.contains(&errno)),
-                    "it failed with `{error}`"
-                );
-                return Ok(());
-            }
-            if round == 10 {
-                link.say("ready")?;
-            }
-        }
-        Ok(())
-    })?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    user.expect_done(SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// `mkfs` has the disk open for itself, without being a file system.
-fn mkfs_running(lab: &mut Lab) -> Result<()> {
-    let prepared = lab.ready(0)?;
-    let node = prepared.disk.node_str();
-    for delay in [0, 20, 60, 120] {
-        let mut mkfs = Child::start_ready("mkfs", |link| {
-            link.say("ready")?;
-            // Whether it is done before the disk goes does not matter.
-            let output = crate::command::command("mkfs.ext4")
-                .args(["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", &node])
-                .output()?;
-            println!("mkfs: {}", output.status);
-            Ok(())
-        })?;
-        std::thread::sleep(Duration::from_millis(delay));
-        let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
-        unbind.expect_done(UNBIND_LIMIT)?;
-        mkfs.expect_done(SIGNAL_LIMIT)?;
-        retired::await_none(FREE_LIMIT)?;
-        prepared.bound.bind(lab.driver)?;
-    }
-    expect_nobody_stuck()?;
-    Fs::Ext4.make_and_mount(&node)?.unmount()
-}
-
-/// Every fault has the file system find a block and write its journal.
-fn map_sync_faults(lab: &mut Lab, fs: Fs) -> Result<()> {
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let path = site.root()?.join("sparse");
-    let mut user = Child::start_ready("who faults with MAP_SYNC", |link| {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
-        file.set_len(LEN as u64)?;
-        let mapping = Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?;
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        for (round, page) in (0..LEN).step_by(PAGE).cycle().enumerate() {
-            mapping.store(page, 1);
-            if let Err(error) = fallocate(&file, punch, page as i64, PAGE as i64) {
-                ensure!(
-                    matches!(error, Errno::EIO | Errno::ENXIO | Errno::EROFS),
-                    "it failed with {error}"
-                );
-                break;
-            }
-            if round == 10 {
-                link.say("ready")?;
-            }
-        }
-        // The file system has stopped; the pages go a moment later.
-        for page in (0..LEN).step_by(PAGE).cycle() {
-            mapping.store(page, 1);
-        }
-        Ok(())
-    })?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// Those who read another process's memory get an error when the page is gone.
-fn others_look(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::Ext4, Under::Whole)?;
-    let mapping = site.map(Sharing::Shared)?;
-    let mut target = Child::start_ready("whose memory is read", |link| {
-        // Forked, it has the mapping at the same address.
-        read_all(&mapping);
-        link.say("ready")?;
-        link.wait()?;
-        mapping.load(0);
-        Ok(())
-    })?;
-    let (pid, address) = (target.pid(), mapping.address());
-    let mut looker = Child::start_ready("who calls process_vm_readv", |link| {
-        let mut page = vec![0; PAGE];
-        for (round, base) in (address..address + LEN).step_by(PAGE).cycle().enumerate() {
-            let remote = [RemoteIoVec { base, len: PAGE }];
-            match process_vm_readv(pid, &mut [IoSliceMut::new(&mut page)], &remote) {
-                Ok(_) if round == 10 => link.say("ready")?,
-                Ok(_) => {}
-                Err(Errno::EFAULT) => return Ok(()),
-                Err(error) => bail!("process_vm_readv failed with {error}"),
-            }
-        }
-        Ok(())
-    })?;
-    drop(mapping);
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    looker.expect_done(SIGNAL_LIMIT)?;
-
-    ptrace::attach(pid)?;
-    waitpid(pid, None)?;
-    let peeked = ptrace::read(pid, address as *mut _);
-    ensure!(
-        matches!(peeked, Err(Errno::EIO | Errno::EFAULT)),
-        "PTRACE_PEEKDATA gave {peeked:?}"
-    );
-    ptrace::detach(pid, None)?;
-    target.go()?;
-    target.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// The range is used by others while the old mapping still exists.
-fn next_is_not_seen(lab: &mut Lab) -> Result<()> {
-    for fs in [Fs::Ext4, Fs::XfsRmap] {
-        let mut site = Site::build(lab, fs, Under::Whole)?;
-        let mut old = Child::start_ready("who has an old mapping", |link| {
-            let mapping = site.map(Sharing::Shared)?;
-            read_all(&mapping);
-            link.say("ready")?;
-            link.wait()?;
-            // Some of the pages: each takes a process.
-            for page in (0..LEN).step_by(16 * PAGE) {
-                let status = mapping.load_in_child(page)?;
-                ensure!(
-                    matches!(
-                        status,
-                        nix::sys::wait::WaitStatus::Signaled(_, Signal::SIGBUS, _)
-                    ),
-                    "page {:#x} of the old mapping: {status:?}",
-                    page
-                );
-            }
-            mapping.load(0);
-            Ok(())
-        })?;
-        Way::Unbind.go(&site, UNBIND_LIMIT)?;
-        Way::Unbind.come_back(&site)?;
-        // Everything on the disk is something else now.
-        let disk = lab.ready(0)?.disk;
-        let bytes = disk.bytes()?;
-        let file = disk.open(Access::Direct)?;
-        let next = Buffer::stamped(1 << 20, 99);
-        for at in (0..bytes).step_by(next.len()) {
-            let len = next.len().min((bytes - at) as usize);
-            file.write_all_at(&next[..len], at)?;
-        }
-        drop(file);
-        old.go()?;
-        old.expect_signal(Signal::SIGBUS, 4 * SIGNAL_LIMIT)?;
-        site.take_down()?;
-        retired::await_none(FREE_LIMIT)?;
-        expect_nobody_stuck()?;
-    }
-    Ok(())
-}
-
-/// Mappings of a device that does not go are not touched.
-fn another_stays(lab: &mut Lab) -> Result<()> {
-    let site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let node = lab.ready(1)?.disk.node_str();
-    let other = Fs::XfsRmap.make_and_mount(&node)?;
-    fs::write(other.path("file"), contents())?;
-    let file = Access::Buffered.open(&other.path("file"))?;
-    let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
-    mapping.write(0, &stamped(LEN, 5));
-    let user = User::Reader.start(&site)?;
-    Way::Unbind.go(&site, UNBIND_LIMIT)?;
-    user.expect_gone()?;
-    expect_same(
-        "the other device",
-        &mapping.to_vec(0, LEN),
-        &stamped(LEN, 5),
-    )?;
-    mapping.write(0, &stamped(LEN, 6));
-    file.sync_all()?;
-    drop((mapping, file));
-    let found = fs::read(other.path("file"))?;
-    expect_same("the file on the other device", &found, &stamped(LEN, 6))?;
-    other.unmount()?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// Unbinds a device of which a process has pages in a pipe.
-fn retire(lab: &Lab, fs: Fs) -> Result<(Site<'_>, Running)> {
-    only_for_pmem_rs(lab)?;
-    let site = Site::build(lab, fs, Under::Whole)?;
-    let user = User::ClosedPipe.start(&site)?;
-    Way::Unbind.go(&site, UNBIND_LIMIT + TIMEOUT)?;
-    for line in retired::expect(1)? {
-        println!("retired: {line}");
-    }
-    Ok((site, user))
-}
-
-/// The file system is asked to go while the pin is there, and may take until the pin is not.
-fn umount_waits(lab: &mut Lab) -> Result<()> {
-    for fs in [Fs::Ext4, Fs::XfsRmap] {
-        let (mut site, mut user) = retire(lab, fs)?;
-        let root = site.root()?;
-        site.leave_mount();
-        let mut umount = Child::start("who unmounts", |_| Ok(umount2(&root, MntFlags::empty())?))?;
-        std::thread::sleep(Duration::from_millis(500));
-        user.let_go()?;
-        user.expect_gone()?;
-        umount.expect_done(FREE_LIMIT)?;
-        back_to_normal(site, Way::Unbind)?;
-    }
-    Ok(())
-}
-
-/// The code that frees the range in the end is the module's.
-fn module_stays(lab: &mut Lab) -> Result<()> {
-    let (site, mut user) = retire(lab, Fs::Ext4)?;
-    let complaint = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(complaint.contains("in use"), "rmmod says `{complaint}`");
-    user.let_go()?;
-    user.expect_gone()?;
-    back_to_normal(site, Way::Unbind)?;
-    lab.driver.unload()?;
-    lab.driver.load()
-}
-
-/// A module that is being unloaded cannot leave a range to anybody, and does not lose references by trying to:
-/// the kernel would complain.
-fn module_goes(lab: &mut Lab) -> Result<()> {
-    only_for_pmem_rs(lab)?;
-    // With some of these the time is up after the revocation, and before the range is free.
-    for limit in (10..=60).step_by(10) {
-        let limit = Duration::from_millis(limit);
-        // Who has translated is to be waited for.
-        Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, limit)?.take_down()?;
-        lab.driver.unload()?;
-        lab.driver.load()?;
-    }
-    retired::set_timeout(lab.driver, TIMEOUT)
-}
-
-fn nobody_else(lab: &mut Lab) -> Result<()> {
-    let (site, mut user) = retire(lab, Fs::Ext4)?;
-    let other = lab.driver.other();
-    if !other.is_available() {
-        return Err(Skip("the image has only one of the two drivers").into());
-    }
-    other.load()?;
-    let bound = site.bound()?;
-    for driver in [other, lab.driver] {
-        let result = bound.try_bind(driver);
-        errno::expect("binding a retired range", result, &[Errno::EBUSY])?;
-    }
-    user.let_go()?;
-    user.expect_gone()?;
-    retired::await_none(FREE_LIMIT)?;
-    bound.bind(other)?;
-    bound.unbind()?;
-    other.unload()?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// Neither a new namespace in the same place nor the end of the old one gets at the pages.
-fn destroyed(lab: &mut Lab) -> Result<()> {
-    let (mut site, mut user) = retire(lab, Fs::Ext4)?;
-    let (region, namespace) = (lab.region(0)?, lab.namespace(0)?);
-    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
-    run_expecting_failure(
-        "ndctl",
-        &[
-            "create-namespace",
-            "-r",
-            "region0",
-            "-m",
-            "fsdax",
-            "-M",
-            "mem",
-        ],
-    )?;
-    user.let_go()?;
-    user.expect_gone()?;
-    site.take_down()?;
-    retired::await_none(FREE_LIMIT)?;
-    // What the failed attempt has left, if anything.
-    if let Ok(namespace) = lab.namespace(0) {
-        run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
-    }
-    let made = ndctl::create(&region, Mode::FsdaxMem, &[])?;
-    ensure!(made.blockdev.is_some(), "{made:?} has no disk");
-    expect_nobody_stuck()
-}
-
-/// With a timeout of zero the driver waits for as long as it takes, and retires nothing.
-fn without_timeout(lab: &mut Lab) -> Result<()> {
-    only_for_pmem_rs(lab)?;
-    let site = Site::build_with_timeout(lab, Fs::Ext4, Under::Whole, Duration::ZERO)?;
-    let user = User::ClosedPipe.start(&site)?;
-    unbind_waits(&site.bound()?, user)?;
-    back_to_normal(site, Way::Unbind)
-}
-
-/// Unbinds a device, and sees that it takes until the user gives its pages back.
-fn unbind_waits(bound: &Device, mut user: Running) -> Result<()> {
-    let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
-    std::thread::sleep(2 * TIMEOUT);
-    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
-    retired::expect(0)?;
-    user.let_go()?;
-    user.expect_gone()?;
-    unbind.expect_done(UNBIND_LIMIT)
-}
-
-/// The struct pages are on the device itself, so they go with it.
-fn pages_on_the_media(lab: &mut Lab) -> Result<()> {
-    const PIPED: usize = 16 * PAGE;
-    retired::set_timeout(lab.driver, TIMEOUT)?;
-    let prepared = lab.prepare(Mode::FsdaxDev)?;
-    let node = prepared.disk.node_str();
-    let mount = Fs::Ext4.make_and_mount(&node)?;
-    fs::write(mount.path("used"), contents())?;
-    let mut user = Child::start_ready("who has pages in a pipe", |link| {
-        let file = Access::Buffered.open(&mount.path("used"))?;
-        let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
-        let (reader, writer) = nix::unistd::pipe()?;
-        let given = mapping.give_to_pipe(0, PIPED, &writer)?;
-        ensure!(given == PIPED, "only {given} bytes went into the pipe");
-        drop((mapping, file));
-        link.say("ready")?;
-        link.wait()?;
-        let mut found = vec![0; PIPED];
-        File::from(reader).read_exact(&mut found)?;
-        expect_same("what is in the pipe", &found, &contents()[..PIPED])
-    })?;
-    let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
-    std::thread::sleep(2 * TIMEOUT);
-    if unbind.try_end()?.is_some() {
-        for line in retired::list()? {
-            println!("retired: {line}");
-        }
-    }
-    user.go()?;
-    user.expect_done(SIGNAL_LIMIT)?;
-    unbind.expect_done(UNBIND_LIMIT)?;
-    mount.unmount()?;
-    retired::await_none(FREE_LIMIT)?;
-    prepared.bound.bind(lab.driver)?;
-    let mount = Fs::Ext4.mount(&node)?;
-    expect_same("the file", &fs::read(mount.path("used"))?, &contents())?;
-    mount.unmount()?;
-    expect_nobody_stuck()
-}
-
-/// A raw namespace is the device itself. There is no DAX, but there are those who read and write.
-fn raw_disk(lab: &mut Lab) -> Result<()> {
-    let prepared = lab.prepare(Mode::Raw)?;
-    let mut users = [Access::Direct, Access::Buffered]
-        .into_iter()
-        .map(|access| {
-            Child::start_ready(format!("who uses the disk ({access:?})"), |link| {
-                let file = prepared.disk.open(access)?;
-                let mut found = Buffer::new(1 << 20);
-                let right = Buffer::stamped(1 << 20, access as u64);
-                let place = access as u64 * (4 << 20);
-                let mut round = || {
-                    file.write_all_at(&right, place)?;
-                    file.sync_data()?;
-                    file.read_exact_at(&mut found, place)
-                };
-                round()?;
-                link.say("ready")?;
-                while round().is_ok() {}
-                Ok(())
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let mut unbind = Child::start("who unbinds", |_| prepared.bound.unbind())?;
-    unbind.expect_done(UNBIND_LIMIT)?;
-    for user in &mut users {
-        user.expect_done(SIGNAL_LIMIT)?;
-    }
-    expect_nobody_stuck()?;
-    prepared.bound.bind(lab.driver)?;
-    let mut found = Buffer::new(1 << 20);
-    let disk = prepared.disk.open(Access::Direct)?;
-    for access in [Access::Direct, Access::Buffered] {
-        disk.read_exact_at(&mut found, access as u64 * (4 << 20))?;
-        expect_same("the disk", &found, &stamped(1 << 20, access as u64))?;
     }
     Ok(())
 }

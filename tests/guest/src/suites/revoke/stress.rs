@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking devices away and giving them back for as long as the command line says, with processes of every
-//! kind at work, and nothing left of it at the end.
+//! Stress: devices are unbound and bound for as long as the command line says, with users of every
+//! kind, and nothing is leaked.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use rand::Rng;
 
-use super::site::{LEN, contents, write_files};
+use super::fixture::{LEN, contents, write_files};
 use super::users::{read_all, read_for_ever, write_for_ever};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT};
 use crate::disk::Access;
@@ -23,7 +23,7 @@ use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::leaks::Holdings;
 use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
 use crate::suites::{Suite, Test};
@@ -35,16 +35,16 @@ pub const SUITE: Suite = Suite {
         .or_as_long_as_asked()],
 };
 
-/// How soon users must hear that the device is gone. They compete for two emulated CPUs.
+/// How long users may take to get an error after the removal. They compete for two emulated CPUs.
 const USERS_LIMIT: Duration = Duration::from_secs(20);
-/// How long they are at work before the device goes, at most.
+/// How long users run before the device is removed, at most.
 const MOST_WORK_MS: u64 = 150;
-/// How many cycles the kernel's caches are given to get to their size.
+/// The number of cycles after which the caches of the kernel have reached their size.
 const WARM_UP: u64 = 6;
-/// How often it says how far it is.
+/// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How much is in a pipe at a time, and for how long.
+/// How many bytes are in a pipe at a time, and for how long.
 const PIPED: usize = 4 * PAGE;
 const PINNED_FOR: Duration = Duration::from_millis(10);
 
@@ -53,7 +53,7 @@ struct Target {
     fs: Fs,
     region: Prepared,
     node: String,
-    /// The last number that is known to be durable in the file `log`.
+    /// The last number that is durable in the file `log`.
     logged: u64,
 }
 
@@ -83,7 +83,7 @@ fn goes_and_comes_back(lab: &mut Lab) -> Result<()> {
         "measured: {cycles} cycles in {} s",
         start.elapsed().as_secs()
     );
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
     let warm = warm.context("there was no cycle")?;
     warm.expect_unchanged()?;
     warm.expect_no_objects_of(cycles - WARM_UP)?;
@@ -106,7 +106,8 @@ impl Target {
         })
     }
 
-    /// One time: it is mounted and used, it goes, everybody hears of it, and it comes back.
+    /// One cycle: the device is mounted and used, removed, all users get an error, and the device
+    /// is added again.
     fn cycle(&mut self, lab: &mut Lab) -> Result<()> {
         let (mount, logged) = self.mount_intact()?;
         let used = mount.path("used");
@@ -114,17 +115,19 @@ impl Target {
         let mut mapped = vec![
             Child::start_ready("the reader", |link| read_for_ever(&map(&used)?, link))?,
             Child::start_ready("the writer", |link| write_for_ever(&map(&used)?, link))?,
-            Child::start_ready("who forks", |link| fork(&used, link))?,
+            Child::start_ready("the forking process", |link| fork(&used, link))?,
         ];
         let log = mount.path("log");
-        let mut logger =
-            Child::start_ready("who calls fsync", |link| write_log(&log, logged, link))?;
-        let mut pinner = Child::start_ready("who pins pages", |link| pin(&used, link))?;
+        let mut logger = Child::start_ready("the process that calls fsync", |link| {
+            write_log(&log, logged, link)
+        })?;
+        let mut pinner =
+            Child::start_ready("the process that pins pages", |link| pin(&used, link))?;
         let work = lab.random.random_range(0..MOST_WORK_MS);
         sleep(Duration::from_millis(work));
 
         let bound = &self.region.bound;
-        let mut unbind = Child::start("who unbinds", |_| bound.unbind())?;
+        let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
         for user in &mut mapped {
             user.expect_signal(Signal::SIGBUS, USERS_LIMIT)?;
@@ -138,7 +141,8 @@ impl Target {
         bound.bind(lab.driver)
     }
 
-    /// Mounts it, and checks that it holds what the last cycle has left. Returns the last number in its log.
+    /// Mounts the file system, and checks the contents of the last cycle. Returns the last number
+    /// in its log.
     fn mount_intact(&self) -> Result<(Mount, u64)> {
         let mount = self.fs.mount(&self.node)?;
         expect_same(
@@ -155,7 +159,7 @@ impl Target {
         Ok((mount, logged))
     }
 
-    /// Checks the file system as a whole, once it has replayed its journal.
+    /// Checks the file system by fsck, after it has replayed its journal.
     fn expect_intact(&self) -> Result<()> {
         self.mount_intact()?.0.unmount()?;
         self.fs.check(&self.node)
@@ -172,12 +176,12 @@ fn fork(used: &Path, link: &mut Link) -> Result<()> {
     let mut child = Child::start_ready("the child", |link| read_for_ever(&mapping, link))?;
     link.say("ready")?;
     child.expect_signal(Signal::SIGBUS, USERS_LIMIT)?;
-    // Its own pages are gone as well.
+    // Its private pages are gone as well.
     read_all(&mapping);
     bail!("the file can still be read through the mapping")
 }
 
-/// Puts pages into a pipe and takes them out, until there are none.
+/// Puts pages into a pipe and takes them out, until this fails.
 fn pin(used: &Path, link: &mut Link) -> Result<()> {
     let mapping = map(used)?;
     let right = contents();
@@ -201,7 +205,7 @@ fn pin(used: &Path, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// Writes ever larger numbers durably, and says which was the last that is.
+/// Writes increasing numbers durably, and reports the last one that is.
 fn write_log(log: &Path, mut number: u64, link: &mut Link) -> Result<()> {
     let file = Access::Buffered.open(log)?;
     let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];

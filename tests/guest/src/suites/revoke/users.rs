@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those who use a file while its device goes away, each a process, and what must become of them.
+//! Users of a file during the removal of its device, each a process, and how each must end.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::site::{LEN, Site, contents};
+use super::fixture::{Fixture, LEN, contents};
 use super::{Fs, User};
 use crate::command::run;
 use crate::disk::{self, Access, Disk};
@@ -22,17 +22,17 @@ use crate::process::{Child, Link};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::tracing::FaultTrace;
 
-/// How soon a user must hear that the device is gone.
+/// How long a user may take to get a signal or an error after the removal.
 pub const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How much goes into a pipe from each of two places; a pipe has room for both.
+/// How many bytes go into a pipe from each of two offsets; a pipe has room for both.
 const PIPED: usize = 8 * PAGE;
-/// What a process does with one call of `read` or `write`.
+/// The size of one `read` or `write`.
 const CALL: usize = 16 * PAGE;
-/// What is written to pages that are private to a process.
+/// The tag of data in private pages.
 const PRIVATE_TAG: u64 = 77;
 
-/// A user at work, and what it works with.
+/// A running user, and its resources.
 pub struct Running {
     user: User,
     child: Child,
@@ -45,23 +45,23 @@ impl User {
         self != User::Calls
     }
 
-    /// Whether it holds pages that nothing but itself can give back.
+    /// Whether it has pinned pages that only it can unpin.
     pub fn pins(self) -> bool {
         matches!(self, User::Pipe | User::ClosedPipe | User::Direct)
     }
 
-    /// Starts the user, and waits until it is at work.
-    pub fn start(self, site: &Site<'_>) -> Result<Running> {
+    /// Starts the user, and waits until it is running.
+    pub fn start(self, fixture: &Fixture<'_>) -> Result<Running> {
         let slow = (self == User::Direct).then(Slow::new).transpose()?;
         let trace = (self == User::Pmd).then(FaultTrace::start).transpose()?;
         let target = slow.as_ref().map(Slow::disk);
         let mut child = Child::start_ready(format!("the user ({self:?})"), |link| {
-            work(self, site, target, link)
+            work(self, fixture, target, link)
         })?;
         if let Some(trace) = trace {
             let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
-            // The other file that has the same blocks is mapped page by page.
-            let others = if site.fs == Fs::XfsReflink {
+            // The other file with the same blocks is mapped by PTEs.
+            let others = if fixture.fs == Fs::XfsReflink {
                 LEN / PAGE
             } else {
                 0
@@ -83,24 +83,25 @@ impl User {
 }
 
 impl Running {
-    /// Once the device is gone: whoever pins pages gives them back, having found in them what was
-    /// there before.
-    pub fn let_go(&mut self) -> Result<()> {
+    /// After the removal: makes a user with pinned pages unpin them, and check their contents
+    /// before.
+    pub fn unpin(&mut self) -> Result<()> {
         match &self.slow {
             Some(slow) => slow.device.resume()?,
             None => self.child.go()?,
         }
-        self.child.hear("let go", SIGNAL_LIMIT)
+        self.child.hear("released", SIGNAL_LIMIT)
     }
 
-    /// Once the device is gone, and pins are: checks that the user hears of it, and that its process
-    /// can end.
+    /// After the removal and the unpin: checks that the user gets a signal or an error, and that
+    /// its process can end.
     pub fn expect_gone(mut self) -> Result<()> {
         match self.user {
             User::Idle => self.child.go()?,
             User::Private => {
                 self.child.go()?;
-                self.child.hear("own pages are there", SIGNAL_LIMIT)?;
+                self.child
+                    .hear("its private pages are intact", SIGNAL_LIMIT)?;
             }
             _ => {}
         }
@@ -115,19 +116,19 @@ impl Running {
     }
 }
 
-/// What the user's process does. Those who have something mapped end by a signal.
-fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> Result<()> {
+/// The work of the user's process. Users with a mapping end by a signal.
+fn work(user: User, fixture: &Fixture<'_>, target: Option<&Disk>, link: &mut Link) -> Result<()> {
     if user == User::Calls {
-        return calls(site, link);
+        return calls(fixture, link);
     }
-    let original = site.map_original()?;
+    let original = fixture.map_original()?;
     if let Some(original) = &original {
         read_all(original);
     }
     let mapping = match user {
-        User::Private => site.map(Sharing::Private)?,
-        User::Pmd => site.map_large()?,
-        _ => site.map(Sharing::Shared)?,
+        User::Private => fixture.map(Sharing::Private)?,
+        User::Pmd => fixture.map_large()?,
+        _ => fixture.map(Sharing::Shared)?,
     };
     match user {
         User::Private => {
@@ -156,7 +157,7 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
             let (reader, writer) = nix::unistd::pipe()?;
             for from in [0, PMD] {
                 let given = mapping.give_to_pipe(from, PIPED, &writer)?;
-                ensure!(given == PIPED, "only {given} bytes went into the pipe");
+                ensure!(given == PIPED, "{given} bytes were put into the pipe");
             }
             if user == User::ClosedPipe {
                 drop((mapping, original));
@@ -178,11 +179,11 @@ fn work(user: User, site: &Site<'_>, target: Option<&Disk>, link: &mut Link) -> 
             mapping
                 .write_to(0, LEN, &target, 0)
                 .context("O_DIRECT from the mapping to another disk")?;
-            link.say("let go")?;
+            link.say("released")?;
             read_all(&mapping);
         }
         User::Writer => write_for_ever(&mapping, link)?,
-        User::Pmd if site.fs.is_writable() => write_for_ever(&mapping, link)?,
+        User::Pmd if fixture.fs.is_writable() => write_for_ever(&mapping, link)?,
         User::Reader | User::Pmd => read_for_ever(&mapping, link)?,
         User::Calls => {}
     }
@@ -203,7 +204,7 @@ pub fn read_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     }
 }
 
-/// Stores what is there already, so that the file stays the same.
+/// Stores the existing contents, so that the file stays the same.
 pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let contents = contents();
     let write_all = || {
@@ -218,7 +219,7 @@ pub fn write_for_ever(mapping: &Mapping, link: &mut Link) -> Result<()> {
     }
 }
 
-/// Makes every other page its own; those stay when the device goes.
+/// Writes to every other page, which makes it private; these pages survive the removal.
 fn private(mapping: &Mapping, link: &mut Link) -> Result<()> {
     let own = (0..LEN).step_by(2 * PAGE);
     for page in own.clone() {
@@ -235,10 +236,10 @@ fn private(mapping: &Mapping, link: &mut Link) -> Result<()> {
             &stamped(PAGE, PRIVATE_TAG),
         )?;
     }
-    link.say("own pages are there")
+    link.say("its private pages are intact")
 }
 
-/// Takes the pages out of the pipe.
+/// Reads the pages out of the pipe.
 fn drain(reader: OwnedFd, link: &mut Link) -> Result<()> {
     let contents = contents();
     let mut reader = File::from(reader);
@@ -248,17 +249,17 @@ fn drain(reader: OwnedFd, link: &mut Link) -> Result<()> {
         expect_same("what is in the pipe", &found, &contents[from..][..PIPED])?;
     }
     drop(reader);
-    link.say("let go")
+    link.say("released")
 }
 
-/// Reads and writes with system calls until that fails, as it then must for ever.
-fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
-    let file = site.open()?;
+/// Reads and writes with system calls until one fails. All later calls must fail, too.
+fn calls(fixture: &Fixture<'_>, link: &mut Link) -> Result<()> {
+    let file = fixture.open()?;
     let contents = contents();
     let round = |bytes: &mut [u8]| -> io::Result<()> {
         for from in (0..LEN).step_by(CALL) {
             file.read_exact_at(bytes, from as u64)?;
-            if site.fs.is_writable() {
+            if fixture.fs.is_writable() {
                 file.write_all_at(&contents[from..][..CALL], from as u64)?;
             }
         }
@@ -278,7 +279,7 @@ fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
     for error in [Some(first), read] {
         let error = error.context("the file can still be read")?;
         let errno = error.raw_os_error().map(Errno::from_raw);
-        // A file system that has stopped because it could not write its journal is read-only.
+        // A file system that could not write its journal is read-only.
         let right = [Errno::EIO, Errno::ENXIO, Errno::ENODEV, Errno::EROFS];
         ensure!(
             errno.is_some_and(|errno| right.contains(&errno)),
@@ -288,7 +289,7 @@ fn calls(site: &Site<'_>, link: &mut Link) -> Result<()> {
     Ok(())
 }
 
-/// A RAM disk that takes no requests for the time being.
+/// A RAM disk whose requests are suspended.
 struct Slow {
     device: Mapped,
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking a device away while page faults are under way, between translation and insertion, and while a file
-//! system is being unmounted.
+//! Unbinding between the translation and the insertion of a page fault, and during unmount.
 //!
-//! The module `window` holds them there until the device has begun to die. What faults insert
-//! after that must not stay: once the device is gone, no page of the file can be reached through the
-//! mapping. See `docs/lifetimes.md` for what of the driver each of these tests is about.
+//! The module `window` blocks faults there until the DAX device has been killed. Entries that they
+//! insert later must not stay: after unbind, no page of the file can be reached through the
+//! mapping. `docs/lifetimes.md` says which part of the driver each test is about.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,27 +18,27 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::site::{LEN, Site, contents};
+use super::fixture::{Fixture, LEN, contents};
 use super::users::SIGNAL_LIMIT;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
 use crate::bus_error;
 use crate::command::run;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
-use crate::process::{Child, Link, expect_nobody_stuck};
+use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired;
 use crate::suites::{Suite, Test};
 use crate::sysfs;
 use crate::tracing::FaultTrace;
 
 macro_rules! tests {
-    ($($name:ident: $fs:ident $touch:ident $size:ident $place:ident $window:ident,)*) => {
+    ($($name:ident: $fs:ident $touch:ident $size:ident $position:ident $window:ident,)*) => {
         &[$(Test::new(stringify!($name), |lab| {
             let case = Case {
                 fs: Fs::$fs,
                 touch: Touch::$touch,
                 size: Size::$size,
-                place: Place::$place,
+                position: Position::$position,
                 window: Window::$window,
             };
             case.run(lab)
@@ -73,23 +72,23 @@ pub const SUITE: Suite = Suite {
     },
 };
 
-/// How long faults are held after the device has begun to die: longer than the driver waits for those
-/// who pin pages.
+/// How long faults are blocked after the device was killed: longer than the driver waits for pinned
+/// pages.
 const HELD: Duration = Duration::from_millis(2000);
-/// How long they are held if the device does not even begin to die before they are through.
+/// How long they are blocked if the device is not killed at all.
 const HELD_AT_MOST: Duration = Duration::from_millis(4000);
-/// How long the threads may take to get into their faults, and out of them.
+/// How long the threads may take to enter their faults, and to leave them.
 const FAULT_LIMIT: Duration = Duration::from_secs(10);
-/// How long a thread may take to queue up for a page.
+/// How long a thread may take to wait for a page.
 const QUEUE_TIME: Duration = Duration::from_millis(200);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How many pages are named that can still be reached.
+/// The maximum number of reachable pages that are listed.
 const SHOWN: usize = 8;
 
-/// The name of threads that the module holds.
+/// The name of threads that the module blocks.
 const HELD_NAME: &str = "window";
-/// The name of a thread that it leaves alone.
+/// The name of a thread that it does not block.
 const QUEUED_NAME: &str = "queued";
 
 /// How a page is accessed.
@@ -97,27 +96,27 @@ const QUEUED_NAME: &str = "queued";
 enum Touch {
     Load,
     Store,
-    /// In a mapping with `MAP_SYNC`, of a file that has no blocks yet: that is when such a fault syncs.
+    /// In a mapping with `MAP_SYNC`, of a file without blocks: only then such a fault syncs.
     StoreSync,
 }
 
-/// How much of the file one fault maps.
+/// The size that one fault maps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Size {
     Page,
     Pmd,
 }
 
-/// Where faults, or unmounts, are held; the numbers are the module's.
+/// Where faults or unmounts are blocked; the numbers are the module's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     Translating = 0,
     Translated = 1,
     Synced = 2,
     Unmounted = 3,
 }
 
-/// Whether the window is still open when the device dies.
+/// Whether faults are still blocked when the device is killed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Window {
     Open,
@@ -126,21 +125,21 @@ enum Window {
     ClosedByJournal,
 }
 
-/// A test.
+/// A test case.
 #[derive(Clone, Copy)]
 struct Case {
     fs: Fs,
     touch: Touch,
     size: Size,
-    place: Place,
+    position: Position,
     window: Window,
 }
 
 impl Case {
     fn run(self, lab: &Lab) -> Result<()> {
-        let site = Site::build(lab, self.fs, Under::Whole)?;
-        let module = Module::load(self.place)?;
-        let known = (self.touch != Touch::StoreSync).then(|| self.map(&site));
+        let fixture = Fixture::build(lab, self.fs, Under::Whole)?;
+        let module = Module::load(self.position)?;
+        let known = (self.touch != Touch::StoreSync).then(|| self.map(&fixture));
         if let Some(mapping) = known {
             let mapping = mapping?;
             for &offset in self.known() {
@@ -149,9 +148,10 @@ impl Case {
         }
         let trace = FaultTrace::start()?;
 
-        let mut user = Child::start_ready("who faults", |link| self.work(&site, link))?;
+        let mut user =
+            Child::start_ready("the faulting process", |link| self.work(&fixture, link))?;
         let count = self.offsets().count();
-        module.expect_asleep(count)?;
+        module.expect_blocked(count)?;
         if self.has_queue() {
             user.go()?;
             user.hear("queued", FAULT_LIMIT)?;
@@ -160,7 +160,7 @@ impl Case {
             Window::Open => HELD,
             Window::ClosedByJournal => HELD_AT_MOST,
         };
-        let took = Way::Unbind.go(&site, held + UNBIND_LIMIT)?;
+        let took = Way::Unbind.go(&fixture, held + UNBIND_LIMIT)?;
         println!("gone after {} ms", took.as_millis());
         self.expect_was_open(&module, count)?;
 
@@ -175,20 +175,20 @@ impl Case {
         user.go()?;
         user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
         drop((trace, module));
-        expect_nobody_stuck()?;
+        expect_no_thread_stuck()?;
 
-        give_back(site)
+        give_back(fixture)
     }
 
-    /// Checks that the faults were where they should be when it mattered, and not any more when the
-    /// device was gone.
+    /// Checks that the faults were blocked when the device was killed, and were not any more when
+    /// it was gone.
     fn expect_was_open(self, module: &Module, count: usize) -> Result<()> {
         let state = module.state()?;
         let expect = |name: &str, wanted: usize| expect(&state, name, wanted);
         expect("asleep", 0)?;
         expect("slept", count)?;
-        match (self.window, self.place) {
-            (Window::Open, Place::Translating) => {
+        match (self.window, self.position) {
+            (Window::Open, Position::Translating) => {
                 expect("at_kill", count)?;
                 expect("at_death", 0)?;
                 expect("gave_up", 0)
@@ -204,7 +204,7 @@ impl Case {
         }
     }
 
-    /// Places in the file of which the page cache has nothing.
+    /// Offsets in the file without an entry in the page cache.
     fn fresh(self) -> &'static [usize] {
         match self.size {
             Size::Page => &[0, 3 * PAGE],
@@ -212,7 +212,7 @@ impl Case {
         }
     }
 
-    /// Places of which the page cache has an entry already, since others have them mapped or had.
+    /// Offsets with an entry in the page cache, since they are or were mapped elsewhere.
     fn known(self) -> &'static [usize] {
         match (self.size, self.touch) {
             (_, Touch::StoreSync) => &[],
@@ -225,44 +225,44 @@ impl Case {
         self.fresh().iter().chain(self.known()).copied()
     }
 
-    /// Whether one more thread faults on a page that is being faulted in, and waits for the entry. The
-    /// thread that would wait for the journal's end instead has no place here.
+    /// Whether another thread faults on the same page and waits for the entry. This is not the case
+    /// if it would wait for the journal instead.
     fn has_queue(self) -> bool {
-        self.place == Place::Translated && self.window != Window::ClosedByJournal
+        self.position == Position::Translated && self.window != Window::ClosedByJournal
     }
 
-    fn map(self, site: &Site<'_>) -> Result<Mapping> {
+    fn map(self, fixture: &Fixture<'_>) -> Result<Mapping> {
         if self.touch == Touch::StoreSync {
             let file = File::options()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .open(site.root()?.join("sparse"))?;
+                .open(fixture.root()?.join("sparse"))?;
             file.set_len(LEN as u64)?;
             return Ok(Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?);
         }
         match self.size {
-            Size::Page => site.map(Sharing::Shared),
-            Size::Pmd => site.map_large(),
+            Size::Page => fixture.map(Sharing::Shared),
+            Size::Pmd => fixture.map_large(),
         }
     }
 
-    /// What the process does whose threads fault.
-    fn work(self, site: &Site<'_>, link: &mut Link) -> Result<()> {
-        let mapping = Arc::new(self.map(site)?);
+    /// The process with the faulting threads.
+    fn work(self, fixture: &Fixture<'_>, link: &mut Link) -> Result<()> {
+        let mapping = Arc::new(self.map(fixture)?);
         let through = Arc::new(AtomicUsize::new(0));
         let wrong = Arc::new(AtomicUsize::new(0));
         let contents = Arc::new(contents());
         bus_error::ends_thread()?;
 
-        // All of them exist, and have whatever memory they need, before the first one faults: to change
-        // the memory of a process may have to wait for its faults.
+        // All threads exist, and have allocated their memory, before the first one faults: a change
+        // of the address space may have to wait for faults.
         let up = Arc::new(AtomicUsize::new(0));
         let start = |name: &str, offset: usize, go: &Arc<AtomicBool>| -> Result<()> {
             let (mapping, contents, go) = (mapping.clone(), contents.clone(), go.clone());
             let (up, through, wrong) = (up.clone(), through.clone(), wrong.clone());
-            // Nobody waits for its end, since it may end in the middle.
+            // The thread is never joined, since it may be killed.
             Builder::new().name(name.to_owned()).spawn(move || {
                 up.fetch_add(1, Ordering::SeqCst);
                 while !go.load(Ordering::SeqCst) {
@@ -320,14 +320,14 @@ impl Case {
         bail!("the file can still be read through the mapping");
     }
 
-    /// Checks that no page of the mapping can be read. It lets the kernel try, which gets an error where
-    /// the process would get a signal.
+    /// Checks that no page of the mapping can be read. The kernel does the read, and gets an error
+    /// where the process would get a signal.
     fn expect_unreachable(self, mapping: &Mapping) -> Result<()> {
         let path = "/tmp/reached";
         let file = File::create(path)?;
         let mut reached = Vec::new();
         let pages: Vec<usize> = match self.touch {
-            // The rest of the file are holes, which need no device to be zero.
+            // The rest of the file are holes, which read as zeros without the device.
             Touch::StoreSync => self.offsets().collect(),
             Touch::Load | Touch::Store => (0..LEN).step_by(PAGE).collect(),
         };
@@ -355,18 +355,18 @@ impl Case {
     }
 }
 
-/// xfs keeps its DAX device until the very end of an unmount, when it cannot be told of anything any more.
+/// xfs keeps its DAX device until the very end of an unmount, when it can no longer be notified.
 fn being_unmounted(lab: &mut Lab) -> Result<()> {
-    let mut site = Site::build(lab, Fs::XfsRmap, Under::Whole)?;
-    let module = Module::load(Place::Unmounted)?;
-    let root = site.root()?;
-    site.leave_mount();
+    let mut fixture = Fixture::build(lab, Fs::XfsRmap, Under::Whole)?;
+    let module = Module::load(Position::Unmounted)?;
+    let root = fixture.root()?;
+    fixture.leave_mount();
     let unmount = Builder::new()
         .name(HELD_NAME.to_owned())
         .spawn(move || umount2(&root, MntFlags::empty()))?;
-    module.expect_asleep(1)?;
+    module.expect_blocked(1)?;
 
-    Way::Unbind.go(&site, HELD + UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, HELD + UNBIND_LIMIT)?;
     let ended = unmount
         .join()
         .map_err(|_| anyhow!("the thread that unmounts panicked"))?;
@@ -375,21 +375,21 @@ fn being_unmounted(lab: &mut Lab) -> Result<()> {
     expect(&state, "at_death", 1)?;
     expect(&state, "gave_up", 0)?;
     drop(module);
-    expect_nobody_stuck()?;
+    expect_no_thread_stuck()?;
 
-    give_back(site)
+    give_back(fixture)
 }
 
-/// Lets go of all, gives the device back, and looks whether everything is as it was.
-fn give_back(mut site: Site<'_>) -> Result<()> {
-    site.take_down()?;
+/// Releases everything, binds the device again, and checks that everything is intact.
+fn give_back(mut fixture: Fixture<'_>) -> Result<()> {
+    fixture.remove_devices()?;
     retired::await_none(FREE_LIMIT)?;
-    Way::Unbind.come_back(&site)?;
-    site.expect_intact()?;
-    expect_nobody_stuck()
+    Way::Unbind.come_back(&fixture)?;
+    fixture.expect_intact()?;
+    expect_no_thread_stuck()
 }
 
-/// Checks one of the numbers that the module has counted.
+/// Checks one of the module's counters.
 fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<()> {
     let found = state.get(name).copied();
     ensure!(
@@ -399,16 +399,16 @@ fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<(
     Ok(())
 }
 
-/// The module that holds them, for as long as it is loaded.
+/// The module `window`, while it is loaded.
 struct Module(());
 
 impl Module {
     const NAME: &str = "window";
     const STATE: &str = "/sys/kernel/debug/window/state";
 
-    fn load(place: Place) -> Result<Module> {
+    fn load(position: Position) -> Result<Module> {
         let parameters = [
-            format!("place={}", place as u8),
+            format!("place={}", position as u8),
             format!("ms={}", HELD.as_millis()),
             format!("max_ms={}", HELD_AT_MOST.as_millis()),
         ];
@@ -417,7 +417,7 @@ impl Module {
         Ok(Module(()))
     }
 
-    /// What it has counted.
+    /// Its counters.
     fn state(&self) -> Result<HashMap<String, usize>> {
         let text = sysfs::read(Module::STATE)?;
         text.lines()
@@ -428,8 +428,8 @@ impl Module {
             .collect()
     }
 
-    /// Waits until so many threads are held.
-    fn expect_asleep(&self, count: usize) -> Result<()> {
+    /// Waits until this number of threads are blocked.
+    fn expect_blocked(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + FAULT_LIMIT;
         loop {
             let state = self.state()?;
@@ -438,7 +438,7 @@ impl Module {
             }
             ensure!(
                 Instant::now() < deadline,
-                "{count} threads should be held: {state:?}"
+                "{count} threads should be blocked: {state:?}"
             );
             sleep(POLL_INTERVAL);
         }
@@ -447,7 +447,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // If it cannot go, the next test cannot load it and says so.
+        // If it cannot be removed, the next test fails to load it.
         let _ = run("rmmod", &[Module::NAME]);
     }
 }

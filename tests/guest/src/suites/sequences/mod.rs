@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random sequences: several processes use three devices, take them away and give them back, all at once, each
-//! step drawn from the seed. What a step may fail with is listed with the step ([`steps`]); anything else is a
-//! failure, and so is a step that does not end.
+//! Random sequences: several processes use, unbind and bind three devices concurrently. Each step
+//! is drawn from the seed. The errors that a step may have are listed with the step ([`steps`]).
+//! Any other error is a failure, and so is a step that does not end.
 //!
-//! A round ends with everything let go of. Then nothing is retired, all devices bind, all file systems mount,
-//! and they hold what was acknowledged as durable.
+//! At the end of a round nothing is in use. Then nothing is retired, all devices can be bound, all
+//! file systems can be mounted, and all durable data are intact.
 
+mod operations;
+mod outcome;
 mod steps;
 mod target;
 
@@ -26,7 +28,7 @@ use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::injector::Injector;
 use crate::lab::Lab;
 use crate::leaks::Holdings;
-use crate::process::{Child, expect_nobody_stuck};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
 
 pub const SUITE: Suite = Suite {
@@ -36,7 +38,8 @@ pub const SUITE: Suite = Suite {
         .or_as_long_as_asked()],
 };
 
-/// What the workers of a round do, besides three that keep a log each.
+/// The steps of each worker of a round. Besides these there are three workers that write a log
+/// each.
 const WORKERS: &[&[Step]] = &[
     steps::OF_USERS,
     steps::OF_USERS,
@@ -44,16 +47,16 @@ const WORKERS: &[&[Step]] = &[
     steps::OF_OWNERS,
 ];
 const STEPS: u32 = 12;
-/// Who provides the regions, in the order of their addresses, and what is on them. No xfs where memory fails:
-/// it does not bear that while it is being unmounted (docs/kernel-bugs.md).
+/// The providers of the regions, in the order of addresses, and their file systems. There is no xfs
+/// where memory fails: the kernel crashes if that happens during its unmount (docs/kernel-bugs.md).
 const TARGETS: [(Provider, FileSystem); 3] = [
     (Provider::Injector, Ext4),
     (Provider::Firmware, Ext4),
     (Provider::Virtio, Xfs),
 ];
-/// How long a round may take on a busy machine: all its workers' steps, one after the other.
+/// How long a round may take on a busy machine: all steps of all workers, one after the other.
 const ROUND_LIMIT: Duration = Duration::from_secs(240);
-/// How long the driver waits for pages that are pinned, which is less than some are.
+/// How long the driver waits for pinned pages, which is less than some are pinned.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
 fn everything_at_once(lab: &mut Lab) -> Result<()> {
@@ -68,9 +71,9 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     while start.elapsed() < lab.stress || warm.is_none() {
         round(lab, &mut targets, &mut tally).with_context(|| format!("in round {rounds}"))?;
         rounds += 1;
-        // The first half is for the kernel's caches to get to their size.
+        // In the first half the caches of the kernel reach their size.
         if warm.is_none() && start.elapsed() >= lab.stress / 2 {
-            warm = Some((Holdings::now()?, tally.taken_away()));
+            warm = Some((Holdings::now()?, tally.unbinds()));
         }
     }
     println!(
@@ -81,21 +84,21 @@ fn everything_at_once(lab: &mut Lab) -> Result<()> {
     tally.print();
     tally.expect_success()?;
     let (warm, before) = warm.context("there was no round")?;
-    warm.expect_no_objects_of(tally.taken_away() - before)?;
+    warm.expect_no_objects_of(tally.unbinds() - before)?;
     targets.iter().try_for_each(Target::check)
 }
 
-/// How often each step came to each end.
+/// The number of steps by kind and result.
 #[derive(Default)]
 struct Tally(BTreeMap<String, BTreeMap<String, u64>>);
 
 impl Tally {
-    /// What is so rare that it may have met nothing but absent devices.
+    /// A step that ran fewer times may have found only absent devices.
     const RARE: u64 = 200;
 
-    /// Adds what is in a diary.
-    fn add(&mut self, diary: &str) -> Result<()> {
-        for line in diary.lines() {
+    /// Adds the steps of a worker's log.
+    fn add(&mut self, step_log: &str) -> Result<()> {
+        for line in step_log.lines() {
             // `12 ms Touch /mnt/0: SIGBUS`
             let (step, end) = line.split_once(": ").context("a step without an end")?;
             let step = step
@@ -112,8 +115,8 @@ impl Tally {
         self.0.values().flat_map(BTreeMap::values).sum()
     }
 
-    /// How often a device was taken away.
-    fn taken_away(&self) -> u64 {
+    /// The number of unbinds.
+    fn unbinds(&self) -> u64 {
         ["Unbind", "DisableRegion", "Replug", "Reload"]
             .iter()
             .filter_map(|step| self.0.get(*step)?.get("done"))
@@ -149,7 +152,7 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     let mut loggers = Vec::new();
     for target in targets.iter() {
         let logged = target.logged;
-        let what = format!("who logs to {}", target.name());
+        let what = format!("the log of {}", target.name());
         loggers.push(Child::start(what, |link| target.log(logged, link))?);
     }
     let mut workers = Vec::new();
@@ -158,13 +161,13 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
             driver: lab.driver,
             targets: &*targets,
             random: ChaCha8Rng::seed_from_u64(lab.random.random()),
-            diary: PathBuf::from(format!("/tmp/worker{worker}")),
+            step_log: PathBuf::from(format!("/tmp/worker{worker}")),
         };
-        fs::write(&worker.diary, "")?;
-        let what = format!("a worker, whose diary is {}", worker.diary.display());
-        let diary = worker.diary.clone();
+        fs::write(&worker.step_log, "")?;
+        let what = format!("the worker with the log {}", worker.step_log.display());
+        let step_log = worker.step_log.clone();
         let child = Child::start(what, move |_| worker.work(steps, STEPS))?;
-        workers.push((child, diary));
+        workers.push((child, step_log));
     }
     let deadline = Instant::now() + ROUND_LIMIT;
     let rest = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
@@ -188,22 +191,22 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
     }
     result = result.and_then(|()| settle(lab, targets, &logged));
     if let Err(error) = result {
-        for (_, diary) in &workers {
-            println!("{}:", diary.display());
-            print!("{}", fs::read_to_string(diary)?);
+        for (_, step_log) in &workers {
+            println!("{}:", step_log.display());
+            print!("{}", fs::read_to_string(step_log)?);
         }
         return Err(error).context("its steps are above");
     }
-    for (_, diary) in &workers {
-        tally.add(&fs::read_to_string(diary)?)?;
+    for (_, step_log) in &workers {
+        tally.add(&fs::read_to_string(step_log)?)?;
     }
-    expect_nobody_stuck()
+    expect_no_thread_stuck()
 }
 
-/// Lets go of everything, and looks whether all is as it should be.
+/// Releases everything, and checks the final state.
 fn settle(lab: &Lab, targets: &mut [Target], logged: &[u64]) -> Result<()> {
     for target in targets.iter() {
-        target.let_go()?;
+        target.unmount_all()?;
     }
     retired::await_none(Duration::from_secs(20))?;
     target::bring_back(lab)?;

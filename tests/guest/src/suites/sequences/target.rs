@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that comes and goes, with a file system on it.
+//! A device that is removed and added, with a file system on it.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,13 +26,13 @@ use crate::pci::VirtioPmem;
 use crate::process::Link;
 use crate::sectors::{Buffer, expect_same, stamped};
 
-/// The file that is used.
+/// The size of the file that is used.
 pub const LEN: usize = 1 << 20;
-/// What of the disk is not the file system's.
+/// The size of the part of the disk behind the file system.
 pub const TAIL: u64 = 16 << 20;
-/// What each page of the second half of that holds.
+/// The tag of each page in the second half of that part.
 pub const TAIL_TAG: u64 = 5;
-/// What a user of a file system may be told once its disk has gone, or cannot be written to.
+/// The errors of a file system whose disk is gone or read-only.
 pub const GONE: &[Errno] = &[
     Errno::EIO,
     Errno::ENXIO,
@@ -40,13 +40,13 @@ pub const GONE: &[Errno] = &[
     Errno::ENOENT,
     Errno::EROFS,
 ];
-/// How long anything may take that is under way.
+/// How long a concurrent operation may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Who provides a region.
+/// The provider of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
-    /// The module `injector`, whose memory goes bad on demand.
+    /// The module `injector`, whose media errors are injected.
     Injector,
     /// The firmware.
     Firmware,
@@ -54,26 +54,26 @@ pub enum Provider {
     Virtio,
 }
 
-/// A region, which is known by its address: its number is another one whenever it comes back.
+/// A region, which is identified by its address: its number changes whenever it is added.
 pub struct Target {
     pub provider: Provider,
     address: u64,
     pub fs: FileSystem,
     pub point: PathBuf,
-    /// The last number that is known to be durable in the log.
+    /// The last number that is durable in the log.
     pub logged: u64,
 }
 
 impl Target {
-    /// Makes the file system, on the region that comes at this place in the order of addresses.
-    pub fn make(lab: &Lab, place: u32, provider: Provider, fs: FileSystem) -> Result<Target> {
-        let address = lab.region(place)?.resource()?;
-        let disk = lab.prepare_in(place, Mode::FsdaxMem)?.disk;
+    /// Makes the file system, on the region with this index in the order of addresses.
+    pub fn make(lab: &Lab, index: u32, provider: Provider, fs: FileSystem) -> Result<Target> {
+        let address = lab.region(index)?.resource()?;
+        let disk = lab.prepare_in(index, Mode::FsdaxMem)?.disk;
         let target = Target {
             provider,
             address,
             fs,
-            point: PathBuf::from(format!("/mnt/{place}")),
+            point: PathBuf::from(format!("/mnt/{index}")),
             logged: 0,
         };
         fs::create_dir_all(&target.point)?;
@@ -102,7 +102,7 @@ impl Target {
         fs::write(target.path("used"), stamped(LEN, 1))?;
         fs::write(target.path("log"), [0; 8])?;
         fs::write(target.path("failing"), [1; PAGE])?;
-        target.let_go()?;
+        target.unmount_all()?;
         Ok(target)
     }
 
@@ -114,7 +114,7 @@ impl Target {
         self.point.join(name)
     }
 
-    /// The region, if it is there.
+    /// The region, if it exists.
     pub fn region(&self) -> Result<Device> {
         for region in Device::all_of("region")? {
             if region
@@ -127,24 +127,24 @@ impl Target {
         bail!("no region is at {:#x}", self.address)
     }
 
-    /// Waits until nobody else takes the region away or gives it back, and keeps them from that. libnvdimm does not
-    /// bear it if a region goes while its namespaces are being added (docs/kernel-bugs.md).
-    pub fn region_turn(&self) -> Result<Flock<File>> {
-        self.turn("region")
+    /// Takes the lock under which the region is bound and unbound. The kernel crashes if a region
+    /// is unbound while its namespaces are being added (docs/kernel-bugs.md).
+    pub fn lock_region(&self) -> Result<Flock<File>> {
+        self.lock("region")
     }
 
-    /// Waits until nobody else lets memory fail, which would be this process's if it had that mapped, or unloads the
-    /// module that does it.
-    pub fn failure_turn(&self) -> Result<Flock<File>> {
-        self.turn("failure")
+    /// Takes the lock under which memory is made to fail and the module for that is unloaded. Such
+    /// a failure would kill this process if it had that memory mapped.
+    pub fn lock_failures(&self) -> Result<Flock<File>> {
+        self.lock("failure")
     }
 
-    /// Waits for one's turn to do this to the device.
-    fn turn(&self, what: &str) -> Result<Flock<File>> {
-        turn(&format!("{what}-of{}", self.name().replace('/', "-")))
+    /// Takes the device's lock of this name.
+    fn lock(&self, what: &str) -> Result<Flock<File>> {
+        lock(&format!("{what}-of{}", self.name().replace('/', "-")))
     }
 
-    /// What is bound, or can be.
+    /// The device to which a driver is or can be bound.
     pub fn device(&self) -> Result<Device> {
         let region = self.region()?;
         let prefix = format!("{}.", region.name().replace("region", "namespace"));
@@ -160,11 +160,12 @@ impl Target {
         Ok(Disk::named(self.device()?.disk_name()?))
     }
 
-    /// Mounts it, and leaves the error as the kernel gave it. `EBUSY` if a file system is still there that was
-    /// on an earlier disk of this name: the kernel does not bear two (docs/kernel-bugs.md).
+    /// Mounts the file system and returns the kernel's error unchanged. Returns `EBUSY` if there is
+    /// still a file system of an earlier disk of this name: the kernel does not support two
+    /// (docs/kernel-bugs.md).
     pub fn try_mount(&self) -> Result<io::Result<()>> {
-        // Nobody else mounts it in between.
-        let _turn = self.turn("mount")?;
+        // No other process mounts it in between.
+        let _lock = self.lock("mount")?;
         let disk = self.disk()?;
         let kind = Some(self.fs.name());
         let options = Some("dax=always");
@@ -181,14 +182,14 @@ impl Target {
         Ok(result.map_err(io::Error::from))
     }
 
-    /// Whether the kernel has a file system on a disk of this name, mounted or about to go.
+    /// Whether the kernel has a file system on a disk of this name, mounted or being shut down.
     fn is_known_as(&self, disk: &Disk) -> bool {
         let known = Path::new("/sys/fs").join(self.fs.name());
         let journal = format!("/proc/fs/jbd2/{}-8", disk.name());
         known.join(disk.name()).exists() || Path::new(&journal).exists()
     }
 
-    /// Mounts it when nobody has it any more.
+    /// Mounts the file system after its last user.
     pub fn mount(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.is_known_as(&self.disk()?) && Instant::now() < deadline {
@@ -198,7 +199,7 @@ impl Target {
             .with_context(|| format!("mounting {}", self.name()))
     }
 
-    /// Whether what is mounted has lost its disk.
+    /// Whether the mounted file system has lost its disk.
     pub fn is_dead(&self) -> bool {
         let read = fs::read(self.path("log"));
         read.is_err_and(|error| error.raw_os_error() == Some(Errno::EIO as i32))
@@ -208,14 +209,14 @@ impl Target {
         Ok(umount2(&self.point, MntFlags::empty())?)
     }
 
-    /// Unmounts it for as often as it is mounted.
-    pub fn let_go(&self) -> Result<()> {
+    /// Unmounts it as often as it is mounted.
+    pub fn unmount_all(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match umount2(&self.point, MntFlags::empty()) {
                 Ok(()) => {}
                 Err(Errno::EINVAL) => return Ok(()),
-                // Who has used it has only just ended.
+                // Its last user has just ended.
                 Err(Errno::EBUSY) if Instant::now() < deadline => sleep(Duration::from_millis(50)),
                 Err(error) => {
                     return Err(error).with_context(|| format!("unmounting {}", self.name()));
@@ -224,12 +225,12 @@ impl Target {
         }
     }
 
-    /// Has it bound, in whatever state it is.
+    /// Binds the device, whatever its state.
     pub fn bind(&self, lab: &Lab) -> Result<()> {
         self.region()?.set("read_only", "0")?;
         let device = self.device()?;
-        // If the range was still in use when the namespace was there again, nobody has claimed it yet. What belongs
-        // to virtio-pmem is nobody's to claim, and is bound itself.
+        // If the range was still in use when the namespace was added, no device has claimed it yet.
+        // On virtio-pmem no device claims the namespace: it is bound itself.
         if device.driver().is_none() && device.name().starts_with("namespace") {
             if let Err(error) = device.try_bind(lab.driver) {
                 errno::expect::<()>("binding the namespace", Err(error), &[Errno::ENXIO])?;
@@ -243,9 +244,10 @@ impl Target {
         device.expect_driver(Some(lab.driver))
     }
 
-    /// Writes ever larger numbers durably until it is told to stop, and says which was the last that is.
+    /// Writes increasing numbers durably until it is told to stop, and reports the last one that
+    /// is.
     pub fn log(&self, mut number: u64, link: &mut Link) -> Result<()> {
-        while !link.is_told()? {
+        while !link.is_told_to_go()? {
             let next = number + 1;
             let written = Access::Buffered.open(&self.path("log")).and_then(|file| {
                 file.write_all_at(&next.to_le_bytes(), 0)?;
@@ -266,7 +268,7 @@ impl Target {
         link.say(&format!("logged {number}"))
     }
 
-    /// Mounts it, and looks whether it holds what is known to be durable.
+    /// Mounts the file system, and checks that all durable data are intact.
     pub fn expect_intact(&mut self) -> Result<()> {
         self.mount()?;
         expect_same(
@@ -283,24 +285,24 @@ impl Target {
             self.logged
         );
         self.logged = found;
-        self.let_go()
+        self.unmount_all()
     }
 
-    /// Looks at the file system as a whole.
+    /// Checks the file system by fsck.
     pub fn check(&self) -> Result<()> {
         self.fs.check(&self.disk()?.node_str())
     }
 }
 
-/// Waits for one's turn to do this.
-pub fn turn(what: &str) -> Result<Flock<File>> {
+/// Takes the lock of this name.
+pub fn lock(what: &str) -> Result<Flock<File>> {
     let file = File::create(format!("/tmp/{what}"))?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
-        .with_context(|| format!("waiting for one's turn: {what}"))
+        .with_context(|| format!("locking {what}"))
 }
 
-/// Brings back providers, regions and the driver.
+/// Adds providers, regions and the driver again.
 pub fn bring_back(lab: &Lab) -> Result<()> {
     if !lab.driver.is_loaded() {
         lab.driver.load()?;

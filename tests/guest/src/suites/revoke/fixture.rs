@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where it happens: a file system with DAX on a pmem disk, or on something that is stacked upon one.
+//! The stack of devices under test: a file system with DAX on a pmem disk, or on another device on
+//! top of one.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -22,10 +23,10 @@ use crate::retired::{self, TIMEOUT};
 use crate::sectors::{expect_same, stamped};
 use crate::syscall::{clone_file, is_dax};
 
-/// The file that is used while the device goes: two PMDs, so that in a stripe set it lies on both
-/// disks.
+/// The size of the file that is used during removal: two PMDs, so that in a stripe set it is on
+/// both disks.
 pub const LEN: usize = 2 * PMD;
-/// A file that nobody touches meanwhile.
+/// The size of a file that is not accessed meanwhile.
 const KEPT_LEN: usize = 1 << 20;
 
 const USED_TAG: u64 = 1;
@@ -33,7 +34,7 @@ const KEPT_TAG: u64 = 2;
 
 /// Where devices on top of a disk start: at a PMD. The last sectors belong to the partition table.
 const START: u64 = 4096;
-/// How much of a disk is used for them. Small enough for any namespace, large enough for xfs.
+/// The size of these devices in sectors. Small enough for any namespace, large enough for xfs.
 const SECTORS: u64 = 900_000;
 const SECTORS_OF_STRIPE: u64 = 4096 * 100;
 
@@ -52,7 +53,7 @@ impl Fs {
         self != Fs::Erofs
     }
 
-    /// Makes the file system. Only erofs has its files from the beginning.
+    /// Makes the file system. Files of erofs are made at the same time.
     fn make(self, node: &str) -> Result<()> {
         match self {
             Fs::Ext4 => Ext4.make_with(node, &[]),
@@ -64,14 +65,14 @@ impl Fs {
                 let tree = Path::new("/tmp/tree");
                 fs::create_dir_all(tree)?;
                 write_files(tree)?;
-                // Data that lies in the inode has no DAX; the rest shall lie where a PMD can map it.
+                // Inline data have no DAX; other data are aligned for PMDs.
                 let layout = ["--quiet", "-E", "noinline_data", "--dsunit=512"];
                 run("mkfs.erofs", &[&layout[..], &[node, "/tmp/tree"]].concat()).map(drop)
             }
         }
     }
 
-    /// Makes the file system, empty, and mounts it.
+    /// Makes the file system and mounts it. It is empty, unless it is erofs.
     pub fn make_and_mount(self, node: &str) -> Result<Mount> {
         self.make(node)?;
         self.mount(node)
@@ -98,7 +99,7 @@ impl Fs {
 }
 
 impl Under {
-    /// The regions whose namespaces it needs.
+    /// The number of regions that it needs.
     fn regions(self) -> u32 {
         if self == Under::Stripe { 2 } else { 1 }
     }
@@ -110,35 +111,35 @@ pub fn write_files(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A mounted file system that holds two files, durably.
-pub struct Site<'a> {
+/// A mounted file system with two durable files.
+pub struct Fixture<'a> {
     pub lab: &'a Lab,
     pub fs: Fs,
     pub under: Under,
-    /// What the file system is on, and what that is on.
+    /// The device of the file system, and the devices below.
     disk: Disk,
     over: Option<Mapped>,
     mount: Option<Mount>,
-    /// What was reserved before, for comparison at the end.
+    /// The reservations at the start, for comparison at the end.
     iomem: String,
 }
 
-impl<'a> Site<'a> {
-    /// Makes it all from scratch.
-    pub fn build(lab: &'a Lab, fs: Fs, under: Under) -> Result<Site<'a>> {
-        Site::build_with_timeout(lab, fs, under, TIMEOUT)
+impl<'a> Fixture<'a> {
+    /// Builds the whole stack.
+    pub fn build(lab: &'a Lab, fs: Fs, under: Under) -> Result<Fixture<'a>> {
+        Fixture::build_with_timeout(lab, fs, under, TIMEOUT)
     }
 
-    /// As [`Site::build`], where the driver waits so long for those who pin pages.
+    /// As [`Fixture::build`], with this timeout of the driver for pinned pages.
     pub fn build_with_timeout(
         lab: &'a Lab,
         fs: Fs,
         under: Under,
         timeout: Duration,
-    ) -> Result<Site<'a>> {
+    ) -> Result<Fixture<'a>> {
         retired::set_timeout(lab.driver, timeout)?;
         for region in 0..under.regions() {
-            // What earlier sites have left: superblocks, partitions.
+            // Earlier fixtures may have left superblocks and partitions.
             let disk = lab.ready(region)?.disk;
             run("wipefs", &["-q", "-a", "-f", &disk.node_str()])?;
             run("blockdev", &["--rereadpt", &disk.node_str()])?;
@@ -147,7 +148,7 @@ impl<'a> Site<'a> {
         if under == Under::Partition {
             disk.cut(&format!("label: gpt\nstart={START}, size={SECTORS}\n"))?;
         }
-        let mut site = Site {
+        let mut fixture = Fixture {
             lab,
             fs,
             under,
@@ -156,13 +157,13 @@ impl<'a> Site<'a> {
             mount: None,
             iomem: iomem()?,
         };
-        site.stack()?;
-        let node = site.disk.node_str();
+        fixture.stack()?;
+        let node = fixture.disk.node_str();
         let mount = fs.make_and_mount(&node)?;
         if fs.is_writable() {
             write_files(&mount.path(""))?;
             if fs == Fs::XfsReflink {
-                // The file that is used shares all of its blocks with another one.
+                // The file under test shares all of its blocks with another one.
                 fs::rename(mount.path("used"), mount.path("original"))?;
                 let original = File::open(mount.path("original"))?;
                 clone_file(&original, &File::create(mount.path("used"))?)
@@ -172,11 +173,11 @@ impl<'a> Site<'a> {
         }
         let used = mount.path("used");
         ensure!(is_dax(&used)?, "{} is not a DAX file", used.display());
-        site.mount = Some(mount);
-        Ok(site)
+        fixture.mount = Some(mount);
+        Ok(fixture)
     }
 
-    /// Finds the disk that the file system is on, and makes it if it is a mapped one.
+    /// Finds the device for the file system, and makes it if it is a mapped one.
     fn stack(&mut self) -> Result<()> {
         let below = self.lab.ready(0)?.disk;
         let node = below.node_str();
@@ -202,22 +203,22 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// What the driver is bound to, or was, in the first region.
+    /// The device in the first region to which the driver is bound, or was bound.
     pub fn bound(&self) -> Result<Device> {
         self.lab.holder_in(0)
     }
 
-    /// How many regions it takes.
+    /// The number of regions that it uses.
     pub fn regions(&self) -> u32 {
         self.under.regions()
     }
 
-    /// Where the file system is mounted.
+    /// The mount point.
     pub fn root(&self) -> Result<PathBuf> {
         self.path("")
     }
 
-    /// Leaves the mount to somebody else, who unmounts it.
+    /// Leaves the unmount to the caller.
     pub fn leave_mount(&mut self) {
         if let Some(mount) = self.mount.take() {
             mount.leave();
@@ -229,7 +230,7 @@ impl<'a> Site<'a> {
         Ok(mount.path(name))
     }
 
-    /// Opens the file that is used while the device goes, and for writing too if that can be.
+    /// Opens the file under test, for writing too if the file system is writable.
     pub fn open(&self) -> Result<File> {
         self.open_file("used")
     }
@@ -243,13 +244,13 @@ impl<'a> Site<'a> {
             .with_context(|| format!("opening {}", path.display()))
     }
 
-    /// Maps the file page by page.
+    /// Maps the file by PTEs.
     pub fn map(&self, sharing: Sharing) -> Result<Mapping> {
         let writable = self.fs.is_writable() || sharing == Sharing::Private;
         Ok(Mapping::of_pages(&self.open()?, LEN, sharing, writable)?)
     }
 
-    /// Maps the file so that PMDs fit.
+    /// Maps the file by PMDs.
     pub fn map_large(&self) -> Result<Mapping> {
         let file = self.open()?;
         Ok(if self.fs.is_writable() {
@@ -259,7 +260,7 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// Maps the other file that has the same blocks, if there is one.
+    /// Maps the other file that shares the blocks, if there is one.
     pub fn map_original(&self) -> Result<Option<Mapping>> {
         if self.fs != Fs::XfsReflink {
             return Ok(None);
@@ -268,13 +269,13 @@ impl<'a> Site<'a> {
         Ok(Some(Mapping::of_pages(&file, LEN, Sharing::Shared, true)?))
     }
 
-    /// Unmounts, and leaves what is stacked.
+    /// Unmounts, but keeps the devices on top.
     pub fn unmount(&mut self) -> Result<()> {
         self.mount.take().map_or(Ok(()), Mount::unmount)
     }
 
-    /// Unmounts, and takes apart what is stacked.
-    pub fn take_down(&mut self) -> Result<()> {
+    /// Unmounts, and removes the devices on top.
+    pub fn remove_devices(&mut self) -> Result<()> {
         self.unmount()?;
         if let Some(over) = self.over.take() {
             over.remove()?;
@@ -282,11 +283,11 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// Once the device is back: checks that everything is as it was.
+    /// After the device was added again: checks that everything is intact.
     pub fn expect_intact(mut self) -> Result<()> {
         self.stack()?;
         let node = self.disk.node_str();
-        // Mounting it once lets it replay its journal.
+        // The first mount replays the journal.
         let mount = self
             .fs
             .mount(&node)
@@ -303,7 +304,7 @@ impl<'a> Site<'a> {
         let fs = self.fs;
         self.mount.take().context("not mounted")?.unmount()?;
         fs.check(&node)?;
-        self.take_down()?;
+        self.remove_devices()?;
         let iomem = iomem()?;
         ensure!(
             iomem == self.iomem,
@@ -314,12 +315,12 @@ impl<'a> Site<'a> {
     }
 }
 
-/// The bytes that the file holds.
+/// The contents of the file.
 pub fn contents() -> Vec<u8> {
     stamped(LEN, USED_TAG)
 }
 
-/// What is reserved. Namespaces may come back with another number, so that is left out.
+/// The reservations, without the numbers of namespaces, which may change.
 fn iomem() -> Result<String> {
     let text = fs::read_to_string("/proc/iomem").context("reading /proc/iomem")?;
     let lines = text

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Labels that contradict the info block, or have invalid values.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use super::{find_mark, leave_mark};
+use crate::command::run;
+use crate::disk::Disk;
+use crate::infoblock::set_sector_size;
+use crate::lab::{Lab, Prepared};
+use crate::messages::Messages;
+use crate::nd::settle;
+use crate::ndctl::{self, Mode};
+
+/// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
+/// says that it is raw is raw.
+pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
+    lab.prepare(Mode::FsdaxMem)?;
+    run("ndctl", &["disable-region", "all"])?;
+    run("ndctl", &["disable-dimm", "nmem0"])?;
+    run("ndctl", &["init-labels", "-f", "-V", "1.2", "nmem0"])?;
+    run("ndctl", &["enable-dimm", "nmem0"])?;
+    run("ndctl", &["enable-region", "all"])?;
+    settle()?;
+    let mut messages = Messages::from_now()?;
+    ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
+    messages.expect(&["there is an info block of another namespace"])?;
+    let namespace = lab.namespace(0)?;
+    namespace.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(namespace.disk_name()?);
+    leave_mark(&disk)?;
+    find_mark(&disk)
+}
+
+/// Sets the sector size in the label of a raw namespace to 520 bytes, and returns its uuid. The
+/// namespace exists again when this returns.
+pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
+    const AREA: &str = "/tmp/labels";
+    let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
+    let uuid = namespace.get("uuid")?;
+    run("ndctl", &["read-labels", "-o", AREA, "nmem0"])?;
+    let mut area = fs::read(AREA)?;
+    set_sector_size(&mut area, &uuid, 520)?;
+    fs::write(AREA, &area)?;
+    run("ndctl", &["disable-region", "all"])?;
+    run("ndctl", &["disable-dimm", "nmem0"])?;
+    run("ndctl", &["write-labels", "-i", AREA, "nmem0"])?;
+    run("ndctl", &["enable-dimm", "nmem0"])?;
+    run("ndctl", &["enable-region", "all"])?;
+    settle()?;
+    Ok(uuid)
+}
+
+/// A label can have an unsupported sector size.
+pub fn odd_sector_size(lab: &mut Lab) -> Result<()> {
+    let mut messages = Messages::from_now()?;
+    let uuid = ask_for_odd_sectors(lab)?;
+    let line = messages.expect(&["the label asks for sectors of 520 bytes"])?;
+    ensure!(
+        line.contains("--sector-size=512"),
+        "the log says only `{line}`"
+    );
+    let namespace = lab.namespace(0)?;
+    ensure!(namespace.get("uuid")? == uuid, "{namespace} is another one");
+    namespace.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(namespace.disk_name()?);
+    disk.expect("queue/logical_block_size", "512")?;
+    leave_mark(&disk)?;
+    find_mark(&disk)?;
+
+    // The remedy in the message works.
+    run(
+        "ndctl",
+        &[
+            "create-namespace",
+            "-f",
+            "-e",
+            namespace.name(),
+            "--sector-size=512",
+        ],
+    )?;
+    let bound = lab.holder_in(0)?;
+    bound.unbind()?;
+    let mut messages = Messages::from_now()?;
+    bound.bind(lab.driver)?;
+    let warned = messages
+        .so_far()?
+        .iter()
+        .any(|message| message.contains("asks for sectors"));
+    ensure!(!warned, "the label still asks for them");
+    Ok(())
+}

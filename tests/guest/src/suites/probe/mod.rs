@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices that a driver must refuse with an error and a message, and must bind once the cause is
+//! removed.
+
+mod block_test;
+mod claims;
+mod info_blocks;
+mod labels;
+mod recovery;
+
+use std::os::unix::fs::FileExt;
+
+use anyhow::Result;
+
+use super::{Suite, Test};
+use crate::disk::{Access, Disk};
+use crate::ndctl::Mode;
+use crate::sectors::{Buffer, expect_same};
+pub use block_test::BlockTest;
+use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
+use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding};
+pub use labels::ask_for_odd_sectors;
+use labels::{odd_sector_size, outlived_its_label};
+use recovery::{refused_is_not_lost, refused_pfn_can_be_saved};
+
+pub const SUITE: Suite = Suite {
+    name: "probe",
+    tests: &[
+        Test::new("busy_start_of_range", |lab| busy_range(lab, 0)),
+        Test::new("busy_middle_of_range", |lab| busy_range(lab, 64 << 20)),
+        Test::new("claimed_namespace", claimed_namespace),
+        Test::new("unsatisfiable_alignment", unsatisfiable_alignment),
+        Test::new("pfn_without_uuid", pfn_without_uuid),
+        Test::new("info_block_of_sector_mode", bad_sector_block),
+        Test::new("info_block_of_fsdax_mem", |lab| {
+            bad_pfn_block(lab, Mode::FsdaxMem)
+        })
+        .within(120),
+        Test::new("info_block_of_fsdax_dev", |lab| {
+            bad_pfn_block(lab, Mode::FsdaxDev)
+        })
+        .within(120),
+        Test::new(
+            "refused_namespace_can_be_saved_or_made_anew",
+            refused_is_not_lost,
+        ),
+        Test::new("pfn_device_with_bad_info_block", refused_pfn_can_be_saved),
+        Test::new("info_block_that_outlived_its_label", outlived_its_label).within(120),
+        Test::new("padding_fsdax_mem", |lab| padding(lab, Mode::FsdaxMem)),
+        Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
+        Test::new("info_blocks_of_older_versions", older_versions),
+        Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
+    ],
+};
+
+/// Writes a MiB that later steps check.
+fn leave_mark(disk: &Disk) -> Result<()> {
+    Ok(disk
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::of_pages(1 << 20, 77), 4096)?)
+}
+
+fn find_mark(disk: &Disk) -> Result<()> {
+    let right = Buffer::of_pages(1 << 20, 77);
+    let mut found = Buffer::of_pages(1 << 20, 0);
+    disk.open(Access::Direct)?.read_exact_at(&mut found, 4096)?;
+    expect_same("what was written at first", &found, &right)
+}

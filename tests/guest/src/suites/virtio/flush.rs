@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Flushes that the host delays or fails.
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::errno::Errno;
+
+use super::{HELD, LEN, SOON, expect_contents, mounted, prepare};
+use crate::command::{run, run_expecting_failure};
+use crate::disk::{Access, Disk};
+use crate::driver::Driver;
+use crate::errno;
+use crate::filesystem::FileSystem::Ext4;
+use crate::host::Disturbed;
+use crate::lab::{Lab, Prepared};
+use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::messages::Messages;
+use crate::ndctl::Mode;
+use crate::process::Child;
+use crate::sectors::{Buffer, expect_same, stamped};
+use crate::syscall::pwritev2;
+use crate::sysfs;
+use crate::tracing::CallCount;
+
+const FUA_WRITES: u32 = 8;
+
+/// The arguments of fio for durable writes of a page each: the flush is part of the request, as
+/// asynchronous submission has no separate one.
+fn fua(disk: &Disk) -> Vec<String> {
+    [
+        "--name=fua",
+        "--ioengine=libaio",
+        "--direct=1",
+        "--sync=dsync",
+        "--rw=write",
+        "--bs=4k",
+        &format!("--iodepth={FUA_WRITES}"),
+        &format!("--number_ios={FUA_WRITES}"),
+        &format!("--filename={}", disk.node_str()),
+        "--size=1m",
+        // As a thread, so that it can be killed.
+        "--thread",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// One thread submits all writes before the first has ended, and they share flushes.
+pub fn fua_writes(lab: &mut Lab) -> Result<()> {
+    let disk = prepare(lab, Mode::FsdaxMem)?.disk;
+    sysfs::write(disk.path("queue/iostats"), "1")?;
+    let before = disk.statistics()?;
+    let count = CallCount::of(&["nvdimm_flush"])?;
+    let held = Disturbed::held()?;
+    let mut fio = Child::start("fio", |_| {
+        let args = fua(&disk);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        run("fio", &args).map(drop)
+    })?;
+    let deadline = Instant::now() + SOON;
+    let written = || -> Result<u64> { Ok(disk.statistics()?.since(before).writes) };
+    while written()? < u64::from(FUA_WRITES) {
+        ensure!(
+            Instant::now() < deadline && fio.try_end()?.is_none(),
+            "{} of {FUA_WRITES} writes were submitted while the host flushes",
+            written()?
+        );
+        sleep(Duration::from_millis(50));
+    }
+    sleep(HELD);
+    ensure!(
+        fio.try_end()?.is_none(),
+        "the writes did not wait for the host"
+    );
+    held.end()?;
+    fio.expect_done(SOON)?;
+    let flushes = count.so_far()?;
+    println!("{FUA_WRITES} writes shared {flushes} flushes");
+    if lab.driver == Driver::PmemRs {
+        ensure!(
+            (1..=2).contains(&flushes),
+            "{FUA_WRITES} writes made {flushes} flushes; what came during the first should share the next"
+        );
+    }
+    Ok(())
+}
+
+/// The message about a failed flush.
+pub const FAILED: &str = "flush failed";
+
+/// All requests for durability fail, the log has the failure once, and later requests succeed.
+pub fn failed_flush(lab: &mut Lab) -> Result<()> {
+    let disk = prepare(lab, Mode::FsdaxMem)?.disk;
+    let file = disk.open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(PAGE, 1), 0)?;
+    let mut messages = Messages::from_now()?;
+    let failing = Disturbed::failing()?;
+    for _ in 0..3 {
+        errno::expect("fsync", file.sync_all(), &[Errno::EIO])?;
+        errno::expect("a durable write", write_durably(&disk, 2), &[Errno::EIO])?;
+    }
+    let args = fua(&disk);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let said = run_expecting_failure("fio", &args)?;
+    ensure!(said.contains("Input/output error"), "fio says: {said}");
+    // Writes without a flush are not affected.
+    file.write_all_at(&Buffer::stamped(PAGE, 3), 0)?;
+
+    failing.end()?;
+    file.sync_all()?;
+    write_durably(&disk, 4)?;
+    let mut found = Buffer::new(PAGE);
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("what was written last", &found, &stamped(PAGE, 4))?;
+    if lab.driver == Driver::PmemRs {
+        messages.expect(&["flushes succeed again"])?;
+        let said: Vec<&String> = messages
+            .so_far()?
+            .iter()
+            .filter(|message| message.contains(FAILED))
+            .collect();
+        ensure!(
+            said.len() == 1 && said[0].contains("storage behind it"),
+            "the log should have it once, with what to do; it has {said:#?}"
+        );
+    }
+    Ok(())
+}
+
+/// Without a journal, whose failure would shut down the whole file system.
+pub fn failed_on_ext4(lab: &mut Lab) -> Result<()> {
+    let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &["-O", "^has_journal"])?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+    mapping.write(0, &stamped(LEN, 2));
+
+    let failing = Disturbed::failing()?;
+    errno::expect("fsync", file.sync_all(), &[Errno::EIO])?;
+    failing.end()?;
+    mapping.write(0, &stamped(LEN, 3));
+    file.sync_all()?;
+    drop((mapping, file));
+    expect_same("the file", &fs::read(mount.path("file"))?, &stamped(LEN, 3))?;
+    mount.unmount()?;
+    Ext4.check(&node)
+}
+
+/// Checks that `work` ends only after the host has flushed.
+fn expect_blocked_by_host(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let held = Disturbed::held()?;
+    let mut child = Child::start_ready(what, |link| {
+        link.say("ready")?;
+        work()
+    })?;
+    sleep(HELD);
+    ensure!(
+        child.try_end()?.is_none(),
+        "{what} did not wait for the host"
+    );
+    held.end()?;
+    child.expect_done(SOON)
+}
+
+pub fn fsync_waits(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let file = prepare(lab, mode)?.disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(PAGE, 1), 0)?;
+        expect_blocked_by_host("fsync", || Ok(file.sync_all()?))?;
+    }
+    Ok(())
+}
+
+pub fn write_durably(disk: &Disk, tag: u64) -> io::Result<usize> {
+    let file = disk
+        .open(Access::Direct)
+        .map_err(|error| io::Error::other(error.to_string()))?;
+    let bytes = Buffer::stamped(PAGE, tag);
+    pwritev2(&file, &[IoSlice::new(&bytes)], 0, libc::RWF_DSYNC)
+}
+
+pub fn durable_write_waits(lab: &mut Lab) -> Result<()> {
+    let disk = prepare(lab, Mode::FsdaxMem)?.disk;
+    expect_blocked_by_host("the write", || {
+        write_durably(&disk, 2)?;
+        Ok(())
+    })
+}
+
+pub fn fsync_of_a_file_waits(lab: &mut Lab) -> Result<()> {
+    let (node, mount, file) = mounted(lab, Mode::FsdaxMem, &[])?;
+    let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+    mapping.write(0, &stamped(LEN, 2));
+    expect_blocked_by_host("fsync after a write through a mapping", || {
+        Ok(file.sync_all()?)
+    })?;
+    drop((mapping, file));
+    mount.unmount()?;
+    Ext4.check(&node)
+}
+
+/// The last flush is also waited for.
+pub fn unbind_waits(lab: &mut Lab) -> Result<()> {
+    let Prepared { bound, disk, .. } = prepare(lab, Mode::FsdaxMem)?;
+    disk.open(Access::Direct)?
+        .write_all_at(&Buffer::stamped(LEN, 1), 0)?;
+    expect_blocked_by_host("unbind", || bound.unbind())?;
+    bound.bind(lab.driver)?;
+    expect_contents(&disk, 1)
+}
