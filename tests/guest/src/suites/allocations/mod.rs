@@ -88,6 +88,8 @@ const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO, Errno:
 
 /// The part of the time that is asked for which one path takes at most: there are about so many long ones.
 const SHARE: u32 = 8;
+/// What each walk gets at least.
+const LEAST: Duration = Duration::from_secs(4);
 
 /// One path, and what has failed on it.
 struct Walk {
@@ -122,7 +124,7 @@ impl Walk {
             what,
             injection,
             random: lab.random.clone(),
-            limit: lab.stress / SHARE,
+            limit: (lab.stress / SHARE).max(LEAST),
             messages,
             heard: 0,
             baseline,
