@@ -113,4 +113,4 @@ build/env:
 
 .PHONY: runner
 runner:
-	@$(in_root) cargo build --quiet --locked --release --workspace
+	@tests/programs

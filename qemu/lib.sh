@@ -106,32 +106,30 @@ explain() { # LOG
 
 # The last line of a log that says something, however its lines end.
 last_words() { # LOG
-    tail -c 2000 "$1" | tr '\r' '\n' | sed -n '/[^[:space:]]/h; ${x; p}' | cut -c 1-90
+    tail -c 2000 "$1" | tr '\r' '\n' | awk 'NF { words = $0 } END { print substr(words, 1, 90) }'
 }
 
 # watched LABEL LOG CMD… : runs CMD with its output in LOG, reports every ten seconds that it is
 # still at work and on what, and shows the end of LOG when it fails. watched --late does not mention
 # what is done within ten seconds.
 watched() {
-    local late=no label log status=0 began=$EPOCHSECONDS never
+    local late=no late_label='' label log status=0 began=$EPOCHSECONDS never words
     if [[ $1 == --late ]]; then
-        late=yes
+        late=yes late_label="$2, "
         shift
     fi
     label=$1 log=$2
     shift 2
     mkdir -p "$(dirname "$log")"
     : >"$log"
-    [[ $late == yes ]] || say "$label"
+    if [[ $late == no ]]; then
+        say "$label"
+    fi
     # A pipe that never delivers: read's timeout sleeps without a child that could outlive us.
     exec {never}<> <(:)
     while ! read -r -t 10 -u "$never" && kill -0 $$ 2>/dev/null; do
-        if [[ $late == yes ]]; then
-            say "$label"
-            late=said
-        fi
         words=$(last_words "$log")
-        say "  still at it after $((EPOCHSECONDS - began)) s: ${words:-no output yet}"
+        say "  ${late_label}still at it after $((EPOCHSECONDS - began)) s: ${words:-no output yet}"
     done &
     watched_ticker=$!
     trap 'kill "$watched_ticker" 2>/dev/null' EXIT
@@ -148,7 +146,9 @@ watched() {
         tail -n 20 "$log" >&2
         die "failed (status $status): $label" "$(explain "$log")" "The whole output is in $log"
     fi
-    [[ $late == yes ]] && ((EPOCHSECONDS - began < 10)) || say "  done in $((EPOCHSECONDS - began)) s"
+    if [[ $late == no ]] || ((EPOCHSECONDS - began >= 10)); then
+        say "  done in $((EPOCHSECONDS - began)) s"
+    fi
 }
 
 # The command that the kernel's make compiled the module with, without the names of outputs.

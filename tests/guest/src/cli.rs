@@ -72,7 +72,7 @@ pub struct TestArgs {
     #[arg(long)]
     pub seed: u64,
     /// How many seconds a stress test runs.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 10)]
     pub stress_seconds: u64,
     /// How many boots of the same campaign there were before.
     #[arg(long, default_value_t = 0)]

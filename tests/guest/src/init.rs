@@ -19,7 +19,7 @@ use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
 use crate::platform::LEGACY_MODULE;
-use crate::{checkers, coverage, kmemleak, kunit, suites, supervisor, syscall, sysfs};
+use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
 
 /// The port for results. Kernel messages go to the first port.
 pub const RESULTS: &str = "/dev/ttyS1";
@@ -142,10 +142,13 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
         sysfs::write("/dev/kmsg", klog::LEAKS_FROM_HERE)?;
     }
     load(args.driver)?;
-    for suite in suites {
+    for suite in &suites {
         // What failed may have left the kernel in a state that is not good for others.
         if !supervisor::run(suite, args, only, &mut ktap)? {
             break;
+        }
+        if suites.len() > 1 {
+            ndctl::make_whole()?;
         }
     }
     coverage::keep();

@@ -89,6 +89,32 @@ pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
     show(&Device::named(created.dev))
 }
 
+/// The number of the kernel for a region whose namespaces are described by labels.
+const LABELLED: &str = "5";
+
+/// Makes one raw namespace of each region in which there is not just one: what a suite finds when it has a boot to
+/// itself.
+pub fn make_whole() -> Result<()> {
+    for region in Device::all_of("region")? {
+        let prefix = format!("{}.", region.name().replace("region", "namespace"));
+        let mut namespaces = Device::all_of(&prefix)?;
+        namespaces.retain(|namespace| namespace.get("size").is_ok_and(|size| size != "0"));
+        // Without labels there is always just one.
+        if region.get("nstype")? != LABELLED {
+            continue;
+        }
+        let room = region.get("available_size").is_ok_and(|size| size != "0");
+        if namespaces.len() == 1 && !room {
+            continue;
+        }
+        for namespace in &namespaces {
+            run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+        }
+        create(&region, Mode::Raw, &[])?;
+    }
+    Ok(())
+}
+
 /// Looks at one namespace, enabled or not.
 pub fn show(namespace: &Device) -> Result<Namespace> {
     list(&["-n", namespace.name()])?

@@ -278,11 +278,13 @@ impl Bench {
                 troubles.push(format!("the guest did not come up{}", tail(&console)?))
             }
         }
-        if end == End::Orderly && results.errors > 0 {
-            troubles.push(format!(
-                "the results have {} mistakes in their form",
-                results.errors
-            ));
+        let errors = if sections.len() < suites.len() {
+            results.errors_in_suites()
+        } else {
+            results.errors
+        };
+        if end == End::Orderly && errors > 0 {
+            troubles.push(format!("the results have {errors} mistakes in their form"));
         }
         let in_sections: f64 = sections.iter().map(Section::seconds).sum();
         let mut reports = Vec::new();

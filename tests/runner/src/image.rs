@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The guest image: the base image with tools and stock modules, and on top of it a small archive
-//! with the test program, the module under test, and the rule that says who gets the devices.
+//! The guest image: what the base image holds, tools and stock modules, with the test program, the module under
+//! test, and the rule that says which driver gets the devices.
 //!
-//! The kernel unpacks concatenated archives one after the other, so the base is used as it is.
+//! Unpacking it is most of what a boot takes under emulation, so nothing in it is compressed, and what no guest
+//! needs is not in it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,8 +16,8 @@ use crate::Driver;
 use crate::env::Env;
 use crate::tool::run;
 
-/// Archives start at a multiple of this in the concatenation.
-const ALIGNMENT: u64 = 512;
+/// What the base image holds and no guest needs: what udev knows of hardware.
+const NOT_NEEDED: &str = "usr/lib/udev/hwdb.bin";
 
 /// Makes the image for one driver in `dir` and returns its path.
 pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
@@ -27,13 +27,10 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
         env.module.display()
     );
     let base = dir.join("base");
-    let overlay = dir.join("overlay");
-    for tree in [&base, &overlay] {
-        if tree.exists() {
-            fs::remove_dir_all(tree)?;
-        }
-        fs::create_dir_all(tree)?;
+    if base.exists() {
+        fs::remove_dir_all(&base)?;
     }
+    fs::create_dir_all(&base)?;
     run(Command::new("unmkinitramfs").arg(&env.image).arg(&base))
         .context("unpacking the base image")?;
     // An image with an early part, for microcode, unpacks into several trees.
@@ -43,43 +40,55 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
         base.clone()
     };
 
-    add_module(env, &main, &overlay)?;
-    add_rule(driver, &overlay)?;
-    add_program(&main, &overlay)?;
+    if main.join(NOT_NEEDED).exists() {
+        fs::remove_file(main.join(NOT_NEEDED))?;
+    }
+    add_modules(env, &main)?;
+    add_rule(driver, &main)?;
+    add_program(&main)?;
 
-    let archive = fs::canonicalize(dir)?.join("overlay.cpio");
+    let image = fs::canonicalize(dir)?.join("initrd.img");
     let pack = "find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 > \"$0\"";
     let mut shell = Command::new("sh");
-    run(shell
-        .current_dir(&overlay)
-        .args(["-ec", pack])
-        .arg(&archive))
-    .context("packing the archive")?;
-    let image = dir.join("initrd.img");
-    concatenate(&[&env.image, &archive], &image)?;
+    run(shell.current_dir(&main).args(["-ec", pack]).arg(&image)).context("packing the image")?;
     fs::remove_dir_all(&base)?;
     Ok(image)
 }
 
-/// Puts the module under test beside the stock modules and makes their index anew, so that
-/// `modprobe` finds it by name and by alias.
-fn add_module(env: &Env, base: &Path, overlay: &Path) -> Result<()> {
-    let modules = Path::new("usr/lib/modules").join(&env.release);
-    let index = base.join(&modules);
+/// Copies a program or a module without its debug information, which is most of it.
+fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").arg("-o").arg(to).arg(from);
+    run(&mut strip).with_context(|| format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+/// Puts the modules of this project beside the stock modules and makes their index anew, so that `modprobe` finds
+/// them by name and by alias.
+fn add_modules(env: &Env, base: &Path) -> Result<()> {
+    let modules = base.join("usr/lib/modules").join(&env.release);
     ensure!(
-        index.exists(),
+        modules.exists(),
         "the base image has no {}",
         modules.display()
     );
+    let decompress = "find . -name '*.ko.xz' -exec xz -d {} +";
+    run(Command::new("sh")
+        .current_dir(&modules)
+        .args(["-ec", decompress]))
+    .context("decompressing modules")?;
     if env.module.exists() {
-        for tree in [base, overlay] {
-            let updates = tree.join(&modules).join("updates");
-            fs::create_dir_all(&updates)?;
-            fs::copy(&env.module, updates.join("pmem_rs.ko"))?;
-            fs::copy(&env.window, updates.join("window.ko"))?;
-            fs::copy(&env.injector, updates.join("injector.ko"))?;
-            if let Some(planted) = &env.planted {
-                fs::copy(planted, updates.join("planted.ko"))?;
+        let updates = modules.join("updates");
+        fs::create_dir_all(&updates)?;
+        let ours = [
+            (Some(&env.module), "pmem_rs.ko"),
+            (Some(&env.window), "window.ko"),
+            (Some(&env.injector), "injector.ko"),
+            (env.planted.as_ref(), "planted.ko"),
+        ];
+        for (module, name) in ours {
+            if let Some(module) = module {
+                copy_stripped(module, &updates.join(name))?;
             }
         }
     }
@@ -87,20 +96,13 @@ fn add_module(env: &Env, base: &Path, overlay: &Path) -> Result<()> {
         .arg("-b")
         .arg(base.join("usr"))
         .arg(&env.release))?;
-    fs::create_dir_all(overlay.join(&modules))?;
-    for entry in fs::read_dir(&index)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("modules.") {
-            fs::copy(entry.path(), overlay.join(&modules).join(entry.file_name()))?;
-        }
-    }
     Ok(())
 }
 
 /// Both drivers match the same devices. `blacklist` keeps a module from being loaded by alias; by
 /// name it still can be.
-fn add_rule(driver: Driver, overlay: &Path) -> Result<()> {
-    let dir = overlay.join("etc/modprobe.d");
+fn add_rule(driver: Driver, base: &Path) -> Result<()> {
+    let dir = base.join("etc/modprobe.d");
     fs::create_dir_all(&dir)?;
     Ok(fs::write(
         dir.join("pmem-rs.conf"),
@@ -110,10 +112,10 @@ fn add_rule(driver: Driver, overlay: &Path) -> Result<()> {
 
 /// The test program lies beside this one. It comes with those of its libraries that the base image
 /// lacks.
-fn add_program(base: &Path, overlay: &Path) -> Result<()> {
+fn add_program(base: &Path) -> Result<()> {
     let program = std::env::current_exe()?.with_file_name("guest");
-    fs::create_dir_all(overlay.join("pmem-rs"))?;
-    fs::copy(&program, overlay.join("pmem-rs/guest"))
+    fs::create_dir_all(base.join("pmem-rs"))?;
+    copy_stripped(&program, &base.join("pmem-rs/guest"))
         .with_context(|| format!("{} is built together with the runner", program.display()))?;
     let output = run(Command::new("ldd").arg(&program))?;
     let text = String::from_utf8(output.stdout)?;
@@ -122,27 +124,15 @@ fn add_program(base: &Path, overlay: &Path) -> Result<()> {
         .filter(|word| word.starts_with('/'))
         .map(Path::new)
     {
-        // The directories of libraries are symlinks in some places; the archive needs real ones.
+        // The directories of libraries are symlinks in some places, which lead out of the image.
         let parent = library.parent().context("a library without a directory")?;
         let parent = fs::canonicalize(parent)?;
         let name = library.file_name().context("a library without a name")?;
-        let inside = parent.strip_prefix("/")?.join(name);
-        if !base.join(&inside).exists() {
-            fs::create_dir_all(overlay.join(&inside).parent().unwrap_or(overlay))?;
-            fs::copy(library, overlay.join(&inside))?;
+        let inside = base.join(parent.strip_prefix("/")?).join(name);
+        if !inside.exists() {
+            fs::create_dir_all(inside.parent().unwrap_or(base))?;
+            fs::copy(library, &inside)?;
         }
-    }
-    Ok(())
-}
-
-fn concatenate(archives: &[&Path], image: &Path) -> Result<()> {
-    let mut out = File::create(image)?;
-    for archive in archives {
-        let mut from =
-            File::open(archive).with_context(|| format!("opening {}", archive.display()))?;
-        let len = io::copy(&mut from, &mut out)?;
-        let padding = len.next_multiple_of(ALIGNMENT) - len;
-        out.write_all(&vec![0; padding as usize])?;
     }
     Ok(())
 }

@@ -249,6 +249,12 @@ impl Parsed {
         }
     }
 
+    /// Mistakes in what the suites that were run said. What is missing is none.
+    pub fn errors_in_suites(&self) -> u64 {
+        let counts = self.groups.iter().map(|(_, results)| results.counts);
+        counts.map(|counts| counts.errors).sum()
+    }
+
     /// Takes out the results of a suite, which are empty if the guest did not come to it.
     pub fn take(&mut self, suite: &str) -> Results {
         let group = self.groups.iter_mut().find(|(name, _)| name == suite);

@@ -189,7 +189,8 @@ const DEBUG_ONLY: &[Suite] = &[
     KUNIT,
     MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
-    simple(ONE, &[Boot::off("allocations")]),
+    // On one NVDIMM of two: so it shares a boot with `revoke_ext4`.
+    simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
 ];
 /// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.

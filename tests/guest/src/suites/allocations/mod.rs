@@ -89,6 +89,8 @@ const NOT_PROBED: &[Errno] = &[Errno::ENOMEM, Errno::EBUSY, Errno::ENXIO, Errno:
 
 /// One path takes at most this part of the requested time. There are about as many long ones.
 const SHARE: u32 = 8;
+/// What each walk gets at least.
+const LEAST: Duration = Duration::from_secs(4);
 
 /// One path, and the results on it.
 struct Walk {
@@ -123,7 +125,7 @@ impl Walk {
             what,
             injection,
             random: lab.random.clone(),
-            limit: lab.stress / SHARE,
+            limit: (lab.stress / SHARE).max(LEAST),
             messages,
             heard: 0,
             baseline,
