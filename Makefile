@@ -38,12 +38,16 @@ demo: build/env runner ## Boot the stock kernel with the driver and show a DAX m
 	@$(runner) demo --env build/env --results $(results)
 
 .PHONY: check
-check: ## Run host tests, lints and guest tests, some of them also on a kernel with all checkers
-	@tests/check
+check: ## Run host tests, lints and all guest tests on the stock kernel
+	@tests/check stock
+
+.PHONY: check-debug
+check-debug: ## Run lints and some guest tests with a kernel that has all checkers (its first build: 15 minutes)
+	@tests/check debug
 
 .PHONY: check-full
-check-full: ## As check, and all guest tests on the kernel with all checkers
-	@tests/check full
+check-full: ## As both, and all guest tests on the kernel with all checkers, which takes hours
+	@tests/check stock debug-full
 
 .PHONY: modules
 modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make modules KDIR=...

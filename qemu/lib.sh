@@ -104,18 +104,34 @@ explain() { # LOG
     fi
 }
 
+# The last line of a log that says something, however its lines end.
+last_words() { # LOG
+    tail -c 2000 "$1" | tr '\r' '\n' | sed -n '/[^[:space:]]/h; ${x; p}' | cut -c 1-90
+}
+
 # watched LABEL LOG CMD… : runs CMD with its output in LOG, reports every ten seconds that it is
-# still at work and on what, and shows the end of LOG when it fails.
+# still at work and on what, and shows the end of LOG when it fails. watched --late does not mention
+# what is done within ten seconds.
 watched() {
-    local label=$1 log=$2 status=0 began=$EPOCHSECONDS never
+    local late=no label log status=0 began=$EPOCHSECONDS never
+    if [[ $1 == --late ]]; then
+        late=yes
+        shift
+    fi
+    label=$1 log=$2
     shift 2
     mkdir -p "$(dirname "$log")"
     : >"$log"
-    say "$label"
+    [[ $late == yes ]] || say "$label"
     # A pipe that never delivers: read's timeout sleeps without a child that could outlive us.
     exec {never}<> <(:)
     while ! read -r -t 10 -u "$never" && kill -0 $$ 2>/dev/null; do
-        say "  still at it after $((EPOCHSECONDS - began)) s: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
+        if [[ $late == yes ]]; then
+            say "$label"
+            late=said
+        fi
+        words=$(last_words "$log")
+        say "  still at it after $((EPOCHSECONDS - began)) s: ${words:-no output yet}"
     done &
     watched_ticker=$!
     trap 'kill "$watched_ticker" 2>/dev/null' EXIT
@@ -132,7 +148,7 @@ watched() {
         tail -n 20 "$log" >&2
         die "failed (status $status): $label" "$(explain "$log")" "The whole output is in $log"
     fi
-    say "  done in $((EPOCHSECONDS - began)) s"
+    [[ $late == yes ]] && ((EPOCHSECONDS - began < 10)) || say "  done in $((EPOCHSECONDS - began)) s"
 }
 
 # The command that the kernel's make compiled the module with, without the names of outputs.

@@ -28,12 +28,13 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// As PID 1: run a suite and switch the machine off.
+    /// As PID 1: run suites, up to the first that fails, and switch the machine off.
     Run {
-        suite: String,
+        #[arg(value_delimiter = ',')]
+        suites: Vec<String>,
         #[command(flatten)]
         args: TestArgs,
-        /// Only these tests of it, separated by commas.
+        /// Only these tests of them, separated by commas.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// When done, wait for the power to be cut instead.

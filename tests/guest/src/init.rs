@@ -68,7 +68,7 @@ fn up() -> Result<()> {
 fn work() -> Result<()> {
     match Cli::try_parse()?.command {
         Command::Run {
-            suite,
+            suites,
             args,
             only,
             hold,
@@ -79,7 +79,7 @@ fn work() -> Result<()> {
                 (_, true) => Ending::InUse,
                 _ => Ending::Orderly,
             };
-            run_suite(&suite, &args, &only, end)
+            run_suites(&suites, &args, &only, end)
         }
         Command::Shell { driver } => shell(driver),
         Command::Test { .. } | Command::List { .. } | Command::Tidy => {
@@ -116,27 +116,37 @@ enum Ending {
     InUse,
 }
 
-fn run_suite(name: &str, args: &TestArgs, only: &[String], ending: Ending) -> Result<()> {
+fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending) -> Result<()> {
+    let suites: Vec<_> = names
+        .iter()
+        .map(|name| suites::find(name))
+        .collect::<Result<_>>()?;
     // From here on the console has everything, for those who look into a failure.
     sysfs::write("/proc/sys/kernel/printk", "8")?;
     let mut ktap = Ktap::open(Path::new(RESULTS))?;
     let release = sysfs::read("/proc/sys/kernel/osrelease")?;
-    ktap.start(&format!(
+    let facts = format!(
         "kernel {release}, driver {}, seed {}",
         args.driver.name(),
         args.seed
-    ))?;
+    );
+    ktap.start(suites.len(), &facts)?;
     let checkers = checkers::configured()?;
     if !checkers.is_empty() {
         ktap.remark(&format!("checkers: {}", checkers.join(" ")))?;
         kmemleak::forget()?;
     }
-    if name == kunit::MISUSE {
+    if names.iter().any(|name| name == kunit::MISUSE) {
         kmemleak::be_quiet()?;
         sysfs::write("/dev/kmsg", klog::LEAKS_FROM_HERE)?;
     }
     load(args.driver)?;
-    supervisor::run(suites::find(name)?, args, only, &mut ktap)?;
+    for suite in suites {
+        // What failed may have left the kernel in a state that is not good for others.
+        if !supervisor::run(suite, args, only, &mut ktap)? {
+            break;
+        }
+    }
     coverage::keep();
     match ending {
         Ending::Orderly => ktap.remark("done"),

@@ -19,10 +19,14 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Writes one suite.
+/// Writes suites.
 pub struct Ktap {
     out: File,
+    /// The number of the suite.
+    suite: usize,
+    /// How many of its tests are over.
     done: usize,
+    /// Whether one of them has failed.
     failed: bool,
 }
 
@@ -39,6 +43,7 @@ impl Ktap {
         tcsetattr(&out, SetArg::TCSANOW, &settings)?;
         Ok(Ktap {
             out,
+            suite: 0,
             done: 0,
             failed: false,
         })
@@ -51,14 +56,17 @@ impl Ktap {
     }
 
     /// Says that the guest is up. What follows is a result, whatever it is.
-    pub fn start(&mut self, facts: &str) -> Result<()> {
+    pub fn start(&mut self, suites: usize, facts: &str) -> Result<()> {
         self.line("KTAP version 1")?;
-        self.line(&format!("# {facts}"))
+        self.line(&format!("# {facts}"))?;
+        self.line(&format!("1..{suites}"))
     }
 
-    /// Opens the group.
+    /// Opens the group of a suite.
     pub fn begin(&mut self, suite: &str, tests: usize) -> Result<()> {
-        self.line("1..1")?;
+        self.suite += 1;
+        self.done = 0;
+        self.failed = false;
         self.line("    KTAP version 1")?;
         self.line(&format!("    # Subtest: {suite}"))?;
         self.line(&format!("    1..{tests}"))
@@ -86,10 +94,12 @@ impl Ktap {
         }
     }
 
-    /// Closes the group.
-    pub fn end(&mut self, suite: &str) -> Result<()> {
+    /// Closes the group. Returns whether all of its tests have passed.
+    pub fn end(&mut self, suite: &str) -> Result<bool> {
         let verdict = if self.failed { "not ok" } else { "ok" };
-        self.line(&format!("{verdict} 1 {suite}"))
+        let number = self.suite;
+        self.line(&format!("{verdict} {number} {suite}"))?;
+        Ok(!self.failed)
     }
 
     /// Says something to the runner outside of any test.

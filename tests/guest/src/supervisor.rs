@@ -51,8 +51,9 @@ const CHECKERS_ARE_ON: &str = "checkers_are_on";
 /// A test after all others: returns what it has to complain of.
 type Closing = fn() -> Result<String>;
 
-/// Runs the tests of a suite, or `only` some, and what belongs to its end. Returns after the last result was written.
-pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<()> {
+/// Runs the tests of a suite, or `only` some, and what belongs to its end. Returns after the last result was written,
+/// and whether all have passed.
+pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<bool> {
     let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
     let tests: Vec<&Test> = suite.tests.iter().filter(wanted).collect();
     let mut cases = if kunit::is_run_by(suite) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::check::Bench;
+use crate::boot::Bench;
 use crate::guest::Limits;
 use crate::ktap::{Event, event};
 use crate::report::{Report, Subject};

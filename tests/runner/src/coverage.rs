@@ -18,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::Setup;
-use crate::check::{Bench, seen};
+use crate::boot::{Bench, seen};
 use crate::report::Total;
 use crate::suites::{self, Special};
 use crate::tool::run as tool;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::check::Bench;
+use crate::boot::Bench;
 use crate::guest::Cut;
 use crate::ledger::{Ledger, Tally};
 use crate::report::Report;

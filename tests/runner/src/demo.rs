@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::Setup;
-use crate::check::Bench;
+use crate::boot::Bench;
 use crate::ktap::{Event, event};
 use crate::machine::{Machine, Nvdimm, PLAIN};
 use crate::report::Report;

@@ -2,7 +2,7 @@
 
 //! A running guest: followed line by line, and ended when it does not get on.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,6 +78,8 @@ pub struct Guest {
     up: bool,
     /// When it loses its power, if it does.
     cut: Option<Cut>,
+    /// The time of CPUs that it has used so far.
+    cpu: Duration,
 }
 
 impl Guest {
@@ -103,14 +105,22 @@ impl Guest {
             last_line: now,
             up: false,
             cut,
+            cpu: Duration::ZERO,
         })
     }
 
-    /// Follows the guest to its end, and passes on every line of its results.
-    pub fn follow(mut self, mut on_line: impl FnMut(&str)) -> Result<End> {
+    /// Follows the guest to its end, and passes on every line of its results. Returns the time of CPUs
+    /// that it used, too.
+    pub fn follow(mut self, on_line: impl FnMut(&str)) -> Result<(End, Duration)> {
+        let end = self.follow_to_end(on_line)?;
+        Ok((end, self.cpu))
+    }
+
+    fn follow_to_end(&mut self, mut on_line: impl FnMut(&str)) -> Result<End> {
         let mut finished = None;
         let mut cut_at = None;
         loop {
+            self.cpu = cpu_time(self.qemu.id()).unwrap_or(self.cpu);
             // Whether it runs is asked first: what it wrote before it ended is read after that.
             let running = self.qemu.try_wait()?.is_none();
             let (results, console) = (self.results.new_lines()?, self.console.new_lines()?);
@@ -177,6 +187,15 @@ impl Drop for Guest {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+/// The time of CPUs that a process has used so far: two fields of its `stat`, in hundredths of seconds.
+fn cpu_time(process: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let times = fields.split_whitespace().skip(11).take(2);
+    let ticks = times.map(str::parse::<u64>).sum::<Result<u64, _>>();
+    Some(Duration::from_millis(10 * ticks.ok()?))
 }
 
 /// Reads a file that grows.

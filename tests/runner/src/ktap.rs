@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -83,12 +84,107 @@ impl Failures {
         }
     }
 
-    /// The test that never ended, with what it said, once the stream is over.
-    pub fn unfinished(&mut self) -> Option<Failure> {
-        let test = self.running.take()?;
-        let mut diagnostics = std::mem::take(&mut self.notes);
-        diagnostics.push("it never ended".to_owned());
-        Some(Failure { test, diagnostics })
+    /// Takes in the end of the stream: a test that still runs has failed.
+    pub fn end(&mut self) {
+        if let Some(test) = self.running.take() {
+            let mut diagnostics = std::mem::take(&mut self.notes);
+            diagnostics.push("it never ended".to_owned());
+            self.found.push(Failure { test, diagnostics });
+        }
+    }
+}
+
+/// What the guest lists the kernel's checkers with.
+const CHECKERS: &str = "# checkers: ";
+/// What a suite begins with.
+const SUBTEST: &str = "    # Subtest: ";
+/// The suite that begins with a line.
+pub fn begun(line: &str) -> Option<&str> {
+    line.strip_prefix(SUBTEST)
+}
+
+/// What stands before a figure that people should see even if its test passes.
+const MEASURED: &str = "measured: ";
+
+/// What one suite said, and when.
+pub struct Section {
+    pub suite: String,
+    pub failures: Failures,
+    pub measured: Vec<String>,
+    /// The tests that ended, and the seconds that each took.
+    pub times: Vec<(String, f64)>,
+    began: Instant,
+    /// When the last line of a test came.
+    last: Instant,
+    /// When the running test began.
+    test_began: Instant,
+}
+
+impl Section {
+    fn new(suite: &str) -> Section {
+        let now = Instant::now();
+        Section {
+            suite: suite.to_owned(),
+            failures: Failures::default(),
+            measured: Vec::new(),
+            times: Vec::new(),
+            began: now,
+            last: now,
+            test_began: now,
+        }
+    }
+
+    /// How long the suite ran.
+    pub fn seconds(&self) -> f64 {
+        (self.last - self.began).as_secs_f64()
+    }
+
+    fn line(&mut self, line: &str) {
+        self.last = Instant::now();
+        match event(line) {
+            Some(Event::Running(_)) => self.test_began = self.last,
+            Some(Event::Note(note)) => {
+                let figure = note.strip_prefix(MEASURED);
+                self.measured.extend(figure.map(str::to_owned));
+            }
+            Some(Event::Result { name, .. }) => {
+                let seconds = (self.last - self.test_began).as_secs_f64();
+                self.times.push((name.to_owned(), seconds));
+                self.test_began = self.last;
+            }
+            None => {}
+        }
+        self.failures.line(line);
+    }
+}
+
+/// What a guest said of the suites that it ran.
+#[derive(Default)]
+pub struct Stream {
+    /// The checkers that the kernel said to have.
+    pub checkers: Option<String>,
+    sections: Vec<Section>,
+}
+
+impl Stream {
+    /// Takes in one line.
+    pub fn line(&mut self, line: &str) {
+        if let Some(suite) = begun(line) {
+            self.sections.push(Section::new(suite));
+        } else if let Some(section) = self.sections.last_mut() {
+            section.line(line);
+        } else if let Some(list) = line.strip_prefix(CHECKERS) {
+            self.checkers = Some(list.to_owned());
+        }
+    }
+
+    /// The suites that were begun. If there is none, the first one has said nothing.
+    pub fn sections(&mut self, first: &str) -> Vec<Section> {
+        let mut sections = std::mem::take(&mut self.sections);
+        if sections.is_empty() {
+            sections.push(Section::new(first));
+        }
+        sections
     }
 }
 
@@ -120,30 +216,48 @@ struct Case {
     status: String,
 }
 
-/// The results of one boot.
+/// The results of one suite.
+#[derive(Default)]
 pub struct Results {
     pub counts: Counts,
     /// The tests in order, and whether they passed.
     pub tests: Vec<(String, bool)>,
 }
 
-impl Results {
-    /// Those of a stream that was cut off, which the parser would not understand.
-    pub fn of_failures(found: &[Failure]) -> Results {
+/// The results of one boot.
+pub struct Parsed {
+    /// Mistakes in the stream itself.
+    pub errors: u64,
+    groups: Vec<(String, Results)>,
+}
+
+impl Parsed {
+    /// Those of a stream of one suite that was cut off, which the parser would not understand.
+    pub fn of_failures(suite: &str, found: &[Failure]) -> Parsed {
         let counts = Counts {
             failed: found.len() as u64,
             ..Counts::default()
         };
         let tests = found.iter().map(|failure| (failure.test.clone(), false));
-        Results {
+        let results = Results {
             counts,
             tests: tests.collect(),
+        };
+        Parsed {
+            errors: 0,
+            groups: vec![(suite.to_owned(), results)],
         }
+    }
+
+    /// Takes out the results of a suite, which are empty if the guest did not come to it.
+    pub fn take(&mut self, suite: &str) -> Results {
+        let group = self.groups.iter_mut().find(|(name, _)| name == suite);
+        group.map_or_else(Results::default, |(_, results)| std::mem::take(results))
     }
 }
 
 /// Has the kernel's parser read the stream, and keeps its report.
-pub fn parse(env: &Env, stream: &Path, report: &Path, suite: &str) -> Result<Results> {
+pub fn parse(env: &Env, stream: &Path, report: &Path) -> Result<Parsed> {
     let parser = env.source.join("tools/testing/kunit/kunit.py");
     ensure!(
         parser.exists(),
@@ -169,14 +283,18 @@ pub fn parse(env: &Env, stream: &Path, report: &Path, suite: &str) -> Result<Res
         )
     })?;
     let top: Group = serde_json::from_str(&text).context("reading the parser's report")?;
-    let tests = top.sub_groups.iter().filter(|group| group.name == suite);
-    let tests = tests.flat_map(|group| &group.test_cases);
-    let tests = tests
-        .map(|case| (case.name.clone(), case.status == "PASS"))
-        .collect();
-    Ok(Results {
-        counts: top.misc,
-        tests,
+    let groups = top.sub_groups.into_iter().map(|group| {
+        let tests = group.test_cases.into_iter();
+        let tests = tests.map(|case| (case.name, case.status == "PASS"));
+        let results = Results {
+            counts: group.misc,
+            tests: tests.collect(),
+        };
+        (group.name, results)
+    });
+    Ok(Parsed {
+        errors: top.misc.errors,
+        groups: groups.collect(),
     })
 }
 
@@ -195,9 +313,28 @@ mod tests {
         assert_eq!(failures.found.len(), 1);
         assert_eq!(failures.found[0].test, "b");
         assert_eq!(failures.found[0].diagnostics, ["broken", "badly"]);
-        let last = failures.unfinished().unwrap();
+        failures.end();
+        let last = &failures.found[1];
         assert_eq!(last.test, "c");
         assert_eq!(last.diagnostics, ["silent", "it never ended"]);
+    }
+
+    #[test]
+    fn each_suite_of_a_stream_has_a_section() {
+        let mut stream = Stream::default();
+        let lines = "KTAP version 1\n# checkers: KASAN\n1..2\n    KTAP version 1\n    # Subtest: s\n    1..1\n\
+                     \x20   # running a (limit 60 s)\n    # measured: 3 s\n    ok 1 a\nok 1 s\n\
+                     \x20   KTAP version 1\n    # Subtest: t\n    1..1\n    # running b (limit 60 s)\n";
+        lines.lines().for_each(|line| stream.line(line));
+        assert_eq!(stream.checkers.as_deref(), Some("KASAN"));
+        let mut sections = stream.sections("s");
+        assert_eq!(sections.len(), 2);
+        assert_eq!(sections[0].measured, ["3 s"]);
+        assert_eq!(sections[0].times[0].0, "a");
+        assert_eq!(sections[1].suite, "t");
+        sections[1].failures.end();
+        assert_eq!(sections[1].failures.found[0].test, "b");
+        assert_eq!(Stream::default().sections("s")[0].suite, "s");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// What a suite needs of a machine, apart from what all of them have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// The NVDIMMs. Each is a region of its own.
     pub nvdimms: &'static [Nvdimm],
@@ -43,7 +43,7 @@ pub const PLAIN: Machine = Machine {
 };
 
 /// One emulated NVDIMM with a label area.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nvdimm {
     /// What the region has. `ndctl` wants multiples of 16 MiB.
     pub mib: u64,

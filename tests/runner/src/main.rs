@@ -4,7 +4,7 @@
 //!
 //! - [`mod@env`] says which kernel, module and image to use; [`image`] adds the module and the test
 //!   program to the image.
-//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends.
+//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends, [`boot`] does both.
 //! - [`ktap`] reads results, [`report`] keeps them.
 //! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed; [`crash`] kills guests while
 //!   they write, [`ledger`] knows what they owe.
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod boot;
 mod check;
 mod compare;
 mod counting;
@@ -63,6 +64,9 @@ enum Command {
         /// How long tests go on that could go on for ever.
         #[arg(long)]
         stress_seconds: Option<u64>,
+        /// How many guests run side by side.
+        #[arg(long, default_value_t = 1)]
+        guests: usize,
         suites: Vec<String>,
     },
     /// Show that a file system with DAX works on the driver, step by step.
@@ -185,10 +189,11 @@ fn run(command: Command) -> Result<bool> {
             seed,
             only,
             stress_seconds,
+            guests,
             suites,
         } => {
             let seed = seed.unwrap_or_else(random_seed);
-            check::run(&setup, seed, stress_seconds, &suites, &only)
+            check::run(&setup, seed, stress_seconds, &suites, &only, guests)
         }
         Command::Demo { setup } => demo::run(&setup, random_seed()),
         Command::Compare { setup, cells } => compare::run(&setup, random_seed(), &cells),

@@ -7,7 +7,7 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use crate::check::{Bench, numbers_and_text, seen};
+use crate::boot::{Bench, numbers_and_text, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Special};

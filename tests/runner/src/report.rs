@@ -43,15 +43,30 @@ impl Subject {
     }
 }
 
-/// The results of one boot.
+/// What a guest took in all.
+#[derive(Clone, Debug, Serialize)]
+pub struct GuestTime {
+    /// How many suites it ran.
+    pub suites: usize,
+    pub seconds: f64,
+    /// Of all CPUs of the host together.
+    pub cpu_seconds: f64,
+}
+
+/// The results of one suite in one boot.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub suite: &'static str,
     pub subject: Subject,
     /// How often the machine was booted: twice if the first guest died before its init ran.
     pub boots: u32,
+    /// Of the first suite of a boot the time in which it came up and went down is a part.
     pub seconds: f64,
+    /// With the first suite of a boot.
+    pub guest: Option<GuestTime>,
     pub counts: Counts,
+    /// The tests that ended, and the seconds that each took.
+    pub times: Vec<(String, f64)>,
     pub failures: Vec<Failure>,
     /// What went wrong outside of tests: a guest that died or hung, or a kernel that complained.
     pub troubles: Vec<String>,
@@ -103,6 +118,14 @@ impl Report {
             }
         }
         println!("{line:<64} {seconds:>6.1} s");
+        if let Some(guest) = &self.guest {
+            println!(
+                "  a guest of {} suites, {:.1} s, {:.1} CPUs busy",
+                guest.suites,
+                guest.seconds,
+                guest.cpu_seconds / guest.seconds
+            );
+        }
         if *boots > 1 {
             println!("  booted {boots} times: a guest died before its init ran");
         }

@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::check::Bench;
+use crate::boot::Bench;
 use crate::ktap::{Counts, Failure};
 use crate::report::Report;
 use crate::suites::{self, Boot, Special};
@@ -131,11 +131,14 @@ impl Findings {
         let failed = self.failures.len() as u64;
         let seconds = boots.iter().map(|boot| boot.seconds).sum();
         let most_boots = boots.iter().map(|boot| boot.boots).max();
+        let times = boots.iter().flat_map(|boot| boot.times.clone()).collect();
         let last = boots.into_iter().next_back().context("nothing was run")?;
         Ok(Report {
             suite,
             boots: most_boots.unwrap_or(1),
             seconds,
+            times,
+            guest: None,
             counts: Counts {
                 passed: self.met,
                 failed,

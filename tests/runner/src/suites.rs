@@ -7,11 +7,29 @@ use anyhow::{Result, bail};
 use crate::guest::Cut;
 use crate::machine::{Machine, Nvdimm, PLAIN};
 
-/// One or more boots of one machine, whose kept NVDIMMs are the same in all of them.
+/// One or more boots of one machine, whose kept NVDIMMs are the same in all of them. A suite of one boot may share
+/// it with others.
 pub struct Suite {
     pub name: &'static str,
     pub machine: Machine,
     pub boots: &'static [Boot],
+    /// Its tests judge how long something takes, so no other guest may run meanwhile.
+    pub alone: bool,
+}
+
+impl Suite {
+    /// Whether one boot can run both suites.
+    pub fn can_share_boot(&self, other: &Suite) -> bool {
+        let ([mine], [others]) = (self.boots, other.boots) else {
+            return false;
+        };
+        !self.alone
+            && !other.alone
+            && self.machine == other.machine
+            && mine.end == Power::Off
+            && others.end == Power::Off
+            && mine.kernel_words() == others.kernel_words()
+    }
 }
 
 /// One boot: it runs one of the guest's suites.
@@ -138,6 +156,14 @@ const fn simple(machine: Machine, boots: &'static [Boot]) -> Suite {
         name: boots[0].suite,
         machine,
         boots,
+        alone: false,
+    }
+}
+
+const fn alone(machine: Machine, boots: &'static [Boot]) -> Suite {
+    Suite {
+        alone: true,
+        ..simple(machine, boots)
     }
 }
 
@@ -199,11 +225,12 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_special")]),
     simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
-    simple(LARGE, &[Boot::off("revoke_time")]),
+    alone(LARGE, &[Boot::off("revoke_time")]),
     simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {
         name: "persistence",
         machine: KEPT,
+        alone: false,
         boots: &[
             Boot::cut("persistence_write"),
             Boot::off("persistence_after_power_cut"),
@@ -213,6 +240,7 @@ pub const ALL: &[Suite] = &[
     Suite {
         name: "in_use",
         machine: KEPT,
+        alone: false,
         boots: &[
             Boot::in_use("in_use_power_off"),
             Boot::off("in_use_after_power_off"),

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use self::figures::{Row, Series};
 use crate::Setup;
-use crate::check::Bench;
+use crate::boot::Bench;
 use crate::compare::tests_of;
 use crate::counting::{self, Counts};
 use crate::ktap::{Event, event};

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lints of where the code lies and of its words.
+//!
+//! Each subcommand is one lint. It prints what it finds, and fails if there is anything. It is run in
+//! the root of the checkout.
+
+mod graph;
+mod source;
+mod words;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Checks the layout of the sources.
+#[derive(Parser)]
+enum Lint {
+    /// Files in src/ do not use each other in a cycle.
+    Cycles,
+    /// Print the graph of files that use each other, for Graphviz.
+    Graph,
+    /// Files in src/ have at most 500 lines without their tests.
+    Sizes,
+    /// No file name is used on both floors of src/.
+    Names,
+    /// Lines have at most 100 columns.
+    Columns,
+    /// Threads, locks and callers are things in comments and documents.
+    Words,
+}
+
+fn main() -> Result<ExitCode> {
+    let found = match Lint::parse() {
+        Lint::Cycles => graph::cycles(&source::modules("src".as_ref())?),
+        Lint::Graph => {
+            print!("{}", graph::dot(&source::modules("src".as_ref())?));
+            Vec::new()
+        }
+        Lint::Sizes => source::large_files(&source::modules("src".as_ref())?),
+        Lint::Names => source::shared_names(&source::modules("src".as_ref())?),
+        Lint::Columns => words::long_lines(&words::files(".".as_ref())?)?,
+        Lint::Words => words::persons(&words::files(".".as_ref())?)?,
+    };
+    for line in &found {
+        println!("{line}");
+    }
+    Ok(ExitCode::from(u8::from(!found.is_empty())))
+}

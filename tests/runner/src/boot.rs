@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Boots a machine once, follows the guest, and makes a report of each suite that it ran.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::device_tree::{self, DeviceTree};
+use crate::env::Env;
+use crate::guest::{End, Guest, Limits};
+use crate::ktap::{self, Section, Stream};
+use crate::machine::{Machine, Plugin, Serial, Software};
+use crate::report::{GuestTime, Report, Subject};
+use crate::suites::{Boot, Power};
+use crate::{Setup, image};
+
+/// How many lines of the console are shown of a guest that died or hung.
+const CONSOLE_TAIL: usize = 40;
+/// How many complaints of the kernel are shown.
+const COMPLAINTS: usize = 10;
+
+/// Reads a line that consists of four numbers and a text, with tabs between them.
+pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
+    let wrong = || format!("not four numbers and a text: `{line}`");
+    let mut fields = line.splitn(5, '\t');
+    let mut numbers = [0; 4];
+    for number in &mut numbers {
+        *number = fields
+            .next()
+            .with_context(wrong)?
+            .parse()
+            .with_context(wrong)?;
+    }
+    Ok((numbers, fields.next().with_context(wrong)?))
+}
+
+/// Everything that is the same for all boots of a run.
+#[derive(Clone)]
+pub struct Bench {
+    pub env: Env,
+    pub image: PathBuf,
+    pub results: PathBuf,
+    pub subject: Subject,
+    /// More words for the kernel.
+    pub kernel_words: &'static str,
+    /// How long guests are given.
+    pub limits: Limits,
+    /// How long tests go on that could go on for ever, if not as long as the guest thinks.
+    pub stress_seconds: Option<u64>,
+    /// How many boots of the same campaign there were before.
+    pub round: u64,
+    /// The library of the plugin of QEMU that watches guests, if that is wanted.
+    pub plugin: Option<PathBuf>,
+    /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
+    pub swapped: bool,
+}
+
+/// The file of a boot that the plugin writes.
+const SEEN: &str = "plugin.tsv";
+
+/// Reads the lines that the plugin wrote in a boot.
+pub fn seen<T>(dir: &Path, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    let path = dir.join(SEEN);
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    text.lines().map(parse).collect()
+}
+
+impl Bench {
+    /// Prepares the image, in a folder of its own for each command.
+    pub fn new(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
+        let env = Env::read(&setup.env)?;
+        fs::create_dir_all(&setup.results)?;
+        let results = fs::canonicalize(&setup.results)?;
+        let image = image::build(
+            &env,
+            setup.driver,
+            &results.join(format!("{command}-image")),
+        )?;
+        let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
+        let limits = Limits::of(env.patience());
+        Ok(Bench {
+            env,
+            kernel_words: "",
+            limits,
+            image,
+            results,
+            subject,
+            stress_seconds: None,
+            round: 0,
+            plugin: None,
+            swapped: false,
+        })
+    }
+
+    /// The same with a plugin, which is built together with this program.
+    pub fn with_plugin(&self, name: &str) -> Result<Bench> {
+        let library = std::env::current_exe()?.with_file_name(format!("lib{name}.so"));
+        ensure!(library.exists(), "{} is not built", library.display());
+        Ok(Bench {
+            plugin: Some(library),
+            ..self.clone()
+        })
+    }
+
+    /// The same for a later boot of a campaign.
+    pub fn in_round(&self, round: u64) -> Bench {
+        Bench {
+            round,
+            ..self.clone()
+        }
+    }
+
+    /// Boots once, and again if the guest dies before its init runs: the emulator itself is known to
+    /// fail then (once in about a hundred boots). Whatever happens after that is a result.
+    pub fn boot(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        on_line: impl FnMut(&str),
+    ) -> Result<Report> {
+        self.boot_some(machine, backing, boot, &[], on_line)
+    }
+
+    /// As [`Bench::boot`], and runs only some of the tests.
+    pub fn boot_some(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        only: &[String],
+        on_line: impl FnMut(&str),
+    ) -> Result<Report> {
+        let reports = self.boot_suites(machine, backing, boot, &[boot.suite], only, on_line)?;
+        reports.into_iter().next().context("no suite was run")
+    }
+
+    /// As [`Bench::boot_some`], and runs several suites, of which the first is the one of `boot`. Returns a report
+    /// of the first one and of each other one that the guest has come to.
+    pub fn boot_suites(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        suites: &[&'static str],
+        only: &[String],
+        mut on_line: impl FnMut(&str),
+    ) -> Result<Vec<Report>> {
+        let dir = self.results.join(boot.suite);
+        fs::create_dir_all(&dir)?;
+        let mut boots = 0;
+        loop {
+            boots += 1;
+            let (end, mut reports) =
+                self.boot_once(machine, backing, boot, suites, only, &mut on_line)?;
+            if end == End::DiedBooting && boots == 1 {
+                for file in ["console.log", "ktap.log"] {
+                    fs::rename(dir.join(file), dir.join(format!("died-booting-{file}")))?;
+                }
+                continue;
+            }
+            for report in &mut reports {
+                report.boots = boots;
+                let dir = self.results.join(report.suite);
+                fs::create_dir_all(&dir)?;
+                report.keep(&dir.join("results.json"))?;
+            }
+            return Ok(reports);
+        }
+    }
+
+    /// The arguments of the guest's program.
+    fn guest_words(&self, boot: &Boot, suites: &[&str], only: &[String]) -> Vec<String> {
+        let mut words = vec!["run".to_owned(), suites.join(",")];
+        let mut option = |name: &str, value: Option<String>| {
+            words.push(format!("--{name}"));
+            words.extend(value);
+        };
+        option("driver", Some(self.subject.driver.to_owned()));
+        option("seed", Some(self.subject.seed.to_string()));
+        option("round", Some(self.round.to_string()));
+        match boot.end {
+            Power::Off | Power::Lost(_) => {}
+            Power::InUse => option("in-use", None),
+            Power::Cut => option("hold", None),
+        }
+        if let Some(seconds) = self.stress_seconds {
+            option("stress-seconds", Some(seconds.to_string()));
+        }
+        if !only.is_empty() {
+            option("only", Some(only.join(",")));
+        }
+        if self.swapped {
+            option("swapped", None);
+        }
+        words
+    }
+
+    fn boot_once(
+        &self,
+        machine: &Machine,
+        backing: &Path,
+        boot: &Boot,
+        suites: &[&'static str],
+        only: &[String],
+        on_line: &mut impl FnMut(&str),
+    ) -> Result<(End, Vec<Report>)> {
+        let dir = &self.results.join(boot.suite);
+        let [console, stream] = ["console.log", "ktap.log"].map(|name| dir.join(name));
+        for log in [&console, &stream] {
+            fs::write(log, "")?;
+        }
+        let cut = match boot.end {
+            Power::Lost(when) => Some(when),
+            _ => None,
+        };
+        let words = self.guest_words(boot, suites, only);
+        let plugin = self.plugin.clone().map(|library| Plugin {
+            library,
+            out: dir.join(SEEN),
+        });
+        let kernel_words = [
+            self.env.kernel_words(),
+            self.kernel_words,
+            boot.kernel_words(),
+        ]
+        .join(" ");
+        let tree = machine
+            .device_tree
+            .map(|source| DeviceTree::make(&self.env, source, dir))
+            .transpose()?;
+        let software = Software {
+            kernel: tree.as_ref().map_or(&self.env.kernel, |tree| &tree.kernel),
+            image: &self.image,
+            loaded: tree
+                .as_ref()
+                .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
+            kernel_words: &kernel_words,
+            words: &words,
+            plugin: plugin.as_ref(),
+        };
+        let ports = [Serial::File(&console), Serial::File(&stream)];
+        let command = machine.command(&software, backing, ports)?;
+        let line: Vec<String> = command
+            .get_args()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+
+        let start = Instant::now();
+        let mut followed = Stream::default();
+        let guest = Guest::start(command, &console, &stream, self.limits, cut)?;
+        let (end, cpu) = guest.follow(|line| {
+            followed.line(line);
+            on_line(line);
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let mut sections = followed.sections(suites[0]);
+        let mut results = if cut.is_some() {
+            // Its test has been interrupted; what counts is whether it has failed before that.
+            ktap::Parsed::of_failures(suites[0], &sections[0].failures.found)
+        } else {
+            for section in &mut sections {
+                section.failures.end();
+            }
+            ktap::parse(&self.env, &stream, &dir.join("ktap.json"))?
+        };
+        let mut troubles = complaints(&console)?;
+        match &end {
+            End::Orderly => {}
+            End::Hung(reason) => {
+                troubles.push(format!("{reason} and was ended{}", tail(&console)?))
+            }
+            End::Died => troubles.push(format!("the guest died{}", tail(&console)?)),
+            End::DiedBooting => {
+                troubles.push(format!("the guest did not come up{}", tail(&console)?))
+            }
+        }
+        if end == End::Orderly && results.errors > 0 {
+            troubles.push(format!(
+                "the results have {} mistakes in their form",
+                results.errors
+            ));
+        }
+        let in_sections: f64 = sections.iter().map(Section::seconds).sum();
+        let mut reports = Vec::new();
+        for section in sections {
+            let suite = suites.iter().copied().find(|name| *name == section.suite);
+            let suite = suite.with_context(|| format!("`{}` was not asked for", section.suite))?;
+            let results = results.take(suite);
+            let mut troubles = Vec::new();
+            if end == End::Orderly && cut.is_none() && results.tests.is_empty() {
+                troubles.push("the guest ran no tests".to_owned());
+            }
+            reports.push(Report {
+                suite,
+                subject: self.subject.clone(),
+                boots: 1,
+                seconds: section.seconds(),
+                guest: None,
+                counts: results.counts,
+                times: section.times,
+                failures: section.failures.found,
+                troubles,
+                machine: line.clone(),
+                checkers: followed.checkers.clone(),
+                measured: section.measured,
+                tests: results.tests,
+            });
+        }
+        // What belongs to no suite is reported with the first one, and trouble with the one that it ended.
+        reports[0].seconds += seconds - in_sections;
+        reports[0].guest = Some(GuestTime {
+            suites: reports.len(),
+            seconds,
+            cpu_seconds: cpu.as_secs_f64(),
+        });
+        let last = reports.last_mut().context("nothing was run")?;
+        last.troubles.append(&mut troubles);
+        Ok((end, reports))
+    }
+}
+
+/// What the kernel complained about on the console.
+fn complaints(console: &Path) -> Result<Vec<String>> {
+    let text = read(console)?;
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(klog::troubles(&lines, |line| line)
+        .take(COMPLAINTS)
+        .map(|(_, line)| format!("kernel: {}", line.trim()))
+        .collect())
+}
+
+fn tail(console: &Path) -> Result<String> {
+    let text = read(console)?;
+    if text.trim().is_empty() {
+        return Ok(" without a word on its console".to_owned());
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let shown = lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n    | ");
+    Ok(format!(
+        "; its console, {}, ends with\n    | {shown}",
+        console.display()
+    ))
+}
+
+fn read(console: &Path) -> Result<String> {
+    let bytes = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
