@@ -45,8 +45,8 @@ pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
     dev_err!(
         dev,
         "the medium is bad where the info block of {} would be. To read it as raw, {}write 1 to its \
-         force_raw and bind it. To recreate it, write zeroes to the first 8 KiB of that disk, which \
-         clears the poison, then `ndctl create-namespace -f -e {}`\n",
+         force_raw and bind it. To recreate it, write zeroes to the first 8 KiB of that disk, \
+         which clears the poison, then `ndctl create-namespace -f -e {}`\n",
         name,
         release(dev),
         name

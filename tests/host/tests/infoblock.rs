@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which info blocks are believed. A good one of each kind is, whatever the namespace; every change of a
-//! byte is noticed; and what a changed one with a right checksum asks for is within the namespace or refused.
+//! Which info blocks are believed. A good one of each kind is, whatever the namespace; every change
+//! of a byte is noticed; and what a changed one with a right checksum asks for is within the
+//! namespace or refused.
 
 use host::infoblock::{Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
 use proptest::prelude::*;
