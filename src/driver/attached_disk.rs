@@ -89,8 +89,8 @@ impl<'bound> AttachedDisk<'bound> {
             dev_warn!(
                 dev,
                 "the label asks for sectors of {} bytes, which do not exist; they have 512. \
-                 `ndctl create-namespace -f -e {} --sector-size=512` corrects it, and makes the \
-                 namespace anew\n",
+                 `ndctl create-namespace -f -e {} --sector-size=512` recreates the namespace \
+                 with 512\n",
                 asked,
                 namespace.name()
             );
@@ -101,8 +101,7 @@ impl<'bound> AttachedDisk<'bound> {
             GFP_KERNEL,
         )?;
         region.populate_badblocks(&badblocks, &data);
-        // Once the disk can be opened, only the teardown can undo this function. So everything that
-        // can fail comes before.
+        // Allocated here: once the disk was opened, only the teardown can undo this function.
         let reserved = Registry::reserve()?;
         let unbind = Unbind::new(
             shared.clone(),

@@ -126,7 +126,7 @@ pub fn setup_pfn<'bound>(
             dev_err!(
                 dev,
                 "cannot be set up (error {}); libnvdimm says above why. \
-                 `ndctl create-namespace -f -e {}` makes the namespace anew\n",
+                 `ndctl create-namespace -f -e {}` recreates the namespace\n",
                 err.to_errno(),
                 name
             );

@@ -194,10 +194,10 @@ impl Environment for Arc<Unbind> {
         }
     }
 
-    fn first_user(&self, memory: &mut Draining, _disk: &mut RemovedDisk) -> Option<User> {
-        let user = memory.memory.first_user()?;
+    fn first_user(&self, draining: &mut Draining, _disk: &mut RemovedDisk) -> Option<User> {
+        let user = draining.memory.first_user()?;
 
-        self.count(memory);
+        self.count(draining);
         Some(match user {
             fs_dax::User::Reference => User::Translation,
             fs_dax::User::Holder => User::Holder,
@@ -206,32 +206,32 @@ impl Environment for Arc<Unbind> {
         })
     }
 
-    fn wait_for(&self, user: User, memory: &mut Draining, _disk: &mut RemovedDisk) {
+    fn wait_for(&self, user: User, draining: &mut Draining, _disk: &mut RemovedDisk) {
         let user = match user {
             User::Translation => fs_dax::User::Reference,
             User::Holder => fs_dax::User::Holder,
             User::Pin => {
-                memory.pause = 1;
+                draining.pause = 1;
                 fs_dax::User::Pin
             }
             User::PageCache => {
                 // Another thread is about to remove the entry.
-                sleep(memory.pause);
-                memory.pause = memory.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
-                memory.memory.revoke();
+                sleep(draining.pause);
+                draining.pause = draining.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
+                draining.memory.revoke();
                 return;
             }
         };
-        memory.memory.wait_for(user, USER_TIMEOUT);
+        draining.memory.wait_for(user, USER_TIMEOUT);
     }
 
-    fn free(&self, memory: Draining, _disk: RemovedDisk) {
+    fn free(&self, draining: Draining, _disk: RemovedDisk) {
         // Later walks may have written back. The region of a retired range cannot be reached.
         if !self.with(|teardown| teardown.is_retired()) {
             self.flush();
         }
 
-        let mut memory = memory.memory;
+        let mut memory = draining.memory;
         while let Err(rest) = memory.unmap(PUT_FILES_TIMEOUT) {
             memory = rest;
             sleep(USER_TIMEOUT);

@@ -29,8 +29,8 @@ pub fn report_info_block(
 ) {
     dev_err!(
         dev,
-        "the info block for mode {} cannot be used: {}. To get at what {} holds, {}write 1 to its \
-         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` makes it anew\n",
+        "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
+         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` recreates it\n",
         mode.name(),
         error.describe(),
         name,
@@ -44,9 +44,9 @@ pub fn report_info_block(
 pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
     dev_err!(
         dev,
-        "the medium is bad where the info block of {} would be. To get at what it holds, {}write 1 \
-         to its force_raw and bind it. To make it anew, write zeroes to the first 8 KiB of that \
-         disk, which clears the poison, then `ndctl create-namespace -f -e {}`\n",
+        "the medium is bad where the info block of {} would be. To read it as raw, {}write 1 to its \
+         force_raw and bind it. To recreate it, write zeroes to the first 8 KiB of that disk, \
+         which clears the poison, then `ndctl create-namespace -f -e {}`\n",
         name,
         release(dev),
         name

@@ -91,7 +91,7 @@ pub(super) struct Progress {
 
 /// The data of the teardown of a device.
 ///
-/// It is created before the device is bound, so that the teardown allocates nothing that it needs.
+/// It is created before the device is bound, so that the teardown depends on no allocation.
 #[pin_data]
 pub struct Unbind {
     pub(super) shared: Ref<Shared>,

@@ -243,8 +243,7 @@ impl<'bound> Namespace<'bound> {
 
     /// Returns whether there is a label whose claim class is `NVDIMM_CCLASS_NONE`.
     ///
-    /// Labels of version 1.1 have no claim class, so this is true for every namespace with such
-    /// one.
+    /// Labels of version 1.1 have no claim class, so it is true for all of these.
     pub fn is_raw_by_label(&self) -> bool {
         // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the
         // lock of the device, and a namespace that is not claimed.
