@@ -207,3 +207,40 @@ need_namespaces() {
     die "neither root nor user namespaces: $problem" \
         "Run as root. (Ubuntu: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
 }
+
+# What cargo has compiled is kept in the cache, for the next checkout: crates of the registry need not
+# be compiled again, if lock file and compiler are the same.
+#
+# crates_key COMPILER: the folder in the cache for a compiler.
+crates_key() {
+    echo "$CACHE/crates-$(hash "$1" "$(<"$PROJECT/Cargo.lock")" "$(<"$PROJECT/Cargo.toml")")"
+}
+
+# seed_crates KEPT TARGET: fills an empty target folder of cargo.
+seed_crates() {
+    local profile
+    for profile in debug release; do
+        if [[ -d $1/$profile && ! -e $2/$profile ]]; then
+            mkdir -p "$2"
+            cp -a --reflink=auto "$1/$profile" "$2/$profile.partial"
+            mv "$2/$profile.partial" "$2/$profile"
+        fi
+    done
+}
+
+# keep_crates KEPT TARGET: keeps what is not there yet. What was not used for a month is removed.
+keep_crates() {
+    local profile
+    open_cache
+    mkdir -p "$1"
+    touch "$1"
+    for profile in debug release; do
+        if [[ -d $2/$profile && ! -e $1/$profile ]]; then
+            rm -rf "$1/$profile.partial"
+            cp -a --reflink=auto "$2/$profile" "$1/$profile.partial"
+            rm -rf "$1/$profile.partial/incremental"
+            mv -T "$1/$profile.partial" "$1/$profile" 2>/dev/null || rm -rf "$1/$profile.partial"
+        fi
+    done
+    find "$CACHE" -mindepth 1 -maxdepth 1 -name 'crates-*' -mtime +30 -exec rm -rf {} +
+}
