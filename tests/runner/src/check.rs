@@ -72,7 +72,7 @@ fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
 /// What a worker has to say of a suite.
 enum Outcome {
     Begun(&'static str),
-    Done(Report),
+    Done(Box<Report>),
     NotRun(&'static str),
 }
 
@@ -106,19 +106,19 @@ impl Run<'_> {
             out.send(Outcome::Begun(name))?;
         }
         match job {
-            Job::Special(special) => out.send(Outcome::Done(match special {
+            Job::Special(special) => out.send(Outcome::Done(Box::new(match special {
                 Special::Selftest => selftest::run(&bench)?,
                 Special::Counting => counting::run(&bench)?,
                 Special::Ordering => ordering::run(&bench, self.only)?,
                 Special::Crash => crash::run(&bench)?,
-            }))?,
+            })))?,
             Job::Boots(suite) => {
                 let backing = bench.results.join(suite.name);
                 suite.machine.create_backing(&backing)?;
                 for boot in suite.boots {
                     let report =
                         bench.boot_some(&suite.machine, &backing, boot, self.only, |_| {})?;
-                    out.send(Outcome::Done(report))?;
+                    out.send(Outcome::Done(Box::new(report)))?;
                 }
                 suite.machine.remove_backing(&backing)?;
             }
@@ -150,7 +150,7 @@ impl Run<'_> {
             first.machine.remove_backing(&backing)?;
             suites = &suites[reports.len()..];
             for report in reports {
-                out.send(Outcome::Done(report))?;
+                out.send(Outcome::Done(Box::new(report)))?;
             }
         }
         Ok(())
