@@ -223,7 +223,7 @@ impl Bench {
             out: dir.join(SEEN),
         });
         let kernel_words = [
-            self.env.kernel_words(),
+            Env::KERNEL_WORDS,
             self.kernel_words,
             boot.kernel_words(),
         ]

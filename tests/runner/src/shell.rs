@@ -18,7 +18,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         kernel: &env.kernel,
         image: &image,
         loaded: None,
-        kernel_words: env.kernel_words(),
+        kernel_words: Env::KERNEL_WORDS,
         words: &words,
         plugin: None,
     };

@@ -288,7 +288,7 @@ impl Special {
 /// An NVDIMM, one CPU, and addresses of the kernel that the plugin knows.
 pub const WATCHED: Machine = Machine {
     cpus: 1,
-    kernel_words: "nokaslr no5lvl nopti",
+    kernel_words: "nokaslr",
     ..ONE
 };
 
