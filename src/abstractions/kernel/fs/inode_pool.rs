@@ -139,8 +139,10 @@ impl InodePool {
             let stored = self.freed.wait_until(RETRY_INTERVAL, || {
                 let mut slots = self.slots.lock();
                 let mut free = slots.iter_mut().filter(|slot| matches!(slot, Slot::Free));
+                // Before the inode is taken: an assignment evaluates its right side first.
+                let slot = free.nth(spare)?;
 
-                *free.nth(spare)? = new(inode.take()?);
+                *slot = new(inode.take()?);
                 Some(())
             });
             if stored.is_some() {
