@@ -3,7 +3,6 @@
 //! File systems, as far as a driver of DAX memory needs them.
 
 pub mod dax;
-mod file_system_type;
 mod inode;
 mod inode_pool;
 mod super_block;

@@ -42,19 +42,19 @@ impl<'bound> Namespace<'bound> {
     ///
     /// [`ENODEV`] if the device is not a btt, or is not fully configured.
     pub fn attach_btt(self) -> Result<Btt<'bound>> {
-        if self.dev.kind() != Kind::Btt {
+        if self.device().kind() != Kind::Btt {
             return Err(ENODEV);
         }
 
         // SAFETY: The namespace is claimed by a btt device, which is being bound.
-        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
+        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns().as_ptr()) })?;
 
-        let dev: &device::Device<Bound> = self.dev.as_ref();
+        let dev: &device::Device<Bound> = self.device().as_ref();
         // If this fails, the btt is detached at once.
         devres::register(dev, DetachBtt(dev.into()), GFP_KERNEL)?;
 
         // INVARIANT: It has just been attached, and devres detaches it when the device is unbound.
-        Ok(Btt { dev: self.dev })
+        Ok(Btt { dev: self.device() })
     }
 }
 

@@ -63,8 +63,8 @@ impl<'bound> Namespace<'bound> {
         // released when the probe fails or the device is unbound.
         to_result(unsafe {
             bindings::devm_namespace_enable(
-                self.dev.as_raw(),
-                self.ndns.as_ptr(),
+                self.device().as_raw(),
+                self.ndns().as_ptr(),
                 info_block_reserve(),
             )
         })?;
@@ -82,16 +82,18 @@ impl<'bound> EnabledNamespace<'bound> {
 
     /// Disables the access to the info block.
     pub fn disable(self) -> Namespace<'bound> {
-        let namespace = Namespace { ..self.namespace };
+        let dev = self.namespace.device();
+        let ndns = self.namespace.ndns();
 
         drop(self);
-        namespace
+        // SAFETY: They are those of a namespace, which has just been disabled.
+        unsafe { Namespace::from_raw(dev, ndns) }
     }
 
     /// Returns the offset of the first info block in the namespace, in bytes.
     pub fn info_block_start(&self) -> ResourceSize {
         // SAFETY: By the type invariant the namespace is valid.
-        match unsafe { (*self.namespace.ndns.as_ptr()).claim_class } {
+        match unsafe { (*self.namespace.ndns().as_ptr()).claim_class } {
             // Only a btt of version 2, which needs a label, starts at the first page.
             bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
             _ => INFO_BLOCK_SIZE as ResourceSize,
@@ -105,7 +107,7 @@ impl<'bound> EnabledNamespace<'bound> {
     /// [`EIO`] if the medium is bad there, [`ENOMEM`].
     pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
         const READ: c_int = 0;
-        let ndns = self.namespace.ndns.as_ptr();
+        let ndns = self.namespace.ndns().as_ptr();
         let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 
         // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. The
@@ -130,8 +132,8 @@ impl<'bound> EnabledNamespace<'bound> {
     ///
     /// [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
     pub fn claim(&self) -> Result<Claim> {
-        let dev = self.namespace.dev.as_raw();
-        let ndns = self.namespace.ndns.as_ptr();
+        let dev = self.namespace.device().as_raw();
+        let ndns = self.namespace.ndns().as_ptr();
 
         // Each probe function returns zero if its info block is there and has been claimed,
         // `EOPNOTSUPP` if it is there and cannot be used, another error if it is not there.
@@ -162,7 +164,7 @@ impl<'bound> EnabledNamespace<'bound> {
     ///   libnvdimm logs the reason.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
     pub fn setup_pfn(self) -> Result<(Self, PagemapConfig)> {
-        let dev = self.namespace.dev;
+        let dev = self.namespace.device();
         if dev.kind() != Kind::Pfn {
             return Err(ENODEV);
         }
@@ -208,8 +210,8 @@ impl Drop for EnabledNamespace<'_> {
         // SAFETY: By the type invariant the namespace is enabled.
         unsafe {
             bindings::devm_namespace_disable(
-                self.namespace.dev.as_raw(),
-                self.namespace.ndns.as_ptr(),
+                self.namespace.device().as_raw(),
+                self.namespace.ndns().as_ptr(),
             )
         };
     }

@@ -97,8 +97,8 @@ const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
 /// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it. It is neither
 /// enabled nor attached.
 pub struct Namespace<'bound> {
-    pub(super) dev: &'bound Device<Bound>,
-    pub(super) ndns: NonNull<bindings::nd_namespace_common>,
+    dev: &'bound Device<Bound>,
+    ndns: NonNull<bindings::nd_namespace_common>,
 }
 
 // SAFETY: The C functions that are called with a namespace may be called by any thread.
@@ -145,6 +145,10 @@ impl<'bound> Namespace<'bound> {
     /// Returns the device that is bound: the namespace itself, or the one that has claimed it.
     pub fn device(&self) -> &'bound Device<Bound> {
         self.dev
+    }
+
+    pub(super) fn ndns(&self) -> NonNull<bindings::nd_namespace_common> {
+        self.ndns
     }
 
     /// Returns the part of the namespace that has its physical range (`to_nd_namespace_io()`).

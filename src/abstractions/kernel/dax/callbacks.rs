@@ -34,8 +34,8 @@ use kernel::{
 /// The callbacks in [`Self::OPS`] find it in the device and read `pages` without a check. A device
 /// without pages has [`Self::NO_PAGES_OPS`].
 pub(super) struct Private<T, P: PagemapOperations> {
-    pub(super) pages: Option<PagemapRef<P>>,
-    pub(super) data: Arc<T>,
+    pages: Option<PagemapRef<P>>,
+    data: Arc<T>,
 }
 
 impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
@@ -50,6 +50,14 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         zero_page_range: Some(refuse_zero_page_range),
         recovery_write: None,
     };
+
+    pub(super) fn new(data: Arc<T>, pages: Option<PagemapRef<P>>) -> Self {
+        Self { pages, data }
+    }
+
+    pub(super) fn pages(&self) -> Option<&PagemapRef<P>> {
+        self.pages.as_ref()
+    }
 
     /// Returns the operations of a device that has `self` as its private data.
     pub(super) fn ops(&self) -> &'static bindings::dax_operations {

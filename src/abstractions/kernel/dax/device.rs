@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! References to DAX devices.
+//!
+//! Lock order: [`Handle::is_released`] is outside of the locks that the holder takes in
+//! `notify_failure()`, and inside of `mf_mutex`.
 
 use crate::abstractions::bindings;
 use core::ptr::NonNull;

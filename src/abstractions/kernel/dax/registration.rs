@@ -77,7 +77,7 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
     /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
     pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
         let registered = Registered::new()?;
-        let private = KBox::new(Private { pages, data }, GFP_KERNEL)?;
+        let private = KBox::new(Private::new(data, pages), GFP_KERNEL)?;
         let ops = private.ops();
         let private = KBox::into_raw(private);
 
@@ -126,7 +126,7 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
         }
         // First, because the pgmap must know each disk by which a holder may find the device.
         // SAFETY: By the type invariant the box is there; it is only read.
-        if let Some(pages) = unsafe { &(*self.private.as_ptr()).pages } {
+        if let Some(pages) = unsafe { self.private.as_ref() }.pages() {
             pages.set_host(disk.state())?;
         }
 

@@ -14,10 +14,10 @@
 use crate::abstractions::{
     bindings,
     kernel::fs::{
-        file_system_type::DAX_TYPES,
         inode::Inode,
         inode_pool::InodePool, //
-    }, //
+    },
+    kernel_ext::module_list::Code, //
 };
 use core::ptr::{
     addr_of,
@@ -28,6 +28,49 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
+
+/// A type of file system, and the code that registers it.
+struct FileSystemType {
+    name: &'static CStr,
+    code: Code,
+}
+
+const EXT4: Code = Code {
+    built_in: cfg!(CONFIG_EXT4_FS = "y"),
+    module: c"ext4",
+};
+
+/// All types whose DAX memory comes from a block device: the callers of `dax_iomap_fault()`, which
+/// are vetted (`rust-bindings/vetted`). `fs/fuse` and `device-dax` have memory of their own.
+const DAX_TYPES: &[FileSystemType] = &[
+    FileSystemType {
+        name: c"ext4",
+        code: EXT4,
+    },
+    FileSystemType {
+        name: c"ext3",
+        code: EXT4,
+    },
+    #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
+    FileSystemType {
+        name: c"ext2",
+        code: EXT4,
+    },
+    FileSystemType {
+        name: c"xfs",
+        code: Code {
+            built_in: cfg!(CONFIG_XFS_FS = "y"),
+            module: c"xfs",
+        },
+    },
+    FileSystemType {
+        name: c"erofs",
+        code: Code {
+            built_in: cfg!(CONFIG_EROFS_FS = "y"),
+            module: c"erofs",
+        },
+    },
+];
 
 /// A walk through the inodes with DAX entries of all mounted file systems.
 ///

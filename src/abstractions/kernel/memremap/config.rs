@@ -33,10 +33,10 @@ pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 /// zero, except what describes the memory for the `struct page`s. `data_offset` is less than `len`,
 /// and no `struct page`s are stored in the pages from there on.
 pub struct PagemapConfig {
-    pub(super) pgmap: bindings::dev_pagemap,
-    pub(super) start: PhysAddr,
-    pub(super) len: ResourceSize,
-    pub(super) data_offset: ResourceSize,
+    pgmap: bindings::dev_pagemap,
+    start: PhysAddr,
+    len: ResourceSize,
+    data_offset: ResourceSize,
 }
 
 impl PagemapConfig {
@@ -101,6 +101,13 @@ impl PagemapConfig {
             len,
             data_offset,
         })
+    }
+
+    /// Returns `pgmap`, `start`, `len` and `data_offset`.
+    pub(super) fn into_parts(
+        self,
+    ) -> (bindings::dev_pagemap, PhysAddr, ResourceSize, ResourceSize) {
+        (self.pgmap, self.start, self.len, self.data_offset)
     }
 }
 

@@ -119,12 +119,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         node: Node,
         ops: T,
     ) -> Result<impl PinInit<Self, Error>> {
-        let PagemapConfig {
-            pgmap,
-            start,
-            len,
-            data_offset,
-        } = config;
+        let (pgmap, start, len, data_offset) = config.into_parts();
         // SAFETY: A constant of the architecture.
         let align = unsafe { bindings::memremap_compat_align() } as ResourceSize;
         let misaligned = (start | len) & align.wrapping_sub(1) != 0;

@@ -4,12 +4,10 @@
 
 use crate::abstractions::{
     kernel::{
-        fs::dax::{
-            owner::Owner,
-            report::{
-                User,
-                Walked, //
-            }, //
+        fs::dax::owner::{
+            Owner,
+            User,
+            Walked, //
         },
         memremap::{
             PagemapConfig,
@@ -131,7 +129,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Returns a reference to the pgmap, which keeps it, or [`None`] after
     /// [`Self::close_to_mappings`].
     pub fn reference(&self) -> Option<PagemapRef<T>> {
-        self.0.pages.try_get()
+        self.0.pages().try_get()
     }
 
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
@@ -144,8 +142,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     ///
     /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
     pub fn close_to_mappings(&mut self) -> Walked {
-        self.0.pages.refuse_mappings();
-        self.0.pages.kill();
+        self.0.refuse_mappings();
         self.0.unmap_files()
     }
 
@@ -160,7 +157,7 @@ impl<T: PagemapOperations> Deref for Pagemap<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        &self.0.pages
+        self.0.pages()
     }
 }
 
@@ -199,7 +196,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Revokes the memory again, from files whose pages were pinned the last time. As
     /// [`Closed::revoke`].
     pub fn revoke(&mut self) -> Walked {
-        self.walk_needed = !self.owner.pages.is_unused();
+        self.walk_needed = !self.owner.pages().is_unused();
         self.owner.revoke_files()
     }
 
@@ -214,14 +211,14 @@ impl<T: PagemapOperations> Revoked<T> {
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
         match user {
             User::Reference => {
-                self.owner.pages.wait_timeout(limit);
+                self.owner.pages().wait_timeout(limit);
             }
-            User::Holder => {
-                // The holder may be below a file system that kept files keep. Files with pins stay:
+            User::Keeper => {
+                // The keeper may be below a file system that kept files keep. Files with pins stay:
                 // the last reference to their superblock would be put under its lock, and wait for
                 // the pins.
                 self.owner.release_files();
-                if let Some(host) = self.owner.pages.host() {
+                if let Some(host) = self.owner.pages().host() {
                     host.wait_closed(limit);
                 }
             }
@@ -237,7 +234,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
     /// Sleeps.
     pub fn wait_put(&self, limit: Msecs) {
-        self.owner.pool.wait_put(limit);
+        self.owner.wait_put(limit);
     }
 
     /// Frees pages, mapping and reservation. Sleeps. Waits for grace periods and the memory hotplug
@@ -251,14 +248,14 @@ impl<T: PagemapOperations> Revoked<T> {
             return Err(self);
         }
         // A thread may use a page just after it was seen idle, until a grace period has passed.
-        self.owner.pages.synchronize();
+        self.owner.pages().synchronize();
         self.next = 0;
         if self.first_user().is_some() {
             return Err(self);
         }
 
         // SAFETY: By the type, translations are refused and the memory was revoked. No reference to
-        // the pgmap is left, so no translation is under way; no holder has an address; no page is
+        // the pgmap is left, so no translation is under way; no keeper has an address; no page is
         // in use.
         unsafe { self.owner.unmap() };
         Ok(())
@@ -269,7 +266,7 @@ impl<T: PagemapOperations> Deref for Revoked<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        &self.owner.pages
+        self.owner.pages()
     }
 }
 
