@@ -14,18 +14,16 @@ use super::{
         NamespaceMode, //
     }, //
 };
-use crate::abstractions::{
-    kernel::memremap::{
-        PagemapConfig, //
-        PAGE_STRUCT_SIZE,
-    },
-    nvdimm::{
-        self,
-        Claim,
-        Device,
-        EnabledNamespace,
-        Kind, //
-    }, //
+use crate::abstractions::kernel::memremap::{
+    PagemapConfig,
+    PAGE_STRUCT_SIZE, //
+};
+use crate::abstractions::nvdimm::{
+    self,
+    Claim,
+    Device,
+    EnabledNamespace,
+    Kind, //
 };
 use core::ops::Range;
 use kernel::{

@@ -22,25 +22,23 @@ use super::{
         Unbind, //
     }, //
 };
-use crate::abstractions::{
-    kernel::{
-        block::gendisk::{
-            self,
-            RemovedDisk, //
-        },
-        dax,
-        fs::dax::{
-            self as fs_dax,
-            Walked, //
-        },
-        wait::fatal_signal_pending, //
+use crate::abstractions::kernel::{
+    block::gendisk::{
+        self,
+        RemovedDisk, //
     },
-    kernel_ext::{
-        module::ModuleRef,
-        time::{
-            sleep,
-            Stopwatch, //
-        }, //
+    dax,
+    fs::dax::{
+        self as fs_dax,
+        Walked, //
+    },
+    wait::fatal_signal_pending, //
+};
+use crate::abstractions::kernel_ext::{
+    module::ModuleRef,
+    time::{
+        sleep,
+        Stopwatch, //
     }, //
 };
 use kernel::{

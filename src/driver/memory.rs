@@ -10,35 +10,33 @@ use super::{
     failure_handler::FailureHandler,
     plain::geometry::Span, //
 };
-use crate::abstractions::{
-    kernel::{
-        badblocks::Badblocks,
-        fs::dax::{
-            self as fs_dax,
-            Pagemap, //
-        },
-        memremap::{
-            Memremap,
-            PagemapConfig,
-            PagemapRef, //
-        },
-        numa::Node,
-        percpu_ref::{
-            Counted,
-            Ref, //
-        },
-        pmem_slice::{
-            PmemSlice,
-            WritableSlice, //
-        }, //
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    fs::dax::{
+        self as fs_dax,
+        Pagemap, //
     },
-    kernel_ext::{
-        io::resource::{
-            MemRegion,
-            RegionName, //
-        },
-        workqueue::OwnedQueue, //
+    memremap::{
+        Memremap,
+        PagemapConfig,
+        PagemapRef, //
+    },
+    numa::Node,
+    percpu_ref::{
+        Counted,
+        Ref, //
+    },
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
     }, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::{
+        MemRegion,
+        RegionName, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::ops::Range;
 use kernel::{

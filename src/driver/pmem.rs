@@ -6,8 +6,8 @@ use super::{
     flush::Flusher,
     memory::MemoryRef,
     plain::geometry::{
-        Span, //
-        SECTOR_SHIFT,
+        Span,
+        SECTOR_SHIFT, //
     }, //
 };
 use crate::abstractions::kernel::{
@@ -27,7 +27,7 @@ use kernel::{
     sync::{
         Arc,
         SetOnce, //
-    },
+    }, //
 };
 
 /// The memory of a device and its badblocks.

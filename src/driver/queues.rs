@@ -2,10 +2,8 @@
 
 //! The work queues that all devices share.
 
-use crate::abstractions::{
-    kernel::percpu_ref::Counted,
-    kernel_ext::workqueue::OwnedQueue, //
-};
+use crate::abstractions::kernel::percpu_ref::Counted;
+use crate::abstractions::kernel_ext::workqueue::OwnedQueue;
 use kernel::prelude::*;
 
 /// The work queues that all devices share.

@@ -6,10 +6,8 @@ use super::{
     queues::Queues,
     registry::Registry, //
 };
-use crate::abstractions::{
-    kernel::percpu_ref::Counted,
-    kernel_ext::module::Global, //
-};
+use crate::abstractions::kernel::percpu_ref::Counted;
+use crate::abstractions::kernel_ext::module::Global;
 use kernel::prelude::*;
 
 /// Installed before the first device is bound, until after the last one is unbound.

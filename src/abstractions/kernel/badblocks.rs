@@ -4,10 +4,8 @@
 //!
 //! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::kernfs::Dirent, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::kernfs::Dirent;
 use core::ptr::{
     addr_of,
     NonNull, //

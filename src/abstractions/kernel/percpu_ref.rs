@@ -10,12 +10,10 @@
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::{
-        sync::completion::Completion,
-        time::MINUTE, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::{
+    sync::completion::Completion,
+    time::MINUTE, //
 };
 use core::{
     ops::Deref,

@@ -12,14 +12,12 @@
 //!
 //! [`RegionAccess::flush`]: crate::abstractions::nvdimm::RegionAccess::flush
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::bio::{
-        Segment,
-        SegmentToFill, //
-    },
-    kernel_ext::iov::IterSource, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::bio::{
+    Segment,
+    SegmentToFill, //
 };
+use crate::abstractions::kernel_ext::iov::IterSource;
 use core::{
     marker::PhantomData,
     ptr::NonNull, //

@@ -11,10 +11,8 @@
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::module::Registered, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
 use core::ptr::null_mut;
 use kernel::{
     ffi::{

@@ -6,15 +6,13 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::percpu_ref::{
-        self,
-        Counted,
-        Ref, //
-    },
-    kernel_ext::time::sleep, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::percpu_ref::{
+    self,
+    Counted,
+    Ref, //
 };
+use crate::abstractions::kernel_ext::time::sleep;
 use core::ptr::NonNull;
 use kernel::{
     module::this_module,

@@ -8,14 +8,12 @@
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::numa::Node,
-    kernel_ext::{
-        device::name_of,
-        io::resource::PmemResource,
-        module::Registered, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    device::name_of,
+    io::resource::PmemResource,
+    module::Registered, //
 };
 use kernel::{
     device::{

@@ -4,13 +4,11 @@
 //!
 //! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::numa::Node,
-    kernel_ext::{
-        io::resource::PmemResource,
-        module::Registered, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    io::resource::PmemResource,
+    module::Registered, //
 };
 use core::{
     marker::PhantomData,

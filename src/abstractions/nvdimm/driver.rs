@@ -12,10 +12,8 @@ use super::{
         Watchers, //
     }, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel_ext::module::Registered, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
 use core::mem::offset_of;
 use kernel::{
     device::{

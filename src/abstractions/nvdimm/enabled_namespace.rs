@@ -9,10 +9,8 @@ use super::{
     device::Kind,
     namespace::Namespace, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel::memremap::PagemapConfig, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::memremap::PagemapConfig;
 use core::mem::ManuallyDrop;
 use kernel::{
     error::to_result,

@@ -8,13 +8,11 @@ use super::device::{
     Device,
     Kind, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::DiskName,
-    kernel_ext::{
-        device::name_of,
-        io::resource::MemRegion, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::gendisk::DiskName;
+use crate::abstractions::kernel_ext::{
+    device::name_of,
+    io::resource::MemRegion, //
 };
 use core::{
     ops::Range,

@@ -4,10 +4,8 @@
 //!
 //! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::badblocks::Badblocks, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::badblocks::Badblocks;
 use core::ops::Range;
 use kernel::{
     io::PhysAddr,

@@ -9,13 +9,12 @@
 //! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
 use super::namespace::Namespace;
-use crate::abstractions::{
-    bindings,
-    kernel::kobject, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::kobject;
 use core::ops::Range;
 use kernel::{
-    device, devres,
+    device,
+    devres,
     error::to_result,
     fmt,
     io::PhysAddr,
@@ -27,7 +26,7 @@ use kernel::{
         },
         Arc,
         Srcu, //
-    },
+    }, //
 };
 
 /// Access to the region of a device. It may outlive the binding of the device.

@@ -2,27 +2,23 @@
 
 //! The callbacks of the DAX core, and the private data of a device, by which they find the driver.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        dax::{
-            extent::{
-                Extent,
-                ReadLocked, //
-            },
-            operations::{
-                AccessMode,
-                Operations, //
-            }, //
-        },
-        memremap::{
-            PagemapInner,
-            PagemapOperations,
-            PagemapRef, //
-        }, //
+use super::{
+    extent::{
+        Extent,
+        ReadLocked, //
     },
-    kernel_ext::iov::IterSource, //
+    operations::{
+        AccessMode,
+        Operations, //
+    }, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::memremap::{
+    PagemapInner,
+    PagemapOperations,
+    PagemapRef, //
+};
+use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::{
     page::PAGE_MASK,
     prelude::*,

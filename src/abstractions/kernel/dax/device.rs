@@ -18,7 +18,7 @@ use kernel::{
         Arc,
         Mutex,
         UniqueArc, //
-    },
+    }, //
 };
 
 /// A counted reference to a `struct dax_device`, alive or dead.

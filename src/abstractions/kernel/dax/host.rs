@@ -2,16 +2,12 @@
 
 //! The connection of a disk to a DAX device.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::{
-            self,
-            DiskState,
-            GenDisk, //
-        },
-        dax::device::Handle, //
-    }, //
+use super::device::Handle;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::gendisk::{
+    self,
+    DiskState,
+    GenDisk, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -21,7 +17,7 @@ use kernel::{
     sync::{
         aref::ARef,
         Arc, //
-    },
+    }, //
 };
 
 /// The connection of a disk to a DAX device, by which file systems find the device. Dropping it

@@ -2,19 +2,15 @@
 
 //! The operations that a driver implements for a DAX device.
 
-use crate::abstractions::{
-    kernel::{
-        dax::extent::{
-            Extent,
-            ReadLocked, //
-        },
-        memremap::{
-            PagemapInner,
-            PagemapOperations, //
-        }, //
-    },
-    kernel_ext::iov::IterSource, //
+use super::extent::{
+    Extent,
+    ReadLocked, //
 };
+use crate::abstractions::kernel::memremap::{
+    PagemapInner,
+    PagemapOperations, //
+};
+use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::prelude::*;
 
 /// The purpose of a translation.

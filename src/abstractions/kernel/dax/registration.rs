@@ -2,26 +2,24 @@
 
 //! DAX devices that are alive.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::{
-            self,
-            GenDisk, //
-        },
-        dax::{
-            callbacks::Private,
-            device::Handle,
-            host::Host,
-            operations::Operations, //
-        },
-        memremap::{
-            PagemapOperations,
-            PagemapRef, //
-        }, //
-    },
-    kernel_ext::module::Registered, //
+use super::{
+    callbacks::Private,
+    device::Handle,
+    host::Host,
+    operations::Operations, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    block::gendisk::{
+        self,
+        GenDisk, //
+    },
+    memremap::{
+        PagemapOperations,
+        PagemapRef, //
+    }, //
+};
+use crate::abstractions::kernel_ext::module::Registered;
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,

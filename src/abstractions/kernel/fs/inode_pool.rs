@@ -4,14 +4,12 @@
 //!
 //! Lock order: `InodePool::slots` is innermost. Nothing that sleeps is called with it held.
 
-use crate::abstractions::{
-    kernel::{
-        fs::inode::Inode,
-        percpu_ref::Ref,
-        wait::WaitQueue, //
-    },
-    kernel_ext::workqueue::OwnedQueue, //
+use super::inode::Inode;
+use crate::abstractions::kernel::{
+    percpu_ref::Ref,
+    wait::WaitQueue, //
 };
+use crate::abstractions::kernel_ext::workqueue::OwnedQueue;
 use core::mem::replace;
 use kernel::{
     impl_has_work,

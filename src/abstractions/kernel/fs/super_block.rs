@@ -11,14 +11,12 @@
 //! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
 //! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::fs::{
-        inode::Inode,
-        inode_pool::InodePool, //
-    },
-    kernel_ext::module_list::Code, //
+use super::{
+    inode::Inode,
+    inode_pool::InodePool, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module_list::Code;
 use core::ptr::{
     addr_of,
     addr_of_mut, //

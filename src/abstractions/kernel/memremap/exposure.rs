@@ -5,10 +5,8 @@
 //! A page is exposed once a translation has returned its page frame number. It stays in the record
 //! for as long as this exists. A search for users looks at all exposed pages, and at no others.
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::sync::atomic::read_once, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
@@ -16,7 +14,7 @@ use kernel::{
     sync::atomic::{
         Atomic,
         Relaxed, //
-    },
+    }, //
 };
 
 /// The pages of a pgmap whose page frame numbers were ever returned to the DAX core.

@@ -2,16 +2,12 @@
 
 //! The pages of a pgmap that have failed.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        badblocks::Badblocks,
-        memremap::{
-            operations::PagemapOperations,
-            usage::FolioUse, //
-        }, //
-    }, //
+use super::{
+    operations::PagemapOperations,
+    usage::FolioUse, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::badblocks::Badblocks;
 use core::{
     ops::Range,
     ptr::addr_of, //

@@ -2,16 +2,14 @@
 
 //! Mappings without `struct page`s.
 
-use crate::abstractions::{
-    bindings,
-    kernel::pmem_slice::{
-        PmemSlice,
-        WritableSlice, //
-    },
-    kernel_ext::io::resource::{
-        MemRegion,
-        RegionName, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::pmem_slice::{
+    PmemSlice,
+    WritableSlice, //
+};
+use crate::abstractions::kernel_ext::io::resource::{
+    MemRegion,
+    RegionName, //
 };
 use core::ptr::NonNull;
 use kernel::{

@@ -2,32 +2,30 @@
 
 //! The pgmap: `struct page`s and a mapping of a physical range, without its owner.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::DiskState,
-        memremap::{
-            config::PagemapConfig,
-            exposure::Exposure,
-            failed_pages::FailedPages,
-            operations::PagemapOperations,
-            pages::Pages,
-            usage::{
-                PagesInUse,
-                UsedPage, //
-            }, //
-        },
-        numa::Node,
-        percpu_ref::Ref,
-        pmem_slice::{
-            PmemSlice,
-            WritableSlice, //
-        }, //
-    },
-    kernel_ext::io::resource::{
-        MemRegion,
-        RegionName, //
+use super::{
+    config::PagemapConfig,
+    exposure::Exposure,
+    failed_pages::FailedPages,
+    operations::PagemapOperations,
+    pages::Pages,
+    usage::{
+        PagesInUse,
+        UsedPage, //
     }, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    block::gendisk::DiskState,
+    numa::Node,
+    percpu_ref::Ref,
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
+};
+use crate::abstractions::kernel_ext::io::resource::{
+    MemRegion,
+    RegionName, //
 };
 use core::{
     ops::Range,

@@ -2,18 +2,16 @@
 
 //! The pages of a pgmap: their addresses, their page frames, and which of them are in use.
 
-use crate::abstractions::{
-    bindings,
-    kernel::memremap::{
-        access_state::AccessState,
-        exposure::Exposure,
-        usage::{
-            FolioUse,
-            PagesInUse,
-            UsedPage, //
-        }, //
+use super::{
+    access_state::AccessState,
+    exposure::Exposure,
+    usage::{
+        FolioUse,
+        PagesInUse,
+        UsedPage, //
     }, //
 };
+use crate::abstractions::bindings;
 use core::{
     ops::Range,
     ptr::{

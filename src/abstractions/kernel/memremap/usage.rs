@@ -14,7 +14,7 @@ use core::{
     ptr::{
         addr_of,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     prelude::*,

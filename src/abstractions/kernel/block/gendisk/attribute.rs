@@ -4,10 +4,8 @@
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::operations::Operations, //
-};
+use super::operations::Operations;
+use crate::abstractions::bindings;
 use core::marker::PhantomData;
 use kernel::{
     container_of,

@@ -4,31 +4,27 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        badblocks::Badblocks,
-        block::{
-            bio::Bio,
-            gendisk::{
-                attribute::Tables,
-                limits::Limits,
-                operations::Operations,
-                state::DiskState, //
-            }, //
-        },
-        kernfs::Dirent,
-        numa::Node, //
-    },
-    kernel_ext::module::Registered, //
+use super::{
+    attribute::Tables,
+    limits::Limits,
+    operations::Operations,
+    state::DiskState, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    block::bio::Bio,
+    kernfs::Dirent,
+    numa::Node, //
+};
+use crate::abstractions::kernel_ext::module::Registered;
 use core::{
     marker::PhantomData,
     ptr::{
         addr_of,
         addr_of_mut,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     device::{

@@ -12,13 +12,11 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::block_device::BlockDevice,
-    kernel_ext::{
-        module_list::Code,
-        sync::completion::Completion, //
-    }, //
+use super::block_device::BlockDevice;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::{
+    module_list::Code,
+    sync::completion::Completion, //
 };
 use core::ptr::{
     addr_of_mut,

@@ -12,18 +12,14 @@
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        fs::{
-            dax::entry::Entry,
-            inode::Inode, //
-        },
-        memremap::{
-            FolioUse,
-            PagemapInner,
-            PagemapOperations, //
-        }, //
+use super::entry::Entry;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    fs::inode::Inode,
+    memremap::{
+        FolioUse,
+        PagemapInner,
+        PagemapOperations, //
     }, //
 };
 use core::{
@@ -32,7 +28,7 @@ use core::{
     ptr::{
         addr_of_mut,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     page::PAGE_SHIFT,

@@ -2,35 +2,33 @@
 
 //! The owner of a pgmap, without its state.
 
-use crate::abstractions::{
-    kernel::{
-        fs::{
-            dax::mapping::FileMapping,
-            inode::Inode,
-            inode_pool::InodePool,
-            super_block::Walk, //
-        },
-        memremap::{
-            PagemapConfig,
-            PagemapInner,
-            PagemapOperations,
-            UsedPage, //
-        },
-        numa::Node,
-        percpu_ref::{
-            Counted,
-            Ref, //
-        }, //
+use super::mapping::FileMapping;
+use crate::abstractions::kernel::{
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool,
+        super_block::Walk, //
     },
-    kernel_ext::{
-        io::resource::MemRegion,
-        module::Registered,
-        time::{
-            sleep,
-            MINUTE, //
-        },
-        workqueue::OwnedQueue, //
+    memremap::{
+        PagemapConfig,
+        PagemapInner,
+        PagemapOperations,
+        UsedPage, //
+    },
+    numa::Node,
+    percpu_ref::{
+        Counted,
+        Ref, //
     }, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::MemRegion,
+    module::Registered,
+    time::{
+        sleep,
+        MINUTE, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::mem::ManuallyDrop;
 use kernel::{

@@ -2,26 +2,24 @@
 
 //! The states of the owner of a pgmap, as types that consume each other.
 
-use crate::abstractions::{
-    kernel::{
-        fs::dax::owner::{
-            Owner,
-            User,
-            Walked, //
-        },
-        memremap::{
-            PagemapConfig,
-            PagemapInner,
-            PagemapOperations,
-            PagemapRef, //
-        },
-        numa::Node,
-        percpu_ref::Ref, //
+use super::owner::{
+    Owner,
+    User,
+    Walked, //
+};
+use crate::abstractions::kernel::{
+    memremap::{
+        PagemapConfig,
+        PagemapInner,
+        PagemapOperations,
+        PagemapRef, //
     },
-    kernel_ext::{
-        io::resource::MemRegion,
-        workqueue::OwnedQueue, //
-    }, //
+    numa::Node,
+    percpu_ref::Ref, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::MemRegion,
+    workqueue::OwnedQueue, //
 };
 use core::ops::Deref;
 use kernel::{
