@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether a namespace is bound itself, or a device claims it for the mode in its info block.
+//! The check whether a namespace is bound as raw, or claimed for the mode in its info block.
 
 use super::{
     messages::{

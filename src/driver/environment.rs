@@ -9,7 +9,6 @@ use super::{
         Memory,
         Revoked, //
     },
-    parameters,
     plain::teardown::{
         Environment,
         Teardown,
@@ -36,6 +35,7 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::{
     module::ModuleRef,
+    module_param::REVOKE_TIMEOUT_MS,
     time::{
         sleep,
         Stopwatch, //
@@ -127,7 +127,8 @@ impl Environment for Arc<Unbind> {
         if self.memmap_is_on_media {
             return false;
         }
-        let limit = u64::from(parameters::revoke_timeout_ms()).saturating_mul(1000);
+        // 0 means without a limit. The value may change while an unbind waits.
+        let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
 
         fatal_signal_pending() || (limit != 0 && (has_keeper || self.age() >= limit))
     }

@@ -96,9 +96,7 @@ impl Flusher {
 
     /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
-    /// # Errors
-    ///
-    /// As [`RegionAccess::flush`]. A failure is logged unless the flush before it has failed too.
+    /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
         let result = self.region.flush();

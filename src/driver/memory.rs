@@ -92,10 +92,6 @@ impl Memory {
     ///
     /// Memory that fails later is added to `badblocks`, which count from the start of the data.
     /// References to files are put on `queue` when the memory is revoked.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the layout does not fit the range, [`ENOMEM`], and the errors of mapping.
     pub fn new(
         reservation: MemRegion,
         layout: Layout,
@@ -188,12 +184,8 @@ impl Revoked {
         }
     }
 
-    /// Unmaps and releases the range. Before, waits for at most `limit` milliseconds for references
-    /// to files to be put. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// Returns the memory if it has a user.
+    /// Waits for at most `limit` milliseconds for references to files to be put, then unmaps and
+    /// releases the range. Returns the memory if it has a user. Sleeps.
     pub fn unmap(self, limit: Msecs) -> Result<(), Self> {
         match self {
             Self::Pages(pages) => {
@@ -280,11 +272,6 @@ impl MemoryRef {
         self.pages()?.first_failed(span.offset, span.len)
     }
 
-    /// Clears the hwpoison of the pages that are wholly in `span`, whose poison was cleared. May
-    /// sleep.
-    ///
-    /// # Errors
-    ///
     /// As
     /// [`PagemapInner::unpoison`](crate::abstractions::kernel::memremap::PagemapInner::unpoison).
     pub fn unpoison(&self, span: Span) -> Result {

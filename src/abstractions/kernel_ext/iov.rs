@@ -19,10 +19,8 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use pmem_rs::abstractions::{
-///     kernel::pmem_slice::WritableSlice,
-///     kernel_ext::iov::IterSource, //
-/// };
+/// use pmem_rs::abstractions::kernel::pmem_slice::WritableSlice;
+/// use pmem_rs::abstractions::kernel_ext::iov::IterSource;
 ///
 /// /// Returns the number of bytes written, at most `len`.
 /// fn write(

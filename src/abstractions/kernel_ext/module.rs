@@ -48,11 +48,7 @@ impl Registrations {
         Self(Atomic::new(Self::NEW))
     }
 
-    /// Allows registrations.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] unless this is the first call.
+    /// Allows registrations. Only the first call succeeds.
     fn open(&self) -> Result {
         self.0
             .cmpxchg(Self::NEW, Self::OPEN, Relaxed)
@@ -60,11 +56,7 @@ impl Registrations {
             .map_err(|_| EBUSY)
     }
 
-    /// Counts one more registration.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] before [`Self::open`], and after [`Self::close`] has succeeded.
+    /// Counts one more registration. Fails before [`Self::open`] and after [`Self::close`].
     fn add(&self) -> Result {
         let mut found = self.0.load(Relaxed);
 
@@ -131,24 +123,6 @@ static REGISTRATIONS: Registrations = Registrations::new();
 /// An abstraction has it in its registration, as the field that is dropped last. [`WaitOnExit`]
 /// keeps the module loaded until all counts were dropped. So forgetting a registration keeps the
 /// text that the C side calls.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::prelude::*;
-/// use pmem_rs::abstractions::kernel_ext::module::Registered;
-///
-/// struct Registration {
-///     // The fields that the C side uses come first.
-///     _registered: Registered,
-/// }
-///
-/// let registration = Registration {
-///     _registered: Registered::new()?,
-/// };
-/// # drop(registration);
-/// # Ok::<(), Error>(())
-/// ```
 ///
 /// # Invariants
 ///
@@ -329,10 +303,8 @@ impl Drop for ModuleRef {
 /// # Examples
 ///
 /// ```
-/// use pmem_rs::abstractions::{
-///     kernel::percpu_ref::Counted,
-///     kernel_ext::module::Global, //
-/// };
+/// use pmem_rs::abstractions::kernel::percpu_ref::Counted;
+/// use pmem_rs::abstractions::kernel_ext::module::Global;
 ///
 /// static LIMIT: Global<u32> = Global::new();
 ///

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Namespaces that the btt driver of libnvdimm has made a disk of.
-//!
-//! C header: [`drivers/nvdimm/btt.h`](srctree/drivers/nvdimm/btt.h)
+//! Namespaces that are attached to the btt driver of libnvdimm.
 
 use super::{
     device::{
@@ -69,8 +67,8 @@ impl Btt<'_> {
         }
     }
 
-    /// Adds what the region knows to be bad to the badblocks of the namespace. May sleep, takes the
-    /// bus lock.
+    /// Adds the bad ranges that the region knows to the badblocks of the namespace. May sleep.
+    /// Takes the bus lock.
     pub fn revalidate_poison(&self) {
         // SAFETY: By the type invariant the device is an attached btt, so it has a namespace, whose
         // badblocks were initialised when it was enabled.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Buses that a provider of persistent memory registers, and the regions on them.
-//!
-//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::numa::Node;
@@ -42,12 +40,10 @@ pub enum Persistence {
 /// A driver cannot name the memory by numbers:
 ///
 /// ```compile_fail,E0308
-/// use pmem_rs::abstractions::{
-///     kernel::numa::Node,
-///     nvdimm::{
-///         Persistence,
-///         RegionDesc, //
-///     }, //
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::nvdimm::{
+///     Persistence,
+///     RegionDesc, //
 /// };
 ///
 /// fn describe(start: u64, len: u64) -> RegionDesc<'static> {
@@ -88,20 +84,16 @@ pub struct RegionDesc<'a> {
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Bound,
-///     platform::Device,
-///     prelude::*,
-///     str::CString, //
-/// };
-/// use pmem_rs::abstractions::{
-///     kernel::numa::Node,
-///     kernel_ext::platform,
-///     nvdimm::{
-///         Bus,
-///         Persistence,
-///         RegionDesc, //
-///     }, //
+/// use kernel::device::Bound;
+/// use kernel::platform::Device;
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::kernel_ext::platform;
+/// use pmem_rs::abstractions::nvdimm::{
+///     Bus,
+///     Persistence,
+///     RegionDesc, //
 /// };
 ///
 /// fn provide(dev: &Device<Bound>) -> Result<Bus<'_>> {
@@ -191,13 +183,9 @@ impl<'bound> Bus<'bound> {
         })
     }
 
-    /// Creates a region on the bus. Sleeps.
+    /// Creates a region on the bus. Sleeps. Fails with [`EINVAL`] if the range is empty.
     ///
     /// The region and its namespaces are bound to their drivers asynchronously.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the range is empty, [`ENOMEM`].
     pub fn create_region(&self, region: &RegionDesc<'bound>) -> Result {
         let range = region.memory.range();
         if range.is_empty() {

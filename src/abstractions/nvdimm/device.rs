@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Devices on the `nd` bus that are offered to drivers of namespaces.
-//!
-//! C header: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
 
 use super::region::Region;
 use crate::abstractions::bindings;

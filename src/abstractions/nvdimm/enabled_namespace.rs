@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Namespaces whose info block libnvdimm can read and write.
-//!
-//! C headers: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h),
-//! [`drivers/nvdimm/pfn.h`](srctree/drivers/nvdimm/pfn.h)
 
 use super::{
     device::Kind,
@@ -30,7 +27,7 @@ pub fn info_block_reserve() -> ResourceSize {
     SIZE.max(PAGE_SIZE) as ResourceSize
 }
 
-/// The result of looking for an info block.
+/// The result of [`EnabledNamespace::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// There is no info block: the namespace is raw.
@@ -51,11 +48,7 @@ pub struct EnabledNamespace<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
-    /// sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if the range is in use, [`ENOMEM`].
+    /// sleep. Fails with [`EBUSY`] if the range is in use.
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
         // SAFETY: The device is being bound. What a call that fails half-way leaves to devres is
         // released when the probe fails or the device is unbound.
@@ -98,11 +91,8 @@ impl<'bound> EnabledNamespace<'bound> {
         }
     }
 
-    /// Reads the bytes at [`Self::info_block_start`]. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EIO`] if the medium is bad there, [`ENOMEM`].
+    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium is
+    /// bad there.
     pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
         const READ: c_int = 0;
         let ndns = self.namespace.ndns().as_ptr();

@@ -7,9 +7,6 @@
 //!
 //! Lock order: the device lock of a region or a bus, the rwsem of the notifier chain,
 //! `Watchers::entries`. Watchers are called and dropped without `entries` held.
-//!
-//! C headers: [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h),
-//! [`include/linux/notifier.h`](srctree/include/linux/notifier.h)
 
 use super::device::Device;
 use crate::abstractions::bindings;
@@ -66,13 +63,11 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// # Examples
 ///
 /// ```
-/// use kernel::{
-///     device::Bound,
-///     prelude::*,
-///     sync::{
-///         Arc,
-///         Completion, //
-///     },
+/// use kernel::device::Bound;
+/// use kernel::prelude::*;
+/// use kernel::sync::{
+///     Arc,
+///     Completion, //
 /// };
 /// use pmem_rs::abstractions::nvdimm::{
 ///     Device,
@@ -130,11 +125,8 @@ pub struct ProviderWatch<'bound> {
 }
 
 impl<'bound> ProviderWatch<'bound> {
-    /// Registers `watcher` for the provider of the device. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the driver of the device is not one of this module, [`ENOMEM`].
+    /// Registers `watcher` for the provider of the device. Sleeps. Fails with [`EINVAL`] if the
+    /// driver of the device is not one of this module.
     pub fn new<W: ProviderWatcher>(
         dev: &'bound Device<Bound>,
         watcher: Arc<W>,

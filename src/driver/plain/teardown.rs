@@ -139,9 +139,9 @@ pub trait Environment: Sized {
 
     /// Returns whether a range that is in use is to be retired now.
     ///
-    /// That is so once the deadline has passed or the thread was killed, and at once if there is a
-    /// deadline and `has_keeper`. It is never so if the `struct page`s or the medium are removed
-    /// with the provider.
+    /// True once the deadline has passed or the thread was killed, and at once if there is a
+    /// deadline and `has_keeper`. Never true if the `struct page`s or the medium are removed with
+    /// the provider.
     fn should_retire(&self, has_keeper: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.

@@ -45,10 +45,6 @@ unsafe impl Sync for Handle {}
 impl Handle {
     /// Makes a device that is alive. May sleep.
     ///
-    /// # Errors
-    ///
-    /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
-    ///
     /// # Safety
     ///
     /// The device must be killed before the last reference to the result is dropped. Until then

@@ -33,11 +33,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Connects a disk to a device. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if the disk has a device already.
+    /// Connects a disk to a device. May sleep. Fails if the disk has a device already.
     pub(super) fn new<D: gendisk::Operations>(handle: &Handle, disk: &GenDisk<D>) -> Result<Self> {
         let device = disk.device();
 

@@ -26,7 +26,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// What the DAX core is told about a device when it is made.
+/// The properties of a device that the DAX core asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Properties {
     /// Data is durable after a CPU cache flush alone, so `MAP_SYNC` is possible.

@@ -25,7 +25,7 @@
 //! | idle | no exposed page has a reference or is associated with a file | the folios of all exposed pages are read |
 //!
 //! [`Revoked::first_user`] returns the [`User`] that a missing proof stands for, and
-//! [`Revoked::wait_for`] waits for it. [`Walked`] says what a walk through the files has found.
+//! [`Revoked::wait_for`] waits for it.
 //!
 //! # Drops
 //!

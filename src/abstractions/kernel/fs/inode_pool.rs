@@ -35,7 +35,7 @@ const RETRY_INTERVAL: Msecs = 1000;
 /// The number of these pauses between two messages.
 const RETRIES_PER_MESSAGE: u32 = 30;
 
-/// Slots for references to inodes that are kept, or that a worker puts.
+/// A pool of slots for references.
 ///
 /// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
 /// may wait for a file system or for pins, so a worker puts them. The slots are allocated in

@@ -7,9 +7,6 @@
 //!
 //! Lock order: `s_umount` of a superblock is outside of its `s_inode_list_lock`, which is outside
 //! of `i_lock`. Neither is held while an inode is returned to the caller.
-//!
-//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
-//! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
 use super::{
     inode::Inode,

@@ -20,8 +20,8 @@ use kernel::{
 /// The pages of a pgmap whose page frame numbers were ever returned to the DAX core.
 ///
 /// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. The record
-/// has a bit for each chunk of pages, so it is small. Most pages are exposed again and again. To
-/// find that out is a load and a test.
+/// has a bit for each chunk of pages, so it is small. Most translations are of pages that are
+/// recorded already, which a load and a test find.
 ///
 /// # Invariants
 ///

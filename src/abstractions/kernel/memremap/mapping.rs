@@ -24,15 +24,11 @@ use kernel::{
 ///
 /// ```no_run
 /// use kernel::str::CString;
-/// use pmem_rs::abstractions::{
-///     kernel::memremap::Memremap,
-///     nvdimm::Namespace, //
-/// };
+/// use pmem_rs::abstractions::kernel::memremap::Memremap;
+/// use pmem_rs::abstractions::nvdimm::Namespace;
 ///
 /// fn wipe(namespace: &Namespace<'_>, name: CString) -> Result {
 ///     let mapping = Memremap::new(namespace.reserve(name)?)?;
-///
-///     let len = mapping.slice().len();
 ///     mapping.writable().zero();
 ///     // Drops mapping and reservation.
 ///     Ok(())

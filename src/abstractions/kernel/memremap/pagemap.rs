@@ -5,8 +5,10 @@
 use super::{
     config::PagemapConfig,
     exposure::Exposure,
-    failed_pages::FailedPages,
-    operations::PagemapOperations,
+    failed_pages::{
+        FailedPages,
+        PagemapOperations, //
+    },
     pages::Pages,
     usage::{
         PagesInUse,
@@ -101,12 +103,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
         folio_split: None,
     };
 
-    /// Makes the `struct page`s of a range and maps it. May sleep. Takes the memory hotplug lock.
+    /// Makes the `struct page`s of a range and maps it; see [`fs::dax::Pagemap::new`].
     ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
-    /// it (`memremap_compat_align()`), [`ENOMEM`], and the errors of the architecture.
+    /// [`fs::dax::Pagemap::new`]: crate::abstractions::kernel::fs::dax::Pagemap::new
     ///
     /// # Safety
     ///
@@ -219,11 +218,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
     }
 
-    /// Sets the disk through which the DAX device of this memory is found.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if there is one already.
+    /// Sets the disk through which the DAX device of this memory is found. Fails if there is one.
     pub(in crate::abstractions) fn set_host(&self, host: Arc<DiskState>) -> Result {
         if self.host.populate(host) {
             Ok(())
@@ -344,10 +339,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.pages.first_used(from)
     }
 
-    /// Counts the pages that are in use, among `limit` exposed ones from page `first` of the data
-    /// on. Also returns the page to continue with, if there are more. Does not sleep.
+    /// Counts the pages in use among `limit` exposed ones, from page `first` of the data on. Also
+    /// returns the page to continue with, if there are more. Does not sleep.
     ///
-    /// If translations may succeed meanwhile, the numbers need not be those of any one moment.
+    /// While translations succeed, the result is not a snapshot.
     pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         self.pages.count_used(first, limit)
     }

@@ -174,10 +174,7 @@ impl Pages {
         }
     }
 
-    /// Counts the pages that are in use, among `limit` exposed ones from page `pgoff` on. Also
-    /// returns the page to continue with, if there are more. Does not sleep.
-    ///
-    /// If translations may succeed meanwhile, the numbers need not be those of any one moment.
+    /// As [`PagemapInner::count_used`](super::PagemapInner::count_used).
     pub(super) fn count_used(&self, pgoff: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         let start = self.frames().start;
         let mut count = PagesInUse::default();

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The sysfs attribute that [`Operations::ATTRIBUTE`] defines.
-//!
-//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
 use super::operations::Operations;
 use crate::abstractions::bindings;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Disks, before, during and after their registration.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
     attribute::Tables,
@@ -42,7 +40,6 @@ use kernel::{
         aref::ARef,
         Arc, //
     },
-    time::Msecs,
     types::ForeignOwnable, //
 };
 
@@ -306,10 +303,8 @@ impl<T: Operations> Registration<T> {
     /// of [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says
     /// what this may wait for.
     pub fn remove(self) -> RemovedDisk {
-        let state = self.disk.state();
-
         drop(self);
-        RemovedDisk(state)
+        RemovedDisk(())
     }
 }
 
@@ -321,14 +316,7 @@ impl<T: Operations> Drop for Registration<T> {
 }
 
 /// A disk that was removed. Programs, file systems and device-mapper may still have it open.
-pub struct RemovedDisk(Arc<DiskState>);
-
-impl RemovedDisk {
-    /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
-    pub fn wait_closed(&self, limit: Msecs) {
-        self.0.wait_closed(limit);
-    }
-}
+pub struct RemovedDisk(());
 
 #[kunit_tests(pmem_rs_gendisk)]
 mod tests {

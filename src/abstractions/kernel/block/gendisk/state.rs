@@ -9,8 +9,6 @@
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
 //! 2. `partitions`.
 //! 3. `bd_holder_lock` of the disk or a partition.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::block_device::BlockDevice;
 use crate::abstractions::bindings;

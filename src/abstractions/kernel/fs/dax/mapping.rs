@@ -57,8 +57,8 @@ pub(super) struct FileRevoked {
     pub(super) pages: u64,
     /// Pages whose entries were kept, because they are pinned.
     pub(super) pinned: u64,
-    /// An entry and its folio disagree about the association. They are not read at once, so this
-    /// may be so for a moment.
+    /// An entry and its folio disagree about the association. The two are read one after the other,
+    /// so a mismatch may be transient.
     pub(super) mismatch: bool,
 }
 
@@ -190,8 +190,8 @@ impl<'a> FileMapping<'a> {
         // SAFETY: By the type invariant the mapping stays for as long as `self`.
         let _guard = unsafe { InvalidateLock::new(mapping) };
 
-        // Each round unmaps first and then waits for locked entries. So the second one unmaps what
-        // faults have inserted meanwhile.
+        // Each round unmaps first, then waits for locked entries. So the second round unmaps the
+        // pages that faults have inserted in the first.
         for _ in 0..2 {
             self.unmap_and_wait(&frames);
         }

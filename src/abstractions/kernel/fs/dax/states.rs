@@ -34,25 +34,17 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     prelude::*,
-///     str::CString, //
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::{
+///     PagemapConfig,
+///     PagemapOperations, //
 /// };
-/// use pmem_rs::abstractions::{
-///     kernel::{
-///         fs::dax::Pagemap,
-///         memremap::{
-///             PagemapConfig,
-///             PagemapOperations, //
-///         },
-///         numa::Node,
-///         percpu_ref::Ref, //
-///     },
-///     kernel_ext::{
-///         io::resource::MemRegion,
-///         workqueue::OwnedQueue, //
-///     }, //
-/// };
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::kernel::percpu_ref::Ref;
+/// use pmem_rs::abstractions::kernel_ext::io::resource::MemRegion;
+/// use pmem_rs::abstractions::kernel_ext::workqueue::OwnedQueue;
 ///
 /// struct Unprepared;
 ///
@@ -79,10 +71,8 @@ use kernel::{
 /// Memory that was not revoked cannot be unmapped:
 ///
 /// ```compile_fail,E0599
-/// use pmem_rs::abstractions::kernel::{
-///     fs::dax::Closed,
-///     memremap::PagemapOperations, //
-/// };
+/// use pmem_rs::abstractions::kernel::fs::dax::Closed;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// fn unmap<T: PagemapOperations>(closed: Closed<T>) {
 ///     let _ = closed.unmap();
@@ -92,10 +82,8 @@ use kernel::{
 /// Nor can a closed pgmap be used as an open one:
 ///
 /// ```compile_fail,E0382
-/// use pmem_rs::abstractions::kernel::{
-///     fs::dax::Pagemap,
-///     memremap::PagemapOperations, //
-/// };
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// fn close<T: PagemapOperations>(pages: Pagemap<T>) {
 ///     let closed = pages.close();
