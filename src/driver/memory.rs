@@ -201,7 +201,6 @@ impl Revoked {
 }
 
 impl MemoryRef {
-    /// Returns all of the data.
     #[inline]
     fn slice(&self) -> PmemSlice<'_> {
         match self {

@@ -60,11 +60,7 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// Creates a directory (`debugfs_create_dir()`). May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], or [`ENODEV`] while the module has no registrations ([`Registered::new`]).
+    /// Creates a directory (`debugfs_create_dir()`). May sleep. Fails as [`Registered::new`].
     pub fn new(name: &CStr) -> Result<Arc<Self>> {
         let registered = Registered::new()?;
         #[cfg(CONFIG_DEBUG_FS)]

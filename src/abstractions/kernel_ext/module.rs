@@ -78,7 +78,6 @@ impl Registrations {
         self.0.fetch_sub(1, Release);
     }
 
-    /// Returns the number of registrations.
     fn count(&self) -> usize {
         self.0.load(Relaxed).saturating_sub(Self::OPEN)
     }
@@ -131,11 +130,8 @@ static REGISTRATIONS: Registrations = Registrations::new();
 pub struct Registered(());
 
 impl Registered {
-    /// Counts a registration. Callable from any context.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] before the [`WaitOnExit`] of the module is initialised, and after it was dropped.
+    /// Counts a registration. Callable from any context. Fails with [`ENODEV`] before the
+    /// [`WaitOnExit`] of the module is initialised, and after it was dropped.
     pub fn new() -> Result<Self> {
         REGISTRATIONS.add()?;
         // INVARIANT: `add()` has just counted it.
@@ -333,11 +329,8 @@ impl<T: Send + Sync + 'static> Global<T> {
         Self(Atomic::new(core::ptr::null_mut()))
     }
 
-    /// Sets the value until the returned [`Installed`] is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if there is a value already. `value` is dropped then.
+    /// Sets the value until the returned [`Installed`] is dropped. Drops `value` and fails with
+    /// [`EBUSY`] if there is a value already.
     pub fn install(&'static self, value: Counted<T>) -> Result<Installed<T>> {
         let ptr = value.as_ptr().as_ptr();
 

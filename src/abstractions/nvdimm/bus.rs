@@ -137,8 +137,7 @@ impl<'bound> Bus<'bound> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm does not bind the bus, or if the module accepts no
-    /// registrations ([`Registered::new`]).
+    /// [`ENODEV`] if libnvdimm does not bind the bus, or if the module accepts no registrations.
     pub fn register(parent: &'bound device::Device<Bound>, provider: CString) -> Result<Self> {
         let registered = Registered::new()?;
         // CAST: `device::Device` is a transparent wrapper of `struct device`.

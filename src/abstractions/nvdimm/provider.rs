@@ -65,38 +65,24 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// ```
 /// use kernel::device::Bound;
 /// use kernel::prelude::*;
-/// use kernel::sync::{
-///     Arc,
-///     Completion, //
-/// };
+/// use kernel::sync::Arc;
 /// use pmem_rs::abstractions::nvdimm::{
 ///     Device,
 ///     ProviderWatch,
 ///     ProviderWatcher, //
 /// };
 ///
-/// #[pin_data]
-/// struct Teardown {
-///     #[pin]
-///     begin: Completion,
-/// }
+/// struct Watcher;
 ///
-/// impl ProviderWatcher for Teardown {
+/// impl ProviderWatcher for Watcher {
 ///     fn provider_unbinding(&self) {
-///         self.begin.complete_all();
+///         pr_info!("begins the teardown\n");
 ///     }
 /// }
 ///
 /// // The driver keeps the result of probe until the device is unbound.
 /// fn probe(dev: &Device<Bound>) -> Result<ProviderWatch<'_>> {
-///     let teardown = Arc::pin_init(
-///         pin_init!(Teardown {
-///             begin <- Completion::new(),
-///         }),
-///         GFP_KERNEL,
-///     )?;
-///
-///     ProviderWatch::new(dev, teardown)
+///     ProviderWatch::new(dev, Arc::new(Watcher, GFP_KERNEL)?)
 /// }
 /// # let _ = probe;
 /// ```

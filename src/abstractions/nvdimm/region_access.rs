@@ -47,25 +47,12 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::block::bio::Bio;
-/// use pmem_rs::abstractions::nvdimm::{
-///     Namespace,
-///     RegionAccess, //
-/// };
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
 ///
-/// /// Ends requests after a flush.
-/// struct Flusher(kernel::sync::Arc<RegionAccess>);
-///
-/// impl Flusher {
-///     fn new(namespace: &Namespace<'_>) -> Result<Self> {
-///         Ok(Self(RegionAccess::new(namespace)?))
-///     }
-///
-///     // May be called at any time, even after the device was unbound.
-///     fn end(&self, bio: Bio) {
-///         bio.end(self.0.flush().into());
-///     }
+/// // May be called at any time, even after the device was unbound.
+/// fn flush_and_end(region: &RegionAccess, bio: Bio) {
+///     bio.end(region.flush().into());
 /// }
 /// ```
 ///

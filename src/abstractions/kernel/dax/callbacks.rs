@@ -88,9 +88,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid
-    /// for writing.
+    /// As [`Self::of`], for the DAX core only. `kaddr` and `pfn` must be null or valid for writing.
     unsafe extern "C" fn direct_access_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -144,8 +142,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive.
+    /// As [`Self::of`], for the DAX core only.
     pub(super) unsafe extern "C" fn zero_page_range_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -169,9 +166,8 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the
-    /// use of this call alone.
+    /// As [`Self::of`], for the DAX core only. `iter` must be a valid source, for the use of this
+    /// call alone.
     pub(super) unsafe extern "C" fn recovery_write_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,

@@ -107,7 +107,6 @@ impl<'g> Extent<'g> {
         Some(self.pages.pfn(self.pgoff))
     }
 
-    /// Returns the address of the first page.
     #[inline]
     pub(super) fn addr(&self) -> *mut u8 {
         self.pages.addr(self.pgoff)

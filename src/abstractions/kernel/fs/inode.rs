@@ -72,7 +72,6 @@ impl Inode {
         Some(unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
     }
 
-    /// Returns whether the inode belongs to a superblock.
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {
         self.sb.as_ptr() == sb
     }

@@ -28,7 +28,6 @@ use kernel::{
     }, //
 };
 
-/// The number of slots of a pool.
 const NR_SLOTS: usize = 128;
 /// The pause, in milliseconds, after which kept inodes are checked again while no slot is free.
 const RETRY_INTERVAL: Msecs = 1000;

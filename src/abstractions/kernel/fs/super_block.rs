@@ -99,7 +99,6 @@ impl<'a> Walk<'a> {
     /// How many inodes are passed with the list locked.
     const BATCH: u32 = 1024;
 
-    /// Begins a walk.
     pub(super) fn new(pool: &'a Arc<InodePool>, may_put: &'a dyn Fn(&Inode) -> bool) -> Self {
         Self {
             pool,

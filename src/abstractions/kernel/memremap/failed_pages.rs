@@ -65,7 +65,6 @@ impl FailedPages {
         })
     }
 
-    /// Returns whether no page has failed. Callable from any context.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()

@@ -227,7 +227,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
     }
 
-    /// Returns the disk through which the DAX device of this memory is found.
     pub(in crate::abstractions) fn host(&self) -> Option<&DiskState> {
         self.host.as_ref().map(|host| &**host)
     }

@@ -87,14 +87,12 @@ impl Pages {
         self.first_pfn.wrapping_add(pgoff)
     }
 
-    /// Returns the address of a page.
     #[inline]
     pub(in crate::abstractions) fn addr(&self, pgoff: usize) -> *mut u8 {
         // Points into the mapping if the page exists.
         self.addr.as_ptr().wrapping_add(pgoff << PAGE_SHIFT)
     }
 
-    /// Returns the page frames.
     pub(super) fn frames(&self) -> Range<u64> {
         let start = self.first_pfn as u64;
 
@@ -123,12 +121,10 @@ impl Pages {
         self.exposure.add(self.pfn(pgoff), nr_pages);
     }
 
-    /// Returns whether any page was ever exposed.
     pub(super) fn any_exposed(&self) -> bool {
         self.exposure.next(self.first_pfn).is_some()
     }
 
-    /// Returns the size in bytes of all chunks of the record with exposed pages.
     pub(super) fn exposed_bytes(&self) -> u64 {
         self.exposure.bytes()
     }

@@ -139,12 +139,10 @@ impl<T: Operations> GenDisk<T> {
         })
     }
 
-    /// Returns the state of the disk, which lives while anything may have the disk open.
     pub(in crate::abstractions) fn state(&self) -> Arc<DiskState> {
         self.state.clone()
     }
 
-    /// Returns the C structure.
     pub(in crate::abstractions) fn as_raw(&self) -> *mut bindings::gendisk {
         self.disk.as_ptr()
     }

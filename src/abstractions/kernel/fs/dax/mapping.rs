@@ -66,7 +66,6 @@ pub(super) struct FileRevoked {
 const BATCH: u64 = 512;
 
 impl<'a> FileMapping<'a> {
-    /// Returns the page cache of a file.
     pub(super) fn new(inode: &'a Inode) -> Self {
         // INVARIANT: `mapping` returns null if there is no reference to the inode.
         Self(NonNull::new(inode.mapping()), PhantomData)

@@ -108,7 +108,6 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
-    /// Returns the pgmap, with the count of its references.
     pub(super) fn pages(&self) -> &Counted<PagemapInner<T>> {
         &self.pages
     }

@@ -79,7 +79,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// Nor can a closed pgmap be used as an open one:
+/// A closed pgmap cannot be used as an open one:
 ///
 /// ```compile_fail,E0382
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
