@@ -65,6 +65,10 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// ```
 /// use kernel::device::Bound;
 /// use kernel::prelude::*;
+/// use kernel::sync::atomic::{
+///     Atomic,
+///     Relaxed, //
+/// };
 /// use kernel::sync::Arc;
 /// use pmem_rs::abstractions::nvdimm::{
 ///     Device,
@@ -72,17 +76,19 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 ///     ProviderWatcher, //
 /// };
 ///
-/// struct Watcher;
+/// struct Watcher(Atomic<bool>);
 ///
 /// impl ProviderWatcher for Watcher {
 ///     fn provider_unbinding(&self) {
-///         pr_info!("begins the teardown\n");
+///         self.0.store(true, Relaxed);
 ///     }
 /// }
 ///
 /// // The driver keeps the result of probe until the device is unbound.
 /// fn probe(dev: &Device<Bound>) -> Result<ProviderWatch<'_>> {
-///     ProviderWatch::new(dev, Arc::new(Watcher, GFP_KERNEL)?)
+///     let watcher = Arc::new(Watcher(Atomic::new(false)), GFP_KERNEL)?;
+///
+///     ProviderWatch::new(dev, watcher)
 /// }
 /// # let _ = probe;
 /// ```
