@@ -41,8 +41,8 @@
 //!   keep an `ARef` of it beyond the binding, and nd devices must not outlive their bus.
 //! - A page that fails between the check and the store of a [`WritableSlice`]. The store is an oops
 //!   then, as it is in the C driver.
-//! - An out-of-tree module that keeps addresses of DAX memory. It is not known as such a holder,
-//!   and the memory is unmapped while it uses it.
+//! - An out-of-tree module that keeps addresses of DAX memory. The memory may be unmapped while the
+//!   module uses it.
 //!
 //! [`Extent`]: kernel::dax::Extent
 //! [`MemRegion`]: kernel_ext::io::resource::MemRegion

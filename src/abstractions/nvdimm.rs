@@ -10,7 +10,10 @@
 //!
 //! C headers: [`include/linux/nd.h`](srctree/include/linux/nd.h),
 //! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h),
-//! [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
+//! [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h),
+//! [`drivers/nvdimm/pfn.h`](srctree/drivers/nvdimm/pfn.h),
+//! [`drivers/nvdimm/btt.h`](srctree/drivers/nvdimm/btt.h),
+//! [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h)
 
 mod btt;
 mod bus;

@@ -22,18 +22,16 @@ use super::{
         Unbind, //
     }, //
 };
-use crate::abstractions::{
-    kernel::{
-        badblocks::Badblocks,
-        dax,
-        percpu_ref::Ref,
-        pmem_slice::HAS_FLUSHCACHE, //
-    },
-    nvdimm::{
-        Device,
-        Namespace,
-        ProviderWatch, //
-    }, //
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    dax,
+    percpu_ref::Ref,
+    pmem_slice::HAS_FLUSHCACHE, //
+};
+use crate::abstractions::nvdimm::{
+    Device,
+    Namespace,
+    ProviderWatch, //
 };
 use core::ops::Range;
 use kernel::{

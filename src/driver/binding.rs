@@ -14,15 +14,13 @@ use super::{
     messages::report_unusable,
     shared::SHARED, //
 };
-use crate::abstractions::{
-    kernel::memremap::PagemapConfig,
-    nvdimm::{
-        Btt,
-        Claim,
-        Device,
-        Kind,
-        Namespace, //
-    }, //
+use crate::abstractions::kernel::memremap::PagemapConfig;
+use crate::abstractions::nvdimm::{
+    Btt,
+    Claim,
+    Device,
+    Kind,
+    Namespace, //
 };
 use kernel::{
     device::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether a namespace is bound itself, or a device claims it for the mode in its info block.
+//! The check whether a namespace is bound as raw, or claimed for the mode in its info block.
 
 use super::{
     messages::{
@@ -14,18 +14,16 @@ use super::{
         NamespaceMode, //
     }, //
 };
-use crate::abstractions::{
-    kernel::memremap::{
-        PagemapConfig, //
-        PAGE_STRUCT_SIZE,
-    },
-    nvdimm::{
-        self,
-        Claim,
-        Device,
-        EnabledNamespace,
-        Kind, //
-    }, //
+use crate::abstractions::kernel::memremap::{
+    PagemapConfig,
+    PAGE_STRUCT_SIZE, //
+};
+use crate::abstractions::nvdimm::{
+    self,
+    Claim,
+    Device,
+    EnabledNamespace,
+    Kind, //
 };
 use core::ops::Range;
 use kernel::{

@@ -7,18 +7,16 @@ use super::{
     plain::geometry::Span,
     pmem::Pmem, //
 };
-use crate::abstractions::{
-    kernel::{
-        dax::{
-            self,
-            AccessMode,
-            Extent,
-            ReadLocked, //
-        },
-        memremap::PagemapInner, //
+use crate::abstractions::kernel::{
+    dax::{
+        self,
+        AccessMode,
+        Extent,
+        ReadLocked, //
     },
-    kernel_ext::iov::IterSource, //
+    memremap::PagemapInner, //
 };
+use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::{
     page::{
         PAGE_SHIFT,

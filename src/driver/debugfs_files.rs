@@ -6,10 +6,8 @@ use super::{
     registry::RegisteredDevice,
     shared::Shared, //
 };
-use crate::abstractions::{
-    kernel::percpu_ref::Ref,
-    kernel_ext::debugfs::Contents, //
-};
+use crate::abstractions::kernel::percpu_ref::Ref;
+use crate::abstractions::kernel_ext::debugfs::Contents;
 use kernel::{
     fmt,
     prelude::*, //

@@ -72,7 +72,7 @@ impl fmt::Display for Description<'_> {
             Stage::Draining(Some(User::Translation)) => {
                 " (translation: a DAX read or write that hangs somewhere in the system)"
             }
-            Stage::Draining(Some(User::Holder)) => " (a holder of the disk: device-mapper)",
+            Stage::Draining(Some(User::Keeper)) => " (a holder of the disk: device-mapper)",
             Stage::Draining(_) => "",
             Stage::Freeing => " (the memory management, which is freeing it)",
         };

@@ -7,8 +7,8 @@
 
 use super::{
     plain::geometry::{
-        Span, //
-        SECTOR_SHIFT,
+        Span,
+        SECTOR_SHIFT, //
     },
     pmem::Pmem, //
 };

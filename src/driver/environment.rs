@@ -9,7 +9,6 @@ use super::{
         Memory,
         Revoked, //
     },
-    parameters,
     plain::teardown::{
         Environment,
         Teardown,
@@ -22,25 +21,24 @@ use super::{
         Unbind, //
     }, //
 };
-use crate::abstractions::{
-    kernel::{
-        block::gendisk::{
-            self,
-            RemovedDisk, //
-        },
-        dax,
-        fs::dax::{
-            self as fs_dax,
-            Walked, //
-        },
-        wait::fatal_signal_pending, //
+use crate::abstractions::kernel::{
+    block::gendisk::{
+        self,
+        RemovedDisk, //
     },
-    kernel_ext::{
-        module::ModuleRef,
-        time::{
-            sleep,
-            Stopwatch, //
-        }, //
+    dax,
+    fs::dax::{
+        self as fs_dax,
+        Walked, //
+    },
+    wait::fatal_signal_pending, //
+};
+use crate::abstractions::kernel_ext::{
+    module::ModuleRef,
+    module_param::REVOKE_TIMEOUT_MS,
+    time::{
+        sleep,
+        Stopwatch, //
     }, //
 };
 use kernel::{
@@ -125,13 +123,14 @@ impl Environment for Arc<Unbind> {
         }
     }
 
-    fn should_retire(&self, has_holder: bool) -> bool {
+    fn should_retire(&self, has_keeper: bool) -> bool {
         if self.memmap_is_on_media {
             return false;
         }
-        let limit = u64::from(parameters::revoke_timeout_ms()).saturating_mul(1000);
+        // 0 means without a limit. The value may change while an unbind waits.
+        let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
 
-        fatal_signal_pending() || (limit != 0 && (has_holder || self.age() >= limit))
+        fatal_signal_pending() || (limit != 0 && (has_keeper || self.age() >= limit))
     }
 
     fn try_get_module(&self) -> Option<ModuleRef> {
@@ -200,7 +199,7 @@ impl Environment for Arc<Unbind> {
         self.count(draining);
         Some(match user {
             fs_dax::User::Reference => User::Translation,
-            fs_dax::User::Holder => User::Holder,
+            fs_dax::User::Keeper => User::Keeper,
             fs_dax::User::Pin => User::Pin,
             fs_dax::User::PageCache => User::PageCache,
         })
@@ -209,7 +208,7 @@ impl Environment for Arc<Unbind> {
     fn wait_for(&self, user: User, draining: &mut Draining, _disk: &mut RemovedDisk) {
         let user = match user {
             User::Translation => fs_dax::User::Reference,
-            User::Holder => fs_dax::User::Holder,
+            User::Keeper => fs_dax::User::Keeper,
             User::Pin => {
                 draining.pause = 1;
                 fs_dax::User::Pin

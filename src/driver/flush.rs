@@ -10,21 +10,21 @@
 //! Lock order: the spinlock [`Flusher::waiting`] is innermost.
 
 use super::shared::Shared;
-use crate::abstractions::{
-    kernel::{
-        block::bio::{
-            Bio,
-            BioList, //
-        },
-        percpu_ref::Ref, //
+use crate::abstractions::kernel::{
+    block::bio::{
+        Bio,
+        BioList, //
     },
-    nvdimm::{
-        Namespace,
-        RegionAccess, //
-    }, //
+    percpu_ref::Ref, //
+};
+use crate::abstractions::nvdimm::{
+    Namespace,
+    RegionAccess, //
 };
 use kernel::{
-    impl_has_work, new_spinlock, new_work,
+    impl_has_work,
+    new_spinlock,
+    new_work,
     prelude::*,
     sync::{
         atomic::{
@@ -37,7 +37,7 @@ use kernel::{
     workqueue::{
         Work,
         WorkItem, //
-    },
+    }, //
 };
 
 /// The flushes of a device.
@@ -96,9 +96,7 @@ impl Flusher {
 
     /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
-    /// # Errors
-    ///
-    /// As [`RegionAccess::flush`]. A failure is logged unless the flush before it has failed too.
+    /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
         let result = self.region.flush();

@@ -10,35 +10,33 @@ use super::{
     failure_handler::FailureHandler,
     plain::geometry::Span, //
 };
-use crate::abstractions::{
-    kernel::{
-        badblocks::Badblocks,
-        fs::dax::{
-            self as fs_dax,
-            Pagemap, //
-        },
-        memremap::{
-            Memremap,
-            PagemapConfig,
-            PagemapRef, //
-        },
-        numa::Node,
-        percpu_ref::{
-            Counted,
-            Ref, //
-        },
-        pmem_slice::{
-            PmemSlice,
-            WritableSlice, //
-        }, //
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    fs::dax::{
+        self as fs_dax,
+        Pagemap, //
     },
-    kernel_ext::{
-        io::resource::{
-            MemRegion,
-            RegionName, //
-        },
-        workqueue::OwnedQueue, //
+    memremap::{
+        Memremap,
+        PagemapConfig,
+        PagemapRef, //
+    },
+    numa::Node,
+    percpu_ref::{
+        Counted,
+        Ref, //
+    },
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
     }, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::{
+        MemRegion,
+        RegionName, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::ops::Range;
 use kernel::{
@@ -94,10 +92,6 @@ impl Memory {
     ///
     /// Memory that fails later is added to `badblocks`, which count from the start of the data.
     /// References to files are put on `queue` when the memory is revoked.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the layout does not fit the range, [`ENOMEM`], and the errors of mapping.
     pub fn new(
         reservation: MemRegion,
         layout: Layout,
@@ -190,12 +184,8 @@ impl Revoked {
         }
     }
 
-    /// Unmaps and releases the range. Before, waits for at most `limit` milliseconds for references
-    /// to files to be put. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// Returns the memory if it has a user.
+    /// Waits for at most `limit` milliseconds for references to files to be put, then unmaps and
+    /// releases the range. Returns the memory if it has a user. Sleeps.
     pub fn unmap(self, limit: Msecs) -> Result<(), Self> {
         match self {
             Self::Pages(pages) => {
@@ -211,7 +201,6 @@ impl Revoked {
 }
 
 impl MemoryRef {
-    /// Returns all of the data.
     #[inline]
     fn slice(&self) -> PmemSlice<'_> {
         match self {
@@ -282,11 +271,6 @@ impl MemoryRef {
         self.pages()?.first_failed(span.offset, span.len)
     }
 
-    /// Clears the hwpoison of the pages that are wholly in `span`, whose poison was cleared. May
-    /// sleep.
-    ///
-    /// # Errors
-    ///
     /// As
     /// [`PagemapInner::unpoison`](crate::abstractions::kernel::memremap::PagemapInner::unpoison).
     pub fn unpoison(&self, span: Span) -> Result {

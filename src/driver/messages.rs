@@ -53,8 +53,7 @@ pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
     );
 }
 
-/// Returns the step before the namespace of a device can be bound itself, as the start of a
-/// sentence.
+/// Returns the step that releases the namespace of a device, as the start of a sentence.
 fn release(dev: &Device<Core<'_>>) -> &'static str {
     match dev.kind() {
         Kind::Pfn | Kind::Btt => {

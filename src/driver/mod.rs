@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver: what it does with the abstractions.
+//! The driver, on top of the abstractions.
 //!
 //! - [`platform_driver`]: the driver of platform devices with persistent memory.
 //! - [`nd_driver`]: the driver of devices on the nd bus.
@@ -17,11 +17,9 @@
 //! - [`unbind`]: the teardown: its data and threads.
 //! - [`environment`]: the functions of the kernel that the teardown calls.
 //! - [`description`]: the state of a device as text.
-//! - [`shared`]: the state that all devices share:
-//!   - [`queues`]: the work queues, and
+//! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
-//! - [`parameters`]: the module parameters.
 //! - [`plain`]: code without the kernel: the teardown, info blocks, arithmetic.
 
 #![forbid(unsafe_code)]
@@ -47,11 +45,9 @@ pub mod flush;
 pub mod memory;
 pub mod messages;
 pub mod nd_driver;
-pub mod parameters;
 pub mod plain;
 pub mod platform_driver;
 pub mod pmem;
-pub mod queues;
 pub mod registry;
 pub mod shared;
 pub mod unbind;

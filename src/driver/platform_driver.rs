@@ -7,24 +7,22 @@
 //! offered to the drivers of the nd bus, such as that of this module.
 
 use super::plain::geometry::is_whole_pages;
-use crate::abstractions::{
-    kernel::numa::Node,
-    kernel_ext::{
-        io::resource::{
-            self,
-            PmemResource, //
-        },
-        platform::{
-            self,
-            DeviceName,
-            NameTable, //
-        }, //
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    io::resource::{
+        self,
+        PmemResource, //
     },
-    nvdimm::{
-        Bus,
-        Persistence,
-        RegionDesc, //
+    platform::{
+        self,
+        DeviceName,
+        NameTable, //
     }, //
+};
+use crate::abstractions::nvdimm::{
+    Bus,
+    Persistence,
+    RegionDesc, //
 };
 use core::ops::Range;
 use kernel::{

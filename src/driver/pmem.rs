@@ -6,8 +6,8 @@ use super::{
     flush::Flusher,
     memory::MemoryRef,
     plain::geometry::{
-        Span, //
-        SECTOR_SHIFT,
+        Span,
+        SECTOR_SHIFT, //
     }, //
 };
 use crate::abstractions::kernel::{
@@ -27,7 +27,7 @@ use kernel::{
     sync::{
         Arc,
         SetOnce, //
-    },
+    }, //
 };
 
 /// The memory of a device and its badblocks.
@@ -83,8 +83,8 @@ impl Pmem {
         self.find_bad(span)
     }
 
-    /// All sectors of a failed page are bad. They may be missing in the badblocks, if the page has
-    /// failed while they were being cleared from these.
+    /// Finds a bad sector. All sectors of a failed page are bad, including those that the badblocks
+    /// lack because the page failed while they were being cleared.
     #[cold]
     fn find_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
@@ -106,8 +106,8 @@ impl Pmem {
     /// Clears the poison in the span that `find` computes from the size of the data, and returns
     /// the memory to be overwritten. May sleep if there is poison.
     ///
-    /// The sectors stay in the badblocks until [`Self::finish_overwrite`]: until then they have the
-    /// contents that the firmware has written.
+    /// The sectors stay in the badblocks until [`Self::finish_overwrite`], because their contents
+    /// are those that the firmware has written.
     ///
     /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared. The
     /// sectors that are still bad are in the badblocks then, or in pages that have failed.
@@ -154,11 +154,8 @@ impl Pmem {
         })
     }
 
-    /// Overwrites `span` with zeroes, and clears its poison. May sleep if there is poison.
-    ///
-    /// # Errors
-    ///
-    /// [`EIO`] if the span is not within the data, or if its poison cannot be cleared.
+    /// Overwrites `span` with zeroes, and clears its poison. May sleep if there is poison. Fails if
+    /// the span is not within the data, or if its poison cannot be cleared.
     pub fn zero(&self, span: Span) -> Result {
         let overwrite = self.start_overwrite(|_| Some(span)).ok_or(EIO)?;
         let memory = overwrite.memory;
@@ -191,10 +188,7 @@ impl Pmem {
     }
 
     /// Adds a failed page to the badblocks, so that it is not read between unpoison and the write.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODATA`] if the badblocks are full, or if `span` is not the whole page.
+    /// Fails if the badblocks are full, or if `span` is not the whole page.
     fn list_failed_page(&self, span: Span) -> Result {
         let (first, sectors) = span.sectors();
 
@@ -228,12 +222,8 @@ impl Pmem {
         Err(ENODATA)
     }
 
-    /// Clears the poison in `span`, which is a page or a part of one. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODATA`] if not all poison could be cleared, if unpoison fails, or if the page has failed
-    /// again.
+    /// Clears the poison in `span`, which is a page or a part of one. May sleep. Fails if poison is
+    /// left, if unpoison fails, or if the page has failed again.
     fn clear_page_poison(&self, span: Span) -> Result {
         let phys = self
             .memory

@@ -34,22 +34,20 @@ use super::{
     registry::RegisteredDevice,
     shared::Shared, //
 };
-use crate::abstractions::{
-    kernel::{
-        block::gendisk,
-        dax,
-        fs::dax::Walked,
-        memremap::PagesInUse,
-        percpu_ref::Ref,
-        wait::WaitQueue, //
-    },
-    kernel_ext::{
-        io::resource::RegionName,
-        sync::completion::Completion,
-        time::Stopwatch, //
-    },
-    nvdimm::ProviderWatcher, //
+use crate::abstractions::kernel::{
+    block::gendisk,
+    dax,
+    fs::dax::Walked,
+    memremap::PagesInUse,
+    percpu_ref::Ref,
+    wait::WaitQueue, //
 };
+use crate::abstractions::kernel_ext::{
+    io::resource::RegionName,
+    sync::completion::Completion,
+    time::Stopwatch, //
+};
+use crate::abstractions::nvdimm::ProviderWatcher;
 use core::ops::Range;
 use kernel::{
     impl_has_work,

@@ -4,10 +4,8 @@
 //!
 //! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::kernfs::Dirent, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::kernfs::Dirent;
 use core::ptr::{
     addr_of,
     NonNull, //
@@ -28,7 +26,7 @@ pub struct BadRange {
     pub sectors: u64,
 }
 
-/// A list of bad sectors. The C side only counts, so the units may as well be pages.
+/// A list of bad sectors, or of bad pages: the unit does not matter to the C side.
 ///
 /// All operations may be called by several threads at once, with interrupts enabled. The C side
 /// serialises them with a seqlock.
@@ -140,8 +138,8 @@ impl Badblocks {
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if the list is full, which has room for some hundred runs, even if the sectors
-    /// are on it already. Some of them may be added.
+    /// [`ENOSPC`] if the list is full (some hundred runs), even if the sectors are on it already.
+    /// Some of them may be added.
     pub fn add(&self, first: u64, sectors: u64) -> Result {
         let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
             // SAFETY: By the type invariant `inner` is initialised.

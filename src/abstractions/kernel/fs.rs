@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! File systems, as far as a driver of DAX memory needs them.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
+//! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
 pub mod dax;
-mod file_system_type;
 mod inode;
 mod inode_pool;
 mod super_block;

@@ -17,10 +17,8 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Device,
-///     prelude::*, //
-/// };
+/// use kernel::device::Device;
+/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::kobject;
 ///
 /// fn notify(dev: &Device) -> Result {

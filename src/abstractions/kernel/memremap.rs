@@ -25,7 +25,6 @@ mod config;
 mod exposure;
 mod failed_pages;
 mod mapping;
-mod operations;
 mod pagemap;
 mod pages;
 mod usage;
@@ -35,8 +34,8 @@ pub use crate::abstractions::kernel::memremap::{
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
     },
+    failed_pages::PagemapOperations,
     mapping::Memremap,
-    operations::PagemapOperations,
     pagemap::{
         PagemapInner,
         PagemapRef, //

@@ -2,8 +2,7 @@
 
 //! NUMA nodes.
 //!
-//! `alloc::NumaNode` of the kernel crate does not give its number to other crates, and no C
-//! function can be called with it.
+//! Not `alloc::NumaNode` of the kernel crate: it does not give its number to other crates.
 //!
 //! C header: [`include/linux/numa.h`](srctree/include/linux/numa.h)
 

@@ -10,12 +10,10 @@
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::{
-        sync::completion::Completion,
-        time::MINUTE, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::{
+    sync::completion::Completion,
+    time::MINUTE, //
 };
 use core::{
     ops::Deref,
@@ -136,19 +134,12 @@ unsafe impl<T: Send + Sync + 'static> Sync for Counted<T> {}
 
 impl<T: Send + Sync + 'static> Counted<T> {
     /// Takes ownership of a value. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`]; the value is dropped then.
     pub fn new(value: T) -> Result<Self> {
         Self::pin_init(Ok::<T, Error>(value))
     }
 
     /// Makes a value in place. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], and those of `value`, which is initialised last.
+    /// `value` is initialised last.
     pub fn pin_init(value: impl PinInit<T, Error>) -> Result<Self> {
         let inner = KBox::pin_init(
             try_pin_init!(Inner {

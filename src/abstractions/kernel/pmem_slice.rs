@@ -12,14 +12,12 @@
 //!
 //! [`RegionAccess::flush`]: crate::abstractions::nvdimm::RegionAccess::flush
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::bio::{
-        Segment,
-        SegmentToFill, //
-    },
-    kernel_ext::iov::IterSource, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::bio::{
+    Segment,
+    SegmentToFill, //
 };
+use crate::abstractions::kernel_ext::iov::IterSource;
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -38,10 +36,8 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use pmem_rs::abstractions::kernel::{
-///     block::bio::Bio,
-///     pmem_slice::PmemSlice, //
-/// };
+/// use pmem_rs::abstractions::kernel::block::bio::Bio;
+/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
 ///
 /// /// Copies from the memory to a read request.
 /// fn read(memory: PmemSlice<'_>, bio: &Bio) -> Result {
@@ -182,28 +178,6 @@ impl<'a> PmemSlice<'a> {
 ///
 /// [`Memremap::writable`]: crate::abstractions::kernel::memremap::Memremap::writable
 /// [`PagemapInner::writable`]: crate::abstractions::kernel::memremap::PagemapInner::writable
-///
-/// # Examples
-///
-/// ```no_run
-/// use pmem_rs::abstractions::kernel::{
-///     block::bio::Bio,
-///     memremap::Memremap, //
-/// };
-///
-/// /// Copies from a write request to the memory.
-/// fn write(mapping: &Memremap, bio: &Bio) -> Result {
-///     let offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
-///     let mut rest = mapping.writable().get(offset, bio.len()).ok_or(EIO)?;
-///
-///     for segment in bio.segments() {
-///         let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
-///         memory.write_from(&segment);
-///         rest = after;
-///     }
-///     Ok(())
-/// }
-/// ```
 ///
 /// # Invariants
 ///

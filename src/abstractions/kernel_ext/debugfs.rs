@@ -11,10 +11,8 @@
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::module::Registered, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
 use core::ptr::null_mut;
 use kernel::{
     ffi::{
@@ -62,11 +60,7 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// Creates a directory (`debugfs_create_dir()`). May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], or [`ENODEV`] while the module has no registrations ([`Registered::new`]).
+    /// Creates a directory (`debugfs_create_dir()`). May sleep. Fails as [`Registered::new`].
     pub fn new(name: &CStr) -> Result<Arc<Self>> {
         let registered = Registered::new()?;
         #[cfg(CONFIG_DEBUG_FS)]

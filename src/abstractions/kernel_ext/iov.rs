@@ -19,21 +19,12 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use pmem_rs::abstractions::{
-///     kernel::pmem_slice::WritableSlice,
-///     kernel_ext::iov::IterSource, //
-/// };
+/// use pmem_rs::abstractions::kernel::pmem_slice::WritableSlice;
+/// use pmem_rs::abstractions::kernel_ext::iov::IterSource;
 ///
-/// /// Returns the number of bytes written, at most `len`.
-/// fn write(
-///     memory: WritableSlice<'_>,
-///     offset: usize,
-///     len: usize,
-///     source: &mut IterSource<'_>,
-/// ) -> usize {
-///     memory
-///         .get(offset, len)
-///         .map_or(0, |part| part.write_from_iter(source))
+/// /// Returns the number of bytes written, at most as many as the memory has.
+/// fn write(memory: WritableSlice<'_>, source: &mut IterSource<'_>) -> usize {
+///     memory.write_from_iter(source)
 /// }
 /// ```
 ///
@@ -63,7 +54,6 @@ impl IterSource<'_> {
         }
     }
 
-    /// Returns the C structure.
     pub(in crate::abstractions) fn as_raw(&mut self) -> *mut bindings::iov_iter {
         self.iter
     }

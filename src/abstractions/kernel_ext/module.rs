@@ -6,15 +6,13 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::percpu_ref::{
-        self,
-        Counted,
-        Ref, //
-    },
-    kernel_ext::time::sleep, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::percpu_ref::{
+    self,
+    Counted,
+    Ref, //
 };
+use crate::abstractions::kernel_ext::time::sleep;
 use core::ptr::NonNull;
 use kernel::{
     module::this_module,
@@ -50,11 +48,7 @@ impl Registrations {
         Self(Atomic::new(Self::NEW))
     }
 
-    /// Allows registrations.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] unless this is the first call.
+    /// Allows registrations. Only the first call succeeds.
     fn open(&self) -> Result {
         self.0
             .cmpxchg(Self::NEW, Self::OPEN, Relaxed)
@@ -62,11 +56,7 @@ impl Registrations {
             .map_err(|_| EBUSY)
     }
 
-    /// Counts one more registration.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] before [`Self::open`], and after [`Self::close`] has succeeded.
+    /// Counts one more registration. Fails before [`Self::open`] and after [`Self::close`].
     fn add(&self) -> Result {
         let mut found = self.0.load(Relaxed);
 
@@ -88,7 +78,6 @@ impl Registrations {
         self.0.fetch_sub(1, Release);
     }
 
-    /// Returns the number of registrations.
     fn count(&self) -> usize {
         self.0.load(Relaxed).saturating_sub(Self::OPEN)
     }
@@ -134,24 +123,6 @@ static REGISTRATIONS: Registrations = Registrations::new();
 /// keeps the module loaded until all counts were dropped. So forgetting a registration keeps the
 /// text that the C side calls.
 ///
-/// # Examples
-///
-/// ```
-/// use kernel::prelude::*;
-/// use pmem_rs::abstractions::kernel_ext::module::Registered;
-///
-/// struct Registration {
-///     // The fields that the C side uses come first.
-///     _registered: Registered,
-/// }
-///
-/// let registration = Registration {
-///     _registered: Registered::new()?,
-/// };
-/// # drop(registration);
-/// # Ok::<(), Error>(())
-/// ```
-///
 /// # Invariants
 ///
 /// `REGISTRATIONS` counts `self` once.
@@ -159,11 +130,8 @@ static REGISTRATIONS: Registrations = Registrations::new();
 pub struct Registered(());
 
 impl Registered {
-    /// Counts a registration. Callable from any context.
-    ///
-    /// # Errors
-    ///
-    /// [`ENODEV`] before the [`WaitOnExit`] of the module is initialised, and after it was dropped.
+    /// Counts a registration. Callable from any context. Fails with [`ENODEV`] before the
+    /// [`WaitOnExit`] of the module is initialised, and after it was dropped.
     pub fn new() -> Result<Self> {
         REGISTRATIONS.add()?;
         // INVARIANT: `add()` has just counted it.
@@ -331,10 +299,8 @@ impl Drop for ModuleRef {
 /// # Examples
 ///
 /// ```
-/// use pmem_rs::abstractions::{
-///     kernel::percpu_ref::Counted,
-///     kernel_ext::module::Global, //
-/// };
+/// use pmem_rs::abstractions::kernel::percpu_ref::Counted;
+/// use pmem_rs::abstractions::kernel_ext::module::Global;
 ///
 /// static LIMIT: Global<u32> = Global::new();
 ///
@@ -363,11 +329,8 @@ impl<T: Send + Sync + 'static> Global<T> {
         Self(Atomic::new(core::ptr::null_mut()))
     }
 
-    /// Sets the value until the returned [`Installed`] is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if there is a value already. `value` is dropped then.
+    /// Sets the value until the returned [`Installed`] is dropped. Drops `value` and fails with
+    /// [`EBUSY`] if there is a value already.
     pub fn install(&'static self, value: Counted<T>) -> Result<Installed<T>> {
         let ptr = value.as_ptr().as_ptr();
 

@@ -8,14 +8,12 @@
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::numa::Node,
-    kernel_ext::{
-        device::name_of,
-        io::resource::PmemResource,
-        module::Registered, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    device::name_of,
+    io::resource::PmemResource,
+    module::Registered, //
 };
 use kernel::{
     device::{
@@ -67,11 +65,9 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Core,
-///     device_id::IdArray,
-///     prelude::*, //
-/// };
+/// use kernel::device::Core;
+/// use kernel::device_id::IdArray;
+/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel_ext::platform::{
 ///     self,
 ///     DeviceName,
@@ -172,31 +168,14 @@ pub fn node<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> Node {
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use kernel::{
-///     device::Bound,
-///     platform::Device,
-///     prelude::*, //
-/// };
-/// use pmem_rs::abstractions::kernel_ext::platform;
-///
-/// fn has_memory(dev: &Device<Bound>) -> bool {
-///     platform::memory(dev, 0).is_some()
-/// }
-/// ```
-///
 /// The resource cannot outlive the binding:
 ///
 /// ```compile_fail,E0521
-/// use kernel::{
-///     device::Bound,
-///     platform::Device,
-///     prelude::*, //
-/// };
-/// use pmem_rs::abstractions::kernel_ext::{
-///     io::resource::PmemResource,
-///     platform, //
-/// };
+/// use kernel::device::Bound;
+/// use kernel::platform::Device;
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel_ext::io::resource::PmemResource;
+/// use pmem_rs::abstractions::kernel_ext::platform;
 ///
 /// fn keep(dev: &Device<Bound>, kept: &mut Option<PmemResource<'static>>) {
 ///     *kept = platform::memory(dev, 0);

@@ -14,7 +14,7 @@ use kernel::{
     time::{
         msecs_to_jiffies,
         Msecs, //
-    },
+    }, //
 };
 
 /// A minute, in milliseconds.

@@ -7,10 +7,8 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::module::Registered, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
 use core::{
     ops::Deref,
     ptr::NonNull, //

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Namespaces that the btt driver of libnvdimm has made a disk of.
-//!
-//! C header: [`drivers/nvdimm/btt.h`](srctree/drivers/nvdimm/btt.h)
+//! Namespaces that are attached to the btt driver of libnvdimm.
 
 use super::{
     device::{
@@ -42,19 +40,19 @@ impl<'bound> Namespace<'bound> {
     ///
     /// [`ENODEV`] if the device is not a btt, or is not fully configured.
     pub fn attach_btt(self) -> Result<Btt<'bound>> {
-        if self.dev.kind() != Kind::Btt {
+        if self.device().kind() != Kind::Btt {
             return Err(ENODEV);
         }
 
         // SAFETY: The namespace is claimed by a btt device, which is being bound.
-        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns.as_ptr()) })?;
+        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns().as_ptr()) })?;
 
-        let dev: &device::Device<Bound> = self.dev.as_ref();
+        let dev: &device::Device<Bound> = self.device().as_ref();
         // If this fails, the btt is detached at once.
         devres::register(dev, DetachBtt(dev.into()), GFP_KERNEL)?;
 
         // INVARIANT: It has just been attached, and devres detaches it when the device is unbound.
-        Ok(Btt { dev: self.dev })
+        Ok(Btt { dev: self.device() })
     }
 }
 
@@ -69,8 +67,8 @@ impl Btt<'_> {
         }
     }
 
-    /// Adds what the region knows to be bad to the badblocks of the namespace. May sleep, takes the
-    /// bus lock.
+    /// Adds the bad ranges that the region knows to the badblocks of the namespace. May sleep.
+    /// Takes the bus lock.
     pub fn revalidate_poison(&self) {
         // SAFETY: By the type invariant the device is an attached btt, so it has a namespace, whose
         // badblocks were initialised when it was enabled.

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Buses that a provider of persistent memory registers, and the regions on them.
-//!
-//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::numa::Node,
-    kernel_ext::{
-        io::resource::PmemResource,
-        module::Registered, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    io::resource::PmemResource,
+    module::Registered, //
 };
 use core::{
     marker::PhantomData,
@@ -44,12 +40,10 @@ pub enum Persistence {
 /// A driver cannot name the memory by numbers:
 ///
 /// ```compile_fail,E0308
-/// use pmem_rs::abstractions::{
-///     kernel::numa::Node,
-///     nvdimm::{
-///         Persistence,
-///         RegionDesc, //
-///     }, //
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::nvdimm::{
+///     Persistence,
+///     RegionDesc, //
 /// };
 ///
 /// fn describe(start: u64, len: u64) -> RegionDesc<'static> {
@@ -90,20 +84,16 @@ pub struct RegionDesc<'a> {
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Bound,
-///     platform::Device,
-///     prelude::*,
-///     str::CString, //
-/// };
-/// use pmem_rs::abstractions::{
-///     kernel::numa::Node,
-///     kernel_ext::platform,
-///     nvdimm::{
-///         Bus,
-///         Persistence,
-///         RegionDesc, //
-///     }, //
+/// use kernel::device::Bound;
+/// use kernel::platform::Device;
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::kernel_ext::platform;
+/// use pmem_rs::abstractions::nvdimm::{
+///     Bus,
+///     Persistence,
+///     RegionDesc, //
 /// };
 ///
 /// fn provide(dev: &Device<Bound>) -> Result<Bus<'_>> {
@@ -147,8 +137,7 @@ impl<'bound> Bus<'bound> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], or [`ENODEV`] if libnvdimm does not bind the bus, or if the module accepts no
-    /// registrations ([`Registered::new`]).
+    /// [`ENODEV`] if libnvdimm does not bind the bus, or if the module accepts no registrations.
     pub fn register(parent: &'bound device::Device<Bound>, provider: CString) -> Result<Self> {
         let registered = Registered::new()?;
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
@@ -193,13 +182,9 @@ impl<'bound> Bus<'bound> {
         })
     }
 
-    /// Creates a region on the bus. Sleeps.
+    /// Creates a region on the bus. Sleeps. Fails with [`EINVAL`] if the range is empty.
     ///
     /// The region and its namespaces are bound to their drivers asynchronously.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the range is empty, [`ENOMEM`].
     pub fn create_region(&self, region: &RegionDesc<'bound>) -> Result {
         let range = region.memory.range();
         if range.is_empty() {

@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Devices on the `nd` bus that are offered to drivers of namespaces.
-//!
-//! C header: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
 
 use super::region::Region;
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk,
-        numa::Node, //
-    },
-    kernel_ext::device::name_of, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    block::gendisk,
+    numa::Node, //
 };
+use crate::abstractions::kernel_ext::device::name_of;
 use core::marker::PhantomData;
 use kernel::{
     device::{

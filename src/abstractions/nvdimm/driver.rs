@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Drivers on the `nd` bus.
-//!
-//! C header: [`include/linux/nd.h`](srctree/include/linux/nd.h)
 
 use super::{
     device::Device,
@@ -12,10 +10,8 @@ use super::{
         Watchers, //
     }, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel_ext::module::Registered, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
 use core::mem::offset_of;
 use kernel::{
     device::{
@@ -62,10 +58,8 @@ pub enum Event {
 /// A driver that claims namespaces for the modes in their info blocks, and binds to no device:
 ///
 /// ```no_run
-/// use kernel::{
-///     device::Core,
-///     prelude::*, //
-/// };
+/// use kernel::device::Core;
+/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::nvdimm::{
 ///     self,
 ///     Claim,

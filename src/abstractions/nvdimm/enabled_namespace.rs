@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Namespaces whose info block libnvdimm can read and write.
-//!
-//! C headers: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h),
-//! [`drivers/nvdimm/pfn.h`](srctree/drivers/nvdimm/pfn.h)
 
 use super::{
     device::Kind,
     namespace::Namespace, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel::memremap::PagemapConfig, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::memremap::PagemapConfig;
 use core::mem::ManuallyDrop;
 use kernel::{
     error::to_result,
@@ -32,7 +27,7 @@ pub fn info_block_reserve() -> ResourceSize {
     SIZE.max(PAGE_SIZE) as ResourceSize
 }
 
-/// The result of looking for an info block.
+/// The result of [`EnabledNamespace::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// There is no info block: the namespace is raw.
@@ -53,18 +48,14 @@ pub struct EnabledNamespace<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
-    /// sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if the range is in use, [`ENOMEM`].
+    /// sleep. Fails with [`EBUSY`] if the range is in use.
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
         // SAFETY: The device is being bound. What a call that fails half-way leaves to devres is
         // released when the probe fails or the device is unbound.
         to_result(unsafe {
             bindings::devm_namespace_enable(
-                self.dev.as_raw(),
-                self.ndns.as_ptr(),
+                self.device().as_raw(),
+                self.ndns().as_ptr(),
                 info_block_reserve(),
             )
         })?;
@@ -82,30 +73,29 @@ impl<'bound> EnabledNamespace<'bound> {
 
     /// Disables the access to the info block.
     pub fn disable(self) -> Namespace<'bound> {
-        let namespace = Namespace { ..self.namespace };
+        let dev = self.namespace.device();
+        let ndns = self.namespace.ndns();
 
         drop(self);
-        namespace
+        // SAFETY: They are those of a namespace, which has just been disabled.
+        unsafe { Namespace::from_raw(dev, ndns) }
     }
 
     /// Returns the offset of the first info block in the namespace, in bytes.
     pub fn info_block_start(&self) -> ResourceSize {
         // SAFETY: By the type invariant the namespace is valid.
-        match unsafe { (*self.namespace.ndns.as_ptr()).claim_class } {
+        match unsafe { (*self.namespace.ndns().as_ptr()).claim_class } {
             // Only a btt of version 2, which needs a label, starts at the first page.
             bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
             _ => INFO_BLOCK_SIZE as ResourceSize,
         }
     }
 
-    /// Reads the bytes at [`Self::info_block_start`]. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EIO`] if the medium is bad there, [`ENOMEM`].
+    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium is
+    /// bad there.
     pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
         const READ: c_int = 0;
-        let ndns = self.namespace.ndns.as_ptr();
+        let ndns = self.namespace.ndns().as_ptr();
         let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 
         // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. The
@@ -130,8 +120,8 @@ impl<'bound> EnabledNamespace<'bound> {
     ///
     /// [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
     pub fn claim(&self) -> Result<Claim> {
-        let dev = self.namespace.dev.as_raw();
-        let ndns = self.namespace.ndns.as_ptr();
+        let dev = self.namespace.device().as_raw();
+        let ndns = self.namespace.ndns().as_ptr();
 
         // Each probe function returns zero if its info block is there and has been claimed,
         // `EOPNOTSUPP` if it is there and cannot be used, another error if it is not there.
@@ -162,7 +152,7 @@ impl<'bound> EnabledNamespace<'bound> {
     ///   libnvdimm logs the reason.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
     pub fn setup_pfn(self) -> Result<(Self, PagemapConfig)> {
-        let dev = self.namespace.dev;
+        let dev = self.namespace.device();
         if dev.kind() != Kind::Pfn {
             return Err(ENODEV);
         }
@@ -208,8 +198,8 @@ impl Drop for EnabledNamespace<'_> {
         // SAFETY: By the type invariant the namespace is enabled.
         unsafe {
             bindings::devm_namespace_disable(
-                self.namespace.dev.as_raw(),
-                self.namespace.ndns.as_ptr(),
+                self.namespace.device().as_raw(),
+                self.namespace.ndns().as_ptr(),
             )
         };
     }

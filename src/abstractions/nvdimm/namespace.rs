@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Namespaces.
-//!
-//! C header: [`drivers/nvdimm/nd.h`](srctree/drivers/nvdimm/nd.h)
 
 use super::device::{
     Device,
     Kind, //
 };
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::DiskName,
-    kernel_ext::{
-        device::name_of,
-        io::resource::MemRegion, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::gendisk::DiskName;
+use crate::abstractions::kernel_ext::{
+    device::name_of,
+    io::resource::MemRegion, //
 };
 use core::{
     ops::Range,
@@ -46,15 +42,11 @@ const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
 /// Reserves the range of a pfn device, and reads from its info block how it is to be mapped:
 ///
 /// ```no_run
-/// use kernel::{
-///     prelude::*,
-///     str::CString, //
-/// };
-/// use pmem_rs::abstractions::{
-///     kernel::memremap::PagemapConfig,
-///     kernel_ext::io::resource::MemRegion,
-///     nvdimm::Namespace, //
-/// };
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapConfig;
+/// use pmem_rs::abstractions::kernel_ext::io::resource::MemRegion;
+/// use pmem_rs::abstractions::nvdimm::Namespace;
 ///
 /// fn layout(namespace: Namespace<'_>) -> Result<(MemRegion, PagemapConfig)> {
 ///     // The range of an enabled namespace is in use.
@@ -97,8 +89,8 @@ const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
 /// `ndns` is a valid namespace for `'bound`: it is `dev` itself, or is claimed by it. It is neither
 /// enabled nor attached.
 pub struct Namespace<'bound> {
-    pub(super) dev: &'bound Device<Bound>,
-    pub(super) ndns: NonNull<bindings::nd_namespace_common>,
+    dev: &'bound Device<Bound>,
+    ndns: NonNull<bindings::nd_namespace_common>,
 }
 
 // SAFETY: The C functions that are called with a namespace may be called by any thread.
@@ -147,6 +139,10 @@ impl<'bound> Namespace<'bound> {
         self.dev
     }
 
+    pub(super) fn ndns(&self) -> NonNull<bindings::nd_namespace_common> {
+        self.ndns
+    }
+
     /// Returns the part of the namespace that has its physical range (`to_nd_namespace_io()`).
     ///
     /// All types of namespaces that are offered to a driver start with it.
@@ -185,7 +181,7 @@ impl<'bound> Namespace<'bound> {
         MemRegion::request(range.start, range.end.saturating_sub(range.start), name)
     }
 
-    /// Returns the namespace with the fields that only one with a label has.
+    /// Returns the namespace as one with a label, which has more fields.
     fn labelled(&self) -> Option<NonNull<bindings::nd_namespace_pmem>> {
         // SAFETY: By the type invariant the namespace is valid. The type of a device does not
         // change, and has a name.
@@ -252,11 +248,7 @@ impl<'bound> Namespace<'bound> {
         self.labelled().is_some() && class == bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE
     }
 
-    /// Returns the name of the disk to be.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] for a namespace that cannot have a disk.
+    /// Returns the name of the disk to be created. Fails if the namespace cannot have a disk.
     pub fn disk_name(&self) -> Result<DiskName> {
         let mut name = DiskName([0; bindings::DISK_NAME_LEN as usize]);
 

@@ -7,9 +7,6 @@
 //!
 //! Lock order: the device lock of a region or a bus, the rwsem of the notifier chain,
 //! `Watchers::entries`. Watchers are called and dropped without `entries` held.
-//!
-//! C headers: [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h),
-//! [`include/linux/notifier.h`](srctree/include/linux/notifier.h)
 
 use super::device::Device;
 use crate::abstractions::bindings;
@@ -66,42 +63,32 @@ pub trait ProviderWatcher: Send + Sync + 'static {
 /// # Examples
 ///
 /// ```
-/// use kernel::{
-///     device::Bound,
-///     prelude::*,
-///     sync::{
-///         Arc,
-///         Completion, //
-///     },
+/// use kernel::device::Bound;
+/// use kernel::prelude::*;
+/// use kernel::sync::atomic::{
+///     Atomic,
+///     Relaxed, //
 /// };
+/// use kernel::sync::Arc;
 /// use pmem_rs::abstractions::nvdimm::{
 ///     Device,
 ///     ProviderWatch,
 ///     ProviderWatcher, //
 /// };
 ///
-/// #[pin_data]
-/// struct Teardown {
-///     #[pin]
-///     begin: Completion,
-/// }
+/// struct Watcher(Atomic<bool>);
 ///
-/// impl ProviderWatcher for Teardown {
+/// impl ProviderWatcher for Watcher {
 ///     fn provider_unbinding(&self) {
-///         self.begin.complete_all();
+///         self.0.store(true, Relaxed);
 ///     }
 /// }
 ///
 /// // The driver keeps the result of probe until the device is unbound.
 /// fn probe(dev: &Device<Bound>) -> Result<ProviderWatch<'_>> {
-///     let teardown = Arc::pin_init(
-///         pin_init!(Teardown {
-///             begin <- Completion::new(),
-///         }),
-///         GFP_KERNEL,
-///     )?;
+///     let watcher = Arc::new(Watcher(Atomic::new(false)), GFP_KERNEL)?;
 ///
-///     ProviderWatch::new(dev, teardown)
+///     ProviderWatch::new(dev, watcher)
 /// }
 /// # let _ = probe;
 /// ```
@@ -130,11 +117,8 @@ pub struct ProviderWatch<'bound> {
 }
 
 impl<'bound> ProviderWatch<'bound> {
-    /// Registers `watcher` for the provider of the device. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the driver of the device is not one of this module, [`ENOMEM`].
+    /// Registers `watcher` for the provider of the device. Sleeps. Fails with [`EINVAL`] if the
+    /// driver of the device is not one of this module.
     pub fn new<W: ProviderWatcher>(
         dev: &'bound Device<Bound>,
         watcher: Arc<W>,

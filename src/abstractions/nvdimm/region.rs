@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Regions: the properties that all namespaces in one share.
-//!
-//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
+//! Regions, whose properties are those of all namespaces in them.
 
-use crate::abstractions::{
-    bindings,
-    kernel::badblocks::Badblocks, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::badblocks::Badblocks;
 use core::ops::Range;
 use kernel::{
     io::PhysAddr,
@@ -78,8 +74,8 @@ impl Region {
         unsafe { bindings::is_nvdimm_sync(self.as_raw()) }
     }
 
-    /// Adds what is known to be bad in a physical range to badblocks, which count from the start of
-    /// the range. May sleep, takes the bus lock.
+    /// Adds the bad ranges in a physical range to badblocks, which count from its start. May sleep.
+    /// Takes the bus lock.
     pub fn populate_badblocks(&self, badblocks: &Badblocks, range: &Range<PhysAddr>) {
         let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else {
             return;

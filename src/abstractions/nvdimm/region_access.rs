@@ -5,17 +5,14 @@
 //! Lock order: device lock, then the SRCU domain of [`RegionAccess`]. The operations call into the
 //! provider of the region inside of a read-side section, and may sleep there. They take none of the
 //! driver's locks, and not the device lock, which is held while a device is unbound.
-//!
-//! C header: [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h)
 
 use super::namespace::Namespace;
-use crate::abstractions::{
-    bindings,
-    kernel::kobject, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::kobject;
 use core::ops::Range;
 use kernel::{
-    device, devres,
+    device,
+    devres,
     error::to_result,
     fmt,
     io::PhysAddr,
@@ -27,7 +24,7 @@ use kernel::{
         },
         Arc,
         Srcu, //
-    },
+    }, //
 };
 
 /// Access to the region of a device. It may outlive the binding of the device.
@@ -50,27 +47,12 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::prelude::*;
-/// use pmem_rs::abstractions::{
-///     kernel::block::bio::Bio,
-///     nvdimm::{
-///         Namespace,
-///         RegionAccess, //
-///     }, //
-/// };
+/// use pmem_rs::abstractions::kernel::block::bio::Bio;
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
 ///
-/// /// Ends requests after a flush.
-/// struct Flusher(kernel::sync::Arc<RegionAccess>);
-///
-/// impl Flusher {
-///     fn new(namespace: &Namespace<'_>) -> Result<Self> {
-///         Ok(Self(RegionAccess::new(namespace)?))
-///     }
-///
-///     // May be called at any time, even after the device was unbound.
-///     fn end(&self, bio: Bio) {
-///         bio.end(self.0.flush().into());
-///     }
+/// // May be called at any time, even after the device was unbound.
+/// fn flush_and_end(region: &RegionAccess, bio: Bio) {
+///     bio.end(region.flush().into());
 /// }
 /// ```
 ///
@@ -97,10 +79,6 @@ pub struct RegionAccess {
 
 impl RegionAccess {
     /// Creates access to the region of a namespace, for as long as its device is bound. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`], or [`EOVERFLOW`] if the end of the namespace is not an address.
     pub fn new(namespace: &Namespace<'_>) -> Result<Arc<Self>> {
         let dev = namespace.device();
         let range = namespace.range()?;
@@ -162,11 +140,8 @@ impl RegionAccess {
         let _ = self.with_device(|dev| dev.pr_info(message));
     }
 
-    /// Sends a change event of the device ([`kobject::notify_change`]). May sleep.
-    ///
-    /// # Errors
-    ///
-    /// Those of `notify_change`, and [`ENXIO`] if the device was unbound.
+    /// Sends a change event of the device ([`kobject::notify_change`]). May sleep. Fails with
+    /// [`ENXIO`] if the device was unbound.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
         self.with_device(|dev| kobject::notify_change(dev, variables))?
     }

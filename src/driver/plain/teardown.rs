@@ -32,8 +32,8 @@
 pub enum User {
     /// A reference to the pgmap: a thread may be inside of the DAX device or the disk.
     Translation,
-    /// A holder of the disk, which may keep an address of the memory.
-    Holder,
+    /// A keeper: a holder of the disk that may keep an address of the memory.
+    Keeper,
     /// A reference to a page: a pipe, direct I/O, a DMA engine.
     Pin,
     /// An entry of a page cache that names a page without references.
@@ -139,10 +139,10 @@ pub trait Environment: Sized {
 
     /// Returns whether a range that is in use is to be retired now.
     ///
-    /// That is so once the deadline has passed or the thread was killed, and at once if there is a
-    /// deadline and `has_holder`. It is never so if the `struct page`s or the medium are removed
-    /// with the provider.
-    fn should_retire(&self, has_holder: bool) -> bool;
+    /// True once the deadline has passed or the thread was killed, and at once if there is a
+    /// deadline and `has_keeper`. Never true if the `struct page`s or the medium are removed with
+    /// the provider.
+    fn should_retire(&self, has_keeper: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.
     fn try_get_module(&self) -> Option<Self::Module>;
@@ -218,16 +218,16 @@ pub fn begin<E: Environment>(env: &E) -> bool {
 /// has retired the range, the others return too.
 pub fn wait<E: Environment>(env: &E) -> Outcome {
     let outcome = env.wait_until(|teardown| {
-        let has_holder = match &teardown.state {
+        let has_keeper = match &teardown.state {
             State::Gone => return Some(Outcome::Freed),
             State::Retired { .. } | State::Freeing { module: Some(_) } => {
                 return Some(Outcome::Retired)
             }
-            State::Draining(user) => *user == Some(User::Holder),
+            State::Draining(user) => *user == Some(User::Keeper),
             State::Freeing { module: None } => false,
             State::Bound(_) | State::RemovingDisk(_) | State::Revoking => return None,
         };
-        if !env.should_retire(has_holder) {
+        if !env.should_retire(has_keeper) {
             return None;
         }
 

@@ -44,14 +44,12 @@ pub enum Operation {
 /// Each read gets the first bytes of `memory`. Writes are not supported:
 ///
 /// ```no_run
-/// use pmem_rs::abstractions::kernel::{
-///     block::bio::{
-///         Bio,
-///         Operation,
-///         Status, //
-///     },
-///     pmem_slice::PmemSlice, //
+/// use pmem_rs::abstractions::kernel::block::bio::{
+///     Bio,
+///     Operation,
+///     Status, //
 /// };
+/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
 ///
 /// fn serve(bio: Bio, memory: PmemSlice<'_>) -> Result {
 ///     if bio.operation() != Operation::Read {
@@ -239,20 +237,6 @@ impl Drop for Bio {
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use pmem_rs::abstractions::kernel::block::bio::Bio;
-///
-/// fn serve(bio: Bio, work: impl FnOnce(&Bio) -> Result) {
-///     let accounting = bio.start_accounting();
-///     let result = work(&bio);
-///     if let Some(accounting) = accounting {
-///         accounting.end();
-///     }
-///
-///     bio.end(result.into());
-/// }
-/// ```
-///
 /// The request cannot end before its accounting:
 ///
 /// ```compile_fail,E0505
@@ -291,21 +275,6 @@ impl Accounting<'_> {
 ///
 /// The requests are linked to each other, so adding one needs no memory. Dropping the list drops
 /// its requests, which ends them with [`Status::IOERR`].
-///
-/// # Examples
-///
-/// ```no_run
-/// use pmem_rs::abstractions::kernel::block::bio::{
-///     BioList,
-///     Status, //
-/// };
-///
-/// fn end_all(mut waiting: BioList) {
-///     while let Some(bio) = waiting.pop() {
-///         bio.end(Status::OK);
-///     }
-/// }
-/// ```
 ///
 /// # Invariants
 ///

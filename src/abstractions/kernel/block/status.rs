@@ -20,7 +20,7 @@ use kernel::prelude::*;
 /// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status(pub(in crate::abstractions) bindings::blk_status_t);
+pub struct Status(pub(super) bindings::blk_status_t);
 
 impl Status {
     /// The request succeeded.

@@ -2,27 +2,23 @@
 
 //! The callbacks of the DAX core, and the private data of a device, by which they find the driver.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        dax::{
-            extent::{
-                Extent,
-                ReadLocked, //
-            },
-            operations::{
-                AccessMode,
-                Operations, //
-            }, //
-        },
-        memremap::{
-            PagemapInner,
-            PagemapOperations,
-            PagemapRef, //
-        }, //
+use super::{
+    extent::{
+        Extent,
+        ReadLocked, //
     },
-    kernel_ext::iov::IterSource, //
+    operations::{
+        AccessMode,
+        Operations, //
+    }, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::memremap::{
+    PagemapInner,
+    PagemapOperations,
+    PagemapRef, //
+};
+use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::{
     page::PAGE_MASK,
     prelude::*,
@@ -34,8 +30,8 @@ use kernel::{
 /// The callbacks in [`Self::OPS`] find it in the device and read `pages` without a check. A device
 /// without pages has [`Self::NO_PAGES_OPS`].
 pub(super) struct Private<T, P: PagemapOperations> {
-    pub(super) pages: Option<PagemapRef<P>>,
-    pub(super) data: Arc<T>,
+    pages: Option<PagemapRef<P>>,
+    data: Arc<T>,
 }
 
 impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
@@ -50,6 +46,14 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         zero_page_range: Some(refuse_zero_page_range),
         recovery_write: None,
     };
+
+    pub(super) fn new(data: Arc<T>, pages: Option<PagemapRef<P>>) -> Self {
+        Self { pages, data }
+    }
+
+    pub(super) fn pages(&self) -> Option<&PagemapRef<P>> {
+        self.pages.as_ref()
+    }
 
     /// Returns the operations of a device that has `self` as its private data.
     pub(super) fn ops(&self) -> &'static bindings::dax_operations {
@@ -84,9 +88,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive; `kaddr` and `pfn` must be null or valid
-    /// for writing.
+    /// As [`Self::of`], for the DAX core only. `kaddr` and `pfn` must be null or valid for writing.
     unsafe extern "C" fn direct_access_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -140,8 +142,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive.
+    /// As [`Self::of`], for the DAX core only.
     pub(super) unsafe extern "C" fn zero_page_range_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,
@@ -165,9 +166,8 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
     /// # Safety
     ///
-    /// For the DAX core only: `dev` must be a device of a `Registration<T, P>` with pages, and
-    /// `dax_read_lock` be held since `dev` was seen alive; `iter` must be a valid source, for the
-    /// use of this call alone.
+    /// As [`Self::of`], for the DAX core only. `iter` must be a valid source, for the use of this
+    /// call alone.
     pub(super) unsafe extern "C" fn recovery_write_callback(
         dev: *mut bindings::dax_device,
         pgoff: c_ulong,

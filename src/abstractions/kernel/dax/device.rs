@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! References to DAX devices.
+//!
+//! Lock order: [`Handle::is_released`] is outside of the locks that the holder takes in
+//! `notify_failure()`, and inside of `mf_mutex`.
 
 use crate::abstractions::bindings;
 use core::ptr::NonNull;
@@ -15,7 +18,7 @@ use kernel::{
         Arc,
         Mutex,
         UniqueArc, //
-    },
+    }, //
 };
 
 /// A counted reference to a `struct dax_device`, alive or dead.
@@ -41,10 +44,6 @@ unsafe impl Sync for Handle {}
 
 impl Handle {
     /// Makes a device that is alive. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
     ///
     /// # Safety
     ///

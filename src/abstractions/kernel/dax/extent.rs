@@ -39,10 +39,8 @@ impl ReadLocked<'_> {
 /// An extent cannot be kept for longer than the lock is held:
 ///
 /// ```compile_fail,E0521
-/// use kernel::{
-///     prelude::*,
-///     workqueue, //
-/// };
+/// use kernel::prelude::*;
+/// use kernel::workqueue;
 /// use pmem_rs::abstractions::kernel::dax::Extent;
 ///
 /// fn keep(extent: Extent<'_>) -> Result {
@@ -109,7 +107,6 @@ impl<'g> Extent<'g> {
         Some(self.pages.pfn(self.pgoff))
     }
 
-    /// Returns the address of the first page.
     #[inline]
     pub(super) fn addr(&self) -> *mut u8 {
         self.pages.addr(self.pgoff)

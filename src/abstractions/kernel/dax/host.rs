@@ -2,16 +2,12 @@
 
 //! The connection of a disk to a DAX device.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::{
-            self,
-            DiskState,
-            GenDisk, //
-        },
-        dax::device::Handle, //
-    }, //
+use super::device::Handle;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::gendisk::{
+    self,
+    DiskState,
+    GenDisk, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -21,7 +17,7 @@ use kernel::{
     sync::{
         aref::ARef,
         Arc, //
-    },
+    }, //
 };
 
 /// The connection of a disk to a DAX device, by which file systems find the device. Dropping it
@@ -37,11 +33,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Connects a disk to a device. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if the disk has a device already.
+    /// Connects a disk to a device. May sleep. Fails if the disk has a device already.
     pub(super) fn new<D: gendisk::Operations>(handle: &Handle, disk: &GenDisk<D>) -> Result<Self> {
         let device = disk.device();
 

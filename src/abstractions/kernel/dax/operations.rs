@@ -2,19 +2,15 @@
 
 //! The operations that a driver implements for a DAX device.
 
-use crate::abstractions::{
-    kernel::{
-        dax::extent::{
-            Extent,
-            ReadLocked, //
-        },
-        memremap::{
-            PagemapInner,
-            PagemapOperations, //
-        }, //
-    },
-    kernel_ext::iov::IterSource, //
+use super::extent::{
+    Extent,
+    ReadLocked, //
 };
+use crate::abstractions::kernel::memremap::{
+    PagemapInner,
+    PagemapOperations, //
+};
+use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::prelude::*;
 
 /// The purpose of a translation.
@@ -36,27 +32,21 @@ pub enum AccessMode {
 /// Memory that never fails, and that the DAX core cannot zero:
 ///
 /// ```no_run
-/// use kernel::{
-///     prelude::*,
-///     sync::Arc, //
+/// use kernel::prelude::*;
+/// use kernel::sync::Arc;
+/// use pmem_rs::abstractions::kernel::dax::{
+///     self,
+///     AccessMode,
+///     Extent,
+///     Properties,
+///     ReadLocked, //
 /// };
-/// use pmem_rs::abstractions::{
-///     kernel::{
-///         dax::{
-///             self,
-///             AccessMode,
-///             Extent,
-///             Properties,
-///             ReadLocked, //
-///         },
-///         fs::dax::Pagemap,
-///         memremap::{
-///             PagemapInner,
-///             PagemapOperations, //
-///         }, //
-///     },
-///     kernel_ext::iov::IterSource, //
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::{
+///     PagemapInner,
+///     PagemapOperations, //
 /// };
+/// use pmem_rs::abstractions::kernel_ext::iov::IterSource;
 ///
 /// struct Memory;
 ///
@@ -71,22 +61,17 @@ pub enum AccessMode {
 ///         Ok(extent)
 ///     }
 ///
-///     fn zero_page_range(
-///         &self,
-///         _locked: ReadLocked<'_>,
-///         _pgoff: usize,
-///         _nr_pages: usize,
-///     ) -> Result {
+///     fn zero_page_range(&self, _: ReadLocked<'_>, _: usize, _: usize) -> Result {
 ///         Err(EIO)
 ///     }
 ///
 ///     fn recovery_write(
 ///         &self,
-///         _locked: ReadLocked<'_>,
-///         _pgoff: usize,
-///         _offset: usize,
-///         _len: usize,
-///         _source: &mut IterSource<'_>,
+///         _: ReadLocked<'_>,
+///         _: usize,
+///         _: usize,
+///         _: usize,
+///         _: &mut IterSource<'_>,
 ///     ) -> usize {
 ///         0
 ///     }

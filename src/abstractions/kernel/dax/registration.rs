@@ -2,33 +2,31 @@
 
 //! DAX devices that are alive.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::{
-            self,
-            GenDisk, //
-        },
-        dax::{
-            callbacks::Private,
-            device::Handle,
-            host::Host,
-            operations::Operations, //
-        },
-        memremap::{
-            PagemapOperations,
-            PagemapRef, //
-        }, //
-    },
-    kernel_ext::module::Registered, //
+use super::{
+    callbacks::Private,
+    device::Handle,
+    host::Host,
+    operations::Operations, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    block::gendisk::{
+        self,
+        GenDisk, //
+    },
+    memremap::{
+        PagemapOperations,
+        PagemapRef, //
+    }, //
+};
+use crate::abstractions::kernel_ext::module::Registered;
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     sync::Arc, //
 };
 
-/// What the DAX core is told about a device when it is made.
+/// The properties of a device that the DAX core asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Properties {
     /// Data is durable after a CPU cache flush alone, so `MAP_SYNC` is possible.
@@ -77,7 +75,7 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
     /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
     pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
         let registered = Registered::new()?;
-        let private = KBox::new(Private { pages, data }, GFP_KERNEL)?;
+        let private = KBox::new(Private::new(data, pages), GFP_KERNEL)?;
         let ops = private.ops();
         let private = KBox::into_raw(private);
 
@@ -126,7 +124,7 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
         }
         // First, because the pgmap must know each disk by which a holder may find the device.
         // SAFETY: By the type invariant the box is there; it is only read.
-        if let Some(pages) = unsafe { &(*self.private.as_ptr()).pages } {
+        if let Some(pages) = unsafe { self.private.as_ref() }.pages() {
             pages.set_host(disk.state())?;
         }
 

@@ -21,11 +21,11 @@
 //! |---|---|---|
 //! | revoked | all files were walked through after translations were refused | by the type |
 //! | dead | there is no [`PagemapRef`] | [`dax::Registration`] puts its reference after `kill_dax()`, a disk after its removal |
-//! | no holder | no code in the kernel keeps an address | the disk by which the DAX device is found knows its claims ([`dax::Registration::set_host`]) |
+//! | no keeper | no code in the kernel keeps an address | the disk by which the DAX device is found knows its claims ([`dax::Registration::set_host`]) |
 //! | idle | no exposed page has a reference or is associated with a file | the folios of all exposed pages are read |
 //!
 //! [`Revoked::first_user`] returns the [`User`] that a missing proof stands for, and
-//! [`Revoked::wait_for`] waits for it. [`Walked`] says what a walk through the files has found.
+//! [`Revoked::wait_for`] waits for it.
 //!
 //! # Drops
 //!
@@ -41,16 +41,14 @@
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
 mod entry;
-mod invalidate_lock;
 mod mapping;
 mod owner;
-mod report;
 mod states;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(in crate::abstractions) mod testing;
 
 pub use crate::abstractions::kernel::fs::dax::{
-    report::{
+    owner::{
         User,
         Walked, //
     },

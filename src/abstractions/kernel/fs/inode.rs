@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! References to inodes.
-//!
-//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
-//! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
 use crate::abstractions::bindings;
 use core::ptr::{
@@ -13,8 +10,8 @@ use core::ptr::{
 
 /// A reference to an inode and an active reference to its superblock.
 ///
-/// Dropping it may write back and evict the inode, and unmount the file system if it was unmounted
-/// meanwhile. Sleeps, takes locks of the file system, and waits for pinned pages of the file.
+/// Dropping it may write back and evict the inode. After an unmount it may also shut the file
+/// system down. Sleeps, takes locks of the file system, and waits for pinned pages of the file.
 ///
 /// # Invariants
 ///
@@ -75,7 +72,6 @@ impl Inode {
         Some(unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
     }
 
-    /// Returns whether the inode belongs to a superblock.
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {
         self.sb.as_ptr() == sb
     }

@@ -4,14 +4,12 @@
 //!
 //! Lock order: `InodePool::slots` is innermost. Nothing that sleeps is called with it held.
 
-use crate::abstractions::{
-    kernel::{
-        fs::inode::Inode,
-        percpu_ref::Ref,
-        wait::WaitQueue, //
-    },
-    kernel_ext::workqueue::OwnedQueue, //
+use super::inode::Inode;
+use crate::abstractions::kernel::{
+    percpu_ref::Ref,
+    wait::WaitQueue, //
 };
+use crate::abstractions::kernel_ext::workqueue::OwnedQueue;
 use core::mem::replace;
 use kernel::{
     impl_has_work,
@@ -30,14 +28,13 @@ use kernel::{
     }, //
 };
 
-/// The number of slots of a pool.
 const NR_SLOTS: usize = 128;
 /// The pause, in milliseconds, after which kept inodes are checked again while no slot is free.
 const RETRY_INTERVAL: Msecs = 1000;
 /// The number of these pauses between two messages.
 const RETRIES_PER_MESSAGE: u32 = 30;
 
-/// Slots for references to inodes that are kept, or that a worker puts.
+/// A pool of slots for references.
 ///
 /// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
 /// may wait for a file system or for pins, so a worker puts them. The slots are allocated in
@@ -139,6 +136,7 @@ impl InodePool {
             let stored = self.freed.wait_until(RETRY_INTERVAL, || {
                 let mut slots = self.slots.lock();
                 let mut free = slots.iter_mut().filter(|slot| matches!(slot, Slot::Free));
+                // Before the inode is taken: an assignment evaluates its right side first.
                 let slot = free.nth(spare)?;
 
                 *slot = new(inode.take()?);

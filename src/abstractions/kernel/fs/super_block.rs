@@ -7,18 +7,13 @@
 //!
 //! Lock order: `s_umount` of a superblock is outside of its `s_inode_list_lock`, which is outside
 //! of `i_lock`. Neither is held while an inode is returned to the caller.
-//!
-//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
-//! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::fs::{
-        file_system_type::DAX_TYPES,
-        inode::Inode,
-        inode_pool::InodePool, //
-    }, //
+use super::{
+    inode::Inode,
+    inode_pool::InodePool, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module_list::Code;
 use core::ptr::{
     addr_of,
     addr_of_mut, //
@@ -28,6 +23,49 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
+
+/// A type of file system, and the code that registers it.
+struct FileSystemType {
+    name: &'static CStr,
+    code: Code,
+}
+
+const EXT4: Code = Code {
+    built_in: cfg!(CONFIG_EXT4_FS = "y"),
+    module: c"ext4",
+};
+
+/// All types whose DAX memory comes from a block device: the callers of `dax_iomap_fault()`, which
+/// are vetted (`rust-bindings/vetted`). `fs/fuse` and `device-dax` have memory of their own.
+const DAX_TYPES: &[FileSystemType] = &[
+    FileSystemType {
+        name: c"ext4",
+        code: EXT4,
+    },
+    FileSystemType {
+        name: c"ext3",
+        code: EXT4,
+    },
+    #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
+    FileSystemType {
+        name: c"ext2",
+        code: EXT4,
+    },
+    FileSystemType {
+        name: c"xfs",
+        code: Code {
+            built_in: cfg!(CONFIG_XFS_FS = "y"),
+            module: c"xfs",
+        },
+    },
+    FileSystemType {
+        name: c"erofs",
+        code: Code {
+            built_in: cfg!(CONFIG_EROFS_FS = "y"),
+            module: c"erofs",
+        },
+    },
+];
 
 /// A walk through the inodes with DAX entries of all mounted file systems.
 ///
@@ -61,7 +99,6 @@ impl<'a> Walk<'a> {
     /// How many inodes are passed with the list locked.
     const BATCH: u32 = 1024;
 
-    /// Begins a walk.
     pub(super) fn new(pool: &'a Arc<InodePool>, may_put: &'a dyn Fn(&Inode) -> bool) -> Self {
         Self {
             pool,

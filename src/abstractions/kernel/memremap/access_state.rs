@@ -11,7 +11,7 @@ use kernel::sync::{
     barrier::{
         smp_mb,
         Full, //
-    },
+    }, //
 };
 
 /// Which translations of a pgmap may succeed: all, those without page frame numbers, or none. The

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a pgmap is made from.
+//! The configuration of a pgmap.
 
 use crate::abstractions::bindings;
 use kernel::{
@@ -14,7 +14,7 @@ use kernel::{
 /// The size of a `struct page` in bytes.
 pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 
-/// What a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap) is made from: a physical
+/// The configuration of a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap): a physical
 /// range, the location of its `struct page`s, and the offset of its data.
 ///
 /// # Examples
@@ -29,14 +29,14 @@ pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 ///
 /// # Invariants
 ///
-/// `start..start + len` does not wrap and is the only range of `pgmap`. All else in `pgmap` is
-/// zero, except what describes the memory for the `struct page`s. `data_offset` is less than `len`,
+/// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
+/// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less than `len`,
 /// and no `struct page`s are stored in the pages from there on.
 pub struct PagemapConfig {
-    pub(super) pgmap: bindings::dev_pagemap,
-    pub(super) start: PhysAddr,
-    pub(super) len: ResourceSize,
-    pub(super) data_offset: ResourceSize,
+    pgmap: bindings::dev_pagemap,
+    start: PhysAddr,
+    len: ResourceSize,
+    data_offset: ResourceSize,
 }
 
 impl PagemapConfig {
@@ -101,6 +101,13 @@ impl PagemapConfig {
             len,
             data_offset,
         })
+    }
+
+    /// Returns `pgmap`, `start`, `len` and `data_offset`.
+    pub(super) fn into_parts(
+        self,
+    ) -> (bindings::dev_pagemap, PhysAddr, ResourceSize, ResourceSize) {
+        (self.pgmap, self.start, self.len, self.data_offset)
     }
 }
 

@@ -5,10 +5,8 @@
 //! A page is exposed once a translation has returned its page frame number. It stays in the record
 //! for as long as this exists. A search for users looks at all exposed pages, and at no others.
 
-use crate::abstractions::{
-    bindings,
-    kernel_ext::sync::atomic::read_once, //
-};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
@@ -16,14 +14,14 @@ use kernel::{
     sync::atomic::{
         Atomic,
         Relaxed, //
-    },
+    }, //
 };
 
 /// The pages of a pgmap whose page frame numbers were ever returned to the DAX core.
 ///
 /// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. The record
-/// has a bit for each chunk of pages, so it is small. Most pages are exposed again and again. To
-/// find that out is a load and a test.
+/// has a bit for each chunk of pages, so it is small. Most translations are of pages that are
+/// recorded already, which a load and a test find.
 ///
 /// # Invariants
 ///

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages of a pgmap that have failed.
+//! The pages of a pgmap that have failed, and the operations that handle a failure.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        badblocks::Badblocks,
-        memremap::{
-            operations::PagemapOperations,
-            usage::FolioUse, //
-        }, //
-    }, //
+use super::{
+    usage::FolioUse, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::badblocks::Badblocks;
 use core::{
     ops::Range,
     ptr::addr_of, //
@@ -24,9 +19,30 @@ use kernel::{
     prelude::*, //
 };
 
+/// The operations of a pgmap, implemented by the code that owns its
+/// [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap).
+///
+/// They are called by `memory_failure()` in process context, with `mf_mutex` and a reference to the
+/// pgmap held, and may sleep.
+pub trait PagemapOperations: Send + Sync + 'static {
+    /// Notifies the users of the `len` bytes from `offset` bytes into the data on that these have
+    /// failed. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
+    ///
+    /// # Errors
+    ///
+    /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. After any other
+    /// error the memory stays in the linear mapping.
+    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
+
+    /// Records that the `len` bytes from `offset` bytes into the data on have
+    /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
+    /// memory management takes the pages out of the linear mapping.
+    fn record_failure(&self, offset: u64, len: u64);
+}
+
 /// The pages of a pgmap that have failed and were not repaired since.
 ///
-/// Pages are counted from the start of the data.
+/// Page numbers count from the start of the data.
 ///
 /// # Invariants
 ///
@@ -49,7 +65,6 @@ impl FailedPages {
         })
     }
 
-    /// Returns whether no page has failed. Callable from any context.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
@@ -72,11 +87,7 @@ impl FailedPages {
     }
 
     /// Clears the hwpoison mark of these pages, and puts those that had one or have failed back
-    /// into the linear mapping. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if a page cannot be removed from the list, which is full.
+    /// into the linear mapping. May sleep. Fails if a page cannot be removed from the full list.
     ///
     /// # Safety
     ///
@@ -133,11 +144,8 @@ impl FailedPages {
     }
 
     /// Handles the failure of the `len` bytes from `offset` on, whole pages from frame `pfn` on,
-    /// for `memory_failure()`. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// As [`PagemapOperations::memory_failure`]. [`ENOSPC`] if the pages cannot be listed.
+    /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
+    /// [`ENOSPC`] if the pages cannot be listed.
     ///
     /// # Safety
     ///

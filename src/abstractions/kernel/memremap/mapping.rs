@@ -2,16 +2,14 @@
 
 //! Mappings without `struct page`s.
 
-use crate::abstractions::{
-    bindings,
-    kernel::pmem_slice::{
-        PmemSlice,
-        WritableSlice, //
-    },
-    kernel_ext::io::resource::{
-        MemRegion,
-        RegionName, //
-    }, //
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::pmem_slice::{
+    PmemSlice,
+    WritableSlice, //
+};
+use crate::abstractions::kernel_ext::io::resource::{
+    MemRegion,
+    RegionName, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -26,15 +24,11 @@ use kernel::{
 ///
 /// ```no_run
 /// use kernel::str::CString;
-/// use pmem_rs::abstractions::{
-///     kernel::memremap::Memremap,
-///     nvdimm::Namespace, //
-/// };
+/// use pmem_rs::abstractions::kernel::memremap::Memremap;
+/// use pmem_rs::abstractions::nvdimm::Namespace;
 ///
 /// fn wipe(namespace: &Namespace<'_>, name: CString) -> Result {
 ///     let mapping = Memremap::new(namespace.reserve(name)?)?;
-///
-///     let len = mapping.slice().len();
 ///     mapping.writable().zero();
 ///     // Drops mapping and reservation.
 ///     Ok(())

@@ -2,32 +2,32 @@
 
 //! The pgmap: `struct page`s and a mapping of a physical range, without its owner.
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        block::gendisk::DiskState,
-        memremap::{
-            config::PagemapConfig,
-            exposure::Exposure,
-            failed_pages::FailedPages,
-            operations::PagemapOperations,
-            pages::Pages,
-            usage::{
-                PagesInUse,
-                UsedPage, //
-            }, //
-        },
-        numa::Node,
-        percpu_ref::Ref,
-        pmem_slice::{
-            PmemSlice,
-            WritableSlice, //
-        }, //
+use super::{
+    config::PagemapConfig,
+    exposure::Exposure,
+    failed_pages::{
+        FailedPages,
+        PagemapOperations, //
     },
-    kernel_ext::io::resource::{
-        MemRegion,
-        RegionName, //
+    pages::Pages,
+    usage::{
+        PagesInUse,
+        UsedPage, //
     }, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    block::gendisk::DiskState,
+    numa::Node,
+    percpu_ref::Ref,
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
+};
+use crate::abstractions::kernel_ext::io::resource::{
+    MemRegion,
+    RegionName, //
 };
 use core::{
     ops::Range,
@@ -103,12 +103,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
         folio_split: None,
     };
 
-    /// Makes the `struct page`s of a range and maps it. May sleep. Takes the memory hotplug lock.
+    /// Makes the `struct page`s of a range and maps it; see [`fs::dax::Pagemap::new`].
     ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
-    /// it (`memremap_compat_align()`), [`ENOMEM`], and the errors of the architecture.
+    /// [`fs::dax::Pagemap::new`]: crate::abstractions::kernel::fs::dax::Pagemap::new
     ///
     /// # Safety
     ///
@@ -119,12 +116,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         node: Node,
         ops: T,
     ) -> Result<impl PinInit<Self, Error>> {
-        let PagemapConfig {
-            pgmap,
-            start,
-            len,
-            data_offset,
-        } = config;
+        let (pgmap, start, len, data_offset) = config.into_parts();
         // SAFETY: A constant of the architecture.
         let align = unsafe { bindings::memremap_compat_align() } as ResourceSize;
         let misaligned = (start | len) & align.wrapping_sub(1) != 0;
@@ -226,11 +218,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
     }
 
-    /// Sets the disk through which the DAX device of this memory is found.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if there is one already.
+    /// Sets the disk through which the DAX device of this memory is found. Fails if there is one.
     pub(in crate::abstractions) fn set_host(&self, host: Arc<DiskState>) -> Result {
         if self.host.populate(host) {
             Ok(())
@@ -239,7 +227,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
     }
 
-    /// Returns the disk through which the DAX device of this memory is found.
     pub(in crate::abstractions) fn host(&self) -> Option<&DiskState> {
         self.host.as_ref().map(|host| &**host)
     }
@@ -351,10 +338,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.pages.first_used(from)
     }
 
-    /// Counts the pages that are in use, among `limit` exposed ones from page `first` of the data
-    /// on. Also returns the page to continue with, if there are more. Does not sleep.
+    /// Counts the pages in use among `limit` exposed ones, from page `first` of the data on. Also
+    /// returns the page to continue with, if there are more. Does not sleep.
     ///
-    /// If translations may succeed meanwhile, the numbers need not be those of any one moment.
+    /// While translations succeed, the result is not a snapshot.
     pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         self.pages.count_used(first, limit)
     }

@@ -2,18 +2,16 @@
 
 //! The pages of a pgmap: their addresses, their page frames, and which of them are in use.
 
-use crate::abstractions::{
-    bindings,
-    kernel::memremap::{
-        access_state::AccessState,
-        exposure::Exposure,
-        usage::{
-            FolioUse,
-            PagesInUse,
-            UsedPage, //
-        }, //
+use super::{
+    access_state::AccessState,
+    exposure::Exposure,
+    usage::{
+        FolioUse,
+        PagesInUse,
+        UsedPage, //
     }, //
 };
+use crate::abstractions::bindings;
 use core::{
     ops::Range,
     ptr::{
@@ -89,14 +87,12 @@ impl Pages {
         self.first_pfn.wrapping_add(pgoff)
     }
 
-    /// Returns the address of a page.
     #[inline]
     pub(in crate::abstractions) fn addr(&self, pgoff: usize) -> *mut u8 {
         // Points into the mapping if the page exists.
         self.addr.as_ptr().wrapping_add(pgoff << PAGE_SHIFT)
     }
 
-    /// Returns the page frames.
     pub(super) fn frames(&self) -> Range<u64> {
         let start = self.first_pfn as u64;
 
@@ -125,12 +121,10 @@ impl Pages {
         self.exposure.add(self.pfn(pgoff), nr_pages);
     }
 
-    /// Returns whether any page was ever exposed.
     pub(super) fn any_exposed(&self) -> bool {
         self.exposure.next(self.first_pfn).is_some()
     }
 
-    /// Returns the size in bytes of all chunks of the record with exposed pages.
     pub(super) fn exposed_bytes(&self) -> u64 {
         self.exposure.bytes()
     }
@@ -176,10 +170,7 @@ impl Pages {
         }
     }
 
-    /// Counts the pages that are in use, among `limit` exposed ones from page `pgoff` on. Also
-    /// returns the page to continue with, if there are more. Does not sleep.
-    ///
-    /// If translations may succeed meanwhile, the numbers need not be those of any one moment.
+    /// As [`PagemapInner::count_used`](super::PagemapInner::count_used).
     pub(super) fn count_used(&self, pgoff: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         let start = self.frames().start;
         let mut count = PagesInUse::default();

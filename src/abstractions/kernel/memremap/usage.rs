@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What uses a page, according to its folio: references, and an association with a file.
+//! The users of a page, as its folio shows them: references, and an association with a file.
 //!
-//! All fields are read without a lock, as the C code reads them. They are right for the moment of
-//! the read only.
+//! All fields are read without a lock, as the C code does, and may change after the read.
 //!
 //! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
 
@@ -14,7 +13,7 @@ use core::{
     ptr::{
         addr_of,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -84,7 +83,7 @@ impl UsedPage<'_> {
     }
 }
 
-/// What the folio of a page says about its users.
+/// The users of a page, as its folio shows them.
 #[derive(Clone, Copy)]
 pub(in crate::abstractions) struct FolioUse {
     pub(super) folio: *mut bindings::folio,

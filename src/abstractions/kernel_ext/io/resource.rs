@@ -53,18 +53,6 @@ use kernel::{
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use kernel::str::CString;
-/// use pmem_rs::abstractions::{
-///     kernel_ext::io::resource::MemRegion,
-///     nvdimm::Namespace, //
-/// };
-///
-/// fn reserve(namespace: &Namespace<'_>) -> Result<MemRegion> {
-///     namespace.reserve(CString::try_from_fmt(fmt!("{}", namespace.name()))?)
-/// }
-/// ```
-///
 /// A driver cannot reserve a range by numbers:
 ///
 /// ```compile_fail,E0624
@@ -222,15 +210,6 @@ impl Drop for MemRegion {
 /// [`platform::memory`]: crate::abstractions::kernel_ext::platform::memory
 ///
 /// # Examples
-///
-/// ```no_run
-/// use pmem_rs::abstractions::kernel_ext::io::resource::PmemResource;
-///
-/// fn len(resource: &PmemResource<'_>) -> u64 {
-///     let range = resource.range();
-///     range.end.saturating_sub(range.start)
-/// }
-/// ```
 ///
 /// A driver cannot create one from numbers:
 ///

@@ -100,8 +100,8 @@ pub enum Defect {
     PinsIgnored,
     /// Page cache entries of a page are ignored.
     EntriesIgnored,
-    /// Holders of the disk are ignored.
-    HoldersIgnored,
+    /// Keepers are ignored.
+    KeepersIgnored,
     /// Removing the disk does not wait for requests.
     RequestsIgnored,
     /// Files are not referenced before the disk is removed.
@@ -117,7 +117,7 @@ pub enum Defect {
     /// The unbinding thread waits for the last user.
     NeverRetired,
     /// The check that waiting is hopeless is missing.
-    HolderWaitedForever,
+    KeeperWaitedForever,
     /// A fatal signal is ignored.
     SignalIgnored,
     /// The call of `wake_up` with this number, counted from 0, wakes no thread.
@@ -146,7 +146,7 @@ pub struct Setup {
     pub pinned: bool,
     /// The file is closed, and its inode is being evicted; see [`World::evict`].
     pub evicting: bool,
-    /// The disk has a holder with the address of the memory; see [`World::use_by_holder`].
+    /// The disk has a keeper with the address of the memory; see [`World::use_by_keeper`].
     pub held: bool,
     /// A reader is inside of a read-side section until unbind has returned; see [`World::leave`].
     pub stuck: bool,
@@ -525,7 +525,7 @@ impl Environment for World {
     }
 
     /// The deadline passes at any moment: a thread that it wakes is not always scheduled at once.
-    fn should_retire(&self, has_holder: bool) -> bool {
+    fn should_retire(&self, has_keeper: bool) -> bool {
         if self.has(Defect::NeverRetired) {
             return false;
         }
@@ -533,7 +533,7 @@ impl Environment for World {
             && !self.has(Defect::SignalIgnored)
             && self.signal.fetch_or(false, Acquire);
 
-        !self.setup.no_deadline || killed || (has_holder && !self.has(Defect::HolderWaitedForever))
+        !self.setup.no_deadline || killed || (has_keeper && !self.has(Defect::KeeperWaitedForever))
     }
 
     /// `try_module_get()`
@@ -598,7 +598,7 @@ impl Environment for World {
         let mut disk = RemovedDisk {
             has_reference: true,
         };
-        self.check_for_holders(&mut disk);
+        self.check_for_keepers(&mut disk);
         disk
     }
 
@@ -637,14 +637,14 @@ impl Environment for World {
 
     /// `fs_dax::Revoked::first_user`
     fn first_user(&self, memory: &mut Revoked, disk: &mut RemovedDisk) -> Option<User> {
-        self.check_for_holders(disk);
+        self.check_for_keepers(disk);
 
         if self.references.exceeds(u32::from(disk.has_reference))
             && !self.has(Defect::TranslationsIgnored)
         {
             Some(User::Translation)
         } else if disk.has_reference {
-            Some(User::Holder)
+            Some(User::Keeper)
         } else if !memory.is_complete {
             Some(User::PageCache)
         } else {
@@ -656,7 +656,7 @@ impl Environment for World {
     fn wait_for(&self, user: User, memory: &mut Revoked, disk: &mut RemovedDisk) {
         match user {
             User::Translation => self.references.wait(u32::from(disk.has_reference)),
-            User::Holder => self
+            User::Keeper => self
                 .released
                 .wait_until(|| !self.held.fetch_or(false, Acquire)),
             User::Pin => self.page.wait_idle(),
@@ -697,9 +697,9 @@ impl World {
         !self.setup.evicting && self.entry.may_be_there()
     }
 
-    /// `RemovedDisk`: puts its reference to the pgmap when it has no holder any more.
-    fn check_for_holders(&self, disk: &mut RemovedDisk) {
-        if disk.has_reference && (!self.held.load(Acquire) || self.has(Defect::HoldersIgnored)) {
+    /// `RemovedDisk`: puts its reference to the pgmap when it has no keeper any more.
+    fn check_for_keepers(&self, disk: &mut RemovedDisk) {
+        if disk.has_reference && (!self.held.load(Acquire) || self.has(Defect::KeepersIgnored)) {
             disk.has_reference = false;
             self.references.put();
         }
@@ -772,7 +772,7 @@ impl World {
         self.page.free();
         assert!(
             !self.held.fetch_or(false, AcqRel),
-            "freed while the disk has a holder"
+            "freed while the disk has a keeper"
         );
         self.memory.take();
         self.reserved.swap(false, Release);
@@ -1043,7 +1043,7 @@ impl World {
     }
 
     /// device-mapper uses the memory by an address of its own, and closes the disk.
-    pub fn use_by_holder(&self) {
+    pub fn use_by_keeper(&self) {
         self.hold_on();
         self.memory.access();
         self.held.swap(false, Release);

@@ -13,7 +13,7 @@
 //!
 //! - The memory is freed once, and all threads have ended then. No thread sleeps for ever.
 //! - When it is freed, no page table maps it, no entry of a page cache refers to it, there is no
-//!   reference and no holder, and every access is ordered before that.
+//!   reference and no keeper, and every access is ordered before that.
 //! - When unbind returns, no page table maps the memory, and none does after that. If it returns in
 //!   time, the range is free; otherwise it is retired until it is free.
 //! - The worker gets a reference to the module if and only if the range was retired.
@@ -414,41 +414,41 @@ fn an_inode_that_is_being_evicted_does_not_delay_unbind() {
 }
 
 /// device-mapper holds the disk, and uses the memory by an address of its own until it closes it.
-const HOLDER: Model = Model {
+const KEEPER: Model = Model {
     setup: Setup {
         held: true,
         ..INLINE
     },
     preemptions: Some(4),
     run: |world| {
-        world.spawn(|world| world.use_by_holder());
+        world.spawn(|world| world.use_by_keeper());
         world.unbind();
     },
 };
 
-/// As `HOLDER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
+/// As `KEEPER`, but it closes the disk only when unbind has returned, whose deadline does not pass:
 /// unbind has to return because waiting is hopeless.
-const STUBBORN_HOLDER: Model = Model {
+const STUBBORN_KEEPER: Model = Model {
     setup: Setup {
         stubborn: true,
         no_deadline: true,
-        ..HOLDER.setup
+        ..KEEPER.setup
     },
-    ..HOLDER
+    ..KEEPER
 };
 
 #[test]
-fn a_holder_keeps_the_memory() {
-    HOLDER.explore().assert(&["retired", "in time"]);
-    HOLDER.finds(Defect::HoldersIgnored, "freed while the disk has a holder");
+fn a_keeper_keeps_the_memory() {
+    KEEPER.explore().assert(&["retired", "in time"]);
+    KEEPER.finds(Defect::KeepersIgnored, "freed while the disk has a keeper");
 }
 
 #[test]
-fn a_holder_does_not_delay_unbind() {
-    STUBBORN_HOLDER.explore().assert(&["retired"]);
-    STUBBORN_HOLDER.finds(Defect::NeverRetired, "deadlock");
-    STUBBORN_HOLDER.finds(Defect::HolderWaitedForever, "deadlock");
-    STUBBORN_HOLDER.finds(Defect::WakeUpLost(0), "deadlock");
+fn a_keeper_does_not_delay_unbind() {
+    STUBBORN_KEEPER.explore().assert(&["retired"]);
+    STUBBORN_KEEPER.finds(Defect::NeverRetired, "deadlock");
+    STUBBORN_KEEPER.finds(Defect::KeeperWaitedForever, "deadlock");
+    STUBBORN_KEEPER.finds(Defect::WakeUpLost(0), "deadlock");
 }
 
 /// A program pins a page that it has mapped, and unmaps and closes the file, while the disk is

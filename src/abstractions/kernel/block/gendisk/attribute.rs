@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The sysfs attribute that [`Operations::ATTRIBUTE`] defines.
-//!
-//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::operations::Operations, //
-};
+use super::operations::Operations;
+use crate::abstractions::bindings;
 use core::marker::PhantomData;
 use kernel::{
     container_of,

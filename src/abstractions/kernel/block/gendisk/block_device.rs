@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! References to block devices, and their claims.
-//!
-//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
-//! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
 
 use crate::abstractions::bindings;
 use core::ptr::{

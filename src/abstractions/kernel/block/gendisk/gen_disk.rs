@@ -1,34 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Disks, before, during and after their registration.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        badblocks::Badblocks,
-        block::{
-            bio::Bio,
-            gendisk::{
-                attribute::Tables,
-                limits::Limits,
-                operations::Operations,
-                state::DiskState, //
-            }, //
-        },
-        kernfs::Dirent,
-        numa::Node, //
-    },
-    kernel_ext::module::Registered, //
+use super::{
+    attribute::Tables,
+    limits::Limits,
+    operations::Operations,
+    state::DiskState, //
 };
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    block::bio::Bio,
+    kernfs::Dirent,
+    numa::Node, //
+};
+use crate::abstractions::kernel_ext::module::Registered;
 use core::{
     marker::PhantomData,
     ptr::{
         addr_of,
         addr_of_mut,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     device::{
@@ -46,7 +40,6 @@ use kernel::{
         aref::ARef,
         Arc, //
     },
-    time::Msecs,
     types::ForeignOwnable, //
 };
 
@@ -146,12 +139,10 @@ impl<T: Operations> GenDisk<T> {
         })
     }
 
-    /// Returns the state of the disk, which lives while anything may have the disk open.
     pub(in crate::abstractions) fn state(&self) -> Arc<DiskState> {
         self.state.clone()
     }
 
-    /// Returns the C structure.
     pub(in crate::abstractions) fn as_raw(&self) -> *mut bindings::gendisk {
         self.disk.as_ptr()
     }
@@ -310,10 +301,8 @@ impl<T: Operations> Registration<T> {
     /// of [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says
     /// what this may wait for.
     pub fn remove(self) -> RemovedDisk {
-        let state = self.disk.state();
-
         drop(self);
-        RemovedDisk(state)
+        RemovedDisk(())
     }
 }
 
@@ -325,14 +314,7 @@ impl<T: Operations> Drop for Registration<T> {
 }
 
 /// A disk that was removed. Programs, file systems and device-mapper may still have it open.
-pub struct RemovedDisk(Arc<DiskState>);
-
-impl RemovedDisk {
-    /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
-    pub fn wait_closed(&self, limit: Msecs) {
-        self.0.wait_closed(limit);
-    }
-}
+pub struct RemovedDisk(());
 
 #[kunit_tests(pmem_rs_gendisk)]
 mod tests {

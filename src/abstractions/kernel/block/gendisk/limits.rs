@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The limits and features of a request queue.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use crate::abstractions::bindings;
 use core::ops::BitOr;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The operations that a driver implements for a disk.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use crate::abstractions::kernel::{
     badblocks::Badblocks,
@@ -32,32 +30,26 @@ pub struct BoolAttribute<T> {
 /// A disk that discards what is written:
 ///
 /// ```no_run
-/// use kernel::{
-///     device::{
-///         Bound,
-///         Device, //
-///     },
-///     prelude::*,
-///     sync::Arc, //
+/// use kernel::device::{
+///     Bound,
+///     Device, //
 /// };
-/// use pmem_rs::abstractions::kernel::{
-///     block::{
-///         bio::{
-///             Bio,
-///             Operation,
-///             Status, //
-///         },
-///         gendisk::{
-///             self,
-///             DiskName,
-///             Features,
-///             GenDisk,
-///             Limits,
-///             PAGE_BLOCK, //
-///         }, //
-///     },
-///     numa::Node, //
+/// use kernel::prelude::*;
+/// use kernel::sync::Arc;
+/// use pmem_rs::abstractions::kernel::block::bio::{
+///     Bio,
+///     Operation,
+///     Status, //
 /// };
+/// use pmem_rs::abstractions::kernel::block::gendisk::{
+///     self,
+///     DiskName,
+///     Features,
+///     GenDisk,
+///     Limits,
+///     PAGE_BLOCK, //
+/// };
+/// use pmem_rs::abstractions::kernel::numa::Node;
 ///
 /// struct Sink;
 ///

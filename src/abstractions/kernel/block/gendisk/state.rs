@@ -9,16 +9,12 @@
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
 //! 2. `partitions`.
 //! 3. `bd_holder_lock` of the disk or a partition.
-//!
-//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::abstractions::{
-    bindings,
-    kernel::block::gendisk::block_device::BlockDevice,
-    kernel_ext::{
-        module_list::Code,
-        sync::completion::Completion, //
-    }, //
+use super::block_device::BlockDevice;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::{
+    module_list::Code,
+    sync::completion::Completion, //
 };
 use core::ptr::{
     addr_of_mut,

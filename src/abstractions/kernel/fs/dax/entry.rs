@@ -14,7 +14,6 @@ use core::ops::Range;
 /// An entry of the page cache of a DAX file.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
-    /// The first page of the file that the entry is for.
     index: u64,
     /// See `dax_make_entry()`.
     value: u64,
@@ -56,7 +55,6 @@ impl Entry {
         self.value & Self::LOCKED != 0
     }
 
-    /// Returns the number of pages of the entry.
     pub(super) fn pages(&self) -> u64 {
         if self.value & Self::PMD != 0 {
             Self::PMD_PAGES

@@ -12,21 +12,14 @@
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
-use crate::abstractions::{
-    bindings,
-    kernel::{
-        fs::{
-            dax::{
-                entry::Entry,
-                invalidate_lock::InvalidateLock, //
-            },
-            inode::Inode, //
-        },
-        memremap::{
-            FolioUse,
-            PagemapInner,
-            PagemapOperations, //
-        }, //
+use super::entry::Entry;
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    fs::inode::Inode,
+    memremap::{
+        FolioUse,
+        PagemapInner,
+        PagemapOperations, //
     }, //
 };
 use core::{
@@ -35,7 +28,7 @@ use core::{
     ptr::{
         addr_of_mut,
         NonNull, //
-    },
+    }, //
 };
 use kernel::{
     page::PAGE_SHIFT,
@@ -64,8 +57,8 @@ pub(super) struct FileRevoked {
     pub(super) pages: u64,
     /// Pages whose entries were kept, because they are pinned.
     pub(super) pinned: u64,
-    /// An entry and its folio disagree about the association. They are not read at once, so this
-    /// may be so for a moment.
+    /// An entry and its folio disagree about the association. The two are read one after the other,
+    /// so a mismatch may be transient.
     pub(super) mismatch: bool,
 }
 
@@ -73,7 +66,6 @@ pub(super) struct FileRevoked {
 const BATCH: u64 = 512;
 
 impl<'a> FileMapping<'a> {
-    /// Returns the page cache of a file.
     pub(super) fn new(inode: &'a Inode) -> Self {
         // INVARIANT: `mapping` returns null if there is no reference to the inode.
         Self(NonNull::new(inode.mapping()), PhantomData)
@@ -197,8 +189,8 @@ impl<'a> FileMapping<'a> {
         // SAFETY: By the type invariant the mapping stays for as long as `self`.
         let _guard = unsafe { InvalidateLock::new(mapping) };
 
-        // Each round unmaps first and then waits for locked entries. So the second one unmaps what
-        // faults have inserted meanwhile.
+        // Each round unmaps first, then waits for locked entries. So the second round unmaps the
+        // pages that faults have inserted in the first.
         for _ in 0..2 {
             self.unmap_and_wait(&frames);
         }
@@ -301,6 +293,49 @@ impl<'a> FileMapping<'a> {
             bindings::dax_delete_mapping_range(self.as_raw(), start, end);
             bindings::cond_resched();
         }
+    }
+}
+
+/// The invalidate lock of a file, held for writing. Page faults of ext4 and xfs hold it for
+/// reading.
+///
+/// # Invariants
+///
+/// The mapping is valid, and the lock is held.
+pub(super) struct InvalidateLock(NonNull<bindings::address_space>);
+
+impl InvalidateLock {
+    /// Takes the lock, unless it is held.
+    ///
+    /// # Safety
+    ///
+    /// The mapping must be valid for as long as the result lives.
+    pub(super) unsafe fn try_new(mapping: NonNull<bindings::address_space>) -> Option<Self> {
+        // SAFETY: By the safety requirements.
+        if !unsafe { bindings::filemap_invalidate_trylock(mapping.as_ptr()) } {
+            return None;
+        }
+        // INVARIANT: Just taken.
+        Some(Self(mapping))
+    }
+
+    /// Takes the lock. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// The mapping must be valid for as long as the result lives.
+    pub(super) unsafe fn new(mapping: NonNull<bindings::address_space>) -> Self {
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::filemap_invalidate_lock(mapping.as_ptr()) };
+        // INVARIANT: Just taken.
+        Self(mapping)
+    }
+}
+
+impl Drop for InvalidateLock {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held.
+        unsafe { bindings::filemap_invalidate_unlock(self.0.as_ptr()) };
     }
 }
 

@@ -2,41 +2,33 @@
 
 //! The owner of a pgmap, without its state.
 
-use crate::abstractions::{
-    kernel::{
-        fs::{
-            dax::{
-                mapping::FileMapping,
-                report::{
-                    User,
-                    Walked, //
-                }, //
-            },
-            inode::Inode,
-            inode_pool::InodePool,
-            super_block::Walk, //
-        },
-        memremap::{
-            PagemapConfig,
-            PagemapInner,
-            PagemapOperations,
-            UsedPage, //
-        },
-        numa::Node,
-        percpu_ref::{
-            Counted,
-            Ref, //
-        }, //
+use super::mapping::FileMapping;
+use crate::abstractions::kernel::{
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool,
+        super_block::Walk, //
     },
-    kernel_ext::{
-        io::resource::MemRegion,
-        module::Registered,
-        time::{
-            sleep,
-            MINUTE, //
-        },
-        workqueue::OwnedQueue, //
+    memremap::{
+        PagemapConfig,
+        PagemapInner,
+        PagemapOperations,
+        UsedPage, //
+    },
+    numa::Node,
+    percpu_ref::{
+        Counted,
+        Ref, //
     }, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::MemRegion,
+    module::Registered,
+    time::{
+        sleep,
+        MINUTE, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::mem::ManuallyDrop;
 use kernel::{
@@ -53,6 +45,29 @@ const MAX_MISMATCHES: u32 = 3;
 /// The pause between two walks of a drop that waits, in milliseconds.
 const WALK_INTERVAL: Msecs = 1000;
 
+/// The result of a walk through the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// The number of files with pages of the memory.
+    pub inodes: u64,
+    /// The number of these pages, pinned or not.
+    pub pages: u64,
+}
+
+/// A user of revoked memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// There is a reference to the pgmap: of a DAX device that is not dead, or of a disk.
+    Reference,
+    /// A holder of the disk may keep an address.
+    Keeper,
+    /// A page has a reference.
+    Pin,
+    /// A page is associated with a file, or another walk through the files is needed
+    /// ([`Revoked::revoke`](super::Revoked::revoke)).
+    PageCache,
+}
+
 /// The owner of a pgmap, in all states.
 ///
 /// # Invariants
@@ -61,8 +76,8 @@ const WALK_INTERVAL: Msecs = 1000;
 /// which an entry of a page cache and its folio did not match. It stays once it has reached
 /// [`MAX_MISMATCHES`], and `pages` is never unmapped then.
 pub(super) struct Owner<T: PagemapOperations> {
-    pub(super) pages: ManuallyDrop<Counted<PagemapInner<T>>>,
-    pub(super) pool: Arc<InodePool>,
+    pages: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pool: Arc<InodePool>,
     mismatches: u32,
     registered: ManuallyDrop<Registered>,
 }
@@ -93,6 +108,16 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
+    pub(super) fn pages(&self) -> &Counted<PagemapInner<T>> {
+        &self.pages
+    }
+
+    /// Refuses translations that ask for a page frame number, and new references. Does not sleep.
+    pub(super) fn refuse_mappings(&mut self) {
+        self.pages.refuse_mappings();
+        self.pages.kill();
+    }
+
     /// Refuses all translations and new references. Does not sleep.
     pub(super) fn refuse_access(&mut self) {
         self.pages.refuse_access();
@@ -120,8 +145,7 @@ impl<T: PagemapOperations> Owner<T> {
             mismatch |= revoked.mismatch;
             revoked.pages.saturating_add(revoked.pinned)
         });
-        // Puts files that were kept for pins and have none any more.
-        self.pool.release(|inode| self.may_put(inode));
+        self.release_files();
 
         if mismatch {
             self.mismatches = self.mismatches.saturating_add(1);
@@ -174,6 +198,11 @@ impl<T: PagemapOperations> Owner<T> {
         self.pool.release(|inode| self.may_put(inode));
     }
 
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
+    pub(super) fn wait_put(&self, limit: Msecs) {
+        self.pool.wait_put(limit);
+    }
+
     /// Finds a user. `next` is the first page frame that may be in use; pages do not become used
     /// again. `walk_needed` is whether the files have to be walked through again.
     pub(super) fn first_user(&self, next: &mut u64, walk_needed: bool) -> Option<User> {
@@ -185,7 +214,7 @@ impl<T: PagemapOperations> Owner<T> {
             return None;
         }
         if self.pages.host().is_some_and(|host| host.has_keeper()) {
-            return Some(User::Holder);
+            return Some(User::Keeper);
         }
         if walk_needed || self.mismatches != 0 {
             return Some(User::PageCache);
@@ -220,7 +249,7 @@ impl<T: PagemapOperations> Owner<T> {
                     self.revoke_files();
                     walk_needed = !is_dead;
                 }
-                Some(User::Reference | User::Holder | User::Pin) => {}
+                Some(User::Reference | User::Keeper | User::Pin) => {}
             }
             sleep(WALK_INTERVAL);
             waited = waited.wrapping_add(WALK_INTERVAL);

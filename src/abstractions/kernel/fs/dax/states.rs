@@ -2,28 +2,24 @@
 
 //! The states of the owner of a pgmap, as types that consume each other.
 
-use crate::abstractions::{
-    kernel::{
-        fs::dax::{
-            owner::Owner,
-            report::{
-                User,
-                Walked, //
-            }, //
-        },
-        memremap::{
-            PagemapConfig,
-            PagemapInner,
-            PagemapOperations,
-            PagemapRef, //
-        },
-        numa::Node,
-        percpu_ref::Ref, //
+use super::owner::{
+    Owner,
+    User,
+    Walked, //
+};
+use crate::abstractions::kernel::{
+    memremap::{
+        PagemapConfig,
+        PagemapInner,
+        PagemapOperations,
+        PagemapRef, //
     },
-    kernel_ext::{
-        io::resource::MemRegion,
-        workqueue::OwnedQueue, //
-    }, //
+    numa::Node,
+    percpu_ref::Ref, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::MemRegion,
+    workqueue::OwnedQueue, //
 };
 use core::ops::Deref;
 use kernel::{
@@ -38,25 +34,17 @@ use kernel::{
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::{
-///     prelude::*,
-///     str::CString, //
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::{
+///     PagemapConfig,
+///     PagemapOperations, //
 /// };
-/// use pmem_rs::abstractions::{
-///     kernel::{
-///         fs::dax::Pagemap,
-///         memremap::{
-///             PagemapConfig,
-///             PagemapOperations, //
-///         },
-///         numa::Node,
-///         percpu_ref::Ref, //
-///     },
-///     kernel_ext::{
-///         io::resource::MemRegion,
-///         workqueue::OwnedQueue, //
-///     }, //
-/// };
+/// use pmem_rs::abstractions::kernel::numa::Node;
+/// use pmem_rs::abstractions::kernel::percpu_ref::Ref;
+/// use pmem_rs::abstractions::kernel_ext::io::resource::MemRegion;
+/// use pmem_rs::abstractions::kernel_ext::workqueue::OwnedQueue;
 ///
 /// struct Unprepared;
 ///
@@ -83,23 +71,19 @@ use kernel::{
 /// Memory that was not revoked cannot be unmapped:
 ///
 /// ```compile_fail,E0599
-/// use pmem_rs::abstractions::kernel::{
-///     fs::dax::Closed,
-///     memremap::PagemapOperations, //
-/// };
+/// use pmem_rs::abstractions::kernel::fs::dax::Closed;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// fn unmap<T: PagemapOperations>(closed: Closed<T>) {
 ///     let _ = closed.unmap();
 /// }
 /// ```
 ///
-/// Nor can a closed pgmap be used as an open one:
+/// A closed pgmap cannot be used as an open one:
 ///
 /// ```compile_fail,E0382
-/// use pmem_rs::abstractions::kernel::{
-///     fs::dax::Pagemap,
-///     memremap::PagemapOperations, //
-/// };
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// fn close<T: PagemapOperations>(pages: Pagemap<T>) {
 ///     let closed = pages.close();
@@ -131,7 +115,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Returns a reference to the pgmap, which keeps it, or [`None`] after
     /// [`Self::close_to_mappings`].
     pub fn reference(&self) -> Option<PagemapRef<T>> {
-        self.0.pages.try_get()
+        self.0.pages().try_get()
     }
 
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
@@ -144,8 +128,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     ///
     /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
     pub fn close_to_mappings(&mut self) -> Walked {
-        self.0.pages.refuse_mappings();
-        self.0.pages.kill();
+        self.0.refuse_mappings();
         self.0.unmap_files()
     }
 
@@ -160,7 +143,7 @@ impl<T: PagemapOperations> Deref for Pagemap<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        &self.0.pages
+        self.0.pages()
     }
 }
 
@@ -199,7 +182,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Revokes the memory again, from files whose pages were pinned the last time. As
     /// [`Closed::revoke`].
     pub fn revoke(&mut self) -> Walked {
-        self.walk_needed = !self.owner.pages.is_unused();
+        self.walk_needed = !self.owner.pages().is_unused();
         self.owner.revoke_files()
     }
 
@@ -214,14 +197,14 @@ impl<T: PagemapOperations> Revoked<T> {
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
         match user {
             User::Reference => {
-                self.owner.pages.wait_timeout(limit);
+                self.owner.pages().wait_timeout(limit);
             }
-            User::Holder => {
-                // The holder may be below a file system that kept files keep. Files with pins stay:
+            User::Keeper => {
+                // The keeper may be below a file system that kept files keep. Files with pins stay:
                 // the last reference to their superblock would be put under its lock, and wait for
                 // the pins.
                 self.owner.release_files();
-                if let Some(host) = self.owner.pages.host() {
+                if let Some(host) = self.owner.pages().host() {
                     host.wait_closed(limit);
                 }
             }
@@ -237,7 +220,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
     /// Sleeps.
     pub fn wait_put(&self, limit: Msecs) {
-        self.owner.pool.wait_put(limit);
+        self.owner.wait_put(limit);
     }
 
     /// Frees pages, mapping and reservation. Sleeps. Waits for grace periods and the memory hotplug
@@ -251,14 +234,14 @@ impl<T: PagemapOperations> Revoked<T> {
             return Err(self);
         }
         // A thread may use a page just after it was seen idle, until a grace period has passed.
-        self.owner.pages.synchronize();
+        self.owner.pages().synchronize();
         self.next = 0;
         if self.first_user().is_some() {
             return Err(self);
         }
 
         // SAFETY: By the type, translations are refused and the memory was revoked. No reference to
-        // the pgmap is left, so no translation is under way; no holder has an address; no page is
+        // the pgmap is left, so no translation is under way; no keeper has an address; no page is
         // in use.
         unsafe { self.owner.unmap() };
         Ok(())
@@ -269,7 +252,7 @@ impl<T: PagemapOperations> Deref for Revoked<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        &self.owner.pages
+        self.owner.pages()
     }
 }
 

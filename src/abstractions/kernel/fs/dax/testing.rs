@@ -2,24 +2,22 @@
 
 //! Memory for the tests of several files.
 
-use crate::abstractions::{
-    kernel::{
-        fs::dax::states::Pagemap,
-        memremap::{
-            PagemapConfig,
-            PagemapInner,
-            PagemapOperations, //
-        },
-        numa::Node,
-        percpu_ref::Counted, //
+use super::states::Pagemap;
+use crate::abstractions::kernel::{
+    memremap::{
+        PagemapConfig,
+        PagemapInner,
+        PagemapOperations, //
     },
-    kernel_ext::{
-        io::resource::{
-            free_range,
-            MemRegion, //
-        },
-        workqueue::OwnedQueue, //
-    }, //
+    numa::Node,
+    percpu_ref::Counted, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::{
+        free_range,
+        MemRegion, //
+    },
+    workqueue::OwnedQueue, //
 };
 use core::ops::Deref;
 use kernel::{
