@@ -37,11 +37,12 @@ impl Shared {
     }
 }
 
-/// The work queues. There are several because work on one may wait for work on another. All but `files` have a
-/// rescuer, so they make progress when no thread can be created for want of memory. Putting a
-/// reference to a file may unmount a file system, which flushes queues without a rescuer; the
-/// kernel warns if a queue with one does that. Unbind waits for `files` only if very many files are
-/// in use.
+/// The work queues. There are several because work on one may wait for work on another.
+///
+/// All but `files` have a rescuer, so they make progress while memory is too short to create a
+/// thread. Putting a reference to a file may unmount a file system, which flushes queues without a
+/// rescuer; the kernel warns if a queue with one does that. Unbind waits for `files` only if very
+/// many files are in use.
 pub struct Queues {
     /// Runs the teardown of devices.
     pub teardown: OwnedQueue,

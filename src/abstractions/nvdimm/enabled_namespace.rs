@@ -91,8 +91,8 @@ impl<'bound> EnabledNamespace<'bound> {
         }
     }
 
-    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium is
-    /// bad there.
+    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium
+    /// is bad there.
     pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
         const READ: c_int = 0;
         let ndns = self.namespace.ndns().as_ptr();

@@ -6,23 +6,23 @@
 //!
 //! The owner of a pgmap has one of three types. Each type is made by consuming the one before it:
 //!
-//! | type | state | made by | consumed by |
-//! |---|---|---|---|
-//! | [`Pagemap`] | translations succeed, or at least those without page frame numbers | [`Pagemap::new`] | [`Pagemap::close`] |
-//! | [`Closed`] | all translations fail | [`Pagemap::close`] | [`Closed::revoke`] |
-//! | [`Revoked`] | no file maps any page; pinned pages are still in page caches | [`Closed::revoke`] | [`Revoked::unmap`] |
+//! - [`Pagemap`]: translations succeed, or at least those without page frame numbers.
+//!   [`Pagemap::close`] makes it a
+//! - [`Closed`]: all translations fail. [`Closed::revoke`] makes it a
+//! - [`Revoked`]: no file maps any page. Pinned pages are still in page caches.
 //!
 //! # Proofs
 //!
 //! Pages, mapping and reservation are freed by [`Revoked::unmap`] alone. It checks four proofs, or
 //! returns the owner:
 //!
-//! | proof | meaning | how it is given |
-//! |---|---|---|
-//! | revoked | all files were walked through after translations were refused | by the type |
-//! | dead | there is no [`PagemapRef`] | [`dax::Registration`] puts its reference after `kill_dax()`, a disk after its removal |
-//! | no keeper | no code in the kernel keeps an address | the disk by which the DAX device is found knows its claims ([`dax::Registration::set_host`]) |
-//! | idle | no exposed page has a reference or is associated with a file | the folios of all exposed pages are read |
+//! - Revoked: all files were walked through after translations were refused. The type proves it.
+//! - Dead: there is no [`PagemapRef`]. [`dax::Registration`] puts its reference after `kill_dax()`,
+//!   a disk after its removal.
+//! - No keeper: no code in the kernel keeps an address. The disk by which the DAX device is found
+//!   knows its claims ([`dax::Registration::set_host`]).
+//! - Idle: no exposed page has a reference or is associated with a file. The folios of all exposed
+//!   pages are read.
 //!
 //! [`Revoked::first_user`] returns the [`User`] that a missing proof stands for, and
 //! [`Revoked::wait_for`] waits for it.

@@ -30,8 +30,8 @@ pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 /// # Invariants
 ///
 /// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
-/// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less than `len`,
-/// and no `struct page`s are stored in the pages from there on.
+/// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
+/// than `len`, and no `struct page`s are stored in the pages from there on.
 pub struct PagemapConfig {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,

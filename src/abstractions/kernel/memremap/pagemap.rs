@@ -484,8 +484,9 @@ mod tests {
 
     /// Makes pages of a range without memory. It must not be read or written.
     fn pages(start: PhysAddr, data_offset: ResourceSize) -> Result<TestPagemap<Arc<LastFailure>>> {
-        let mut config = PagemapConfig::new(start, LEN)?;
-        config.data_offset = data_offset;
+        let (pgmap, ..) = PagemapConfig::new(start, LEN)?.into_parts();
+        // SAFETY: The structure has no altmap, and is zero except for the range.
+        let config = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;
 
         TestPagemap::new(config, reserve(start, LEN)?, last_failure()?)
     }
