@@ -87,8 +87,8 @@ pub enum Defect {
     NoFaultBarrier,
     /// A page is recorded as exposed only after the access state was checked.
     ExposedLate,
-    /// A fault whose page is already recorded as exposed has no barrier before it checks the access state;
-    /// reading the record is an acquire.
+    /// A fault whose page is already recorded as exposed has no barrier before it checks the access
+    /// state; reading the record is an acquire.
     ExposureAcquired,
 
     // The users.
@@ -852,7 +852,8 @@ impl World {
         found
     }
 
-    /// The end of `direct_access_callback`: `AccessState::admits_access` and `AccessState::admits_mapping`.
+    /// The end of `direct_access_callback`: `AccessState::admits_access` and
+    /// `AccessState::admits_mapping`.
     fn admits(&self, frames: bool) -> bool {
         if frames {
             let was_exposed = !self.has(Defect::ExposedLate) && self.expose();
