@@ -96,7 +96,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
 /// The memory that the kernel accounts for separately: not the struct pages, which depend on the
 /// device only.
 fn memory() -> Result<f64> {
-    // What was used a moment ago is not dropped the first time.
+    // The first round keeps recently used objects.
     for _ in 0..2 {
         sysfs::write("/proc/sys/vm/drop_caches", "3")?;
     }
