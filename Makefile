@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 
-# The verbs of this project. The kernel's build does not read this file, but Kbuild.
+# The verbs of this project. The kernel's build reads Kbuild instead of this file.
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -8,17 +8,17 @@ MAKEFLAGS += --no-builtin-rules
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-# Verbs may use the same objects and guests, so they run one after the other.
+# Verbs share objects and guests, so they run one after the other.
 .NOTPARALLEL:
 
 # A prepared kernel tree to build against; without it, the stock kernel.
 KDIR ?=
-# More arguments for what a verb runs.
+# Additional arguments for the program that a verb runs.
 ARGS ?=
 
-# How long devices are taken away and given back.
+# The duration of `make stress`.
 STRESS_SECONDS ?= 600
-# How long each campaign goes on, and what its randomness starts from.
+# The duration of each campaign, and the seed of its random numbers.
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= $(shell date +%s)
 
@@ -30,11 +30,11 @@ results := build/results
 help: ## List the verbs
 	@printf 'pmem-rs: a persistent memory driver in Rust. Verbs of make:\n\n'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
-	@printf '\nWhat they download and prepare is kept in %s (PMEM_RS_CACHE).\n' \
+	@printf '\nDownloads and prepared files are kept in %s (PMEM_RS_CACHE).\n' \
 		"$${PMEM_RS_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/pmem-rs}"
 
 .PHONY: demo
-demo: build/env runner ## Boot the stock kernel with the driver and show a DAX mount that survives
+demo: build/env runner ## Boot the stock kernel with the driver and show a DAX mount that survives unbind
 	@$(runner) demo --env build/env --results $(results)
 
 .PHONY: check
@@ -42,11 +42,11 @@ check: ## Run host tests, lints and all guest tests on the stock kernel
 	@tests/check stock
 
 .PHONY: check-debug
-check-debug: ## Run lints and some guest tests with a kernel that has all checkers (its first build: 15 minutes)
+check-debug: ## Run lints and some guest tests on the debug kernel, with all checkers (first build: 15 minutes)
 	@tests/check debug
 
 .PHONY: check-full
-check-full: ## As both, and all guest tests on the kernel with all checkers, which takes hours
+check-full: ## Run both, with all guest tests on the debug kernel, which takes hours
 	@tests/check stock debug-full
 
 .PHONY: modules
@@ -58,27 +58,27 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 	fi
 
 .PHONY: stress
-stress: build/env runner ## Take devices away under load and give them back: make stress STRESS_SECONDS=3600
+stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600
 	@$(runner) check --env build/env --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
 
 .PHONY: soak
-soak: ## Run all campaigns, each for a time: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)
+soak: ## Run random campaigns: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)
 	@tests/soak $(SOAK_SECONDS) $(SOAK_SEED) $(ARGS)
 
 .PHONY: coverage
-coverage: build/env runner ## See which lines of the driver the guest tests reach, half an hour: docs/coverage.md
+coverage: build/env runner ## Write the lines of the driver that guest tests reach to build/results/coverage.md (30 minutes)
 	@$(runner) coverage --env build/env --results $(results) $(ARGS)
 
 .PHONY: compare
-compare: build/env runner ## Take devices away with nd_pmem and with pmem_rs, for a table (ARGS=reader: some cells)
+compare: build/env runner ## Unbind devices in use with both drivers, for docs/compare.md (ARGS=reader: some cells)
 	@$(runner) compare --env build/env --results $(results) $(ARGS)
 
 .PHONY: bench
-bench: build/env runner ## Measure what both drivers cost, on a quiet machine (ARGS='--mode count read_4k': some of it)
+bench: build/env runner ## Measure the cost of both drivers on a quiet machine, for docs/bench.md (ARGS=read_4k: some cases)
 	@$(runner) bench --env build/env --results $(results) $(ARGS)
 
 .PHONY: kernel-bugs
-kernel-bugs: build/env runner ## See whether nd_pmem still has the bugs of docs/kernel-bugs.md
+kernel-bugs: build/env runner ## Check whether nd_pmem still has the bugs of docs/kernel-bugs.md
 	@$(runner) kernel-bugs --env build/env --results $(results)
 
 .PHONY: shell
@@ -90,22 +90,22 @@ lint: ## Check format, kernel clippy, rustdoc, shell scripts, panics and unsafe 
 	@tests/lint
 
 .PHONY: rust-analyzer
-rust-analyzer: ## Write rust-project.json, so that editors understand the module
+rust-analyzer: ## Write rust-project.json, for rust-analyzer in editors
 	@qemu/rust-analyzer
 
 .PHONY: env
-env: ## Print the paths of what was built as KEY=value, building it first
+env: ## Build what is missing, and print its paths as KEY=value
 	@qemu/env
 
 .PHONY: clean
-clean: ## Remove what was built in the checkout
+clean: ## Remove build results in the checkout
 	@rm -rf --one-file-system build rust-project.json
 
 .PHONY: distclean
 distclean: clean ## Also remove the cache: build root, kernels, guest images
 	@qemu/distclean
 
-# Not verbs, but what verbs need.
+# Targets that verbs depend on.
 
 .PHONY: build/env
 build/env:

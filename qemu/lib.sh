@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 
-# What all scripts of qemu/ share: messages, the cache and its locks, and entering the build root's
-# privileges. To be sourced.
+# Functions that all scripts of qemu/ share: messages, the cache and its locks, and the namespaces
+# of the build root. To be sourced.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -13,10 +13,10 @@ PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=qemu/config
 . "$PROJECT/qemu/config"
 
-# The start of the outermost script, so that all lines of a run count from the same moment.
+# The start of the outermost script, from which all messages of a run count.
 export PMEM_RS_STARTED=${PMEM_RS_STARTED:-$EPOCHSECONDS}
 
-# One line for a person, on stderr because stdout carries results.
+# Prints a message on stderr, because stdout carries results.
 say() {
     printf '[%3d s] %s\n' "$((EPOCHSECONDS - PMEM_RS_STARTED))" "$*" >&2
 }
@@ -41,13 +41,13 @@ case $CACHE in
 esac
 export PMEM_RS_CACHE=$CACHE
 
-# The file that says that a folder is this project's cache. It has the form that backup programs
-# know to skip, and distclean removes nothing without it.
+# The file that marks a folder as this project's cache. Backup programs skip such a folder, and
+# distclean removes nothing without it.
 cache_tag=$CACHE/CACHEDIR.TAG
 cache_tag_text='Signature: 8a477f597d28d172789f06886806bc55
 # Cache of pmem-rs, which make distclean removes.'
 
-# Makes the cache folder, and refuses one that is not ours.
+# Makes the cache folder, and refuses a folder of another project.
 open_cache() {
     if [[ -e $cache_tag ]]; then
         [[ -O $CACHE ]] || die "the cache $CACHE belongs to $(stat -c %U "$CACHE")" \
@@ -55,23 +55,23 @@ open_cache() {
         return
     fi
     mkdir -p "$CACHE" || die "cannot make the cache folder $CACHE" "Set PMEM_RS_CACHE to another folder."
-    # Another run may be making it too, and writes the tag first.
+    # A parallel run may be making the cache, and writes the tag first.
     [[ -z $(ls -A "$CACHE") || -e $cache_tag ]] || die "$CACHE is neither empty nor a cache of pmem-rs" \
         "Set PMEM_RS_CACHE to another folder."
     printf '%s\n' "$cache_tag_text" >"$cache_tag"
 }
 
-# hash WORD… : a short name for all that went into making something.
+# hash WORD… : prints a short name that depends on all words.
 hash() {
     printf '%s\n' "$@" | sha256sum | cut -c1-12
 }
 
-# What scripts do, without their comments: the part of them that decides what they make.
+# Prints scripts without their comments, for a hash of what they do.
 code() {
     sed -E '/^[[:space:]]*(#|$)/d' "$@"
 }
 
-# Waits until no other run makes NAME, and keeps others out until this script ends.
+# Waits until no other run makes NAME, and locks NAME until this script ends.
 lock() {
     local fd
     exec {fd}>"$CACHE/$1.lock"
@@ -81,7 +81,7 @@ lock() {
     fi
 }
 
-# need_space WHAT MIB: there must be room in the cache's file system.
+# need_space WHAT MIB: fails if the cache's file system has less space.
 need_space() {
     local have
     have=$(($(df --output=avail -k "$CACHE" | tail -n 1) / 1024))
@@ -89,7 +89,7 @@ need_space() {
         "Make room, or set PMEM_RS_CACHE to a folder on another disk."
 }
 
-# What to do about a failure that a step's output names.
+# Prints the remedy for a failure that a step's output names.
 explain() { # LOG
     local package
     package=$(grep -o -E -m 1 "Unable to locate package .*|Package .* has no installation candidate" "$1" || true)
@@ -104,14 +104,14 @@ explain() { # LOG
     fi
 }
 
-# The last line of a log that says something, however its lines end.
+# Prints the last line of a log that has text, with any line ending.
 last_words() { # LOG
     tail -c 2000 "$1" | tr '\r' '\n' | awk 'NF { words = $0 } END { print substr(words, 1, 90) }'
 }
 
-# watched LABEL LOG CMD… : runs CMD with its output in LOG, reports every ten seconds that it is
-# still at work and on what, and shows the end of LOG when it fails. watched --late does not mention
-# what is done within ten seconds.
+# watched LABEL LOG CMD… : runs CMD with its output in LOG. Reports every ten seconds that it still
+# runs, with its last line, and shows the end of LOG if it fails. watched --late prints nothing for
+# a command that ends within ten seconds.
 watched() {
     local late=no late_label='' label log status=0 began=$EPOCHSECONDS never words
     if [[ $1 == --late ]]; then
@@ -125,11 +125,11 @@ watched() {
     if [[ $late == no ]]; then
         say "$label"
     fi
-    # A pipe that never delivers: read's timeout sleeps without a child that could outlive us.
+    # Nothing is written to this pipe: read's timeout sleeps without a child that could outlive us.
     exec {never}<> <(:)
     while ! read -r -t 10 -u "$never" && kill -0 $$ 2>/dev/null; do
         words=$(last_words "$log")
-        say "  ${late_label}still at it after $((EPOCHSECONDS - began)) s: ${words:-no output yet}"
+        say "  ${late_label}still running after $((EPOCHSECONDS - began)) s: ${words:-no output yet}"
     done &
     watched_ticker=$!
     trap 'kill "$watched_ticker" 2>/dev/null' EXIT
@@ -151,7 +151,7 @@ watched() {
     fi
 }
 
-# The command that the kernel's make compiled the module with, without the names of outputs.
+# Prints the command with which the kernel's make compiled the module, without the names of outputs.
 rustc_command() { # OBJECTS
     local command
     command=$(sed -n 's/^savedcmd_src\/pmem_rs\.o := //p' "$1/src/.pmem_rs.o.cmd" | cut -d ';' -f 1)
@@ -163,9 +163,8 @@ inside_root() {
     [[ -e /.pmem-rs-root ]]
 }
 
-# The namespaces that the build root is made and entered in, as options of unshare. Without root,
-# one is a user namespace, in which the caller appears as root and the ids that /etc/subuid lends
-# are the others.
+# The options of unshare for the namespaces of the build root. Without root, one is a user
+# namespace: the caller is root there, and the ids of /etc/subuid are the others.
 namespaces=(--mount --pid --fork --kill-child)
 if ((EUID != 0)); then
     namespaces+=(--user --map-auto --map-root-user)
@@ -176,7 +175,7 @@ as_root() {
     unshare "${namespaces[@]}" --mount-proc -- "$@"
 }
 
-# Says what is missing when namespaces cannot be made.
+# Explains why namespaces cannot be made.
 need_namespaces() {
     local problem
     if ((EUID == 0)); then

@@ -310,8 +310,8 @@ macro_rules! callback {
             _ops: *mut FtraceOps,
             fregs: *mut FtraceRegs,
         ) {
-            // SAFETY: By the safety requirement the registers are those at the entry of the function,
-            // and the detour takes the same arguments.
+            // SAFETY: By the safety requirement the registers are those at the entry of the
+            // function, and the detour takes the same arguments.
             unsafe {
                 if $wanted && !window_is_own(parent_ip) {
                     window_go_to(fregs, $detour as usize as c_ulong);

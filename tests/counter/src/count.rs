@@ -197,7 +197,8 @@ mod tests {
         map
     }
 
-    /// Executes blocks of ten instructions, and returns calls and instructions of driver, callees and copies.
+    /// Executes blocks of ten instructions, and returns calls and instructions of driver, callees
+    /// and copies.
     fn run(blocks: &[(u64, u64)]) -> (u64, [u64; 3]) {
         let map = map();
         let mut counter = Counter::default();

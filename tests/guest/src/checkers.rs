@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The checkers of a debug kernel: which of them the running kernel has, and whether they still work.
+//! The checkers of a debug kernel: which of them the running kernel has, and whether they work.
 
 use std::fs;
 use std::path::Path;

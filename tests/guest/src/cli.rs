@@ -77,7 +77,7 @@ pub struct TestArgs {
     /// How many boots of the same campaign there were before.
     #[arg(long, default_value_t = 0)]
     pub round: u64,
-    /// When both drivers are compared: the second NVDIMM belongs to the driver under test, not the first.
+    /// When both drivers are compared: the driver under test is bound to the second NVDIMM.
     #[arg(long)]
     pub swapped: bool,
 }

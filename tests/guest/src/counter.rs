@@ -179,7 +179,8 @@ pub fn watch_known() {
 pub fn known() {
     let from = vec![1; MOVED];
     let mut to = vec![0; MOVED];
-    // SAFETY: Both have as many bytes as are moved. The code changes no register that a function may not change.
+    // SAFETY: Both have as many bytes as are moved. The code changes no register that a function
+    // may not change.
     unsafe { pmem_rs_known(to.as_mut_ptr(), from.as_ptr()) };
     assert_eq!(to, from, "what was moved");
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Talks to the plugin that sees which instructions are executed (`tests/coverage`), on machines that have it.
+//! Sends commands to the plugin that records executed instructions (`tests/coverage`), if the
+//! machine has it.
 
 use std::path::Path;
 

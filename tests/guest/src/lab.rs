@@ -21,7 +21,7 @@ pub struct Lab {
     pub driver: Driver,
     /// How long a stress test runs.
     pub stress: Duration,
-    /// Whether the second NVDIMM belongs to the driver under test, not the first, when both are compared.
+    /// Whether the driver under test is bound to the second NVDIMM, when both drivers are compared.
     pub swapped: bool,
     /// The seed of the random numbers.
     pub seed: u64,

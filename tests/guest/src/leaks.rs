@@ -37,7 +37,7 @@ impl Holdings {
     pub fn now() -> Result<Holdings> {
         // Caches are dropped before the measurement. So is the memory that KASAN keeps in
         // quarantine, up to a 32nd of all memory: it is released when the cache that it belongs to
-        // is shrunk. What was used a moment ago is not dropped the first time.
+        // is shrunk. The first round keeps recently used objects.
         for _ in 0..2 {
             sysfs::write("/proc/sys/vm/drop_caches", "3")?;
         }

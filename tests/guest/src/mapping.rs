@@ -15,9 +15,11 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, msync, munmap};
 
 use crate::syscall::in_child;
@@ -103,6 +105,22 @@ impl Mapping {
         Mapping::map_at(file, len, sharing, prot, PAGE)
     }
 
+    /// Creates and allocates a file, maps it as [`Mapping::of_pages`] does, and writes to every
+    /// page.
+    pub fn of_new_file(path: &Path, len: usize) -> io::Result<Mapping> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        fallocate(&file, FallocateFlags::empty(), 0, len as i64)?;
+        let mapping = Mapping::of_pages(&file, len, Sharing::Shared, true)?;
+        for page in (0..len).step_by(PAGE) {
+            mapping.store(page, 1);
+        }
+        Ok(mapping)
+    }
+
     /// Maps a file `beyond` bytes after a multiple of [`PMD`].
     fn map_at(
         file: &File,
@@ -118,7 +136,8 @@ impl Mapping {
             unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
         let aligned = (reserved.as_ptr() as usize).next_multiple_of(PMD) + beyond;
         let flags = sharing.flags() | MapFlags::MAP_FIXED;
-        // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing uses.
+        // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing
+        // uses.
         match unsafe { mmap(NonZeroUsize::new(aligned), size, prot, flags, file, 0) } {
             // INVARIANT: the range was just mapped, and this object owns it from here on. The rest
             // of the reservation around it is only address space; it stays until the process ends.
@@ -292,8 +311,8 @@ impl Mapping {
     pub fn flush_lines(&self, part: Range<usize>, flush: Flush) {
         for line in part.step_by(CACHE_LINE) {
             let line = self.at(line, 1);
-            // SAFETY: the byte is within the mapping; flushing its line changes no contents. The emulated CPU
-            // has these instructions.
+            // SAFETY: the byte is within the mapping; flushing its line changes no contents. The
+            // emulated CPU has these instructions.
             unsafe {
                 match flush {
                     Flush::Clwb => asm!("clwb [{}]", in(reg) line, options(nostack)),
@@ -314,8 +333,8 @@ impl Mapping {
     pub fn write_past_caches(&self, byte: u8) {
         let word = i64::from_ne_bytes([byte; 8]);
         for offset in (0..self.len).step_by(size_of_val(&word)) {
-            // SAFETY: the word is within the mapping, whose length is a multiple of a page, and aligned. No
-            // reference into the mapping exists.
+            // SAFETY: the word is within the mapping, whose length is a multiple of a page, and
+            // aligned. No reference into the mapping exists.
             unsafe { _mm_stream_si64(self.at(offset, size_of_val(&word)).cast(), word) }
         }
     }
@@ -341,7 +360,8 @@ fn complete(moved: isize, len: usize) -> io::Result<()> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: by the invariant the range belongs to this object, and no reference into it exists.
+        // SAFETY: by the invariant the range belongs to this object, and no reference into it
+        // exists.
         let unmapped = unsafe { munmap(self.start, self.len) };
         unmapped.expect("unmapping the mapping");
     }

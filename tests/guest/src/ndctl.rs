@@ -92,8 +92,8 @@ pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
 /// The number of the kernel for a region whose namespaces are described by labels.
 const LABELLED: &str = "5";
 
-/// Makes one raw namespace of each region in which there is not just one: what a suite finds when it has a boot to
-/// itself.
+/// Makes one raw namespace in each region that does not have exactly one. This is the state at the
+/// beginning of a boot.
 pub fn make_whole() -> Result<()> {
     for region in Device::all_of("region")? {
         let prefix = format!("{}.", region.name().replace("region", "namespace"));

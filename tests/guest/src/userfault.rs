@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory whose first touch waits until somebody serves it: `userfaultfd(2)`.
+//! Memory whose first access waits until the test provides the page: `userfaultfd(2)`.
 //!
-//! With it as its buffer, a system call can be stopped at the place where the kernel copies.
+//! It stops a system call that uses it as a buffer where the kernel copies.
 
 use std::fs::File;
 use std::io;
@@ -97,7 +97,8 @@ impl Absent {
     /// Fills the page by `read`, which waits until the page is served.
     pub fn fill_from(&self, file: &File) -> io::Result<usize> {
         let page = self.page as *mut libc::c_void;
-        // SAFETY: by the invariant there is a page at that address, and no reference into it exists.
+        // SAFETY: by the invariant there is a page at that address, and no reference into it
+        // exists.
         let read = unsafe { libc::pread(file.as_raw_fd(), page, PAGE, 0) };
         Ok(Errno::result(read)? as usize)
     }
@@ -119,7 +120,8 @@ impl Absent {
             mode: 0,
             zeroed: 0,
         };
-        // SAFETY: the pointer is to what the request reads and fills in; the page holds nothing yet.
+        // SAFETY: the pointer is to what the request reads and fills in; the page holds nothing
+        // yet.
         unsafe { interface::zero_page(self.fd.as_raw_fd(), &mut zero_page) }?;
         Ok(())
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lints of where the code lies and of its words.
+//! Lints of the layout of the code and of its words.
 //!
-//! Each subcommand is one lint. It prints what it finds, and fails if there is anything. It is run in
-//! the root of the checkout.
+//! Each subcommand is one lint. It prints its findings, and fails if there are any. It runs in the
+//! root of the checkout.
 
 mod graph;
 mod source;
@@ -23,11 +23,11 @@ enum Lint {
     Graph,
     /// Files in src/ have at most 500 lines without their tests.
     Sizes,
-    /// No file name is used on both floors of src/.
+    /// No file name is used in both src/driver and src/abstractions.
     Names,
     /// Lines have at most 100 columns.
     Columns,
-    /// Threads, locks and callers are things in comments and documents.
+    /// Comments and documents have no words for persons.
     Words,
 }
 

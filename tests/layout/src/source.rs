@@ -98,7 +98,7 @@ fn read(
 /// Collects what a file uses.
 struct Collector<'a> {
     module: &'a [String],
-    /// The inline modules around the code that is looked at.
+    /// The inline modules around the current code.
     inside: Vec<String>,
     known: &'a BTreeSet<ModulePath>,
     uses: BTreeSet<ModulePath>,
@@ -208,7 +208,7 @@ fn next_part(tokens: &[TokenTree]) -> Option<String> {
     (first.as_char() == ':' && second.as_char() == ':').then(|| part.to_string())
 }
 
-/// Whether an attribute says that a module has tests.
+/// Whether an attribute marks a module of tests.
 fn is_for_tests(attribute: &Attribute) -> bool {
     attribute.path().is_ident("kunit_tests")
         || (attribute.path().is_ident("cfg")
@@ -269,12 +269,12 @@ pub fn large_files(modules: &BTreeMap<ModulePath, Module>) -> Vec<String> {
         .collect()
 }
 
-/// File names that are used on both floors.
+/// Returns file names that are used in both folders of src/.
 pub fn shared_names(modules: &BTreeMap<ModulePath, Module>) -> Vec<String> {
-    let on = |floor: &str| -> BTreeMap<&str, &Path> {
+    let on = |folder: &str| -> BTreeMap<&str, &Path> {
         modules
             .iter()
-            .filter(|(path, _)| path.len() > 1 && path[0] == floor)
+            .filter(|(path, _)| path.len() > 1 && path[0] == folder)
             .filter_map(|(path, module)| Some((path.last()?.as_str(), module.file.as_path())))
             .collect()
     };

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 /// The most columns of a line.
 const MOST_COLUMNS: usize = 100;
 
-/// Words for persons. Threads, locks, callers and devices are things.
+/// Words for persons. Threads, locks, callers and devices are not persons.
 const PERSONS: [&str; 14] = [
     "he",
     "him",
@@ -28,7 +28,7 @@ const PERSONS: [&str; 14] = [
     "everybody",
 ];
 
-/// What a file is, by its name.
+/// The syntax of a file, by its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// `//` begins a comment.
@@ -37,7 +37,7 @@ enum Kind {
     C,
     /// `#` begins a comment.
     Script,
-    /// All is text, but for tables and blocks of code.
+    /// All is prose except blocks of code.
     Markdown,
 }
 
@@ -47,7 +47,7 @@ pub struct File {
     kind: Kind,
 }
 
-/// Folders of what is made, and of what is not part of the project.
+/// Folders of build results, and of files that are not part of the project.
 const SKIPPED: [&str; 4] = ["./.git", "./build", "./.library", "./target"];
 
 /// Finds the files below a folder.
@@ -90,7 +90,7 @@ fn kind(path: &Path) -> Result<Option<Kind>> {
     })
 }
 
-/// Goes through the lines of all files.
+/// Calls `f` for each line of all files.
 fn each_line(files: &[File], mut f: impl FnMut(&File, usize, &str)) -> Result<()> {
     for file in files {
         let text = fs::read_to_string(&file.path)
@@ -109,8 +109,8 @@ fn each_line(files: &[File], mut f: impl FnMut(&File, usize, &str)) -> Result<()
     Ok(())
 }
 
-/// Lines that are too long. What cannot be broken is allowed: tables and links in documents, string
-/// literals in code, and commands in scripts.
+/// Returns the lines that are too long. Lines that cannot be broken are allowed: rows of tables and
+/// links, string literals in code, and commands in scripts.
 pub fn long_lines(files: &[File]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     each_line(files, |file, number, line| {
@@ -130,14 +130,18 @@ fn may_be_long(kind: Kind, line: &str) -> bool {
     match kind {
         Kind::Markdown => line.starts_with('|') || line.contains("](") || line.contains("://"),
         Kind::Rust | Kind::C if line.starts_with("//") => {
-            line.contains("](") || line.contains("]: ") || line.contains("://")
+            let text = line.trim_start_matches(['/', '!', ' ']);
+            text.starts_with('|')
+                || text.contains("](")
+                || text.contains("]: ")
+                || text.contains("://")
         }
         Kind::Rust | Kind::C => line.contains('"'),
         Kind::Script => !line.starts_with('#'),
     }
 }
 
-/// Lines of comments and documents with words for persons.
+/// Returns the lines of comments and documents with words for persons.
 pub fn persons(files: &[File]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     each_line(files, |file, number, line| {
@@ -155,7 +159,7 @@ pub fn persons(files: &[File]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The part of a line that people read.
+/// Returns the part of a line that is prose.
 fn prose(kind: Kind, line: &str) -> Option<&str> {
     match kind {
         Kind::Markdown => Some(line),
@@ -168,7 +172,7 @@ fn prose(kind: Kind, line: &str) -> Option<&str> {
     }
 }
 
-/// The first word for a person that is not code.
+/// Returns the first word for a person outside of code.
 fn person(text: &str) -> Option<&'static str> {
     text.split('`').step_by(2).find_map(|text| {
         text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '\'')
@@ -199,7 +203,9 @@ mod tests {
     fn only_what_can_be_broken_is_too_long() {
         let folder = tempfile::tempdir().unwrap();
         let long = "x".repeat(101);
-        let lines = format!("// {long}\nlet a = \"{long}\";\nlet {long};\n");
+        let lines = format!(
+            "// {long}\nlet a = \"{long}\";\nlet {long};\n/// | {long} |\n//! | {long} |\n"
+        );
         fs::write(folder.path().join("a.rs"), lines).unwrap();
         fs::write(
             folder.path().join("b.md"),

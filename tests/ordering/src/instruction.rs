@@ -204,7 +204,8 @@ mod tests {
             (&[0x65, 0x66, 0x0f, 0xae, 0x30], Effect::Other),
             (&[0x0f, 0xae, 0x30], Effect::Other),
             (&[0xf3, 0x0f, 0xae, 0xf0], Effect::Other),
-            // movnti %r8,(%rdi); movntdq %xmm0,(%rdi); movntps; vmovntdq %ymm0,(%rdi); vmovntdq %ymm8,(%r8)
+            // movnti %r8,(%rdi); movntdq %xmm0,(%rdi); movntps
+            // vmovntdq %ymm0,(%rdi); vmovntdq %ymm8,(%r8)
             (&[0x4c, 0x0f, 0xc3, 0x07], Effect::StorePastCaches),
             (&[0x66, 0x0f, 0xe7, 0x07], Effect::StorePastCaches),
             (&[0x0f, 0x2b, 0x07], Effect::StorePastCaches),

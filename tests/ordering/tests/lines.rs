@@ -49,9 +49,10 @@ fn expected(history: &[Event], line: u64) -> Summary {
     let stored = last(&|event| matches!(event, Event::Store { at, len } if touches(*at, *len)));
     let past =
         last(&|event| matches!(event, Event::StorePastCaches { at, len } if touches(*at, *len)));
-    let flushed = last(
-        &|event| matches!(event, Event::WriteBack(at) | Event::WriteBackAndWait(at) if touches(*at, 1)),
-    );
+    let flushed = last(&|event| match event {
+        Event::WriteBack(at) | Event::WriteBackAndWait(at) => touches(*at, 1),
+        _ => false,
+    });
     // The first flush after a store is the one with an effect.
     let sent = history.iter().enumerate().rposition(|(index, event)| {
         let Event::WriteBack(at) = event else {

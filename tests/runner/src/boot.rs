@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Boots a machine once, follows the guest, and makes a report of each suite that it ran.
+//! Boots a machine once, follows the guest, and makes a report for each suite that ran.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ use crate::report::{GuestTime, Report, Subject};
 use crate::suites::{Boot, Power};
 use crate::{Setup, image};
 
-/// How many lines of the console are shown of a guest that died or hung.
+/// How many lines of the console are shown when a guest died or hung.
 const CONSOLE_TAIL: usize = 40;
 /// How many complaints of the kernel are shown.
 const COMPLAINTS: usize = 10;
 
-/// Reads a line that consists of four numbers and a text, with tabs between them.
+/// Parses a line of four numbers and a text, separated by tabs.
 pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
     let wrong = || format!("not four numbers and a text: `{line}`");
     let mut fields = line.splitn(5, '\t');
@@ -37,31 +37,32 @@ pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
     Ok((numbers, fields.next().with_context(wrong)?))
 }
 
-/// Everything that is the same for all boots of a run.
+/// The settings that all boots of a run share.
 #[derive(Clone)]
 pub struct Bench {
     pub env: Env,
     pub image: PathBuf,
     pub results: PathBuf,
     pub subject: Subject,
-    /// More words for the kernel.
+    /// Additional parameters of the kernel.
     pub kernel_words: &'static str,
-    /// How long guests are given.
+    /// The time limits of guests.
     pub limits: Limits,
-    /// How long tests go on that could go on for ever, if not as long as the guest thinks.
+    /// The duration of tests without an end of their own, if not the guest's default.
     pub stress_seconds: Option<u64>,
-    /// How many boots of the same campaign there were before.
+    /// The number of earlier boots of the same campaign.
     pub round: u64,
-    /// The library of the plugin of QEMU that watches guests, if that is wanted.
+    /// The library of the QEMU plugin that watches guests, if one is wanted.
     pub plugin: Option<PathBuf>,
-    /// Whether the second NVDIMM belongs to the driver under test, where both drivers are compared.
+    /// Whether the second NVDIMM is bound to the driver under test, where both drivers are
+    /// compared.
     pub swapped: bool,
 }
 
-/// The file of a boot that the plugin writes.
+/// The file that the plugin writes in a boot.
 const SEEN: &str = "plugin.tsv";
 
-/// Reads the lines that the plugin wrote in a boot.
+/// Parses the lines that the plugin wrote in a boot.
 pub fn seen<T>(dir: &Path, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
     let path = dir.join(SEEN);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -69,7 +70,7 @@ pub fn seen<T>(dir: &Path, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> 
 }
 
 impl Bench {
-    /// Prepares the image, in a folder of its own for each command.
+    /// Prepares the image, in a separate folder for each command.
     pub fn new(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
         let env = Env::read(&setup.env)?;
         fs::create_dir_all(&setup.results)?;
@@ -95,7 +96,7 @@ impl Bench {
         })
     }
 
-    /// The same with a plugin, which is built together with this program.
+    /// Returns the same bench with a plugin, which is built together with this program.
     pub fn with_plugin(&self, name: &str) -> Result<Bench> {
         let library = std::env::current_exe()?.with_file_name(format!("lib{name}.so"));
         ensure!(library.exists(), "{} is not built", library.display());
@@ -105,7 +106,7 @@ impl Bench {
         })
     }
 
-    /// The same for a later boot of a campaign.
+    /// Returns the same bench for a later boot of a campaign.
     pub fn in_round(&self, round: u64) -> Bench {
         Bench {
             round,
@@ -113,8 +114,8 @@ impl Bench {
         }
     }
 
-    /// Boots once, and again if the guest dies before its init runs: the emulator itself is known to
-    /// fail then (once in about a hundred boots). Whatever happens after that is a result.
+    /// Boots once, and again if the guest dies before its init runs. The emulator is known to fail
+    /// then, in about one of a hundred boots. A later failure is a result.
     pub fn boot(
         &self,
         machine: &Machine,
@@ -125,7 +126,7 @@ impl Bench {
         self.boot_some(machine, backing, boot, &[], on_line)
     }
 
-    /// As [`Bench::boot`], and runs only some of the tests.
+    /// Like [`Bench::boot`], but runs only some of the tests.
     pub fn boot_some(
         &self,
         machine: &Machine,
@@ -138,8 +139,8 @@ impl Bench {
         reports.into_iter().next().context("no suite was run")
     }
 
-    /// As [`Bench::boot_some`], and runs several suites, of which the first is the one of `boot`. Returns a report
-    /// of the first one and of each other one that the guest has come to.
+    /// Like [`Bench::boot_some`], but runs several suites, of which the first is the one of `boot`.
+    /// Returns a report of the first suite and of each other suite that the guest began.
     pub fn boot_suites(
         &self,
         machine: &Machine,
@@ -259,7 +260,7 @@ impl Bench {
         let seconds = start.elapsed().as_secs_f64();
         let mut sections = followed.sections(suites[0]);
         let mut results = if cut.is_some() {
-            // Its test has been interrupted; what counts is whether it has failed before that.
+            // The test was interrupted. Only an earlier failure counts.
             ktap::Parsed::of_failures(suites[0], &sections[0].failures.found)
         } else {
             for section in &mut sections {
@@ -284,7 +285,7 @@ impl Bench {
             results.errors
         };
         if end == End::Orderly && errors > 0 {
-            troubles.push(format!("the results have {errors} mistakes in their form"));
+            troubles.push(format!("the results have {errors} format errors"));
         }
         let in_sections: f64 = sections.iter().map(Section::seconds).sum();
         let mut reports = Vec::new();
@@ -312,7 +313,8 @@ impl Bench {
                 tests: results.tests,
             });
         }
-        // What belongs to no suite is reported with the first one, and trouble with the one that it ended.
+        // Results outside of suites are reported with the first suite. Trouble is reported with the
+        // suite during which it happened.
         reports[0].seconds += seconds - in_sections;
         reports[0].guest = Some(GuestTime {
             suites: reports.len(),
@@ -325,7 +327,7 @@ impl Bench {
     }
 }
 
-/// What the kernel complained about on the console.
+/// Returns the complaints of the kernel on the console.
 fn complaints(console: &Path) -> Result<Vec<String>> {
     let text = read(console)?;
     let lines: Vec<&str> = text.lines().collect();
@@ -338,7 +340,7 @@ fn complaints(console: &Path) -> Result<Vec<String>> {
 fn tail(console: &Path) -> Result<String> {
     let text = read(console)?;
     if text.trim().is_empty() {
-        return Ok(" without a word on its console".to_owned());
+        return Ok(" without output on its console".to_owned());
     }
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     let shown = lines[lines.len().saturating_sub(CONSOLE_TAIL)..].join("\n    | ");

@@ -18,11 +18,11 @@ use crate::report::{Report, Total};
 use crate::suites::{self, Selection, Special, Suite};
 use crate::{Setup, counting, crash, ktap, ordering, selftest};
 
-/// How many suites share a boot at most. More would save little, and leave guests that run side by side
-/// less even.
+/// How many suites share a boot at most. A larger number saves little time, and parallel guests
+/// finish less evenly.
 const SUITES_PER_BOOT: usize = 4;
 
-/// What is run without a pause.
+/// A unit of work for a worker.
 enum Job {
     Special(Special),
     /// The boots of a suite.
@@ -32,7 +32,7 @@ enum Job {
 }
 
 impl Job {
-    /// What it counts as failed if it is not run.
+    /// The suites that count as failed if the job is not run.
     fn names(&self) -> Vec<&'static str> {
         match self {
             Job::Special(special) => vec![special.name()],
@@ -46,7 +46,7 @@ impl Job {
     }
 }
 
-/// Makes jobs of what was selected, in its order. Suites that are run in part have a boot of their own.
+/// Makes jobs of the selection, in its order. A suite that is run in part has its own boot.
 fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
     let mut jobs: Vec<Job> = selection.specials.into_iter().map(Job::Special).collect();
     for suite in selection.suites {
@@ -69,23 +69,23 @@ fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
     jobs
 }
 
-/// What a worker has to say of a suite.
+/// A message of a worker about a suite.
 enum Outcome {
     Begun(&'static str),
     Done(Box<Report>),
     NotRun(&'static str),
 }
 
-/// What is the same for all workers.
+/// The state that all workers share.
 struct Run<'a> {
     bench: &'a Bench,
     only: &'a [String],
-    /// When no guest may be started any more, and all that run are ended.
+    /// When the last guest may start, and all running guests are ended.
     deadline: Option<SystemTime>,
 }
 
 impl Run<'_> {
-    /// The bench for what is started now, or none if it is too late for that.
+    /// Returns the bench for a guest that starts now, or none after the deadline.
     fn bench(&self) -> Option<Bench> {
         let mut bench = self.bench.clone();
         if let Some(deadline) = self.deadline {
@@ -127,7 +127,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Boots again for suites that the guest did not come to: it stops after one that failed.
+    /// Boots again for suites that the guest did not begin. It stops after a suite that failed.
     fn shared(&self, mut suites: &[&'static Suite], out: &Sender<Outcome>) -> Result<()> {
         while let [first, ..] = suites {
             let Some(bench) = self.bench() else {
@@ -143,7 +143,7 @@ impl Run<'_> {
             let begun = |line: &str| {
                 let name = ktap::begun(line);
                 let name = names.iter().find(|known| name == Some(known));
-                // The other end is there until all workers have ended.
+                // The receiver exists until all workers have ended.
                 name.map(|name| out.send(Outcome::Begun(name)));
             };
             let reports = bench.boot_suites(machine, &backing, boot, &names, self.only, begun)?;
@@ -156,7 +156,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs jobs on so many workers, and returns when all are done.
+    /// Runs jobs on the given number of workers, and returns when all are done.
     fn all(&self, jobs: Vec<Job>, workers: usize, out: &Sender<Outcome>) -> Result<()> {
         let queue = Mutex::new(VecDeque::from(jobs));
         let work = || {
@@ -177,8 +177,7 @@ impl Run<'_> {
     }
 }
 
-/// What the script that runs this stage says: when its time is over, and where to write what took how long.
-/// See `tests/stages`.
+/// Set by `tests/stages`: the deadline of this stage, and the file for durations.
 const DEADLINE: &str = "PMEM_RS_DEADLINE";
 const TIMES: &str = "PMEM_RS_TIMES";
 
@@ -192,7 +191,7 @@ fn deadline() -> Result<Option<SystemTime>> {
     Ok(Some(UNIX_EPOCH + Duration::from_secs(seconds)))
 }
 
-/// Writes down how long a suite and its tests took, if the script wants to know.
+/// Writes down how long a suite and its tests took, if `tests/stages` asks for it.
 fn keep_times(report: &Report) -> Result<()> {
     let Ok(path) = env::var(TIMES) else {
         return Ok(());
@@ -205,7 +204,7 @@ fn keep_times(report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// Runs the suites that are named, or all. Returns whether all was well.
+/// Runs the named suites, or all. Returns whether all tests passed.
 pub fn run(
     setup: &Setup,
     seed: u64,
@@ -249,7 +248,7 @@ pub fn run(
                     total.failed += 1;
                 }
                 Outcome::Done(report) => {
-                    // All guests should have the same ones.
+                    // All guests should have the same checkers.
                     if report.checkers != checkers {
                         checkers = report.checkers.clone();
                         println!("checkers: {}", checkers.as_deref().unwrap_or("none"));

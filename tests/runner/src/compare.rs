@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers side by side: what becomes of each, and of the kernel, when a device is taken away
-//! while it is used.
+//! Compares both drivers: each cell removes a device while it is in use, and judges the users and
+//! the kernel.
 //!
-//! A cell that fails on the in-tree driver usually takes the kernel with it, so there every cell has a
-//! guest of its own, which ends with the first oops.
+//! A cell that fails on the in-tree driver usually crashes the kernel. Therefore every cell has its
+//! own guest there, which ends with the first oops.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -36,35 +37,35 @@ const SUITES: &[&str] = &[
 /// The suite whose tests are the reproducers of `docs/kernel-bugs.md`.
 const BUGS: &str = "kernel_bugs";
 
-/// What stands before the reason why a test failed.
+/// The prefix of the reason why a test failed.
 const FAILURE_MARK: &str = "failed: ";
 
-/// A guest that dies with the first oops says with it what there is to be known.
+/// The first oops has all information, so the guest ends with it.
 const UNTIL_OOPS: &str = "oops=panic";
-/// No line for so long means that the in-tree driver hangs, or what it has left. A test notices a hang itself
-/// after 30 s, but what comes after the test may hang as well.
+/// The in-tree driver hangs if there is no line for so long. A test detects a hang itself after 30
+/// s, but cleaning up after the test may hang as well.
 const LIMITS: Limits = Limits {
     silence: Duration::from_secs(45),
     total: Duration::from_secs(180),
 };
 
-/// What became of a cell.
+/// The result of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "verdict", content = "reason")]
 enum Verdict {
     Holds,
     Fails(String),
-    /// It is about something that the driver does not have.
+    /// The driver lacks the feature that the cell is about.
     DoesNotApply(String),
 }
 
 impl Verdict {
-    /// For a cell of a table.
+    /// Returns the text for the table.
     fn markdown(&self) -> String {
         match self {
             Verdict::Holds => "holds".to_owned(),
             Verdict::Fails(reason) => {
-                // Where a process is in the kernel is for those who look into it.
+                // The table leaves out in which kernel function a process waits.
                 let reason = reason.split("; its state is").next().unwrap_or_default();
                 format!("**{}**", reason.replace('|', "\\|"))
             }
@@ -73,7 +74,7 @@ impl Verdict {
     }
 }
 
-/// A cell on both drivers.
+/// The result of a cell on both drivers.
 #[derive(Serialize)]
 struct Row {
     suite: &'static str,
@@ -97,7 +98,7 @@ fn bench(setup: &Setup, driver: Driver, command: &str, seed: u64) -> Result<Benc
     Bench::new(&setup, driver.name(), seed)
 }
 
-/// A bench for guests that run one test and are expected to die.
+/// Makes a bench for guests that run one test and are expected to die.
 fn fragile_bench(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
     let mut bench = bench(setup, Driver::NdPmem, command, seed)?;
     bench.kernel_words = UNTIL_OOPS;
@@ -105,7 +106,7 @@ fn fragile_bench(setup: &Setup, command: &str, seed: u64) -> Result<Bench> {
     Ok(bench)
 }
 
-/// The tests of a suite, as the guest's program lists them.
+/// Returns the tests of a suite, as the guest's program lists them.
 pub fn tests_of(suite: &str) -> Result<Vec<String>> {
     let program = std::env::current_exe()?.with_file_name("guest");
     let output = run_tool(Command::new(program).args(["list", suite]))?;
@@ -113,9 +114,10 @@ pub fn tests_of(suite: &str) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// The `compare` command: all cells, or those whose names contain one of `wanted`. Returns whether all of
-/// them hold with the driver of this project.
-pub fn run(setup: &Setup, seed: u64, wanted: &[String]) -> Result<bool> {
+/// Runs the `compare` command: all cells, or those whose names contain one of `wanted`. Returns
+/// whether all of them hold with pmem_rs. If nothing was left out, the table is also written to
+/// `docs`.
+pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<bool> {
     let start = Instant::now();
     let mut rows = Vec::new();
     for &suite in SUITES {
@@ -142,7 +144,11 @@ pub fn run(setup: &Setup, seed: u64, wanted: &[String]) -> Result<bool> {
     );
     let subjects = [&theirs.subject, &ours.subject].map(Subject::clone);
     let keep = |rows: &[Row]| -> Result<()> {
-        fs::write(results.join("compare.md"), markdown(&ours.subject, rows)?)?;
+        let text = markdown(&ours.subject, rows)?;
+        fs::write(
+            results.join("compare.md"),
+            format!("{INTRODUCTION}\n{text}"),
+        )?;
         let comparison = Comparison {
             subjects: &subjects,
             rows,
@@ -166,14 +172,18 @@ pub fn run(setup: &Setup, seed: u64, wanted: &[String]) -> Result<bool> {
         row.nd_pmem = Some(verdict);
         keep(&rows)?;
     }
-    println!("\n{}", markdown(&ours.subject, &rows)?);
+    let text = markdown(&ours.subject, &rows)?;
+    println!("\n{text}");
+    if wanted.is_empty() {
+        fs::write(docs.join("compare.md"), format!("{INTRODUCTION}\n{text}"))?;
+    }
     println!("It took {} minutes.", start.elapsed().as_secs() / 60);
     Ok(rows
         .iter()
         .all(|row| !matches!(row.pmem_rs, Some(Verdict::Fails(_)))))
 }
 
-/// Runs the cells of a suite in one guest, on the driver that survives it.
+/// Runs the cells of a suite in one guest, on pmem_rs, which survives them.
 fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
     let only: Vec<String> = rows
         .iter()
@@ -191,7 +201,7 @@ fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
             .unwrap_or_else(|| Verdict::Fails(reason.to_owned()));
         row.pmem_rs = Some(outcome);
     }
-    // What went wrong without a test's noticing it went wrong at the end.
+    // A failure that no test detected happened after the last one.
     if let (true, Some(trouble)) = (report.failures.is_empty(), report.troubles.first()) {
         let last = rows.iter_mut().rev().find(|row| row.suite == suite);
         if let Some(last) = last {
@@ -206,7 +216,7 @@ fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a cell in a guest of its own.
+/// Runs a cell in a separate guest.
 fn one(bench: &Bench, suite: &'static str, cell: &str) -> Result<Verdict> {
     let (report, mut outcomes) = boot(bench, suite, &[cell.to_owned()])?;
     Ok(match outcomes.remove(cell) {
@@ -215,7 +225,7 @@ fn one(bench: &Bench, suite: &'static str, cell: &str) -> Result<Verdict> {
     })
 }
 
-/// Boots, and returns what became of each test that began.
+/// Boots, and returns the result of each test that began.
 fn boot(
     bench: &Bench,
     suite: &'static str,
@@ -235,13 +245,14 @@ fn boot(
         }
     })?;
     for failure in &report.failures {
-        let reason = said(&failure.diagnostics).unwrap_or("it failed without a word".to_owned());
+        let reason = said(&failure.diagnostics).unwrap_or("it gave no reason".to_owned());
         outcomes.insert(failure.test.clone(), Verdict::Fails(reason));
     }
     Ok((report, outcomes))
 }
 
-/// Why a guest with a single cell did not end well: the first complaint of its kernel, or else of the test.
+/// Returns why a guest with a single cell failed: the first complaint of its kernel, or else of the
+/// test.
 fn reason(bench: &Bench, report: &Report, suite: &str) -> Result<String> {
     let console = fs::read(bench.results.join(suite).join("console.log"))?;
     let failure = report.failures.first();
@@ -252,7 +263,7 @@ fn reason(bench: &Bench, report: &Report, suite: &str) -> Result<String> {
     Ok(match (test, report.troubles.first()) {
         (Some(test), _) => test,
         (None, Some(trouble)) => first_line(trouble),
-        (None, None) => "it failed without a word".to_owned(),
+        (None, None) => "it gave no reason".to_owned(),
     })
 }
 
@@ -260,7 +271,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Why a test failed, as it says itself, or as is said of it.
+/// Returns why a test failed: its own reason, or the one that the guest's program gives.
 fn said(diagnostics: &[String]) -> Option<String> {
     let mut notes = diagnostics.iter();
     if let Some(reason) = notes.find_map(|note| note.strip_prefix(FAILURE_MARK)) {
@@ -276,14 +287,14 @@ fn said(diagnostics: &[String]) -> Option<String> {
         .cloned()
 }
 
-/// Whether a line of a console says that the kernel has come upon something that must not be. That it
-/// waits for long is better told by the test.
+/// Whether a line of a console is a complaint of the kernel. Reports of long waits are excluded,
+/// because the test describes them better.
 fn is_complaint(line: &str) -> bool {
     let waits = ["blocked for more than", "Call Trace:", "Tainted:"];
     klog::is_trouble(line) && !waits.iter().any(|piece| line.contains(piece))
 }
 
-/// The first complaint of a kernel on its console, and the function in which it happened.
+/// Returns the first complaint of a kernel on its console, and the function in which it happened.
 fn complaint(console: &str) -> Option<String> {
     let mut lines = console.lines().skip_while(|line| !is_complaint(line));
     let first = lines.next()?;
@@ -300,7 +311,7 @@ fn complaint(console: &str) -> Option<String> {
     })
 }
 
-/// Leaves out addresses, which are not the same the next time.
+/// Removes addresses, which differ from run to run.
 fn without_numbers(text: &str) -> String {
     let words = text.split(' ');
     let words = words.take_while(|word| *word != "address:" && *word != "CPU:");
@@ -310,10 +321,14 @@ fn without_numbers(text: &str) -> String {
         .to_owned()
 }
 
+/// The head of the document.
+const INTRODUCTION: &str = include_str!("compare.md");
+
+/// Returns the table and its sums.
 fn markdown(subject: &Subject, rows: &[Row]) -> Result<String> {
     let mut text = format!(
-        "Devices taken away while they are used, Linux {}.\n\n| cell | nd_pmem | pmem_rs |\n|---|---|---|\n",
-        subject.release
+        "Measured with commit {} on Linux {}.\n\n| cell | nd_pmem | pmem_rs |\n|---|---|---|\n",
+        subject.commit, subject.release
     );
     let word = |verdict: &Option<Verdict>| {
         let verdict = verdict.as_ref();
@@ -340,7 +355,7 @@ fn summary<'a>(driver: &str, verdicts: impl Iterator<Item = &'a Verdict>) -> Str
     format!("{driver}: {hold} of {all} cells hold")
 }
 
-/// A bug, and what shows it.
+/// A bug, and how it is detected.
 struct Bug {
     test: &'static str,
     what: &'static str,
@@ -382,7 +397,7 @@ const KNOWN_BUGS: &[Bug] = &[
     },
 ];
 
-/// Whether the test failed with these words.
+/// Whether a test failed with these words.
 fn says(report: &Report, words: &str) -> bool {
     let mut notes = report
         .failures
@@ -391,7 +406,7 @@ fn says(report: &Report, words: &str) -> bool {
     notes.any(|note| note.contains(words))
 }
 
-/// The `kernel-bugs` command. Returns whether the in-tree driver has all of them.
+/// Runs the `kernel-bugs` command. Returns whether the in-tree driver has all bugs.
 pub fn bugs(setup: &Setup, seed: u64) -> Result<bool> {
     let mut bench = fragile_bench(setup, BUGS, seed)?;
     let results = bench.results.clone();

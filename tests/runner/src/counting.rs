@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts of instructions, as the plugin (`tests/counter`) writes them, and the tests of the counting itself.
+//! Counts of instructions, as the plugin (`tests/counter`) writes them, and a test of the plugin.
 
 use std::path::Path;
 
@@ -11,22 +11,22 @@ use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Special};
 
-/// What was counted under one label.
+/// The counts under one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counts {
     pub label: String,
-    /// How often the driver was called.
+    /// Calls of the driver.
     pub calls: u64,
     /// Instructions in the driver.
     pub driver: u64,
-    /// Instructions in what it called, without copies.
+    /// Instructions in code that the driver called, without copies.
     pub callees: u64,
     /// Instructions in copies.
     pub copies: u64,
 }
 
 impl Counts {
-    /// Reads what was counted in a boot, in order.
+    /// Reads the counts of a boot, in order.
     pub fn read(dir: &Path) -> Result<Vec<Counts>> {
         seen(dir, Counts::parse)
     }
@@ -46,13 +46,13 @@ impl Counts {
 /// The name of the plugin.
 pub const PLUGIN: &str = "counter";
 
-/// What the known code of the guest (`tests/guest/src/counter.rs`) consists of: a driver of three instructions
-/// that calls a loop of 2 + 2·1000 and a copy of three.
+/// The counts of the known code in the guest (`tests/guest/src/counter.rs`): a driver of three
+/// instructions that calls a loop of 2 + 2·1000 and a copy of three.
 fn known(counts: &Counts) -> bool {
     (counts.calls, counts.driver, counts.callees, counts.copies) == (1, 3, 2 + 2 * 1000, 3)
 }
 
-/// Boots a guest that does work of which is known what has to be counted.
+/// Boots a guest with code whose counts are known.
 pub fn run(bench: &Bench) -> Result<Report> {
     let bench = bench.with_plugin(PLUGIN)?;
     let boot = Boot::off(Special::Counting.name());

@@ -2,10 +2,10 @@
 
 //! Which lines of the driver the guest tests reach.
 //!
-//! A plugin (`tests/coverage`) sees which instructions of the module are executed; the debug information of the
-//! module says which lines they come from. Code that was inlined counts for the line that it was written in, and for
-//! those that called it. Of most functions that were inlined the compiler also keeps a copy that nobody calls; such
-//! copies do not count.
+//! A plugin (`tests/coverage`) sees which instructions of the module are executed. The debug
+//! information of the module says which lines they come from. Inlined code counts for its own line
+//! and for the lines of its callers. The compiler also keeps a copy of most inlined functions,
+//! which nothing calls. Such copies do not count.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -23,34 +23,34 @@ use crate::report::Total;
 use crate::suites::{self, Special};
 use crate::tool::run as tool;
 
-/// The sections of the module that have code.
+/// The sections of the module that contain code.
 const SECTIONS: [&str; 3] = [".text", ".init.text", ".exit.text"];
-/// What paths of the driver's source begin with.
+/// Prefixes of the paths of the driver's source.
 const SOURCES: [&str; 3] = ["src/driver/", "src/abstractions/", "src/pmem_rs.rs"];
 
-/// An instruction: its section, and the offset in it.
+/// An instruction: its section and its offset there.
 type Place = (String, u64);
 
-/// What an instruction was made of, one of the lines.
+/// A line that an instruction was compiled from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     file: String,
     line: u32,
-    /// With all that belongs to its name.
+    /// With types and modules.
     function: String,
 }
 
-/// An instruction, and what it was made of, the innermost function first.
+/// An instruction and its lines, the innermost function first.
 struct Instruction {
     place: Place,
     origins: Vec<Origin>,
 }
 
-/// A line that has code.
+/// A line that contains code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Line {
     reached: bool,
-    /// The function that it is in.
+    /// The function that contains it.
     function: String,
 }
 
@@ -59,13 +59,14 @@ struct Line {
 struct Lines(BTreeMap<String, BTreeMap<u32, Line>>);
 
 impl Lines {
-    /// Takes note of an instruction.
+    /// Adds an instruction.
     fn add(&mut self, origins: &[Origin], reached: bool) {
         for origin in origins {
             let file = self.0.entry(origin.file.clone()).or_default();
             let line = file.entry(origin.line).or_default();
             line.reached |= reached;
-            // A line may be in several, such as a function and a closure in it. Always take the same one.
+            // A line may be in several functions, such as one with a closure. The choice must not
+            // depend on the order.
             let function = short_name(&origin.function);
             if line.function.is_empty() || function < line.function {
                 line.function = function;
@@ -73,7 +74,7 @@ impl Lines {
         }
     }
 
-    /// Takes note of all functions.
+    /// Adds all functions.
     fn of(functions: &[Vec<Instruction>], reached: &BTreeSet<Place>) -> Lines {
         let is_reached = |instruction: &&Instruction| reached.contains(&instruction.place);
         let all = functions.iter().flatten().filter(is_reached);
@@ -95,7 +96,7 @@ impl Lines {
     }
 }
 
-/// How many of how many lines.
+/// The number of lines, and how many of them were reached.
 #[derive(Clone, Copy, Default)]
 struct Share {
     reached: usize,
@@ -118,8 +119,8 @@ impl Share {
     }
 }
 
-/// The runs of lines that were not reached, by function in the order of their first lines. Lines without code
-/// between them do not interrupt a run.
+/// Returns the ranges of lines that were not reached, by function in the order of their first
+/// lines. Lines without code do not interrupt a range.
 fn not_reached(lines: &BTreeMap<u32, Line>) -> Vec<(String, String)> {
     let mut runs: Vec<(&str, u32, u32)> = Vec::new();
     let mut goes_on = false;
@@ -149,7 +150,7 @@ fn not_reached(lines: &BTreeMap<u32, Line>) -> Vec<(String, String)> {
     functions
 }
 
-/// Makes the text for people.
+/// Makes the report.
 fn describe(lines: &Lines, release: &str, suites: &[&str]) -> String {
     let mut total = Share::default();
     let mut table = String::new();
@@ -176,12 +177,11 @@ fn describe(lines: &Lines, release: &str, suites: &[&str]) -> String {
     )
 }
 
-/// What precedes the numbers in the document.
+/// The head of the report.
 const INTRODUCTION: &str = include_str!("coverage.md");
 
-/// Boots suites, and says which lines they reach: all, or those that are named. With all of them the document is
-/// written anew.
-pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bool> {
+/// Boots suites and reports which lines they reach: all, or those that are named.
+pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
     let start = Instant::now();
     let bench = Bench::new(setup, "coverage", seed)?.with_plugin("coverage")?;
     ensure!(
@@ -221,18 +221,13 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, names: &[String]) -> Result<bo
     let suites: Vec<&str> = suites.iter().map(|suite| suite.name).collect();
     let text = describe(&lines, &bench.env.release, &suites);
     println!("\n{text}");
-    let mut places = vec![bench.results.join("coverage.md")];
-    if names.is_empty() && total.failed == 0 {
-        places.push(docs.join("coverage.md"));
-    }
-    for place in &places {
-        fs::write(place, format!("{INTRODUCTION}{text}"))
-            .with_context(|| format!("writing {}", place.display()))?;
-    }
+    let document = bench.results.join("coverage.md");
+    fs::write(&document, format!("{INTRODUCTION}{text}"))
+        .with_context(|| format!("writing {}", document.display()))?;
     Ok(total.failed == 0)
 }
 
-/// Reads a line of the plugin.
+/// Parses a line of the plugin.
 fn parse_place(line: &str) -> Result<Place> {
     let wrong = || format!("not an instruction: `{line}`");
     let (section, offset) = line.split_once('\t').with_context(wrong)?;
@@ -240,7 +235,7 @@ fn parse_place(line: &str) -> Result<Place> {
     Ok((section.to_owned(), offset))
 }
 
-/// The functions of a section.
+/// Returns the functions of a section.
 fn read_code(module: &Path, section: &str) -> Result<Vec<Vec<Instruction>>> {
     let mut disassembler = Command::new("objdump");
     disassembler.args(["--disassemble", "--no-show-raw-insn", "--section", section]);
@@ -262,7 +257,7 @@ fn read_code(module: &Path, section: &str) -> Result<Vec<Vec<Instruction>>> {
     for offset in &offsets {
         writeln!(text, "{offset:#x}")?;
     }
-    // It answers while it reads, so that both must go on.
+    // addr2line answers while it reads, so that writing and reading must overlap.
     let asking = std::thread::spawn(move || questions.write_all(text.as_bytes()));
     let answers = reader.wait_with_output()?;
     asking.join().ok().context("asking addr2line")??;
@@ -281,8 +276,8 @@ fn read_code(module: &Path, section: &str) -> Result<Vec<Vec<Instruction>>> {
         .collect()
 }
 
-/// The offsets of the instructions of each function in what `objdump` prints. The room before functions, which is not
-/// to be executed, is none.
+/// Parses the output of `objdump` into the offsets of each function's instructions. The padding
+/// before functions, which is not executed, is skipped.
 fn offsets(listing: &str) -> Vec<Vec<u64>> {
     const ROOM: &str = "<__pfx_";
     let mut functions = Vec::new();
@@ -305,8 +300,8 @@ fn offsets(listing: &str) -> Vec<Vec<u64>> {
     functions
 }
 
-/// Reads what `addr2line` answers: for each address that, and then two lines for each function, the innermost
-/// first.
+/// Parses the output of `addr2line`: for each address a line with it, and then two lines for each
+/// function, the innermost first.
 fn origins(text: &str) -> Result<HashMap<u64, Vec<Origin>>> {
     let mut all = HashMap::new();
     let mut current = None;
@@ -324,7 +319,8 @@ fn origins(text: &str) -> Result<HashMap<u64, Vec<Origin>>> {
     Ok(all)
 }
 
-/// What a function and a place in a file are, if the file is of the driver and the line is known.
+/// Returns the origin for a function and a place in a file, if the file is the driver's and the
+/// line is known.
 fn origin(function: &str, place: &str) -> Option<Origin> {
     let place = place.split(" (discriminator").next()?;
     let (file, line) = place.rsplit_once(':')?;
@@ -339,7 +335,7 @@ fn origin(function: &str, place: &str) -> Option<Origin> {
     })
 }
 
-/// The name of a function without types, modules and closures.
+/// Returns the name of a function without types, modules and closures.
 fn short_name(function: &str) -> String {
     let mut depth = 0;
     let mut plain = String::new();
@@ -362,7 +358,7 @@ mod tests {
     #[test]
     fn functions_have_short_names() {
         for (long, short) in [
-            ("<pmem_rs::driver::pmem::Pmem>::heal", "heal"),
+            ("<pmem_rs::driver::pmem::Pmem>::zero", "zero"),
             ("<a::B as c::D<e::F>>::new::{closure#0}", "new"),
             ("core::ptr::drop_in_place::<a::b::C>", "drop_in_place"),
             ("init_module", "init_module"),
@@ -383,14 +379,15 @@ mod tests {
     fn only_lines_of_the_driver_are_origins() -> Result<()> {
         let text = "0x0000000000000010\n\
             core::ptr::read\n/usr/lib/rustlib/src/rust/library/core/src/ptr/mod.rs:523\n\
-            <pmem_rs::driver::range::PmemRange>::new\n/home/me/src/driver/range.rs:12 (discriminator 3)\n\
+            <pmem_rs::driver::memory::Memory>::new\n/home/me/src/driver/memory.rs:12 \
+            (discriminator 3)\n\
             probe\n/home/me/src/driver/binding.rs:?\n\
             0x0000000000000011\n??\n??:0\n";
         let found = origins(text)?;
         let new = Origin {
-            file: "src/driver/range.rs".to_owned(),
+            file: "src/driver/memory.rs".to_owned(),
             line: 12,
-            function: "<pmem_rs::driver::range::PmemRange>::new".to_owned(),
+            function: "<pmem_rs::driver::memory::Memory>::new".to_owned(),
         };
         assert_eq!(found, HashMap::from([(0x10, vec![new]), (0x11, vec![])]));
         Ok(())
@@ -421,7 +418,7 @@ mod tests {
 
     fn instruction(at: u64, origins: &[(u32, &str)]) -> Instruction {
         let origin = |&(line, function): &(u32, &str)| Origin {
-            file: "src/driver/dax.rs".to_owned(),
+            file: "src/driver/dax_device.rs".to_owned(),
             line,
             function: function.to_owned(),
         };
@@ -431,7 +428,8 @@ mod tests {
         }
     }
 
-    /// The lines of these functions, and whether they were reached, if instructions at these places were.
+    /// Returns the lines of these functions, and whether they were reached by instructions at these
+    /// places.
     fn lines(functions: &[Vec<Instruction>], reached: &[u64]) -> Vec<(u32, bool)> {
         let reached = reached.iter().map(|at| (".text".to_owned(), *at)).collect();
         let lines = Lines::of(functions, &reached);
@@ -445,7 +443,7 @@ mod tests {
         assert_eq!(lines(&[f.into()], &[2]), [(3, true)]);
     }
 
-    /// But for a copy that nobody calls, because it was inlined.
+    /// Except a copy that nothing calls, because it was inlined.
     #[test]
     fn a_function_that_was_not_executed_counts() {
         let f = vec![

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kills guests in the middle of writes, at points of time that derive from the seed, and looks whether all that
-//! was acknowledged is there in the next boot. Every boot but the first checks what the one before has left,
-//! and goes on writing.
+//! Kills guests in the middle of writes, at times that derive from the seed, and checks in the next
+//! boot that all acknowledged data is there. Every boot but the first checks the data of the
+//! previous one, and then writes more.
 
 use std::fs::File;
 use std::io::Write;
@@ -17,16 +17,16 @@ use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Power, Special};
 
-/// How often a guest is killed if it is not said for how long to go on.
+/// How often a guest is killed if no duration is given.
 const ROUNDS: u64 = 3;
-/// How long a guest writes, at most, and how long it takes to recover, at least.
+/// The longest time that a guest writes, and the shortest time that it takes to recover.
 const MOST: Duration = Duration::from_millis(2500);
-/// In each so many boots the guest is killed while it recovers and checks.
+/// In one of so many boots the guest is killed while it recovers and checks.
 const EARLY_EVERY: u64 = 8;
-/// How many losses are shown.
+/// How many lost writes are shown.
 const SHOWN: usize = 20;
 
-/// Where chance comes from: splitmix64, which has one good number for each seed and round.
+/// Returns a random number for a seed and a round, by splitmix64.
 fn chance(seed: u64, round: u64) -> u64 {
     let mut mixed = seed ^ round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
@@ -35,7 +35,7 @@ fn chance(seed: u64, round: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// When the guest is killed in a round.
+/// Returns when the guest is killed in a round.
 fn cut(seed: u64, round: u64, patience: u32) -> Cut {
     let most = MOST * patience;
     let after = Duration::from_millis(chance(seed, round) % (most.as_millis() as u64));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The demonstration: what the guest says as it says it, and a table at the end.
+//! The demonstration: the guest's messages while it runs, and a table at the end.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ const MACHINE: Machine = Machine {
 };
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 
-/// The `demo` command. Returns whether all was well.
+/// Runs the `demo` command. Returns whether all steps passed.
 pub fn run(setup: &Setup, seed: u64) -> Result<bool> {
     let start = Instant::now();
     let bench = Bench::new(setup, "demo", seed)?;
@@ -67,7 +67,7 @@ fn boot(bench: &Bench, backing: &std::path::Path, boot: &Boot) -> Result<Report>
     })
 }
 
-/// The file system that a step is about, and what it does.
+/// Returns the file system that a step is about, and what the step does.
 fn split(test: &str) -> (Option<usize>, String) {
     for (index, name) in FILE_SYSTEMS.iter().enumerate() {
         if let Some(step) = test
@@ -87,7 +87,7 @@ fn heading(test: &str) -> String {
     }
 }
 
-/// One line for each step, one column for each file system.
+/// Prints a line for each step, with a column for each file system.
 fn print_table(tests: &[(String, bool)]) {
     let mut rows: Vec<(String, [Option<bool>; 2])> = Vec::new();
     for (test, passed) in tests {

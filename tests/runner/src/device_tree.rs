@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device tree for a machine that has none of its own.
+//! A device tree for a PC, which has none.
 //!
-//! A PC gets one through a list of data that its boot loader has for the kernel; the header of the kernel
-//! says where that is (`Documentation/arch/x86/boot.rst` of the kernel). `-dtb` of QEMU makes such a list,
-//! but names an address that is too high (10.0 does not allow for the setup code, which is not loaded
-//! there). So the list is made here, for QEMU's loader, and a copy of the kernel is told the address.
+//! The kernel finds a device tree through a list of data that a boot loader leaves in memory. The
+//! header of the kernel has the address of that list (`Documentation/arch/x86/boot.rst`). `-dtb` of
+//! QEMU makes such a list, but QEMU 10.0 sets an address that is too high: it does not allow for
+//! the setup code, which is not loaded there. Therefore the list is made here and loaded by QEMU's
+//! generic loader, and its address is written into a copy of the kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,25 +17,25 @@ use anyhow::{Context, Result};
 use crate::env::Env;
 use crate::tool::run;
 
-/// Where the list lies in the memory of the machine: above the kernel, below its initrd and whatever
-/// suites reserve.
+/// The address of the list in the machine's memory: above the kernel, below its initrd and the
+/// memory that suites reserve.
 pub const ADDRESS: u64 = 0x3000_0000;
 
-/// `setup_data` in the header of a kernel.
+/// The offset of `setup_data` in the header of a kernel.
 const POINTER: std::ops::Range<usize> = 0x250..0x258;
-/// The type of an element that is a device tree.
+/// The type of a list element that is a device tree.
 const SETUP_DTB: u32 = 2;
 
-/// What a machine boots that has a device tree.
+/// The files that a machine with a device tree boots.
 pub struct DeviceTree {
-    /// A copy of the kernel that knows where to look.
+    /// A copy of the kernel whose header has the address of the list.
     pub kernel: PathBuf,
-    /// What is to be loaded there.
+    /// The list, to be loaded at that address.
     pub list: PathBuf,
 }
 
 impl DeviceTree {
-    /// Compiles a device tree, and makes what goes with it in `dir`.
+    /// Compiles a device tree, and writes both files to `dir`.
     pub fn make(env: &Env, source: &str, dir: &Path) -> Result<DeviceTree> {
         let [text, blob, list, kernel] =
             ["machine.dts", "machine.dtb", "setup_data", "vmlinuz"].map(|name| dir.join(name));
@@ -44,7 +45,7 @@ impl DeviceTree {
         run(compiler.arg(&blob).arg(&text)).context("compiling the device tree")?;
 
         let blob = fs::read(&blob)?;
-        // No next element, the type, the length.
+        // The address of the next element, which does not exist, the type, and the length.
         let mut element = 0_u64.to_le_bytes().to_vec();
         element.extend(SETUP_DTB.to_le_bytes());
         element.extend(u32::try_from(blob.len())?.to_le_bytes());

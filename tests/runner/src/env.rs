@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What has been built: `KEY=value` lines, as `make env` prints them. One file describes one kernel.
+//! The result of the build: `KEY=value` lines, as `make env` prints them. One file describes one
+//! kernel.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-/// A kernel and what belongs to it.
+/// A kernel, with the modules and files that belong to it.
 #[derive(Clone, Debug)]
 pub struct Env {
     /// The module under test. It need not exist if the in-tree driver is tested.
@@ -19,23 +20,25 @@ pub struct Env {
     pub image: PathBuf,
     /// The kernel's source, which has the KTAP parser.
     pub source: PathBuf,
-    /// The folder that the kernel was built in, which has the tools for that.
+    /// The folder that the kernel was built in, which has the tools that build modules.
     pub build: PathBuf,
     /// The kernel's release string.
     pub release: String,
-    /// The module with planted bugs, which a kernel has that can notice them: the debug kernel.
+    /// The commit that was built, with `-dirty` if files differed from it.
+    pub commit: String,
+    /// The module with planted bugs. Only the debug kernel, which detects them, has it.
     pub planted: Option<PathBuf>,
-    /// The module that holds page faults half-way.
+    /// The module that stops page faults half-way.
     pub window: PathBuf,
-    /// The module whose memory goes bad on demand.
+    /// The module that injects memory errors.
     pub injector: PathBuf,
 }
 
-/// How much longer everything takes on a kernel with all checkers; the guest has the same factor.
+/// How much longer everything takes on a kernel with all checkers. The guest has the same factor.
 const DEBUG_PATIENCE: u32 = 4;
 
 impl Env {
-    /// By how much limits of time are to be multiplied.
+    /// Returns the factor for time limits.
     pub fn patience(&self) -> u32 {
         if self.planted.is_some() {
             DEBUG_PATIENCE
@@ -52,7 +55,7 @@ impl Env {
     /// reporting valid memory while the first CPU is set up: see docs/kernel-bugs.md.
     pub const KERNEL_WORDS: &'static str = "mitigations=off no5lvl";
 
-    /// Reads a file and checks that what it names is there.
+    /// Reads a file and checks that the files that it names exist.
     pub fn read(path: &Path) -> Result<Env> {
         let text =
             fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
@@ -73,6 +76,7 @@ impl Env {
             source: value("KSRC")?.into(),
             build: value("KDIR")?.into(),
             release: value("RELEASE")?,
+            commit: value("COMMIT")?,
             planted: values.get("PLANTED").map(PathBuf::from),
             window: value("WINDOW")?.into(),
             injector: value("INJECTOR")?.into(),

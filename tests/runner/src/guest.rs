@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A running guest: followed line by line, and ended when it does not get on.
+//! A running guest: it is followed line by line, and ended when it makes no progress.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How long a guest is given.
+/// The time limits of a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Without a line on either of its ports.
+    /// The time without a line on either of its ports.
     pub silence: Duration,
-    /// In all.
+    /// The total time.
     pub total: Duration,
 }
 
 impl Limits {
-    /// What most guests are given, `patience` times as much on kernels that are slower.
+    /// Returns the limits of most guests, multiplied by `patience` for slow kernels.
     pub fn of(patience: u32) -> Limits {
         Limits {
             silence: SILENCE_LIMIT * patience,
@@ -30,43 +30,44 @@ impl Limits {
     }
 }
 
-/// No line for so long means that the guest hangs. The guest itself ends tests that take too long,
-/// so this is longer than any test may take. As with the next one, some kernels get a multiple of it.
+/// The time without a line after which the guest counts as hung. The guest itself ends tests that
+/// take too long, so this is longer than any test may take. Slow kernels get a multiple of this and
+/// of the next limit.
 const SILENCE_LIMIT: Duration = Duration::from_secs(500);
-/// How long a guest may take in all.
+/// The total time of a guest.
 const TOTAL_LIMIT: Duration = Duration::from_secs(1800);
-/// How long it may take to switch itself off.
+/// The time in which a guest must switch itself off.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the guest says when it has done everything.
+/// The line of the guest after the last test.
 const DONE: &str = "# done";
-/// What it says when it wants its power cut.
+/// The line with which the guest asks for a power cut.
 const HOLDING: &str = "# waiting for the power to be cut";
 
 /// When a guest loses its power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// What it says first.
+    /// The line of the guest after which the time runs.
     pub line: &'static str,
-    /// How long after that.
+    /// The time after that line.
     pub after: Duration,
 }
 
 /// How a guest ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// It did its work, and went or was ended as planned.
+    /// It ran all tests, and ended or was ended as planned.
     Orderly,
-    /// It ended before its init had run, which can be the emulator's fault.
+    /// It ended before its init had run, which can be a failure of the emulator.
     DiedBooting,
-    /// It ended in the middle of its work.
+    /// It ended before it had run all tests.
     Died,
-    /// It made no progress any more and was ended; the reason says which limit it hit.
+    /// It was ended without progress. The reason names the limit.
     Hung(String),
 }
 
-/// A guest that runs.
+/// A running guest.
 pub struct Guest {
     qemu: Child,
     console: Tail,
@@ -74,16 +75,16 @@ pub struct Guest {
     limits: Limits,
     started: Instant,
     last_line: Instant,
-    /// Whether the guest's init has said that it is up.
+    /// Whether the guest's init has printed its first line.
     up: bool,
-    /// When it loses its power, if it does.
+    /// When the guest loses its power, if it does.
     cut: Option<Cut>,
-    /// The time of CPUs that it has used so far.
+    /// The CPU time that it has used so far.
     cpu: Duration,
 }
 
 impl Guest {
-    /// Starts the machine. `console` and `results` are the files that its serial ports go to.
+    /// Starts the machine. `console` and `results` are the files that its serial ports write to.
     pub fn start(
         mut machine: Command,
         console: &Path,
@@ -109,8 +110,8 @@ impl Guest {
         })
     }
 
-    /// Follows the guest to its end, and passes on every line of its results. Returns the time of CPUs
-    /// that it used, too.
+    /// Follows the guest to its end, and passes every line of its results to `f`. Also returns the
+    /// CPU time that it used.
     pub fn follow(mut self, on_line: impl FnMut(&str)) -> Result<(End, Duration)> {
         let end = self.follow_to_end(on_line)?;
         Ok((end, self.cpu))
@@ -121,7 +122,8 @@ impl Guest {
         let mut cut_at = None;
         loop {
             self.cpu = cpu_time(self.qemu.id()).unwrap_or(self.cpu);
-            // Whether it runs is asked first: what it wrote before it ended is read after that.
+            // The process is checked first, so that all lines of an ended guest are read after the
+            // check.
             let running = self.qemu.try_wait()?.is_none();
             let (results, console) = (self.results.new_lines()?, self.console.new_lines()?);
             if !results.is_empty() || !console.is_empty() {
@@ -156,7 +158,7 @@ impl Guest {
             if left == Some(Duration::ZERO) {
                 self.qemu.kill()?;
                 self.qemu.wait()?;
-                // What it said before that, it has said.
+                // The lines before the power cut have been read.
                 self.results
                     .new_lines()?
                     .iter()
@@ -183,13 +185,14 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to kill, only to reap.
+        // A guest that has ended by itself is only reaped.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
 }
 
-/// The time of CPUs that a process has used so far: two fields of its `stat`, in hundredths of seconds.
+/// Returns the CPU time that a process has used so far: two fields of its `stat`, in hundredths of
+/// seconds.
 fn cpu_time(process: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -214,9 +217,9 @@ impl Tail {
         }
     }
 
-    /// The lines that have been completed since the last call.
+    /// Returns the lines that have been completed since the last call.
     fn new_lines(&mut self) -> Result<Vec<String>> {
-        // QEMU makes the file when it starts.
+        // QEMU creates the file when it starts.
         let Ok(mut file) = File::open(&self.path) else {
             return Ok(Vec::new());
         };

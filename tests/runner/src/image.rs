@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The guest image: what the base image holds, tools and stock modules, with the test program, the module under
-//! test, and the rule that says which driver gets the devices.
+//! The guest image: the tools and stock modules of the base image, the test program, the module
+//! under test, and the modprobe rule that selects the driver of the devices.
 //!
-//! Unpacking it is most of what a boot takes under emulation, so nothing in it is compressed, and what no guest
-//! needs is not in it.
+//! Unpacking the image takes most of a boot under emulation. Therefore nothing in it is compressed,
+//! and files that no guest needs are removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::Driver;
 use crate::env::Env;
 use crate::tool::run;
 
-/// What the base image holds and no guest needs: what udev knows of hardware.
+/// Folders of the base image that no guest needs: udev's hardware database.
 const NOT_NEEDED: &str = "usr/lib/udev/hwdb.bin";
 
 /// Makes the image for one driver in `dir` and returns its path.
@@ -63,8 +63,8 @@ fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the modules of this project beside the stock modules and makes their index anew, so that `modprobe` finds
-/// them by name and by alias.
+/// Puts the modules of this project beside the stock modules and makes the index again, so that
+/// `modprobe` finds them by name and by alias.
 fn add_modules(env: &Env, base: &Path) -> Result<()> {
     let modules = base.join("usr/lib/modules").join(&env.release);
     ensure!(
@@ -99,8 +99,8 @@ fn add_modules(env: &Env, base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Both drivers match the same devices. `blacklist` keeps a module from being loaded by alias; by
-/// name it still can be.
+/// Selects one of the two drivers, which match the same devices. `blacklist` prevents that a module
+/// is loaded by alias. It can still be loaded by name.
 fn add_rule(driver: Driver, base: &Path) -> Result<()> {
     let dir = base.join("etc/modprobe.d");
     fs::create_dir_all(&dir)?;
@@ -110,8 +110,8 @@ fn add_rule(driver: Driver, base: &Path) -> Result<()> {
     )?)
 }
 
-/// The test program lies beside this one. It comes with those of its libraries that the base image
-/// lacks.
+/// Copies the test program, which lies beside this one, and those of its libraries that the base
+/// image lacks.
 fn add_program(base: &Path) -> Result<()> {
     let program = std::env::current_exe()?.with_file_name("guest");
     fs::create_dir_all(base.join("pmem-rs"))?;
@@ -124,7 +124,7 @@ fn add_program(base: &Path) -> Result<()> {
         .filter(|word| word.starts_with('/'))
         .map(Path::new)
     {
-        // The directories of libraries are symlinks in some places, which lead out of the image.
+        // In some places the folders of libraries are symlinks that lead out of the image.
         let parent = library.parent().context("a library without a directory")?;
         let parent = fs::canonicalize(parent)?;
         let name = library.file_name().context("a library without a name")?;

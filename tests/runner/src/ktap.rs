@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Results in KTAP. The kernel's own parser counts; the runner only follows the lines to show what
-//! goes on and to keep what failed tests have said.
+//! Results in KTAP. The kernel's own parser counts. The runner follows the lines to show progress
+//! and to keep the messages of failed tests.
 
 use std::fs;
 use std::path::Path;
@@ -20,17 +20,17 @@ pub struct Failure {
     pub diagnostics: Vec<String>,
 }
 
-/// What a line of the stream means to someone who follows it.
+/// The meaning of a line of the stream.
 pub enum Event<'a> {
     /// A test starts.
     Running(&'a str),
-    /// The running test says something.
+    /// The running test has printed a message.
     Note(&'a str),
     /// A test is over.
     Result { passed: bool, name: &'a str },
 }
 
-/// Understands a line, as far as it belongs to a test and not to the suite.
+/// Parses a line, if it belongs to a test and not to the suite.
 pub fn event(line: &str) -> Option<Event<'_>> {
     let line = line.strip_prefix("    ")?;
     if let Some(note) = line.strip_prefix("# ") {
@@ -56,13 +56,13 @@ pub fn event(line: &str) -> Option<Event<'_>> {
 #[derive(Default)]
 pub struct Failures {
     notes: Vec<String>,
-    /// The test that has started and is not over.
+    /// The test that has started and has not ended.
     pub running: Option<String>,
     pub found: Vec<Failure>,
 }
 
 impl Failures {
-    /// Takes in one line.
+    /// Processes one line.
     pub fn line(&mut self, line: &str) {
         match event(line) {
             Some(Event::Running(test)) => {
@@ -84,29 +84,29 @@ impl Failures {
         }
     }
 
-    /// Takes in the end of the stream: a test that still runs has failed.
+    /// Processes the end of the stream: a test that still runs has failed.
     pub fn end(&mut self) {
         if let Some(test) = self.running.take() {
             let mut diagnostics = std::mem::take(&mut self.notes);
-            diagnostics.push("it never ended".to_owned());
+            diagnostics.push("it did not end".to_owned());
             self.found.push(Failure { test, diagnostics });
         }
     }
 }
 
-/// What the guest lists the kernel's checkers with.
+/// The prefix of the line with the kernel's checkers.
 const CHECKERS: &str = "# checkers: ";
-/// What a suite begins with.
+/// The first line of a suite.
 const SUBTEST: &str = "    # Subtest: ";
-/// The suite that begins with a line.
+/// Returns the suite that begins with a line.
 pub fn begun(line: &str) -> Option<&str> {
     line.strip_prefix(SUBTEST)
 }
 
-/// What stands before a figure that people should see even if its test passes.
+/// The prefix of a figure that is shown even if its test passes.
 const MEASURED: &str = "measured: ";
 
-/// What one suite said, and when.
+/// The output of one suite, with its times.
 pub struct Section {
     pub suite: String,
     pub failures: Failures,
@@ -114,7 +114,7 @@ pub struct Section {
     /// The tests that ended, and the seconds that each took.
     pub times: Vec<(String, f64)>,
     began: Instant,
-    /// When the last line of a test came.
+    /// When the last line of a test arrived.
     last: Instant,
     /// When the running test began.
     test_began: Instant,
@@ -158,16 +158,16 @@ impl Section {
     }
 }
 
-/// What a guest said of the suites that it ran.
+/// The output of a guest, by suite.
 #[derive(Default)]
 pub struct Stream {
-    /// The checkers that the kernel said to have.
+    /// The checkers that the kernel has, as the guest listed them.
     pub checkers: Option<String>,
     sections: Vec<Section>,
 }
 
 impl Stream {
-    /// Takes in one line.
+    /// Processes one line.
     pub fn line(&mut self, line: &str) {
         if let Some(suite) = begun(line) {
             self.sections.push(Section::new(suite));
@@ -178,7 +178,7 @@ impl Stream {
         }
     }
 
-    /// The suites that were begun. If there is none, the first one has said nothing.
+    /// Returns the suites that began. If there is none, the first one has an empty output.
     pub fn sections(&mut self, first: &str) -> Vec<Section> {
         let mut sections = std::mem::take(&mut self.sections);
         if sections.is_empty() {
@@ -188,7 +188,7 @@ impl Stream {
     }
 }
 
-/// What the parser counted.
+/// The counts of the parser.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Counts {
     pub passed: u64,
@@ -199,7 +199,7 @@ pub struct Counts {
     pub errors: u64,
 }
 
-/// The parser's report, as far as it is used.
+/// The parts of the parser's report that are used.
 #[derive(Deserialize)]
 struct Group {
     name: String,
@@ -232,7 +232,7 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// Those of a stream of one suite that was cut off, which the parser would not understand.
+    /// Returns the results of a stream of one suite that was cut off, which the parser rejects.
     pub fn of_failures(suite: &str, found: &[Failure]) -> Parsed {
         let counts = Counts {
             failed: found.len() as u64,
@@ -249,20 +249,20 @@ impl Parsed {
         }
     }
 
-    /// Mistakes in what the suites that were run said. What is missing is none.
+    /// Returns the number of format errors of the suites that ran. A missing suite is no error.
     pub fn errors_in_suites(&self) -> u64 {
         let counts = self.groups.iter().map(|(_, results)| results.counts);
         counts.map(|counts| counts.errors).sum()
     }
 
-    /// Takes out the results of a suite, which are empty if the guest did not come to it.
+    /// Removes and returns the results of a suite. They are empty if the guest did not begin it.
     pub fn take(&mut self, suite: &str) -> Results {
         let group = self.groups.iter_mut().find(|(name, _)| name == suite);
         group.map_or_else(Results::default, |(_, results)| std::mem::take(results))
     }
 }
 
-/// Has the kernel's parser read the stream, and keeps its report.
+/// Runs the kernel's parser on the stream, and keeps its report.
 pub fn parse(env: &Env, stream: &Path, report: &Path) -> Result<Parsed> {
     let parser = env.source.join("tools/testing/kunit/kunit.py");
     ensure!(
@@ -274,7 +274,7 @@ pub fn parse(env: &Env, stream: &Path, report: &Path) -> Result<Parsed> {
         fs::remove_file(report)?;
     }
     let json = format!("--json={}", std::path::absolute(report)?.display());
-    // Its exit status says if all passed, which the report does too, with more detail.
+    // The exit status says whether all passed, and the report says that in more detail.
     let output = Command::new("python3")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(&parser)
@@ -322,7 +322,7 @@ mod tests {
         failures.end();
         let last = &failures.found[1];
         assert_eq!(last.test, "c");
-        assert_eq!(last.diagnostics, ["silent", "it never ended"]);
+        assert_eq!(last.diagnostics, ["silent", "it did not end"]);
     }
 
     #[test]

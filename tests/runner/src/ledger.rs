@@ -1,64 +1,66 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What writers in a guest were told is durable, held against what is there after the guest was killed.
+//! Compares the writes that a guest acknowledged as durable with the data after the guest was
+//! killed.
 //!
-//! The guest's part is `tests/guest/src/suites/crash`. A block has one writer, which numbers its writes. What was
-//! acknowledged must be there, or something newer of the same writer. A write that was not acknowledged may be
-//! there, or not, or by halves: unless its writer says that its blocks are never torn.
+//! The guest's part is `tests/guest/src/suites/crash`. A block has one writer, which numbers its
+//! writes. An acknowledged write, or a newer one of the same writer, must be there. A write that
+//! was not acknowledged may be there, be missing, or be torn, unless the writer guarantees blocks
+//! that are never torn.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What is to be expected of a writer.
+/// The guarantee of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Duty {
-    /// What it says is durable is.
+    /// Acknowledged writes are durable.
     Torn,
-    /// In addition, its blocks are never torn.
+    /// In addition, blocks are never torn.
     Whole,
-    /// It says that things are durable that are not: it must be found out.
+    /// The writer acknowledges writes that are not durable. The check must detect it.
     Lies,
 }
 
-/// What is known of a writer.
+/// The state of a writer.
 #[derive(Debug)]
 struct Writer {
     name: String,
     duty: Duty,
     /// The oldest write that each block may hold.
     owed: BTreeMap<u32, u32>,
-    /// What the check that is under way has found: the oldest and the newest write in each block.
+    /// The result of the current check: the oldest and the newest write in each block.
     found: BTreeMap<u32, (u32, u32)>,
     /// Acknowledged writes to blocks since the last check.
     unchecked: u64,
 }
 
-/// What a campaign has seen so far.
+/// The sums of a campaign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Acknowledged writes to blocks that were found, or newer ones.
+    /// Blocks with an acknowledged write, or a newer one.
     pub verified: u64,
-    /// Blocks that were written by halves and may be.
+    /// Blocks that are torn and may be.
     pub torn: u64,
-    /// Lies that were found out.
+    /// Lost writes of lying writers.
     pub lies: u64,
-    /// Checks that were complete.
+    /// Complete checks.
     pub checks: u64,
 }
 
-/// Acknowledgements, and what became of them.
+/// All acknowledgements of a campaign, and the results of its checks.
 #[derive(Debug, Default)]
 pub struct Ledger {
     writers: BTreeMap<u32, Writer>,
     pub tally: Tally,
-    /// What was lost, or must not be, a line each.
+    /// The losses and other failures, one line each.
     pub losses: Vec<String>,
 }
 
 impl Ledger {
-    /// Takes in a line of a guest. Lines that are not about this are none of its business; an error says that
-    /// the guest talks nonsense.
+    /// Processes a line of a guest. Other lines are ignored. Fails if a line about a writer is
+    /// invalid.
     pub fn line(&mut self, line: &str) -> Result<()> {
         let Some(words) = line.strip_prefix("# ") else {
             return Ok(());
@@ -70,7 +72,7 @@ impl Ledger {
     fn words(&mut self, words: &str) -> Result<()> {
         let words: Vec<&str> = words.split(' ').collect();
         match words[..] {
-            ["writer", id, name, duty] => self.meet(id.parse()?, name, duty)?,
+            ["writer", id, name, duty] => self.add_writer(id.parse()?, name, duty)?,
             ["checking"] => self.writers.values_mut().for_each(|writer| {
                 writer.found.clear();
             }),
@@ -82,10 +84,10 @@ impl Ledger {
             ["damaged", id, block, at] => {
                 let name = self.writer(id)?.name.clone();
                 self.losses.push(format!(
-                    "{name}: block {block} holds at {at} what nobody has written there"
+                    "{name}: block {block} holds at {at} data that was never written"
                 ));
             }
-            ["checked"] => self.judge(),
+            ["checked"] => self.compare(),
             ["forget", id] => self.writer(id)?.owed.clear(),
             ["durable", id, first, count, write] => {
                 let (first, count, write): (u32, u32, u32) =
@@ -96,7 +98,7 @@ impl Ledger {
                     let before = writer.owed.insert(block, write);
                     ensure!(
                         before.is_none_or(|before| before < write),
-                        "{} has gone back from write {before:?}",
+                        "{}: write {write} is acknowledged after write {before:?}",
                         writer.name
                     );
                     writer.unchecked += 1;
@@ -113,13 +115,13 @@ impl Ledger {
             .context("there is no such writer")
     }
 
-    /// Makes the acquaintance of a writer. It is the same in all boots.
-    fn meet(&mut self, id: u32, name: &str, duty: &str) -> Result<()> {
+    /// Adds a writer. It must be the same in all boots.
+    fn add_writer(&mut self, id: u32, name: &str, duty: &str) -> Result<()> {
         let duty = match duty {
             "torn" => Duty::Torn,
             "whole" => Duty::Whole,
             "lies" => Duty::Lies,
-            _ => bail!("nobody has such a duty"),
+            _ => bail!("unknown duty"),
         };
         let writer = self.writers.entry(id).or_insert_with(|| Writer {
             name: name.to_owned(),
@@ -136,8 +138,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// Holds what was found against what is owed. From then on what was found is owed: it was read from the medium.
-    fn judge(&mut self) {
+    /// Compares the blocks that were found with the acknowledged writes. From then on the writes
+    /// that were found count as acknowledged, because they were read from the medium.
+    fn compare(&mut self) {
         self.tally.checks += 1;
         for writer in self.writers.values_mut() {
             let found = std::mem::take(&mut writer.found);
@@ -182,7 +185,7 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    /// What becomes of a writer with this duty when a guest says these things.
+    /// Returns the losses of a writer with this duty after these lines of a guest.
     fn ledger(duty: &str, lines: &str) -> Ledger {
         let mut ledger = Ledger::default();
         ledger
@@ -263,7 +266,7 @@ mod tests {
     fn what_nobody_has_written_is_a_loss() {
         assert_eq!(
             losses("lies", "damaged 3 10 64"),
-            ["ext4_fsync: block 10 holds at 64 what nobody has written there"]
+            ["ext4_fsync: block 10 holds at 64 data that was never written"]
         );
     }
 
@@ -294,7 +297,7 @@ mod tests {
         ] {
             assert!(ledger.line(line).is_err(), "{line}");
         }
-        // What others say is not.
+        // Other lines are ignored.
         ledger.line("    # running checks_and_writes").unwrap();
         ledger.line("# checkers: KASAN").unwrap();
     }

@@ -10,28 +10,29 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// What a suite needs of a machine, apart from what all of them have.
+/// The devices and the memory of a machine that only some suites need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// The NVDIMMs. Each is a region of its own.
+    /// The NVDIMMs. Each is a separate region.
     pub nvdimms: &'static [Nvdimm],
     /// The sizes in MiB of virtio-pmem devices, whose contents are in files.
     pub virtio: &'static [u64],
-    /// The sizes in MiB of memory, in files, that nothing has at first: the guest may plug it in, as a device
-    /// of either kind. QEMU calls it `spare0` and so on, and there is a slot for it of the same number.
+    /// The sizes in MiB of file-backed memory that is not plugged in at first. The guest may plug
+    /// it in as a device of either kind. QEMU calls it `spare0` and so on, and the slot for it has
+    /// the same number.
     pub spares: &'static [u64],
-    /// Whether there are two NUMA nodes, with half of the memory each. Then each NVDIMM is on the
+    /// Whether there are two NUMA nodes, each with half of the memory. Then each NVDIMM is on the
     /// node of its number.
     pub numa: bool,
-    /// More words for the kernel.
+    /// Additional parameters of the kernel.
     pub kernel_words: &'static str,
-    /// How many CPUs there are.
+    /// The number of CPUs.
     pub cpus: u32,
     /// The source of a device tree, for a kernel that reads one.
     pub device_tree: Option<&'static str>,
 }
 
-/// One that has nothing. The others differ from it.
+/// A machine without devices. The others differ from it.
 pub const PLAIN: Machine = Machine {
     nvdimms: &[],
     virtio: &[],
@@ -45,22 +46,22 @@ pub const PLAIN: Machine = Machine {
 /// One emulated NVDIMM with a label area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nvdimm {
-    /// What the region has. `ndctl` wants multiples of 16 MiB.
+    /// The size of the region in MiB. `ndctl` needs multiples of 16 MiB.
     pub mib: u64,
     /// Whether the contents are in a file, which outlives the guest.
     pub kept: bool,
 }
 
-/// The size of the label area, which comes on top.
+/// The size of the label area, which is added to the region's.
 const LABEL_MIB: u64 = 2;
 
 impl Nvdimm {
-    /// One that forgets.
+    /// An NVDIMM whose contents are lost with the guest.
     pub const fn volatile(mib: u64) -> Nvdimm {
         Nvdimm { mib, kept: false }
     }
 
-    /// One that remembers.
+    /// An NVDIMM whose contents are in a file.
     pub const fn kept(mib: u64) -> Nvdimm {
         Nvdimm { mib, kept: true }
     }
@@ -70,13 +71,13 @@ impl Nvdimm {
     }
 }
 
-/// Where a serial port of the machine goes.
+/// The host's side of a serial port.
 pub enum Serial<'a> {
     /// To a file.
     File(&'a Path),
     /// To the terminal, together with QEMU's monitor.
     Terminal,
-    /// Nowhere.
+    /// None.
     Nowhere,
 }
 
@@ -90,13 +91,13 @@ impl Serial<'_> {
     }
 }
 
-/// What is booted on a machine.
+/// The kernel and its arguments for a boot.
 pub struct Software<'a> {
     pub kernel: &'a Path,
     pub image: &'a Path,
-    /// What is in memory for the kernel, and where.
+    /// A file that is loaded into memory, and its address.
     pub loaded: Option<(&'a Path, u64)>,
-    /// More words for the kernel.
+    /// Additional parameters of the kernel.
     pub kernel_words: &'a str,
     /// The arguments of the guest program.
     pub words: &'a [String],
@@ -107,17 +108,17 @@ pub struct Software<'a> {
 /// A plugin of QEMU.
 pub struct Plugin {
     pub library: PathBuf,
-    /// The file that it writes.
+    /// The file that the plugin writes.
     pub out: PathBuf,
 }
 
 impl Machine {
-    /// The file behind one of the NVDIMMs, `m0` and so on, behind a virtio-pmem device, or a spare.
+    /// Returns the file behind an NVDIMM (`m0` and so on), a virtio-pmem device, or a spare.
     fn backing(dir: &Path, name: &str) -> PathBuf {
         dir.join(format!("{name}.img"))
     }
 
-    /// What is in files, by the names that QEMU has for it, with its size in bytes.
+    /// Returns the names that QEMU has for file-backed memory, with the sizes in bytes.
     fn kept(&self) -> impl Iterator<Item = (String, u64)> {
         let nvdimms = self.nvdimms.iter().enumerate();
         let nvdimms = nvdimms.filter(|(_, nvdimm)| nvdimm.kept);
@@ -131,7 +132,7 @@ impl Machine {
             .chain(others)
     }
 
-    /// Makes the files behind the memory that is kept, empty.
+    /// Creates the files behind the memory, empty.
     pub fn create_backing(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
         for (name, bytes) in self.kept() {
@@ -143,7 +144,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Removes them.
+    /// Removes the files behind the memory.
     pub fn remove_backing(&self, dir: &Path) -> Result<()> {
         for (name, _) in self.kept() {
             fs::remove_file(Self::backing(dir, &name))?;
@@ -151,19 +152,19 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether the guest has something to say to QEMU.
+    /// Whether the guest sends commands to QEMU.
     fn takes_orders(&self) -> bool {
         !self.virtio.is_empty() || !self.spares.is_empty()
     }
 
-    /// Two more serial ports, for orders of the guest: one is QEMU's monitor, which speaks QMP; what is written
-    /// to the other one says how the host is to flush (see `tests/hostsync`).
+    /// Adds two serial ports for commands of the guest. One is QEMU's monitor, which speaks QMP.
+    /// The other sets how the host handles flushes (see `tests/hostsync`).
     fn add_order_ports(&self, qemu: &mut Command, backing: &Path) -> Result<()> {
-        // A socket has a short name: that of a file where QEMU runs, and not in some deep folder.
+        // The path of a socket must be short, so the socket lies in the folder where QEMU runs.
         const MONITOR: &str = "monitor";
         qemu.current_dir(backing);
         let socket = format!("socket,path={MONITOR}");
-        // QEMU talks to itself there.
+        // Both ends of this connection are in QEMU.
         qemu.args(["-chardev", &format!("{socket},id=qmp,server=on,wait=off")]);
         qemu.args(["-mon", "chardev=qmp,mode=control"]);
         qemu.args(["-chardev", &format!("{socket},id=orders")]);
@@ -181,14 +182,15 @@ impl Machine {
         Ok(())
     }
 
-    /// The command that runs the machine. It ends when the guest switches the power off or panics.
+    /// Returns the command that runs the machine. QEMU ends when the guest switches the power off
+    /// or panics.
     pub fn command(
         &self,
         software: &Software<'_>,
         backing: &Path,
         ports: [Serial<'_>; 2],
     ) -> Result<Command> {
-        // A runner that is killed takes its guest with it.
+        // The guest is killed when the runner ends.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-machine", "q35,nvdimm=on", "-accel", "tcg", "-cpu", "max"]);
@@ -255,8 +257,8 @@ impl Machine {
             .arg("-initrd")
             .arg(software.image);
         let words = software.words.join(" ");
-        // On a busy host an emulated timer may come too late for the check that the kernel makes
-        // while it boots, and a missed check is a panic. Under KVM the kernel leaves it out, too.
+        // On a busy host an emulated timer may be late for the kernel's check at boot, and a failed
+        // check is a panic. Under KVM the kernel skips the check as well.
         let line = format!(
             "console=ttyS0 loglevel=5 panic=-1 no_timer_check {} {} rdinit=/pmem-rs/guest -- {words}",
             self.kernel_words, software.kernel_words,
@@ -266,7 +268,7 @@ impl Machine {
     }
 }
 
-/// Memory of the name and size that is kept in a file.
+/// Describes file-backed memory for QEMU.
 fn file_object(backing: &Path, name: &str, bytes: u64) -> String {
     let path = Machine::backing(backing, name);
     format!(

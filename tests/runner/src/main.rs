@@ -4,12 +4,13 @@
 //!
 //! - [`mod@env`] says which kernel, module and image to use; [`image`] adds the module and the test
 //!   program to the image.
-//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends, [`boot`] does both.
+//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends, [`boot`] does
+//!   both.
 //! - [`ktap`] reads results, [`report`] keeps them.
-//! - [`counting`] has instructions counted, [`ordering`] has it watched what is flushed; [`crash`] kills guests while
-//!   they write, [`ledger`] knows what they owe.
-//! - [`suites`] lists what can be run; [`check`], [`mod@bench`], [`compare`], [`coverage`], [`demo`] and [`shell`] are
-//!   the commands.
+//! - [`counting`] counts instructions, and [`ordering`] watches flushes. [`crash`] kills guests
+//!   while they write, and [`ledger`] checks the acknowledged writes.
+//! - [`suites`] lists what can be run. [`check`], [`mod@bench`], [`compare`], [`coverage`],
+//!   [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
 
@@ -55,16 +56,16 @@ enum Command {
     Check {
         #[command(flatten)]
         setup: Setup,
-        /// Where random numbers start; without it every run is another one.
+        /// The seed of random numbers. Without it each run has a new one.
         #[arg(long)]
         seed: Option<u64>,
         /// Only these tests of the suites, separated by commas.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
-        /// How long tests go on that could go on for ever.
+        /// The duration in seconds of tests without an end of their own.
         #[arg(long)]
         stress_seconds: Option<u64>,
-        /// How many guests run side by side.
+        /// How many guests run in parallel.
         #[arg(long, default_value_t = 1)]
         guests: usize,
         suites: Vec<String>,
@@ -74,29 +75,34 @@ enum Command {
         #[command(flatten)]
         setup: Setup,
     },
-    /// Take devices away with both drivers, and make a table of what holds: all cells, or those whose names
-    /// contain one of these words.
+    /// Remove devices in use with both drivers, and make a table of the results: all cells, or
+    /// those whose names contain one of these words.
     Compare {
         #[command(flatten)]
         setup: Setup,
+        /// The second folder for the table if all cells were run.
+        #[arg(long, default_value = "docs")]
+        docs: PathBuf,
         cells: Vec<String>,
     },
-    /// See whether the kernel still has the bugs that this driver lives with.
+    /// Check whether the kernel still has the bugs that docs/kernel-bugs.md describes.
     KernelBugs {
         #[command(flatten)]
         setup: Setup,
     },
-    /// Measure what both drivers cost, side by side: all cases, or those whose names contain one of these words.
+    /// Measure what both drivers cost, side by side: all cases, or those whose names contain one of
+    /// these words.
     Bench {
         #[command(flatten)]
         setup: Setup,
-        /// What to measure; without it both.
+        /// What to measure. Without it both.
         #[arg(long, value_enum, value_delimiter = ',', default_values = ["time", "count"])]
         mode: Vec<bench::Mode>,
-        /// In how many guests times are measured. In each second one the drivers have changed places.
+        /// The number of guests in which times are measured. In every second one the drivers swap
+        /// NVDIMMs.
         #[arg(long, default_value_t = 2)]
         boots: u32,
-        /// Where results go as well if all cases were measured.
+        /// The second folder for results if all cases were measured.
         #[arg(long, default_value = "docs")]
         docs: PathBuf,
         cases: Vec<String>,
@@ -105,12 +111,9 @@ enum Command {
     Coverage {
         #[command(flatten)]
         setup: Setup,
-        /// Where random numbers start.
+        /// The seed of random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Where the result goes as well if all suites were run.
-        #[arg(long, default_value = "docs")]
-        docs: PathBuf,
         suites: Vec<String>,
     },
     /// Start a guest with the driver loaded and a prompt.
@@ -120,27 +123,27 @@ enum Command {
     },
 }
 
-/// What all commands need to know.
+/// The arguments that all commands have.
 #[derive(Args, Clone)]
 struct Setup {
-    /// The file that says what has been built (KEY=value lines).
+    /// The file that describes the build (KEY=value lines).
     #[arg(long)]
     env: PathBuf,
-    /// Where results are kept.
+    /// The folder for results.
     #[arg(long, default_value = "build/results")]
     results: PathBuf,
-    /// The driver that gets the devices.
+    /// The driver that is bound to the devices.
     #[arg(long, default_value = "pmem_rs")]
     driver: Driver,
 }
 
-/// The two drivers that a guest can be run with.
+/// The two drivers that a guest can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Driver {
-    /// The one this project is about.
+    /// The driver of this project.
     PmemRs,
-    /// The in-tree driver, by which the tests themselves are judged.
+    /// The in-tree driver, which shows what the tests themselves are worth.
     NdPmem,
 }
 
@@ -153,7 +156,7 @@ impl Driver {
         }
     }
 
-    /// The module that must keep its hands off.
+    /// Returns the module that must not be loaded.
     fn other(self) -> Driver {
         match self {
             Driver::PmemRs => Driver::NdPmem,
@@ -162,7 +165,7 @@ impl Driver {
     }
 }
 
-/// A seed that differs from run to run, short enough to be typed.
+/// Returns a seed that differs from run to run and is short enough to be typed.
 fn random_seed() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -181,7 +184,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns whether all was well.
+/// Runs the command. Returns whether it succeeded.
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Check {
@@ -196,7 +199,9 @@ fn run(command: Command) -> Result<bool> {
             check::run(&setup, seed, stress_seconds, &suites, &only, guests)
         }
         Command::Demo { setup } => demo::run(&setup, random_seed()),
-        Command::Compare { setup, cells } => compare::run(&setup, random_seed(), &cells),
+        Command::Compare { setup, docs, cells } => {
+            compare::run(&setup, random_seed(), &docs, &cells)
+        }
         Command::Bench {
             setup,
             mode,
@@ -207,9 +212,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Coverage {
             setup,
             seed,
-            docs,
             suites,
-        } => coverage::run(&setup, seed, &docs, &suites),
+        } => coverage::run(&setup, seed, &suites),
         Command::KernelBugs { setup } => compare::bugs(&setup, random_seed()),
         Command::Shell { setup } => shell::run(&setup),
     }

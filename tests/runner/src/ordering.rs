@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the plugin (`tests/ordering`) has seen of stores, flushes and fences, held against what the guest says must
-//! be true.
+//! Compares the stores, flushes and fences that the plugin (`tests/ordering`) has seen with the
+//! guest's expectations.
 
 use std::fmt;
 
@@ -12,22 +12,22 @@ use crate::report::Report;
 use crate::selftest::Findings;
 use crate::suites::{self, Boot, Special};
 
-/// What the plugin has seen at one point of a range of memory.
+/// The state of a range of memory at one time, as the plugin saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Look {
-    /// How many cache lines the range has.
+    /// The number of cache lines of the range.
     lines: u64,
     /// How many of them were stored to.
     written: u64,
-    /// How many of them are in a cache only.
+    /// How many of them are dirty in a cache.
     dirty: u64,
-    /// How many are on the way to the memory.
+    /// How many are flushed but not fenced.
     pending: u64,
-    /// The word for what must be true.
+    /// The expected state.
     expect: String,
-    /// The test of the guest that this belongs to.
+    /// The test of the guest.
     test: String,
-    /// What had been done.
+    /// The operation before.
     when: String,
 }
 
@@ -52,7 +52,7 @@ impl Look {
         })
     }
 
-    /// Whether that is as it must be. A range that was not stored to shows nothing.
+    /// Whether the state is the expected one. A range that was not stored to shows nothing.
     fn holds(&self) -> bool {
         let all_written = self.lines > 0 && self.written == self.lines;
         match self.expect.as_str() {
@@ -77,8 +77,8 @@ impl fmt::Display for Look {
     }
 }
 
-/// Boots a guest that says what must be durable when. Each of its tests is one test, which has passed if the guest
-/// says so and all that it expects is true.
+/// Boots a guest that states what must be durable and when. A test of it has passed if the guest
+/// reports that and all its expectations are met.
 pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
     let bench = bench.with_plugin("ordering")?;
     let boot = Boot::off(Special::Ordering.name());
@@ -98,7 +98,7 @@ pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
         let wrong = looks.iter().filter(|look| !look.holds());
         complaints.extend(wrong.map(|look| look.to_string()));
         if looks.is_empty() {
-            complaints.push("the plugin was not asked for anything".to_owned());
+            complaints.push("the guest asked the plugin for nothing".to_owned());
         }
         findings.expect(test, *passed && complaints.is_empty(), complaints);
     }

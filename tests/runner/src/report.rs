@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is kept of a boot, and how a person hears of it.
+//! The report of a boot, as a file and on the terminal.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,10 +13,12 @@ use crate::env::Env;
 use crate::ktap::{Counts, Failure};
 use crate::tool::sha256;
 
-/// What was tested, to the bit.
+/// Identifies the tested kernel and module.
 #[derive(Clone, Debug, Serialize)]
 pub struct Subject {
     pub driver: &'static str,
+    /// The commit of this project.
+    pub commit: String,
     pub release: String,
     pub kernel_sha256: String,
     pub image_sha256: String,
@@ -25,7 +27,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Takes the checksums.
+    /// Computes the checksums.
     pub fn of(env: &Env, driver: &'static str, image: &Path, seed: u64) -> Result<Subject> {
         let module = env
             .module
@@ -34,6 +36,7 @@ impl Subject {
             .transpose()?;
         Ok(Subject {
             driver,
+            commit: env.commit.clone(),
             release: env.release.clone(),
             kernel_sha256: sha256(&env.kernel)?,
             image_sha256: sha256(image)?,
@@ -43,13 +46,13 @@ impl Subject {
     }
 }
 
-/// What a guest took in all.
+/// The duration and the load of a guest.
 #[derive(Clone, Debug, Serialize)]
 pub struct GuestTime {
-    /// How many suites it ran.
+    /// The number of suites that it ran.
     pub suites: usize,
     pub seconds: f64,
-    /// Of all CPUs of the host together.
+    /// The average number of busy CPUs of the host, for all guests together.
     pub cpu_seconds: f64,
 }
 
@@ -60,23 +63,23 @@ pub struct Report {
     pub subject: Subject,
     /// How often the machine was booted: twice if the first guest died before its init ran.
     pub boots: u32,
-    /// Of the first suite of a boot the time in which it came up and went down is a part.
+    /// The duration. For the first suite of a boot it includes the guest's start and end.
     pub seconds: f64,
-    /// With the first suite of a boot.
+    /// Only with the first suite of a boot.
     pub guest: Option<GuestTime>,
     pub counts: Counts,
     /// The tests that ended, and the seconds that each took.
     pub times: Vec<(String, f64)>,
     pub failures: Vec<Failure>,
-    /// What went wrong outside of tests: a guest that died or hung, or a kernel that complained.
+    /// Failures outside of tests: a guest that died or hung, or a complaint of the kernel.
     pub troubles: Vec<String>,
-    /// The checkers that the kernel said to have.
+    /// The checkers that the kernel has, as the guest listed them.
     pub checkers: Option<String>,
-    /// What tests have measured.
+    /// The figures that tests have measured.
     pub measured: Vec<String>,
     /// The command line of the machine.
     pub machine: Vec<String>,
-    /// The tests in order, and whether they passed. It is also in the parser's report.
+    /// The tests in order, and whether they passed. The parser's report has them as well.
     #[serde(skip)]
     pub tests: Vec<(String, bool)>,
 }
@@ -87,23 +90,23 @@ impl Report {
         self.counts.passed
     }
 
-    /// How many failed. Trouble outside of tests counts as one.
+    /// Returns how many tests failed. Failures outside of tests count as one.
     pub fn failed(&self) -> u64 {
         let trouble = u64::from(!self.troubles.is_empty());
         self.counts.failed + self.counts.crashed + trouble
     }
 
-    /// How many could not be done here.
+    /// Returns how many tests were skipped.
     pub fn skipped(&self) -> u64 {
         self.counts.skipped
     }
 
-    /// Writes it down.
+    /// Writes the report to a file.
     pub fn keep(&self, path: &Path) -> Result<()> {
         Ok(serde_json::to_writer_pretty(File::create(path)?, self)?)
     }
 
-    /// One line, and what is to be known of failures.
+    /// Prints one line, and the details of failures.
     pub fn print(&self) {
         let Report {
             suite,
@@ -153,7 +156,7 @@ pub struct Total {
 }
 
 impl Total {
-    /// Adds one.
+    /// Adds a report.
     pub fn add(&mut self, report: &Report) {
         self.passed += report.passed();
         self.failed += report.failed();

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of the tests: guests that misbehave in every way that is to be noticed.
+//! Tests of the test framework: guests with every kind of failure that must be detected.
 //!
-//! A suite that passes says little if it would pass anyway. Here each expectation is a test, and it
-//! fails if the misbehaviour goes unnoticed.
+//! Each expectation is a test, which fails if the failure in the guest is not reported.
 
 use anyhow::{Context, Result};
 
@@ -12,7 +11,7 @@ use crate::ktap::{Counts, Failure};
 use crate::report::Report;
 use crate::suites::{self, Boot, Special};
 
-/// How a misbehaving test must end: passed, skipped, or failed with a word about the reason.
+/// The expected result of a test in the guest. A failure has a piece of its reason.
 enum Verdict {
     Passes,
     Fails(&'static str),
@@ -38,13 +37,13 @@ const FAULTS: &[(&str, Verdict)] = &[
     ("leaves_a_busy_mount", Verdict::Fails("could not clean up")),
 ];
 
-/// What a debug kernel must say of planted bugs.
+/// The complaints of a debug kernel about planted bugs.
 const PLANTED: &[(&str, Verdict)] = &[
     (
         "lock_inversion",
         Verdict::Fails("possible circular locking"),
     ),
-    // That shows only when all is over.
+    // This bug shows only after the test.
     ("leak", Verdict::Passes),
     (
         "use_after_free",
@@ -53,7 +52,7 @@ const PLANTED: &[(&str, Verdict)] = &[
     ("sleep_in_atomic", Verdict::Fails("while atomic")),
     ("overflow", Verdict::Fails("panicked at")),
     ("leaks_nothing", Verdict::Fails("unreferenced object")),
-    // After a report there is no relying on lockdep any more.
+    // After its first report lockdep is off.
     (
         "checkers_are_on",
         Verdict::Fails("lockdep does not check locks"),
@@ -68,7 +67,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Holds what a boot brought against what it must bring.
+    /// Compares the results of a boot with the expected ones.
     fn judge(&mut self, report: &Report, verdicts: &[(&str, Verdict)]) {
         for (test, verdict) in verdicts {
             let failure = report.failures.iter().find(|failure| failure.test == *test);
@@ -83,7 +82,7 @@ impl Findings {
         }
     }
 
-    /// Every kind of misbehaviour is noticed, counted, and nothing else is.
+    /// Checks that every failure is reported and counted, and nothing else.
     fn judge_faults(&mut self, faults: &Report) {
         self.judge(faults, FAULTS);
         let fails = FAULTS
@@ -100,7 +99,7 @@ impl Findings {
         self.expect("console", noticed, faults.troubles.clone());
     }
 
-    /// It is noticed that the guest died, and in which test.
+    /// Checks that the report says that the guest died, and in which test.
     fn judge_panic(&mut self, panic: &Report) {
         let troubles = &panic.troubles;
         let noticed = ["Kernel panic", "the guest died"]
@@ -114,7 +113,7 @@ impl Findings {
         self.expect("panic", met, troubles.clone());
     }
 
-    /// Takes note of one; what was `seen` is shown if it was not met.
+    /// Records an expectation. `seen` is shown if it was not met.
     pub fn expect(&mut self, test: &str, met: bool, seen: Vec<String>) {
         if met {
             self.met += 1;
@@ -151,9 +150,10 @@ impl Findings {
     }
 }
 
-/// Boots the misbehaving guests.
+/// Boots the guests.
 ///
-/// A kernel with checkers is asked whether these notice planted bugs; the rest does not depend on the kernel.
+/// A kernel with checkers is tested with planted bugs. The other expectations do not depend on the
+/// kernel.
 pub fn run(bench: &Bench) -> Result<Report> {
     let backing = bench.results.join("harness");
     let mut findings = Findings::default();

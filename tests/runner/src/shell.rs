@@ -8,7 +8,7 @@ use crate::env::Env;
 use crate::machine::{Serial, Software};
 use crate::{Setup, image, suites};
 
-/// The `shell` command. Returns whether the machine ended in order.
+/// Runs the `shell` command. Returns whether the machine ended without an error.
 pub fn run(setup: &Setup) -> Result<bool> {
     let env = Env::read(&setup.env)?;
     let dir = setup.results.join("shell-image");

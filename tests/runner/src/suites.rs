@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What can be run, and the machine that each needs. The tests themselves are the guest's.
+//! The suites, and the machine that each needs. The tests themselves are in the guest's program.
 
 use anyhow::{Result, bail};
 
 use crate::guest::Cut;
 use crate::machine::{Machine, Nvdimm, PLAIN};
 
-/// One or more boots of one machine, whose kept NVDIMMs are the same in all of them. A suite of one boot may share
-/// it with others.
+/// One or more boots of one machine, with the same files behind its NVDIMMs. A suite of one boot
+/// may share it with others.
 pub struct Suite {
     pub name: &'static str,
     pub machine: Machine,
     pub boots: &'static [Boot],
-    /// Its tests judge how long something takes, so no other guest may run meanwhile.
+    /// Whether tests judge durations. Then no other guest may run at the same time.
     pub alone: bool,
 }
 
@@ -32,7 +32,7 @@ impl Suite {
     }
 }
 
-/// One boot: it runs one of the guest's suites.
+/// A boot, which runs one of the guest's suites.
 pub struct Boot {
     pub suite: &'static str,
     pub end: Power,
@@ -45,14 +45,14 @@ pub enum Power {
     Off,
     /// The guest switches itself off while processes use its devices.
     InUse,
-    /// The guest is killed when it has done its work, and before it has tidied up.
+    /// The guest is killed after its work, without cleaning up.
     Cut,
     /// The guest is killed in the middle of its work.
     Lost(Cut),
 }
 
 impl Boot {
-    /// More words for the kernel.
+    /// Additional parameters of the kernel.
     pub fn kernel_words(&self) -> &'static str {
         if self.suite == KUNIT.name {
             "kunit.filter_glob=pmem_rs_[!x]*"
@@ -85,7 +85,7 @@ impl Boot {
     }
 }
 
-/// An NVDIMM on which xfs fits.
+/// An NVDIMM that is large enough for xfs.
 pub const ONE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
     ..PLAIN
@@ -94,22 +94,22 @@ const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     ..PLAIN
 };
-/// Memory that only the command line calls persistent, in the middle of the guest's.
+/// Memory that the command line declares persistent, in the middle of the guest's.
 const LEGACY: Machine = Machine {
     kernel_words: "memmap=512M!1G",
     ..PLAIN
 };
-/// Two such ranges, with other memory between them, and one that is not whole pages.
+/// Two such ranges with other memory between them, and one that is not page-aligned.
 const TWO_LEGACY: Machine = Machine {
     kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M",
     ..PLAIN
 };
-/// Memory that nobody uses until the module `injector` does.
+/// Memory that the kernel leaves unused, for the module `injector`.
 const RESERVED: Machine = Machine {
     kernel_words: "memmap=512M$1G",
     ..PLAIN
 };
-/// An NVDIMM on which a file of 1 GiB fits.
+/// An NVDIMM that is large enough for a file of 1 GiB.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
     ..PLAIN
@@ -121,7 +121,7 @@ const VIRTIO: Machine = Machine {
     spares: &[128],
     ..PLAIN
 };
-/// One region of each provider, on each of which xfs fits.
+/// A region of each provider, each large enough for xfs.
 const ONE_OF_EACH: Machine = Machine {
     kernel_words: "memmap=512M$1G",
     nvdimms: &[Nvdimm::volatile(512)],
@@ -140,7 +140,7 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
-/// One for each kind of place that crashes are survived in.
+/// An NVDIMM for each kind of storage in the crash tests.
 pub const FOUR_KEPT: Machine = Machine {
     nvdimms: &[
         Nvdimm::kept(512),
@@ -174,9 +174,10 @@ const WITH_DEVICE_TREE: Machine = Machine {
     ..PLAIN
 };
 
-/// The tests inside the module, for kernels that have KUnit, but for those that leak.
+/// KUnit suites that leak nothing.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
-/// Those that leak ranges until reboot, and persistent memory of two kinds that must stay as good as ever.
+/// KUnit suites that leak ranges until reboot, and two kinds of persistent memory that must stay
+/// intact.
 const MISUSE: Suite = simple(
     Machine {
         kernel_words: "memmap=512M!1G",
@@ -184,19 +185,20 @@ const MISUSE: Suite = simple(
     },
     &[Boot::off("misuse")],
 );
-/// What only the debug kernel has what it takes for.
+/// Suites that need the debug kernel.
 const DEBUG_ONLY: &[Suite] = &[
     KUNIT,
     MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
-    // On one NVDIMM of two: so it shares a boot with `revoke_ext4`.
+    // It uses one NVDIMM of two, so that it shares a boot with `revoke_ext4`.
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
 ];
-/// What the other suites tell such a kernel: or it would run those tests whenever the module is loaded.
+/// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
+/// loaded.
 const WITHOUT_KUNIT: &str = "kunit.enable=0";
 
-/// In the order in which they are run: what everything else depends on comes first.
+/// In the order of their run: the basic suites come first.
 pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
     simple(ONE, &[Boot::off("modes")]),
@@ -249,14 +251,14 @@ pub const ALL: &[Suite] = &[
     },
 ];
 
-/// Suites that are more than what guests say of themselves. Each has guests of its own.
+/// Suites whose results are not the guest's alone. Each has its own guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
     /// The runner itself.
     Selftest,
-    /// That instructions are counted right.
+    /// The counting of instructions.
     Counting,
-    /// What is flushed, as a plugin sees it.
+    /// The order of stores, flushes and fences, as a plugin sees it.
     Ordering,
     /// Guests that are killed.
     Crash,
@@ -279,42 +281,42 @@ impl Special {
         }
     }
 
-    /// Whether it says something about the kernel with all checkers, too.
+    /// Whether it is also run on the debug kernel.
     fn is_for_debug(self) -> bool {
         matches!(self, Special::Selftest | Special::Crash)
     }
 }
 
-/// An NVDIMM, one CPU, and addresses of the kernel that the plugin knows.
+/// An NVDIMM, one CPU, and fixed addresses of the kernel, which the plugin needs.
 pub const WATCHED: Machine = Machine {
     cpus: 1,
     kernel_words: "nokaslr",
     ..ONE
 };
 
-/// These tests as a suite, for who wants to run them without judging them.
+/// The tests of `ordering` as a suite that does not judge what the plugin sees.
 pub const UNJUDGED_ORDERING: Suite = simple(WATCHED, &[Boot::off(Special::Ordering.name())]);
 
-/// Both drivers side by side, each with an NVDIMM on which a device of 1 GiB fits, and a CPU whose instructions
-/// can be counted.
+/// Both drivers side by side, on one CPU, which counting needs. Each has an NVDIMM that is large
+/// enough for a device of 1 GiB.
 pub const COUNTED_PAIR: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1152), Nvdimm::volatile(1152)],
     cpus: 1,
     ..PLAIN
 };
-/// The same to be timed: there may be two who use a device.
+/// The same for times, with two CPUs for the two jobs of some cases.
 pub const TIMED_PAIR: Machine = Machine {
     cpus: PLAIN.cpus,
     ..COUNTED_PAIR
 };
 
-/// What was asked for.
+/// The selected suites.
 pub struct Selection {
     pub specials: Vec<Special>,
     pub suites: Vec<&'static Suite>,
 }
 
-/// Picks suites by name; none means all. A debug kernel has some more.
+/// Selects suites by name. No name means all. A debug kernel has some more.
 pub fn select(names: &[String], debug: bool) -> Result<Selection> {
     let more = if debug { DEBUG_ONLY } else { &[] };
     let all: Vec<&'static Suite> = more.iter().chain(ALL).collect();

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Other programs that the runner uses.
+//! Programs that the runner uses.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a program to its end and returns its output; a failure carries what it complained about.
+/// Runs a program to its end and returns its output. A failure contains its error messages.
 pub fn run(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command

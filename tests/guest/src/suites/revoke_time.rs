@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long it takes to unbind a device of which a process has a large part mapped.
+//! The time to unbind a device while a process has a large part of it mapped.
 
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::Signal;
 
 use super::{Suite, Test};
 use crate::filesystem::FileSystem::Ext4;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, Sharing};
+use crate::mapping::{Mapping, PAGE};
 use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::process::Child;
@@ -22,7 +20,6 @@ pub const SUITE: Suite = Suite {
     tests: &[Test::new("grows_with_what_is_mapped", grows).within(300)],
 };
 
-const PAGE: usize = 4096;
 const SMALL: usize = 16 << 20;
 const LARGE: usize = 1 << 30;
 /// The allowed factor between the ratio of times and the ratio of sizes. Far more than what was
@@ -55,16 +52,7 @@ fn unbind_with(lab: &Lab, len: usize) -> Result<Duration> {
     let mount = Ext4.mount(&node, "dax=always")?;
     let path = mount.path("file");
     let mut user = Child::start("the process with the mapping", |link| {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
-        fallocate(&file, FallocateFlags::empty(), 0, len as i64)?;
-        let mapping = Mapping::of_pages(&file, len, Sharing::Shared, true)?;
-        for page in (0..len).step_by(PAGE) {
-            mapping.store(page, 1);
-        }
+        let mapping = Mapping::of_new_file(&path, len)?;
         link.say("ready")?;
         link.wait()?;
         mapping.load(0);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One figure of many, and how sure it is.
+//! Medians and confidence intervals.
 
 use serde::Serialize;
 
-/// All figures of a case: those of nd_pmem and of pmem_rs, in pairs that were measured one after the other.
+/// All figures of a case, in pairs of nd_pmem and pmem_rs that were measured one after the other.
 #[derive(Clone, Debug)]
 pub struct Series {
     pub case: String,
@@ -13,24 +13,24 @@ pub struct Series {
     pub rounds: Vec<[Option<f64>; 2]>,
 }
 
-/// What is said of a case.
+/// The result of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub case: String,
     /// `time` or `count`.
     pub mode: String,
     pub unit: String,
-    /// The medians. There is none where the driver cannot do that.
+    /// The medians. There is none where the driver lacks the feature.
     pub nd_pmem: Option<f64>,
     pub pmem_rs: Option<f64>,
-    /// The median of the ratios of the pairs, and between what values it lies.
+    /// The median of the ratios of the pairs, and its confidence interval.
     pub ratio: Option<f64>,
     pub low: Option<f64>,
     pub high: Option<f64>,
 }
 
 impl Series {
-    /// An empty one.
+    /// Makes an empty series.
     pub fn new(case: &str, mode: &str, unit: &str) -> Series {
         Series {
             case: case.to_owned(),
@@ -40,7 +40,7 @@ impl Series {
         }
     }
 
-    /// What is to be said, unless both drivers have always needed nothing.
+    /// Returns the result, unless all figures of both drivers are zero.
     pub fn row(&self) -> Option<Row> {
         let column = |index: usize| -> Vec<f64> {
             let figures = self.rounds.iter().filter_map(|round| round[index]);
@@ -71,7 +71,7 @@ impl Series {
     }
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// Returns the median.
 fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
@@ -82,10 +82,10 @@ fn median(mut figures: Vec<f64>) -> Option<f64> {
     Some((figures.get(middle.checked_sub(1)?)? + upper) / 2.0)
 }
 
-/// Between what values the median of all that could be measured lies, with at least 95 % confidence, whatever the
-/// distribution is. Each figure is below it with probability ½, so of n sorted figures the k-th from either end
-/// will do if fewer than k of n coins show heads in at most 2.5 % of throws. Fewer than six figures cannot say so
-/// much: then it is all of them.
+/// Returns the interval in which the median lies with at least 95 % confidence, whatever the
+/// distribution is. Each figure is below the median with probability ½. So the k-th of n sorted
+/// figures from either end is a bound if fewer than k of n coins show heads in at most 2.5 % of
+/// throws. Fewer than six figures do not give such an interval: then it spans all of them.
 fn interval(sorted: &[f64]) -> (f64, f64) {
     let n = sorted.len();
     let mut probability = 0.5_f64.powi(n as i32);
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
     }
 
-    /// As tables of the sign test have it.
+    /// From tables of the sign test.
     #[test]
     fn intervals() {
         for (n, low) in [(1, 1), (5, 1), (6, 1), (8, 1), (9, 2), (12, 3), (20, 6)] {

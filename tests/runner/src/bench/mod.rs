@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the two drivers cost, side by side: the guest measures, this collects.
+//! Measures both drivers, side by side. The guest measures, and this collects the results.
 //!
-//! - [`figures`] makes one figure of many, with how sure it is.
+//! - [`figures`] computes medians and confidence intervals.
 //! - [`table`] and [`plot`] show them.
 
 mod figures;
@@ -23,31 +23,31 @@ use crate::boot::Bench;
 use crate::compare::tests_of;
 use crate::counting::{self, Counts};
 use crate::ktap::{Event, event};
-use crate::report::Report;
+use crate::report::{Report, Subject};
 use crate::suites::{self, Boot};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// How long things take.
+    /// Time.
     Time,
-    /// How many instructions they take.
+    /// Executed instructions.
     Count,
 }
 
 const TIME: &str = "bench_time";
 const COUNT: &str = "bench_count";
-/// What comes first, whatever is measured.
+/// The first test of both suites.
 const GET_READY: &str = "get_ready";
-/// What stands before a result of the guest.
+/// The prefix of a result of the guest.
 const MARK: &str = "bench: ";
 
-/// The units of what was counted.
+/// The units of counts.
 pub const DRIVER: &str = "instructions of the driver";
 pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
 pub const COPIES: &str = "instructions of copies";
 
-/// A line of the guest.
+/// A result of the guest.
 #[derive(Deserialize)]
 struct Measured {
     case: String,
@@ -56,8 +56,8 @@ struct Measured {
     rounds: Vec<[Option<f64>; 2]>,
 }
 
-/// The `bench` command: all cases, or those whose names contain one of `wanted`. Returns whether all could be
-/// measured. If nothing was left out, the results go to `docs` as well.
+/// Runs the `bench` command: all cases, or those whose names contain one of `wanted`. Returns
+/// whether all were measured. If nothing was left out, the results are also written to `docs`.
 pub fn run(
     setup: &Setup,
     seed: u64,
@@ -102,7 +102,7 @@ pub fn run(
     let mut folders = vec![bench.results.clone()];
     folders.extend((whole && failed.is_empty()).then(|| docs.to_owned()));
     for folder in &folders {
-        keep(folder, &bench.subject.release, boots, &rows)?;
+        keep(folder, &bench.subject, boots, &rows)?;
     }
     println!();
     for failure in &failed {
@@ -120,16 +120,17 @@ pub fn run(
     Ok(failed.is_empty())
 }
 
-fn keep(folder: &Path, release: &str, boots: u32, rows: &[Row]) -> Result<()> {
+fn keep(folder: &Path, subject: &Subject, boots: u32, rows: &[Row]) -> Result<()> {
     fs::write(
         folder.join("bench.md"),
-        table::markdown(release, boots, rows)?,
+        table::markdown(subject, boots, rows)?,
     )?;
     serde_json::to_writer_pretty(File::create(folder.join("bench.json"))?, rows)?;
     plot::draw(&folder.join("bench.svg"), rows)
 }
 
-/// The tests of a mode's suite that are wanted, an empty list for all; nothing if none is.
+/// Returns the wanted tests of a mode's suite. An empty list means all, and `None` means that no
+/// test is wanted.
 fn select(modes: &[Mode], mode: Mode, wanted: &[String]) -> Result<Option<Vec<String>>> {
     if !modes.contains(&mode) {
         return Ok(None);
@@ -150,7 +151,7 @@ fn select(modes: &[Mode], mode: Mode, wanted: &[String]) -> Result<Option<Vec<St
     Ok(Some(cases))
 }
 
-/// What could not be measured in a boot.
+/// Returns the failures of a boot.
 fn failures(report: &Report) -> Vec<String> {
     let mut failures: Vec<String> = Vec::new();
     for failure in &report.failures {
@@ -206,7 +207,7 @@ fn time(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Report
     }
 }
 
-/// What the guest calls what it has counted.
+/// The guest's label of a count.
 struct Label<'a> {
     case: &'a str,
     driver: &'a str,
@@ -250,7 +251,7 @@ fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Repor
     result.map(|()| report)
 }
 
-/// What was counted for a case, for each operation.
+/// Returns the counts of a case, for each operation.
 fn counted(dir: &Path, case: &str) -> Result<[Series; 3]> {
     let mut found = [DRIVER, WITHOUT_COPIES, COPIES].map(|unit| Series::new(case, "count", unit));
     let all = Counts::read(dir)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Results as a picture.
+//! Results as a plot.
 
 use std::path::Path;
 
@@ -17,10 +17,10 @@ const LINE: u32 = 18;
 const LABELS: u32 = 270;
 const HEAD: u32 = 110;
 const FONT: (&str, u32) = ("sans-serif", 12);
-/// Ratios beyond this are shown at the margin.
+/// Ratios beyond this are drawn at the margin.
 const LIMIT: f64 = 2.0;
 
-/// What is shown, from top to bottom.
+/// The panels, from top to bottom.
 struct Panel<'a> {
     title: &'static str,
     rows: Vec<&'a Row>,

@@ -8,11 +8,12 @@ use anyhow::Result;
 
 use super::figures::{Row, Series};
 use super::{COPIES, DRIVER, WITHOUT_COPIES};
+use crate::report::Subject;
 
-/// What stands before the tables.
+/// The head of the document.
 const INTRODUCTION: &str = include_str!("introduction.md");
 
-/// One line for a person who waits.
+/// Returns a line for the terminal.
 pub fn line(series: &Series) -> String {
     let Some(row) = series.row() else {
         return format!("{:<36} nothing", series.case);
@@ -27,7 +28,7 @@ pub fn line(series: &Series) -> String {
     )
 }
 
-/// A figure with its unit if it is a time.
+/// Formats a figure, with its unit if it is a time.
 fn figure(figure: Option<f64>, unit: &str) -> String {
     let Some(figure) = figure else {
         return "–".to_owned();
@@ -53,12 +54,13 @@ fn ratio(ratio: Option<f64>) -> String {
     ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}"))
 }
 
-/// The whole document.
-pub fn markdown(release: &str, boots: u32, rows: &[Row]) -> Result<String> {
+/// Returns the whole document.
+pub fn markdown(subject: &Subject, boots: u32, rows: &[Row]) -> Result<String> {
     let mut text = INTRODUCTION.to_owned();
     writeln!(
         text,
-        "\nMeasured on Linux {release}; times in {boots} boots.\n"
+        "\nMeasured with commit {} on Linux {}; times in {boots} boots.\n",
+        subject.commit, subject.release
     )?;
     counts(&mut text, rows)?;
     times(&mut text, rows)?;
@@ -66,7 +68,7 @@ pub fn markdown(release: &str, boots: u32, rows: &[Row]) -> Result<String> {
     Ok(text)
 }
 
-/// A line for each case that was counted.
+/// Adds a line for each case that was counted.
 fn counts(text: &mut String, rows: &[Row]) -> Result<()> {
     let cases: Vec<&str> = rows
         .iter()
@@ -78,7 +80,8 @@ fn counts(text: &mut String, rows: &[Row]) -> Result<()> {
     }
     text.push_str(
         "## Instructions for each operation\n\n\
-         | case | driver: nd_pmem | pmem_rs | ratio | with what it calls: nd_pmem | pmem_rs | ratio \
+         | case | driver: nd_pmem | pmem_rs | ratio \
+         | with what it calls: nd_pmem | pmem_rs | ratio \
          | copies: nd_pmem | pmem_rs |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for case in cases {
@@ -109,7 +112,7 @@ fn counts(text: &mut String, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// A line for each case that was timed.
+/// Adds a line for each case that was timed.
 fn times(text: &mut String, rows: &[Row]) -> Result<()> {
     if rows.iter().all(|row| row.mode != "time") {
         return Ok(());
@@ -125,7 +128,7 @@ fn times(text: &mut String, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// What is neither.
+/// Adds a line for each other case.
 fn others(text: &mut String, rows: &[Row]) -> Result<()> {
     let known = [DRIVER, WITHOUT_COPIES, COPIES];
     let others = rows

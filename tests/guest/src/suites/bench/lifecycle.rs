@@ -2,17 +2,16 @@
 
 //! Bind and unbind of a device, and the memory it takes while it is bound.
 
-use std::fs::{self, File};
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::measure::{Work, report};
 use super::pair::{Pair, Side};
 use crate::filesystem::FileSystem::Ext4;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::mapping::Mapping;
 use crate::process::Child;
 use crate::sysfs;
 
@@ -77,17 +76,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
         let mount = Ext4.mount(&node, "dax=always")?;
         let path = mount.path("file");
         let mut user = Child::start("the process with the mapping", |link| {
-            let mut options = File::options();
-            let file = options
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
-            fallocate(&file, FallocateFlags::empty(), 0, len as i64)?;
-            let mapping = Mapping::of_pages(&file, len, Sharing::Shared, true)?;
-            for page in (0..len).step_by(PAGE) {
-                mapping.store(page, 1);
-            }
+            let _mapping = Mapping::of_new_file(&path, len)?;
             link.say("ready")?;
             link.wait()
         })?;
@@ -107,7 +96,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
 /// The memory that the kernel accounts for separately: not the struct pages, which depend on the
 /// device only.
 fn memory() -> Result<f64> {
-    // What was used a moment ago is not dropped the first time.
+    // The first round keeps recently used objects.
     for _ in 0..2 {
         sysfs::write("/proc/sys/vm/drop_caches", "3")?;
     }

@@ -66,7 +66,9 @@ macro_rules! cases {
             read_512_random: Case::many(|side| requests(side, Read, Random, 512, Pages)),
             read_4k_sequential: Case::many(|side| requests(side, Read, Sequential, 4 * KIB, Pages)),
             read_4k_random: Case::many(|side| requests(side, Read, Random, 4 * KIB, Pages)),
-            read_64k_sequential: Case::many(|side| requests(side, Read, Sequential, 64 * KIB, Pages)),
+            read_64k_sequential: Case::many(|side| {
+                requests(side, Read, Sequential, 64 * KIB, Pages)
+            }),
             read_64k_random: Case::many(|side| requests(side, Read, Random, 64 * KIB, Pages)),
             read_64k_huge_page: Case::many(|side| requests(side, Read, Sequential, 64 * KIB, Huge)),
             read_1m_sequential: Case::many(|side| requests(side, Read, Sequential, MIB, Pages)),
@@ -74,16 +76,24 @@ macro_rules! cases {
             read_1m_huge_page: Case::many(|side| requests(side, Read, Sequential, MIB, Huge)),
             write_512_sequential: Case::many(|side| requests(side, Write, Sequential, 512, Pages)),
             write_512_random: Case::many(|side| requests(side, Write, Random, 512, Pages)),
-            write_4k_sequential: Case::many(|side| requests(side, Write, Sequential, 4 * KIB, Pages)),
+            write_4k_sequential: Case::many(|side| {
+                requests(side, Write, Sequential, 4 * KIB, Pages)
+            }),
             write_4k_random: Case::many(|side| requests(side, Write, Random, 4 * KIB, Pages)),
-            write_64k_sequential: Case::many(|side| requests(side, Write, Sequential, 64 * KIB, Pages)),
+            write_64k_sequential: Case::many(|side| {
+                requests(side, Write, Sequential, 64 * KIB, Pages)
+            }),
             write_64k_random: Case::many(|side| requests(side, Write, Random, 64 * KIB, Pages)),
-            write_64k_huge_page: Case::many(|side| requests(side, Write, Sequential, 64 * KIB, Huge)),
+            write_64k_huge_page: Case::many(|side| {
+                requests(side, Write, Sequential, 64 * KIB, Huge)
+            }),
             write_1m_sequential: Case::many(|side| requests(side, Write, Sequential, MIB, Pages)),
             write_1m_random: Case::many(|side| requests(side, Write, Random, MIB, Pages)),
             write_1m_huge_page: Case::many(|side| requests(side, Write, Sequential, MIB, Huge)),
             write_512_fua: Case::many(|side| requests(side, DurableWrite, Sequential, 512, Pages)),
-            write_4k_fua: Case::many(|side| requests(side, DurableWrite, Sequential, 4 * KIB, Pages)),
+            write_4k_fua: Case::many(|side| {
+                requests(side, DurableWrite, Sequential, 4 * KIB, Pages)
+            }),
             flush: Case::many(flushes),
             null_request: NULL_REQUESTS,
             write_zeroes_16m: Case::exactly(4, zeroes),

@@ -101,7 +101,11 @@ macro_rules! cells {
             name: concat!("revoke_", stringify!($fs)),
             tests: &[$(Test::new(
                 concat!(stringify!($fs), "_", stringify!($under), "_", stringify!($user), "_", stringify!($way)),
-                |lab| Cell { fs: fs!($fs), under: under!($under), user: user!($user), way: way!($way) }.run(lab),
+                |lab| {
+                    let (fs, under) = (fs!($fs), under!($under));
+                    let (user, way) = (user!($user), way!($way));
+                    Cell { fs, under, user, way }.run(lab)
+                },
             )),*],
         };
         #[cfg(test)]
