@@ -207,8 +207,8 @@ need_namespaces() {
         "Run as root. (Ubuntu: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0)"
 }
 
-# What cargo has compiled is kept in the cache, for the next checkout: crates of the registry need not
-# be compiled again, if lock file and compiler are the same.
+# The crates that cargo has compiled are kept in the cache for the next checkout, which does not
+# compile them again if lock file and compiler are the same.
 #
 # crates_key COMPILER: the folder in the cache for a compiler.
 crates_key() {

@@ -223,12 +223,7 @@ impl Bench {
             library,
             out: dir.join(SEEN),
         });
-        let kernel_words = [
-            Env::KERNEL_WORDS,
-            self.kernel_words,
-            boot.kernel_words(),
-        ]
-        .join(" ");
+        let kernel_words = [Env::KERNEL_WORDS, self.kernel_words, boot.kernel_words()].join(" ");
         let tree = machine
             .device_tree
             .map(|source| DeviceTree::make(&self.env, source, dir))

@@ -47,12 +47,12 @@ impl Env {
         }
     }
 
-    /// The words that every kernel gets.
+    /// The parameters that every kernel gets.
     ///
-    /// The emulator flushes its TLB when CR3 is written, which page table isolation does twice in each
-    /// system call, and it walks all levels of page tables in software. So mitigations of flaws that an
-    /// emulated CPU does not have are off, and there are four levels. The latter also keeps KASAN from
-    /// reporting valid memory while the first CPU is set up: see docs/kernel-bugs.md.
+    /// QEMU flushes its TLB when CR3 is written, which page table isolation does twice in each
+    /// system call, and it walks all levels of page tables in software. So mitigations of flaws
+    /// that an emulated CPU does not have are off, and there are four levels. Four levels also keep
+    /// KASAN from reporting valid memory while the first CPU is set up: see docs/kernel-bugs.md.
     pub const KERNEL_WORDS: &'static str = "mitigations=off no5lvl";
 
     /// Reads a file and checks that the files that it names exist.
