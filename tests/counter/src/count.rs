@@ -8,7 +8,7 @@
 //! count, whether the code is the driver's or not. So these do not count:
 //!
 //! - other tasks, if the call sleeps or is preempted, and soft interrupts: they have stacks of
-//!   their own;
+//!   their own (two processes may have the same addresses; their page tables tell them apart);
 //! - interrupts and exceptions, which begin in the kernel's entry code and end when the stack
 //!   pointer is above the frame that the CPU has pushed.
 //!
@@ -89,9 +89,36 @@ const STACK: u64 = 16 << 10;
 /// The minimum size of the frame that the CPU pushes at an interrupt.
 const INTERRUPT_FRAME: u64 = 5 * 8;
 
+/// Identifies a stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stack {
+    /// A stack of the kernel, by its number.
+    Kernel(u64),
+    /// The stack of a process, by the address of the process's page tables.
+    Process(u64),
+}
+
+/// The registers of the CPU when a block begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    pub stack_pointer: u64,
+    /// The address of the page tables. Only the tables of processes matter.
+    pub page_tables: u64,
+}
+
+impl Registers {
+    fn stack(&self) -> Stack {
+        if self.stack_pointer >> 63 == 1 {
+            Stack::Kernel(self.stack_pointer / STACK)
+        } else {
+            Stack::Process(self.page_tables)
+        }
+    }
+}
+
 /// A call of the driver that has not ended.
 struct Call {
-    stack: u64,
+    stack: Stack,
     /// The stack pointer when it began.
     bottom: u64,
     /// The stack pointer when it was interrupted.
@@ -107,15 +134,6 @@ pub struct Counter {
     calls: Vec<Call>,
 }
 
-/// The stack of a stack pointer. A process has one.
-fn stack(pointer: u64) -> u64 {
-    if pointer >> 63 == 1 {
-        pointer / STACK
-    } else {
-        0
-    }
-}
-
 impl Counter {
     /// The result.
     pub fn counts(&self) -> Counts {
@@ -123,9 +141,10 @@ impl Counter {
     }
 
     /// Counts a block that is about to be executed.
-    pub fn execute(&mut self, map: &Map, block: &Block, pointer: u64) {
+    pub fn execute(&mut self, map: &Map, block: &Block, registers: &Registers) {
         let kind = map.kind(block.start);
-        let stack = stack(pointer);
+        let stack = registers.stack();
+        let pointer = registers.stack_pointer;
         let mut known = self.calls.iter().position(|call| call.stack == stack);
 
         if let Some(index) = known {
@@ -178,6 +197,7 @@ mod tests {
 
     const TOP: u64 = 0xffff_c900_0000_3f00;
     const OTHER_STACK: u64 = 0xffff_c900_0001_3f00;
+    const PROCESS: u64 = 0x7ffc_0000_3f00;
 
     const DRIVER: u64 = 0x1000;
     const COPY: u64 = 0x2000;
@@ -197,6 +217,15 @@ mod tests {
         map
     }
 
+    /// Registers in the kernel.
+    fn at(stack_pointer: u64) -> Registers {
+        let page_tables = 0;
+        Registers {
+            stack_pointer,
+            page_tables,
+        }
+    }
+
     /// Executes blocks of ten instructions, and returns calls and instructions of driver, callees
     /// and copies.
     fn run(blocks: &[(u64, u64)]) -> (u64, [u64; 3]) {
@@ -208,7 +237,7 @@ mod tests {
                 instructions: 10,
                 last_repeats: None,
             };
-            counter.execute(&map, &block, pointer);
+            counter.execute(&map, &block, &at(pointer));
         }
         let counts = counter.counts();
         (counts.calls, [counts.driver, counts.callees, counts.copies])
@@ -281,6 +310,36 @@ mod tests {
     }
 
     #[test]
+    fn another_process_is_counted_apart() {
+        let map = map();
+        let mut counter = Counter::default();
+        let mut execute = |start, last_repeats, stack_pointer, page_tables| {
+            let block = Block {
+                start,
+                instructions: 1,
+                last_repeats,
+            };
+            let registers = Registers {
+                stack_pointer,
+                page_tables,
+            };
+            counter.execute(&map, &block, &registers);
+        };
+        execute(DRIVER, None, PROCESS, 0x1000);
+        execute(COPY, Some(COPY), PROCESS - 8, 0x1000);
+        execute(KERNEL, None, PROCESS - 16, 0x2000);
+        execute(COPY, Some(COPY), PROCESS - 8, 0x1000);
+        execute(KERNEL, None, PROCESS - 16, 0x1000);
+        let Counts {
+            calls,
+            driver,
+            callees,
+            copies,
+        } = counter.counts();
+        assert_eq!((calls, driver, callees, copies), (1, 1, 1, 1));
+    }
+
+    #[test]
     fn a_repeated_instruction_counts_once() {
         let map = map();
         let mut counter = Counter::default();
@@ -290,7 +349,7 @@ mod tests {
                 instructions,
                 last_repeats: repeats,
             };
-            counter.execute(&map, &block, pointer);
+            counter.execute(&map, &block, &at(pointer));
         };
         execute(DRIVER, 1, None, TOP);
         execute(COPY, 4, Some(COPY + 9), TOP - 8);

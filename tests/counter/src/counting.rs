@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use plugin::instruction::split;
 use plugin::{Cpu, Out, Plugin, Register, Switch};
 
-use crate::count::{Block, Counter, Map};
+use crate::count::{Block, Counter, Map, Registers};
 use crate::order::Order;
 
 plugin::export!("counter", 1, Counting::new);
@@ -58,8 +58,14 @@ impl Plugin for Counting {
 
     fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
         let block = self.blocks.get(token);
-        if let (Some(block), Some(pointer)) = (block, cpu.register(Register::RSP)) {
-            self.counter.execute(&self.map, block, pointer);
+        let registers = || {
+            Some(Registers {
+                stack_pointer: cpu.register(Register::RSP)?,
+                page_tables: cpu.register(Register::Cr3)?,
+            })
+        };
+        if let (Some(block), Some(registers)) = (block, registers()) {
+            self.counter.execute(&self.map, block, &registers);
         }
     }
 
