@@ -41,6 +41,8 @@ pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
 #[derive(Clone)]
 pub struct Bench {
     pub env: Env,
+    /// The kernel that guests boot.
+    pub kernel: PathBuf,
     pub image: PathBuf,
     pub results: PathBuf,
     pub subject: Subject,
@@ -80,12 +82,14 @@ impl Bench {
             setup.driver,
             &results.join(format!("{command}-image")),
         )?;
+        let kernel = image::uncompressed_kernel(&env, &results)?;
         let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
         let limits = Limits::of(env.patience());
         Ok(Bench {
             env,
             kernel_words: "",
             limits,
+            kernel,
             image,
             results,
             subject,
@@ -229,7 +233,7 @@ impl Bench {
             .map(|source| DeviceTree::make(&self.env, source, dir))
             .transpose()?;
         let software = Software {
-            kernel: tree.as_ref().map_or(&self.env.kernel, |tree| &tree.kernel),
+            kernel: tree.as_ref().map_or(&self.kernel, |tree| &tree.kernel),
             image: &self.image,
             loaded: tree
                 .as_ref()

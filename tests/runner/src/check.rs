@@ -102,8 +102,11 @@ impl Run<'_> {
             }
             return Ok(());
         };
-        if let [name] = job.names()[..] {
-            out.send(Outcome::Begun(name))?;
+        // A shared boot says itself which suite it begins.
+        if let Job::Special(_) | Job::Boots(_) = job {
+            for name in job.names() {
+                out.send(Outcome::Begun(name))?;
+            }
         }
         match job {
             Job::Special(special) => out.send(Outcome::Done(Box::new(match special {

@@ -297,11 +297,12 @@ pub const WATCHED: Machine = Machine {
 /// The tests of `ordering` as a suite that does not judge what the plugin sees.
 pub const UNJUDGED_ORDERING: Suite = simple(WATCHED, &[Boot::off(Special::Ordering.name())]);
 
-/// Both drivers side by side, on one CPU, which counting needs. Each has an NVDIMM that is large
-/// enough for a device of 1 GiB.
+/// Both drivers side by side, on one CPU, which counting needs, and on a kernel as users have it.
+/// Each has an NVDIMM that is large enough for a device of 1 GiB.
 pub const COUNTED_PAIR: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1152), Nvdimm::volatile(1152)],
     cpus: 1,
+    fast: false,
     ..PLAIN
 };
 /// The same for times, with two CPUs for the two jobs of some cases.
