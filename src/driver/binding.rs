@@ -11,10 +11,17 @@ use super::{
     },
     flush::Flusher,
     memory::Layout,
-    messages::report_unusable,
+    messages::{
+        report_unaligned,
+        report_unusable, //
+    },
+    plain::geometry::aligned_inside,
     shared::SHARED, //
 };
-use crate::abstractions::kernel::memremap::PagemapConfig;
+use crate::abstractions::kernel::memremap::{
+    compat_align,
+    PagemapConfig, //
+};
 use crate::abstractions::nvdimm::{
     Btt,
     Claim,
@@ -74,6 +81,10 @@ impl<'bound> Binding<'bound> {
 
                 let layout = if namespace.wants_pages() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
+                    if aligned_inside(&range, compat_align()).as_ref() != Some(&range) {
+                        report_unaligned(dev, &range);
+                        return Err(EINVAL);
+                    }
                     Layout::Pages(PagemapConfig::new(range.start, len)?)
                 } else {
                     Layout::Plain

@@ -6,8 +6,17 @@
 //! It registers an nd bus for each device, with a region for each range. Namespaces on it are
 //! offered to the drivers of the nd bus, such as that of this module.
 
-use super::plain::geometry::is_whole_pages;
-use crate::abstractions::kernel::numa::Node;
+use super::plain::{
+    geometry::aligned_inside,
+    signature, //
+};
+use crate::abstractions::kernel::{
+    memremap::{
+        compat_align,
+        read_resource, //
+    },
+    numa::Node, //
+};
 use crate::abstractions::kernel_ext::{
     io::resource::{
         self,
@@ -24,7 +33,6 @@ use crate::abstractions::nvdimm::{
     Persistence,
     RegionDesc, //
 };
-use core::ops::Range;
 use kernel::{
     device::{
         self,
@@ -32,9 +40,7 @@ use kernel::{
         Core, //
     },
     device_id::IdArray,
-    io::PhysAddr,
     of,
-    page::PAGE_SIZE,
     platform::Device,
     prelude::*,
     str::CString, //
@@ -74,14 +80,14 @@ impl kernel::platform::Driver for PlatformDriver {
 
         // A range that cannot be used does not affect the others.
         source.for_each_memory(|memory| {
-            if source.is_usable(&memory.range()) {
+            if let Some(memory) = source.usable_part(memory) {
                 bus.create_region(&source.region(memory))?;
                 has_region = true;
             }
             Ok(())
         })?;
         if !has_region {
-            // `is_usable` has logged the reason for each range.
+            // `usable_part` has logged the reason for each range.
             return Err(ENXIO);
         }
         Ok(bus)
@@ -162,27 +168,17 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Returns whether a range can be a region. If not, logs the reason.
-    fn is_usable(self, range: &Range<PhysAddr>) -> bool {
+    /// Returns the part of a range that can be a region. Logs what is left out, and why.
+    fn usable_part(self, memory: PmemResource<'a>) -> Option<PmemResource<'a>> {
         let dev = self.device();
+        let range = memory.range();
         let (start, last) = (range.start, range.end.saturating_sub(1));
         let origin = match self {
             Self::DeviceTree(_) => "`reg` of the node",
             Self::MemoryMap(_) => "memmap= on the kernel command line, or the firmware",
         };
 
-        if !is_whole_pages(range, PAGE_SIZE as u64) {
-            dev_err!(
-                dev,
-                "[mem {:#x}-{:#x}] is left out, it is not whole pages of {} bytes: correct {}\n",
-                start,
-                last,
-                PAGE_SIZE,
-                origin
-            );
-            return false;
-        }
-        if resource::has_ram(range) {
+        if resource::has_ram(&range) {
             dev_err!(
                 dev,
                 "[mem {:#x}-{:#x}] is left out, it is used as System RAM: reserve it (`no-map` in \
@@ -192,9 +188,75 @@ impl<'a> Source<'a> {
                 last,
                 origin
             );
-            return false;
+            return None;
         }
-        true
+        let Some(inside) = aligned_inside(&range, compat_align()) else {
+            dev_err!(
+                dev,
+                "[mem {:#x}-{:#x}] is left out, nothing in it is aligned to {:#x} bytes: correct \
+                 {}\n",
+                start,
+                last,
+                compat_align(),
+                origin
+            );
+            return None;
+        };
+        if inside == range {
+            return Some(memory);
+        }
+
+        let (aligned, size) = (inside.start, inside.end.saturating_sub(inside.start));
+        let reason = if aligned == start {
+            Ok(None)
+        } else {
+            signature_of(&memory)
+        };
+        match reason {
+            Ok(None) => dev_warn!(
+                dev,
+                "[mem {:#x}-{:#x}] is not aligned to {:#x} bytes, the {:#x} bytes from {:#x} on \
+                 are used: correct {}\n",
+                start,
+                last,
+                compat_align(),
+                size,
+                aligned,
+                origin
+            ),
+            Ok(Some(contents)) => {
+                dev_err!(
+                    dev,
+                    "[mem {:#x}-{:#x}] is left out, {} begins at its address, which is not \
+                     aligned to {:#x} bytes: copy it, then change {} to {:#x} bytes from {:#x} \
+                     on (memmap={:#x}!{:#x})\n",
+                    start,
+                    last,
+                    contents,
+                    compat_align(),
+                    origin,
+                    size,
+                    aligned,
+                    size,
+                    aligned
+                );
+                return None;
+            }
+            Err(err) => {
+                dev_err!(
+                    dev,
+                    "[mem {:#x}-{:#x}] is left out, it is not aligned to {:#x} bytes, and what \
+                     begins there cannot be read (error {}): correct {}\n",
+                    start,
+                    last,
+                    compat_align(),
+                    err.to_errno(),
+                    origin
+                );
+                return None;
+            }
+        }
+        memory.part(inside)
     }
 
     /// Returns the description of the region for a range.
@@ -230,4 +292,15 @@ impl<'a> Source<'a> {
             }
         }
     }
+}
+
+/// Returns the name of what begins at the start of a range, if its signature is known.
+fn signature_of(memory: &PmemResource<'_>) -> Result<Option<&'static str>> {
+    let range = memory.range();
+    let len = usize::try_from(range.end.saturating_sub(range.start))?.min(signature::LEN);
+    let mut bytes = KVVec::from_elem(0, len, GFP_KERNEL)?;
+
+    let name = CString::try_from_fmt(fmt!("pmem_rs"))?;
+    read_resource(memory, name, &mut bytes)?;
+    Ok(signature::find(&bytes))
 }

@@ -31,11 +31,15 @@ mod usage;
 
 pub use crate::abstractions::kernel::memremap::{
     config::{
+        compat_align,
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
     },
     failed_pages::PagemapOperations,
-    mapping::Memremap,
+    mapping::{
+        read_resource,
+        Memremap, //
+    },
     pagemap::{
         PagemapInner,
         PagemapRef, //

@@ -165,6 +165,25 @@ impl<'a> PmemSlice<'a> {
         }
         Ok(())
     }
+
+    /// Copies to `buffer`, as many bytes as both have. Does not sleep. Fails as
+    /// [`Self::read_into`].
+    pub fn read(&self, buffer: &mut [u8]) -> Result {
+        let len = self.len.min(buffer.len());
+
+        // SAFETY: By the type invariant the slice has `len` bytes, and so has the buffer.
+        let rest = unsafe {
+            bindings::copy_mc_to_kernel(
+                buffer.as_mut_ptr().cast(),
+                self.addr.as_ptr().cast(),
+                len as c_uint,
+            )
+        };
+        if rest != 0 {
+            return Err(ENODATA);
+        }
+        Ok(())
+    }
 }
 
 /// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.

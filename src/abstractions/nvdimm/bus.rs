@@ -57,7 +57,8 @@ pub enum Persistence {
 /// ```
 #[derive(Clone, Debug)]
 pub struct RegionDesc<'a> {
-    /// The memory. It should be whole pages: otherwise its namespaces cannot be used.
+    /// The memory. It should be [aligned](crate::abstractions::kernel::memremap::compat_align):
+    /// otherwise it gets no `struct page`s.
     pub memory: PmemResource<'a>,
     /// The online node that is nearest to the memory.
     pub node: Node,

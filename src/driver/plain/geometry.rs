@@ -6,17 +6,18 @@
 //! offsets in info blocks on the medium. Nothing here overflows or panics. A result that is out of
 //! range is [`None`].
 
+use core::ops::Range;
+
 /// The size of a sector of the block layer is `1 << SECTOR_SHIFT`, for every block size of a disk.
 pub const SECTOR_SHIFT: u32 = 9;
 
-/// Returns whether a range of addresses consists of whole pages, at least one. `page_size` is a
-/// power of two.
-pub fn is_whole_pages(range: &core::ops::Range<u64>, page_size: u64) -> bool {
-    let Some(in_page) = page_size.checked_sub(1) else {
-        return false;
-    };
+/// Returns the largest range inside of a range of addresses whose ends are aligned. [`None`] if it
+/// has no address. `align` is a power of two.
+pub fn aligned_inside(range: &Range<u64>, align: u64) -> Option<Range<u64>> {
+    let start = range.start.checked_next_multiple_of(align)?;
+    let end = range.end.checked_sub(range.end.checked_rem(align)?)?;
 
-    !range.is_empty() && (range.start | range.end) & in_page == 0
+    (start < end).then_some(start..end)
 }
 
 /// A part of the data of a device.

@@ -7,4 +7,5 @@
 
 pub mod geometry;
 pub mod infoblock;
+pub mod signature;
 pub mod teardown;

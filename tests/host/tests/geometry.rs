@@ -5,7 +5,7 @@
 //! The tests are built with overflow checks, so they also check that nothing overflows: inputs are
 //! drawn from all values, with a bias to the edges.
 
-use host::geometry::{is_whole_pages, Span};
+use host::geometry::{aligned_inside, Span};
 use proptest::prelude::*;
 
 const PAGE_SHIFT: usize = 12;
@@ -38,16 +38,21 @@ fn device_and_request() -> impl Strategy<Value = (usize, u64, usize)> {
 
 proptest! {
     #[test]
-    fn whole_pages_start_and_end_at_page_boundaries(
+    fn the_aligned_inside_is_the_largest(
         (start, end) in prop_oneof![
             (edgy(), edgy()),
-            (0_u64..1 << 52, 0_u64..4).prop_map(|(page, pages)| {
-                (page << PAGE_SHIFT, (page + pages) << PAGE_SHIFT)
-            }),
+            (0_u64..1 << 52, 0_u64..1 << 24).prop_map(|(start, len)| (start, start + len)),
         ],
+        shift in 0_u32..=30,
     ) {
-        let right = start < end && start % PAGE as u64 == 0 && end % PAGE as u64 == 0;
-        prop_assert_eq!(is_whole_pages(&(start..end), PAGE as u64), right);
+        let align = 1_u128 << shift;
+        let first = u128::from(start).div_ceil(align) * align;
+        let right = first..u128::from(end) / align * align;
+
+        let found = aligned_inside(&(start..end), 1 << shift);
+
+        let wide = found.map(|range| range.start.into()..range.end.into());
+        prop_assert_eq!(wide, Some(right).filter(|range| !range.is_empty()));
     }
 
     #[test]

@@ -99,9 +99,10 @@ const LEGACY: Machine = Machine {
     kernel_words: "memmap=512M!1G",
     ..PLAIN
 };
-/// Two such ranges with other memory between them, and one that is not page-aligned.
+/// Two such ranges with other memory between them, one that is too small, and one whose address is
+/// not aligned.
 const TWO_LEGACY: Machine = Machine {
-    kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M",
+    kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M memmap=9M!1705M",
     ..PLAIN
 };
 /// Memory that the kernel leaves unused, for the module `injector`.
@@ -118,7 +119,7 @@ const LARGE: Machine = Machine {
 const VIRTIO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
     virtio: &[256],
-    spares: &[128],
+    spares: &[128, 3],
     ..PLAIN
 };
 /// A region of each provider, each large enough for xfs.

@@ -14,6 +14,13 @@ use kernel::{
 /// The size of a `struct page` in bytes.
 pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 
+/// Returns the alignment that a range needs to get `struct page`s, a power of two
+/// (`memremap_compat_align()`).
+pub fn compat_align() -> ResourceSize {
+    // SAFETY: A constant of the architecture.
+    unsafe { bindings::memremap_compat_align() as ResourceSize }
+}
+
 /// The configuration of a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap): a physical
 /// range, the location of its `struct page`s, and the offset of its data.
 ///

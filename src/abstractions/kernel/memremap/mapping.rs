@@ -9,12 +9,14 @@ use crate::abstractions::kernel::pmem_slice::{
 };
 use crate::abstractions::kernel_ext::io::resource::{
     MemRegion,
+    PmemResource,
     RegionName, //
 };
 use core::ptr::NonNull;
 use kernel::{
     io::PhysAddr,
     prelude::*,
+    str::CString,
     sync::Arc, //
 };
 
@@ -99,6 +101,38 @@ impl Memremap {
     pub fn reservation_name(&self) -> &Arc<RegionName> {
         self.reservation.name()
     }
+}
+
+/// Copies the first bytes of a resource to `buffer`. Reserves and maps them meanwhile, as `name`.
+/// May sleep.
+///
+/// # Errors
+///
+/// - [`EBUSY`] if any of the bytes is reserved.
+/// - [`EINVAL`] if the resource has fewer bytes.
+/// - [`ENODATA`] if the medium raised a machine check.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use kernel::str::CString;
+/// use pmem_rs::abstractions::kernel::memremap;
+/// use pmem_rs::abstractions::kernel_ext::io::resource::PmemResource;
+///
+/// fn has_xfs(memory: &PmemResource<'_>) -> Result<bool> {
+///     let mut bytes = [0; 4];
+///     memremap::read_resource(memory, CString::try_from_fmt(fmt!("look"))?, &mut bytes)?;
+///     Ok(&bytes == b"XFSB")
+/// }
+/// ```
+pub fn read_resource(resource: &PmemResource<'_>, name: CString, buffer: &mut [u8]) -> Result {
+    let start = resource.range().start;
+    let end = start.checked_add(buffer.len() as u64).ok_or(EINVAL)?;
+    resource.part(start..end).ok_or(EINVAL)?;
+
+    let reservation = MemRegion::request(start, buffer.len() as u64, name)?;
+    Memremap::new(reservation)?.slice().read(buffer)
 }
 
 impl Drop for Memremap {

@@ -3,7 +3,10 @@
 //! The pgmap: `struct page`s and a mapping of a physical range, without its owner.
 
 use super::{
-    config::PagemapConfig,
+    config::{
+        compat_align,
+        PagemapConfig, //
+    },
     exposure::Exposure,
     failed_pages::{
         FailedPages,
@@ -36,10 +39,7 @@ use core::{
 use kernel::{
     container_of,
     error::from_err_ptr,
-    io::{
-        PhysAddr,
-        ResourceSize, //
-    },
+    io::PhysAddr,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -117,9 +117,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         ops: T,
     ) -> Result<impl PinInit<Self, Error>> {
         let (pgmap, start, len, data_offset) = config.into_parts();
-        // SAFETY: A constant of the architecture.
-        let align = unsafe { bindings::memremap_compat_align() } as ResourceSize;
-        let misaligned = (start | len) & align.wrapping_sub(1) != 0;
+        let misaligned = (start | len) & compat_align().wrapping_sub(1) != 0;
         if misaligned || !reservation.contains(start, len) {
             return Err(EINVAL);
         }
@@ -431,6 +429,7 @@ mod tests {
         kernel_ext::io::resource::free_range, //
     };
     use kernel::{
+        io::ResourceSize,
         str::CString,
         sync::atomic::{
             Atomic,

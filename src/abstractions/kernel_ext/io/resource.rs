@@ -239,6 +239,15 @@ impl PmemResource<'_> {
     pub fn range(&self) -> Range<PhysAddr> {
         self.range.clone()
     }
+
+    /// Returns the part of the resource with these addresses. [`None`] if there are none, or if
+    /// they are not all in the resource.
+    pub fn part(&self, range: Range<PhysAddr>) -> Option<Self> {
+        let is_part =
+            !range.is_empty() && range.start >= self.range.start && range.end <= self.range.end;
+
+        is_part.then(|| Self::new(range))
+    }
 }
 
 /// Calls `f` with each legacy range of persistent memory, in the order of addresses

@@ -2,7 +2,8 @@
 
 //! Persistent memory without NVDIMMs, as a device on the platform bus: which driver binds, its
 //! regions, and its removal while it is in use. The device is that of a PC, with two ranges that
-//! `memmap=` on the command line makes persistent, and behind them one that is not whole pages.
+//! `memmap=` on the command line makes persistent. Behind them are one that is too small and one
+//! whose address is not aligned.
 
 mod fixture;
 mod removal;
@@ -37,7 +38,9 @@ pub const SUITE: Suite = Suite {
     tests: &[
         Test::new("module_declares_the_devices", declares),
         Test::new("each_range_is_a_region", each_range_is_a_region),
-        Test::new("wrong_range_is_left_out", wrong_range),
+        Test::new("small_range_is_left_out", small_range),
+        Test::new("unaligned_range_is_used_inside", unaligned_range),
+        Test::new("unaligned_range_with_data_is_left_out", unaligned_data),
         Test::new("unbind_and_bind", unbind_and_bind),
         Test::new(
             "driver_override_gives_it_to_nd_e820_and_back",
@@ -128,12 +131,13 @@ fn each_range_is_a_region(lab: &mut Lab) -> Result<()> {
     );
     let regions = device.ranges()?;
     let ranges = ranges()?;
-    ensure!(ranges.len() == 3, "the ranges are {ranges:x?}");
+    ensure!(ranges.len() == 4, "the ranges are {ranges:x?}");
+    let right = [ranges[0], ranges[1], ALIGNED];
     ensure!(
-        regions == ranges[..2],
+        regions == right,
         "the ranges are {ranges:x?}, the regions {regions:x?}"
     );
-    for index in 0..2 {
+    for index in 0..3 {
         let namespace = lab.namespace(index)?;
         namespace.expect_driver(Some(lab.driver))?;
         Disk::named(namespace.disk_name()?).expect("queue/dax", "1")?;
@@ -141,18 +145,84 @@ fn each_range_is_a_region(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// The log has the reason, and the other ranges have regions.
-fn wrong_range(lab: &mut Lab) -> Result<()> {
-    let device = device(lab)?;
+/// The address and the size of the unaligned range, of what is aligned in it, and the line about
+/// it.
+const UNALIGNED: (u64, u64) = (1705 << 20, 9 << 20);
+const ALIGNED: (u64, u64) = (1706 << 20, 8 << 20);
+const UNALIGNED_LINE: &str = "[mem 0x6a900000-0x6b1fffff] ";
+
+/// Binds the device again, and returns the line with this text about a range.
+fn said_at_bind(lab: &Lab, device: &PlatformDevice, text: &[&str]) -> Result<String> {
     device.unbind()?;
     let mut messages = Messages::from_now()?;
     device.bind(lab.driver.name())?;
-    let said =
-        messages.expect(&["[mem 0x6a400000-0x6a4017ff] is left out, it is not whole pages"])?;
+    let said = messages.expect(text)?;
     println!("the kernel says: {said}");
-    for index in 0..2 {
+    Ok(said)
+}
+
+/// The log has the reason, and the other ranges have regions.
+fn small_range(lab: &mut Lab) -> Result<()> {
+    let device = device(lab)?;
+    said_at_bind(
+        lab,
+        &device,
+        &["[mem 0x6a400000-0x6a4017ff] is left out, nothing in it is aligned"],
+    )?;
+    for index in 0..3 {
         lab.namespace(index)?.expect_driver(Some(lab.driver))?;
     }
+    Ok(())
+}
+
+/// The aligned inside has a disk with DAX, and the log says what is left out.
+fn unaligned_range(lab: &mut Lab) -> Result<()> {
+    let device = device(lab)?;
+    let said = said_at_bind(lab, &device, &[UNALIGNED_LINE])?;
+    let right = format!(
+        "the {:#x} bytes from {:#x} on are used",
+        ALIGNED.1, ALIGNED.0
+    );
+    ensure!(said.contains(&right), "the log says only `{said}`");
+    let disk = disk_in(lab, 2)?;
+    disk.expect("queue/dax", "1")?;
+    disk.expect("size", &(ALIGNED.1 / 512).to_string())
+}
+
+/// Overwrites idle physical memory.
+fn overwrite(address: u64, bytes: &[u8]) -> Result<()> {
+    let memory = fs::File::options()
+        .write(true)
+        .open("/dev/mem")
+        .context("opening /dev/mem")?;
+    memory
+        .write_all_at(bytes, address)
+        .context("writing to /dev/mem")
+}
+
+/// The start is not moved away from a file system, and the log has the right `memmap=`.
+fn unaligned_data(lab: &mut Lab) -> Result<()> {
+    const EXT4_MAGIC: u64 = 1024 + 56;
+    let device = device(lab)?;
+    let mark = |bytes: &[u8]| {
+        device.unbind()?;
+        overwrite(UNALIGNED.0 + EXT4_MAGIC, bytes)?;
+        device.bind(lab.driver.name())
+    };
+    mark(&[0x53, 0xef])?;
+    let said = said_at_bind(lab, &device, &[UNALIGNED_LINE])?;
+    let regions = device.ranges()?;
+    mark(&[0, 0])?;
+    let right = format!("memmap={:#x}!{:#x}", ALIGNED.1, ALIGNED.0);
+    for text in ["is left out", "ext4", &right] {
+        ensure!(
+            said.contains(text),
+            "the log does not say `{text}`: `{said}`"
+        );
+    }
+    ensure!(regions.len() == 2, "the regions were {regions:x?}");
+    let regions = device.ranges()?;
+    ensure!(regions.len() == 3, "the regions are {regions:x?}");
     Ok(())
 }
 
@@ -199,12 +269,13 @@ fn unbind_and_bind(lab: &mut Lab) -> Result<()> {
     description.expect_same(&device.description()?)
 }
 
-/// The regions have the same attributes with both drivers, except that `nd_e820` makes one of the
-/// invalid range, too.
+/// The regions have the same attributes with both drivers, except that `nd_e820` makes a region of
+/// each range as it is.
 fn override_driver(lab: &mut Lab) -> Result<()> {
     let device = device(lab)?;
     leave_mark(lab, 2)?;
-    let ours = device.description()?;
+    let unaligned = device.regions()?;
+    let ours = device.description()?.without(&unaligned[2]);
 
     device.set_override(Some(LEGACY_DRIVER))?;
     device.expect_driver(Some(lab.driver.name()))?;
@@ -220,8 +291,12 @@ fn override_driver(lab: &mut Lab) -> Result<()> {
     device.expect_driver(Some(LEGACY_DRIVER))?;
     expect_mark(lab, 2)?;
     let theirs = device.regions()?;
-    ensure!(theirs.len() == 3, "{LEGACY_DRIVER} has {theirs:?}");
-    ours.expect_same(&device.description()?.without(&theirs[2]))?;
+    ensure!(theirs.len() == 4, "{LEGACY_DRIVER} has {theirs:?}");
+    let both = device
+        .description()?
+        .without(&theirs[2])
+        .without(&theirs[3]);
+    ours.expect_same(&both)?;
 
     device.set_override(Some(lab.driver.name()))?;
     device.unbind()?;

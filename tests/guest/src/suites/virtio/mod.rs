@@ -30,7 +30,8 @@ use flush::{
     fua_writes, unbind_waits,
 };
 use removal::{
-    goes_while_flushing, plugged_in, provider_goes, unbind_in_use, unbind_nvdimms_in_use,
+    goes_while_flushing, plugged_in, provider_goes, unaligned_size, unbind_in_use,
+    unbind_nvdimms_in_use,
 };
 
 pub const SUITE: Suite = Suite {
@@ -55,6 +56,7 @@ pub const SUITE: Suite = Suite {
         Test::new("unbind_while_an_nvdimm_is_in_use", unbind_in_use),
         // From here on there is another device.
         Test::new("plugged_in_under_load", plugged_in),
+        Test::new("unaligned_size_is_refused", unaligned_size),
     ],
 };
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -23,7 +23,7 @@ use crate::host::{Disturbed, Monitor};
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
-use crate::nd::{disable_provider, enable_provider};
+use crate::nd::{Device, disable_provider, enable_provider, settle};
 use crate::ndctl::Mode;
 use crate::pci::VirtioPmem;
 use crate::process::{Child, Link, expect_no_thread_stuck};
@@ -223,4 +223,47 @@ pub fn plugged_in(lab: &mut Lab) -> Result<()> {
     bound.expect_driver(Some(lab.driver))?;
     expect_contents(&Disk::named(bound.disk_name()?), 6)?;
     end_load(load)
+}
+
+/// The size of the second spare.
+const UNALIGNED: u64 = 3 << 20;
+
+/// A range that cannot have struct pages is refused, and the log says how to use it without.
+pub fn unaligned_size(lab: &mut Lab) -> Result<()> {
+    let mut messages = Messages::from_now()?;
+    let what = json!({
+        "driver": "virtio-pmem-pci", "id": "unaligned", "memdev": "spare1", "bus": "slot1",
+    });
+    Monitor::open()?.execute("device_add", what)?;
+    let deadline = Instant::now() + SOON;
+    let region = loop {
+        let regions = Device::all_of("region")?;
+        let size = UNALIGNED.to_string();
+        let found = regions
+            .into_iter()
+            .find(|region| region.get("size").is_ok_and(|found| found == size));
+        if let Some(region) = found {
+            break region;
+        }
+        ensure!(Instant::now() < deadline, "there is no region of it");
+        sleep(Duration::from_millis(50));
+    };
+    settle()?;
+    let namespace = Device::named(format!(
+        "{}.0",
+        region.name().replace("region", "namespace")
+    ));
+    namespace.expect_driver(None)?;
+    if lab.driver != Driver::PmemRs {
+        return Ok(());
+    }
+    let said = messages.expect(&["cannot be mapped for DAX", namespace.name()])?;
+    ensure!(said.contains("force_raw"), "the log says only `{said}`");
+
+    namespace.set("force_raw", "1")?;
+    namespace.bind(lab.driver)?;
+    let disk = Disk::named(namespace.disk_name()?);
+    disk.expect("size", &(UNALIGNED / 512).to_string())?;
+    disk.expect("queue/dax", "0")?;
+    namespace.unbind()
 }
