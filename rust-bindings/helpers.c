@@ -34,6 +34,18 @@ void *pmem_rs_helper_page_address(struct page *page)
 	return page_address(page);
 }
 
+void pmem_rs_helper_device_lock(struct device *dev);
+void pmem_rs_helper_device_lock(struct device *dev)
+{
+	device_lock(dev);
+}
+
+void pmem_rs_helper_device_unlock(struct device *dev);
+void pmem_rs_helper_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
+}
+
 void pmem_rs_helper_flush_dcache_page(struct page *page);
 void pmem_rs_helper_flush_dcache_page(struct page *page)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Parameters that are writable while the module is loaded.
- * `src/abstractions/kernel_ext/module_param.rs` reads them. No logic here.
+ * Parameters that `module!` cannot define: those that are writable while the module is loaded, and
+ * strings. `src/abstractions/kernel_ext/module_param.rs` reads them. No logic here.
  */
 #include <linux/moduleparam.h>
 #include "parameters.h"
@@ -10,3 +10,8 @@ unsigned int pmem_rs_revoke_timeout_ms = 10000;
 module_param_named(revoke_timeout_ms, pmem_rs_revoke_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(revoke_timeout_ms,
 		 "How long unbind waits for pinned pages, in milliseconds; 0: no limit (default: 10000)");
+
+char *pmem_rs_except;
+module_param_named(except, pmem_rs_except, charp, 0);
+MODULE_PARM_DESC(except,
+		 "Namespaces to leave to other drivers: UUIDs or start addresses, separated by commas");

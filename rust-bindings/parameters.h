@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The parameters of the module. The parameters of `module!` are not in sysfs. */
+/* The parameters of the module. */
 
 extern unsigned int pmem_rs_revoke_timeout_ms;
+extern char *pmem_rs_except;

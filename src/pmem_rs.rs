@@ -81,6 +81,11 @@ impl InPlaceModule for PmemModule {
             ),
             _nd_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _platform_driver <- kernel::driver::Registration::new(Module::NAME, module),
+            _: {
+                if let Some(shared) = SHARED.get() {
+                    shared.exceptions.report_unmatched();
+                }
+            },
         })
     }
 }

@@ -19,7 +19,9 @@ mod btt;
 mod bus;
 mod device;
 mod driver;
+mod driver_attribute;
 mod enabled_namespace;
+mod identity;
 mod namespace;
 mod provider;
 mod region;
@@ -42,12 +44,14 @@ pub use self::{
         Driver,
         Event, //
     },
+    driver_attribute::TextAttribute,
     enabled_namespace::{
         info_block_reserve,
         Claim,
         EnabledNamespace, //
         INFO_BLOCK_SIZE,
     },
+    identity::Identity,
     namespace::Namespace,
     provider::{
         ProviderWatch,

@@ -11,17 +11,10 @@ use super::{
     },
     flush::Flusher,
     memory::Layout,
-    messages::{
-        report_unaligned,
-        report_unusable, //
-    },
-    plain::geometry::aligned_inside,
+    messages::report_unusable,
     shared::SHARED, //
 };
-use crate::abstractions::kernel::memremap::{
-    compat_align,
-    PagemapConfig, //
-};
+use crate::abstractions::kernel::memremap::PagemapConfig;
 use crate::abstractions::nvdimm::{
     Btt,
     Claim,
@@ -54,9 +47,13 @@ impl<'bound> Binding<'bound> {
         let shared = SHARED.get().ok_or(ENODEV)?;
         let range = namespace.range()?;
         let enable = |namespace: Namespace<'bound>| {
-            namespace
+            let enabled = namespace
                 .enable()
-                .inspect_err(|err| report_unusable(&shared, dev, &range, *err))
+                .inspect_err(|err| report_unusable(&shared, dev, &range, *err))?;
+            if shared.exceptions.has(dev, &enabled, range.start) {
+                return Err(ENODEV);
+            }
+            Ok(enabled)
         };
 
         // The disk can reserve the range only when the namespace is disabled again.
@@ -81,10 +78,6 @@ impl<'bound> Binding<'bound> {
 
                 let layout = if namespace.wants_pages() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
-                    if aligned_inside(&range, compat_align()).as_ref() != Some(&range) {
-                        report_unaligned(dev, &range);
-                        return Err(EINVAL);
-                    }
                     Layout::Pages(PagemapConfig::new(range.start, len)?)
                 } else {
                     Layout::Plain

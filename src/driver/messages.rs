@@ -9,7 +9,6 @@ use super::{
     },
     shared::Shared, //
 };
-use crate::abstractions::kernel::memremap::compat_align;
 use crate::abstractions::nvdimm::{
     Device,
     Kind, //
@@ -62,20 +61,6 @@ fn release(dev: &Device<Core<'_>>) -> &'static str {
         }
         Kind::Namespace => "",
     }
-}
-
-/// Logs that a range cannot have `struct page`s because of its address or its size.
-pub fn report_unaligned(dev: &Device<Core<'_>>, range: &Range<PhysAddr>) {
-    dev_err!(
-        dev,
-        "[mem {:#x}-{:#x}] is not aligned to {:#x} bytes, so it cannot be mapped for DAX: correct \
-         its address and its size where it is configured. To have it as a disk without DAX, write \
-         1 to the force_raw of {} and bind it\n",
-        range.start,
-        range.end.saturating_sub(1),
-        compat_align(),
-        dev.name()
-    );
 }
 
 /// Logs why the memory of a device cannot be used.

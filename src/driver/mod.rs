@@ -7,6 +7,7 @@
 //! - [`binding`]: a bound device: a btt, or
 //!   - [`attached_disk`]: a disk, a DAX device and their memory.
 //! - [`claim`]: whether a namespace is bound itself, or claimed for the mode in its info block.
+//! - [`exceptions`]: the namespaces that are left to other drivers.
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.
 //! - [`failure_handler`]: memory failures.
@@ -40,6 +41,7 @@ pub mod debugfs_files;
 pub mod description;
 pub mod disk;
 pub mod environment;
+pub mod exceptions;
 pub mod failure_handler;
 pub mod flush;
 pub mod memory;

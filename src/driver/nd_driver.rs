@@ -2,13 +2,18 @@
 
 //! The driver of devices on the nd bus.
 
-use super::binding::Binding;
+use super::{
+    binding::Binding,
+    shared::SHARED, //
+};
 use crate::abstractions::nvdimm::{
     self,
     Device,
     DeviceTypes,
     Event,
-    Namespace, //
+    Identity,
+    Namespace,
+    TextAttribute, //
 };
 use kernel::{
     device::Core,
@@ -22,6 +27,20 @@ impl nvdimm::Driver for NdDriver {
     type Data<'bound> = Binding<'bound>;
 
     const TYPES: DeviceTypes = DeviceTypes::NAMESPACE;
+
+    // The namespaces that are left to other drivers. A new list takes effect when a device is bound
+    // the next time.
+    const ATTRIBUTE: Option<TextAttribute> = Some(TextAttribute {
+        name: c"except",
+        show: || SHARED.get().ok_or(ENODEV)?.exceptions.text(),
+        store: |list| SHARED.get().ok_or(ENODEV)?.exceptions.set(list),
+    });
+
+    fn present(identity: Identity) {
+        if let Some(shared) = SHARED.get() {
+            shared.exceptions.mark(identity);
+        }
+    }
 
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,

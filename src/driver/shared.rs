@@ -2,7 +2,10 @@
 
 //! The state that all devices share.
 
-use super::registry::Registry;
+use super::{
+    exceptions::Exceptions,
+    registry::Registry, //
+};
 use crate::abstractions::kernel::percpu_ref::Counted;
 use crate::abstractions::kernel_ext::{
     module::Global,
@@ -23,16 +26,21 @@ pub struct Shared {
     /// The devices that are bound or retired.
     #[pin]
     pub devices: Registry,
+    /// The namespaces that are left to other drivers.
+    #[pin]
+    pub exceptions: Exceptions,
 }
 
 impl Shared {
     /// Creates the queues, and an empty registry. May sleep.
     pub fn new() -> Result<Counted<Self>> {
         let queues = Queues::new()?;
+        let exceptions = Exceptions::new()?;
 
         Counted::pin_init(try_pin_init!(Self {
             queues,
             devices <- Registry::new(),
+            exceptions <- exceptions,
         }))
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that are writable while the module is loaded.
+//! Module parameters that `module!` cannot define: those that are writable while the module is
+//! loaded, and strings.
 //!
-//! The parameters of `module!` are not in sysfs. So these are defined in C, in
-//! `rust-bindings/parameters.c`, and appear in `/sys/module/*/parameters`.
+//! They are defined in C, in `rust-bindings/parameters.c`.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -66,3 +66,51 @@ impl Uint {
 pub static REVOKE_TIMEOUT_MS: Uint =
     // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
     unsafe { Uint::new(&raw const bindings::pmem_rs_revoke_timeout_ms) };
+
+/// A parameter of type `charp` that is set only when the module is loaded.
+///
+/// # Invariants
+///
+/// The pointer is that of a parameter of this module, which lives as long as the module. Its value
+/// is null, or a C string that lives as long as the module.
+pub struct Text(*const *mut c_char);
+
+// SAFETY: The parameter does not change after the module was loaded.
+unsafe impl Sync for Text {}
+
+// SAFETY: A parameter belongs to no thread.
+unsafe impl Send for Text {}
+
+impl Text {
+    /// Returns the value, if it was set. Callable from any context.
+    pub fn get(&self) -> Option<&'static CStr> {
+        // SAFETY: By the type invariant the pointer is valid.
+        let value = unsafe { *self.0 };
+        if value.is_null() {
+            return None;
+        }
+        // `CStr::from_char_ptr` of the kernel crate can panic.
+        //
+        // SAFETY: By the type invariant it is a C string, which lives as long as the module.
+        Some(unsafe {
+            let len = bindings::strlen(value).wrapping_add(1);
+            CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(value.cast(), len))
+        })
+    }
+}
+
+/// The parameter `except`: namespaces that are left to other drivers.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::kernel_ext::module_param::EXCEPT;
+///
+/// if let Some(list) = EXCEPT.get() {
+///     pr_info!("except={}\n", list);
+/// }
+/// ```
+pub static EXCEPT: Text =
+    // INVARIANT: The parameter cannot be changed through sysfs. `param_free_charp()` frees the
+    // string when the module is freed.
+    Text(&raw const bindings::pmem_rs_except);

@@ -4,6 +4,15 @@
 
 use super::{
     device::Device,
+    driver_attribute::{
+        Attributed,
+        Tables,
+        TextAttribute, //
+    },
+    identity::{
+        for_each,
+        Identity, //
+    },
     namespace::Namespace,
     provider::{
         RawDriver,
@@ -106,6 +115,17 @@ pub trait Driver {
     /// The types of devices that the bus offers to the driver.
     const TYPES: DeviceTypes;
 
+    /// A file of the driver in sysfs.
+    const ATTRIBUTE: Option<TextAttribute> = None;
+
+    /// Handles a device of any type that is on the bus when the driver has been registered. The
+    /// driver was offered those of its types that had no driver before this.
+    ///
+    /// No lock of a device is held.
+    fn present(identity: Identity) {
+        let _ = identity;
+    }
+
     /// Binds a device to the driver.
     ///
     /// The adapter has refused namespaces that are empty, incomplete, locked, or claimed by another
@@ -140,6 +160,10 @@ pub trait Driver {
 /// An adapter for the registration of drivers on the `nd` bus.
 pub struct Adapter<T: Driver>(T);
 
+impl<T: Driver> Attributed for Adapter<T> {
+    const ATTRIBUTE: Option<TextAttribute> = T::ATTRIBUTE;
+}
+
 // SAFETY:
 // - `RawDriver` is declared as `repr(C)`.
 // - `T::Data` is the type of the driver's device private data.
@@ -169,6 +193,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         // devices use `watchers`, and none is bound after `unregister`, which puts the reference.
         unsafe {
             (*ndrv).drv.name = name.as_char_ptr();
+            (*ndrv).drv.groups = Tables::<Self>::groups();
             (*ndrv).type_ = T::TYPES.0;
             (*ndrv).probe = Some(Self::probe_callback);
             (*ndrv).remove = Some(Self::remove_callback);
@@ -188,6 +213,10 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
             return Err(err);
         }
+
+        // SAFETY: `__nd_driver_register()` has set the bus, which stays registered. The module is
+        // being initialised, with no lock of a device held.
+        unsafe { for_each((*ndrv).drv.bus, T::present) };
 
         // `unregister` takes both back.
         let _ = Arc::into_raw(watchers);

@@ -7,7 +7,10 @@ use super::device::{
     Kind, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::block::gendisk::DiskName;
+use crate::abstractions::kernel::{
+    block::gendisk::DiskName,
+    memremap::compat_align, //
+};
 use crate::abstractions::kernel_ext::{
     device::name_of,
     io::resource::MemRegion, //
@@ -109,11 +112,24 @@ impl<'bound> Namespace<'bound> {
     /// - [`ENODEV`] if the device is an empty seed, or the namespace is too small or incomplete.
     /// - [`EBUSY`] or [`ENXIO`] if another device has claimed the namespace.
     /// - [`EACCES`] if the media are locked.
-    /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment.
+    /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment. The log has the
+    ///   remedy.
     pub(super) fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self> {
         // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
         // bound, so its lock is held.
-        let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })?;
+        let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })
+            .inspect_err(|err| {
+            if *err == EOPNOTSUPP {
+                dev_err!(
+                    dev,
+                    "a range that is not aligned to {:#x} bytes cannot have DAX: correct its \
+                     address and its size where it is configured, or write 1 to the force_raw of \
+                     {} and bind it, for a disk without DAX\n",
+                    compat_align(),
+                    dev.name()
+                );
+            }
+        })?;
 
         // SAFETY: For a namespace this is the device itself. For a pfn or btt device it is what the
         // device has claimed, and a device that has a driver keeps its claim.

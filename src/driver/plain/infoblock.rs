@@ -157,6 +157,13 @@ impl<'a> InfoBlock<'a> {
         self.mode
     }
 
+    /// Returns the uuid of the block itself, all zeroes if it has none.
+    pub fn uuid(&self) -> [u8; 16] {
+        let uuid = self.bytes.get(16..).and_then(|rest| rest.first_chunk());
+
+        uuid.copied().unwrap_or_default()
+    }
+
     /// Reads a little-endian number of at most eight bytes. It is 0 outside of the block.
     fn number(&self, offset: usize, len: usize) -> u64 {
         let end = offset.saturating_add(len);

@@ -5,6 +5,7 @@
 //! This file is also the root of the cargo package `host` (`tests/host`), in which proptest and
 //! loom test them. Paths in this tree are relative, so that both crates compile the same files.
 
+pub mod exception;
 pub mod geometry;
 pub mod infoblock;
 pub mod signature;

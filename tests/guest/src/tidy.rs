@@ -22,6 +22,7 @@ use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
 use crate::stacked::{detach_loops, stop_arrays};
+use crate::suites::except;
 
 /// How long a step is retried: processes that used the resources have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -99,6 +100,7 @@ fn end_swap() -> Result<()> {
 }
 
 fn reset_attributes() -> Result<()> {
+    except::reset()?;
     if Path::new("/sys/module/ramoops").exists() {
         run("rmmod", &["ramoops"])?;
     }

@@ -33,6 +33,8 @@ fn what_is_known_is_found() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
     #[test]
     fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..LEN)) {
         let _ = find(&bytes);

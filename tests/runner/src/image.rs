@@ -19,7 +19,7 @@ use crate::tool::run;
 /// Folders of the base image that no guest needs: udev's hardware database.
 const NOT_NEEDED: &str = "usr/lib/udev/hwdb.bin";
 
-/// Sections of stock modules that no test needs: function entries for ftrace, trace events, and
+/// Sections of file systems that no test needs: function entries for ftrace, trace events, and
 /// types for BPF. Most of the time to load a module is spent on them: for each function entry the
 /// kernel searches all symbols of the module, which takes 8 s for xfs under emulation. A function
 /// whose entry is not listed still calls `__fentry__()`, which returns.
@@ -95,11 +95,11 @@ fn add_modules(env: &Env, base: &Path) -> Result<()> {
         .current_dir(&modules)
         .args(["-ec", decompress]))
     .context("decompressing modules")?;
-    let remove = format!("find . -name '*.ko' | xargs -n 1 objcopy {SLOW_SECTIONS}");
+    let remove = format!("find kernel/fs -name '*.ko' | xargs -n 1 objcopy {SLOW_SECTIONS}");
     run(Command::new("sh")
         .current_dir(&modules)
         .args(["-ec", &remove]))
-    .context("removing sections of modules")?;
+    .context("removing sections of file systems")?;
     if env.module.exists() {
         let updates = modules.join("updates");
         fs::create_dir_all(&updates)?;

@@ -204,6 +204,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
+    simple(ONE, &[Boot::off("except")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),
     simple(ONE, &[Boot::off("block_errors")]),

@@ -14,6 +14,7 @@ mod dax_pages;
 mod demo;
 mod device_tree;
 mod dm;
+pub mod except;
 mod fio;
 mod flush;
 mod fuzz;
@@ -107,6 +108,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    except::SUITE,
     fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,

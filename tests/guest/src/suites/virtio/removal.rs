@@ -257,7 +257,7 @@ pub fn unaligned_size(lab: &mut Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
         return Ok(());
     }
-    let said = messages.expect(&["cannot be mapped for DAX", namespace.name()])?;
+    let said = messages.expect(&["is not aligned to 0x200000 bytes", namespace.name()])?;
     ensure!(said.contains("force_raw"), "the log says only `{said}`");
 
     namespace.set("force_raw", "1")?;

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What identifies a device on the nd bus to users.
+
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::device::name_of;
+use kernel::{
+    container_of,
+    io::PhysAddr,
+    prelude::*, //
+};
+
+/// What identifies a device on the nd bus to users, whatever its driver.
+///
+/// A device that is neither a namespace nor claims one has neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The uuid in the label of a namespace, or in the info block of a pfn or btt device.
+    pub uuid: Option<[u8; 16]>,
+    /// The physical address at which a namespace starts.
+    pub start: Option<PhysAddr>,
+}
+
+impl Identity {
+    /// # Safety
+    ///
+    /// `dev` must be a valid device on the nd bus, and its lock must be held.
+    unsafe fn of(dev: *mut bindings::device) -> Self {
+        let mut start = None;
+        // The lock of the device protects these. A seed may have neither.
+        //
+        // SAFETY: By the safety requirements. A pointer that is null is not read. All types of
+        // namespaces start with the part that has the physical range.
+        let uuid = unsafe {
+            if bindings::is_nd_pfn(dev) {
+                (*bindings::to_nd_pfn(dev)).uuid.cast_const()
+            } else if bindings::is_nd_btt(dev) {
+                (*bindings::to_nd_btt(dev)).uuid.cast_const()
+            } else if is_namespace(dev) {
+                let io = container_of!(dev, bindings::nd_namespace_io, common.dev);
+                let resource = (*io).res;
+                start = (resource.start <= resource.end).then_some(resource.start);
+                bindings::nd_dev_to_uuid(dev)
+            } else {
+                core::ptr::null()
+            }
+        };
+
+        Self {
+            // SAFETY: A uuid that is set stays while the lock is held.
+            uuid: (!uuid.is_null()).then(|| unsafe { (*uuid).b }),
+            start,
+        }
+    }
+}
+
+/// Returns whether a device is a namespace of any type.
+///
+/// # Safety
+///
+/// `dev` must be a valid device on the nd bus.
+unsafe fn is_namespace(dev: *mut bindings::device) -> bool {
+    // SAFETY: By the safety requirements. The device was added, so it has a name.
+    unsafe { name_of(dev) }.to_bytes().starts_with(b"namespace")
+}
+
+/// Calls `f` for each device on the bus. Sleeps.
+///
+/// # Safety
+///
+/// `bus` must be the nd bus, and stay registered during the call. No lock of a device may be held.
+pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(Identity)) {
+    /// # Safety
+    ///
+    /// Called by `bus_for_each_dev()` only, with a valid device on the nd bus. `f` must point to
+    /// the function.
+    unsafe extern "C" fn visit(dev: *mut bindings::device, f: *mut c_void) -> c_int {
+        // SAFETY: By the safety requirements the pointers are valid. The lock is held for the call
+        // of `of`.
+        let (identity, f) = unsafe {
+            bindings::device_lock(dev);
+            let identity = Identity::of(dev);
+            bindings::device_unlock(dev);
+            (identity, *f.cast::<fn(Identity)>())
+        };
+
+        f(identity);
+        0
+    }
+
+    // SAFETY: By the safety requirements. The callback expects the data, which outlives the call.
+    unsafe {
+        bindings::bus_for_each_dev(bus, core::ptr::null_mut(), (&raw mut f).cast(), Some(visit))
+    };
+}

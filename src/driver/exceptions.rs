@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The namespaces that are left to other drivers: the parameter `except`, and the attribute of this
+//! name below `/sys/bus/nd/drivers/pmem_rs/`.
+//!
+//! Lock order: the mutex of the list is innermost.
+
+use super::plain::{
+    exception::{
+        entries,
+        Exception, //
+    },
+    infoblock::InfoBlock, //
+};
+use crate::abstractions::kernel_ext::{
+    io::resource::for_each_legacy_pmem,
+    module_param::EXCEPT, //
+};
+use crate::abstractions::nvdimm::{
+    Device,
+    EnabledNamespace,
+    Identity, //
+};
+use kernel::{
+    device::Core,
+    io::PhysAddr,
+    new_mutex,
+    prelude::*,
+    str::{
+        BStr,
+        CString, //
+    },
+    sync::Mutex, //
+};
+
+/// The namespaces that are left to other drivers.
+#[pin_data]
+pub struct Exceptions {
+    #[pin]
+    list: Mutex<List>,
+}
+
+struct List {
+    text: CString,
+    entries: KVec<Entry>,
+}
+
+struct Entry {
+    exception: Exception,
+    /// Whether a device matches.
+    matched: bool,
+}
+
+impl Exceptions {
+    /// Creates the list of the parameter. Fails if an entry is neither a UUID nor an address.
+    pub fn new() -> Result<impl PinInit<Self, Error>> {
+        let list = List::parse(EXCEPT.get().map_or(b"", |list| list.to_bytes()))?;
+
+        Ok(try_pin_init!(Self {
+            list <- new_mutex!(list, "pmem_rs::Exceptions::list"),
+        }))
+    }
+
+    /// Returns the list as it was written.
+    pub fn text(&self) -> Result<CString> {
+        CString::try_from(&*self.list.lock().text).map_err(Error::from)
+    }
+
+    /// Replaces the list. Fails if an entry is neither a UUID nor an address.
+    pub fn set(&self, list: &[u8]) -> Result {
+        let list = List::parse(list)?;
+
+        *self.list.lock() = list;
+        Ok(())
+    }
+
+    /// Returns whether an entry matches, and marks all that do.
+    fn matches(&self, start: Option<PhysAddr>, uuids: &[[u8; 16]]) -> bool {
+        let mut found = false;
+
+        for entry in &mut self.list.lock().entries {
+            let matches = match &entry.exception {
+                Exception::Uuid(uuid) => uuids.contains(uuid),
+                Exception::Start(address) => start == Some(*address),
+            };
+            entry.matched |= matches;
+            found |= matches;
+        }
+        found
+    }
+
+    /// Returns whether a device is left to other drivers, and logs that it is.
+    pub fn has(
+        &self,
+        dev: &Device<Core<'_>>,
+        enabled: &EnabledNamespace<'_>,
+        start: PhysAddr,
+    ) -> bool {
+        if self.list.lock().entries.is_empty() {
+            return false;
+        }
+        // Where the block cannot be read, the address and the label count.
+        let block = enabled.read_info_block().ok();
+        let of_block = block
+            .and_then(|bytes| InfoBlock::of(&bytes).map(|block| block.uuid()))
+            .unwrap_or_default();
+
+        let found = self.matches(Some(start), &[enabled.namespace().uuid(), of_block]);
+        if found {
+            dev_info!(dev, "left to other drivers, as `except` says\n");
+        }
+        found
+    }
+
+    /// Marks the entries that match a device which is on the bus.
+    pub fn mark(&self, identity: Identity) {
+        let uuids = identity.uuid.as_slice();
+
+        self.matches(identity.start, uuids);
+    }
+
+    /// Logs each entry that no device matches.
+    pub fn report_unmatched(&self) {
+        // The devices of this module's provider appear later.
+        let _ = for_each_legacy_pmem(|memory| {
+            self.matches(Some(memory.range().start), &[]);
+            Ok(())
+        });
+
+        for entry in &self.list.lock().entries {
+            if entry.matched {
+                continue;
+            }
+            match entry.exception {
+                Exception::Uuid(uuid) => pr_warn!(
+                    "except: no device has the UUID {}; `ndctl list -Ni` has those that exist\n",
+                    Uuid(uuid)
+                ),
+                Exception::Start(start) => pr_warn!(
+                    "except: no namespace starts at {:#x}; /proc/iomem has those that exist\n",
+                    start
+                ),
+            }
+        }
+    }
+}
+
+impl List {
+    fn parse(text: &[u8]) -> Result<Self> {
+        let mut list = KVec::new();
+
+        for entry in entries(text) {
+            let exception = entry.map_err(|entry| {
+                pr_err!(
+                    "except: `{}` is neither a UUID nor an address such as 0x100000000\n",
+                    BStr::from_bytes(entry)
+                );
+                EINVAL
+            })?;
+            list.push(
+                Entry {
+                    exception,
+                    matched: false,
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        Ok(Self {
+            text: CString::try_from_fmt(fmt!("{}", BStr::from_bytes(text.trim_ascii())))?,
+            entries: list,
+        })
+    }
+}
+
+/// Formats a UUID as `ndctl` does.
+struct Uuid([u8; 16]);
+
+impl kernel::fmt::Display for Uuid {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
