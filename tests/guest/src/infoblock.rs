@@ -98,12 +98,13 @@ const OF_ARENA: &[Field] = &[
     Field::ArenaCopy,
 ];
 
+/// The signature of the info block of an fsdax namespace.
+pub const FSDAX: &[u8; 16] = b"NVDIMM_PFN_INFO\0";
+/// The signature of the info block of a devdax namespace.
+pub const DEVDAX: &[u8; 16] = b"NVDIMM_DAX_INFO\0";
+
 /// The signatures of the three kinds of info blocks.
-pub const SIGNATURES: [&[u8; 16]; 3] = [
-    b"BTT_ARENA_INFO\0\0",
-    b"NVDIMM_PFN_INFO\0",
-    b"NVDIMM_DAX_INFO\0",
-];
+pub const SIGNATURES: [&[u8; 16]; 3] = [b"BTT_ARENA_INFO\0\0", FSDAX, DEVDAX];
 
 impl Field {
     fn range(self) -> Range<usize> {
@@ -176,6 +177,16 @@ impl InfoBlock {
             }
         }
         bail!("there is no info block at {places:?}")
+    }
+
+    /// Makes a block without uuids and of version 0.0, at the place of a pfn's. It is not sealed.
+    pub fn blank(signature: &[u8; 16]) -> InfoBlock {
+        let mut block = InfoBlock {
+            bytes: [0; LEN],
+            place: LEN as u64,
+        };
+        block.set_signature(signature);
+        block
     }
 
     /// Writes it back.
