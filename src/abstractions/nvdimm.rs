@@ -48,7 +48,10 @@ pub use self::{
         EnabledNamespace, //
         INFO_BLOCK_SIZE,
     },
-    namespace::Namespace,
+    namespace::{
+        ClaimClass,
+        Namespace, //
+    },
     provider::{
         ProviderWatch,
         ProviderWatcher, //

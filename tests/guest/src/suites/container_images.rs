@@ -21,6 +21,7 @@ use crate::ndctl;
 use crate::pci::VirtioPmem;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::{is_dax, is_read_only};
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "container_images",
@@ -39,6 +40,7 @@ pub const SUITE: Suite = Suite {
             devdax(lab, Provider::Virtio)
         }),
         Test::new("later_version_is_refused", later_version),
+        Test::new("claim_class_without_a_label", claim_class_without_label),
     ],
 };
 
@@ -237,4 +239,21 @@ fn later_version(lab: &mut Lab) -> Result<()> {
         target.clear(lab)?;
     }
     Ok(())
+}
+
+/// A claim class without a label is not kept, and does not say that there was a block: `ndctl
+/// destroy-namespace` leaves it.
+fn claim_class_without_label(lab: &mut Lab) -> Result<()> {
+    let target = Target::of(lab, Provider::Virtio)?;
+    let class = target.namespace.path("holder_class");
+    // The kernel cannot write a label, but has set the class.
+    let result = sysfs::try_write(&class, "pfn");
+    errno::expect("setting the class", result, &[Errno::ENXIO])?;
+    ensure!(sysfs::read(&class)? == "pfn", "there is no class");
+    target.namespace.bind(lab.driver)?;
+    Disk::named(target.namespace.disk_name()?).bytes()?;
+    target.namespace.unbind()?;
+    let result = sysfs::try_write(&class, "\n");
+    errno::expect("deleting the class", result, &[Errno::ENXIO])?;
+    target.clear(lab)
 }

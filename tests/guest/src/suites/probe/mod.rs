@@ -7,6 +7,7 @@ mod block_test;
 mod claims;
 mod info_blocks;
 mod labels;
+mod lost_blocks;
 mod recovery;
 
 use std::os::unix::fs::FileExt;
@@ -22,6 +23,7 @@ use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alig
 use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding};
 pub use labels::ask_for_odd_sectors;
 use labels::{odd_sector_size, outlived_its_label};
+use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
 use recovery::{refused_is_not_lost, refused_pfn_can_be_saved};
 
 pub const SUITE: Suite = Suite {
@@ -51,6 +53,23 @@ pub const SUITE: Suite = Suite {
         Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
         Test::new("info_blocks_of_older_versions", older_versions),
         Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
+        Test::new("lost_info_block_of_fsdax", |lab| {
+            lost_block(lab, Mode::FsdaxMem)
+        }),
+        Test::new("lost_info_block_of_sector_mode", |lab| {
+            lost_block(lab, Mode::Sector)
+        }),
+        Test::new("lost_info_block_of_devdax", |lab| {
+            lost_block(lab, Mode::Devdax)
+        }),
+        Test::new("lost_info_block_is_made_anew_fsdax_mem", |lab| {
+            recreate_lost(lab, Mode::FsdaxMem, "mem")
+        }),
+        Test::new("lost_info_block_is_made_anew_fsdax_dev", |lab| {
+            recreate_lost(lab, Mode::FsdaxDev, "dev")
+        }),
+        Test::new("creation_that_was_interrupted", interrupted_creation).within(180),
+        Test::new("label_with_unknown_claim_class", unknown_class).within(120),
     ],
 };
 
