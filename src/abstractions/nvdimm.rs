@@ -22,6 +22,7 @@ mod driver;
 mod enabled_namespace;
 mod namespace;
 mod provider;
+mod refusals;
 mod region;
 mod region_access;
 

@@ -17,6 +17,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    container_of,
     device::{
         Bound,
         Core, //
@@ -137,6 +138,37 @@ impl<'bound> Namespace<'bound> {
         Ok(unsafe { Self::from_raw(dev, NonNull::new(ndns).ok_or(ENODEV)?) })
     }
 
+    /// Returns the namespace behind a device that another driver is about to probe.
+    ///
+    /// [`None`] if a pfn or btt device has claimed no namespace, or if a namespace is claimed.
+    ///
+    /// # Safety
+    ///
+    /// For `'bound`, the device lock must be held, and the driver must not have begun its probe.
+    pub(super) unsafe fn of_idle(dev: &'bound Device<Bound>) -> Option<Self> {
+        // SAFETY: The kind determines the type that embeds the device.
+        let ndns = unsafe {
+            match dev.kind() {
+                // `to_ndns()`
+                Kind::Namespace => {
+                    container_of!(dev.as_raw(), bindings::nd_namespace_common, dev)
+                }
+                Kind::Pfn => (*bindings::to_nd_pfn(dev.as_raw())).ndns,
+                Kind::Btt => (*bindings::to_nd_btt(dev.as_raw())).ndns,
+            }
+        };
+        let ndns = NonNull::new(ndns)?;
+        // SAFETY: A device keeps its claim, and a reference to the namespace, while its lock is
+        // held. Another device may claim the namespace meanwhile, so this is `READ_ONCE()`.
+        let claim = unsafe { (&raw const (*ndns.as_ptr()).claim).read_volatile() };
+        if dev.kind() == Kind::Namespace && !claim.is_null() {
+            return None;
+        }
+
+        // SAFETY: By the reasons above. A driver enables or attaches a namespace in its probe.
+        Some(unsafe { Self::from_raw(dev, ndns) })
+    }
+
     /// Makes a namespace from a pointer.
     ///
     /// # Safety
@@ -234,15 +266,15 @@ impl<'bound> Namespace<'bound> {
         }
     }
 
-    /// Returns the uuid; all zeroes if there is no label.
+    /// Returns the uuid; all zeroes if there is none.
     pub fn uuid(&self) -> [u8; 16] {
         let Some(namespace) = self.labelled() else {
             return [0; 16];
         };
 
-        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` fails without a
-        // uuid, which does not change while a device of the namespace has a driver.
-        unsafe { (*(*namespace.as_ptr()).uuid).b }
+        // SAFETY: By the type invariant the namespace is valid. `uuid_store()` and `size_store()`
+        // fail for a namespace that has a driver or is claimed. A deleted namespace has no uuid.
+        unsafe { (*namespace.as_ptr()).uuid.as_ref() }.map_or([0; 16], |uuid| uuid.b)
     }
 
     /// Returns whether the user has asked for info blocks to be ignored (`force_raw`).

@@ -44,7 +44,7 @@ fn name_of(mode: Mode) -> &'static str {
 }
 
 /// Makes the namespace in a mode, and zeroes its info block. It is idle afterwards.
-fn lose_block(lab: &Lab, mode: Mode) -> Result<Device> {
+pub fn lose_block(lab: &Lab, mode: Mode) -> Result<Device> {
     let namespace = lab.namespace(0)?;
     ndctl::reconfigure(&namespace, mode)?;
     let bound = holder(&namespace)?;

@@ -6,6 +6,7 @@
 mod block_test;
 mod claims;
 mod info_blocks;
+mod kept_off;
 mod labels;
 mod lost_blocks;
 mod recovery;
@@ -70,6 +71,26 @@ pub const SUITE: Suite = Suite {
         }),
         Test::new("creation_that_was_interrupted", interrupted_creation).within(180),
         Test::new("label_with_unknown_claim_class", unknown_class).within(120),
+        Test::new("other_driver_is_kept_off_a_namespace", kept_off::namespace).within(180),
+        Test::new(
+            "other_driver_is_kept_off_from_the_beginning",
+            kept_off::from_the_beginning,
+        ),
+        Test::new(
+            "other_driver_is_kept_off_a_lost_info_block",
+            kept_off::lost_block,
+        ),
+        Test::new("other_driver_is_kept_off_a_pfn_device", kept_off::pfn).within(180),
+        Test::new("other_driver_is_kept_off_a_btt_device", kept_off::btt).within(180),
+        Test::new(
+            "other_driver_gets_refused_without_the_module",
+            kept_off::without_the_module,
+        ),
+        Test::new(
+            "module_and_provider_go_while_another_driver_probes",
+            kept_off::races,
+        )
+        .within(120),
     ],
 };
 
