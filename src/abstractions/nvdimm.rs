@@ -24,6 +24,7 @@ mod enabled_namespace;
 mod identity;
 mod namespace;
 mod provider;
+mod refusals;
 mod region;
 mod region_access;
 
@@ -52,7 +53,10 @@ pub use self::{
         INFO_BLOCK_SIZE,
     },
     identity::Identity,
-    namespace::Namespace,
+    namespace::{
+        ClaimClass,
+        Namespace, //
+    },
     provider::{
         ProviderWatch,
         ProviderWatcher, //

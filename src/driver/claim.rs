@@ -5,6 +5,7 @@
 use super::{
     messages::{
         report_info_block,
+        report_missing,
         report_unreadable, //
     },
     plain::infoblock::{
@@ -21,6 +22,7 @@ use crate::abstractions::kernel::memremap::{
 use crate::abstractions::nvdimm::{
     self,
     Claim,
+    ClaimClass,
     Device,
     EnabledNamespace,
     Kind, //
@@ -47,13 +49,23 @@ fn expected(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Expected
     }
 }
 
+/// Returns the mode of namespaces with this claim class.
+fn mode_of(class: ClaimClass) -> Option<NamespaceMode> {
+    match class {
+        ClaimClass::Btt => Some(NamespaceMode::Sector),
+        ClaimClass::Pfn => Some(NamespaceMode::Fsdax),
+        ClaimClass::Dax => Some(NamespaceMode::Devdax),
+        ClaimClass::None | ClaimClass::Unknown => None,
+    }
+}
+
 /// Checks the info block of a namespace, and lets libnvdimm make the device for its mode.
 ///
 /// # Errors
 ///
-/// [`EOPNOTSUPP`] if the info block cannot be used, or cannot be read. To libnvdimm such a
-/// namespace is complete, so it creates a new seed, as it does for the namespaces that it refuses
-/// itself.
+/// [`EOPNOTSUPP`] if the info block cannot be used or read, or is missing although the label says
+/// that there is one. To libnvdimm such a namespace is complete, so it creates a new seed, as it
+/// does for the namespaces that it refuses itself.
 pub fn claim(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
@@ -63,9 +75,10 @@ pub fn claim(
     if namespace.is_forced_raw() {
         return Ok(Claim::Raw);
     }
+    let class = namespace.claim_class();
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
-        Err(err) if err == EIO && namespace.is_raw_by_label() => {
+        Err(err) if err == EIO && class == Some(ClaimClass::None) => {
             dev_warn!(
                 dev,
                 "the medium is bad where an info block would be; \
@@ -81,12 +94,19 @@ pub fn claim(
         Err(err) => return Err(err),
     };
     let Some(block) = InfoBlock::of(&bytes) else {
-        return enabled.claim();
+        return match class {
+            None | Some(ClaimClass::None) => enabled.claim(),
+            // The block is lost, or was never written.
+            Some(class) => {
+                report_missing(dev, namespace.name(), mode_of(class));
+                Err(EOPNOTSUPP)
+            }
+        };
     };
 
     let error = match block.check(&expected(enabled, range)) {
         // The block is left over from a deleted namespace.
-        Err(InfoBlockError::Foreign) if namespace.is_raw_by_label() => {
+        Err(InfoBlockError::Foreign) if class == Some(ClaimClass::None) => {
             dev_info!(
                 dev,
                 "there is an info block of another namespace; \

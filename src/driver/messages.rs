@@ -40,6 +40,31 @@ pub fn report_info_block(
     );
 }
 
+/// Logs that there is no info block for the mode in the label; [`None`] is an unknown mode.
+pub fn report_missing(dev: &Device<Core<'_>>, name: &CStr, mode: Option<NamespaceMode>) {
+    // With another `-M` or `-a` the data begin elsewhere. A new btt has a new map.
+    const BEFORE_DATA: &str = "what is before the data, if it gets the -M and -a that it had";
+    let (mode, recreate, overwritten) = match mode {
+        Some(NamespaceMode::Sector) => ("sector", " -m sector", "the map of all sectors"),
+        Some(NamespaceMode::Fsdax) => ("fsdax", " -m fsdax", BEFORE_DATA),
+        Some(NamespaceMode::Devdax) => ("devdax", " -m devdax", BEFORE_DATA),
+        None => ("(unknown)", "", "the metadata of that mode"),
+    };
+
+    dev_err!(
+        dev,
+        "the info block for mode {} is missing, but the label says that there is one. To use {} as \
+         raw from now on, write an empty line to its holder_class and bind it; to read it as raw, \
+         write 1 to its force_raw and bind it; `ndctl create-namespace -f -e {}{}` recreates it \
+         and overwrites {}\n",
+        mode,
+        name,
+        name,
+        recreate,
+        overwritten
+    );
+}
+
 /// Logs that an info block cannot be read, so that the mode of the namespace is unknown.
 pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
     dev_err!(

@@ -17,6 +17,11 @@ use super::{
     provider::{
         RawDriver,
         Watchers, //
+    },
+    refusals::{
+        Identity,
+        Refusals,
+        Room, //
     }, //
 };
 use crate::abstractions::bindings;
@@ -133,9 +138,16 @@ pub trait Driver {
     ///
     /// # Errors
     ///
-    /// After any error the bus offers the device to the next driver. After [`EOPNOTSUPP`] the bus
-    /// also creates a new seed (an empty device of the same kind for user space to configure), as
-    /// it does after success. Therefore empty seeds must be refused with another error.
+    /// After any error the bus offers the device to the next driver.
+    ///
+    /// After [`EOPNOTSUPP`] the adapter keeps drivers of other modules off the device. A namespace
+    /// is free for them while it has `force_raw`. The refusal ends when the device is bound without
+    /// `force_raw`, when this function returns [`ENXIO`], or when the namespace is recreated or gets
+    /// another claim class.
+    ///
+    /// After [`EOPNOTSUPP`] the bus creates a new seed (an empty device of the same kind for user
+    /// space to configure), as it does after success. Therefore empty seeds must be refused with
+    /// another error.
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
@@ -185,12 +197,14 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
     ) -> Result {
         let registered = Registered::new()?;
         let watchers = Watchers::new()?;
+        let refusals = Refusals::new()?;
         let driver = driver.get();
         // SAFETY: The driver is valid, by the safety requirements of this function.
         let ndrv = unsafe { &raw mut (*driver).nd };
 
-        // SAFETY: The driver is not registered yet, so no other thread reads its fields. Bound
-        // devices use `watchers`, and none is bound after `unregister`, which puts the reference.
+        // SAFETY: The driver is not registered yet, so no other thread reads its fields. Devices
+        // that are bound or probed use `watchers` and `refusals`, and there is none after
+        // `driver_unregister()`. The references are put after that.
         unsafe {
             (*ndrv).drv.name = name.as_char_ptr();
             (*ndrv).drv.groups = Tables::<Self>::groups();
@@ -200,17 +214,21 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*ndrv).shutdown = Some(Self::shutdown_callback);
             (*ndrv).notify = Some(Self::notify_callback);
             (*driver).watchers = Arc::as_ptr(&watchers);
+            (*driver).refusals = Arc::as_ptr(&refusals);
         }
 
         // SAFETY: The driver is valid, and stays until `unregister`.
         to_result(unsafe {
             bindings::__nd_driver_register(ndrv, module.as_ptr(), name.as_char_ptr())
-        })?;
+        })
+        // Devices may have been probed.
+        .inspect_err(|_| refusals.unregister())?;
         // SAFETY: `__nd_driver_register()` has set the bus. libnvdimm, which this module depends
         // on, keeps it registered. The reference to the notifier is kept until `unregister`.
         if let Err(err) = unsafe { watchers.register((*ndrv).drv.bus) } {
             // SAFETY: The driver has just been registered.
             unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
+            refusals.unregister();
             return Err(err);
         }
 
@@ -218,8 +236,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         // being initialised, with no lock of a device held.
         unsafe { for_each((*ndrv).drv.bus, T::present) };
 
-        // `unregister` takes both back.
+        // `unregister` takes all of them back.
         let _ = Arc::into_raw(watchers);
+        let _ = Arc::into_raw(refusals);
         registered.into_raw();
         Ok(())
     }
@@ -230,10 +249,12 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         // `nd_driver_unregister()` is an inline function with this call.
         unsafe { bindings::driver_unregister(&raw mut (*driver).nd.drv) };
 
-        // SAFETY: `register` has left a reference, and has registered the notifier with this bus.
+        // SAFETY: `register` has left the references, and has registered the notifier of `watchers`
+        // with this bus.
         unsafe {
             let watchers = Arc::from_raw((*driver).watchers);
             watchers.unregister((*driver).nd.drv.bus);
+            Arc::from_raw((*driver).refusals).unregister();
         }
         // SAFETY: `register` has succeeded, and this is called once after it.
         drop(unsafe { Registered::from_raw() });
@@ -247,7 +268,29 @@ impl<T: Driver> Adapter<T> {
         // INVARIANT: Drivers of `DeviceTypes::NAMESPACE` are offered these kinds of devices only.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        from_result(|| Self::bind(dev, Namespace::probe(dev)?).map(|()| 0))
+        // SAFETY: The driver of a device that is being probed is this one. `register` has set the
+        // pointer, and the list stays until no probe is in progress.
+        let refusals = unsafe { &*(*RawDriver::of((*dev.as_raw()).driver)).refusals };
+
+        from_result(|| {
+            let namespace = Namespace::probe(dev)?;
+            // SAFETY: `register`, if it fails, and `unregister` unregister the notifier.
+            unsafe { refusals.register(dev) }?;
+            let room = Room::new()?;
+            let identity = Identity::of(&namespace);
+            let is_forced_raw = namespace.is_forced_raw();
+
+            let result = Self::bind(dev, namespace);
+            match result {
+                Err(err) if err == EOPNOTSUPP => refusals.add(dev, room, identity),
+                // The contents are good now, or another device has claimed the namespace.
+                Ok(()) if !is_forced_raw => refusals.remove(dev),
+                Err(err) if err == ENXIO => refusals.remove(dev),
+                // They were not checked.
+                _ => {}
+            }
+            result.map(|()| 0)
+        })
     }
 
     /// Probes a device, and stores the driver's data in it.

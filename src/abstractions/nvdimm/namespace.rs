@@ -20,6 +20,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    container_of,
     device::{
         Bound,
         Core, //
@@ -32,6 +33,23 @@ use kernel::{
 
 /// The name of the type of namespaces with a label, as their attribute `devtype` shows it.
 const NAMESPACE_PMEM: &CStr = c"nd_namespace_pmem";
+
+/// The use of a namespace that its label records (`enum nvdimm_claim_class`), as its attribute
+/// `holder_class` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimClass {
+    /// None is recorded: the namespace is raw, or its info block alone has the mode. Labels of
+    /// version 1.1 cannot record another one.
+    None,
+    /// A btt device claims the namespace.
+    Btt,
+    /// A pfn device claims the namespace.
+    Pfn,
+    /// A dax device claims the namespace.
+    Dax,
+    /// A use that libnvdimm does not know.
+    Unknown,
+}
 
 /// The namespace behind a device that is being bound or is bound.
 ///
@@ -136,6 +154,37 @@ impl<'bound> Namespace<'bound> {
         Ok(unsafe { Self::from_raw(dev, NonNull::new(ndns).ok_or(ENODEV)?) })
     }
 
+    /// Returns the namespace behind a device that another driver is about to probe.
+    ///
+    /// [`None`] if a pfn or btt device has claimed no namespace, or if a namespace is claimed.
+    ///
+    /// # Safety
+    ///
+    /// For `'bound`, the device lock must be held, and the driver must not have begun its probe.
+    pub(super) unsafe fn of_idle(dev: &'bound Device<Bound>) -> Option<Self> {
+        // SAFETY: The kind determines the type that embeds the device.
+        let ndns = unsafe {
+            match dev.kind() {
+                // `to_ndns()`
+                Kind::Namespace => {
+                    container_of!(dev.as_raw(), bindings::nd_namespace_common, dev)
+                }
+                Kind::Pfn => (*bindings::to_nd_pfn(dev.as_raw())).ndns,
+                Kind::Btt => (*bindings::to_nd_btt(dev.as_raw())).ndns,
+            }
+        };
+        let ndns = NonNull::new(ndns)?;
+        // SAFETY: A device keeps its claim, and a reference to the namespace, while its lock is
+        // held. Another device may claim the namespace meanwhile, so this is `READ_ONCE()`.
+        let claim = unsafe { (&raw const (*ndns.as_ptr()).claim).read_volatile() };
+        if dev.kind() == Kind::Namespace && !claim.is_null() {
+            return None;
+        }
+
+        // SAFETY: By the reasons above. A driver enables or attaches a namespace in its probe.
+        Some(unsafe { Self::from_raw(dev, ndns) })
+    }
+
     /// Makes a namespace from a pointer.
     ///
     /// # Safety
@@ -233,15 +282,15 @@ impl<'bound> Namespace<'bound> {
         }
     }
 
-    /// Returns the uuid; all zeroes if there is no label.
+    /// Returns the uuid; all zeroes if there is none.
     pub fn uuid(&self) -> [u8; 16] {
         let Some(namespace) = self.labelled() else {
             return [0; 16];
         };
 
-        // SAFETY: By the type invariant the namespace is valid. `Namespace::probe` fails without a
-        // uuid, which does not change while a device of the namespace has a driver.
-        unsafe { (*(*namespace.as_ptr()).uuid).b }
+        // SAFETY: By the type invariant the namespace is valid. `uuid_store()` and `size_store()`
+        // fail for a namespace that has a driver or is claimed. A deleted namespace has no uuid.
+        unsafe { (*namespace.as_ptr()).uuid.as_ref() }.map_or([0; 16], |uuid| uuid.b)
     }
 
     /// Returns whether the user has asked for info blocks to be ignored (`force_raw`).
@@ -253,15 +302,22 @@ impl<'bound> Namespace<'bound> {
         unsafe { (&raw const (*self.ndns.as_ptr()).force_raw).read_volatile() != 0 }
     }
 
-    /// Returns whether there is a label whose claim class is `NVDIMM_CCLASS_NONE`.
+    /// Returns the claim class in the label; [`None`] if there is no label.
     ///
-    /// Labels of version 1.1 have no claim class, so it is true for all of these.
-    pub fn is_raw_by_label(&self) -> bool {
-        // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` needs the
-        // lock of the device, and a namespace that is not claimed.
-        let class = unsafe { (*self.ndns.as_ptr()).claim_class };
+    /// A namespace without a label has a claim class too, which a user has set. It is not kept.
+    pub fn claim_class(&self) -> Option<ClaimClass> {
+        self.labelled()?;
 
-        self.labelled().is_some() && class == bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE
+        // SAFETY: By the type invariant the namespace is valid. `holder_class_store()` fails for a
+        // namespace that has a driver or is claimed.
+        Some(match unsafe { (*self.ndns.as_ptr()).claim_class } {
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE => ClaimClass::None,
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT
+            | bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => ClaimClass::Btt,
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_PFN => ClaimClass::Pfn,
+            bindings::nvdimm_claim_class_NVDIMM_CCLASS_DAX => ClaimClass::Dax,
+            _ => ClaimClass::Unknown,
+        })
     }
 
     /// Returns the name of the disk to be created. Fails if the namespace cannot have a disk.
@@ -361,7 +417,7 @@ mod tests {
             assert!(namespace.name() == c"namespace7.3");
             assert!(namespace.sector_size() == Ok(512));
             assert!(namespace.uuid() == [0; 16]);
-            assert!(!namespace.is_raw_by_label());
+            assert!(namespace.claim_class().is_none());
         })
     }
 
@@ -415,14 +471,35 @@ mod tests {
 
     #[test]
     fn a_label_may_have_a_claim_class() -> Result {
-        for (class, raw) in [
-            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE, true),
-            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_PFN, false),
-            (bindings::nvdimm_claim_class_NVDIMM_CCLASS_UNKNOWN, false),
+        for (class, expected) in [
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_NONE,
+                ClaimClass::None,
+            ),
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT,
+                ClaimClass::Btt,
+            ),
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2,
+                ClaimClass::Btt,
+            ),
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_PFN,
+                ClaimClass::Pfn,
+            ),
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_DAX,
+                ClaimClass::Dax,
+            ),
+            (
+                bindings::nvdimm_claim_class_NVDIMM_CCLASS_UNKNOWN,
+                ClaimClass::Unknown,
+            ),
         ] {
             with_label(
                 |nspm| nspm.nsio.common.claim_class = class,
-                |namespace| assert!(namespace.is_raw_by_label() == raw),
+                |namespace| assert!(namespace.claim_class() == Some(expected)),
             )?;
         }
         Ok(())

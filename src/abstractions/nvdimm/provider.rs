@@ -8,7 +8,10 @@
 //! Lock order: the device lock of a region or a bus, the rwsem of the notifier chain,
 //! `Watchers::entries`. Watchers are called and dropped without `entries` held.
 
-use super::device::Device;
+use super::{
+    device::Device,
+    refusals::Refusals, //
+};
 use crate::abstractions::bindings;
 use core::{
     marker::PhantomData,
@@ -132,12 +135,8 @@ impl<'bound> ProviderWatch<'bound> {
             return Err(EINVAL);
         }
         // SAFETY: The device is on the nd bus, and so is its driver. `Adapter` registers all
-        // drivers of this module on that bus, and embeds them in a `RawDriver`.
-        let driver = unsafe {
-            driver
-                .byte_sub(offset_of!(RawDriver, nd.drv))
-                .cast::<RawDriver>()
-        };
+        // drivers of this module on that bus.
+        let driver = unsafe { RawDriver::of(driver) };
         // SAFETY: The adapter sets the pointer before it registers the driver, and keeps its
         // reference until the driver is unregistered, which unbinds the device first.
         let watchers: Arc<Watchers> = unsafe { ArcBorrow::from_raw((*driver).watchers) }.into();
@@ -299,6 +298,20 @@ pub struct RawDriver {
     pub(super) nd: bindings::nd_device_driver,
     /// From [`Arc::into_raw`], or null before the driver is registered.
     pub(super) watchers: *const Watchers,
+    /// As `watchers`.
+    pub(super) refusals: *const Refusals,
+}
+
+impl RawDriver {
+    /// Returns the driver that embeds a `struct device_driver`.
+    ///
+    /// # Safety
+    ///
+    /// [`Adapter`](super::Adapter) must have registered it.
+    pub(super) unsafe fn of(driver: *const bindings::device_driver) -> *const Self {
+        // SAFETY: By the safety requirement it is embedded at this offset.
+        unsafe { driver.byte_sub(offset_of!(Self, nd.drv)).cast() }
+    }
 }
 
 impl Default for RawDriver {
@@ -306,6 +319,7 @@ impl Default for RawDriver {
         Self {
             nd: Default::default(),
             watchers: core::ptr::null(),
+            refusals: core::ptr::null(),
         }
     }
 }

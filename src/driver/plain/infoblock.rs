@@ -201,7 +201,10 @@ impl<'a> InfoBlock<'a> {
         match (self.mode, major) {
             (NamespaceMode::Sector, 1) if minor == 1 => self.check_arena(expected),
             (NamespaceMode::Sector, 2) if minor == 0 => self.check_arena(expected),
-            (NamespaceMode::Fsdax | NamespaceMode::Devdax, 1) => self.check_layout(expected, minor),
+            // libnvdimm accepts any version. The images of container runtimes have 0.2.
+            (NamespaceMode::Fsdax | NamespaceMode::Devdax, 0 | 1) => {
+                self.check_layout(expected, minor)
+            }
             _ => Err(InfoBlockError::Version),
         }
     }

@@ -98,12 +98,13 @@ const OF_ARENA: &[Field] = &[
     Field::ArenaCopy,
 ];
 
+/// The signature of the info block of an fsdax namespace.
+pub const FSDAX: &[u8; 16] = b"NVDIMM_PFN_INFO\0";
+/// The signature of the info block of a devdax namespace.
+pub const DEVDAX: &[u8; 16] = b"NVDIMM_DAX_INFO\0";
+
 /// The signatures of the three kinds of info blocks.
-pub const SIGNATURES: [&[u8; 16]; 3] = [
-    b"BTT_ARENA_INFO\0\0",
-    b"NVDIMM_PFN_INFO\0",
-    b"NVDIMM_DAX_INFO\0",
-];
+pub const SIGNATURES: [&[u8; 16]; 3] = [b"BTT_ARENA_INFO\0\0", FSDAX, DEVDAX];
 
 impl Field {
     fn range(self) -> Range<usize> {
@@ -178,6 +179,16 @@ impl InfoBlock {
         bail!("there is no info block at {places:?}")
     }
 
+    /// Makes a block without uuids and of version 0.0, at the place of a pfn's. It is not sealed.
+    pub fn blank(signature: &[u8; 16]) -> InfoBlock {
+        let mut block = InfoBlock {
+            bytes: [0; LEN],
+            place: LEN as u64,
+        };
+        block.set_signature(signature);
+        block
+    }
+
     /// Writes it back.
     pub fn write(&self, disk: &File) -> Result<()> {
         disk.write_all_at(&self.bytes, self.place)?;
@@ -220,13 +231,6 @@ impl InfoBlock {
         self.bytes[..16].copy_from_slice(signature);
     }
 
-    /// Whether the block starts with a known signature.
-    pub fn has_signature(&self) -> bool {
-        SIGNATURES
-            .iter()
-            .any(|signature| self.bytes.starts_with(*signature))
-    }
-
     /// Updates the checksum.
     pub fn seal(&mut self) {
         let checksum = self.checksum();
@@ -260,6 +264,8 @@ fn checksum(bytes: &[u8]) -> u64 {
 const LABEL_LEN: usize = 256;
 /// The offsets of the sector size in a label.
 pub const LABEL_SECTOR_SIZE: Range<usize> = 96..104;
+/// The offsets of the `abstraction_guid` in a label, which has the claim class.
+pub const LABEL_CLAIM_CLASS: Range<usize> = 144..160;
 
 /// The uuid of a namespace, as a label stores it.
 fn uuid_bytes(namespace: &str) -> Result<[u8; 16]> {
@@ -293,11 +299,16 @@ pub fn seal_label(label: &mut [u8]) {
     end.copy_from_slice(&checksum(rest).to_le_bytes());
 }
 
-/// Changes the sector size in all labels of a namespace in a label area.
-pub fn set_sector_size(area: &mut [u8], namespace: &str, bytes: u64) -> Result<()> {
+/// Changes a field in all labels of a namespace in a label area.
+pub fn set_in_labels(
+    area: &mut [u8],
+    namespace: &str,
+    field: Range<usize>,
+    value: &[u8],
+) -> Result<()> {
     for label in labels_of(area, namespace)? {
         let label = &mut area[label];
-        label[LABEL_SECTOR_SIZE].copy_from_slice(&bytes.to_le_bytes());
+        label[field.clone()].copy_from_slice(value);
         seal_label(label);
     }
     Ok(())

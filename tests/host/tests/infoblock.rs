@@ -192,6 +192,40 @@ fn older_versions_lack_later_fields() {
     assert_eq!(error_of(draft.with(MINOR, &[0, 0])), None);
 }
 
+/// Kata Containers and pmem-csi write version 0.2, without uuids, npfns and sizes of pages.
+#[test]
+fn fsdax_and_devdax_have_major_version_0_or_1() {
+    let unlabelled = Expected {
+        uuid: [0; 16],
+        size: 256 * MIB,
+        ..EXPECTED
+    };
+    for signature in [b"NVDIMM_PFN_INFO\0", b"NVDIMM_DAX_INFO\0"] {
+        let image = |major, minor| {
+            Draft::of(signature, major, minor)
+                .with(PARENT, &[0; 16])
+                .with(DATA_OFFSET, &(2 * MIB).to_le_bytes())
+                .with(MODE, &1_u32.to_le_bytes())
+                .with(ALIGN, &(2_u32 << 20).to_le_bytes())
+                .sealed()
+        };
+        for major in [0, 1] {
+            for minor in [0, 1, 2, 3, 4, 5, u16::MAX] {
+                let result = image(major, minor).check(&unlabelled);
+                assert_eq!(result, Ok(()), "{major}.{minor}");
+            }
+        }
+        for major in [2, 3, 256, u16::MAX] {
+            let result = image(major, 2).check(&unlabelled);
+            assert_eq!(result, Err(InfoBlockError::Version), "{major}.2");
+        }
+    }
+    for (major, minor) in [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (3, 0)] {
+        let error = error_of(Draft::sector(major, minor));
+        assert_eq!(error, Some(InfoBlockError::Version), "{major}.{minor}");
+    }
+}
+
 #[test]
 fn each_error_is_distinct() {
     let draft = Draft::fsdax;

@@ -55,31 +55,53 @@ pub const PLAIN: Machine = Machine {
     fast: true,
 };
 
-/// One emulated NVDIMM with a label area.
+/// One emulated NVDIMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nvdimm {
     /// The size of the region in MiB. `ndctl` needs multiples of 16 MiB.
     pub mib: u64,
     /// Whether the contents are in a file, which outlives the guest.
     pub kept: bool,
+    /// Whether there is a label area.
+    pub labelled: bool,
+    /// Whether the NVDIMM can make stores durable. Otherwise its region is read-only at first.
+    pub armed: bool,
 }
 
-/// The size of the label area, which is added to the region's.
+/// The size of a label area, which is added to the region's.
 const LABEL_MIB: u64 = 2;
 
 impl Nvdimm {
     /// An NVDIMM whose contents are lost with the guest.
     pub const fn volatile(mib: u64) -> Nvdimm {
-        Nvdimm { mib, kept: false }
+        Nvdimm {
+            mib,
+            kept: false,
+            labelled: true,
+            armed: true,
+        }
+    }
+
+    /// An NVDIMM as container runtimes make one for an image.
+    pub const fn for_image(mib: u64) -> Nvdimm {
+        Nvdimm {
+            labelled: false,
+            armed: false,
+            ..Nvdimm::volatile(mib)
+        }
     }
 
     /// An NVDIMM whose contents are in a file.
     pub const fn kept(mib: u64) -> Nvdimm {
-        Nvdimm { mib, kept: true }
+        Nvdimm {
+            kept: true,
+            ..Nvdimm::volatile(mib)
+        }
     }
 
     fn bytes(self) -> u64 {
-        (self.mib + LABEL_MIB) << 20
+        let label_mib = if self.labelled { LABEL_MIB } else { 0 };
+        (self.mib + label_mib) << 20
     }
 }
 
@@ -228,8 +250,13 @@ impl Machine {
                 format!("memory-backend-ram,id=m{index},size={size}")
             };
             let node = if self.numa { index } else { 0 };
-            let device =
-                format!("nvdimm,id=nv{index},memdev=m{index},label-size={LABEL_MIB}M,node={node}");
+            let mut device = format!("nvdimm,id=nv{index},memdev=m{index},node={node}");
+            if nvdimm.labelled {
+                device += &format!(",label-size={LABEL_MIB}M");
+            }
+            if !nvdimm.armed {
+                device += ",unarmed=on";
+            }
             qemu.args(["-object", &object, "-device", &device]);
         }
         for (index, mib) in self.virtio.iter().enumerate() {

@@ -122,6 +122,12 @@ const VIRTIO: Machine = Machine {
     spares: &[128, 3],
     ..PLAIN
 };
+/// The devices on which container runtimes offer an image.
+const FOR_IMAGES: Machine = Machine {
+    nvdimms: &[Nvdimm::for_image(256)],
+    virtio: &[256],
+    ..PLAIN
+};
 /// A region of each provider, each large enough for xfs.
 const ONE_OF_EACH: Machine = Machine {
     kernel_words: "memmap=512M$1G",
@@ -220,6 +226,7 @@ pub const ALL: &[Suite] = &[
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),
     simple(VIRTIO, &[Boot::off("virtio")]),
+    simple(FOR_IMAGES, &[Boot::off("container_images")]),
     simple(NODES, &[Boot::off("providers")]),
     simple(TWO, &[Boot::off("revoke_ext4")]),
     simple(TWO, &[Boot::off("revoke_ext4_nojournal")]),

@@ -7,6 +7,7 @@ mod bench;
 mod bind;
 mod block;
 mod block_errors;
+mod container_images;
 mod crash;
 mod dax;
 mod dax_layout;
@@ -118,6 +119,7 @@ const ALL: &[Suite] = &[
     misuse::SUITE,
     device_tree::SUITE,
     virtio::SUITE,
+    container_images::SUITE,
     providers::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,

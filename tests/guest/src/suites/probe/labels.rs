@@ -3,16 +3,17 @@
 //! Labels that contradict the info block, or have invalid values.
 
 use std::fs;
+use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
 use super::{find_mark, leave_mark};
 use crate::command::run;
 use crate::disk::Disk;
-use crate::infoblock::set_sector_size;
+use crate::infoblock::{LABEL_CLAIM_CLASS, LABEL_SECTOR_SIZE, set_in_labels};
 use crate::lab::{Lab, Prepared};
 use crate::messages::Messages;
-use crate::nd::settle;
+use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
 
 /// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
@@ -35,15 +36,15 @@ pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     find_mark(&disk)
 }
 
-/// Sets the sector size in the label of a raw namespace to 520 bytes, and returns its uuid. The
-/// namespace exists again when this returns.
-pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
+/// Changes a field in the label of a raw namespace, and returns its uuid. The namespace exists
+/// again when this returns.
+fn rewrite_label(lab: &Lab, field: Range<usize>, value: &[u8]) -> Result<String> {
     const AREA: &str = "/tmp/labels";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let uuid = namespace.get("uuid")?;
     run("ndctl", &["read-labels", "-o", AREA, "nmem0"])?;
     let mut area = fs::read(AREA)?;
-    set_sector_size(&mut area, &uuid, 520)?;
+    set_in_labels(&mut area, &uuid, field, value)?;
     fs::write(AREA, &area)?;
     run("ndctl", &["disable-region", "all"])?;
     run("ndctl", &["disable-dimm", "nmem0"])?;
@@ -52,6 +53,17 @@ pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
     run("ndctl", &["enable-region", "all"])?;
     settle()?;
     Ok(uuid)
+}
+
+/// Sets the sector size in the label of a raw namespace to 520 bytes, and returns its uuid.
+pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
+    rewrite_label(lab, LABEL_SECTOR_SIZE, &520_u64.to_le_bytes())
+}
+
+/// Sets the claim class in the label of a raw namespace to one that libnvdimm does not know.
+pub fn set_unknown_class(lab: &Lab) -> Result<Device> {
+    rewrite_label(lab, LABEL_CLAIM_CLASS, &[0x77; 16])?;
+    lab.namespace(0)
 }
 
 /// A label can have an unsupported sector size.

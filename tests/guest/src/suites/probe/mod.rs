@@ -6,7 +6,9 @@
 mod block_test;
 mod claims;
 mod info_blocks;
+mod kept_off;
 mod labels;
+mod lost_blocks;
 mod recovery;
 
 use std::os::unix::fs::FileExt;
@@ -22,6 +24,7 @@ use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alig
 use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding};
 pub use labels::ask_for_odd_sectors;
 use labels::{odd_sector_size, outlived_its_label};
+use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
 use recovery::{refused_is_not_lost, refused_pfn_can_be_saved};
 
 pub const SUITE: Suite = Suite {
@@ -51,6 +54,43 @@ pub const SUITE: Suite = Suite {
         Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
         Test::new("info_blocks_of_older_versions", older_versions),
         Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
+        Test::new("lost_info_block_of_fsdax", |lab| {
+            lost_block(lab, Mode::FsdaxMem)
+        }),
+        Test::new("lost_info_block_of_sector_mode", |lab| {
+            lost_block(lab, Mode::Sector)
+        }),
+        Test::new("lost_info_block_of_devdax", |lab| {
+            lost_block(lab, Mode::Devdax)
+        }),
+        Test::new("lost_info_block_is_made_anew_fsdax_mem", |lab| {
+            recreate_lost(lab, Mode::FsdaxMem, "mem")
+        }),
+        Test::new("lost_info_block_is_made_anew_fsdax_dev", |lab| {
+            recreate_lost(lab, Mode::FsdaxDev, "dev")
+        }),
+        Test::new("creation_that_was_interrupted", interrupted_creation).within(180),
+        Test::new("label_with_unknown_claim_class", unknown_class).within(120),
+        Test::new("other_driver_is_kept_off_a_namespace", kept_off::namespace).within(180),
+        Test::new(
+            "other_driver_is_kept_off_from_the_beginning",
+            kept_off::from_the_beginning,
+        ),
+        Test::new(
+            "other_driver_is_kept_off_a_lost_info_block",
+            kept_off::lost_block,
+        ),
+        Test::new("other_driver_is_kept_off_a_pfn_device", kept_off::pfn).within(180),
+        Test::new("other_driver_is_kept_off_a_btt_device", kept_off::btt).within(180),
+        Test::new(
+            "other_driver_gets_refused_without_the_module",
+            kept_off::without_the_module,
+        ),
+        Test::new(
+            "module_and_provider_go_while_another_driver_probes",
+            kept_off::races,
+        )
+        .within(120),
     ],
 };
 
