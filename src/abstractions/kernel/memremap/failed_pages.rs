@@ -36,7 +36,8 @@ pub trait PagemapOperations: Send + Sync + 'static {
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
     /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
-    /// memory management takes the pages out of the linear mapping.
+    /// memory management takes the pages out of the linear mapping. Not called for a simulated
+    /// failure.
     fn record_failure(&self, offset: u64, len: u64);
 }
 
@@ -147,6 +148,9 @@ impl FailedPages {
     /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
     /// [`ENOSPC`] if the pages cannot be listed.
     ///
+    /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
+    /// stay in the linear mapping, because only handlers of machine checks take them out.
+    ///
     /// # Safety
     ///
     /// The page frame must have a `struct page` of a pgmap that stays during the call.
@@ -158,6 +162,9 @@ impl FailedPages {
         len: u64,
         flags: c_int,
     ) -> Result {
+        if flags & bindings::mf_flags_MF_SW_SIMULATED as c_int != 0 {
+            return ops.memory_failure(offset, len, flags);
+        }
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
 
         // The caller takes the pages out of the linear mapping only if this does not fail

@@ -603,6 +603,35 @@ mod tests {
     }
 
     #[test]
+    fn simulated_failures_are_not_listed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        let report = |flags: c_int| {
+            // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+            unsafe {
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
+                    (pfn + 3) as c_ulong,
+                    1,
+                    flags,
+                )
+            }
+        };
+        let simulated = bindings::mf_flags_MF_SW_SIMULATED as c_int;
+
+        assert_eq!(report(simulated), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
+        assert_eq!(pages.ops().recorded.load(Relaxed), 0);
+        assert!(pages.none_failed());
+        // A real failure stays listed.
+        assert_eq!(report(0), 0);
+        assert_eq!(report(simulated), 0);
+        assert!(pages.has_failed(0x3000, 0x1000));
+        Ok(())
+    }
+
+    #[test]
     fn failed_pages_are_listed_until_they_are_repaired() -> Result {
         let start = free_range(LEN)?;
         let pages = pages(start, 2 << 20)?;

@@ -54,7 +54,8 @@ pub const SUITE: Suite = Suite {
         .within(120),
         Test::new("failed_page_after_rebind", failures::rebind).within(120),
         Test::new("list_is_full", failures::list_is_full).within(120),
-        Test::new("madvise_hwpoison", failures::madvise).within(120),
+        Test::new("simulated_failure", failures::simulated).within(120),
+        Test::new("simulated_and_real_failure", failures::simulated_and_real).within(120),
     ],
 };
 
