@@ -277,4 +277,11 @@ impl MemoryRef {
         self.pages()
             .map_or(Ok(()), |pages| pages.unpoison(span.offset, span.len))
     }
+
+    /// As
+    /// [`PagemapInner::set_failed`](crate::abstractions::kernel::memremap::PagemapInner::set_failed).
+    pub fn set_failed(&self, span: Span) -> Result {
+        self.pages()
+            .map_or(Ok(()), |pages| pages.set_failed(span.offset, span.len))
+    }
 }

@@ -48,7 +48,7 @@ pub trait PagemapOperations: Send + Sync + 'static {
 /// # Invariants
 ///
 /// `list` has each page that `memory_failure()` took out of the linear mapping and that was not put
-/// back. The data starts at page frame `first_pfn`.
+/// back. It may have other pages. The data starts at page frame `first_pfn`.
 #[pin_data]
 pub(super) struct FailedPages {
     #[pin]
@@ -117,6 +117,12 @@ impl FailedPages {
             }
         }
         Ok(())
+    }
+
+    /// Adds pages that were put back, but were not repaired. Fails if the list is full.
+    pub(super) fn add(&self, pages: Range<u64>) -> Result {
+        self.list
+            .add(pages.start, pages.end.saturating_sub(pages.start))
     }
 
     /// Puts all pages back into the linear mapping, failed as they are.
