@@ -199,6 +199,12 @@ bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_regi
 	return nd_region->flush;
 }
 
+bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
+bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region)
+{
+	return READ_ONCE(nd_region->ro);
+}
+
 void pmem_rs_helper_pmem_wmb(void);
 void pmem_rs_helper_pmem_wmb(void)
 {

@@ -136,6 +136,11 @@ impl Memory {
         }
     }
 
+    /// As [`Pagemap::unmapper`]. Memory without `struct page`s has no files.
+    pub fn unmapper(&self) -> Option<fs_dax::Unmapper<FailureHandler>> {
+        self.pages()?.unmapper()
+    }
+
     /// As [`Pagemap::close`].
     pub fn close(self) -> Closed {
         match self {

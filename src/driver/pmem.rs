@@ -26,6 +26,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         SetOnce, //
     }, //
@@ -43,12 +47,27 @@ pub struct Pmem {
     pub badblocks: Arc<Badblocks>,
     /// Flushes the region.
     pub flusher: Arc<Flusher>,
-    /// The logical block size of the disk, a power of two.
-    pub block_size: u32,
+    /// What is checked at each request.
+    pub access: Access,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
-    #[pin]
-    messages: Messages,
+    messages: Pin<KBox<Messages>>,
+}
+
+/// What is checked at each request, in one cache line.
+#[repr(align(8))]
+pub struct Access {
+    /// The logical block size of the disk, a power of two.
+    pub block_size: u32,
+    read_only: Atomic<bool>,
+}
+
+impl Access {
+    /// Returns whether writes are refused, because the region is read-only.
+    #[inline]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
 }
 
 /// How often the messages of a device are logged. Each has a limit of its own, so that one does not
@@ -61,6 +80,8 @@ struct Messages {
     list_is_full: RateLimit,
     #[pin]
     still_listed: RateLimit,
+    #[pin]
+    read_only: RateLimit,
 }
 
 impl Messages {
@@ -69,6 +90,7 @@ impl Messages {
             part_of_failed_page <- RateLimit::new(),
             list_is_full <- RateLimit::new(),
             still_listed <- RateLimit::new(),
+            read_only <- RateLimit::new(),
         })
     }
 }
@@ -105,10 +127,31 @@ impl Pmem {
             memory,
             badblocks,
             flusher,
-            block_size,
+            access: Access {
+                block_size,
+                read_only: Atomic::new(false),
+            },
             dax: SetOnce::new(),
-            messages <- Messages::new(),
+            messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
         })
+    }
+
+    /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may
+    /// still succeed.
+    pub fn set_read_only(&self, read_only: bool) -> bool {
+        self.access.read_only.xchg(read_only, Relaxed) != read_only
+    }
+
+    /// Logs that a write is refused because the region is read-only, and returns the error.
+    #[cold]
+    pub fn refuse_write(&self) -> Error {
+        if self.messages.read_only.permits(c"pmem_rs") {
+            self.flusher.region().err(fmt!(
+                "write refused: the region is read-only. Write 0 to its attribute read_only to \
+                 permit writes\n"
+            ));
+        }
+        EROFS
     }
 
     /// Returns the first bad sector in `span`. It may be before the span, as the start of a run.

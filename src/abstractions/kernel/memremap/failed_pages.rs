@@ -74,6 +74,9 @@ impl FailedPages {
     /// Returns the offset of the first failed page of the `len` bytes from `offset` on. If a run of
     /// failed pages begins before `offset`, it is the offset of the run.
     pub(super) fn first(&self, offset: usize, len: usize) -> Option<usize> {
+        if len == 0 {
+            return None;
+        }
         let first = offset >> PAGE_SHIFT;
         let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);
         let run = self

@@ -680,6 +680,7 @@ mod tests {
         assert!(pages.has_failed(0x2fff, 2));
         assert!(!pages.has_failed(0x2000, 0x1000));
         assert!(!pages.has_failed(0x5000, 0x1000));
+        assert!(!pages.has_failed(0x3800, 0));
 
         // A page is repaired as a whole.
         pages.unpoison(0x3001, 0x1fff)?;
