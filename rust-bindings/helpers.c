@@ -17,6 +17,7 @@
 #include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
+#include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/set_memory.h>
@@ -27,6 +28,12 @@
 #include <linux/wait_bit.h>
 #include "nd.h"
 #include "pmem.h"
+
+void pmem_rs_helper_ratelimit_default_init(struct ratelimit_state *rs);
+void pmem_rs_helper_ratelimit_default_init(struct ratelimit_state *rs)
+{
+	ratelimit_default_init(rs);
+}
 
 void *pmem_rs_helper_page_address(struct page *page);
 void *pmem_rs_helper_page_address(struct page *page)
@@ -202,6 +209,12 @@ bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_regi
 bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_region)
 {
 	return nd_region->flush;
+}
+
+bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
+bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region)
+{
+	return READ_ONCE(nd_region->ro);
 }
 
 void pmem_rs_helper_pmem_wmb(void);

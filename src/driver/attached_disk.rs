@@ -12,7 +12,10 @@ use super::{
         Layout,
         Memory, //
     },
-    messages::report_unusable,
+    messages::{
+        report_read_only,
+        report_unusable, //
+    },
     pmem::Pmem,
     registry::Registry,
     shared::Shared,
@@ -99,6 +102,11 @@ impl<'bound> AttachedDisk<'bound> {
             GFP_KERNEL,
         )?;
         region.populate_badblocks(&badblocks, &data);
+        // The lock of the device is held, so no change of the region is missed.
+        let read_only = region.is_read_only();
+        if pmem.set_read_only(read_only) {
+            report_read_only(dev, read_only);
+        }
         // Allocated here: once the disk was opened, only the teardown can undo this function.
         let reserved = Registry::reserve()?;
         let unbind = Unbind::new(
@@ -145,7 +153,7 @@ impl<'bound> AttachedDisk<'bound> {
         }
 
         let disk = disk.register(dev.as_ref())?;
-        dev.sync_read_only(&disk);
+        disk.set_read_only(read_only);
         match disk.attribute(c"badblocks") {
             Some(attribute) => badblocks.set_attribute(attribute),
             None => dev_warn!(dev, "'badblocks' notification disabled\n"),
@@ -174,9 +182,23 @@ impl<'bound> AttachedDisk<'bound> {
         self.badblocks.notify();
     }
 
-    /// Sets the disk read-only or writable, as the region is.
+    /// Refuses or permits writes, as the region does. May sleep.
+    ///
+    /// When writes become refused, a worker unmaps the memory from all files once. A store to a
+    /// mapping that is made after that cannot be refused.
     pub fn sync_read_only(&self, dev: &Device<Bound>) {
-        self.unbind.with_disk(|disk| dev.sync_read_only(disk));
+        let read_only = dev.region().is_read_only();
+        let has_changed = self.unbind.with_parts(|Parts { disk, .. }| {
+            disk.set_read_only(read_only);
+            disk.data().set_read_only(read_only)
+        });
+
+        if has_changed == Some(true) {
+            report_read_only(dev, read_only);
+            if read_only {
+                self.unbind.start_unmapping();
+            }
+        }
     }
 }
 

@@ -48,6 +48,9 @@ impl dax::Operations<FailureHandler> for Pmem {
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
         let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.memory.size()).ok_or(ERANGE)?;
 
+        if self.access.is_read_only() {
+            return Err(self.refuse_write());
+        }
         self.zero(span)
     }
 
@@ -67,6 +70,10 @@ impl dax::Operations<FailureHandler> for Pmem {
         let Some(pages) = span.round_to_pages(PAGE_SHIFT) else {
             return 0;
         };
+        if self.access.is_read_only() {
+            self.refuse_write();
+            return 0;
+        }
         // Clearing poison overwrites whole pages, so it needs a write of whole pages.
         if pages != span && self.first_bad(pages).is_some() {
             return 0;

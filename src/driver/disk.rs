@@ -60,7 +60,7 @@ pub fn new(
         features = features | Features::DAX;
     }
     let limits = Limits {
-        logical_block_size: pmem.block_size,
+        logical_block_size: pmem.access.block_size,
         physical_block_size: PAGE_BLOCK,
         features,
     };
@@ -124,7 +124,8 @@ impl Pmem {
     #[inline(always)]
     fn transfer(&self, bio: &Bio) -> Result {
         // The block layer has checked the range, but not of bios that a stacked device remapped.
-        let find = move |size| Span::of_request(bio.sector(), bio.len(), self.block_size, size);
+        let find =
+            move |size| Span::of_request(bio.sector(), bio.len(), self.access.block_size, size);
 
         // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
@@ -141,6 +142,10 @@ impl Pmem {
             }
             Ok(())
         } else if bio.operation() == Operation::Write {
+            // The block layer only warns about writes to a read-only disk.
+            if self.access.is_read_only() {
+                return Err(self.refuse_write());
+            }
             let segments = bio.segments();
             let Some(overwrite) = self.start_overwrite(find) else {
                 let is_within = find(self.memory.size()).is_some();

@@ -136,6 +136,11 @@ impl Memory {
         }
     }
 
+    /// As [`Pagemap::unmapper`]. Memory without `struct page`s has no files.
+    pub fn unmapper(&self) -> Option<fs_dax::Unmapper<FailureHandler>> {
+        self.pages()?.unmapper()
+    }
+
     /// As [`Pagemap::close`].
     pub fn close(self) -> Closed {
         match self {
@@ -276,5 +281,12 @@ impl MemoryRef {
     pub fn unpoison(&self, span: Span) -> Result {
         self.pages()
             .map_or(Ok(()), |pages| pages.unpoison(span.offset, span.len))
+    }
+
+    /// As
+    /// [`PagemapInner::set_failed`](crate::abstractions::kernel::memremap::PagemapInner::set_failed).
+    pub fn set_failed(&self, span: Span) -> Result {
+        self.pages()
+            .map_or(Ok(()), |pages| pages.set_failed(span.offset, span.len))
     }
 }

@@ -15,7 +15,10 @@ use crate::abstractions::nvdimm::{
 };
 use core::ops::Range;
 use kernel::{
-    device::Core,
+    device::{
+        Bound,
+        Core, //
+    },
     io::PhysAddr,
     prelude::*, //
 };
@@ -85,6 +88,19 @@ fn release(dev: &Device<Core<'_>>) -> &'static str {
             "write an empty line to the attribute `namespace` of this device, then "
         }
         Kind::Namespace => "",
+    }
+}
+
+/// Logs that writes to a device are refused or permitted, because its region has changed.
+pub fn report_read_only(dev: &Device<Bound>, read_only: bool) {
+    if read_only {
+        dev_info!(
+            dev,
+            "the region is read-only: writes are refused until 0 is written to its attribute \
+             read_only\n"
+        );
+    } else {
+        dev_info!(dev, "the region is writable again\n");
     }
 }
 

@@ -77,18 +77,33 @@ impl kernel::platform::Driver for PlatformDriver {
 
         let bus = Bus::register(dev.as_ref(), source.provider()?)?;
         let mut has_region = false;
+        let mut failure = ENXIO;
 
-        // A range that cannot be used does not affect the others.
+        // A range that cannot be used does not affect the others. The reason for each is logged.
         source.for_each_memory(|memory| {
-            if let Some(memory) = source.usable_part(memory) {
-                bus.create_region(&source.region(memory))?;
-                has_region = true;
+            let Some(memory) = source.usable_part(memory) else {
+                return Ok(());
+            };
+            let range = memory.range();
+
+            match bus.create_region(&source.region(memory)) {
+                Ok(()) => has_region = true,
+                Err(err) => {
+                    dev_err!(
+                        dev,
+                        "[mem {:#x}-{:#x}] is left out, its region could not be made: error {}; to \
+                         try again, unbind and bind this device\n",
+                        range.start,
+                        range.end.saturating_sub(1),
+                        err.to_errno()
+                    );
+                    failure = err;
+                }
             }
             Ok(())
         })?;
         if !has_region {
-            // `usable_part` has logged the reason for each range.
-            return Err(ENXIO);
+            return Err(failure);
         }
         Ok(bus)
     }

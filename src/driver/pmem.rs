@@ -16,7 +16,8 @@ use crate::abstractions::kernel::{
         Badblocks, //
     },
     dax,
-    pmem_slice::WritableSlice, //
+    pmem_slice::WritableSlice,
+    ratelimit::RateLimit, //
 };
 use kernel::{
     page::{
@@ -25,6 +26,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         SetOnce, //
     }, //
@@ -42,10 +47,63 @@ pub struct Pmem {
     pub badblocks: Arc<Badblocks>,
     /// Flushes the region.
     pub flusher: Arc<Flusher>,
-    /// The logical block size of the disk, a power of two.
-    pub block_size: u32,
+    /// What is checked at each request.
+    pub access: Access,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
+    messages: Pin<KBox<Messages>>,
+}
+
+/// What is checked at each request, in one cache line.
+#[repr(align(8))]
+pub struct Access {
+    /// The logical block size of the disk, a power of two.
+    pub block_size: u32,
+    read_only: Atomic<bool>,
+}
+
+impl Access {
+    /// Returns whether writes are refused, because the region is read-only.
+    #[inline]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+}
+
+/// How often the messages of a device are logged. Each has a limit of its own, so that one does not
+/// suppress another.
+#[pin_data]
+struct Messages {
+    #[pin]
+    part_of_failed_page: RateLimit,
+    #[pin]
+    list_is_full: RateLimit,
+    #[pin]
+    still_listed: RateLimit,
+    #[pin]
+    read_only: RateLimit,
+}
+
+impl Messages {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            part_of_failed_page <- RateLimit::new(),
+            list_is_full <- RateLimit::new(),
+            still_listed <- RateLimit::new(),
+            read_only <- RateLimit::new(),
+        })
+    }
+}
+
+/// What was done before memory is overwritten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cleared {
+    /// Nothing: no sector was bad.
+    Nothing,
+    /// Poison was cleared.
+    Poison,
+    /// Poison was cleared, and failed pages were put back into the linear mapping.
+    FailedPages,
 }
 
 /// A write in progress to memory without poison.
@@ -54,7 +112,7 @@ pub struct Overwrite<'a> {
     span: Span,
     /// The memory.
     pub memory: WritableSlice<'a>,
-    poison_cleared: bool,
+    cleared: Cleared,
 }
 
 impl Pmem {
@@ -69,9 +127,31 @@ impl Pmem {
             memory,
             badblocks,
             flusher,
-            block_size,
+            access: Access {
+                block_size,
+                read_only: Atomic::new(false),
+            },
             dax: SetOnce::new(),
+            messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
         })
+    }
+
+    /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may
+    /// still succeed.
+    pub fn set_read_only(&self, read_only: bool) -> bool {
+        self.access.read_only.xchg(read_only, Relaxed) != read_only
+    }
+
+    /// Logs that a write is refused because the region is read-only, and returns the error.
+    #[cold]
+    pub fn refuse_write(&self) -> Error {
+        if self.messages.read_only.permits(c"pmem_rs") {
+            self.flusher.region().err(fmt!(
+                "write refused: the region is read-only. Write 0 to its attribute read_only to \
+                 permit writes\n"
+            ));
+        }
+        EROFS
     }
 
     /// Returns the first bad sector in `span`. It may be before the span, as the start of a run.
@@ -120,7 +200,7 @@ impl Pmem {
                 return Some(Overwrite {
                     span,
                     memory,
-                    poison_cleared: false,
+                    cleared: Cleared::Nothing,
                 });
             }
         }
@@ -131,8 +211,8 @@ impl Pmem {
     /// Clears the first `written` bytes of the span from the badblocks.
     #[inline(always)]
     pub fn finish_overwrite(&self, overwrite: Overwrite<'_>, written: usize) {
-        if overwrite.poison_cleared {
-            self.clear_badblocks(overwrite.span, written);
+        if overwrite.cleared != Cleared::Nothing {
+            self.clear_badblocks(overwrite.span, overwrite.cleared, written);
         }
     }
 
@@ -141,16 +221,17 @@ impl Pmem {
     fn make_writable(&self, span: Span) -> Option<Overwrite<'_>> {
         self.memory.find(|_| Some(span))?;
 
-        let bad = self.find_bad(span);
-        if let Some(bad) = bad {
-            self.clear_poison(span, bad).ok()?;
-        }
+        let cleared = if self.find_bad(span).is_some() {
+            self.clear_poison(span).ok()?
+        } else {
+            Cleared::Nothing
+        };
         // A page may have failed since.
         let memory = self.memory.writable(span)?;
         Some(Overwrite {
             span,
             memory,
-            poison_cleared: bad.is_some(),
+            cleared,
         })
     }
 
@@ -166,25 +247,45 @@ impl Pmem {
     }
 
     /// Clears the poison in `span`, page by page: firmware does not clear larger pieces reliably.
-    /// May sleep. `bad` is the first bad sector.
+    /// May sleep.
     #[cold]
-    fn clear_poison(&self, span: Span, mut bad: u64) -> Result {
+    fn clear_poison(&self, span: Span) -> Result<Cleared> {
+        let has_failed = |page| self.memory.first_failed(page).is_some();
+        let mut cleared = Cleared::Poison;
+
+        // If the provider cannot clear one of its pages, no failed page was restored yet.
+        self.for_each_bad_page(span, |page| {
+            if has_failed(page) {
+                return Ok(());
+            }
+            self.clear_page_poison(page)
+        })?;
+        let result = self.for_each_bad_page(span, |page| {
+            if !has_failed(page) {
+                return Ok(());
+            }
+            self.restore_failed_page(page)?;
+            cleared = Cleared::FailedPages;
+            Ok(())
+        });
+        if result.is_err() && cleared == Cleared::FailedPages {
+            self.keep_failed(span);
+        }
+        result.map(|()| cleared)
+    }
+
+    /// Calls `f` with each page of `span` that has a bad sector, or with the part of it that is in
+    /// the span, until it returns an error.
+    fn for_each_bad_page(&self, span: Span, mut f: impl FnMut(Span) -> Result) -> Result {
         let mut rest = span;
 
-        loop {
-            let (piece, after) = rest.split_at_bad(bad, PAGE_SHIFT).ok_or(EIO)?;
+        while let Some(bad) = self.first_bad(rest) {
+            let (page, after) = rest.split_at_bad(bad, PAGE_SHIFT).ok_or(EIO)?;
 
-            if self.memory.first_failed(piece).is_some() {
-                self.list_failed_page(piece)?;
-            }
-            self.clear_page_poison(piece)?;
-
+            f(page)?;
             rest = after;
-            match self.first_bad(rest) {
-                None => return Ok(()),
-                Some(next) => bad = next,
-            }
         }
+        Ok(())
     }
 
     /// Adds a failed page to the badblocks, so that it is not read between unpoison and the write.
@@ -195,7 +296,7 @@ impl Pmem {
         if span.len != PAGE_SIZE {
             // Only a whole page can be restored in the linear mapping. Clearing the poison of the
             // whole page would change bytes that are not written here.
-            kernel::do_once_lite! {
+            if self.messages.part_of_failed_page.permits(c"pmem_rs") {
                 self.flusher.region().err(fmt!(
                     "write of {} bytes at sector {first} refused: their page has failed. Write all \
                      of its {PAGE_SIZE} bytes at once to clear the poison\n",
@@ -213,7 +314,7 @@ impl Pmem {
         if self.badblocks.add(first, sectors).is_ok() {
             return Ok(());
         }
-        kernel::do_once_lite! {
+        if self.messages.list_is_full.permits(c"pmem_rs") {
             self.flusher.region().err(fmt!(
                 "write at sector {first} refused: its page has failed, and the list of bad blocks \
                  is full. Write to other bad blocks first, which removes them\n"
@@ -223,20 +324,9 @@ impl Pmem {
     }
 
     /// Clears the poison in `span`, which is a page or a part of one. May sleep. Fails if poison is
-    /// left, if unpoison fails, or if the page has failed again.
+    /// left, if unpoison fails, or if the page has failed meanwhile.
     fn clear_page_poison(&self, span: Span) -> Result {
-        let phys = self
-            .memory
-            .phys()
-            .start
-            .checked_add(span.offset as u64)
-            .ok_or(EIO)?;
-        let cleared = self
-            .flusher
-            .region()
-            .clear_poison(phys, span.len)
-            .map_err(|_| ENODATA)?;
-        if cleared < span.len {
+        if self.clear_medium(span)? < span.len {
             return Err(ENODATA);
         }
 
@@ -245,22 +335,70 @@ impl Pmem {
         Ok(())
     }
 
+    /// Restores a page that has failed, so that it can be overwritten. May sleep. Fails if `span`
+    /// is not the whole page, if the badblocks are full, if unpoison fails, or if the page has
+    /// failed again.
+    ///
+    /// The poison need not be cleared by the provider, which may have no command for that.
+    /// Overwriting all of the page clears it, or the page fails again.
+    fn restore_failed_page(&self, span: Span) -> Result {
+        self.list_failed_page(span)?;
+        let _ = self.clear_medium(span);
+
+        self.memory.unpoison(span).map_err(|_| ENODATA)?;
+        let memory = self.memory.writable(span).ok_or(ENODATA)?;
+        memory.invalidate();
+        // A store to a part of a cache line would read the poison in the rest of the line. So whole
+        // lines are overwritten first, past the caches.
+        memory.zero();
+        Ok(())
+    }
+
+    /// Makes the provider clear the poison in `span`, and returns how many bytes were cleared. May
+    /// sleep.
+    fn clear_medium(&self, span: Span) -> Result<usize> {
+        let phys = self
+            .memory
+            .phys()
+            .start
+            .checked_add(span.offset as u64)
+            .ok_or(EIO)?;
+
+        self.flusher
+            .region()
+            .clear_poison(phys, span.len)
+            .map_err(|_| ENODATA)
+    }
+
+    /// Records that the pages that are wholly in `span` and have a bad sector have failed, since
+    /// only a write to all of a page repairs it.
+    fn keep_failed(&self, span: Span) {
+        let _ = self.for_each_bad_page(span, |page| {
+            // If this list is full, the sectors still are in the badblocks.
+            let _ = self.memory.set_failed(page);
+            Ok(())
+        });
+    }
+
     /// Clears the whole sectors of the first `len` bytes of `span` from the badblocks, and notifies
-    /// pollers.
+    /// pollers. Failed pages of which not all was written stay failed.
     #[cold]
-    fn clear_badblocks(&self, span: Span, len: usize) {
+    fn clear_badblocks(&self, span: Span, cleared: Cleared, len: usize) {
         let Some(written) = span.part(0, len.min(span.len)) else {
             return;
         };
         let (first, sectors) = written.whole_sectors();
 
         if self.badblocks.clear(first, sectors).is_err() {
-            kernel::do_once_lite! {
+            if self.messages.still_listed.permits(c"pmem_rs") {
                 self.flusher.region().warn(fmt!(
                     "what was written at sector {first} is still listed as bad. If the list of \
                      bad blocks is full, write to other bad blocks, then write this again\n"
                 ));
             }
+        }
+        if cleared == Cleared::FailedPages && written.len < span.len {
+            self.keep_failed(span);
         }
     }
 }

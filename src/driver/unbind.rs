@@ -120,11 +120,14 @@ pub struct Unbind {
     work: Work<Unbind, 0>,
     #[pin]
     kill_work: Work<Unbind, 1>,
+    #[pin]
+    unmap_work: Work<Unbind, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Unbind { self.work }
     impl HasWork<Self, 1> for Unbind { self.kill_work }
+    impl HasWork<Self, 2> for Unbind { self.unmap_work }
 }
 
 impl WorkItem<0> for Unbind {
@@ -140,6 +143,19 @@ impl WorkItem<1> for Unbind {
 
     fn run(this: Arc<Self>) {
         teardown::kill_dax(&this);
+    }
+}
+
+impl WorkItem<2> for Unbind {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // The reference keeps the memory while the files are unmapped.
+        let unmapper = this.with_parts(|parts| parts.memory.unmapper()).flatten();
+
+        if let Some(unmapper) = unmapper {
+            unmapper.unmap_files();
+        }
     }
 }
 
@@ -172,6 +188,7 @@ impl Unbind {
                 progress <- new_mutex!(Progress::default(), "pmem_rs::Unbind::progress"),
                 work <- new_work!("pmem_rs::Unbind::work"),
                 kill_work <- new_work!("pmem_rs::Unbind::kill_work"),
+                unmap_work <- new_work!("pmem_rs::Unbind::unmap_work"),
             }),
             GFP_KERNEL,
         )
@@ -182,12 +199,22 @@ impl Unbind {
         self.teardown.lock().state = State::Bound(parts);
     }
 
-    /// Calls `f` with the disk if the device is bound. `f` is called with the lock held, so the
-    /// disk is not removed meanwhile.
-    pub fn with_disk(&self, f: impl FnOnce(&gendisk::Registration<Pmem>)) {
-        if let State::Bound(parts) = &self.teardown.lock().state {
-            f(&parts.disk);
+    /// Calls `f` with the parts of the device if it is bound. `f` is called with the lock held, so
+    /// they are not removed meanwhile.
+    pub fn with_parts<R>(&self, f: impl FnOnce(&Parts) -> R) -> Option<R> {
+        match &self.teardown.lock().state {
+            State::Bound(parts) => Some(f(parts)),
+            _ => None,
         }
+    }
+
+    /// Starts a worker that unmaps the memory from all files once, if the device is bound.
+    ///
+    /// The device lock is held here. The walk through the files may wait for an unmount, which may
+    /// wait for pins, and unbind must not wait for that.
+    pub fn start_unmapping(self: &Arc<Self>) {
+        // An error means that the work is queued already.
+        let _ = self.shared.queues.teardown.enqueue::<_, 2>(self.clone());
     }
 
     /// Tears down the device, in the unbinding thread. Returns when its range is free or retired.

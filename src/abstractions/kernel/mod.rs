@@ -14,4 +14,5 @@ pub mod memremap;
 pub mod numa;
 pub mod percpu_ref;
 pub mod pmem_slice;
+pub mod ratelimit;
 pub mod wait;

@@ -57,13 +57,17 @@ impl<'bound> Namespace<'bound> {
 }
 
 impl Btt<'_> {
-    /// Sets the disk read-only or writable, as the region is, and logs a change.
+    /// Sets the disk read-only or writable, as the region is. May sleep.
+    ///
+    /// The C function `nvdimm_check_and_set_ro()` does nothing if a user has set the disk read-only
+    /// before, and later the user can make it writable.
     pub fn sync_read_only(&self) {
-        // SAFETY: By the type invariant the device is an attached btt, so it has a disk, whose
-        // parent is the btt device, whose parent is a region.
+        let read_only = self.dev.region().is_read_only();
+
+        // SAFETY: By the type invariant the device is an attached btt, so it has a disk.
         unsafe {
             let nd_btt = bindings::to_nd_btt(self.dev.as_raw());
-            bindings::nvdimm_check_and_set_ro((*(*nd_btt).btt).btt_disk);
+            bindings::set_disk_ro((*(*nd_btt).btt).btt_disk, read_only);
         }
     }
 

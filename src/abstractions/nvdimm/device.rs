@@ -4,10 +4,7 @@
 
 use super::region::Region;
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::{
-    block::gendisk,
-    numa::Node, //
-};
+use crate::abstractions::kernel::numa::Node;
 use crate::abstractions::kernel_ext::device::name_of;
 use core::marker::PhantomData;
 use kernel::{
@@ -87,23 +84,6 @@ impl Device<Bound> {
     pub fn region(&self) -> &Region {
         // SAFETY: By the type invariant the parent is a region. A bound device has a bound region.
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
-    }
-
-    /// Sets a disk on this device read-only or writable, as the region is, and logs a change.
-    ///
-    /// Does nothing for the disk of another device.
-    pub fn sync_read_only<T: gendisk::Operations>(&self, disk: &gendisk::Registration<T>) {
-        let disk = disk.disk();
-
-        // The C function takes the region from the parent of the disk.
-        //
-        // SAFETY: The device of a disk is valid, and its parent is set before it is added.
-        if unsafe { (*disk.device_raw()).parent } != self.as_raw() {
-            return;
-        }
-
-        // SAFETY: The parent of the disk is `self`, whose parent is a region.
-        unsafe { bindings::nvdimm_check_and_set_ro(disk.as_raw()) };
     }
 }
 

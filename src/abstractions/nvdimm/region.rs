@@ -74,6 +74,13 @@ impl Region {
         unsafe { bindings::is_nvdimm_sync(self.as_raw()) }
     }
 
+    /// Returns whether the region is read-only: its attribute `read_only` is 1, or its DIMMs cannot
+    /// be written to.
+    pub fn is_read_only(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid.
+        unsafe { bindings::nd_region_is_read_only(self.as_raw()) }
+    }
+
     /// Adds the bad ranges in a physical range to badblocks, which count from its start. May sleep.
     /// Takes the bus lock.
     pub fn populate_badblocks(&self, badblocks: &Badblocks, range: &Range<PhysAddr>) {

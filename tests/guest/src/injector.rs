@@ -48,7 +48,9 @@ impl Injector {
         if Self::is_loaded() {
             // Bound devices hold a reference to the provider.
             for region in Device::all_of("region")? {
-                region.unbind()?;
+                if region.driver().is_some() {
+                    region.unbind()?;
+                }
             }
             run("rmmod", &[Self::NAME])?;
         }

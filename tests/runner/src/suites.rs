@@ -105,8 +105,9 @@ const TWO_LEGACY: Machine = Machine {
     kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M memmap=9M!1705M",
     ..PLAIN
 };
-/// Memory that the kernel leaves unused, for the module `injector`.
+/// Memory that the kernel leaves unused, for the module `injector`, and an NVDIMM.
 const RESERVED: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512)],
     kernel_words: "memmap=512M$1G",
     ..PLAIN
 };

@@ -36,7 +36,8 @@ pub trait PagemapOperations: Send + Sync + 'static {
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
     /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
-    /// memory management takes the pages out of the linear mapping.
+    /// memory management takes the pages out of the linear mapping. Not called for a simulated
+    /// failure.
     fn record_failure(&self, offset: u64, len: u64);
 }
 
@@ -47,7 +48,7 @@ pub trait PagemapOperations: Send + Sync + 'static {
 /// # Invariants
 ///
 /// `list` has each page that `memory_failure()` took out of the linear mapping and that was not put
-/// back. The data starts at page frame `first_pfn`.
+/// back. It may have other pages. The data starts at page frame `first_pfn`.
 #[pin_data]
 pub(super) struct FailedPages {
     #[pin]
@@ -73,6 +74,9 @@ impl FailedPages {
     /// Returns the offset of the first failed page of the `len` bytes from `offset` on. If a run of
     /// failed pages begins before `offset`, it is the offset of the run.
     pub(super) fn first(&self, offset: usize, len: usize) -> Option<usize> {
+        if len == 0 {
+            return None;
+        }
         let first = offset >> PAGE_SHIFT;
         let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);
         let run = self
@@ -118,6 +122,12 @@ impl FailedPages {
         Ok(())
     }
 
+    /// Adds pages that were put back, but were not repaired. Fails if the list is full.
+    pub(super) fn add(&self, pages: Range<u64>) -> Result {
+        self.list
+            .add(pages.start, pages.end.saturating_sub(pages.start))
+    }
+
     /// Puts all pages back into the linear mapping, failed as they are.
     ///
     /// # Safety
@@ -147,6 +157,9 @@ impl FailedPages {
     /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
     /// [`ENOSPC`] if the pages cannot be listed.
     ///
+    /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
+    /// stay in the linear mapping, because only handlers of machine checks take them out.
+    ///
     /// # Safety
     ///
     /// The page frame must have a `struct page` of a pgmap that stays during the call.
@@ -158,6 +171,9 @@ impl FailedPages {
         len: u64,
         flags: c_int,
     ) -> Result {
+        if flags & bindings::mf_flags_MF_SW_SIMULATED as c_int != 0 {
+            return ops.memory_failure(offset, len, flags);
+        }
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
 
         // The caller takes the pages out of the linear mapping only if this does not fail

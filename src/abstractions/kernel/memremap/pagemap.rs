@@ -383,13 +383,32 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// [`ENOSPC`] if a page cannot be removed from the list of failed pages, which is full.
     /// [`EINVAL`] if the bytes are not all in the data.
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len) else {
-            return Err(EINVAL);
-        };
-        let pages = offset.div_ceil(PAGE_SIZE) as u64..(end >> PAGE_SHIFT) as u64;
+        let pages = self.whole_pages(offset, len)?;
 
         // SAFETY: The pages are in the data, and `self` is not unmapped while it is used.
         unsafe { self.failed.unpoison(pages) }
+    }
+
+    /// Records that the pages that are wholly in the `len` bytes from `offset` on have
+    /// [failed](Self::has_failed), because they were not overwritten after [`Self::unpoison`].
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if the list of failed pages is full. [`EINVAL`] if the bytes are not all in the
+    /// data.
+    pub fn set_failed(&self, offset: usize, len: usize) -> Result {
+        self.failed.add(self.whole_pages(offset, len)?)
+    }
+
+    /// Returns the pages that are wholly in the `len` bytes from `offset` on. Fails if the bytes
+    /// are not all in the data.
+    fn whole_pages(&self, offset: usize, len: usize) -> Result<Range<u64>> {
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= self.len)
+            .ok_or(EINVAL)?;
+
+        Ok(offset.div_ceil(PAGE_SIZE) as u64..(end >> PAGE_SHIFT) as u64)
     }
 
     /// # Safety
@@ -602,6 +621,35 @@ mod tests {
     }
 
     #[test]
+    fn simulated_failures_are_not_listed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let pfn = pages.frames().start;
+        let report = |flags: c_int| {
+            // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+            unsafe {
+                PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                    pages.pgmap.get(),
+                    (pfn + 3) as c_ulong,
+                    1,
+                    flags,
+                )
+            }
+        };
+        let simulated = bindings::mf_flags_MF_SW_SIMULATED as c_int;
+
+        assert_eq!(report(simulated), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
+        assert_eq!(pages.ops().recorded.load(Relaxed), 0);
+        assert!(pages.none_failed());
+        // A real failure stays listed.
+        assert_eq!(report(0), 0);
+        assert_eq!(report(simulated), 0);
+        assert!(pages.has_failed(0x3000, 0x1000));
+        Ok(())
+    }
+
+    #[test]
     fn failed_pages_are_listed_until_they_are_repaired() -> Result {
         let start = free_range(LEN)?;
         let pages = pages(start, 2 << 20)?;
@@ -631,6 +679,7 @@ mod tests {
         assert!(pages.has_failed(0x2fff, 2));
         assert!(!pages.has_failed(0x2000, 0x1000));
         assert!(!pages.has_failed(0x5000, 0x1000));
+        assert!(!pages.has_failed(0x3800, 0));
 
         // A page is repaired as a whole.
         pages.unpoison(0x3001, 0x1fff)?;
@@ -638,6 +687,12 @@ mod tests {
         assert!(!pages.has_failed(0x4000, 0x1000));
         pages.unpoison(0x3000, 0x1000)?;
         assert!(!pages.has_failed(0, pages.slice().len()));
+        // A repair that was not completed.
+        pages.set_failed(0x3001, 0x1fff)?;
+        assert!(pages.has_failed(0x4000, 0x1000) && !pages.has_failed(0x3000, 0x1000));
+        pages.unpoison(0x4000, 0x1000)?;
+        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(pages.set_failed(0, pages.slice().len() + 1).is_err());
         assert!(is_writable(0, pages.slice().len()));
         Ok(())
     }

@@ -27,8 +27,13 @@ pub const SUITE: Suite = Suite {
         Test::new("read_only_disk", read_only_disk),
         Test::new("read_only_region", read_only_region),
         Test::new("read_only_region_at_probe", read_only_region_at_probe),
+        Test::new("set_writable_on_read_only_region", set_writable),
+        Test::new("set_read_only_is_kept", set_read_only_is_kept),
     ],
 };
+
+/// One partition, aligned for DAX.
+const PARTITION: &str = "label: gpt\nstart=16M, size=64M\n";
 
 fn unaligned(lab: &mut Lab) -> Result<()> {
     for mode in [Mode::Raw, Mode::FsdaxMem] {
@@ -202,4 +207,63 @@ fn read_only_region_at_probe(lab: &mut Lab) -> Result<()> {
     expect_same("the read-only disk", &found, &right)?;
     region.set("read_only", "0")?;
     disk.expect("ro", "0")
+}
+
+/// While its region is read-only, a disk that was read-only before cannot be made writable, and
+/// neither can its partitions.
+fn set_writable(lab: &mut Lab) -> Result<()> {
+    let region = Device::named("region0");
+    for mode in [Mode::Raw, Mode::FsdaxMem, Mode::Sector] {
+        let disk = lab.prepare(mode)?.disk;
+        disk.cut(PARTITION)?;
+        let file = disk.open(Access::Direct)?;
+        let partition = disk.partition(1).open(Access::Direct)?;
+        for opened in [&file, &partition] {
+            syscall::set_read_only(opened, true)?;
+        }
+        region.set("read_only", "1")?;
+        for opened in [&file, &partition] {
+            let result = syscall::set_read_only(opened, false);
+            if mode == Mode::Sector {
+                // The disk is that of another driver.
+                result?;
+            } else {
+                errno::expect("making it writable", result, &[Errno::EROFS])?;
+            }
+            ensure!(syscall::is_read_only(opened)?, "it is writable");
+            let result = opened.write_at(&Buffer::of_pages(4096, 34), 0);
+            errno::expect("writing to it", result, &[Errno::EPERM])?;
+            syscall::set_read_only(opened, true)?;
+        }
+        region.set("read_only", "0")?;
+        for opened in [&file, &partition] {
+            syscall::set_read_only(opened, false)?;
+        }
+        partition.write_all_at(&Buffer::of_pages(4096, 35), 0)?;
+    }
+    Ok(())
+}
+
+/// A disk or partition that a program has set read-only stays so when the region becomes writable.
+fn set_read_only_is_kept(lab: &mut Lab) -> Result<()> {
+    let region = Device::named("region0");
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    disk.cut(PARTITION)?;
+    for chosen in [disk.clone(), disk.partition(1)] {
+        let file = chosen.open(Access::Direct)?;
+        for set_before in [true, false] {
+            if set_before {
+                syscall::set_read_only(&file, true)?;
+            }
+            region.set("read_only", "1")?;
+            if !set_before {
+                syscall::set_read_only(&file, true)?;
+            }
+            region.set("read_only", "0")?;
+            ensure!(syscall::is_read_only(&file)?, "{chosen} is writable");
+            syscall::set_read_only(&file, false)?;
+            file.write_all_at(&Buffer::stamped(4096, 36), 0)?;
+        }
+    }
+    Ok(())
 }

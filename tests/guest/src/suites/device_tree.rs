@@ -3,7 +3,9 @@
 //! Persistent memory in a device tree. The tree is the runner's `device_tree.dts`; some of its
 //! nodes are invalid on purpose.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
@@ -14,11 +16,13 @@ use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::Disk;
 use crate::errno;
-use crate::lab::Lab;
+use crate::injection::{ASYNC, Injection, Scope};
+use crate::lab::{Lab, Skip};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::platform::{PlatformDevice, TREE_DRIVER};
 use crate::process::expect_no_thread_stuck;
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "device_tree",
@@ -27,6 +31,11 @@ pub const SUITE: Suite = Suite {
         Test::new("alias_names_the_module", alias_names_the_module),
         Test::new("wrong_nodes_are_refused", wrong_nodes),
         Test::new("wrong_range_of_a_node_is_left_out", wrong_range),
+        Test::new(
+            "region_that_cannot_be_made_is_left_out",
+            region_cannot_be_made,
+        )
+        .within(120),
         Test::new("same_regions_as_with_of_pmem", same_regions_as_with_of_pmem),
         Test::new("unbind_in_use", goes_in_use),
         Test::new("volatile_memory_in_use", volatile_goes),
@@ -216,4 +225,49 @@ fn volatile_goes(lab: &mut Lab) -> Result<()> {
     // The power was never off.
     fixture.expect_intact(&disk_in(lab, VOLATILE_REGION)?)?;
     expect_no_thread_stuck()
+}
+
+/// Each allocation of a probe fails once. If only the region of one range cannot be made, the other
+/// one is there, and the log says which is not. If both cannot be made, or the bus, the probe fails.
+fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
+    let device = device(lab, PERSISTENT)?;
+    if !Path::new("/sys/kernel/debug/failslab").exists() {
+        return Err(Skip("this kernel cannot make allocations fail").into());
+    }
+    let driver = lab.driver.name();
+    let all = device.ranges()?;
+    ensure!(all.len() == 2, "{device} has {all:x?}");
+    device.unbind()?;
+    let injection = Injection::new(lab.driver, ASYNC)?;
+    sysfs::write("/dev/kmsg", klog::NO_MEMORY_FROM_HERE)?;
+
+    let mut seen = BTreeSet::new();
+    for nth in 1.. {
+        let mut messages = Messages::from_now()?;
+        let (result, failed) =
+            injection.fail(Scope::ThreadInDriver, nth, || device.try_bind(driver))?;
+        settle()?;
+        if result.is_err() {
+            errno::expect("binding it", result, &[Errno::ENOMEM, Errno::ENODEV])?;
+            device.expect_driver(None)?;
+            continue;
+        }
+        let found = device.ranges()?;
+        for (start, len) in &all {
+            let said = format!("[mem {start:#x}-{:#x}] is left out", start + len - 1);
+            if !found.contains(&(*start, *len)) {
+                messages.expect(&[&said])?;
+            }
+        }
+        seen.insert(found);
+        device.unbind()?;
+        if !failed {
+            break;
+        }
+    }
+    device.bind(driver)?;
+    for right in [&all[..1], &all[1..], &all[..]] {
+        ensure!(seen.contains(right), "{right:x?} was not seen: {seen:x?}");
+    }
+    Ok(())
 }

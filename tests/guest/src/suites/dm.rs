@@ -3,18 +3,24 @@
 //! Device-mapper devices on top of pmem disks.
 
 use std::os::unix::fs::FileExt;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
+use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PMD, Sharing};
+use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, expect_same, stamped};
-use crate::syscall::is_dax;
+use crate::stacked::Loop;
+use crate::syscall::{self, is_dax};
 
 pub const SUITE: Suite = Suite {
     name: "dm",
@@ -23,6 +29,8 @@ pub const SUITE: Suite = Suite {
         Test::new("xfs_with_dax_on_linear", |lab| dax_on_linear(lab, Xfs)),
         Test::new("linear_over_two_disks", linear_over_two),
         Test::new("linear_over_raw_has_no_dax", linear_over_raw),
+        Test::new("writers_in_the_kernel_are_refused", read_only_below),
+        Test::new("mappings_are_taken_away_once", mappings_below).within(120),
     ],
 };
 
@@ -109,4 +117,95 @@ fn linear_over_raw(lab: &mut Lab) -> Result<()> {
     below.open(Access::Direct)?.read_exact_at(&mut found, 512)?;
     expect_same("the disk below", &found, &right)?;
     over.remove()
+}
+
+/// The region becomes read-only below a linear device and a loop device, which do not become
+/// read-only themselves: what they write is refused, until the region is writable again.
+fn read_only_below(lab: &mut Lab) -> Result<()> {
+    let region = lab.region(0)?;
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let below = lab.prepare(mode)?.disk;
+        let table = format!("0 {} linear {} 0", sectors(&below)?, below.node_str());
+        let over = Mapped::new(NAME, &table)?;
+        let looped = Loop::new(&below.node())?;
+        let right = Buffer::stamped(1 << 20, 4);
+        let writers = [
+            over.disk().open(Access::Direct)?,
+            looped.disk().open(Access::Direct)?,
+        ];
+        for file in &writers {
+            file.write_all_at(&right, 0)?;
+        }
+
+        let mut messages = Messages::from_now()?;
+        region.set("read_only", "1")?;
+        for file in &writers {
+            for _ in 0..100 {
+                let result = file.write_at(&Buffer::stamped(4096, 5), 4096);
+                errno::expect("writing", result, &[Errno::EIO, Errno::EPERM])?;
+            }
+            // An empty write that only flushes is no change.
+            file.sync_all()?;
+            let result = syscall::zero_out(file, 4096, 4096);
+            errno::expect("zeroing", result, &[Errno::EIO, Errno::EPERM])?;
+            let mut found = Buffer::new(right.len());
+            file.read_exact_at(&mut found, 0)?;
+            expect_same("what is there", &found, &right)?;
+        }
+        let line = "write refused: the region is read-only";
+        messages.expect(&[line])?;
+        let said = messages.so_far()?.iter();
+        let count = said.filter(|said| said.contains(line)).count();
+        ensure!(count < 50, "{count} messages in a moment");
+
+        region.set("read_only", "0")?;
+        for file in &writers {
+            file.write_all_at(&right, 0)?;
+        }
+        drop(writers);
+        looped.detach()?;
+        over.remove()?;
+    }
+    Ok(())
+}
+
+/// When the region becomes read-only, mappings are taken away once. They come back with the next
+/// access, and stores of `write(2)` and of mappings are not refused, because the driver is not
+/// asked whether it is one.
+fn mappings_below(lab: &mut Lab) -> Result<()> {
+    let region = lab.region(0)?;
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    let node = disk.node_str();
+    Ext4.make_with(&node, &["-O", "^has_journal"])?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    std::fs::write(&path, stamped(PMD, 1))?;
+    let file = Access::Buffered.open(&path)?;
+    file.sync_all()?;
+    let mapping = Mapping::of_pages(&file, PMD, Sharing::Shared, true)?;
+    mapping.store(0, mapping.load(0));
+    mapping.physical(0)?;
+
+    region.set("read_only", "1")?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while mapping.physical(0).is_ok() {
+        ensure!(Instant::now() < deadline, "the page is still mapped");
+        sleep(Duration::from_millis(10));
+    }
+    // Mappings of a read-only region that was read-only before are not taken away again.
+    mapping.store(0, 7);
+    region.set("read_only", "1")?;
+    sleep(Duration::from_millis(500));
+    mapping.physical(0)?;
+    file.write_all_at(&[8; 512], 4096)?;
+    region.set("read_only", "0")?;
+    mapping.physical(0)?;
+
+    let mut right = stamped(PMD, 1);
+    right[0] = 7;
+    right[4096..4096 + 512].fill(8);
+    expect_same("through the mapping", &mapping.to_vec(0, PMD), &right)?;
+    drop((mapping, file));
+    mount.unmount()?;
+    Ext4.check(&node)
 }

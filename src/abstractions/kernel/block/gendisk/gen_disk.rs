@@ -38,7 +38,8 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        Arc, //
+        Arc,
+        ArcBorrow, //
     },
     types::ForeignOwnable, //
 };
@@ -74,6 +75,7 @@ impl<T: Operations> GenDisk<T> {
         owner: this_module::<T::OwnerModule>().as_ptr(),
         submit_bio: Some(Self::submit_bio_callback),
         release: Some(release_callback),
+        set_read_only: Some(set_read_only_callback),
         ..ZEROED_OPS
     };
 
@@ -224,6 +226,24 @@ unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
     }
 }
 
+/// # Safety
+///
+/// Called by the block layer only, for an opener of `bdev`, which must be a [`GenDisk`] or a
+/// partition of one.
+unsafe extern "C" fn set_read_only_callback(
+    bdev: *mut bindings::block_device,
+    read_only: bool,
+) -> c_int {
+    // SAFETY: By the safety requirements the disk is open. So by the type invariant of `GenDisk`
+    // the data of its queue is a `DiskState`.
+    let state = unsafe { &*(*(*(*bdev).bd_disk).queue).queuedata.cast::<DiskState>() };
+
+    if !read_only && state.is_read_only() {
+        return EROFS.to_errno();
+    }
+    0
+}
+
 /// Returns whether a disk or a partition of it is open.
 ///
 /// # Safety
@@ -280,9 +300,19 @@ pub struct Registration<T: Operations> {
 }
 
 impl<T: Operations> Registration<T> {
-    /// Returns the disk.
-    pub(in crate::abstractions) fn disk(&self) -> &GenDisk<T> {
-        &self.disk
+    /// Returns the data of the disk.
+    pub fn data(&self) -> ArcBorrow<'_, T> {
+        // SAFETY: By the type invariant of `GenDisk` it owns the data, which is not borrowed
+        // mutably.
+        unsafe { Arc::<T>::borrow(self.disk.data) }
+    }
+
+    /// Sets the disk read-only or writable (`set_disk_ro()`). May sleep.
+    ///
+    /// While it is read-only, programs cannot make it writable (`BLKROSET` fails with [`EROFS`]). A
+    /// disk or partition that a program has set read-only stays so.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.disk.state.set_read_only(read_only);
     }
 
     /// Returns a sysfs attribute of the disk, for notifications.

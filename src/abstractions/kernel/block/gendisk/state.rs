@@ -24,6 +24,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
@@ -66,6 +70,8 @@ pub(in crate::abstractions) struct DiskState {
     /// Completed when the disk or a partition of it is closed.
     #[pin]
     pub(super) closed: Completion,
+    /// Programs cannot make the disk writable.
+    read_only: Atomic<bool>,
     #[pin]
     removal: Mutex<Removal>,
     #[pin]
@@ -99,6 +105,7 @@ impl DiskState {
                 disk,
                 whole,
                 closed <- Completion::new(),
+                read_only: Atomic::new(false),
                 removal <- new_mutex!(
                     Removal {
                         added: false,
@@ -144,6 +151,19 @@ impl DiskState {
         let removal = self.removal.lock();
 
         (removal.added && !removal.removed).then(|| f(self.disk.as_ptr()))
+    }
+
+    /// Sets the disk read-only or writable. May sleep. Does nothing if the disk is not added.
+    pub(super) fn set_read_only(&self, read_only: bool) {
+        self.with_added(|disk| {
+            self.read_only.store(read_only, Relaxed);
+            // SAFETY: The disk was added, and is not deleted during the call.
+            unsafe { bindings::set_disk_ro(disk, read_only) };
+        });
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
     }
 
     /// Returns whether the disk was removed. Waits for a removal in progress.

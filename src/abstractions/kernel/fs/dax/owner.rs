@@ -13,6 +13,7 @@ use crate::abstractions::kernel::{
         PagemapConfig,
         PagemapInner,
         PagemapOperations,
+        PagemapRef,
         UsedPage, //
     },
     numa::Node,
@@ -127,7 +128,7 @@ impl<T: PagemapOperations> Owner<T> {
     /// Unmaps all files once; see
     /// [`Pagemap::close_to_mappings`](super::Pagemap::close_to_mappings).
     pub(super) fn unmap_files(&self) -> Walked {
-        self.walk_files(|inode, file, may_put| {
+        walk_files(&self.pages, &self.pool, |inode, file, may_put| {
             let (pages, is_pinned) = file.unmap(&self.pages);
             if is_pinned {
                 self.pool.keep(inode, may_put);
@@ -136,11 +137,19 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
+    /// Returns a reference with which the files can be unmapped, unless new references are refused.
+    pub(super) fn unmapper(&self) -> Option<Unmapper<T>> {
+        Some(Unmapper {
+            pages: self.pages.try_get()?,
+            pool: self.pool.clone(),
+        })
+    }
+
     /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
     /// again.
     pub(super) fn revoke_files(&mut self) -> Walked {
         let mut mismatch = false;
-        let walked = self.walk_files(|_, file, _| {
+        let walked = walk_files(&self.pages, &self.pool, |_, file, _| {
             let revoked = file.revoke(&self.pages);
             mismatch |= revoked.mismatch;
             revoked.pages.saturating_add(revoked.pinned)
@@ -161,41 +170,9 @@ impl<T: PagemapOperations> Owner<T> {
         walked
     }
 
-    /// Calls `f` for each file that may use the memory. `f` returns the number of pages that the
-    /// file has.
-    fn walk_files(
-        &self,
-        mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
-    ) -> Walked {
-        let mut walked = Walked::default();
-        // A translation that succeeds records the exposure first.
-        if !self.pages.is_exposed() {
-            return walked;
-        }
-
-        let may_put = |inode: &Inode| self.may_put(inode);
-        let mut walk = Walk::new(&self.pool, &may_put);
-        while let Some(inode) = walk.next() {
-            let file = FileMapping::new(inode);
-            if !file.may_use(&self.pages) {
-                continue;
-            }
-
-            let pages = f(inode, file, &may_put);
-            walked.pages = walked.pages.saturating_add(pages);
-            walked.inodes = walked.inodes.saturating_add(u64::from(pages != 0));
-        }
-        walked
-    }
-
-    /// Returns whether a kept file may be put: it has no pins.
-    fn may_put(&self, inode: &Inode) -> bool {
-        !FileMapping::new(inode).count(&self.pages).1
-    }
-
     /// Puts the kept files without pins.
     pub(super) fn release_files(&self) {
-        self.pool.release(|inode| self.may_put(inode));
+        self.pool.release(|inode| may_put(&self.pages, inode));
     }
 
     /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
@@ -291,6 +268,56 @@ impl<T: PagemapOperations> Owner<T> {
         }
         self.pool.release(|_| true);
     }
+}
+
+/// A reference to a pgmap, with which its files can be unmapped without the owner.
+pub struct Unmapper<T: PagemapOperations> {
+    pages: PagemapRef<T>,
+    pool: Arc<InodePool>,
+}
+
+impl<T: PagemapOperations> Unmapper<T> {
+    /// Unmaps all files that may use the memory, once. They can be mapped again.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    pub fn unmap_files(&self) {
+        walk_files(&self.pages, &self.pool, |_, file, _| {
+            file.unmap(&self.pages).0
+        });
+    }
+}
+
+/// Calls `f` for each file that may use the memory. `f` returns the number of pages that the file
+/// has.
+fn walk_files<T: PagemapOperations>(
+    pages: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Walked {
+    let mut walked = Walked::default();
+    // A translation that succeeds records the exposure first.
+    if !pages.is_exposed() {
+        return walked;
+    }
+
+    let may_put = |inode: &Inode| may_put(pages, inode);
+    let mut walk = Walk::new(pool, &may_put);
+    while let Some(inode) = walk.next() {
+        let file = FileMapping::new(inode);
+        if !file.may_use(pages) {
+            continue;
+        }
+
+        let of_file = f(inode, file, &may_put);
+        walked.pages = walked.pages.saturating_add(of_file);
+        walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
+    }
+    walked
+}
+
+/// Returns whether a kept file may be put: it has no pins.
+fn may_put<T: PagemapOperations>(pages: &PagemapInner<T>, inode: &Inode) -> bool {
+    !FileMapping::new(inode).count(pages).1
 }
 
 impl<T: PagemapOperations> Drop for Owner<T> {

@@ -4,6 +4,7 @@
 
 use super::owner::{
     Owner,
+    Unmapper,
     User,
     Walked, //
 };
@@ -130,6 +131,12 @@ impl<T: PagemapOperations> Pagemap<T> {
     pub fn close_to_mappings(&mut self) -> Walked {
         self.0.refuse_mappings();
         self.0.unmap_files()
+    }
+
+    /// Returns a reference with which the files can be unmapped, or [`None`] after
+    /// [`Self::close_to_mappings`].
+    pub fn unmapper(&self) -> Option<Unmapper<T>> {
+        self.0.unmapper()
     }
 
     /// Refuses all translations and new references. Does not sleep.

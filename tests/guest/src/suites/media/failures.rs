@@ -306,32 +306,71 @@ pub fn list_is_full(lab: &mut Lab) -> Result<()> {
     fixture.finish()
 }
 
-/// `madvise(MADV_HWPOISON)` on a page of a process without a handler: the process is killed, and no
-/// other.
-pub fn madvise(lab: &mut Lab) -> Result<()> {
+/// `madvise(MADV_HWPOISON)` simulates a failure: the processes that map the page are killed, and no
+/// other. The memory is good, so the next process can use it, until it injects a failure itself.
+pub fn simulated(lab: &mut Lab) -> Result<()> {
     for fs in [Ext4, Xfs] {
         let fixture = Fixture::new(lab, fs)?;
-        let mut other = fixture.user("the other", 1, PAGE)?;
+        let mut other = fixture.user("the other", 2, PAGE)?;
         let path = fixture.mount.path("file");
-        let mut messages = Messages::from_now()?;
-        let mut victim = Child::start("the victim", |_| {
-            bus_error::ends_process()?;
-            let mapping = Mapping::of_pages(&open(&path)?, LEN, Sharing::Shared, true)?;
-            mapping.load(0);
-            mapping.poison(0).context("MADV_HWPOISON")
-        })?;
-        victim.expect_signal(Signal::SIGBUS, LIMIT)?;
-        let said = messages.expect(&["recovery action for dax page: Recovered"])?;
-        println!("the kernel says: {said}");
+        for (pages, injected) in [(0..1, 0), (0..2, 0), (0..2, 1)] {
+            let mut messages = Messages::from_now()?;
+            let mut victim = Child::start("the victim", |link| {
+                bus_error::ends_process()?;
+                let mapping = Mapping::of_pages(&open(&path)?, LEN, Sharing::Shared, true)?;
+                let bytes = pages.len() * PAGE;
+                expect_same("it", &mapping.to_vec(0, bytes), &stamped(LEN, 1)[..bytes])?;
+                link.say("has read them")?;
+                mapping.poison(injected * PAGE).context("MADV_HWPOISON")
+            })?;
+            victim.hear_value("has read them", LIMIT)?;
+            victim.expect_signal(Signal::SIGBUS, LIMIT)?;
+            let said = messages.expect(&["recovery action for dax page: Recovered"])?;
+            println!("the kernel says: {said}");
+            fixture.bench.expect_bad("")?;
+        }
         other.expect_signal("none")?;
 
-        let result = fixture.file.read_exact_at(&mut [0; PAGE], 0);
-        errno::expect("reading the page", result, &[Errno::EIO])?;
-        fixture.file.write_all_at(&stamped(LEN, 1)[..PAGE], 0)?;
-        fixture.bench.expect_bad("")?;
+        let mut found = vec![0; LEN];
+        fixture.file.read_exact_at(&mut found, 0)?;
+        expect_same("the file", &found, &stamped(LEN, 1))?;
+        // A part of a page can be written.
+        fixture.file.write_all_at(&stamped(LEN, 1)[..SECTOR], 0)?;
+        fixture.bench.expect_clears(&[])?;
         other.finish()?;
-        expect_same("the file", &fs::read(&path)?, &stamped(LEN, 1))?;
         fixture.finish()?;
     }
     Ok(())
+}
+
+/// A page for which a failure was simulated fails really later: that failure is recorded, and
+/// simulating another does not remove it.
+pub fn simulated_and_real(lab: &mut Lab) -> Result<()> {
+    const BAD: usize = 3;
+    let fixture = Fixture::new(lab, Xfs)?;
+    let path = fixture.mount.path("file");
+    let simulate = |page: usize| -> Result<()> {
+        let mut victim = Child::start("the victim", |_| {
+            bus_error::ends_process()?;
+            let mapping = Mapping::of_pages(&open(&path)?, LEN, Sharing::Shared, true)?;
+            mapping.load(page * PAGE);
+            mapping.poison(page * PAGE).context("MADV_HWPOISON")
+        })?;
+        victim.expect_signal(Signal::SIGBUS, LIMIT)
+    };
+    simulate(BAD)?;
+    let mut victim = fixture.user("the victim of the real failure", BAD, PAGE)?;
+    fixture.bench.injector.fail(victim.physical)?;
+    victim.expect_told(victim.address)?;
+    let sector = (victim.physical - fixture.bench.start) / SECTOR as u64;
+    let listed = format!("{sector} 8");
+    fixture.bench.expect_bad(&listed)?;
+    simulate(BAD + 1)?;
+    fixture.bench.expect_bad(&listed)?;
+
+    let at = (BAD * PAGE) as u64;
+    fixture.file.write_all_at(&stamped(PAGE, 2), at)?;
+    fixture.bench.expect_bad("")?;
+    victim.finish()?;
+    fixture.finish()
 }

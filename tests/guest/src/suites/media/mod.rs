@@ -6,6 +6,7 @@
 mod blocks;
 mod failures;
 mod files;
+mod repairs;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -54,7 +55,11 @@ pub const SUITE: Suite = Suite {
         .within(120),
         Test::new("failed_page_after_rebind", failures::rebind).within(120),
         Test::new("list_is_full", failures::list_is_full).within(120),
-        Test::new("madvise_hwpoison", failures::madvise).within(120),
+        Test::new("repaired_without_provider", repairs::without_provider).within(120),
+        Test::new("repair_is_incomplete", repairs::incomplete).within(120),
+        Test::new("each_device_says_so", repairs::each_device_says_so).within(120),
+        Test::new("simulated_failure", failures::simulated).within(120),
+        Test::new("simulated_and_real_failure", failures::simulated_and_real).within(120),
     ],
 };
 
@@ -71,12 +76,16 @@ struct Bench {
 
 impl Bench {
     fn new(lab: &Lab, mode: Mode) -> Result<Bench> {
-        let injector = Injector::new()?;
+        Bench::of(Injector::new()?, lab.prepare(mode)?)
+    }
+
+    /// A namespace of any provider, of which the injector can make pages fail.
+    fn of(injector: Injector, prepared: Prepared) -> Result<Bench> {
         let Prepared {
             namespace,
             bound,
             disk,
-        } = lab.prepare(mode)?;
+        } = prepared;
         let start = bound.resource()?;
         Ok(Bench {
             injector,
