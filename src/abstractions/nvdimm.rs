@@ -52,7 +52,7 @@ pub use self::{
         EnabledNamespace, //
         INFO_BLOCK_SIZE,
     },
-    identity::Identity,
+    identity::DeviceIdentity,
     namespace::{
         ClaimClass,
         Namespace, //

@@ -18,8 +18,8 @@ use crate::abstractions::kernel_ext::{
 };
 use crate::abstractions::nvdimm::{
     Device,
+    DeviceIdentity, //
     EnabledNamespace,
-    Identity, //
 };
 use kernel::{
     device::Core,
@@ -113,7 +113,7 @@ impl Exceptions {
     }
 
     /// Marks the entries that match a device which is on the bus.
-    pub fn mark(&self, identity: Identity) {
+    pub fn mark(&self, identity: DeviceIdentity) {
         let uuids = identity.uuid.as_slice();
 
         self.matches(identity.start, uuids);

@@ -9,9 +9,9 @@ use super::{
 use crate::abstractions::nvdimm::{
     self,
     Device,
+    DeviceIdentity,
     DeviceTypes,
     Event,
-    Identity,
     Namespace,
     TextAttribute, //
 };
@@ -36,7 +36,7 @@ impl nvdimm::Driver for NdDriver {
         store: |list| SHARED.get().ok_or(ENODEV)?.exceptions.set(list),
     });
 
-    fn present(identity: Identity) {
+    fn present(identity: DeviceIdentity) {
         if let Some(shared) = SHARED.get() {
             shared.exceptions.mark(identity);
         }

@@ -11,7 +11,7 @@ use super::{
     },
     identity::{
         for_each,
-        Identity, //
+        DeviceIdentity, //
     },
     namespace::Namespace,
     provider::{
@@ -127,7 +127,7 @@ pub trait Driver {
     /// driver was offered those of its types that had no driver before this.
     ///
     /// No lock of a device is held.
-    fn present(identity: Identity) {
+    fn present(identity: DeviceIdentity) {
         let _ = identity;
     }
 

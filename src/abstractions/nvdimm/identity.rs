@@ -14,14 +14,14 @@ use kernel::{
 ///
 /// A device that is neither a namespace nor claims one has neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct DeviceIdentity {
     /// The uuid in the label of a namespace, or in the info block of a pfn or btt device.
     pub uuid: Option<[u8; 16]>,
     /// The physical address at which a namespace starts.
     pub start: Option<PhysAddr>,
 }
 
-impl Identity {
+impl DeviceIdentity {
     /// # Safety
     ///
     /// `dev` must be a valid device on the nd bus, and its lock must be held.
@@ -69,7 +69,7 @@ unsafe fn is_namespace(dev: *mut bindings::device) -> bool {
 /// # Safety
 ///
 /// `bus` must be the nd bus, and stay registered during the call. No lock of a device may be held.
-pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(Identity)) {
+pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(DeviceIdentity)) {
     /// # Safety
     ///
     /// Called by `bus_for_each_dev()` only, with a valid device on the nd bus. `f` must point to
@@ -79,9 +79,9 @@ pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(Identity
         // of `of`.
         let (identity, f) = unsafe {
             bindings::device_lock(dev);
-            let identity = Identity::of(dev);
+            let identity = DeviceIdentity::of(dev);
             bindings::device_unlock(dev);
-            (identity, *f.cast::<fn(Identity)>())
+            (identity, *f.cast::<fn(DeviceIdentity)>())
         };
 
         f(identity);
