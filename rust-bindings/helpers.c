@@ -6,6 +6,7 @@
 #include <linux/badblocks.h>
 #include <linux/blkdev.h>
 #include <linux/bvec.h>
+#include <linux/crash_dump.h>
 #include <linux/dax.h>
 #include <linux/device.h>
 #include <linux/fs.h>
@@ -39,6 +40,12 @@ void *pmem_rs_helper_page_address(struct page *page);
 void *pmem_rs_helper_page_address(struct page *page)
 {
 	return page_address(page);
+}
+
+bool pmem_rs_helper_is_kdump_kernel(void);
+bool pmem_rs_helper_is_kdump_kernel(void)
+{
+	return is_kdump_kernel();
 }
 
 void pmem_rs_helper_device_lock(struct device *dev);

@@ -7,6 +7,7 @@ use super::{
     claim::{
         check_info_block,
         claim,
+        data_of_pfn,
         setup_pfn, //
     },
     flush::Flusher,
@@ -14,7 +15,10 @@ use super::{
     messages::report_unusable,
     shared::SHARED, //
 };
-use crate::abstractions::kernel::memremap::PagemapConfig;
+use crate::abstractions::kernel::{
+    crash_dump::is_kdump_kernel,
+    memremap::PagemapConfig, //
+};
 use crate::abstractions::nvdimm::{
     Btt,
     Claim,
@@ -64,6 +68,15 @@ impl<'bound> Binding<'bound> {
                 check_info_block(dev, &enabled, &range)?;
                 return Ok(Self::Btt(enabled.disable().attach_btt()?, flusher));
             }
+            // A kdump kernel has little memory, and saves what the crashed kernel has left on the
+            // medium: there are no `struct page`s, and nothing is written.
+            Kind::Pfn if is_kdump_kernel() => {
+                let enabled = enable(namespace)?;
+                let data = data_of_pfn(dev, &enabled, &range)?;
+                dev_info!(dev, "a disk without DAX, since this is a kdump kernel\n");
+
+                (enabled.disable(), Layout::Plain(data))
+            }
             Kind::Pfn => {
                 let (enabled, pages) = setup_pfn(dev, enable(namespace)?, &range)?;
 
@@ -76,11 +89,11 @@ impl<'bound> Binding<'bound> {
                 }
                 let namespace = enabled.disable();
 
-                let layout = if namespace.wants_pages() {
+                let layout = if namespace.wants_pages() && !is_kdump_kernel() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
                     Layout::Pages(PagemapConfig::new(range.start, len)?)
                 } else {
-                    Layout::Plain
+                    Layout::Plain(range.clone())
                 };
                 (namespace, layout)
             }

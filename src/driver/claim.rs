@@ -152,6 +152,30 @@ pub fn setup_pfn<'bound>(
     })
 }
 
+/// Reads from the info block of a pfn device where the data are, and writes nothing. A device
+/// without a usable info block is refused.
+pub fn data_of_pfn(
+    dev: &Device<Core<'_>>,
+    enabled: &EnabledNamespace<'_>,
+    range: &Range<PhysAddr>,
+) -> Result<Range<PhysAddr>> {
+    check_info_block(dev, enabled, range)?;
+
+    let expected = expected(enabled, range);
+    let bytes = enabled.read_info_block()?;
+    InfoBlock::of(&bytes)
+        .filter(|block| block.mode() == NamespaceMode::Fsdax && block.check(&expected).is_ok())
+        .and_then(|block| block.data(&expected))
+        .ok_or_else(|| {
+            dev_err!(
+                dev,
+                "a kdump kernel writes no info block: configure {} with the normal kernel\n",
+                enabled.namespace().name()
+            );
+            EOPNOTSUPP
+        })
+}
+
 /// Refuses a pfn or btt device whose info block libnvdimm accepts, but which cannot be used.
 pub fn check_info_block(
     dev: &Device<Core<'_>>,

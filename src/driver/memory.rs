@@ -50,8 +50,8 @@ use kernel::{
 pub enum Layout {
     /// With `struct page`s.
     Pages(PagemapConfig),
-    /// Without `struct page`s, so without DAX. The whole range is data.
-    Plain,
+    /// Without `struct page`s, so without DAX. The addresses are those of the data.
+    Plain(Range<PhysAddr>),
 }
 
 /// Memory with `struct page`s, or without.
@@ -105,7 +105,7 @@ impl Memory {
 
                 Self::Pages(Pagemap::new(config, reservation, node, handler, queue)?)
             }
-            Layout::Plain => Self::Plain(Counted::new(Memremap::new(reservation)?)?),
+            Layout::Plain(data) => Self::Plain(Counted::new(Memremap::new(reservation, &data)?)?),
         })
     }
 

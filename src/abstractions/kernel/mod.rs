@@ -6,6 +6,7 @@
 
 pub mod badblocks;
 pub mod block;
+pub mod crash_dump;
 pub mod dax;
 pub mod fs;
 pub mod kernfs;

@@ -8,6 +8,8 @@
 //!
 //! The medium is untrusted: nothing here overflows or panics.
 
+use core::ops::Range;
+
 /// The size of an info block in bytes.
 pub const LEN: usize = 4096;
 
@@ -336,6 +338,25 @@ impl<'a> InfoBlock<'a> {
         }
 
         Ok(())
+    }
+
+    /// Returns the addresses of the data of a pfn device whose block has passed [`Self::check`], as
+    /// `__nvdimm_setup_pfn()` does. [`None`] if there are none.
+    pub fn data(&self, expected: &Expected) -> Option<Range<u64>> {
+        let (start_pad, end_trunc) = match self.number(54, 2) {
+            0 => (0, 0),
+            _ => (self.number(76, 4), self.number(80, 4)),
+        };
+        let start = expected
+            .start
+            .checked_add(start_pad)?
+            .checked_add(self.number(56, 8))?;
+        let end = expected
+            .start
+            .checked_add(expected.size)?
+            .checked_sub(end_trunc)?;
+
+        (start < end).then_some(start..end)
     }
 
     /// Computes the Fletcher checksum of 32-bit words. The checksum field counts as zero.

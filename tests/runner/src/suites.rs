@@ -129,6 +129,12 @@ const FOR_IMAGES: Machine = Machine {
     virtio: &[256],
     ..PLAIN
 };
+/// An NVDIMM, and a kernel that is told of the memory of a crashed one.
+const KDUMP: Machine = Machine {
+    nvdimms: &[Nvdimm::for_image(256)],
+    kernel_words: "elfcorehdr=0x90000000",
+    ..PLAIN
+};
 /// A region of each provider, each large enough for xfs.
 const ONE_OF_EACH: Machine = Machine {
     kernel_words: "memmap=512M$1G",
@@ -212,6 +218,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
     simple(ONE, &[Boot::off("except")]),
+    simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),
     simple(ONE, &[Boot::off("block_errors")]),

@@ -12,7 +12,10 @@ use crate::abstractions::kernel_ext::io::resource::{
     PmemResource,
     RegionName, //
 };
-use core::ptr::NonNull;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     io::PhysAddr,
     prelude::*,
@@ -30,7 +33,7 @@ use kernel::{
 /// use pmem_rs::abstractions::nvdimm::Namespace;
 ///
 /// fn wipe(namespace: &Namespace<'_>, name: CString) -> Result {
-///     let mapping = Memremap::new(namespace.reserve(name)?)?;
+///     let mapping = Memremap::new(namespace.reserve(name)?, &namespace.range()?)?;
 ///     mapping.writable().zero();
 ///     // Drops mapping and reservation.
 ///     Ok(())
@@ -39,9 +42,10 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `memremap` mapped the `len` bytes of `reservation` at `addr`.
+/// `memremap` mapped the `len` bytes from `phys` on, which are in `reservation`, at `addr`.
 pub struct Memremap {
     addr: NonNull<u8>,
+    phys: PhysAddr,
     len: usize,
     // Dropped after the mapping.
     reservation: MemRegion,
@@ -54,23 +58,28 @@ unsafe impl Send for Memremap {}
 unsafe impl Sync for Memremap {}
 
 impl Memremap {
-    /// Maps all of a reserved range as the architecture maps persistent memory
+    /// Maps the part `range` of a reserved range as the architecture maps persistent memory
     /// (`ARCH_MEMREMAP_PMEM`). May sleep.
-    pub fn new(reservation: MemRegion) -> Result<Self> {
-        let len = usize::try_from(reservation.len())?;
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if `range` is empty, or is not all in the reservation.
+    /// - [`ENXIO`] if it cannot be mapped.
+    pub fn new(reservation: MemRegion, range: &Range<PhysAddr>) -> Result<Self> {
+        let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
+        if len == 0 || !reservation.contains(range.start, len) {
+            return Err(EINVAL);
+        }
+        let len = usize::try_from(len)?;
 
         // SAFETY: The C function either maps the range or fails; it is reserved, so it is not RAM.
-        let addr = unsafe {
-            bindings::memremap(
-                reservation.start(),
-                len,
-                bindings::ARCH_MEMREMAP_PMEM as usize,
-            )
-        };
+        let addr =
+            unsafe { bindings::memremap(range.start, len, bindings::ARCH_MEMREMAP_PMEM as usize) };
 
         // INVARIANT: `memremap` has succeeded.
         Ok(Self {
             addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
+            phys: range.start,
             len,
             reservation,
         })
@@ -78,7 +87,7 @@ impl Memremap {
 
     /// Returns the physical address of the memory.
     pub fn phys(&self) -> PhysAddr {
-        self.reservation.start()
+        self.phys
     }
 
     /// Returns all of the memory.
@@ -132,7 +141,9 @@ pub fn read_resource(resource: &PmemResource<'_>, name: CString, buffer: &mut [u
     resource.part(start..end).ok_or(EINVAL)?;
 
     let reservation = MemRegion::request(start, buffer.len() as u64, name)?;
-    Memremap::new(reservation)?.slice().read(buffer)
+    Memremap::new(reservation, &(start..end))?
+        .slice()
+        .read(buffer)
 }
 
 impl Drop for Memremap {

@@ -21,6 +21,7 @@ mod flush;
 mod fuzz;
 mod harness;
 pub mod in_use;
+mod kdump;
 mod kernel_bugs;
 mod kernel_users;
 mod legacy;
@@ -110,6 +111,7 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     except::SUITE,
+    kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,
