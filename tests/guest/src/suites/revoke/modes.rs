@@ -6,12 +6,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::fixture::{LEN, contents};
 use super::users::SIGNAL_LIMIT;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT};
-use crate::disk::Access;
+use crate::disk::{Access, Disk};
+use crate::filesystem::FileSystem;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
@@ -96,4 +97,75 @@ pub fn raw_disk(lab: &mut Lab) -> Result<()> {
         expect_same("the disk", &found, &stamped(1 << 20, access as u64))?;
     }
     Ok(())
+}
+
+/// The disk of a btt belongs to the btt driver, but its binding to this one. A file system on it is
+/// in use while the device, or the region, is unbound.
+pub fn sector_disk(lab: &mut Lab) -> Result<()> {
+    for (fs, whole_region) in [
+        (FileSystem::Ext4, false),
+        (FileSystem::Ext4, true),
+        (FileSystem::Xfs, false),
+    ] {
+        sector_disk_with(lab, fs, whole_region)
+            .with_context(|| format!("{fs:?}, region: {whole_region}"))?;
+    }
+    Ok(())
+}
+
+fn sector_disk_with(lab: &Lab, fs: FileSystem, whole_region: bool) -> Result<()> {
+    let prepared = lab.prepare(Mode::Sector)?;
+    let node = prepared.disk.node_str();
+    fs.make(&node)?;
+    let mount = fs.mount(&node, "")?;
+    let durable = mount.path("durable");
+    fs::write(&durable, contents())?;
+    File::open(&durable)?.sync_all()?;
+    let mut users = [Access::Direct, Access::Buffered]
+        .into_iter()
+        .map(|access| {
+            let path = mount.path(&format!("{access:?}"));
+            let what = format!("the user of a file ({access:?})");
+            Child::start_ready(what, move |link| {
+                fs::write(&path, stamped(LEN, access as u64))?;
+                let file = access.open(&path)?;
+                let (mut found, right) = (Buffer::new(LEN), Buffer::stamped(LEN, access as u64));
+                let mut round = || {
+                    file.write_all_at(&right, 0)?;
+                    file.sync_data()?;
+                    file.read_exact_at(&mut found, 0)
+                };
+                round()?;
+                link.say("ready")?;
+                while round().is_ok() {}
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+
+    let region = lab.region(0)?;
+    let mut unbind = Child::start("the unbinding process", |_| {
+        if whole_region {
+            Ok(region.try_unbind_region()?)
+        } else {
+            prepared.bound.unbind()
+        }
+    })?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    for user in &mut users {
+        user.expect_done(SIGNAL_LIMIT)?;
+    }
+    expect_no_thread_stuck()?;
+    mount.unmount()?;
+    if whole_region {
+        region.enable_region()?;
+    } else {
+        prepared.bound.bind(lab.driver)?;
+    }
+
+    let node = Disk::named(lab.holder_in(0)?.disk_name()?).node_str();
+    let mount = fs.mount(&node, "")?;
+    expect_same("the file", &fs::read(mount.path("durable"))?, &contents())?;
+    mount.unmount()?;
+    fs.check(&node)
 }

@@ -11,7 +11,7 @@ use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
-use super::modes::{pages_on_the_media, raw_disk};
+use super::modes::{pages_on_the_media, raw_disk, sector_disk};
 use super::races::{fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
@@ -62,6 +62,7 @@ pub const SUITE: Suite = Suite {
         Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
+        Test::new("sector_disk_in_use", sector_disk).within(120),
         Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
         // It divides the region, so it comes last.
