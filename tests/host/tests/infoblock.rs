@@ -443,8 +443,14 @@ proptest! {
             .with(END_TRUNC, &end_trunc.to_le_bytes())
             .with(ALIGN, &align.to_le_bytes())
             .sealed();
-        let believed = block.check(&Expected { start, size, ..EXPECTED }).is_ok();
-        if believed {
+        let expected = Expected { start, size, ..EXPECTED };
+        let data = InfoBlock::of(&block.0).expect("a signature").data(&expected);
+        if block.check(&expected).is_ok() {
+            let [front, back] = if minor >= 1 { [start_pad, end_trunc] } else { [0, 0] };
+            let first = u128::from(start) + u128::from(front) + u128::from(data_offset);
+            let end = u128::from(start) + u128::from(size) - u128::from(back);
+            let found = data.map(|data| (data.start.into(), data.end.into()));
+            prop_assert_eq!(found, u64::try_from(end).is_ok().then_some((first, end)));
             let pads = if minor >= 1 { u128::from(start_pad) + u128::from(end_trunc) } else { 0 };
             prop_assert!(u128::from(data_offset) + pads < u128::from(size));
             prop_assert!(data_offset >= EXPECTED.reserve && data_offset % 4096 == 0);
