@@ -262,12 +262,12 @@ fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
         }
         seen.insert(found);
         device.unbind()?;
-        if !failed {
+        if !failed || (seen.contains(&all[..1]) && seen.contains(&all[1..])) {
             break;
         }
     }
     device.bind(driver)?;
-    for right in [&all[..1], &all[1..], &all[..]] {
+    for right in [&all[..1], &all[1..]] {
         ensure!(seen.contains(right), "{right:x?} was not seen: {seen:x?}");
     }
     Ok(())
