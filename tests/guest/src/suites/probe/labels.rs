@@ -40,15 +40,17 @@ pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
 /// again when this returns.
 fn rewrite_label(lab: &Lab, field: Range<usize>, value: &[u8]) -> Result<String> {
     const AREA: &str = "/tmp/labels";
+    // The used start of the label area.
+    const LEN: &str = "16384";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let uuid = namespace.get("uuid")?;
-    run("ndctl", &["read-labels", "-o", AREA, "nmem0"])?;
+    run("ndctl", &["read-labels", "-s", LEN, "-o", AREA, "nmem0"])?;
     let mut area = fs::read(AREA)?;
     set_in_labels(&mut area, &uuid, field, value)?;
     fs::write(AREA, &area)?;
     run("ndctl", &["disable-region", "all"])?;
     run("ndctl", &["disable-dimm", "nmem0"])?;
-    run("ndctl", &["write-labels", "-i", AREA, "nmem0"])?;
+    run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, "nmem0"])?;
     run("ndctl", &["enable-dimm", "nmem0"])?;
     run("ndctl", &["enable-region", "all"])?;
     settle()?;

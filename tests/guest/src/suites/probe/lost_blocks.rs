@@ -163,40 +163,36 @@ pub fn recreate_lost(lab: &mut Lab, mode: Mode, map: &str) -> Result<()> {
 /// ndctl sets the claim class before the info block exists, and may be killed in between. All that
 /// it does with such a namespace works.
 pub fn interrupted_creation(lab: &mut Lab) -> Result<()> {
-    for (class, mode) in [
-        ("pfn", Mode::FsdaxMem),
-        ("btt", Mode::Sector),
-        ("dax", Mode::Devdax),
+    for (class, mode, next) in [
+        ("pfn", Mode::FsdaxMem, Mode::Raw),
+        ("pfn", Mode::FsdaxMem, Mode::Sector),
+        ("btt", Mode::Sector, Mode::FsdaxDev),
+        ("btt", Mode::Sector, Mode::Devdax),
+        ("dax", Mode::Devdax, Mode::FsdaxMem),
     ] {
-        for next in [
-            Mode::Raw,
-            Mode::FsdaxMem,
-            Mode::FsdaxDev,
-            Mode::Sector,
-            Mode::Devdax,
-        ] {
-            println!("{class}, then {next:?}");
-            let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
-            namespace.unbind()?;
-            namespace.set("holder_class", class)?;
-            expect_refused(lab, &namespace, Some(mode))?;
-            let listed = ndctl::show(&namespace)?;
-            ensure!(
-                listed.state.as_deref() == Some("disabled"),
-                "ndctl lists {listed:?}"
-            );
-            let made = ndctl::reconfigure(&namespace, next)?;
-            ensure!(made.mode == name_of(next), "ndctl made {made:?}");
-        }
-        let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
-        namespace.unbind()?;
-        namespace.set("holder_class", class)?;
-        expect_refused(lab, &namespace, Some(mode))?;
-        run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
-        let made = ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
-        Device::named(made.dev).expect_driver(Some(lab.driver))?;
+        println!("{class}, then {next:?}");
+        let namespace = interrupted(lab, class, mode)?;
+        let listed = ndctl::show(&namespace)?;
+        ensure!(
+            listed.state.as_deref() == Some("disabled"),
+            "ndctl lists {listed:?}"
+        );
+        let made = ndctl::reconfigure(&namespace, next)?;
+        ensure!(made.mode == name_of(next), "ndctl made {made:?}");
     }
-    Ok(())
+    let namespace = interrupted(lab, "pfn", Mode::FsdaxMem)?;
+    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    let made = ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
+    Device::named(made.dev).expect_driver(Some(lab.driver))
+}
+
+/// Makes a namespace whose creation was interrupted, and that is refused.
+fn interrupted(lab: &Lab, class: &str, mode: Mode) -> Result<Device> {
+    let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
+    namespace.unbind()?;
+    namespace.set("holder_class", class)?;
+    expect_refused(lab, &namespace, Some(mode))?;
+    Ok(namespace)
 }
 
 pub fn unknown_class(lab: &mut Lab) -> Result<()> {

@@ -69,8 +69,8 @@ pub const SUITE: Suite = Suite {
         Test::new("lost_info_block_is_made_anew_fsdax_dev", |lab| {
             recreate_lost(lab, Mode::FsdaxDev, "dev")
         }),
-        Test::new("creation_that_was_interrupted", interrupted_creation).within(180),
-        Test::new("label_with_unknown_claim_class", unknown_class).within(120),
+        Test::new("creation_that_was_interrupted", interrupted_creation).within(120),
+        Test::new("label_with_unknown_claim_class", unknown_class),
         Test::new("other_driver_is_kept_off_a_namespace", kept_off::namespace).within(180),
         Test::new(
             "other_driver_is_kept_off_from_the_beginning",
