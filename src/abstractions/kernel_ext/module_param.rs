@@ -106,9 +106,8 @@ impl Text {
 /// ```
 /// use pmem_rs::abstractions::kernel_ext::module_param::EXCEPT;
 ///
-/// if let Some(list) = EXCEPT.get() {
-///     pr_info!("except={}\n", list);
-/// }
+/// let is_set = EXCEPT.get().is_some_and(|list| !list.is_empty());
+/// # let _ = is_set;
 /// ```
 pub static EXCEPT: Text =
     // INVARIANT: The parameter cannot be changed through sysfs. `param_free_charp()` frees the

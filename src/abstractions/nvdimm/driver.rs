@@ -142,8 +142,8 @@ pub trait Driver {
     ///
     /// After [`EOPNOTSUPP`] the adapter keeps drivers of other modules off the device. A namespace
     /// is free for them while it has `force_raw`. The refusal ends when the device is bound without
-    /// `force_raw`, when this function returns [`ENXIO`], or when the namespace is recreated or gets
-    /// another claim class.
+    /// `force_raw`, when this function returns [`ENXIO`], or when the namespace is recreated or
+    /// gets another claim class.
     ///
     /// After [`EOPNOTSUPP`] the bus creates a new seed (an empty device of the same kind for user
     /// space to configure), as it does after success. Therefore empty seeds must be refused with

@@ -10,8 +10,8 @@
 //!
 //! An entry of [`Refusals`] is added with the device lock held, and removed when the device is
 //! deleted (`BUS_NOTIFY_DEL_DEVICE`), if not earlier. `device_del()` has taken the device lock
-//! before that notice, and no driver probes the device afterwards. The notifier is registered before
-//! the first entry is added. So the device of an entry is always registered.
+//! before that notice, and no driver probes the device afterwards. The notifier is registered
+//! before the first entry is added. So the device of an entry is always registered.
 //!
 //! A reservation exists only while another driver probes the device, with the device lock held. If
 //! the driver that has refused the device is unregistered meanwhile, the reservation is released at

@@ -62,8 +62,8 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Writes the kernel as the ELF file that it was compressed from to `dir`, and returns its path.
-/// QEMU starts that file directly (PVH), so that the guest need not unpack it. The kernel is then at
-/// the addresses that it was linked for.
+/// QEMU starts that file directly (PVH), so that the guest need not unpack it. The kernel is then
+/// at the addresses that it was linked for.
 pub fn uncompressed_kernel(env: &Env, dir: &Path) -> Result<PathBuf> {
     let script = env.source.join("scripts/extract-vmlinux");
     let output = run(Command::new("sh").arg(script).arg(&env.kernel))
