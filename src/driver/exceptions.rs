@@ -45,6 +45,7 @@ struct List {
     entries: KVec<Entry>,
 }
 
+#[derive(Clone)]
 struct Entry {
     exception: Exception,
     /// Whether a device matches.
@@ -54,7 +55,12 @@ struct Entry {
 impl Exceptions {
     /// Creates the list of the parameter. Fails if an entry is neither a UUID nor an address.
     pub fn new() -> Result<impl PinInit<Self, Error>> {
-        let list = List::parse(EXCEPT.get().map_or(b"", |list| list.to_bytes()))?;
+        // `CStr::to_bytes` can panic, as far as the compiler can tell.
+        let list = EXCEPT.get().map_or(&b""[..], |list| {
+            let bytes = list.to_bytes_with_nul();
+            bytes.strip_suffix(b"\0").unwrap_or(bytes)
+        });
+        let list = List::parse(list)?;
 
         Ok(try_pin_init!(Self {
             list <- new_mutex!(list, "pmem_rs::Exceptions::list"),
@@ -147,23 +153,22 @@ impl Exceptions {
 
 impl List {
     fn parse(text: &[u8]) -> Result<Self> {
-        let mut list = KVec::new();
+        // `Iterator::count` and `KVec::push` can panic, as far as the compiler can tell.
+        let nr_entries = entries(text).fold(0_usize, |number, _| number.saturating_add(1));
+        let unset = Entry {
+            exception: Exception::Start(0),
+            matched: false,
+        };
+        let mut list = KVec::from_elem(unset, nr_entries, GFP_KERNEL)?;
 
-        for entry in entries(text) {
-            let exception = entry.map_err(|entry| {
+        for (place, entry) in list.iter_mut().zip(entries(text)) {
+            place.exception = entry.map_err(|entry| {
                 pr_err!(
                     "except: `{}` is neither a UUID nor an address such as 0x100000000\n",
                     BStr::from_bytes(entry)
                 );
                 EINVAL
             })?;
-            list.push(
-                Entry {
-                    exception,
-                    matched: false,
-                },
-                GFP_KERNEL,
-            )?;
         }
         Ok(Self {
             text: CString::try_from_fmt(fmt!("{}", BStr::from_bytes(text.trim_ascii())))?,

@@ -29,10 +29,10 @@ impl DeviceIdentity {
         let mut start = None;
         // The lock of the device protects these. A seed may have neither.
         //
-        // SAFETY: By the safety requirements. A pointer that is null is not read. All types of
-        // namespaces start with the part that has the physical range.
+        // SAFETY: By the safety requirements. All types of namespaces start with the part that has
+        // the physical range. A uuid that is set stays while the lock is held.
         let uuid = unsafe {
-            if bindings::is_nd_pfn(dev) {
+            let uuid = if bindings::is_nd_pfn(dev) {
                 (*bindings::to_nd_pfn(dev)).uuid.cast_const()
             } else if bindings::is_nd_btt(dev) {
                 (*bindings::to_nd_btt(dev)).uuid.cast_const()
@@ -43,14 +43,15 @@ impl DeviceIdentity {
                 bindings::nd_dev_to_uuid(dev)
             } else {
                 core::ptr::null()
+            };
+            if uuid.is_null() {
+                None
+            } else {
+                Some((*uuid).b)
             }
         };
 
-        Self {
-            // SAFETY: A uuid that is set stays while the lock is held.
-            uuid: (!uuid.is_null()).then(|| unsafe { (*uuid).b }),
-            start,
-        }
+        Self { uuid, start }
     }
 }
 
@@ -61,7 +62,9 @@ impl DeviceIdentity {
 /// `dev` must be a valid device on the nd bus.
 unsafe fn is_namespace(dev: *mut bindings::device) -> bool {
     // SAFETY: By the safety requirements. The device was added, so it has a name.
-    unsafe { name_of(dev) }.to_bytes().starts_with(b"namespace")
+    unsafe { name_of(dev) }
+        .to_bytes_with_nul()
+        .starts_with(b"namespace")
 }
 
 /// Calls `f` for each device on the bus. Sleeps.

@@ -14,55 +14,91 @@ pub enum Exception {
 /// Returns the entries of a list: UUIDs as `ndctl` shows them, and addresses in decimal digits, or
 /// in hexadecimal digits after `0x`. Commas and white space separate them. An entry that is neither
 /// is returned as an error.
+///
+/// Searching and parsing by `core` is not used, since it can panic in a kernel with overflow checks.
 pub fn entries(list: &[u8]) -> impl Iterator<Item = Result<Exception, &[u8]>> {
-    list.split(|byte| *byte == b',' || byte.is_ascii_whitespace())
-        .filter(|entry| !entry.is_empty())
-        .map(|entry| {
-            let uuid = || uuid(entry).map(Exception::Uuid);
+    let mut rest = list;
 
-            start(entry)
-                .map(Exception::Start)
-                .or_else(uuid)
-                .ok_or(entry)
-        })
+    core::iter::from_fn(move || {
+        let (entry, after) = first_entry(rest)?;
+        rest = after;
+
+        let uuid = || uuid(entry).map(Exception::Uuid);
+        let start = start(entry).map(Exception::Start);
+        Some(start.or_else(uuid).ok_or(entry))
+    })
 }
 
+fn is_separator(byte: u8) -> bool {
+    byte == b',' || byte.is_ascii_whitespace()
+}
+
+/// Returns the first entry of a list, and what follows it.
+fn first_entry(mut list: &[u8]) -> Option<(&[u8], &[u8])> {
+    while let Some((_, after)) = list.split_first().filter(|(byte, _)| is_separator(**byte)) {
+        list = after;
+    }
+
+    let (mut len, mut after) = (0_usize, list);
+    while let Some((_, rest)) = after
+        .split_first()
+        .filter(|(byte, _)| !is_separator(**byte))
+    {
+        len = len.saturating_add(1);
+        after = rest;
+    }
+    let entry = list.get(..len)?;
+    (!entry.is_empty()).then_some((entry, after))
+}
+
+/// Returns the value of a hexadecimal digit.
+fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte.wrapping_sub(b'0')),
+        b'a'..=b'f' => Some(byte.wrapping_sub(b'a').wrapping_add(10)),
+        b'A'..=b'F' => Some(byte.wrapping_sub(b'A').wrapping_add(10)),
+        _ => None,
+    }
+}
+
+/// Parses an address.
 fn start(entry: &[u8]) -> Option<u64> {
-    let text = core::str::from_utf8(entry).ok()?;
-    // `from_str_radix` also accepts a sign.
-    if text.starts_with('+') {
+    let (digits, radix) = match entry.strip_prefix(b"0x") {
+        Some(digits) => (digits, 16),
+        None => (entry, 10),
+    };
+    if digits.is_empty() {
         return None;
     }
 
-    match text.strip_prefix("0x") {
-        Some(digits) if digits.starts_with('+') => None,
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
+    digits.iter().try_fold(0_u64, |address, byte| {
+        let digit = digit(*byte).map(u64::from).filter(|digit| *digit < radix)?;
+
+        address.checked_mul(radix)?.checked_add(digit)
+    })
 }
 
 /// Parses a UUID of the form `8-4-4-4-12`.
 fn uuid(entry: &[u8]) -> Option<[u8; 16]> {
-    const LEN: usize = 36;
-    const DASHES: [usize; 4] = [8, 13, 18, 23];
-    if entry.len() != LEN {
-        return None;
-    }
-
-    let is_dash = |index: &usize| DASHES.contains(index);
-    let dashes = entry.iter().enumerate().filter(|(index, _)| is_dash(index));
-    if dashes.clone().any(|(_, byte)| *byte != b'-') {
-        return None;
-    }
-    let digits = entry
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| !is_dash(index));
-    let mut digits = digits.map(|(_, byte)| char::from(*byte).to_digit(16));
+    // The number of bytes between the dashes.
+    const GROUPS: [usize; 5] = [4, 2, 2, 2, 6];
     let mut uuid = [0; 16];
-    for byte in &mut uuid {
-        let (high, low) = (digits.next()??, digits.next()??);
-        *byte = u8::try_from((high << 4) | low).ok()?;
+    let mut bytes = uuid.iter_mut();
+    let mut rest = entry;
+    let mut is_first = true;
+
+    for len in GROUPS {
+        if !is_first {
+            rest = rest.strip_prefix(b"-")?;
+        }
+        is_first = false;
+        for byte in bytes.by_ref().take(len) {
+            let [high, low, after @ ..] = rest else {
+                return None;
+            };
+            *byte = (digit(*high)? << 4) | digit(*low)?;
+            rest = after;
+        }
     }
-    Some(uuid)
+    rest.is_empty().then_some(uuid)
 }

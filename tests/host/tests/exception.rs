@@ -6,7 +6,7 @@ use host::exception::{entries, Exception};
 use proptest::prelude::*;
 
 fn formatted(uuid: [u8; 16]) -> String {
-    let digits: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = format!("{:032x}", u128::from_be_bytes(uuid));
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| digits[part].to_owned());
     parts.join("-")
 }

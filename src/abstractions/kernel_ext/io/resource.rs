@@ -46,8 +46,8 @@ use kernel::{
 /// It owns its name. It cannot overlap System RAM, which is reserved at boot. Dropping it releases
 /// the range.
 ///
-/// A mapping of a reservation is writable. So only [`Namespace::reserve`] makes a reservation, for
-/// the range of the namespace.
+/// A mapping of a reservation is writable. So a driver gets one only from [`Namespace::reserve`],
+/// for the range of the namespace.
 ///
 /// [`Namespace::reserve`]: crate::abstractions::nvdimm::Namespace::reserve
 ///
