@@ -10,8 +10,10 @@ use super::plain::{
         entries,
         Exception, //
     },
+    geometry::aligned_inside,
     infoblock::InfoBlock, //
 };
+use crate::abstractions::kernel::memremap::compat_align;
 use crate::abstractions::kernel_ext::{
     io::resource::for_each_legacy_pmem,
     module_param::EXCEPT, //
@@ -86,7 +88,8 @@ impl Exceptions {
 
         for entry in &mut self.list.lock().entries {
             let matches = match &entry.exception {
-                Exception::Uuid(uuid) => uuids.contains(uuid),
+                // All zeroes mean that there is none.
+                Exception::Uuid(uuid) => *uuid != [0; 16] && uuids.contains(uuid),
                 Exception::Start(address) => start == Some(*address),
             };
             entry.matched |= matches;
@@ -125,11 +128,13 @@ impl Exceptions {
         self.matches(identity.start, uuids);
     }
 
-    /// Logs each entry that no device matches.
+    /// Logs each entry that no device has matched so far.
     pub fn report_unmatched(&self) {
-        // The devices of this module's provider appear later.
+        // The devices of this module's provider may appear later.
         let _ = for_each_legacy_pmem(|memory| {
-            self.matches(Some(memory.range().start), &[]);
+            let inside = aligned_inside(&memory.range(), compat_align());
+
+            self.matches(inside.map(|inside| inside.start), &[]);
             Ok(())
         });
 
@@ -139,11 +144,12 @@ impl Exceptions {
             }
             match entry.exception {
                 Exception::Uuid(uuid) => pr_warn!(
-                    "except: no device has the UUID {}; `ndctl list -Ni` has those that exist\n",
+                    "except: no device has the UUID {} so far; `ndctl list -Ni` has those that exist\n",
                     Uuid(uuid)
                 ),
                 Exception::Start(start) => pr_warn!(
-                    "except: no namespace starts at {:#x}; /proc/iomem has those that exist\n",
+                    "except: no namespace starts at {:#x} so far; \
+                     /sys/bus/nd/devices/namespace*/resource have those that exist\n",
                     start
                 ),
             }

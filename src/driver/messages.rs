@@ -96,8 +96,10 @@ pub fn report_read_only(dev: &Device<Bound>, read_only: bool) {
     if read_only {
         dev_info!(
             dev,
-            "the region is read-only: writes are refused until 0 is written to its attribute \
-             read_only\n"
+            "the region is read-only: writes are refused until 0 is written to \
+             /sys/bus/nd/devices/{}/../read_only. If an NVDIMM is unarmed, what is written then is \
+             lost when the power fails\n",
+            dev.name()
         );
     } else {
         dev_info!(dev, "the region is writable again\n");

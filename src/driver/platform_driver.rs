@@ -243,8 +243,8 @@ impl<'a> Source<'a> {
                 dev_err!(
                     dev,
                     "[mem {:#x}-{:#x}] is left out, {} begins at its address, which is not \
-                     aligned to {:#x} bytes: copy it, then change {} to {:#x} bytes from {:#x} \
-                     on (memmap={:#x}!{:#x})\n",
+                     aligned to {:#x} bytes: to use the memory without what is in it, change {} to \
+                     {:#x} bytes from {:#x} on (memmap={:#x}!{:#x})\n",
                     start,
                     last,
                     contents,

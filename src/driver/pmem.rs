@@ -370,12 +370,16 @@ impl Pmem {
             .map_err(|_| ENODATA)
     }
 
-    /// Records that the pages that are wholly in `span` and have a bad sector have failed, since
-    /// only a write to all of a page repairs it.
+    /// Records that the pages that are wholly in `span` and wholly bad have failed, since only a
+    /// write to all of a page repairs it. A page that was restored is wholly bad until it was
+    /// overwritten ([`Self::list_failed_page`]).
     fn keep_failed(&self, span: Span) {
         let _ = self.for_each_bad_page(span, |page| {
-            // If this list is full, the sectors still are in the badblocks.
-            let _ = self.memory.set_failed(page);
+            let (first, sectors) = page.sectors();
+            if page.len == PAGE_SIZE && self.badblocks.contains(first, sectors) {
+                // If this list is full, the sectors still are in the badblocks.
+                let _ = self.memory.set_failed(page);
+            }
             Ok(())
         });
     }
@@ -389,6 +393,14 @@ impl Pmem {
         };
         let (first, sectors) = written.whole_sectors();
 
+        if cleared == Cleared::FailedPages && written.len < span.len {
+            let end = span.offset.saturating_add(written.len);
+            let start = end & !PAGE_SIZE.saturating_sub(1);
+            let offset = start.saturating_sub(span.offset);
+            if let Some(rest) = span.part(offset, span.len.saturating_sub(offset)) {
+                self.keep_failed(rest);
+            }
+        }
         if self.badblocks.clear(first, sectors).is_err() {
             if self.messages.still_listed.permits(c"pmem_rs") {
                 self.flusher.region().warn(fmt!(
@@ -396,9 +408,6 @@ impl Pmem {
                      bad blocks is full, write to other bad blocks, then write this again\n"
                 ));
             }
-        }
-        if cleared == Cleared::FailedPages && written.len < span.len {
-            self.keep_failed(span);
         }
     }
 }

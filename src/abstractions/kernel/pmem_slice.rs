@@ -167,17 +167,13 @@ impl<'a> PmemSlice<'a> {
     }
 
     /// Copies to `buffer`, as many bytes as both have. Does not sleep. Fails as
-    /// [`Self::read_into`].
+    /// [`Self::read_into`], and with [`EOVERFLOW`] if these are 4 GiB or more.
     pub fn read(&self, buffer: &mut [u8]) -> Result {
-        let len = self.len.min(buffer.len());
+        let len = c_uint::try_from(self.len.min(buffer.len())).map_err(|_| EOVERFLOW)?;
 
         // SAFETY: By the type invariant the slice has `len` bytes, and so has the buffer.
         let rest = unsafe {
-            bindings::copy_mc_to_kernel(
-                buffer.as_mut_ptr().cast(),
-                self.addr.as_ptr().cast(),
-                len as c_uint,
-            )
+            bindings::copy_mc_to_kernel(buffer.as_mut_ptr().cast(), self.addr.as_ptr().cast(), len)
         };
         if rest != 0 {
             return Err(ENODATA);

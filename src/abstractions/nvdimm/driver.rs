@@ -123,8 +123,9 @@ pub trait Driver {
     /// A file of the driver in sysfs.
     const ATTRIBUTE: Option<TextAttribute> = None;
 
-    /// Handles a device of any type that is on the bus when the driver has been registered. The
-    /// driver was offered those of its types that had no driver before this.
+    /// Handles a namespace, pfn or btt device that is on the bus when the driver has been
+    /// registered, whatever its driver. Devices are probed before this, unless probes are
+    /// asynchronous.
     ///
     /// No lock of a device is held.
     fn present(identity: DeviceIdentity) {
@@ -142,8 +143,8 @@ pub trait Driver {
     ///
     /// After [`EOPNOTSUPP`] the adapter keeps drivers of other modules off the device. A namespace
     /// is free for them while it has `force_raw`. The refusal ends when the device is bound without
-    /// `force_raw`, when this function returns [`ENXIO`], or when the namespace is recreated or
-    /// gets another claim class.
+    /// `force_raw`, when this function returns [`ENXIO`] or [`ENODEV`], or when the namespace is
+    /// recreated or gets another claim class.
     ///
     /// After [`EOPNOTSUPP`] the bus creates a new seed (an empty device of the same kind for user
     /// space to configure), as it does after success. Therefore empty seeds must be refused with
@@ -232,8 +233,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             return Err(err);
         }
 
-        // SAFETY: `__nd_driver_register()` has set the bus, which stays registered. The module is
-        // being initialised, with no lock of a device held.
+        // `__nd_driver_register()` has taken the locks of the same devices, so the caller holds none.
+        //
+        // SAFETY: `__nd_driver_register()` has set the bus, which stays registered.
         unsafe { for_each((*ndrv).drv.bus, T::present) };
 
         // `unregister` takes all of them back.
@@ -283,9 +285,10 @@ impl<T: Driver> Adapter<T> {
             let result = Self::bind(dev, namespace);
             match result {
                 Err(err) if err == EOPNOTSUPP => refusals.add(dev, room, identity),
-                // The contents are good now, or another device has claimed the namespace.
+                // The contents are good now, another device has claimed the namespace, or the
+                // device is left to other drivers.
                 Ok(()) if !is_forced_raw => refusals.remove(dev),
-                Err(err) if err == ENXIO => refusals.remove(dev),
+                Err(err) if err == ENXIO || err == ENODEV => refusals.remove(dev),
                 // They were not checked.
                 _ => {}
             }

@@ -16,8 +16,8 @@ use kernel::{
 
 /// A readable and writable attribute of a driver.
 ///
-/// The functions are called in process context, concurrently, from before the driver is offered the
-/// first device until after it was unbound from the last one. They may sleep.
+/// The functions are called in process context, concurrently, from after the driver was offered the
+/// devices that are on the bus until before it is unbound from its devices. They may sleep.
 #[derive(Clone, Copy)]
 pub struct TextAttribute {
     /// The name of the file.

@@ -12,7 +12,6 @@ use kernel::{
 
 /// What identifies a device on the nd bus to users, whatever its driver.
 ///
-/// A device that is neither a namespace nor claims one has neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceIdentity {
     /// The uuid in the label of a namespace, or in the info block of a pfn or btt device.
@@ -47,7 +46,8 @@ impl DeviceIdentity {
             if uuid.is_null() {
                 None
             } else {
-                Some((*uuid).b)
+                // A namespace without a label has one that is all zeroes.
+                Some((*uuid).b).filter(|uuid| *uuid != [0; 16])
             }
         };
 
@@ -67,11 +67,12 @@ unsafe fn is_namespace(dev: *mut bindings::device) -> bool {
         .starts_with(b"namespace")
 }
 
-/// Calls `f` for each device on the bus. Sleeps.
+/// Calls `f` for each namespace, pfn and btt device on the bus. Sleeps. Takes the lock of each of
+/// these devices for a moment; a thread that holds one of them would wait for itself.
 ///
 /// # Safety
 ///
-/// `bus` must be the nd bus, and stay registered during the call. No lock of a device may be held.
+/// `bus` must be the nd bus, and stay registered during the call.
 pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(DeviceIdentity)) {
     /// # Safety
     ///
@@ -81,6 +82,9 @@ pub(super) unsafe fn for_each(bus: *const bindings::bus_type, mut f: fn(DeviceId
         // SAFETY: By the safety requirements the pointers are valid. The lock is held for the call
         // of `of`.
         let (identity, f) = unsafe {
+            if !bindings::is_nd_pfn(dev) && !bindings::is_nd_btt(dev) && !is_namespace(dev) {
+                return 0;
+            }
             bindings::device_lock(dev);
             let identity = DeviceIdentity::of(dev);
             bindings::device_unlock(dev);

@@ -142,7 +142,8 @@ impl<'bound> Namespace<'bound> {
                     dev,
                     "a range that is not aligned to {:#x} bytes cannot have DAX: correct its \
                      address and its size where it is configured, or write 1 to the force_raw of \
-                     {} and bind it, for a disk without DAX\n",
+                     {} and bind it, for a disk without DAX (if it had a mode, only read that \
+                     disk)\n",
                     compat_align(),
                     dev.name()
                 );

@@ -180,11 +180,15 @@ impl Refusals {
     /// Unregisters the notifier, waits for calls that are in progress, and forgets all devices.
     /// Sleeps.
     pub(super) fn unregister(&self) {
-        if let Some(bus) = self.bus.lock().take() {
+        let mut registered = self.bus.lock();
+        if let Some(bus) = *registered {
             // SAFETY: By the type invariant the notifier is registered with this bus.
             unsafe { bindings::bus_unregister_notifier(bus.as_ptr(), self.nb.get()) };
         }
+        // INVARIANT: There is no entry any more.
         let entries = core::mem::take(&mut *self.entries.lock());
+        *registered = None;
+        drop(registered);
         drop(entries);
     }
 

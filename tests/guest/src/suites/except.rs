@@ -4,20 +4,24 @@
 //! the order in which the drivers were loaded.
 
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
+use super::probe::BlockTest;
 use super::{Suite, Test};
 use crate::command::{run, run_expecting_failure};
 use crate::coverage;
+use crate::disk::Access;
 use crate::driver::Driver;
 use crate::errno;
 use crate::lab::{Lab, Skip, holder};
 use crate::messages::Messages;
 use crate::nd::{Device, disable_provider, enable_provider, settle};
 use crate::ndctl::Mode;
+use crate::sectors::Buffer;
 use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
@@ -26,6 +30,7 @@ pub const SUITE: Suite = Suite {
         Test::new("by_uuid_of_the_label", by_label),
         Test::new("by_uuid_of_the_info_block", by_info_block),
         Test::new("by_start_address", by_start),
+        Test::new("ends_a_refusal", ends_refusal),
         Test::new("while_the_module_is_loaded", at_load),
         Test::new("wrong_entries_are_refused", wrong_entries),
         Test::new("ndctl_offers_namespaces_to_pmem_rs_first", ndctl_order),
@@ -120,6 +125,33 @@ fn by_start(lab: &mut Lab) -> Result<()> {
     expect_left(lab, &namespace, &start.to_string())
 }
 
+/// A device that was refused is kept off other drivers until the list leaves it to them.
+fn ends_refusal(lab: &mut Lab) -> Result<()> {
+    both(lab)?;
+    let prepared = lab.prepare(Mode::FsdaxMem)?;
+    let (namespace, other) = (prepared.namespace, lab.driver.other());
+    prepared.bound.unbind()?;
+    prepared.bound.give_up_namespace()?;
+    // The info block is lost, and the label says that there is one.
+    BlockTest::with_whole_range(lab, &namespace, |disk| {
+        let zeroes = Buffer::new(4096);
+        Ok(disk.open(Access::Direct)?.write_all_at(&zeroes, 4096)?)
+    })?;
+    let refused = namespace.try_bind(lab.driver);
+    errno::expect("binding it", refused, &[Errno::EOPNOTSUPP])?;
+    other.load()?;
+    namespace.expect_driver(None)?;
+
+    sysfs::write(ATTRIBUTE, &namespace.get("uuid")?)?;
+    let left = namespace.try_bind(lab.driver);
+    errno::expect("binding it", left, &[Errno::ENODEV])?;
+    namespace.bind(other)?;
+    namespace.unbind()?;
+    other.unload()?;
+    reset()?;
+    lab.prepare(Mode::Raw).map(drop)
+}
+
 fn load_with(list: &str) -> Result<()> {
     let parameter = format!("except={list}");
     coverage::loading(|| run("modprobe", &["pmem_rs", &parameter]))?;
@@ -142,7 +174,7 @@ fn at_load(lab: &mut Lab) -> Result<()> {
         let mut messages = Messages::from_now()?;
         load_with(&format!("{label},{UNKNOWN},{block},0x1000,{start:#x}"))?;
         messages.expect(&["except: no device has the UUID", UNKNOWN])?;
-        messages.expect(&["except: no namespace starts at 0x1000;"])?;
+        messages.expect(&["except: no namespace starts at 0x1000 so far"])?;
         let said = messages.so_far()?.iter();
         let said: Vec<_> = said.filter(|line| line.contains("except: no")).collect();
         ensure!(said.len() == 2, "the log says {said:#?}");
