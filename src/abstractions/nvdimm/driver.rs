@@ -233,7 +233,8 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             return Err(err);
         }
 
-        // `__nd_driver_register()` has taken the locks of the same devices, so the caller holds none.
+        // `__nd_driver_register()` has taken the locks of the same devices, so the caller holds
+        // none.
         //
         // SAFETY: `__nd_driver_register()` has set the bus, which stays registered.
         unsafe { for_each((*ndrv).drv.bus, T::present) };

@@ -15,7 +15,8 @@ pub enum Exception {
 /// in hexadecimal digits after `0x`. Commas and white space separate them. An entry that is neither
 /// is returned as an error.
 ///
-/// Searching and parsing by `core` is not used, since it can panic in a kernel with overflow checks.
+/// Searching and parsing by `core` is not used, since it can panic in a kernel with overflow
+/// checks.
 pub fn entries(list: &[u8]) -> impl Iterator<Item = Result<Exception, &[u8]>> {
     let mut rest = list;
 
