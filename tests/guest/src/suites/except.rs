@@ -78,7 +78,8 @@ fn expect_left(lab: &Lab, namespace: &Device, entry: &str) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let refused = bound.try_bind(lab.driver);
     errno::expect("binding it", refused, &[Errno::ENODEV])?;
-    messages.expect(&[bound.name(), "left to other drivers"])?;
+    let line = format!("{bound}: left to other drivers");
+    messages.expect(&[&line])?;
 
     let other = lab.driver.other();
     other.load()?;
@@ -173,7 +174,7 @@ fn at_load(lab: &mut Lab) -> Result<()> {
         }
         let mut messages = Messages::from_now()?;
         load_with(&format!("{label},{UNKNOWN},{block},0x1000,{start:#x}"))?;
-        messages.expect(&["except: no device has the UUID", UNKNOWN])?;
+        messages.expect(&[&format!("except: no device has the UUID {UNKNOWN}")])?;
         messages.expect(&["except: no namespace starts at 0x1000 so far"])?;
         let said = messages.so_far()?.iter();
         let said: Vec<_> = said.filter(|line| line.contains("except: no")).collect();

@@ -257,8 +257,9 @@ pub fn unaligned_size(lab: &mut Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
         return Ok(());
     }
-    let said = messages.expect(&["is not aligned to 0x200000 bytes", namespace.name()])?;
-    ensure!(said.contains("force_raw"), "the log says only `{said}`");
+    let said = messages.expect(&["is not aligned to 0x200000 bytes"])?;
+    let remedy = format!("write 1 to the force_raw of {namespace}");
+    ensure!(said.contains(&remedy), "the log says only `{said}`");
 
     namespace.set("force_raw", "1")?;
     namespace.bind(lab.driver)?;
