@@ -204,8 +204,8 @@ fn wrong_entries(lab: &mut Lab) -> Result<()> {
     lab.driver.load()
 }
 
-/// ndctl writes a namespace to the `bind` of all drivers in the order of the directory. kernfs sorts
-/// it by a hash of the name: pmem_rs comes before nd_pmem. For a namespace with an info block
+/// ndctl writes a namespace to the `bind` of all drivers in the order of the directory. kernfs
+/// sorts it by a hash of the name: pmem_rs comes before nd_pmem. For a namespace with an info block
 /// libnvdimm then makes another device, and the bus offers that one to the driver that was
 /// registered first.
 fn ndctl_order(lab: &mut Lab) -> Result<()> {

@@ -129,7 +129,9 @@ fn sector_disk_with(lab: &Lab, fs: FileSystem, whole_region: bool) -> Result<()>
             Child::start_ready(what, move |link| {
                 fs::write(&path, stamped(LEN, access as u64))?;
                 let file = access.open(&path)?;
-                let (mut found, right) = (Buffer::new(LEN), Buffer::stamped(LEN, access as u64));
+                // The btt driver takes segments of whole sectors, which have 4 KiB.
+                let right = Buffer::of_pages(LEN, access as u64);
+                let mut found = Buffer::of_pages(LEN, 0);
                 let mut round = || {
                     file.write_all_at(&right, 0)?;
                     file.sync_data()?;
