@@ -82,7 +82,7 @@ impl Bench {
             setup.driver,
             &results.join(format!("{command}-image")),
         )?;
-        let kernel = image::uncompressed_kernel(&env, &results)?;
+        let kernel = image::kernel(&env, &results)?;
         let subject = Subject::of(&env, setup.driver.name(), &image, seed)?;
         let limits = Limits::of(env.patience());
         Ok(Bench {

@@ -61,10 +61,16 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Writes the kernel as the ELF file that it was compressed from to `dir`, and returns its path.
-/// QEMU starts that file directly (PVH), so that the guest need not unpack it. The kernel is then
-/// at the addresses that it was linked for.
-pub fn uncompressed_kernel(env: &Env, dir: &Path) -> Result<PathBuf> {
+/// Returns the kernel in the form that starts fastest. If the kernel can be started directly (PVH),
+/// that is the ELF file that it was compressed from, which is written to `dir`: the guest need not
+/// unpack it. The kernel is then at the addresses that it was linked for.
+pub fn kernel(env: &Env, dir: &Path) -> Result<PathBuf> {
+    let config = env.build.join(".config");
+    let config =
+        fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))?;
+    if !config.lines().any(|line| line == "CONFIG_PVH=y") {
+        return Ok(env.kernel.clone());
+    }
     let script = env.source.join("scripts/extract-vmlinux");
     let output = run(Command::new("sh").arg(script).arg(&env.kernel))
         .with_context(|| format!("unpacking {}", env.kernel.display()))?;
