@@ -232,8 +232,8 @@ fn volatile_goes(lab: &mut Lab) -> Result<()> {
 const STRIDE: u32 = 2;
 const STRIDE_TO_REGIONS: u32 = 4;
 
-/// Allocations of a probe fail, one at a time. If only the region of one range cannot be made, the other
-/// one is there, and the log says which is not. If the bus cannot be made, the probe fails.
+/// Allocations of a probe fail, one at a time. If only the region of one range cannot be made, the
+/// other one is there, and the log says which is not. If the bus cannot be made, the probe fails.
 fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
     let device = device(lab, PERSISTENT)?;
     if !Path::new("/sys/kernel/debug/failslab").exists() {
