@@ -20,8 +20,8 @@ use crate::abstractions::kernel_ext::{
 };
 use crate::abstractions::nvdimm::{
     Device,
-    DeviceIdentity, //
-    EnabledNamespace,
+    DeviceIdentity,
+    EnabledNamespace, //
 };
 use kernel::{
     device::Core,

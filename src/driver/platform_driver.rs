@@ -92,7 +92,7 @@ impl kernel::platform::Driver for PlatformDriver {
                     dev_err!(
                         dev,
                         "[mem {:#x}-{:#x}] is left out, its region could not be made: error {}; to \
-                         try again, unbind and bind this device\n",
+                         try again, bind this device again, and unbind it first if it is bound\n",
                         range.start,
                         range.end.saturating_sub(1),
                         err.to_errno()

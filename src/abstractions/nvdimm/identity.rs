@@ -11,7 +11,6 @@ use kernel::{
 };
 
 /// What identifies a device on the nd bus to users, whatever its driver.
-///
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceIdentity {
     /// The uuid in the label of a namespace, or in the info block of a pfn or btt device.
