@@ -118,8 +118,9 @@ impl Bench {
         }
     }
 
-    /// Boots once, and again if the guest dies before its init runs. The emulator is known to fail
-    /// then, in about one of a hundred boots. A later failure is a result.
+    /// Boots once, and again if the guest dies before its init runs, or if QEMU itself no longer
+    /// answers. The emulator is known to fail while the guest boots, in about one of a hundred
+    /// boots. Any other failure is a result.
     pub fn boot(
         &self,
         machine: &Machine,
@@ -161,9 +162,14 @@ impl Bench {
             boots += 1;
             let (end, mut reports) =
                 self.boot_once(machine, backing, boot, suites, only, &mut on_line)?;
-            if end == End::DiedBooting && boots == 1 {
+            let failure = match end {
+                End::DiedBooting => Some("died-booting"),
+                End::EmulatorHung(_) => Some("emulator-hung"),
+                _ => None,
+            };
+            if let Some(failure) = failure.filter(|_| boots == 1) {
                 for file in ["console.log", "ktap.log"] {
-                    fs::rename(dir.join(file), dir.join(format!("died-booting-{file}")))?;
+                    fs::rename(dir.join(file), dir.join(format!("{failure}-{file}")))?;
                 }
                 continue;
             }
@@ -270,7 +276,7 @@ impl Bench {
         let mut troubles = complaints(&console)?;
         match &end {
             End::Orderly => {}
-            End::Hung(reason) => {
+            End::Hung(reason) | End::EmulatorHung(reason) => {
                 troubles.push(format!("{reason} and was ended{}", tail(&console)?))
             }
             End::Died => troubles.push(format!("the guest died{}", tail(&console)?)),

@@ -3,7 +3,7 @@
 //! A running guest: it is followed line by line, and ended when it makes no progress.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -33,12 +33,26 @@ impl Limits {
 /// The time without a line after which the guest counts as hung. The guest itself ends tests that
 /// take too long, so this is longer than any test may take. Slow kernels get a multiple of this and
 /// of the next limit.
-const SILENCE_LIMIT: Duration = Duration::from_secs(500);
+const SILENCE_LIMIT: Duration = Duration::from_secs(250);
 /// The total time of a guest.
 const TOTAL_LIMIT: Duration = Duration::from_secs(1800);
 /// The time in which a guest must switch itself off.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The time in which a hung guest must say where it hangs.
+const STACK_LIMIT: Duration = Duration::from_secs(20);
+/// What QEMU is asked about a hung guest: the registers of all CPUs, twice, so that a CPU that
+/// executes instructions can be told from one that waits. An NMI that nothing in the guest expects
+/// makes its kernel panic (see `Machine::command`), with the stack of the CPU on the console.
+const QUESTIONS: [&str; 4] = [
+    r#"{"execute": "qmp_capabilities"}"#,
+    REGISTERS,
+    REGISTERS,
+    r#"{"execute": "inject-nmi"}"#,
+];
+const REGISTERS: &str = r#"{"execute": "human-monitor-command",
+    "arguments": {"command-line": "info registers -a"}}"#;
 
 /// The line of the guest after the last test.
 const DONE: &str = "# done";
@@ -61,6 +75,8 @@ pub enum End {
     Orderly,
     /// It ended before its init had run, which can be a failure of the emulator.
     DiedBooting,
+    /// It was ended without progress, and QEMU did not answer either. The reason names the limit.
+    EmulatorHung(String),
     /// It ended before it had run all tests.
     Died,
     /// It was ended without progress. The reason names the limit.
@@ -81,10 +97,13 @@ pub struct Guest {
     cut: Option<Cut>,
     /// The CPU time that it has used so far.
     cpu: Duration,
+    /// The file for what QEMU says about a hung guest.
+    hung: PathBuf,
 }
 
 impl Guest {
     /// Starts the machine. `console` and `results` are the files that its serial ports write to.
+    /// What QEMU says about a hung guest is written beside the console.
     pub fn start(
         mut machine: Command,
         console: &Path,
@@ -93,7 +112,9 @@ impl Guest {
         cut: Option<Cut>,
     ) -> Result<Guest> {
         let qemu = machine
-            .stdin(Stdio::null())
+            .args(["-qmp", "stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .context("starting QEMU")?;
         let now = Instant::now();
@@ -107,6 +128,7 @@ impl Guest {
             up: false,
             cut,
             cpu: Duration::ZERO,
+            hung: console.with_file_name("hung.log"),
         })
     }
 
@@ -148,10 +170,13 @@ impl Guest {
                 });
             }
             if let Some(reason) = self.overdue(finished) {
-                return Ok(if self.up {
+                if !self.up {
+                    return Ok(End::DiedBooting);
+                }
+                return Ok(if self.examine()? {
                     End::Hung(reason)
                 } else {
-                    End::DiedBooting
+                    End::EmulatorHung(reason)
                 });
             }
             let left = cut_at.map(|at: Instant| at.saturating_duration_since(Instant::now()));
@@ -167,6 +192,31 @@ impl Guest {
             }
             sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
         }
+    }
+
+    /// Ends a hung guest, and keeps what its CPUs and the threads of QEMU were doing. Returns
+    /// whether QEMU has answered.
+    fn examine(&mut self) -> Result<bool> {
+        let mut input = self.qemu.stdin.take().context("QEMU has no monitor")?;
+        let mut output = self.qemu.stdout.take().context("QEMU has no monitor")?;
+        for question in QUESTIONS {
+            // An error means that QEMU has just ended.
+            let _ = writeln!(input, "{question}").and_then(|()| input.flush());
+            sleep(POLL_INTERVAL);
+        }
+        let asked = Instant::now();
+        while self.qemu.try_wait()?.is_none() && asked.elapsed() < STACK_LIMIT {
+            sleep(POLL_INTERVAL);
+        }
+        let threads = threads(self.qemu.id());
+        self.qemu.kill()?;
+        self.qemu.wait()?;
+        let mut answers = String::new();
+        output.read_to_string(&mut answers)?;
+        let answered = answers.matches("\"return\"").count() >= QUESTIONS.len() - 1;
+        fs::write(&self.hung, threads + &answers.replace("\\r\\n", "\n"))
+            .with_context(|| format!("writing {}", self.hung.display()))?;
+        Ok(answered)
     }
 
     fn overdue(&self, finished: Option<Instant>) -> Option<String> {
@@ -199,6 +249,21 @@ fn cpu_time(process: u32) -> Option<Duration> {
     let times = fields.split_whitespace().skip(11).take(2);
     let ticks = times.map(str::parse::<u64>).sum::<Result<u64, _>>();
     Some(Duration::from_millis(10 * ticks.ok()?))
+}
+
+/// Returns the state of each thread of a process: two files of the kernel, of which the first has
+/// the state and the times.
+fn threads(process: u32) -> String {
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
+        return String::new();
+    };
+    let files = threads.flatten().flat_map(|thread| {
+        ["stat", "wchan"].map(|name| fs::read_to_string(thread.path().join(name)))
+    });
+    files
+        .flatten()
+        .map(|text| text.trim().to_owned() + "\n")
+        .collect()
 }
 
 /// Reads a file that grows.

@@ -130,7 +130,7 @@ impl Report {
             );
         }
         if *boots > 1 {
-            println!("  booted {boots} times: a guest died before its init ran");
+            println!("  booted {boots} times: a guest died before its init ran, or QEMU hung");
         }
         for figure in &self.measured {
             println!("  {figure}");
