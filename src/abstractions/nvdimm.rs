@@ -23,10 +23,12 @@ mod driver_attribute;
 mod enabled_namespace;
 mod identity;
 mod namespace;
+mod probe_error;
+mod probe_results;
 mod provider;
-mod refusals;
 mod region;
 mod region_access;
+mod status;
 
 pub use self::{
     btt::Btt,
@@ -57,6 +59,7 @@ pub use self::{
         ClaimClass,
         Namespace, //
     },
+    probe_error::ProbeError,
     provider::{
         ProviderWatch,
         ProviderWatcher, //

@@ -14,7 +14,7 @@ use super::{
     },
     messages::{
         report_read_only,
-        report_unusable, //
+        unusable, //
     },
     pmem::Pmem,
     registry::Registry,
@@ -34,6 +34,7 @@ use crate::abstractions::kernel::{
 use crate::abstractions::nvdimm::{
     Device,
     Namespace,
+    ProbeError,
     ProviderWatch, //
 };
 use core::ops::Range;
@@ -69,7 +70,7 @@ impl<'bound> AttachedDisk<'bound> {
         dev: &Device<Core<'_>>,
         namespace: Namespace<'bound>,
         layout: Layout,
-    ) -> Result<Self> {
+    ) -> Result<Self, ProbeError> {
         let region = dev.region();
         let node = dev.node();
         let reserve = namespace.range()?;
@@ -81,7 +82,7 @@ impl<'bound> AttachedDisk<'bound> {
         let memory = namespace
             .reserve(name)
             .and_then(|memory| Memory::new(memory, layout, node, badblocks.clone(), files))
-            .inspect_err(|err| report_unusable(&shared, dev, &reserve, *err))?;
+            .map_err(|err| unusable(&shared, dev, &reserve, err))?;
         let reference = memory.reference().ok_or(ENXIO)?;
         let pages = reference.pages().cloned();
         let data = reference.phys();
@@ -130,7 +131,7 @@ impl<'bound> AttachedDisk<'bound> {
             Ok(dax) => Some(dax),
             // The architecture does not support DAX devices. The disk works without.
             Err(err) if err == EOPNOTSUPP => None,
-            Err(err) => return Err(err),
+            Err(err) => return Err(err.into()),
         };
         if let Some(dax) = &dax {
             pmem.dax.populate(dax.handle());

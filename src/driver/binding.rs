@@ -12,7 +12,7 @@ use super::{
     },
     flush::Flusher,
     memory::Layout,
-    messages::report_unusable,
+    messages::unusable,
     shared::SHARED, //
 };
 use crate::abstractions::kernel::{
@@ -24,7 +24,8 @@ use crate::abstractions::nvdimm::{
     Claim,
     Device,
     Kind,
-    Namespace, //
+    Namespace,
+    ProbeError, //
 };
 use kernel::{
     device::{
@@ -40,28 +41,31 @@ pub enum Binding<'bound> {
     /// A btt device, whose namespace is attached to the btt driver. That driver creates the disk,
     /// and flushes each of its writes, so nothing has to be flushed at unbind.
     Btt(Btt<'bound>, Arc<Flusher>),
-    /// A raw namespace or a pfn device, of which this driver creates the disk.
-    Disk(AttachedDisk<'bound>),
+    /// A raw namespace or a pfn device, of which this driver creates the disk, and its mode.
+    Disk(AttachedDisk<'bound>, &'static CStr),
 }
 
 impl<'bound> Binding<'bound> {
     /// Binds a device. Refuses a namespace with an info block: libnvdimm makes another device for
     /// it, which is bound instead.
-    pub fn new(dev: &Device<Core<'_>>, namespace: Namespace<'bound>) -> Result<Self> {
+    pub fn new(dev: &Device<Core<'_>>, namespace: Namespace<'bound>) -> Result<Self, ProbeError> {
         let shared = SHARED.get().ok_or(ENODEV)?;
         let range = namespace.range()?;
         let enable = |namespace: Namespace<'bound>| {
             let enabled = namespace
                 .enable()
-                .inspect_err(|err| report_unusable(&shared, dev, &range, *err))?;
+                .map_err(|err| unusable(&shared, dev, &range, err))?;
             if shared.exceptions.has(dev, &enabled, range.start) {
-                return Err(ENODEV);
+                return Err(ProbeError::silent(
+                    ENODEV,
+                    fmt!("left to other drivers, as `except` says"),
+                ));
             }
             Ok(enabled)
         };
 
         // The disk can reserve the range only when the namespace is disabled again.
-        let (namespace, layout) = match dev.kind() {
+        let (namespace, layout, mode) = match dev.kind() {
             Kind::Btt => {
                 let flusher = Flusher::new(shared.clone(), &namespace)?;
                 let enabled = enable(namespace)?;
@@ -75,40 +79,55 @@ impl<'bound> Binding<'bound> {
                 let data = data_of_pfn(dev, &enabled, &range)?;
                 dev_info!(dev, "a disk without DAX, since this is a kdump kernel\n");
 
-                (enabled.disable(), Layout::Plain(data))
+                (enabled.disable(), Layout::Plain(data), c"fsdax without DAX")
             }
             Kind::Pfn => {
                 let (enabled, pages) = setup_pfn(dev, enable(namespace)?, &range)?;
 
-                (enabled.disable(), Layout::Pages(pages))
+                let mode = if pages.memmap_on_media() {
+                    c"fsdax map=dev"
+                } else {
+                    c"fsdax map=mem"
+                };
+                (enabled.disable(), Layout::Pages(pages), mode)
             }
             Kind::Namespace => {
                 let enabled = enable(namespace)?;
                 if claim(dev, &enabled, &range)? == Claim::Claimed {
-                    return Err(ENXIO);
+                    return Err(ProbeError::silent(
+                        ENXIO,
+                        fmt!("libnvdimm has made a device for the mode in its info block"),
+                    ));
                 }
                 let namespace = enabled.disable();
 
-                let layout = if namespace.wants_pages() && !is_kdump_kernel() {
+                if namespace.wants_pages() && !is_kdump_kernel() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
-                    Layout::Pages(PagemapConfig::new(range.start, len)?)
+                    let pages = PagemapConfig::new(range.start, len)?;
+                    (namespace, Layout::Pages(pages), c"raw map=mem")
                 } else {
-                    Layout::Plain(range.clone())
-                };
-                (namespace, layout)
+                    (namespace, Layout::Plain(range.clone()), c"raw")
+                }
             }
         };
 
-        Ok(Self::Disk(AttachedDisk::new(
-            shared, dev, namespace, layout,
-        )?))
+        let disk = AttachedDisk::new(shared, dev, namespace, layout)?;
+        Ok(Self::Disk(disk, mode))
+    }
+
+    /// Returns what the device is bound as, as `ndctl create-namespace` would name it.
+    pub fn mode(&self) -> &'static CStr {
+        match self {
+            Self::Btt(..) => c"sector",
+            Self::Disk(_, mode) => mode,
+        }
     }
 
     /// Flushes the region. The flusher logs a failure.
     pub fn flush(&self) {
         let flusher = match self {
             Self::Btt(_, flusher) => flusher,
-            Self::Disk(disk) => disk.flusher(),
+            Self::Disk(disk, _) => disk.flusher(),
         };
 
         let _ = flusher.flush();
@@ -118,7 +137,7 @@ impl<'bound> Binding<'bound> {
     pub fn revalidate_poison(&self, dev: &Device<Bound>) {
         match self {
             Self::Btt(btt, _) => btt.revalidate_poison(),
-            Self::Disk(disk) => disk.revalidate_poison(dev),
+            Self::Disk(disk, _) => disk.revalidate_poison(dev),
         }
     }
 
@@ -126,7 +145,7 @@ impl<'bound> Binding<'bound> {
     pub fn revalidate_region(&self, dev: &Device<Bound>) {
         match self {
             Self::Btt(btt, _) => btt.sync_read_only(),
-            Self::Disk(disk) => disk.sync_read_only(dev),
+            Self::Disk(disk, _) => disk.sync_read_only(dev),
         }
     }
 }

@@ -4,9 +4,9 @@
 
 use super::{
     messages::{
-        report_info_block,
-        report_missing,
-        report_unreadable, //
+        info_block_error,
+        missing,
+        unreadable, //
     },
     plain::infoblock::{
         Expected,
@@ -25,7 +25,8 @@ use crate::abstractions::nvdimm::{
     ClaimClass,
     Device,
     EnabledNamespace,
-    Kind, //
+    Kind,
+    ProbeError, //
 };
 use core::ops::Range;
 use kernel::{
@@ -70,7 +71,7 @@ pub fn claim(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
     range: &Range<PhysAddr>,
-) -> Result<Claim> {
+) -> Result<Claim, ProbeError> {
     let namespace = enabled.namespace();
     if namespace.is_forced_raw() {
         return Ok(Claim::Raw);
@@ -88,19 +89,15 @@ pub fn claim(
         }
         // Otherwise the namespace would be bound as raw, and a write would destroy the data.
         Err(err) if err == EIO => {
-            report_unreadable(dev, namespace.name());
-            return Err(EOPNOTSUPP);
+            return Err(unreadable(dev, namespace.name()));
         }
-        Err(err) => return Err(err),
+        Err(err) => return Err(err.into()),
     };
     let Some(block) = InfoBlock::of(&bytes) else {
         return match class {
-            None | Some(ClaimClass::None) => enabled.claim(),
+            None | Some(ClaimClass::None) => Ok(enabled.claim()?),
             // The block is lost, or was never written.
-            Some(class) => {
-                report_missing(dev, namespace.name(), mode_of(class));
-                Err(EOPNOTSUPP)
-            }
+            Some(class) => Err(missing(dev, namespace.name(), mode_of(class))),
         };
     };
 
@@ -117,15 +114,14 @@ pub fn claim(
         Err(error) => error,
         Ok(()) => match enabled.claim() {
             Ok(Claim::Claimed) => return Ok(Claim::Claimed),
-            Err(err) if err != EOPNOTSUPP => return Err(err),
+            Err(err) if err != EOPNOTSUPP => return Err(err.into()),
             // Either `force_raw` was set since the check above, or the claim class of the label is
             // not that of the block.
             _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
             _ => InfoBlockError::Refused,
         },
     };
-    report_info_block(dev, namespace.name(), block.mode(), error);
-    Err(EOPNOTSUPP)
+    Err(info_block_error(dev, namespace.name(), block.mode(), error))
 }
 
 /// Reads from the info block of a pfn device how the memory is to be mapped. libnvdimm writes an
@@ -134,21 +130,23 @@ pub fn setup_pfn<'bound>(
     dev: &Device<Core<'_>>,
     enabled: EnabledNamespace<'bound>,
     range: &Range<PhysAddr>,
-) -> Result<(EnabledNamespace<'bound>, PagemapConfig)> {
+) -> Result<(EnabledNamespace<'bound>, PagemapConfig), ProbeError> {
     let name = enabled.namespace().name();
     check_info_block(dev, &enabled, range)?;
 
-    enabled.setup_pfn().inspect_err(|err| {
+    enabled.setup_pfn().map_err(|err| match err {
         // An empty seed is no error.
-        if *err != ENODEV {
-            dev_err!(
-                dev,
-                "cannot be set up (error {}); libnvdimm says above why. \
-                 `ndctl create-namespace -f -e {}` recreates the namespace\n",
+        ENODEV => err.into(),
+        err => ProbeError::logged(
+            dev,
+            err,
+            fmt!(
+                "cannot be set up (error {}); libnvdimm has logged why. \
+                 `ndctl create-namespace -f -e {}` recreates the namespace",
                 err.to_errno(),
                 name
-            );
-        }
+            ),
+        ),
     })
 }
 
@@ -158,7 +156,7 @@ pub fn data_of_pfn(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
     range: &Range<PhysAddr>,
-) -> Result<Range<PhysAddr>> {
+) -> Result<Range<PhysAddr>, ProbeError> {
     check_info_block(dev, enabled, range)?;
 
     let expected = expected(enabled, range);
@@ -167,12 +165,14 @@ pub fn data_of_pfn(
         .filter(|block| block.mode() == NamespaceMode::Fsdax && block.check(&expected).is_ok())
         .and_then(|block| block.data(&expected))
         .ok_or_else(|| {
-            dev_err!(
+            ProbeError::logged(
                 dev,
-                "a kdump kernel writes no info block: configure {} with the normal kernel\n",
-                enabled.namespace().name()
-            );
-            EOPNOTSUPP
+                EOPNOTSUPP,
+                fmt!(
+                    "a kdump kernel writes no info block: configure {} with the normal kernel",
+                    enabled.namespace().name()
+                ),
+            )
         })
 }
 
@@ -181,17 +181,16 @@ pub fn check_info_block(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
     range: &Range<PhysAddr>,
-) -> Result {
+) -> Result<(), ProbeError> {
     let name = enabled.namespace().name();
 
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
         // libnvdimm would refuse it too, but without a message.
         Err(err) if err == EIO => {
-            report_unreadable(dev, name);
-            return Err(EOPNOTSUPP);
+            return Err(unreadable(dev, name));
         }
-        Err(err) => return Err(err),
+        Err(err) => return Err(err.into()),
     };
     // libnvdimm overwrites a block that is damaged, foreign or of another mode. It does not check
     // the others completely.
@@ -203,8 +202,7 @@ pub fn check_info_block(
         };
         if let (true, Err(error)) = (is_used, block.check(&expected(enabled, range))) {
             if !error.is_damaged_or_foreign() {
-                report_info_block(dev, name, block.mode(), error);
-                return Err(EOPNOTSUPP);
+                return Err(info_block_error(dev, name, block.mode(), error));
             }
         }
     }

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::abstractions::nvdimm::{
     Device,
-    Kind, //
+    Kind,
+    ProbeError, //
 };
 use core::ops::Range;
 use kernel::{
@@ -24,27 +25,30 @@ use kernel::{
 };
 
 /// Logs why an info block cannot be used.
-pub fn report_info_block(
+pub fn info_block_error(
     dev: &Device<Core<'_>>,
     name: &CStr,
     mode: NamespaceMode,
     error: InfoBlockError,
-) {
-    dev_err!(
+) -> ProbeError {
+    ProbeError::logged(
         dev,
-        "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
-         force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` recreates it\n",
-        mode.name(),
-        error.describe(),
-        name,
-        release(dev),
-        name,
-        mode.name()
-    );
+        EOPNOTSUPP,
+        fmt!(
+            "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
+             force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` recreates it",
+            mode.name(),
+            error.describe(),
+            name,
+            release(dev),
+            name,
+            mode.name()
+        ),
+    )
 }
 
 /// Logs that there is no info block for the mode in the label; [`None`] is an unknown mode.
-pub fn report_missing(dev: &Device<Core<'_>>, name: &CStr, mode: Option<NamespaceMode>) {
+pub fn missing(dev: &Device<Core<'_>>, name: &CStr, mode: Option<NamespaceMode>) -> ProbeError {
     // With another `-M` or `-a` the data begin elsewhere. A new btt has a new map.
     const BEFORE_DATA: &str = "what is before the data, if it gets the -M and -a that it had";
     let (mode, recreate, overwritten) = match mode {
@@ -54,31 +58,37 @@ pub fn report_missing(dev: &Device<Core<'_>>, name: &CStr, mode: Option<Namespac
         None => ("(unknown)", "", "the metadata of that mode"),
     };
 
-    dev_err!(
+    ProbeError::logged(
         dev,
-        "the info block for mode {} is missing, but the label says that there is one. To use {} as \
-         raw from now on, write an empty line to its holder_class and bind it; to read it as raw, \
-         write 1 to its force_raw and bind it; `ndctl create-namespace -f -e {}{}` recreates it \
-         and overwrites {}\n",
-        mode,
-        name,
-        name,
-        recreate,
-        overwritten
-    );
+        EOPNOTSUPP,
+        fmt!(
+            "the info block for mode {} is missing, but the label says that there is one. To use \
+             {} as raw from now on, write an empty line to its holder_class and bind it; to read \
+             it as raw, write 1 to its force_raw and bind it; `ndctl create-namespace -f -e {}{}` \
+             recreates it and overwrites {}",
+            mode,
+            name,
+            name,
+            recreate,
+            overwritten
+        ),
+    )
 }
 
 /// Logs that an info block cannot be read, so that the mode of the namespace is unknown.
-pub fn report_unreadable(dev: &Device<Core<'_>>, name: &CStr) {
-    dev_err!(
+pub fn unreadable(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
+    ProbeError::logged(
         dev,
-        "the medium is bad where the info block of {} would be. To read it as raw, {}write 1 to its \
-         force_raw and bind it. To recreate it, write zeroes to the first 8 KiB of that disk, \
-         which clears the poison, then `ndctl create-namespace -f -e {}`\n",
-        name,
-        release(dev),
-        name
-    );
+        EOPNOTSUPP,
+        fmt!(
+            "the medium is bad where the info block of {} would be. To read it as raw, {}write 1 \
+             to its force_raw and bind it. To recreate it, write zeroes to the first 8 KiB of that \
+             disk, which clears the poison, then `ndctl create-namespace -f -e {}`",
+            name,
+            release(dev),
+            name
+        ),
+    )
 }
 
 /// Returns the step that releases the namespace of a device, as the start of a sentence.
@@ -107,37 +117,46 @@ pub fn report_read_only(dev: &Device<Bound>, read_only: bool) {
 }
 
 /// Logs why the memory of a device cannot be used.
-pub fn report_unusable(
+pub fn unusable(
     shared: &Shared,
     dev: &Device<Core<'_>>,
     range: &Range<PhysAddr>,
     err: Error,
-) {
+) -> ProbeError {
     let (start, last) = (range.start, range.end.saturating_sub(1));
 
     if let Some(retired) = shared.devices.find_retired(range) {
-        dev_err!(
+        ProbeError::logged(
             dev,
-            "could not reserve [mem {:#x}-{:#x}]: it was retired with {}\n",
-            start,
-            last,
-            retired.describe()
-        );
+            err,
+            fmt!(
+                "could not reserve [mem {:#x}-{:#x}]: it was retired with {}",
+                start,
+                last,
+                retired.describe()
+            ),
+        )
     } else if err == EBUSY {
-        dev_err!(
+        ProbeError::logged(
             dev,
-            "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
-             unbind that first\n",
-            start,
-            last
-        );
+            err,
+            fmt!(
+                "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
+                 unbind that first",
+                start,
+                last
+            ),
+        )
     } else {
-        dev_err!(
+        ProbeError::logged(
             dev,
-            "could not map [mem {:#x}-{:#x}]: error {}\n",
-            start,
-            last,
-            err.to_errno()
-        );
+            err,
+            fmt!(
+                "could not map [mem {:#x}-{:#x}]: error {}",
+                start,
+                last,
+                err.to_errno()
+            ),
+        )
     }
 }

@@ -13,6 +13,7 @@ use crate::abstractions::nvdimm::{
     DeviceTypes,
     Event,
     Namespace,
+    ProbeError,
     TextAttribute, //
 };
 use kernel::{
@@ -45,8 +46,12 @@ impl nvdimm::Driver for NdDriver {
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+    ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
         Binding::new(dev, namespace)
+    }
+
+    fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr {
+        this.mode()
     }
 
     fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {

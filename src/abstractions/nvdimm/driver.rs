@@ -14,14 +14,16 @@ use super::{
         DeviceIdentity, //
     },
     namespace::Namespace,
+    probe_error::ProbeError,
+    probe_results::{
+        Identity,
+        ProbeResults,
+        Refusal,
+        Shown, //
+    },
     provider::{
         RawDriver,
         Watchers, //
-    },
-    refusals::{
-        Identity,
-        Refusals,
-        Room, //
     }, //
 };
 use crate::abstractions::bindings;
@@ -42,6 +44,7 @@ use kernel::{
     types::Opaque,
     ThisModule, //
 };
+use pin_init::pin_init_from_closure;
 
 /// A set of device types that a driver serves (`ND_DRIVER_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +84,8 @@ pub enum Event {
 ///     DeviceTypes,
 ///     Event,
 ///     Kind,
-///     Namespace, //
+///     Namespace,
+///     ProbeError, //
 /// };
 ///
 /// struct Claimer;
@@ -94,15 +98,19 @@ pub enum Event {
 ///     fn probe<'bound>(
 ///         dev: &'bound Device<Core<'_>>,
 ///         namespace: Namespace<'bound>,
-///     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+///     ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
 ///         let claim = || {
 ///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
 ///                 dev_info!(dev, "claimed\n");
 ///             }
-///             Err(ENXIO)
+///             Err(ENXIO.into())
 ///         };
 ///
 ///         claim()
+///     }
+///
+///     fn mode<'bound>(_this: Pin<&()>) -> &'static CStr {
+///         c"none"
 ///     }
 ///
 ///     fn notify<'bound>(dev: &'bound Device<Core<'_>>, _this: Pin<&()>, event: Event) {
@@ -152,7 +160,11 @@ pub trait Driver {
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
+    ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound;
+
+    /// Returns what the device is bound as, for users. It is shown in sysfs, in the file `mode` of
+    /// the device's directory that has the name of the driver.
+    fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr;
 
     /// Unbinds a device. The driver's data is dropped after this.
     fn unbind<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
@@ -198,13 +210,13 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
     ) -> Result {
         let registered = Registered::new()?;
         let watchers = Watchers::new()?;
-        let refusals = Refusals::new()?;
+        let results = ProbeResults::new(name)?;
         let driver = driver.get();
         // SAFETY: The driver is valid, by the safety requirements of this function.
         let ndrv = unsafe { &raw mut (*driver).nd };
 
         // SAFETY: The driver is not registered yet, so no other thread reads its fields. Devices
-        // that are bound or probed use `watchers` and `refusals`, and there is none after
+        // that are bound or probed use `watchers` and `results`, and there is none after
         // `driver_unregister()`. The references are put after that.
         unsafe {
             (*ndrv).drv.name = name.as_char_ptr();
@@ -215,7 +227,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*ndrv).shutdown = Some(Self::shutdown_callback);
             (*ndrv).notify = Some(Self::notify_callback);
             (*driver).watchers = Arc::as_ptr(&watchers);
-            (*driver).refusals = Arc::as_ptr(&refusals);
+            (*driver).results = Arc::as_ptr(&results);
         }
 
         // SAFETY: The driver is valid, and stays until `unregister`.
@@ -223,13 +235,13 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             bindings::__nd_driver_register(ndrv, module.as_ptr(), name.as_char_ptr())
         })
         // Devices may have been probed.
-        .inspect_err(|_| refusals.unregister())?;
+        .inspect_err(|_| results.unregister())?;
         // SAFETY: `__nd_driver_register()` has set the bus. libnvdimm, which this module depends
         // on, keeps it registered. The reference to the notifier is kept until `unregister`.
         if let Err(err) = unsafe { watchers.register((*ndrv).drv.bus) } {
             // SAFETY: The driver has just been registered.
             unsafe { bindings::driver_unregister(&raw mut (*ndrv).drv) };
-            refusals.unregister();
+            results.unregister();
             return Err(err);
         }
 
@@ -241,7 +253,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
 
         // `unregister` takes all of them back.
         let _ = Arc::into_raw(watchers);
-        let _ = Arc::into_raw(refusals);
+        let _ = Arc::into_raw(results);
         registered.into_raw();
         Ok(())
     }
@@ -257,7 +269,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         unsafe {
             let watchers = Arc::from_raw((*driver).watchers);
             watchers.unregister((*driver).nd.drv.bus);
-            Arc::from_raw((*driver).refusals).unregister();
+            Arc::from_raw((*driver).results).unregister();
         }
         // SAFETY: `register` has succeeded, and this is called once after it.
         drop(unsafe { Registered::from_raw() });
@@ -271,35 +283,80 @@ impl<T: Driver> Adapter<T> {
         // INVARIANT: Drivers of `DeviceTypes::NAMESPACE` are offered these kinds of devices only.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        // SAFETY: The driver of a device that is being probed is this one. `register` has set the
-        // pointer, and the list stays until no probe is in progress.
-        let refusals = unsafe { &*(*RawDriver::of((*dev.as_raw()).driver)).refusals };
+        // SAFETY: A device that is being probed has this driver.
+        let results = unsafe { Self::results(dev) };
 
         from_result(|| {
-            let namespace = Namespace::probe(dev)?;
             // SAFETY: `register`, if it fails, and `unregister` unregister the notifier.
-            unsafe { refusals.register(dev) }?;
-            let room = Room::new()?;
-            let identity = Identity::of(&namespace);
-            let is_forced_raw = namespace.is_forced_raw();
+            let probe = unsafe { results.begin(dev) }?;
 
-            let result = Self::bind(dev, namespace);
+            let (result, refusal) = match Namespace::probe(dev) {
+                Ok(namespace) => {
+                    let identity = Identity::of(&namespace);
+                    let is_forced_raw = namespace.is_forced_raw();
+                    let result = Self::bind(dev, namespace);
+                    let refusal = match result.as_ref().map_err(ProbeError::to_error) {
+                        Err(err) if err == EOPNOTSUPP => Refusal::Begins(identity),
+                        // The contents are good now, another device has claimed the namespace, or
+                        // the device is left to other drivers.
+                        Ok(_) if !is_forced_raw => Refusal::Ends,
+                        Err(err) if err == ENXIO || err == ENODEV => Refusal::Ends,
+                        // They were not checked.
+                        _ => Refusal::Stays,
+                    };
+                    (result, refusal)
+                }
+                Err(error) => (Err(error), Refusal::Stays),
+            };
+
             match result {
-                Err(err) if err == EOPNOTSUPP => refusals.add(dev, room, identity),
-                // The contents are good now, another device has claimed the namespace, or the
-                // device is left to other drivers.
-                Ok(()) if !is_forced_raw => refusals.remove(dev),
-                Err(err) if err == ENXIO || err == ENODEV => refusals.remove(dev),
-                // They were not checked.
-                _ => {}
+                Ok(mode) => {
+                    probe.end(Some(Shown::Bound(mode)), refusal);
+                    Ok(0)
+                }
+                Err(error) => {
+                    let err = error.to_error();
+                    probe.end(error.into_reason().map(Shown::Refused), refusal);
+                    Err(err)
+                }
             }
-            result.map(|()| 0)
         })
     }
 
-    /// Probes a device, and stores the driver's data in it.
-    fn bind<'bound>(dev: &'bound Device<CoreInternal<'_>>, namespace: Namespace<'bound>) -> Result {
-        dev.as_ref().set_drvdata(T::probe(dev, namespace))
+    /// Returns the results of probes.
+    ///
+    /// # Safety
+    ///
+    /// The device must be one that is being probed or unbound by this driver.
+    unsafe fn results<'a>(dev: &'a Device<CoreInternal<'_>>) -> &'a ProbeResults {
+        // SAFETY: By the safety requirements the device has this driver. `register` has set the
+        // pointer, and the list stays until no device is bound or probed.
+        unsafe { &*(*RawDriver::of((*dev.as_raw()).driver)).results }
+    }
+
+    /// Probes a device, and stores the driver's data in it. Returns the mode of the device.
+    fn bind<'bound>(
+        dev: &'bound Device<CoreInternal<'_>>,
+        namespace: Namespace<'bound>,
+    ) -> Result<&'static CStr, ProbeError> {
+        let mut failure = None;
+        let data = T::probe(dev, namespace);
+        let slot_init = |slot| {
+            // SAFETY: This is called once, with the slot and the guarantees for the closure below.
+            unsafe { data.__init(slot) }.map_err(|error| {
+                let err = error.to_error();
+                failure = Some(error);
+                err
+            })
+        };
+
+        // SAFETY: The closure does what the initializer does.
+        let data = unsafe { pin_init_from_closure(slot_init) };
+        dev.as_ref()
+            .set_drvdata(data)
+            .map_err(|err| failure.unwrap_or(err.into()))?;
+        // SAFETY: The data was just set.
+        Ok(T::mode(unsafe { dev.as_ref().drvdata_borrow() }))
     }
 
     extern "C" fn remove_callback(dev: *mut bindings::device) {
@@ -310,6 +367,8 @@ impl<T: Driver> Adapter<T> {
         // data. The driver core drops the data after this call.
         let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
 
+        // SAFETY: The device is being unbound from this driver.
+        unsafe { Self::results(dev) }.end_binding(dev.as_raw().addr());
         T::unbind(dev, data);
     }
 
@@ -383,8 +442,12 @@ mod tests {
         fn probe<'bound>(
             _dev: &'bound Device<Core<'_>>,
             _namespace: Namespace<'bound>,
-        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-            Ok(Log(Atomic::new(1)))
+        ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
+            Ok::<_, ProbeError>(Log(Atomic::new(1)))
+        }
+
+        fn mode<'bound>(_this: Pin<&Log>) -> &'static CStr {
+            c"recorder"
         }
 
         fn unbind<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
@@ -414,8 +477,12 @@ mod tests {
         fn probe<'bound>(
             _dev: &'bound Device<Core<'_>>,
             _namespace: Namespace<'bound>,
-        ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-            Err::<(), _>(ENODEV)
+        ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
+            Err::<(), _>(ProbeError::silent(ENODEV, fmt!("no {}", "type")))
+        }
+
+        fn mode<'bound>(_this: Pin<&()>) -> &'static CStr {
+            c"none"
         }
     }
 
@@ -426,7 +493,7 @@ mod tests {
     }
 
     /// Binds a device that is not on the bus to a driver.
-    fn bind<T: Driver>(dev: *mut bindings::device) -> Result {
+    fn bind<T: Driver>(dev: *mut bindings::device) -> Result<&'static CStr, ProbeError> {
         // SAFETY: The tests keep the registration of the device, so it is valid. It is on no nd bus
         // and has no namespace, and the drivers of the tests use neither.
         let (dev, namespace) = unsafe {
@@ -471,7 +538,7 @@ mod tests {
         let dev = raw(&faux);
         type Callbacks = Adapter<Recorder>;
 
-        bind::<Recorder>(dev)?;
+        assert!(bind::<Recorder>(dev).is_ok_and(|mode| mode == c"recorder"));
         let poison = bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON;
         let region = bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION;
         Callbacks::notify_callback(dev, poison);
@@ -496,7 +563,11 @@ mod tests {
     fn an_error_of_probe_is_returned() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_nvdimm", None)?;
 
-        assert!(bind::<Untyped>(raw(&faux)) == Err(ENODEV));
+        let error = bind::<Untyped>(raw(&faux)).err().ok_or(EINVAL)?;
+        assert!(error.to_error() == ENODEV);
+        assert!(error
+            .into_reason()
+            .is_some_and(|reason| &*reason == c"no type"));
         Ok(())
     }
 }

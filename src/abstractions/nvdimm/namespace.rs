@@ -2,9 +2,12 @@
 
 //! Namespaces.
 
-use super::device::{
-    Device,
-    Kind, //
+use super::{
+    device::{
+        Device,
+        Kind, //
+    },
+    probe_error::ProbeError, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::{
@@ -132,22 +135,27 @@ impl<'bound> Namespace<'bound> {
     /// - [`EACCES`] if the media are locked.
     /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment. The log has the
     ///   remedy.
-    pub(super) fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self> {
+    pub(super) fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self, ProbeError> {
         // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
         // bound, so its lock is held.
         let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })
-            .inspect_err(|err| {
-            if *err == EOPNOTSUPP {
-                dev_err!(
-                    dev,
+            .map_err(|err| match err {
+            EOPNOTSUPP => ProbeError::logged(
+                dev,
+                err,
+                fmt!(
                     "a range that is not aligned to {:#x} bytes cannot have DAX: correct its \
-                     address and its size where it is configured, or write 1 to the force_raw of \
-                     {} and bind it, for a disk without DAX (if it had a mode, only read that \
-                     disk)\n",
+                         address and its size where it is configured, or write 1 to the force_raw \
+                         of {} and bind it, for a disk without DAX (if it had a mode, only read \
+                         that disk)",
                     compat_align(),
                     dev.name()
-                );
-            }
+                ),
+            ),
+            EBUSY => ProbeError::silent(err, fmt!("the namespace itself is bound")),
+            ENXIO => ProbeError::silent(err, fmt!("another device has claimed the namespace")),
+            EACCES => ProbeError::silent(err, fmt!("the media of the region are locked")),
+            err => err.into(),
         })?;
 
         // SAFETY: For a namespace this is the device itself. For a pfn or btt device it is what the

@@ -10,7 +10,7 @@
 
 use super::{
     device::Device,
-    refusals::Refusals, //
+    probe_results::ProbeResults, //
 };
 use crate::abstractions::bindings;
 use core::{
@@ -299,7 +299,7 @@ pub struct RawDriver {
     /// From [`Arc::into_raw`], or null before the driver is registered.
     pub(super) watchers: *const Watchers,
     /// As `watchers`.
-    pub(super) refusals: *const Refusals,
+    pub(super) results: *const ProbeResults,
 }
 
 impl RawDriver {
@@ -319,7 +319,7 @@ impl Default for RawDriver {
         Self {
             nd: Default::default(),
             watchers: core::ptr::null(),
-            refusals: core::ptr::null(),
+            results: core::ptr::null(),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::syscall::{exit_at_once, start_child};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a process may take to start.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(50);
 
 /// The child's end of the connection.
 pub struct Link {

@@ -218,6 +218,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
     simple(ONE, &[Boot::off("except")]),
+    simple(ONE, &[Boot::off("status")]),
     simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),

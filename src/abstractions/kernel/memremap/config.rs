@@ -110,6 +110,11 @@ impl PagemapConfig {
         })
     }
 
+    /// Returns whether the `struct page`s are in the range itself (`vmem_altmap`).
+    pub fn memmap_on_media(&self) -> bool {
+        self.pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0
+    }
+
     /// Returns `pgmap`, `start`, `len` and `data_offset`.
     pub(super) fn into_parts(
         self,

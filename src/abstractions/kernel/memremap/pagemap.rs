@@ -116,6 +116,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         node: Node,
         ops: T,
     ) -> Result<impl PinInit<Self, Error>> {
+        let memmap_on_media = config.memmap_on_media();
         let (pgmap, start, len, data_offset) = config.into_parts();
         let misaligned = (start | len) & compat_align().wrapping_sub(1) != 0;
         if misaligned || !reservation.contains(start, len) {
@@ -133,7 +134,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
         } else {
             0
         };
-        let memmap_on_media = pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0;
 
         Ok(try_pin_init!(&this in Self {
             pgmap: Opaque::new(pgmap),

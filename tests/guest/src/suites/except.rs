@@ -60,7 +60,7 @@ fn both(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn try_set(list: &str) -> io::Result<()> {
+pub fn try_set(list: &str) -> io::Result<()> {
     sysfs::try_write(ATTRIBUTE, list)
 }
 

@@ -40,6 +40,7 @@ mod revoke;
 mod revoke_time;
 mod sequences;
 mod several;
+mod status;
 mod virtio;
 
 use std::time::Duration;
@@ -111,6 +112,7 @@ const ALL: &[Suite] = &[
     dm::SUITE,
     probe::SUITE,
     except::SUITE,
+    status::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,

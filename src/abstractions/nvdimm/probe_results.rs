@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that a driver has refused, and that other drivers are kept off.
+//! The result of the last probe of each device.
 //!
-//! After a failed probe the driver core offers the device to the next driver, now or when that
-//! driver is loaded. A driver that does not see what is wrong with the contents would bind it. No
-//! driver binds a namespace whose range is in use. So the range of a refused device is reserved
-//! before another driver probes it (`BUS_NOTIFY_BIND_DRIVER`), and released when that driver has
-//! given up (`BUS_NOTIFY_DRIVER_NOT_BOUND`). The device stays unbound, as after any failed probe.
+//! While there is a result, the device has a directory in sysfs with the name of the driver. Its
+//! files say what is bound, or what was refused and why.
 //!
-//! An entry of [`Refusals`] is added with the device lock held, and removed when the device is
+//! Other drivers are kept off a device that was refused because of its contents. After a failed
+//! probe the driver core offers the device to the next driver, now or when that driver is loaded. A
+//! driver that does not see what is wrong with the contents would bind it. No driver binds a
+//! namespace whose range is in use. So the range of a refused device is reserved before another
+//! driver probes it (`BUS_NOTIFY_BIND_DRIVER`), and released when that driver has given up
+//! (`BUS_NOTIFY_DRIVER_NOT_BOUND`). The device stays unbound, as after any failed probe.
+//!
+//! An entry of [`ProbeResults`] is added with the device lock held, and removed when the device is
 //! deleted (`BUS_NOTIFY_DEL_DEVICE`), if not earlier. `device_del()` has taken the device lock
 //! before that notice, and no driver probes the device afterwards. The notifier is registered
 //! before the first entry is added. So the device of an entry is always registered.
@@ -17,8 +21,9 @@
 //! the driver that has refused the device is unregistered meanwhile, the reservation is released at
 //! once.
 //!
-//! Lock order: the device lock, `Refusals::bus`, the rwsem of the notifier chain,
-//! `Refusals::entries`, the locks of a [`MemRegion`]. The notifier does not take `Refusals::bus`.
+//! Lock order: the device lock, `ProbeResults::bus`, the rwsem of the notifier chain,
+//! `ProbeResults::entries`, the locks of a [`MemRegion`], readers of the files in sysfs, which are
+//! waited for and take no lock. The notifier does not take `ProbeResults::bus`.
 
 use super::{
     device::{
@@ -28,7 +33,8 @@ use super::{
     namespace::{
         ClaimClass,
         Namespace, //
-    }, //
+    },
+    status::Status, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::io::resource::MemRegion;
@@ -79,24 +85,55 @@ impl Identity {
     }
 }
 
-/// A refused device.
+/// A result, as it is shown to users.
+pub(super) enum Shown {
+    /// The device is bound, in this mode.
+    Bound(&'static CStr),
+    /// The device was refused for this reason.
+    Refused(CString),
+}
+
+impl Shown {
+    /// Creates the files of a device. If that fails, there are none.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Status::new`].
+    unsafe fn publish(self, dev: &Device<Core<'_>>, directory: &'static CStr) -> Option<Status> {
+        let lines = || {
+            let (status, line) = match self {
+                Self::Bound(mode) => (c"bound", (c"mode", mode.try_into()?)),
+                Self::Refused(reason) => (c"refused", (c"reason", reason)),
+            };
+
+            Ok([(c"status", status.try_into()?), line])
+        };
+
+        // SAFETY: By the safety requirements.
+        lines()
+            .and_then(|lines| unsafe { Status::new(dev, directory, lines) })
+            .inspect_err(|err: &Error| {
+                dev_warn!(
+                    dev,
+                    "the result of the probe is not shown in sysfs (error {})\n",
+                    err.to_errno()
+                );
+            })
+            .ok()
+    }
+}
+
+/// The result of the last probe of a device.
 struct Entry {
-    identity: Identity,
+    /// The files of the device, which refer to it. Set by the driver that has this list.
+    status: Option<Status>,
+    /// What other drivers are kept off, if they are.
+    refused: Option<Identity>,
     /// The range of the namespace, while another driver probes the device.
     reservation: Option<MemRegion>,
 }
 
-/// The memory for an entry, so that a refusal cannot fail.
-pub(super) struct Room(RBTreeNodeReservation<usize, Entry>);
-
-impl Room {
-    /// Allocates the memory. May sleep.
-    pub(super) fn new() -> Result<Self> {
-        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL)?))
-    }
-}
-
-/// The devices that a driver has refused, and the notifier that keeps other drivers off.
+/// The results of probes, and the notifier that keeps other drivers off what was refused.
 ///
 /// # Invariants
 ///
@@ -105,7 +142,9 @@ impl Room {
 /// The keys of `entries` are the addresses of devices on that bus that are registered, and are a
 /// [`Device`].
 #[pin_data]
-pub(super) struct Refusals {
+pub(super) struct ProbeResults {
+    /// The name of the driver, and of the directories of its devices.
+    name: &'static CStr,
     nb: Opaque<bindings::notifier_block>,
     #[pin]
     bus: Mutex<Option<NonNull<bindings::bus_type>>>,
@@ -114,35 +153,36 @@ pub(super) struct Refusals {
 }
 
 // SAFETY: A notifier may be registered and unregistered by any thread.
-unsafe impl Send for Refusals {}
+unsafe impl Send for ProbeResults {}
 
 // SAFETY: The rwsem of the chain protects the notifier, and mutexes protect the rest.
-unsafe impl Sync for Refusals {}
+unsafe impl Sync for ProbeResults {}
 
-impl Refusals {
-    /// Creates an empty list. May sleep.
-    pub(super) fn new() -> Result<Arc<Self>> {
+impl ProbeResults {
+    /// Creates an empty list for the driver `name`. May sleep.
+    pub(super) fn new(name: &'static CStr) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
+                name,
                 nb: Opaque::new(bindings::notifier_block {
                     notifier_call: Some(Self::notify_callback),
                     ..Default::default()
                 }),
-                bus <- new_mutex!(None, "nvdimm::Refusals::bus"),
-                entries <- new_mutex!(RBTree::new(), "nvdimm::Refusals::entries"),
+                bus <- new_mutex!(None, "nvdimm::ProbeResults::bus"),
+                entries <- new_mutex!(RBTree::new(), "nvdimm::ProbeResults::entries"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Registers the notifier, if it is not registered yet. May sleep.
-    ///
-    /// To be called before a device is probed.
+    /// Begins the probe of a device. May sleep.
     ///
     /// # Safety
     ///
     /// [`Self::unregister`] must be called before `self` is dropped.
-    pub(super) unsafe fn register(&self, dev: &Device<Core<'_>>) -> Result {
+    pub(super) unsafe fn begin<'a>(&'a self, dev: &'a Device<Core<'a>>) -> Result<Probe<'a>> {
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+
         let mut registered = self.bus.lock();
         if registered.is_none() {
             // SAFETY: The device is valid, and on a bus.
@@ -153,50 +193,47 @@ impl Refusals {
             // INVARIANT: The notifier was just registered.
             *registered = NonNull::new(bus.cast_mut());
         }
-        Ok(())
+        // INVARIANT: The notifier is registered.
+        Ok(Probe {
+            results: self,
+            dev,
+            node,
+        })
     }
 
-    /// Keeps other drivers off a device that is being probed.
-    pub(super) fn add(&self, dev: &Device<Core<'_>>, room: Room, identity: Identity) {
-        let entry = Entry {
-            identity,
-            reservation: None,
-        };
-
-        // INVARIANT: `register` was called before. The device is being probed, so it is
-        // registered. It is deleted only after this, since the device lock is held.
-        let replaced = {
+    /// Removes the files of a device that is being unbound, or that another driver has bound.
+    /// Waits for their readers.
+    pub(super) fn end_binding(&self, dev: usize) {
+        let status = {
             let mut entries = self.entries.lock();
-            entries.insert(room.0.into_node(dev.as_raw().addr(), entry))
+            entries.get_mut(&dev).and_then(|entry| entry.status.take())
         };
-        drop(replaced);
+
+        drop(status);
     }
 
-    /// Ends a refusal of a device that was probed again.
-    pub(super) fn remove(&self, dev: &Device<Core<'_>>) {
-        self.forget(dev.as_raw().addr());
-    }
-
-    /// Unregisters the notifier, waits for calls that are in progress, and forgets all devices.
+    /// Removes all entries, unregisters the notifier, and waits for its calls that are in progress.
     /// Sleeps.
+    ///
+    /// No probe may be in progress, and none may follow.
     pub(super) fn unregister(&self) {
         let mut registered = self.bus.lock();
+
+        // With the lock held: a device is deleted only after its files were removed here.
+        drop(core::mem::take(&mut *self.entries.lock()));
         if let Some(bus) = *registered {
             // SAFETY: By the type invariant the notifier is registered with this bus.
             unsafe { bindings::bus_unregister_notifier(bus.as_ptr(), self.nb.get()) };
         }
         // INVARIANT: There is no entry any more.
-        let entries = core::mem::take(&mut *self.entries.lock());
         *registered = None;
-        drop(registered);
-        drop(entries);
     }
 
-    /// Forgets a refusal, and releases the range.
-    fn forget(&self, dev: usize) {
-        let entry = self.entries.lock().remove(&dev);
+    /// Removes the entry of a device, releases the range, and removes the files.
+    fn forget(&self, dev: usize) -> Option<Entry> {
+        let node = self.entries.lock().remove_node(&dev);
 
-        drop(entry);
+        node.map(|node| node.to_key_value().1)
     }
 
     /// Releases the range of a device that another driver has probed.
@@ -218,12 +255,15 @@ impl Refusals {
     /// `dev` must be a valid device that is being bound, with the device lock held.
     unsafe fn keep_off(&self, dev: *mut bindings::device) {
         let mut entries = self.entries.lock();
-        let Some(entry) = entries.get_mut(&dev.addr()) else {
+        let Some((identity, reservation)) = entries.get_mut(&dev.addr()).and_then(|entry| {
+            let identity = entry.refused.as_ref()?;
+            Some((identity, &mut entry.reservation))
+        }) else {
             return;
         };
 
-        // SAFETY: A device that is being bound has a driver, which is valid.
-        if unsafe { (*(*dev).driver).owner } == this_module::<crate::LocalModule>().as_ptr() {
+        // SAFETY: By the safety requirements.
+        if unsafe { is_bound_here(dev) } {
             return;
         }
         // SAFETY: By the type invariant it is one of these devices. It is being bound, and its lock
@@ -233,7 +273,7 @@ impl Refusals {
         let Some(namespace) = (unsafe { Namespace::of_idle(dev) }) else {
             return;
         };
-        if Identity::of(&namespace) != entry.identity
+        if Identity::of(&namespace) != *identity
             || (dev.kind() == Kind::Namespace && namespace.is_forced_raw())
         {
             return;
@@ -241,8 +281,8 @@ impl Refusals {
 
         let reserve = || namespace.reserve(CString::try_from_fmt(fmt!("{}", namespace.name()))?);
         match reserve() {
-            Ok(reservation) => {
-                entry.reservation = Some(reservation);
+            Ok(reserved) => {
+                *reservation = Some(reserved);
                 dev_warn!(
                     dev,
                     "this driver is kept off: pmem_rs has refused this device, and has logged the \
@@ -261,7 +301,7 @@ impl Refusals {
 
     /// # Safety
     ///
-    /// To be called by the notifier chain of a bus. `nb` must be that of a `Refusals`.
+    /// To be called by the notifier chain of a bus. `nb` must be that of a `ProbeResults`.
     unsafe extern "C" fn notify_callback(
         nb: *mut bindings::notifier_block,
         action: c_ulong,
@@ -278,16 +318,87 @@ impl Refusals {
             bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => unsafe {
                 this.keep_off(data.cast())
             },
-            bindings::bus_notifier_event_BUS_NOTIFY_BOUND_DRIVER
-            | bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => this.release(data.addr()),
-            bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE => this.forget(data.addr()),
+            bindings::bus_notifier_event_BUS_NOTIFY_BOUND_DRIVER => {
+                this.release(data.addr());
+                // SAFETY: `driver_bound()` sends this with the device lock held, after the driver
+                // was set.
+                if !unsafe { is_bound_here(data.cast()) } {
+                    this.end_binding(data.addr());
+                }
+            }
+            bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => this.release(data.addr()),
+            bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE => drop(this.forget(data.addr())),
             _ => {}
         }
         bindings::NOTIFY_DONE as c_int
     }
 }
 
-#[kunit_tests(pmem_rs_refusals)]
+/// Returns whether the driver of a device is one of this module.
+///
+/// # Safety
+///
+/// `dev` must be a valid device that has a driver, with the device lock held.
+unsafe fn is_bound_here(dev: *mut bindings::device) -> bool {
+    // SAFETY: By the safety requirements. The driver of a device is valid.
+    unsafe { (*(*dev).driver).owner == this_module::<crate::LocalModule>().as_ptr() }
+}
+
+/// What happens to the refusal of a device.
+pub(super) enum Refusal {
+    /// It begins: other drivers are kept off these contents.
+    Begins(Identity),
+    /// It ends, if there was one.
+    Ends,
+    /// It stays, if there was one.
+    Stays,
+}
+
+/// A device that is being probed, with the memory for its result.
+///
+/// # Invariants
+///
+/// The notifier of `results` is registered.
+pub(super) struct Probe<'a> {
+    results: &'a ProbeResults,
+    dev: &'a Device<Core<'a>>,
+    node: RBTreeNodeReservation<usize, Entry>,
+}
+
+impl Probe<'_> {
+    /// Records the result. May sleep.
+    pub(super) fn end(self, shown: Option<Shown>, refusal: Refusal) {
+        let key = self.dev.as_raw().addr();
+        // The old files are removed before there are new ones.
+        let old = self.results.forget(key).and_then(|entry| entry.refused);
+        let refused = match refusal {
+            Refusal::Begins(identity) => Some(identity),
+            Refusal::Ends => None,
+            Refusal::Stays => old,
+        };
+        if shown.is_none() && refused.is_none() {
+            return;
+        }
+
+        // SAFETY: The device is being probed, so it is registered. It is deleted only after the
+        // device lock was released and the notifier, which is registered by the type invariant,
+        // has removed the entry.
+        let status = shown.and_then(|shown| unsafe { shown.publish(self.dev, self.results.name) });
+        let entry = Entry {
+            status,
+            refused,
+            reservation: None,
+        };
+        // INVARIANT: As for `publish`.
+        let replaced = {
+            let mut entries = self.results.entries.lock();
+            entries.insert(self.node.into_node(key, entry))
+        };
+        drop(replaced);
+    }
+}
+
+#[kunit_tests(pmem_rs_probe_results)]
 mod tests {
     use super::*;
     use crate::abstractions::kernel_ext::io::resource::free_range;
@@ -295,11 +406,15 @@ mod tests {
     const LEN: u64 = 4 << 20;
 
     /// Calls the notifier with an event about a device.
-    fn notify(refusals: &Refusals, action: bindings::bus_notifier_event, dev: &Device<Core<'_>>) {
-        // SAFETY: This is the notifier of a `Refusals`, and the device is one of a test, which
+    fn notify(
+        results: &ProbeResults,
+        action: bindings::bus_notifier_event,
+        dev: &Device<Core<'_>>,
+    ) {
+        // SAFETY: This is the notifier of a `ProbeResults`, and the device is one of a test, which
         // nothing else uses.
         let ret = unsafe {
-            Refusals::notify_callback(refusals.nb.get(), action as c_ulong, dev.as_raw().cast())
+            ProbeResults::notify_callback(results.nb.get(), action as c_ulong, dev.as_raw().cast())
         };
         assert_eq!(ret, 0);
     }
@@ -312,7 +427,7 @@ mod tests {
 
     /// Calls `f` with a namespace that was refused, and a function that tells whether its range is
     /// free. The driver of the namespace is another one.
-    fn with_refused(f: impl FnOnce(&Refusals, &Device<Core<'_>>, &dyn Fn() -> bool)) -> Result {
+    fn with_refused(f: impl FnOnce(&ProbeResults, &Device<Core<'_>>, &dyn Fn() -> bool)) -> Result {
         let mut driver = KBox::new(bindings::device_driver::default(), GFP_KERNEL)?;
         driver.name = c"other".as_char_ptr();
         let mut nsio = KBox::new(bindings::nd_namespace_io::default(), GFP_KERNEL)?;
@@ -326,24 +441,30 @@ mod tests {
         // SAFETY: The device is a namespace that nothing else uses.
         let namespace = unsafe { Namespace::of_idle(dev) }.ok_or(ENODEV)?;
 
-        let refusals = Refusals::new()?;
-        refusals.add(dev, Room::new()?, Identity::of(&namespace));
+        let results = ProbeResults::new(c"pmem_rs_test")?;
+        // The notifier is called by the tests only.
+        let probe = Probe {
+            results: &results,
+            dev,
+            node: RBTreeNodeReservation::new(GFP_KERNEL)?,
+        };
+        probe.end(None, Refusal::Begins(Identity::of(&namespace)));
         let name = || CString::try_from_fmt(fmt!("pmem_rs test"));
-        f(&refusals, dev, &|| {
+        f(&results, dev, &|| {
             name().is_ok_and(|name| namespace.reserve(name).is_ok())
         });
-        refusals.unregister();
+        results.unregister();
         Ok(())
     }
 
     #[test]
     fn the_range_is_reserved_during_the_probe_of_another_driver() -> Result {
-        with_refused(|refusals, dev, is_free| {
+        with_refused(|results, dev, is_free| {
             assert!(is_free());
             for _ in 0..2 {
-                notify(refusals, BIND, dev);
+                notify(results, BIND, dev);
                 assert!(!is_free());
-                notify(refusals, FAILED, dev);
+                notify(results, FAILED, dev);
                 assert!(is_free());
             }
         })
@@ -351,44 +472,44 @@ mod tests {
 
     #[test]
     fn a_deleted_device_is_forgotten() -> Result {
-        with_refused(|refusals, dev, is_free| {
-            notify(refusals, BIND, dev);
-            notify(refusals, DELETED, dev);
+        with_refused(|results, dev, is_free| {
+            notify(results, BIND, dev);
+            notify(results, DELETED, dev);
             assert!(is_free());
-            notify(refusals, BIND, dev);
+            notify(results, BIND, dev);
             assert!(is_free());
         })
     }
 
     #[test]
     fn nothing_stays_reserved_after_unregister() -> Result {
-        with_refused(|refusals, dev, is_free| {
-            notify(refusals, BIND, dev);
-            refusals.unregister();
+        with_refused(|results, dev, is_free| {
+            notify(results, BIND, dev);
+            results.unregister();
             assert!(is_free());
         })
     }
 
     #[test]
     fn a_namespace_that_has_changed_is_not_kept() -> Result {
-        with_refused(|refusals, dev, is_free| {
+        with_refused(|results, dev, is_free| {
             // SAFETY: The device is that of a namespace.
             let ndns = unsafe { container_of!(dev.as_raw(), bindings::nd_namespace_common, dev) };
 
             // SAFETY: The namespace is valid, and nothing else uses it.
             unsafe { (*ndns).force_raw = 1 };
-            notify(refusals, BIND, dev);
+            notify(results, BIND, dev);
             assert!(is_free());
             // SAFETY: The namespace is valid, and nothing else uses it.
             unsafe { (*ndns).force_raw = 0 };
-            notify(refusals, BIND, dev);
+            notify(results, BIND, dev);
             assert!(!is_free());
 
-            notify(refusals, FAILED, dev);
+            notify(results, FAILED, dev);
             let nsio = ndns.cast::<bindings::nd_namespace_io>();
             // SAFETY: The namespace is valid, and nothing else uses it. It has a range.
             unsafe { (*nsio).res.end -= 4096 };
-            notify(refusals, BIND, dev);
+            notify(results, BIND, dev);
             assert!(is_free());
         })
     }

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The result of a probe, as files of the device in sysfs.
+//!
+//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
+
+use super::device::Device;
+use crate::abstractions::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    container_of,
+    device::Core,
+    error::to_result,
+    prelude::*,
+    str::CString, //
+};
+
+/// A file with a line of text, which does not change.
+struct Line {
+    attr: bindings::device_attribute,
+    text: CString,
+}
+
+impl Line {
+    fn new((name, text): (&'static CStr, CString)) -> Self {
+        Self {
+            attr: bindings::device_attribute {
+                // Without lockdep there are no more fields.
+                #[allow(clippy::needless_update)]
+                attr: bindings::attribute {
+                    name: name.as_char_ptr(),
+                    mode: 0o444,
+                    #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+                    key: kernel::static_lock_class!().as_ptr(),
+                    ..pin_init::zeroed()
+                },
+                __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+                    show: Some(Self::show_callback),
+                },
+                ..pin_init::zeroed()
+            },
+            text,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by sysfs only. `attr` must be that of a [`Line`]. `buf` must be a page.
+    unsafe extern "C" fn show_callback(
+        _dev: *mut bindings::device,
+        attr: *mut bindings::device_attribute,
+        buf: *mut c_char,
+    ) -> isize {
+        // SAFETY: By the safety requirements. The line is dropped after sysfs has removed the file,
+        // which waits for this call.
+        let this = unsafe { &*container_of!(attr, Self, attr) };
+
+        // SAFETY: By the safety requirements `buf` is a page. The format takes a C string.
+        unsafe {
+            bindings::sysfs_emit(buf, c"%s\n".as_char_ptr(), this.text.as_char_ptr()) as isize
+        }
+    }
+}
+
+/// Two files in a directory of a device.
+///
+/// # Invariants
+///
+/// The device is registered, and has `group`. `group` has `attributes`, which are those of `lines`.
+pub(super) struct Status {
+    dev: NonNull<bindings::device>,
+    group: KBox<bindings::attribute_group>,
+    _attributes: KBox<[*mut bindings::attribute; 3]>,
+    _lines: KBox<[Line; 2]>,
+}
+
+// SAFETY: Files may be removed by any thread.
+unsafe impl Send for Status {}
+
+impl Status {
+    /// Creates the files of a device, each with its name and its text. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The device must be registered. It must stay so until the returned value was dropped.
+    pub(super) unsafe fn new(
+        dev: &Device<Core<'_>>,
+        directory: &'static CStr,
+        lines: [(&'static CStr, CString); 2],
+    ) -> Result<Self> {
+        let mut lines = KBox::new(lines.map(Line::new), GFP_KERNEL)?;
+        let [first, second] = &mut *lines;
+        let mut attributes = KBox::new(
+            [
+                &raw mut first.attr.attr,
+                &raw mut second.attr.attr,
+                core::ptr::null_mut(),
+            ],
+            GFP_KERNEL,
+        )?;
+        let group = KBox::new(
+            bindings::attribute_group {
+                name: directory.as_char_ptr(),
+                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+                    attrs: attributes.as_mut_ptr(),
+                },
+                ..pin_init::zeroed()
+            },
+            GFP_KERNEL,
+        )?;
+
+        // SAFETY: The device is registered. The group, and what it refers to, are valid.
+        to_result(unsafe { bindings::sysfs_create_group(&raw mut (*dev.as_raw()).kobj, &*group) })?;
+        // INVARIANT: The device was just given the group. It stays registered by the safety
+        // requirements.
+        Ok(Self {
+            dev: NonNull::new(dev.as_raw()).ok_or(EINVAL)?,
+            group,
+            _attributes: attributes,
+            _lines: lines,
+        })
+    }
+}
+
+impl Drop for Status {
+    /// Removes the files. Waits for their readers.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::sysfs_remove_group(&raw mut (*self.dev.as_ptr()).kobj, &*self.group) };
+    }
+}
