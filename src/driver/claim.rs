@@ -115,10 +115,13 @@ pub fn claim(
         Ok(()) => match enabled.claim() {
             Ok(Claim::Claimed) => return Ok(Claim::Claimed),
             Err(err) if err != EOPNOTSUPP => return Err(err.into()),
-            // Either `force_raw` was set since the check above, or the claim class of the label is
-            // not that of the block.
+            // It was set since the check above.
             _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
-            _ => InfoBlockError::Refused,
+            _ => match class {
+                None | Some(ClaimClass::None) => InfoBlockError::Refused,
+                Some(class) if mode_of(class) == Some(block.mode()) => InfoBlockError::Refused,
+                Some(_) => InfoBlockError::OtherMode,
+            },
         },
     };
     Err(info_block_error(dev, namespace.name(), block.mode(), error))

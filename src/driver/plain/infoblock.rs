@@ -60,6 +60,8 @@ pub enum InfoBlockError {
     SectorSize,
     /// The sector size is not that of the device.
     OtherSectorSize,
+    /// The mode is not the one in the label.
+    OtherMode,
     /// libnvdimm refuses a block that has passed all checks. `__nd_btt_probe()` also does so if it
     /// cannot allocate a buffer.
     Refused,
@@ -80,6 +82,7 @@ impl InfoBlockError {
             Self::Arena => "the parts of its arena cannot be where it says",
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
+            Self::OtherMode => "the label says that the namespace has another mode",
             Self::Refused => {
                 "libnvdimm does not accept it, or was out of memory, so bind the device again first"
             }

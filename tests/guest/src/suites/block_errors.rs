@@ -2,19 +2,21 @@
 
 //! Requests that a disk must fail, and read-only disks.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
 
+use super::platform::only_for_pmem_rs;
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::errno;
+use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::lab::{Lab, Prepared};
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::sectors::{Buffer, Model, SECTOR, expect_same};
+use crate::sectors::{Buffer, Model, SECTOR, expect_same, stamped};
 use crate::syscall;
 
 pub const SUITE: Suite = Suite {
@@ -27,6 +29,7 @@ pub const SUITE: Suite = Suite {
         Test::new("read_only_disk", read_only_disk),
         Test::new("read_only_region", read_only_region),
         Test::new("read_only_region_at_probe", read_only_region_at_probe),
+        Test::new("file_system_on_read_only_region", file_system),
         Test::new("set_writable_on_read_only_region", set_writable),
         Test::new("set_read_only_is_kept", set_read_only_is_kept),
     ],
@@ -188,6 +191,42 @@ fn read_only_region(lab: &mut Lab) -> Result<()> {
         refused?;
         disk.expect("ro", "0")?;
         file.write_all_at(&Buffer::stamped(4096, 32), 0)?;
+    }
+    Ok(())
+}
+
+/// What a mounted file system writes is refused, and what was durable before is there afterwards.
+/// nd_pmem writes it.
+fn file_system(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let region = lab.region(0)?;
+    let node = lab.prepare(Mode::FsdaxMem)?.disk.node_str();
+    let right = stamped(1 << 20, 3);
+    for fs in [Ext4, Xfs] {
+        fs.make(&node)?;
+        let mount = fs.mount(&node, "dax=always")?;
+        let path = mount.path("durable");
+        fs::write(&path, &right)?;
+        File::open(&path)?.sync_all()?;
+        nix::unistd::syncfs(File::open(&path)?)?;
+
+        region.set("read_only", "1")?;
+        let result = File::create(mount.path("new")).and_then(|file| {
+            file.write_all_at(&right, 0)?;
+            file.sync_all()
+        });
+        errno::expect(
+            "making a file durable",
+            result,
+            &[Errno::EIO, Errno::EROFS, Errno::EPERM],
+        )?;
+        mount.unmount()?;
+        region.set("read_only", "0")?;
+
+        let mount = fs.mount(&node, "dax=always")?;
+        expect_same("the file", &fs::read(mount.path("durable"))?, &right)?;
+        mount.unmount()?;
+        fs.check(&node)?;
     }
     Ok(())
 }

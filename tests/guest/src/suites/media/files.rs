@@ -12,6 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::{Bench, expect_bad_page, open};
 use crate::command::run;
 use crate::disk;
+use crate::driver::Driver;
 use crate::errno;
 use crate::filesystem::FileSystem::{self, Xfs};
 use crate::injector::Watch;
@@ -60,9 +61,14 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     errno::expect("writing what cannot be cleared", result, &[Errno::EFAULT])?;
     watch.expect_not_notified()?;
     bench.expect_bad(&format!("{sector} 1"))?;
+    bench.injector.set_limit(u64::MAX)?;
+    while_read_only(lab, || {
+        let result = file.write_at(&stamped(PAGE, 2), at);
+        errno::expect("repairing it", result, &[Errno::EFAULT])?;
+        bench.expect_bad(&format!("{sector} 1"))
+    })?;
 
     // Three pages, the second of which is bad.
-    bench.injector.set_limit(u64::MAX)?;
     file.write_all_at(&stamped(3 * PAGE, 3), at - PAGE as u64)?;
     watch.expect("")?;
     let page = (address - bench.start) / SECTOR as u64;
@@ -78,6 +84,17 @@ pub fn bad_page(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     drop((mapping, file));
     mount.unmount()?;
     fs.check(&node)
+}
+
+/// Calls `f` while the region is read-only. Only pmem_rs refuses what the kernel writes then.
+fn while_read_only(lab: &Lab, f: impl FnOnce() -> Result<()>) -> Result<()> {
+    if lab.driver == Driver::PmemRs {
+        let region = lab.region(0)?;
+        region.set("read_only", "1")?;
+        f()?;
+        region.set("read_only", "0")?;
+    }
+    Ok(())
 }
 
 /// A hole within an extent of xfs's realtime volume is zeroed in place, page by page: that clears
@@ -110,6 +127,15 @@ pub fn zeroing_in_place(lab: &mut Lab) -> Result<()> {
     bench.expect_bad(&format!("{sector} 1"))?;
 
     bench.injector.set_limit(u64::MAX)?;
+    while_read_only(lab, || {
+        let result = fallocate(&file, punch, at, len).map_err(std::io::Error::from);
+        errno::expect("zeroing it", result, &[Errno::EROFS])?;
+        expect_same(
+            "what is left",
+            &mapping.to_vec(5 * PAGE, PAGE),
+            &stamped(LEN, 4)[5 * PAGE..][..PAGE],
+        )
+    })?;
     let calls = CallCount::of(&["dax_zero_page_range"])?;
     fallocate(&file, punch, at, len)?;
     let calls = calls.so_far()?;

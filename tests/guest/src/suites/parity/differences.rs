@@ -51,6 +51,16 @@ const WANTED: &[Difference] = &[
         reason: "it names the driver",
     },
     Difference {
+        fact: "nd/pmem_rs/*",
+        modes: DRIVEN,
+        reason: "it says what is bound",
+    },
+    Difference {
+        fact: "namespace/pmem_rs/*",
+        modes: &[Mode::Raw],
+        reason: "it says what is bound",
+    },
+    Difference {
         fact: "rebind/uevent/bind BOUND",
         modes: DRIVEN,
         reason: "it names the driver",
