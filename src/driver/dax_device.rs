@@ -79,7 +79,7 @@ impl dax::Operations<FailureHandler> for Pmem {
             return 0;
         }
 
-        let Some(overwrite) = self.start_overwrite(|_| Some(span)) else {
+        let Some(overwrite) = self.start_overwrite(|_| Some(span), || true) else {
             return 0;
         };
         let written = overwrite.memory.write_from_iter(source);

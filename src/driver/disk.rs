@@ -32,6 +32,7 @@ use crate::abstractions::kernel::{
     },
     numa::Node, //
 };
+use crate::abstractions::kernel_ext::task::cond_resched;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -45,6 +46,12 @@ pub struct Capabilities {
     pub dax: bool,
 }
 
+/// The size of the largest request for zeroes. Between two of them the block layer sees a fatal
+/// signal.
+const MAX_WRITE_ZEROES: u32 = 64 << 20;
+/// How much of it is zeroed before other threads may run.
+const ZEROED_AT_ONCE: usize = 1 << 20;
+
 /// Creates the disk for `pmem`. May sleep.
 pub fn new(
     name: &DiskName,
@@ -52,7 +59,7 @@ pub fn new(
     node: Node,
     pmem: Arc<Pmem>,
 ) -> Result<GenDisk<Pmem>> {
-    let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS;
+    let mut features = Features::WRITE_CACHE | Features::SYNCHRONOUS | Features::NOWAIT;
     if capabilities.fua {
         features = features | Features::FUA;
     }
@@ -62,6 +69,7 @@ pub fn new(
     let limits = Limits {
         logical_block_size: pmem.access.block_size,
         physical_block_size: PAGE_BLOCK,
+        max_write_zeroes: MAX_WRITE_ZEROES,
         features,
     };
     let sectors = pmem.memory.size() >> SECTOR_SHIFT;
@@ -90,6 +98,9 @@ impl gendisk::Operations for Pmem {
     #[inline]
     fn submit_bio(&self, bio: Bio) {
         if bio.is_preflush() {
+            if bio.is_nowait() && self.flusher.is_asynchronous() {
+                return bio.end(Status::AGAIN);
+            }
             if let Err(err) = self.flusher.flush() {
                 return bio.end(err.into());
             }
@@ -124,8 +135,7 @@ impl Pmem {
     #[inline(always)]
     fn transfer(&self, bio: &Bio) -> Result {
         // The block layer has checked the range, but not of bios that a stacked device remapped.
-        let find =
-            move |size| Span::of_request(bio.sector(), bio.len(), self.access.block_size, size);
+        let find = |size| self.span_of(bio, size);
 
         // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
@@ -147,9 +157,8 @@ impl Pmem {
                 return Err(self.refuse_write());
             }
             let segments = bio.segments();
-            let Some(overwrite) = self.start_overwrite(find) else {
-                let is_within = find(self.memory.size()).is_some();
-                return Err(if is_within { ENODATA } else { EIO });
+            let Some(overwrite) = self.start_overwrite(find, || !bio.is_nowait()) else {
+                return Err(self.cannot_write(bio));
             };
             let len = overwrite.memory.len();
             let mut rest = overwrite.memory;
@@ -165,8 +174,52 @@ impl Pmem {
                 return Err(EIO);
             }
             Ok(())
+        } else if bio.operation() == Operation::WriteZeroes {
+            self.write_zeroes(bio)
         } else {
             Err(EOPNOTSUPP)
         }
+    }
+
+    /// Returns the span of a request, or [`None`] if it is not within the data.
+    #[inline(always)]
+    fn span_of(&self, bio: &Bio, size: usize) -> Option<Span> {
+        Span::of_request(bio.sector(), bio.len(), self.access.block_size, size)
+    }
+
+    /// Returns why [`Pmem::start_overwrite`] has failed.
+    #[cold]
+    fn cannot_write(&self, bio: &Bio) -> Error {
+        match self.span_of(bio, self.memory.size()) {
+            None => EIO,
+            // The next attempt, which may sleep, says whether the poison can be cleared.
+            Some(_) if bio.is_nowait() => EAGAIN,
+            Some(_) => ENODATA,
+        }
+    }
+
+    /// Writes the zeroes of a bio. Other threads may run meanwhile.
+    #[cold]
+    fn write_zeroes(&self, bio: &Bio) -> Result {
+        if self.access.is_read_only() {
+            return Err(self.refuse_write());
+        }
+        let find = |size| self.span_of(bio, size);
+        let overwrite = self
+            .start_overwrite(find, || !bio.is_nowait())
+            .ok_or_else(|| self.cannot_write(bio))?;
+
+        let len = overwrite.memory.len();
+        let mut rest = overwrite.memory;
+        while let Some((part, after)) = rest.split_at(rest.len().min(ZEROED_AT_ONCE)) {
+            part.zero();
+            if after.is_empty() {
+                break;
+            }
+            rest = after;
+            cond_resched();
+        }
+        self.finish_overwrite(overwrite, len);
+        Ok(())
     }
 }

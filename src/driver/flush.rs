@@ -94,6 +94,11 @@ impl Flusher {
         &self.region
     }
 
+    /// Returns whether a flush waits for a host.
+    pub fn is_asynchronous(&self) -> bool {
+        self.is_asynchronous
+    }
+
     /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.

@@ -184,17 +184,22 @@ impl Pmem {
     }
 
     /// Clears the poison in the span that `find` computes from the size of the data, and returns
-    /// the memory to be overwritten. May sleep if there is poison.
+    /// the memory to be overwritten. May sleep if there is poison and `may_sleep` returns true.
     ///
     /// The sectors stay in the badblocks until [`Self::finish_overwrite`], because their contents
     /// are those that the firmware has written.
     ///
-    /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared. The
-    /// sectors that are still bad are in the badblocks then, or in pages that have failed.
+    /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared, or
+    /// not without sleeping. The sectors that are still bad are in the badblocks then, or in pages
+    /// that have failed.
     // Calls that are not inlined cost more than 30 of about 150 instructions for a small request.
     // So does a `Result`, whose error would share a register with the address.
     #[inline(always)]
-    pub fn start_overwrite(&self, find: impl Fn(usize) -> Option<Span>) -> Option<Overwrite<'_>> {
+    pub fn start_overwrite(
+        &self,
+        find: impl Fn(usize) -> Option<Span>,
+        may_sleep: impl Fn() -> bool,
+    ) -> Option<Overwrite<'_>> {
         if self.badblocks.is_empty() {
             if let Some((span, memory)) = self.memory.find_writable(&find) {
                 return Some(Overwrite {
@@ -205,7 +210,7 @@ impl Pmem {
             }
         }
 
-        self.make_writable(find(self.memory.size())?)
+        self.make_writable(find(self.memory.size())?, may_sleep())
     }
 
     /// Clears the first `written` bytes of the span from the badblocks.
@@ -218,10 +223,13 @@ impl Pmem {
 
     /// Clears the poison in `span`. Returns [`None`] as [`Self::start_overwrite`] does.
     #[cold]
-    fn make_writable(&self, span: Span) -> Option<Overwrite<'_>> {
+    fn make_writable(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
         self.memory.find(|_| Some(span))?;
 
         let cleared = if self.find_bad(span).is_some() {
+            if !may_sleep {
+                return None;
+            }
             self.clear_poison(span).ok()?
         } else {
             Cleared::Nothing
@@ -238,7 +246,7 @@ impl Pmem {
     /// Overwrites `span` with zeroes, and clears its poison. May sleep if there is poison. Fails if
     /// the span is not within the data, or if its poison cannot be cleared.
     pub fn zero(&self, span: Span) -> Result {
-        let overwrite = self.start_overwrite(|_| Some(span)).ok_or(EIO)?;
+        let overwrite = self.start_overwrite(|_| Some(span), || true).ok_or(EIO)?;
         let memory = overwrite.memory;
 
         memory.zero();

@@ -13,5 +13,6 @@ pub(in crate::abstractions) mod module_list;
 pub mod module_param;
 pub mod platform;
 pub mod sync;
+pub mod task;
 pub mod time;
 pub mod workqueue;

@@ -38,6 +38,8 @@ const COPIES: &[&str] = &[
     "rep_movs_alternative",
     "rep_stos_alternative",
 ];
+/// The function of pmem_rs that writes zeroes.
+const ZEROES: &str = "16zero_past_caches";
 /// The section with the kernel's entry points for interrupts and exceptions.
 const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 
@@ -74,6 +76,8 @@ pub fn learn(modules: &[&str]) -> Result<()> {
         let what = match module {
             None if COPIES.contains(&name.as_str()) => Some("copy"),
             None => None,
+            // Its name is mangled.
+            Some(_) if name.contains(ZEROES) => Some("copy"),
             Some(module) => modules.iter().find(|wanted| *wanted == module).copied(),
         };
         starts.push((*address, what));

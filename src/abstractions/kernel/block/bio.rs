@@ -31,6 +31,8 @@ pub enum Operation {
     Read,
     /// Writes data to the device. Without data it is a flush.
     Write,
+    /// Writes zeroes to the device. The request has a length, and no memory.
+    WriteZeroes,
     /// Any other operation.
     Other,
 }
@@ -119,6 +121,7 @@ impl Bio {
         match self.opf() & bindings::REQ_OP_MASK {
             bindings::req_op_REQ_OP_READ => Operation::Read,
             bindings::req_op_REQ_OP_WRITE => Operation::Write,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Operation::WriteZeroes,
             _ => Operation::Other,
         }
     }
@@ -133,6 +136,13 @@ impl Bio {
     #[inline]
     pub fn is_fua(&self) -> bool {
         self.opf() & bindings::REQ_FUA != 0
+    }
+
+    /// Returns whether the request must not sleep. If it would have to, it ends with
+    /// [`Status::AGAIN`] before it has changed anything, and may be submitted again.
+    #[inline]
+    pub fn is_nowait(&self) -> bool {
+        self.opf() & bindings::REQ_NOWAIT != 0
     }
 
     /// Returns the first sector, in units of 512 bytes from the start of the disk.
@@ -531,6 +541,13 @@ mod tests {
         for (opf, operation, from, to) in [
             (READ, Operation::Read, false, true),
             (WRITE | bindings::REQ_FUA, Operation::Write, true, false),
+            (WRITE | bindings::REQ_NOWAIT, Operation::Write, true, false),
+            (
+                bindings::req_op_REQ_OP_WRITE_ZEROES,
+                Operation::WriteZeroes,
+                false,
+                false,
+            ),
             (
                 bindings::req_op_REQ_OP_DISCARD,
                 Operation::Other,
@@ -541,6 +558,7 @@ mod tests {
             let (bio, raw) = request(opf, &pages, &[(0, 512)])?;
             assert!(bio.operation() == operation);
             assert_eq!(bio.is_fua(), opf & bindings::REQ_FUA != 0);
+            assert_eq!(bio.is_nowait(), opf & bindings::REQ_NOWAIT != 0);
             assert_eq!(bio.segments().next().is_some(), from);
             assert_eq!(bio.segments_to_fill().next().is_some(), to);
             drop(bio);

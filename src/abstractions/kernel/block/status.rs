@@ -18,6 +18,7 @@ use kernel::prelude::*;
 /// assert_eq!(Status::from(Err(EIO)), Status::IOERR);
 /// assert_eq!(Status::from(ENODATA), Status::MEDIUM);
 /// assert_eq!(Status::from(EOPNOTSUPP), Status::NOTSUPP);
+/// assert_eq!(Status::from(EAGAIN), Status::AGAIN);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub(super) bindings::blk_status_t);
@@ -29,6 +30,8 @@ impl Status {
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
     /// The medium has an error at these sectors. User space sees `ENODATA`.
     pub const MEDIUM: Self = Self(bindings::BLK_STS_MEDIUM);
+    /// The request must not sleep, and would have to. User space sees `EAGAIN`.
+    pub const AGAIN: Self = Self(bindings::BLK_STS_AGAIN);
     /// The device does not support the operation. User space sees `EOPNOTSUPP`.
     pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
 }

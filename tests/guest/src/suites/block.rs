@@ -7,17 +7,22 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
+use libc::RWF_NOWAIT;
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::platform::only_for_pmem_rs;
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
+use crate::driver::Driver;
+use crate::errno;
 use crate::lab::Lab;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
-use crate::syscall::{preadv2, pwritev2};
+use crate::syscall::{preadv2, pwritev2, zero_out};
 use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
@@ -44,6 +49,7 @@ pub const SUITE: Suite = Suite {
         Test::new("every_size_at_every_offset_in_a_page", sizes_and_offsets),
         Test::new("four_threads", four_threads),
         Test::new("nowait", nowait),
+        Test::new("zeroes_are_few_requests", zeroes),
         Test::new("statistics_count_sectors", statistics),
     ],
 };
@@ -295,31 +301,80 @@ fn four_threads(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// A request with `RWF_NOWAIT` is completed at once or fails, and is never partial.
+/// A request with `RWF_NOWAIT` is completed at once. nd_pmem does not have that.
 fn nowait(lab: &mut Lab) -> Result<()> {
-    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
-    let file = disk.open(Access::Direct)?;
-    let right = Buffer::stamped(64 << 10, 5);
-    file.write_all_at(&right, 0)?;
-    let mut found = Buffer::new(right.len());
-    match preadv2(
-        &file,
-        &mut [IoSliceMut::new(&mut found)],
-        0,
-        libc::RWF_NOWAIT,
-    ) {
-        Ok(len) => expect_same(
-            "what was read without waiting",
-            &found[..len],
-            &right[..len],
-        ),
-        Err(error) => {
-            let errno = error.raw_os_error().map(Errno::from_raw);
-            let refused = matches!(errno, Some(Errno::EOPNOTSUPP | Errno::EAGAIN));
-            ensure!(refused, "RWF_NOWAIT failed with {error}");
-            Ok(())
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        disk.cut("label: gpt\nstart=16M, size=64M\n")?;
+        for disk in [&disk, &disk.partition(1)] {
+            let file = disk.open(Access::Direct)?;
+            if lab.driver == Driver::PmemRs {
+                expect_no_wait(&file, 8 << 20).with_context(|| format!("{mode:?}, {disk}"))?;
+            } else {
+                let refused = pwritev2(&file, &[IoSlice::new(&Buffer::new(4096))], 0, RWF_NOWAIT);
+                errno::expect("RWF_NOWAIT", refused, &[Errno::EOPNOTSUPP])?;
+            }
         }
     }
+    Ok(())
+}
+
+/// Checks that writes and reads with `RWF_NOWAIT`, also of durable data, do all at once.
+pub fn expect_no_wait(file: &File, at: u64) -> Result<()> {
+    for (len, flags) in [(SECTOR, 0), (64 << 10, 0), (4096, libc::RWF_DSYNC)] {
+        let right = Buffer::stamped(len, at + len as u64);
+        let flags = flags | RWF_NOWAIT;
+        let written = pwritev2(file, &[IoSlice::new(&right)], at, flags)?;
+        let mut found = Buffer::new(len);
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut found)], at, flags)?;
+        ensure!(
+            written == len && read == len,
+            "{written} bytes were written and {read} read of {len}"
+        );
+        expect_same("what was read without waiting", &found, &right)?;
+    }
+    Ok(())
+}
+
+/// A range is zeroed by one request for each 64 MiB, without other changes. nd_pmem gets the zeroes
+/// as data.
+fn zeroes(lab: &mut Lab) -> Result<()> {
+    const AT: u64 = (3 << 20) + 512;
+    const LEN: u64 = (130 << 20) + 1024;
+    only_for_pmem_rs(lab)?;
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let disk = lab.prepare(mode)?.disk;
+        sysfs::write(disk.path("queue/iostats"), "1")?;
+        disk.expect("queue/write_zeroes_max_bytes", "67108864")?;
+        let file = disk.open(Access::Direct)?;
+        let all = usize::try_from(AT + LEN + 4096)?;
+        let right = Buffer::stamped(all, 8);
+        file.write_all_at(&right, 0)?;
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for zero in [
+            &(|| Ok(zero_out(&file, AT, LEN)?)) as &dyn Fn() -> Result<()>,
+            &|| Ok(fallocate(&file, punch, AT.try_into()?, LEN.try_into()?)?),
+        ] {
+            let before = disk.statistics()?;
+            zero()?;
+            let done = disk.statistics()?.since(before);
+            ensure!(
+                done.writes == 3 && done.sectors_written == LEN / 512,
+                "{LEN} bytes were zeroed: {done:?}"
+            );
+            let mut found = Buffer::new(all);
+            file.read_exact_at(&mut found, 0)?;
+            let (start, end) = (AT as usize, (AT + LEN) as usize);
+            expect_same("before them", &found[..start], &right[..start])?;
+            ensure!(
+                found[start..end].iter().all(|&byte| byte == 0),
+                "not all is zero"
+            );
+            expect_same("after them", &found[end..], &right[end..])?;
+            file.write_all_at(&right, 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// The statistics change by exactly what was done, and not at all while they are off.

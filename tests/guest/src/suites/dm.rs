@@ -6,9 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
+use super::block::expect_no_wait;
+use super::platform::only_for_pmem_rs;
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
@@ -29,6 +31,7 @@ pub const SUITE: Suite = Suite {
         Test::new("xfs_with_dax_on_linear", |lab| dax_on_linear(lab, Xfs)),
         Test::new("linear_over_two_disks", linear_over_two),
         Test::new("linear_over_raw_has_no_dax", linear_over_raw),
+        Test::new("nowait", nowait),
         Test::new("writers_in_the_kernel_are_refused", read_only_below),
         Test::new("mappings_are_taken_away_once", mappings_below).within(120),
     ],
@@ -117,6 +120,28 @@ fn linear_over_raw(lab: &mut Lab) -> Result<()> {
     below.open(Access::Direct)?.read_exact_at(&mut found, 512)?;
     expect_same("the disk below", &found, &right)?;
     over.remove()
+}
+
+/// Requests with `RWF_NOWAIT` pass dm-linear and dm-stripe.
+fn nowait(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let first = lab.prepare_in(0, Mode::FsdaxMem)?.disk;
+    let second = lab.prepare_in(1, Mode::Raw)?.disk;
+    let (low, high) = (first.node_str(), second.node_str());
+    let half = 64 << 11;
+    for table in [
+        format!("0 {half} linear {low} 8192\n{half} {half} linear {high} 4096"),
+        format!("0 {} striped 2 256 {low} 0 {high} 0", 2 * half),
+    ] {
+        let over = Mapped::new(NAME, &table)?;
+        let file = over.disk().open(Access::Direct)?;
+        for at in [0, half * 512 + 4096] {
+            expect_no_wait(&file, at).with_context(|| table.clone())?;
+        }
+        drop(file);
+        over.remove()?;
+    }
+    Ok(())
 }
 
 /// The region becomes read-only below a linear device and a loop device, which do not become

@@ -97,6 +97,7 @@ impl<T: Operations> GenDisk<T> {
             physical_block_size: limits.physical_block_size,
             // Memory can be copied in segments of any size.
             max_hw_sectors: u32::MAX,
+            max_write_zeroes_sectors: limits.max_write_zeroes >> bindings::SECTOR_SHIFT,
             features: limits.features.0,
             ..Default::default()
         };
@@ -428,6 +429,7 @@ mod tests {
         let limits = Limits {
             logical_block_size,
             physical_block_size: PAGE_BLOCK,
+            max_write_zeroes: 1 << 20,
             features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
         };
 
@@ -448,6 +450,7 @@ mod tests {
         // SAFETY: The disk is valid, and nothing else has a reference to it.
         let limits = unsafe { &(*(*disk.as_raw()).queue).limits };
         assert_eq!(limits.logical_block_size, 4096);
+        assert_eq!(limits.max_write_zeroes_sectors, 2048);
         assert_eq!(limits.physical_block_size, PAGE_BLOCK);
         assert!(limits.features & bindings::BLK_FEAT_WRITE_CACHE != 0);
         assert!(limits.features & bindings::BLK_FEAT_FUA == 0);

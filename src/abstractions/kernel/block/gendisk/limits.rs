@@ -17,6 +17,8 @@ impl Features {
     pub const FUA: Self = Self(bindings::BLK_FEAT_FUA);
     /// Requests end before `submit_bio` returns, so polling for their completion is pointless.
     pub const SYNCHRONOUS: Self = Self(bindings::BLK_FEAT_SYNCHRONOUS);
+    /// `submit_bio` ends a `REQ_NOWAIT` request with `Status::AGAIN` instead of sleeping.
+    pub const NOWAIT: Self = Self(bindings::BLK_FEAT_NOWAIT);
     /// The disk supports DAX.
     pub const DAX: Self = Self(bindings::BLK_FEAT_DAX);
 }
@@ -36,6 +38,10 @@ pub struct Limits {
     pub logical_block_size: u32,
     /// The smallest unit that the disk can write without reading first.
     pub physical_block_size: u32,
+    /// The size of the largest request of [`Operation::WriteZeroes`]. 0 if there are none.
+    ///
+    /// [`Operation::WriteZeroes`]: crate::abstractions::kernel::block::bio::Operation::WriteZeroes
+    pub max_write_zeroes: u32,
     /// The features of the queue.
     pub features: Features,
 }

@@ -74,6 +74,7 @@ pub struct BoolAttribute<T> {
 ///     let limits = Limits {
 ///         logical_block_size: 512,
 ///         physical_block_size: PAGE_BLOCK,
+///         max_write_zeroes: 0,
 ///         features: Features::WRITE_CACHE | Features::SYNCHRONOUS,
 ///     };
 ///     let data = Arc::new(Sink, GFP_KERNEL)?;

@@ -22,6 +22,7 @@ use crate::abstractions::kernel::{
         PagemapOperations, //
     }, //
 };
+use crate::abstractions::kernel_ext::task::cond_resched;
 use core::{
     marker::PhantomData,
     ops::Range,
@@ -289,10 +290,8 @@ impl<'a> FileMapping<'a> {
 
         // SAFETY: By the type invariant the mapping is valid. The entries are those of idle pages
         // that cannot be mapped any more, as the function requires.
-        unsafe {
-            bindings::dax_delete_mapping_range(self.as_raw(), start, end);
-            bindings::cond_resched();
-        }
+        unsafe { bindings::dax_delete_mapping_range(self.as_raw(), start, end) };
+        cond_resched();
     }
 }
 

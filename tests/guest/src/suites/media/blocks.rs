@@ -2,10 +2,12 @@
 
 //! Bad sectors of the disk.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use libc::RWF_NOWAIT;
 use nix::errno::Errno;
 
 use super::{Bench, open};
@@ -19,8 +21,10 @@ use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
+use crate::suites::block::expect_no_wait;
+use crate::suites::platform::only_for_pmem_rs;
 use crate::suites::probe::BlockTest;
-use crate::syscall;
+use crate::syscall::{self, preadv2, pwritev2};
 
 const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
 
@@ -180,6 +184,67 @@ pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
         // A write to good sectors does not notify.
         file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
         watch.expect_not_notified()?;
+    }
+    Ok(())
+}
+
+/// A request that must not wait does not repair bad memory, and writes nothing. A read says that
+/// the medium is bad. Good sectors beside it are as always.
+pub fn nowait(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let file = bench.disk.open(Access::Direct)?;
+        let right = Buffer::stamped(8192, 2);
+        file.write_all_at(&right, 0)?;
+        bench.inject(15, 1)?;
+
+        let new = Buffer::stamped(8192, 3);
+        let write = |flags| pwritev2(&file, &[IoSlice::new(&new)], 0, flags);
+        errno::expect("writing", write(RWF_NOWAIT), &[Errno::EAGAIN])?;
+        bench.expect_bad("15 1")?;
+        bench.expect_clears(&[])?;
+        let mut found = Buffer::new(15 * SECTOR);
+        let read = preadv2(&file, &mut [IoSliceMut::new(&mut found)], 0, RWF_NOWAIT)?;
+        ensure!(read == found.len(), "{read} bytes were read");
+        expect_same("the good sectors", &found, &right[..15 * SECTOR])?;
+        let mut bad = Buffer::new(SECTOR);
+        let at = 15 * SECTOR as u64;
+        let read = preadv2(&file, &mut [IoSliceMut::new(&mut bad)], at, RWF_NOWAIT);
+        errno::expect("reading", read, &[Errno::ENODATA])?;
+        expect_no_wait(&file, 16 * SECTOR as u64)?;
+
+        ensure!(write(0)? == new.len(), "not all was written");
+        bench.expect_bad("")?;
+        let mut found = Buffer::new(new.len());
+        file.read_exact_at(&mut found, 0)?;
+        expect_same("what was written at last", &found, &new)?;
+    }
+    Ok(())
+}
+
+/// Zeroes repair bad memory, all of it in one request.
+pub fn zeroes_repair(lab: &mut Lab) -> Result<()> {
+    const LEN: usize = 2 << 20;
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let file = bench.disk.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
+        // In the first MiB, across its end, and after what is zeroed.
+        bench.inject(9, 1)?;
+        bench.inject(2047, 2)?;
+        bench.inject(4000, 3)?;
+
+        bench.injector.set_limit(0)?;
+        let result = syscall::zero_out(&file, 0, 1 << 20);
+        errno::expect("zeroing what cannot be cleared", result, MEDIUM_ERROR)?;
+        bench.expect_bad("9 1\n2047 2\n4000 3")?;
+        bench.injector.set_limit(u64::MAX)?;
+        syscall::zero_out(&file, 4096, (2 << 20) - 128 * 512 - 4096)?;
+        bench.expect_bad("4000 3")?;
+        let mut found = Buffer::new(LEN - 128 * 512 - 4096);
+        file.read_exact_at(&mut found, 4096)?;
+        ensure!(found.iter().all(|&byte| byte == 0), "not all is zero");
     }
     Ok(())
 }

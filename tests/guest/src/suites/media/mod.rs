@@ -35,6 +35,8 @@ pub const SUITE: Suite = Suite {
         Test::new("padded_namespace", blocks::padded_namespace),
         Test::new("pollers_are_woken", blocks::pollers_are_woken),
         Test::new("only_bad_sectors_fail", blocks::only_bad_sectors_fail),
+        Test::new("nowait", blocks::nowait),
+        Test::new("zeroes_repair", blocks::zeroes_repair),
         Test::new("writing_clears_just_that", blocks::writing_clears_just_that),
         Test::new("clear_is_refused", blocks::clear_is_refused),
         Test::new("clear_is_incomplete", blocks::clear_is_incomplete),

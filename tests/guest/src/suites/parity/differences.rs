@@ -21,6 +21,8 @@ struct Difference {
 
 /// The modes in which the driver is bound.
 const DRIVEN: &[Mode] = &[Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev, Mode::Sector];
+/// The modes in which the driver makes the disk.
+const OWN_DISK: &[Mode] = &[Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev];
 const ALL: &[Mode] = &[
     Mode::Raw,
     Mode::FsdaxMem,
@@ -81,8 +83,28 @@ const WANTED: &[Difference] = &[
         reason: "debugfs shows the users and the retired ranges",
     },
     Difference {
+        fact: "sysfs/queue/write_zeroes_max_bytes",
+        modes: OWN_DISK,
+        reason: "zeroes are written without data",
+    },
+    Difference {
+        fact: "partitioned/sysfs/queue/write_zeroes_max_bytes",
+        modes: OWN_DISK,
+        reason: "zeroes are written without data",
+    },
+    Difference {
+        fact: "io/fallocate/punch",
+        modes: OWN_DISK,
+        reason: "zeroes are written without data",
+    },
+    Difference {
+        fact: "io/write/nowait",
+        modes: OWN_DISK,
+        reason: "a write does not wait, unless it repairs memory",
+    },
+    Difference {
         fact: "io/read/bad",
-        modes: &[Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev],
+        modes: OWN_DISK,
         reason: "a bad medium is told from a failed request",
     },
 ];

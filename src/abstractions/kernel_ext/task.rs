@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Additions to `kernel::task`.
+//!
+//! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
+
+use crate::abstractions::bindings;
+
+/// Lets other threads run if they are waiting (`cond_resched()`). May sleep.
+///
+/// To be called in process context, without spinlocks.
+pub fn cond_resched() {
+    // SAFETY: The function has no requirements for memory safety.
+    unsafe { bindings::cond_resched() };
+}
