@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The check whether a namespace is bound as raw, or claimed for the mode in its info block.
+//! Checks info blocks, and finds the mode in which a namespace is bound.
 
 use super::{
     messages::{
@@ -65,8 +65,7 @@ fn mode_of(class: ClaimClass) -> Option<NamespaceMode> {
 /// # Errors
 ///
 /// [`EOPNOTSUPP`] if the info block cannot be used or read, or is missing although the label says
-/// that there is one. To libnvdimm such a namespace is complete, so it creates a new seed, as it
-/// does for the namespaces that it refuses itself.
+/// that there is one.
 pub fn claim(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
@@ -76,6 +75,7 @@ pub fn claim(
     if namespace.is_forced_raw() {
         return Ok(Claim::Raw);
     }
+    // `None` if there is no label; `ClaimClass::None` if there is one that records no mode.
     let class = namespace.claim_class();
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
@@ -87,7 +87,7 @@ pub fn claim(
             );
             return Ok(Claim::Raw);
         }
-        // Otherwise the namespace would be bound as raw, and a write would destroy the data.
+        // If the namespace were bound as raw, a write would destroy the data.
         Err(err) if err == EIO => {
             return Err(unreadable(dev, namespace.name()));
         }
@@ -115,7 +115,7 @@ pub fn claim(
         Ok(()) => match enabled.claim() {
             Ok(Claim::Claimed) => return Ok(Claim::Claimed),
             Err(err) if err != EOPNOTSUPP => return Err(err.into()),
-            // It was set since the check above.
+            // `force_raw` was set since the check above.
             _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
             _ => match class {
                 None | Some(ClaimClass::None) => InfoBlockError::Refused,
@@ -179,7 +179,8 @@ pub fn data_of_pfn(
         })
 }
 
-/// Refuses a pfn or btt device whose info block libnvdimm accepts, but which cannot be used.
+/// Refuses a pfn or btt device if its info block cannot be read, or has impossible values. A
+/// damaged or foreign block is not refused: libnvdimm overwrites it.
 pub fn check_info_block(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
@@ -195,8 +196,8 @@ pub fn check_info_block(
         }
         Err(err) => return Err(err.into()),
     };
-    // libnvdimm overwrites a block that is damaged, foreign or of another mode. It does not check
-    // the others completely.
+    // A block that is damaged, foreign or of another mode is accepted: libnvdimm overwrites it. The
+    // others are checked here, because libnvdimm does not check them completely.
     if let Some(block) = InfoBlock::of(&bytes) {
         let is_used = match block.mode() {
             NamespaceMode::Sector => dev.kind() == Kind::Btt,

@@ -83,6 +83,9 @@ impl fmt::Display for Description<'_> {
         if used.cached != 0 {
             write!(f, " (page caches: {} pages)", used.cached)?;
         }
+        if used.referenced == 0 && used.cached == 0 && state.is_empty() {
+            return f.write_str(" (a user that is not counted)");
+        }
         f.write_str(state)
     }
 }

@@ -41,13 +41,13 @@ use kernel::{
 /// [`Flusher::flush`].
 #[pin_data]
 pub struct Pmem {
-    /// A reference that keeps the memory.
+    /// A reference to the memory, which is not freed while it exists.
     pub memory: MemoryRef,
     /// The bad sectors, from the start of the data. Failed pages are added to them.
     pub badblocks: Arc<Badblocks>,
-    /// Flushes the region.
+    /// The flushes of its region.
     pub flusher: Arc<Flusher>,
-    /// What is checked at each request.
+    /// The properties that each request reads.
     pub access: Access,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
@@ -116,7 +116,7 @@ pub struct Overwrite<'a> {
 }
 
 impl Pmem {
-    /// Creates it from its parts.
+    /// Creates it. The requests that it executes come later.
     pub fn new(
         memory: MemoryRef,
         badblocks: Arc<Badblocks>,
@@ -154,7 +154,7 @@ impl Pmem {
         EROFS
     }
 
-    /// Returns the first bad sector in `span`. It may be before the span, as the start of a run.
+    /// Returns the start of the first bad range that overlaps `span`. It may be before `span`.
     #[inline]
     pub fn first_bad(&self, span: Span) -> Option<u64> {
         if self.badblocks.is_empty() && self.memory.none_failed() {
@@ -163,8 +163,8 @@ impl Pmem {
         self.find_bad(span)
     }
 
-    /// Finds a bad sector. All sectors of a failed page are bad, including those that the badblocks
-    /// lack because the page failed while they were being cleared.
+    /// As [`Self::first_bad`], without the fast path. A failed page is bad as a whole, even if its
+    /// sectors are not in the badblocks.
     #[cold]
     fn find_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
@@ -193,7 +193,7 @@ impl Pmem {
     /// not without sleeping. The sectors that are still bad are in the badblocks then, or in pages
     /// that have failed.
     // Calls that are not inlined cost more than 30 of about 150 instructions for a small request.
-    // So does a `Result`, whose error would share a register with the address.
+    // Returning a `Result` costs as much: its error would share a register with the address.
     #[inline(always)]
     pub fn start_overwrite(
         &self,
@@ -261,7 +261,7 @@ impl Pmem {
         let has_failed = |page| self.memory.first_failed(page).is_some();
         let mut cleared = Cleared::Poison;
 
-        // If the provider cannot clear one of its pages, no failed page was restored yet.
+        // Pages that have not failed are cleared first. If that fails, no failed page was touched.
         self.for_each_bad_page(span, |page| {
             if has_failed(page) {
                 return Ok(());
@@ -296,8 +296,9 @@ impl Pmem {
         Ok(())
     }
 
-    /// Adds a failed page to the badblocks, so that it is not read between unpoison and the write.
-    /// Fails if the badblocks are full, or if `span` is not the whole page.
+    /// Adds a failed page to the badblocks, so that it is not read after its hwpoison flag was
+    /// cleared and before it was written. Fails if the badblocks are full, or if `span` is not the
+    /// whole page.
     fn list_failed_page(&self, span: Span) -> Result {
         let (first, sectors) = span.sectors();
 
@@ -378,14 +379,13 @@ impl Pmem {
             .map_err(|_| ENODATA)
     }
 
-    /// Records that the pages that are wholly in `span` and wholly bad have failed, since only a
-    /// write to all of a page repairs it. A page that was restored is wholly bad until it was
-    /// overwritten ([`Self::list_failed_page`]).
+    /// Marks the pages of `span` as failed again that were restored and not overwritten. All
+    /// sectors of such a page are in the badblocks ([`Self::list_failed_page`]).
     fn keep_failed(&self, span: Span) {
         let _ = self.for_each_bad_page(span, |page| {
             let (first, sectors) = page.sectors();
             if page.len == PAGE_SIZE && self.badblocks.contains(first, sectors) {
-                // If this list is full, the sectors still are in the badblocks.
+                // If the list of failed pages is full, the badblocks still have the sectors.
                 let _ = self.memory.set_failed(page);
             }
             Ok(())
@@ -403,6 +403,7 @@ impl Pmem {
 
         if cleared == Cleared::FailedPages && written.len < span.len {
             let end = span.offset.saturating_add(written.len);
+            // The page in which the write has ended stays failed as well.
             let start = end & !PAGE_SIZE.saturating_sub(1);
             let offset = start.saturating_sub(span.offset);
             if let Some(rest) = span.part(offset, span.len.saturating_sub(offset)) {

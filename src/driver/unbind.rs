@@ -8,8 +8,8 @@
 //! Lock order, outermost first:
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
-//! 2. [`Unbind::teardown`]. It is held while the state is read or changed, or the disk is set
-//!    read-only. Nothing else that sleeps is called with it held.
+//! 2. [`Unbind::teardown`]. It protects the state. The only call under it that may sleep sets the
+//!    disk read-only.
 //! 3. [`Unbind::progress`], [`Unbind::retired_name`], and the mutex of the registry. None is taken
 //!    inside of another.
 
@@ -67,16 +67,17 @@ use kernel::{
     }, //
 };
 
-/// How many pages of a bound device are counted with one reference to the memory.
+/// How many pages of a bound device are counted before the reference to the memory is put, so that
+/// the teardown need not wait long for it.
 const COUNT_BATCH: u64 = 1 << 14;
 
 /// The parts of a bound device.
 pub struct Parts {
-    /// The disk.
+    /// The disk, which holds the module while it is open.
     pub disk: gendisk::Registration<Pmem>,
-    /// The DAX device.
+    /// The DAX device. [`None`] if the architecture has none.
     pub dax: Option<dax::Registration<Pmem, FailureHandler>>,
-    /// The memory.
+    /// The owner of the memory. Disk and DAX device have references to it.
     pub memory: Memory,
 }
 
@@ -104,7 +105,7 @@ pub struct Unbind {
     retired_name: Mutex<Option<CString>>,
     /// The `struct page`s are on the medium and are removed with it, so the range is never retired.
     pub(super) memmap_is_on_media: bool,
-    /// When the teardown began.
+    /// Set by [`teardown::begin`].
     pub(super) began: SetOnce<Stopwatch>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<Unbind>>>,
@@ -116,10 +117,13 @@ pub struct Unbind {
     pub(super) dax_killed: Completion,
     #[pin]
     pub(super) progress: Mutex<Progress>,
+    /// Runs [`teardown::work`].
     #[pin]
     work: Work<Unbind, 0>,
+    /// Runs [`teardown::kill_dax`].
     #[pin]
     kill_work: Work<Unbind, 1>,
+    /// Unmaps the memory from all files once, when the region has become read-only.
     #[pin]
     unmap_work: Work<Unbind, 2>,
 }
@@ -210,14 +214,14 @@ impl Unbind {
 
     /// Starts a worker that unmaps the memory from all files once, if the device is bound.
     ///
-    /// The device lock is held here. The walk through the files may wait for an unmount, which may
-    /// wait for pins, and unbind must not wait for that.
+    /// A worker does this, because the caller holds the device lock, which unbind needs. The walk
+    /// may wait for an unmount, and the unmount for pinned pages.
     pub fn start_unmapping(self: &Arc<Self>) {
         // An error means that the work is queued already.
         let _ = self.shared.queues.teardown.enqueue::<_, 2>(self.clone());
     }
 
-    /// Tears down the device, in the unbinding thread. Returns when its range is free or retired.
+    /// Starts the worker that tears down the device, and waits until the range is free or retired.
     ///
     /// Called with the device lock held. Sleeps.
     pub fn run(self: &Arc<Self>) {
@@ -232,7 +236,7 @@ impl Unbind {
             // After this call returns, the region cannot be reached.
             self.flush();
             pr_warn!(
-                "retired {}; it is freed when they are done, and cannot be bound until then\n",
+                "retired {}. It is freed when its last user is gone, and cannot be bound before\n",
                 self.describe()
             );
         }
@@ -291,13 +295,15 @@ impl Unbind {
     }
 }
 
-/// Begins the teardown when the provider of a device is being unbound.
+/// Begins the teardown of a device when the region or the bus above it is being unbound.
 ///
-/// The teardown of all devices of a provider begins at once, so their deadlines pass together.
+/// The teardowns of all devices below begin at the same time. So unbind waits for one deadline, and
+/// not for one of each device.
 pub struct Provider(pub Arc<Unbind>);
 
 impl ProviderWatcher for Provider {
     fn provider_unbinding(&self) {
+        // The gates of all devices are closed before the first worker runs.
         if let State::Bound(parts) = &self.0.teardown.lock().state {
             if let Some(pages) = parts.memory.pages() {
                 pages.refuse_mappings();

@@ -68,7 +68,8 @@ impl PinnedDrop for Count {
 
 /// The structure that the owner and the references share.
 ///
-/// The owner frees it after `zero` was completed, which happens when the last reference is put.
+/// The owner frees it after `zero` was completed: the count was killed, and the last reference was
+/// put.
 #[pin_data]
 pub(in crate::abstractions) struct Inner<T> {
     #[pin]
@@ -138,8 +139,8 @@ impl<T: Send + Sync + 'static> Counted<T> {
         Self::pin_init(Ok::<T, Error>(value))
     }
 
-    /// Makes a value in place. May sleep.
-    /// `value` is initialised last.
+    /// Makes a value in place. May sleep. `value` is initialised last, so no step that may fail
+    /// follows.
     pub fn pin_init(value: impl PinInit<T, Error>) -> Result<Self> {
         let inner = KBox::pin_init(
             try_pin_init!(Inner {
@@ -150,7 +151,7 @@ impl<T: Send + Sync + 'static> Counted<T> {
             GFP_KERNEL,
         )?;
 
-        // SAFETY: The box stays pinned: it is only turned back to be dropped.
+        // SAFETY: Nothing is moved out of the box. `drop` makes it a pinned box again.
         let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(inner) });
         // INVARIANT: Just made, and not killed. The pointer of a box is not null.
         Ok(Self {
@@ -209,7 +210,10 @@ impl<T: Send + Sync + 'static> Drop for Counted<T> {
     fn drop(&mut self) {
         self.kill();
         while !self.wait_timeout(MINUTE) {
-            pr_warn!("still waiting for references to something that is to be freed\n");
+            pr_warn!(
+                "still waiting for the last reference to a {}\n",
+                core::any::type_name::<T>()
+            );
         }
 
         // SAFETY: By the type invariant the pointer is that of a pinned box, which is ours. No

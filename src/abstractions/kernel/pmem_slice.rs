@@ -271,8 +271,8 @@ impl<'a> WritableSlice<'a> {
             return;
         };
         head.zero_some();
-        // SAFETY: By the type invariant of `PmemSlice`, `body` has this many bytes. `head` ends at a
-        // multiple of the alignment, or is all there is.
+        // SAFETY: By the type invariant of `PmemSlice`, `body` has this many bytes. `head` ends at
+        // a multiple of the alignment, or is all there is.
         unsafe { zero_past_caches(body.0.addr.as_ptr(), body.len()) };
         tail.zero_some();
     }

@@ -9,21 +9,27 @@
 //! probe the driver core offers the device to the next driver, now or when that driver is loaded. A
 //! driver that does not see what is wrong with the contents would bind it. No driver binds a
 //! namespace whose range is in use. So the range of a refused device is reserved before another
-//! driver probes it (`BUS_NOTIFY_BIND_DRIVER`), and released when that driver has given up
-//! (`BUS_NOTIFY_DRIVER_NOT_BOUND`). The device stays unbound, as after any failed probe.
+//! driver probes it (`BUS_NOTIFY_BIND_DRIVER`), and released when that probe has ended
+//! (`BUS_NOTIFY_BOUND_DRIVER`, `BUS_NOTIFY_DRIVER_NOT_BOUND`).
 //!
-//! An entry of [`ProbeResults`] is added with the device lock held, and removed when the device is
-//! deleted (`BUS_NOTIFY_DEL_DEVICE`), if not earlier. `device_del()` has taken the device lock
-//! before that notice, and no driver probes the device afterwards. The notifier is registered
-//! before the first entry is added. So the device of an entry is always registered.
+//! The device of an entry of [`ProbeResults`] is always registered. An entry is added by a probe,
+//! with the device lock held, when the notifier is registered. It is removed at
+//! `BUS_NOTIFY_DEL_DEVICE` at the latest. No driver probes the device after that: `device_del()`
+//! has marked it as dead, with the device lock held.
 //!
 //! A reservation exists only while another driver probes the device, with the device lock held. If
 //! the driver that has refused the device is unregistered meanwhile, the reservation is released at
 //! once.
 //!
-//! Lock order: the device lock, `ProbeResults::bus`, the rwsem of the notifier chain,
-//! `ProbeResults::entries`, the locks of a [`MemRegion`], readers of the files in sysfs, which are
-//! waited for and take no lock. The notifier does not take `ProbeResults::bus`.
+//! Lock order, outermost first:
+//!
+//! 1. The device lock.
+//! 2. `ProbeResults::bus`. The notifier does not take it.
+//! 3. The rwsem of the notifier chain.
+//! 4. `ProbeResults::entries`.
+//! 5. The locks of a [`MemRegion`].
+//!
+//! Readers of the files in sysfs take none of these locks, so a thread may wait for them with any.
 
 use super::{
     device::{
@@ -65,8 +71,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What identifies the contents of a namespace. It changes if the namespace is recreated, or if a
-/// user has changed its claim class.
+/// What identifies the contents of a namespace, so that a refusal ends with them. It changes if the
+/// namespace is recreated, or if a user has changed its claim class.
 #[derive(PartialEq, Eq)]
 pub(super) struct Identity {
     range: Option<Range<PhysAddr>>,
@@ -125,9 +131,10 @@ impl Shown {
 
 /// The result of the last probe of a device.
 struct Entry {
-    /// The files of the device, which refer to it. Set by the driver that has this list.
+    /// The files in sysfs. [`None`] if they could not be made, or if the device was unbound or is
+    /// bound to another driver.
     status: Option<Status>,
-    /// What other drivers are kept off, if they are.
+    /// The contents that other drivers are kept off. [`None`] if they may bind the device.
     refused: Option<Identity>,
     /// The range of the namespace, while another driver probes the device.
     reservation: Option<MemRegion>,
@@ -219,7 +226,8 @@ impl ProbeResults {
     pub(super) fn unregister(&self) {
         let mut registered = self.bus.lock();
 
-        // With the lock held: a device is deleted only after its files were removed here.
+        // Dropped with the lock of `entries` held: a device that is being deleted waits for that
+        // lock, so it is still registered.
         drop(core::mem::take(&mut *self.entries.lock()));
         if let Some(bus) = *registered {
             // SAFETY: By the type invariant the notifier is registered with this bus.
@@ -285,15 +293,16 @@ impl ProbeResults {
                 *reservation = Some(reserved);
                 dev_warn!(
                     dev,
-                    "this driver is kept off: pmem_rs has refused this device, and has logged the \
-                     reason\n"
+                    "this driver is kept off: {} has refused this device, and has logged the reason\n",
+                    self.name
                 );
             }
             // The other driver cannot use the range either.
             Err(err) if err == EBUSY => {}
             Err(err) => dev_err!(
                 dev,
-                "this driver cannot be kept off a device that pmem_rs has refused (error {})\n",
+                "this driver cannot be kept off a device that {} has refused (error {})\n",
+                self.name,
                 err.to_errno()
             ),
         }
@@ -344,7 +353,8 @@ unsafe fn is_bound_here(dev: *mut bindings::device) -> bool {
     unsafe { (*(*dev).driver).owner == this_module::<crate::LocalModule>().as_ptr() }
 }
 
-/// What happens to the refusal of a device.
+/// What happens to the refusal of a device after a probe; see
+/// [`Driver::probe`](super::Driver::probe).
 pub(super) enum Refusal {
     /// It begins: other drivers are kept off these contents.
     Begins(Identity),

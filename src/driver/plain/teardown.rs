@@ -20,8 +20,7 @@
 //! The state is one value under one lock, [`Environment::with`]. Each state owns what is left of
 //! the device; between two states the worker owns it.
 //!
-//! Lock order: device lock, then this lock. The unbinding thread waits with the device lock held,
-//! so the worker never takes a device lock. No function of [`Environment`] that may sleep is called
+//! `driver/unbind.rs` has the lock order. No function of [`Environment`] that may sleep is called
 //! with this lock held.
 //!
 //! This is plain Rust over an [`Environment`]. `driver/environment.rs` implements it for the
@@ -30,7 +29,8 @@
 /// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A reference to the pgmap: a thread may be inside of the DAX device or the disk.
+    /// A reference to the pgmap, of a disk or of a DAX device that is not dead: a thread may be
+    /// inside of them.
     Translation,
     /// A keeper: a holder of the disk that may keep an address of the memory.
     Keeper,

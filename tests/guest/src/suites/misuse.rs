@@ -40,7 +40,7 @@ const NAME: &str = "pmem_rs test";
 const LEN: u64 = 128 << 20;
 /// The warning of the module about a leaked range, unless the range was forgotten.
 const WARNING: &str =
-    "was dropped while it may be in use: it stays mapped and reserved until reboot";
+    "may be in use and was not revoked: it stays mapped and reserved until reboot";
 
 /// The start addresses of leaked ranges.
 fn ranges() -> Result<Vec<u64>> {

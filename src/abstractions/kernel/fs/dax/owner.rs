@@ -160,7 +160,8 @@ impl<T: PagemapOperations> Owner<T> {
             self.mismatches = self.mismatches.saturating_add(1);
             if self.mismatches == MAX_MISMATCHES {
                 pr_err!(
-                    "{}: page caches and memory map do not agree: mapped until reboot\n",
+                    "{}: entries of page caches do not match their folios. The range stays mapped and \
+                     reserved until reboot\n",
                     self.pages.reservation_name().first()
                 );
             }
@@ -170,7 +171,7 @@ impl<T: PagemapOperations> Owner<T> {
         walked
     }
 
-    /// Puts the kept files without pins.
+    /// Puts the references to kept files that have no pinned page.
     pub(super) fn release_files(&self) {
         self.pool.release(|inode| may_put(&self.pages, inode));
     }
@@ -180,8 +181,9 @@ impl<T: PagemapOperations> Owner<T> {
         self.pool.wait_put(limit);
     }
 
-    /// Finds a user. `next` is the first page frame that may be in use; pages do not become used
-    /// again. `walk_needed` is whether the files have to be walked through again.
+    /// Finds a user. Pages before frame `next` were idle when they were last checked; before the
+    /// range is unmapped, all are checked again. `walk_needed` is whether the files have to be
+    /// walked through again.
     pub(super) fn first_user(&self, next: &mut u64, walk_needed: bool) -> Option<User> {
         if !self.pages.is_unused() {
             return Some(User::Reference);
@@ -232,7 +234,8 @@ impl<T: PagemapOperations> Owner<T> {
             waited = waited.wrapping_add(WALK_INTERVAL);
             if waited % MINUTE == 0 {
                 pr_warn!(
-                    "still waiting for users of {}, whose memory map goes with the medium\n",
+                    "still waiting for users of {}: its struct pages are on the medium, so it cannot \
+                     be left mapped\n",
                     self.pages.reservation_name().first()
                 );
             }
@@ -315,7 +318,7 @@ fn walk_files<T: PagemapOperations>(
     walked
 }
 
-/// Returns whether a kept file may be put: it has no pins.
+/// Returns whether the reference to a kept file may be put: the file has no pinned page.
 fn may_put<T: PagemapOperations>(pages: &PagemapInner<T>, inode: &Inode) -> bool {
     !FileMapping::new(inode).count(pages).1
 }
@@ -335,7 +338,7 @@ impl<T: PagemapOperations> Drop for Owner<T> {
             }
         } else if self.pages.is_exposed() || !self.pages.wait_timeout(DROP_TIMEOUT) {
             pr_warn!(
-                "{} was dropped while it may be in use: it stays mapped and reserved until reboot\n",
+                "{} may be in use and was not revoked: it stays mapped and reserved until reboot\n",
                 self.pages.reservation_name().first()
             );
             // SAFETY: The field is not used after this. `pages` is leaked.
