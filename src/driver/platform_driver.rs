@@ -33,6 +33,7 @@ use crate::abstractions::nvdimm::{
     Persistence,
     RegionDesc, //
 };
+use core::ops::Range;
 use kernel::{
     device::{
         self,
@@ -40,6 +41,8 @@ use kernel::{
         Core, //
     },
     device_id::IdArray,
+    fmt,
+    io::PhysAddr,
     of,
     platform::Device,
     prelude::*,
@@ -244,7 +247,7 @@ impl<'a> Source<'a> {
                     dev,
                     "[mem {:#x}-{:#x}] is left out, {} begins at its address, which is not \
                      aligned to {:#x} bytes: to use the memory without what is in it, change {} to \
-                     {:#x} bytes from {:#x} on (memmap={:#x}!{:#x})\n",
+                     {:#x} bytes from {:#x} on{}\n",
                     start,
                     last,
                     contents,
@@ -252,8 +255,7 @@ impl<'a> Source<'a> {
                     origin,
                     size,
                     aligned,
-                    size,
-                    aligned
+                    Example(matches!(self, Self::MemoryMap(_)).then_some(inside))
                 );
                 return None;
             }
@@ -306,6 +308,19 @@ impl<'a> Source<'a> {
                 }
             }
         }
+    }
+}
+
+/// The kernel parameter that describes a range, in brackets.
+struct Example(Option<Range<PhysAddr>>);
+
+impl fmt::Display for Example {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Range { start, end }) = &self.0 else {
+            return Ok(());
+        };
+
+        write!(f, " (memmap={:#x}!{start:#x})", end.saturating_sub(*start))
     }
 }
 

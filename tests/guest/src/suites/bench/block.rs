@@ -268,6 +268,12 @@ pub fn fio(lab: &Lab, name: &str, depth: u32, threads: u32, rw: &str, size: &str
             ensure!(job["error"] == 0, "fio's job failed: {}", job["error"]);
             let rate = job[direction]["iops"].as_f64().context("no rate")?;
             ensure!(rate > 0.0, "fio has done nothing");
+            let requests = job[direction]["total_ios"].as_f64().context("no count")?;
+            let switches = job["ctx"].as_f64().context("no context switches")? / requests;
+            println!(
+                "{}: {switches:.4} context switches a request",
+                driver.name()
+            );
             Ok(1e9 / rate)
         })
         .collect()
