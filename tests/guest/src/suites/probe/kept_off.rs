@@ -29,7 +29,7 @@ const KEPT_OFF: &str = "this driver is kept off";
 /// Loads the other driver.
 fn load_other(lab: &Lab) -> Result<Driver> {
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     other.load()?;
