@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use crate::command::run;
 use crate::coverage;
 use crate::nd::{Device, settle};
+use crate::sysfs;
 
 /// A driver for NVDIMM namespaces.
 ///
@@ -62,8 +63,10 @@ impl Driver {
     }
 
     /// Whether the module is part of the guest image.
-    pub fn is_available(self) -> bool {
-        run("modinfo", &["-F", "name", self.name()]).is_ok()
+    pub fn is_available(self) -> Result<bool> {
+        let release = sysfs::read("/proc/sys/kernel/osrelease")?;
+        let modules = sysfs::read(format!("/lib/modules/{release}/modules.dep"))?;
+        Ok(modules.contains(&format!("/{}.ko", self.name())))
     }
 
     /// The devices on the nd bus that are bound to this driver.

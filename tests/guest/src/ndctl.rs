@@ -56,8 +56,27 @@ pub struct Namespace {
     pub state: Option<String>,
 }
 
+/// A namespace as `ndctl create-namespace` describes it: sizes are in human-readable form, and not
+/// used.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Created {
+    /// The namespace device.
+    pub dev: String,
+    /// `raw`, `fsdax`, `sector` or `devdax`.
+    pub mode: String,
+    /// The disk.
+    pub blockdev: Option<String>,
+}
+
+impl Created {
+    /// Lists the namespace.
+    pub fn show(&self) -> Result<Namespace> {
+        show(&Device::named(&self.dev))
+    }
+}
+
 /// Reconfigures a namespace to the given mode. Its data are lost.
-pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Namespace> {
+pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Created> {
     // Without a size, the sector size stays as in the former mode. A namespace without a label
     // cannot change it, and lacks the attribute.
     let choice = mode != Mode::Sector && namespace.path("sector_size").exists();
@@ -65,28 +84,19 @@ pub fn reconfigure(namespace: &Device, mode: Mode) -> Result<Namespace> {
 }
 
 /// As [`reconfigure`], with more arguments for `ndctl create-namespace`.
-pub fn reconfigure_with(namespace: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
-    let mut args = vec!["create-namespace", "-f", "-e", namespace.name()];
-    args.extend(mode.arguments());
-    args.extend(more);
-    run("ndctl", &args)?;
-    show(namespace)
+pub fn reconfigure_with(namespace: &Device, mode: Mode, more: &[&str]) -> Result<Created> {
+    create_namespace(&["-f", "-e", namespace.name()], mode, more)
 }
 
 /// Creates another namespace in a region with free capacity.
-pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Namespace> {
-    let mut args = vec!["create-namespace", "-r", region.name()];
-    args.extend(mode.arguments());
-    args.extend(more);
+pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Created> {
+    create_namespace(&["-r", region.name()], mode, more)
+}
+
+fn create_namespace(of: &[&str], mode: Mode, more: &[&str]) -> Result<Created> {
+    let args = [&["create-namespace"], of, mode.arguments(), more].concat();
     let text = run("ndctl", &args)?;
-    // The sizes in this answer are in human-readable form; only the name is used.
-    #[derive(Deserialize)]
-    struct Created {
-        dev: String,
-    }
-    let created: Created =
-        serde_json::from_str(&text).with_context(|| format!("ndctl said: {text}"))?;
-    show(&Device::named(created.dev))
+    serde_json::from_str(&text).with_context(|| format!("ndctl said: {text}"))
 }
 
 /// The number of the kernel for a region whose namespaces are described by labels.

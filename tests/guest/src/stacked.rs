@@ -44,6 +44,10 @@ impl Drop for Loop {
 
 /// Detaches all loop devices.
 pub fn detach_loops() -> Result<()> {
+    let attached = |disk: &Disk| disk.path("loop/backing_file").exists();
+    if !Disk::all("loop")?.iter().any(attached) {
+        return Ok(());
+    }
     run("losetup", &["--detach-all"]).map(drop)
 }
 

@@ -294,7 +294,7 @@ fn unbind_mounted_idle(lab: &mut Lab) -> Result<()> {
 fn switch_drivers(lab: &mut Lab) -> Result<()> {
     const LEN: usize = 1 << 20;
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     for mode in [Mode::Raw, Mode::FsdaxMem, Mode::FsdaxDev] {

@@ -133,7 +133,7 @@ fn driver_by_modprobe_rule(lab: &mut Lab) -> Result<()> {
 fn driver_by_sysfs(lab: &mut Lab) -> Result<()> {
     let (ours, theirs) = (lab.driver, lab.driver.other());
     ensure!(
-        theirs.is_available(),
+        theirs.is_available()?,
         "{} is not in the image",
         theirs.name()
     );

@@ -54,7 +54,7 @@ fn both(lab: &Lab) -> Result<()> {
     if lab.driver != Driver::PmemRs {
         return Err(Skip("nd_pmem has no such list").into());
     }
-    if !lab.driver.other().is_available() {
+    if !lab.driver.other().is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     Ok(())

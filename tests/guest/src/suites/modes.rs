@@ -158,7 +158,7 @@ fn force_raw(lab: &mut Lab) -> Result<()> {
 
 fn sector(lab: &mut Lab) -> Result<()> {
     let namespace = lab.namespace(0)?;
-    let made = ndctl::reconfigure(&namespace, Mode::Sector)?;
+    let made = ndctl::reconfigure(&namespace, Mode::Sector)?.show()?;
     ensure!(made.mode == "sector", "ndctl made {made:?}");
     let btt = holder(&namespace)?;
     ensure!(
@@ -188,7 +188,7 @@ fn sector(lab: &mut Lab) -> Result<()> {
 
 fn devdax(lab: &mut Lab) -> Result<()> {
     let namespace = lab.namespace(0)?;
-    let made = ndctl::reconfigure(&namespace, Mode::Devdax)?;
+    let made = ndctl::reconfigure(&namespace, Mode::Devdax)?.show()?;
     ensure!(
         made.mode == "devdax" && made.blockdev.is_none(),
         "ndctl made {made:?}"
@@ -238,7 +238,8 @@ fn devdax(lab: &mut Lab) -> Result<()> {
 fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
     let namespace = lab.namespace(0)?;
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
-        let made = ndctl::reconfigure_with(&namespace, mode, &["-a", &align.to_string()])?;
+        let more = ["-a", &align.to_string()];
+        let made = ndctl::reconfigure_with(&namespace, mode, &more)?.show()?;
         ensure!(made.align == Some(align), "ndctl made {made:?}");
         let bound = holder(&namespace)?;
         bound.expect_driver(Some(lab.driver))?;
@@ -282,7 +283,8 @@ fn size_changes(lab: &mut Lab) -> Result<()> {
         (192, Mode::FsdaxMem),
     ] {
         run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
-        let made = ndctl::create(&region, mode, &["-s", &format!("{mib}M"), "-l", "512"])?;
+        let more = ["-s", &format!("{mib}M"), "-l", "512"];
+        let made = ndctl::create(&region, mode, &more)?.show()?;
         namespace = Device::named(made.dev);
         let disk = Disk::named(made.blockdev.context("no disk")?);
         let bytes = disk.bytes()?;

@@ -118,7 +118,7 @@ fn one_goes_while_mapped(lab: &mut Lab) -> Result<()> {
 /// Both drivers are loaded, and each has a namespace.
 fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     let ours = lab.prepare_in(0, Mode::FsdaxMem)?;

@@ -98,11 +98,8 @@ impl Namespaces {
         destroy_all(lab)?;
         let mut made = Vec::new();
         for mib in ["64M", "256M", "64M"] {
-            made.push(ndctl::create(
-                &region,
-                Mode::Raw,
-                &["-s", mib, "-l", "512"],
-            )?);
+            let created = ndctl::create(&region, Mode::Raw, &["-s", mib, "-l", "512"])?;
+            made.push(created.show()?);
         }
         let mut places = Vec::new();
         for namespace in &made {

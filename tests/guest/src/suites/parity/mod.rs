@@ -29,7 +29,7 @@ pub const SUITE: Suite = Suite {
 };
 
 fn compare(lab: &mut Lab, mode: Mode) -> Result<()> {
-    if !lab.driver.other().is_available() {
+    if !lab.driver.other().is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     let mut ours = Fixture::new(lab, Driver::PmemRs, 0)?;

@@ -26,11 +26,16 @@ pub struct BlockTest {
 impl BlockTest {
     /// Makes the namespace and leaves it unclaimed.
     pub fn new(lab: &Lab, mode: Mode) -> Result<BlockTest> {
+        BlockTest::of(lab, lab.prepare(mode)?, mode)
+    }
+
+    /// As [`BlockTest::new`], with a namespace that has the mode already.
+    pub fn of(lab: &Lab, prepared: Prepared, mode: Mode) -> Result<BlockTest> {
         let Prepared {
             namespace,
             bound,
             disk,
-        } = lab.prepare(mode)?;
+        } = prepared;
         leave_mark(&disk)?;
         bound.unbind()?;
         bound.give_up_namespace()?;

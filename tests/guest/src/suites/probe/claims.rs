@@ -22,7 +22,7 @@ pub fn busy_range(lab: &mut Lab, offset: u64) -> Result<()> {
         namespace,
         bound,
         disk,
-    } = lab.prepare(Mode::FsdaxMem)?;
+    } = lab.ready(0)?;
     let start = namespace.resource()? + offset;
     bound.unbind()?;
     let idle = Holdings::now()?;
@@ -62,7 +62,7 @@ pub fn claimed_namespace(lab: &mut Lab) -> Result<()> {
         namespace,
         bound,
         disk,
-    } = lab.prepare(Mode::FsdaxMem)?;
+    } = lab.ready(0)?;
     leave_mark(&disk)?;
     for _ in 0..3 {
         let result = namespace.try_bind(lab.driver);

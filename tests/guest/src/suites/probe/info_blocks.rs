@@ -230,7 +230,7 @@ pub fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
         .write_all_at(&Buffer::stamped(LEN, 2), last)?;
     // The other driver reads the same by requests; its mappings of such namespaces are wrong.
     let other = lab.driver.other();
-    if other.is_available() {
+    if other.is_available()? {
         other.load()?;
         bound.unbind()?;
         bound.bind(other)?;

@@ -29,7 +29,7 @@ const KEPT_OFF: &str = "this driver is kept off";
 /// Loads the other driver.
 fn load_other(lab: &Lab) -> Result<Driver> {
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     other.load()?;
@@ -106,7 +106,7 @@ fn expect_forced(lab: &Lab, namespace: &Device) -> Result<()> {
 
 /// Spoils the checksum of an fsdax namespace, and offers it to the driver.
 fn spoil(lab: &Lab) -> Result<Device> {
-    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let target = BlockTest::of(lab, lab.ready(0)?, Mode::FsdaxMem)?;
     let result = target.probe_with(lab, &target.good.with_wrong_checksum())?;
     errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
     Ok(target.namespace)
@@ -149,10 +149,15 @@ pub fn lost_block(lab: &mut Lab) -> Result<()> {
 
 /// Makes a pfn device that is refused, and still has the namespace.
 fn refused_pfn(lab: &Lab) -> Result<Device> {
-    let target = BlockTest::new(lab, Mode::FsdaxMem)?;
+    let target = BlockTest::of(lab, lab.ready(0)?, Mode::FsdaxMem)?;
     let result = target.probe_with(lab, &target.good.with(Field::MajorVersion, 2))?;
     errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
-    let pfn = claim(&target.namespace, &[("mode", "ram"), ("uuid", UUID)])?;
+    claim_refused(lab, &target.namespace)
+}
+
+/// Makes a pfn device of a namespace that is refused.
+fn claim_refused(lab: &Lab, namespace: &Device) -> Result<Device> {
+    let pfn = claim(namespace, &[("mode", "ram"), ("uuid", UUID)])?;
     let result = pfn.try_bind(lab.driver);
     errno::expect("binding its pfn device", result, &[Errno::EOPNOTSUPP])?;
     Ok(pfn)
@@ -164,14 +169,14 @@ pub fn pfn(lab: &mut Lab) -> Result<()> {
     expect_unbound(lab, &pfn)?;
     expect_kept_off(lab, &pfn)?;
     pfn.give_up_namespace()?;
-    expect_forced(lab, &lab.namespace(0)?)?;
-    refused_pfn(lab)?;
+    let namespace = lab.namespace(0)?;
+    expect_forced(lab, &namespace)?;
+    claim_refused(lab, &namespace)?;
     expect_ndctl_works(lab, || refused_pfn(lab).map(drop))
 }
 
-/// Makes a btt device that is refused, and still has the namespace.
-fn refused_btt(lab: &Lab) -> Result<Device> {
-    let target = BlockTest::new(lab, Mode::Sector)?;
+/// Makes a btt device of a namespace that is refused, and still has the namespace.
+fn refused_btt(lab: &Lab, target: &BlockTest) -> Result<Device> {
     let btt = target.bind_with(lab, &target.good)?;
     btt.unbind()?;
     let size = btt.get("sector_size")?;
@@ -187,7 +192,8 @@ fn refused_btt(lab: &Lab) -> Result<Device> {
 }
 
 pub fn btt(lab: &mut Lab) -> Result<()> {
-    let btt = refused_btt(lab)?;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let btt = refused_btt(lab, &target)?;
     load_other(lab)?;
     expect_unbound(lab, &btt)?;
     expect_kept_off(lab, &btt)?;
@@ -200,8 +206,10 @@ pub fn btt(lab: &mut Lab) -> Result<()> {
         namespace.unbind()?;
         namespace.set("force_raw", "0")?;
     }
-    refused_btt(lab)?;
-    expect_ndctl_works(lab, || refused_btt(lab).map(drop))
+    refused_btt(lab, &target)?;
+    expect_ndctl_works(lab, || {
+        refused_btt(lab, &BlockTest::new(lab, Mode::Sector)?).map(drop)
+    })
 }
 
 /// Without this driver the other one gets the device. It is kept off again when this driver has

@@ -13,19 +13,17 @@ use crate::disk::Disk;
 use crate::infoblock::{LABEL_CLAIM_CLASS, LABEL_SECTOR_SIZE, set_in_labels};
 use crate::lab::{Lab, Prepared};
 use crate::messages::Messages;
-use crate::nd::{Device, settle};
+use crate::nd::Device;
 use crate::ndctl::{self, Mode};
+use crate::sysfs;
 
 /// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
 /// says that it is raw is raw.
 pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
-    lab.prepare(Mode::FsdaxMem)?;
-    run("ndctl", &["disable-region", "all"])?;
-    run("ndctl", &["disable-dimm", "nmem0"])?;
-    run("ndctl", &["init-labels", "-f", "-V", "1.2", "nmem0"])?;
-    run("ndctl", &["enable-dimm", "nmem0"])?;
-    run("ndctl", &["enable-region", "all"])?;
-    settle()?;
+    lab.ready(0)?;
+    while_disabled(lab, || {
+        run("ndctl", &["init-labels", "-f", "-V", "1.2", DIMM]).map(drop)
+    })?;
     let mut messages = Messages::from_now()?;
     ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
     messages.expect(&["there is an info block of another namespace"])?;
@@ -36,6 +34,19 @@ pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     find_mark(&disk)
 }
 
+const DIMM: &str = "nmem0";
+const DIMM_DRIVER: &str = "/sys/bus/nd/drivers/nvdimm";
+
+/// Runs `work` while the region and its NVDIMM are disabled, so that it can write labels.
+fn while_disabled(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let region = lab.region(0)?;
+    region.try_unbind_region()?;
+    sysfs::write(format!("{DIMM_DRIVER}/unbind"), DIMM)?;
+    work()?;
+    sysfs::write(format!("{DIMM_DRIVER}/bind"), DIMM)?;
+    region.enable_region()
+}
+
 /// Changes a field in the label of a raw namespace, and returns its uuid. The namespace exists
 /// again when this returns.
 fn rewrite_label(lab: &Lab, field: Range<usize>, value: &[u8]) -> Result<String> {
@@ -44,16 +55,13 @@ fn rewrite_label(lab: &Lab, field: Range<usize>, value: &[u8]) -> Result<String>
     const LEN: &str = "16384";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let uuid = namespace.get("uuid")?;
-    run("ndctl", &["read-labels", "-s", LEN, "-o", AREA, "nmem0"])?;
+    run("ndctl", &["read-labels", "-s", LEN, "-o", AREA, DIMM])?;
     let mut area = fs::read(AREA)?;
     set_in_labels(&mut area, &uuid, field, value)?;
     fs::write(AREA, &area)?;
-    run("ndctl", &["disable-region", "all"])?;
-    run("ndctl", &["disable-dimm", "nmem0"])?;
-    run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, "nmem0"])?;
-    run("ndctl", &["enable-dimm", "nmem0"])?;
-    run("ndctl", &["enable-region", "all"])?;
-    settle()?;
+    while_disabled(lab, || {
+        run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, DIMM]).map(drop)
+    })?;
     Ok(uuid)
 }
 

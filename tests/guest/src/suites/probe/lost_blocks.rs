@@ -13,7 +13,7 @@ use super::{find_mark, leave_mark};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
-use crate::lab::{Lab, Prepared, holder};
+use crate::lab::{Lab, holder};
 use crate::messages::Messages;
 use crate::nd::{Device, disable_provider, enable_provider};
 use crate::ndctl::{self, Mode};
@@ -47,18 +47,26 @@ fn name_of(mode: Mode) -> &'static str {
 pub fn lose_block(lab: &Lab, mode: Mode) -> Result<Device> {
     let namespace = lab.namespace(0)?;
     ndctl::reconfigure(&namespace, mode)?;
-    let bound = holder(&namespace)?;
     if mode != Mode::Devdax {
-        leave_mark(&Disk::named(bound.disk_name()?))?;
+        leave_mark(&Disk::named(holder(&namespace)?.disk_name()?))?;
     }
+    erase_block(lab, &namespace)?;
+    Ok(namespace)
+}
+
+/// Zeroes the info block of a namespace in use, if it has one. It is idle afterwards.
+fn erase_block(lab: &Lab, namespace: &Device) -> Result<()> {
+    let bound = holder(namespace)?;
     bound.unbind()?;
+    if bound == *namespace {
+        return Ok(());
+    }
     bound.give_up_namespace()?;
-    BlockTest::with_whole_range(lab, &namespace, |disk| {
+    BlockTest::with_whole_range(lab, namespace, |disk| {
         Ok(disk
             .open(Access::Direct)?
             .write_all_at(&Buffer::new(HEAD), 0)?)
-    })?;
-    Ok(namespace)
+    })
 }
 
 /// Checks that the namespace is refused with one line, which has the remedies.
@@ -163,6 +171,7 @@ pub fn recreate_lost(lab: &mut Lab, mode: Mode, map: &str) -> Result<()> {
 /// ndctl sets the claim class before the info block exists, and may be killed in between. All that
 /// it does with such a namespace works.
 pub fn interrupted_creation(lab: &mut Lab) -> Result<()> {
+    lab.prepare(Mode::Raw)?;
     for (class, mode, next) in [
         ("pfn", Mode::FsdaxMem, Mode::Raw),
         ("pfn", Mode::FsdaxMem, Mode::Sector),
@@ -188,8 +197,8 @@ pub fn interrupted_creation(lab: &mut Lab) -> Result<()> {
 
 /// Makes a namespace whose creation was interrupted, and that is refused.
 fn interrupted(lab: &Lab, class: &str, mode: Mode) -> Result<Device> {
-    let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
-    namespace.unbind()?;
+    let namespace = lab.namespace(0)?;
+    erase_block(lab, &namespace)?;
     namespace.set("holder_class", class)?;
     expect_refused(lab, &namespace, Some(mode))?;
     Ok(namespace)

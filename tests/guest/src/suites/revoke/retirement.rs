@@ -80,7 +80,7 @@ pub fn module_goes(lab: &mut Lab) -> Result<()> {
 pub fn retired_range_is_exclusive(lab: &mut Lab) -> Result<()> {
     let (fixture, mut user) = retire(lab, Fs::Ext4)?;
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("one of the two drivers is not in the image").into());
     }
     other.load()?;

@@ -8,134 +8,22 @@
 //! QEMU translates code in blocks before it is executed for the first time, and keeps the result.
 //! When a block is translated, a plugin registers the callbacks for its execution.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+mod bindings;
+mod cpu;
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::File;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use bindings::Info;
+use bindings::*;
+use cpu::{Connection, Registers};
+pub use cpu::{Cpu, Register};
+
 use crate::instruction::LONGEST;
-use crate::{LINE_LIMIT, MARK, Out};
-
-type Id = u64;
-
-#[repr(C)]
-struct Score {
-    _opaque: [u8; 0],
-}
-#[repr(C)]
-struct Tb {
-    _opaque: [u8; 0],
-}
-#[repr(C)]
-struct Insn {
-    _opaque: [u8; 0],
-}
-#[repr(C)]
-struct Handle {
-    _opaque: [u8; 0],
-}
-#[repr(C)]
-struct HwAddr {
-    _opaque: [u8; 0],
-}
-
-/// The handle of a scoreboard: a number for each CPU.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PerCpu {
-    score: *mut Score,
-    offset: usize,
-}
-
-#[repr(C)]
-struct RegisterDescription {
-    handle: *mut Handle,
-    name: *const c_char,
-    feature: *const c_char,
-}
-
-/// The public part of GLib's `GArray` and `GByteArray`.
-#[repr(C)]
-struct Array<T> {
-    data: *mut T,
-    len: c_uint,
-}
-
-/// The description of QEMU that a plugin gets when it is loaded; QEMU's struct has more fields.
-#[repr(C)]
-pub struct Info {
-    target: *const c_char,
-    min: c_int,
-    current: c_int,
-    system_emulation: bool,
-    cpus: c_int,
-}
-
-type CpuCallback = extern "C" fn(Id, c_uint);
-type SimpleCallback = extern "C" fn(Id);
-type EndCallback = extern "C" fn(Id, *mut c_void);
-type TranslateCallback = extern "C" fn(Id, *mut Tb);
-type ExecuteCallback = extern "C" fn(c_uint, *mut c_void);
-type MemoryCallback = extern "C" fn(c_uint, c_uint, u64, *mut c_void);
-
-/// The callback needs no registers (`QEMU_PLUGIN_CB_NO_REGS`).
-const NO_REGISTERS: c_int = 0;
-/// The callback reads registers (`QEMU_PLUGIN_CB_R_REGS`).
-const READS_REGISTERS: c_int = 1;
-/// The callback runs unless the number is the one given (`QEMU_PLUGIN_COND_NE`).
-const UNLESS_EQUAL: c_int = 3;
-/// The callback is for stores (`QEMU_PLUGIN_MEM_W`).
-const STORES: c_int = 2;
-
-unsafe extern "C" {
-    fn qemu_plugin_register_vcpu_init_cb(id: Id, callback: CpuCallback);
-    fn qemu_plugin_register_vcpu_tb_trans_cb(id: Id, callback: TranslateCallback);
-    fn qemu_plugin_register_vcpu_tb_exec_cond_cb(
-        tb: *mut Tb,
-        callback: ExecuteCallback,
-        flags: c_int,
-        condition: c_int,
-        entry: PerCpu,
-        immediate: u64,
-        data: *mut c_void,
-    );
-    fn qemu_plugin_register_vcpu_insn_exec_cb(
-        insn: *mut Insn,
-        callback: ExecuteCallback,
-        flags: c_int,
-        data: *mut c_void,
-    );
-    fn qemu_plugin_register_vcpu_mem_cb(
-        insn: *mut Insn,
-        callback: MemoryCallback,
-        flags: c_int,
-        which: c_int,
-        data: *mut c_void,
-    );
-    fn qemu_plugin_register_atexit_cb(id: Id, callback: EndCallback, data: *mut c_void);
-    fn qemu_plugin_reset(id: Id, callback: SimpleCallback);
-    fn qemu_plugin_tb_n_insns(tb: *const Tb) -> usize;
-    fn qemu_plugin_tb_vaddr(tb: *const Tb) -> u64;
-    fn qemu_plugin_tb_get_insn(tb: *const Tb, index: usize) -> *mut Insn;
-    fn qemu_plugin_insn_data(insn: *const Insn, to: *mut c_void, len: usize) -> usize;
-    fn qemu_plugin_insn_size(insn: *const Insn) -> usize;
-    fn qemu_plugin_insn_vaddr(insn: *const Insn) -> u64;
-    fn qemu_plugin_mem_size_shift(info: c_uint) -> c_uint;
-    fn qemu_plugin_get_hwaddr(info: c_uint, address: u64) -> *mut HwAddr;
-    fn qemu_plugin_hwaddr_is_io(address: *const HwAddr) -> bool;
-    fn qemu_plugin_hwaddr_phys_addr(address: *const HwAddr) -> u64;
-    fn qemu_plugin_scoreboard_new(size: usize) -> *mut Score;
-    fn qemu_plugin_u64_set(entry: PerCpu, cpu: c_uint, value: u64);
-    fn qemu_plugin_get_registers() -> *mut Array<RegisterDescription>;
-    fn qemu_plugin_read_register(register: *mut Handle, to: *mut Array<u8>) -> c_int;
-    fn qemu_plugin_read_memory_vaddr(address: u64, to: *mut Array<u8>, len: usize) -> bool;
-
-    // From GLib, with which QEMU is linked.
-    fn g_byte_array_new() -> *mut Array<u8>;
-    fn g_byte_array_set_size(array: *mut Array<u8>, len: c_uint) -> *mut Array<u8>;
-    fn g_array_unref(array: *mut c_void);
-}
+use crate::{MARK, Out};
 
 /// A plugin. It is called by one CPU at a time.
 ///
@@ -158,45 +46,6 @@ pub trait Plugin: Send {
         Ok(())
     }
 }
-
-/// A register of the CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
-    /// A general register, by its number in instructions.
-    General(u8),
-    /// The address of the page tables.
-    Cr3,
-}
-
-impl Register {
-    pub const RSP: Register = Register::General(4);
-    pub const RSI: Register = Register::General(6);
-    pub const RDI: Register = Register::General(7);
-}
-
-/// The names of general registers, by number.
-const GENERAL: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15",
-];
-
-struct Registers {
-    general: [*mut Handle; GENERAL.len()],
-    cr3: *mut Handle,
-}
-
-/// The state that calls of QEMU need.
-struct Connection {
-    id: Id,
-    name: &'static str,
-    registers: Option<Registers>,
-    /// A buffer for the results of QEMU; emptied before each use.
-    scratch: *mut Array<u8>,
-}
-
-// SAFETY: The pointers are to objects of QEMU that live as long as it does; what is behind
-// `scratch` is used only under the lock of `LOADED`.
-unsafe impl Send for Connection {}
 
 struct Loaded {
     connection: Connection,
@@ -342,74 +191,11 @@ pub struct Piece {
     pub len: u64,
 }
 
-/// The CPU that has called the plugin.
-pub struct Cpu<'a> {
-    index: c_uint,
-    connection: &'a Connection,
-}
-
 impl Cpu<'_> {
-    /// The contents of a register. Not available in callbacks for stores.
-    pub fn register(&self, register: Register) -> Option<u64> {
-        let registers = self.connection.registers.as_ref()?;
-        let handle = match register {
-            Register::General(number) => *registers.general.get(usize::from(number))?,
-            Register::Cr3 => registers.cr3,
-        };
-        let bytes = self.connection.read(|scratch| {
-            // SAFETY: The register was found by QEMU's own list.
-            let len = unsafe { qemu_plugin_read_register(handle, scratch) };
-            len >= 0
-        })?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
-    }
-
-    /// The contents of the guest's memory at a virtual address.
-    pub fn memory(&self, address: u64, len: usize) -> Option<&[u8]> {
-        self.connection.read(|scratch| {
-            // SAFETY: QEMU makes the array long enough, and returns false if there is no such
-            // memory.
-            unsafe { qemu_plugin_read_memory_vaddr(address, scratch, len) }
-        })
-    }
-
     /// Makes QEMU translate all code again, so that the plugin can register other callbacks.
     pub fn retranslate(&self) {
         // SAFETY: The number is that of this plugin.
         unsafe { qemu_plugin_reset(self.connection.id, register) }
-    }
-
-    /// The line that the guest's registers point to.
-    fn line(&self) -> Result<String, String> {
-        let (Some(address), Some(len)) =
-            (self.register(Register::RDI), self.register(Register::RSI))
-        else {
-            return Err("cannot read registers".to_owned());
-        };
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        if len == 0 || len > LINE_LIMIT {
-            return Err(format!("a line of {len} bytes"));
-        }
-        let line = self
-            .memory(address, len)
-            .ok_or_else(|| format!("cannot read the guest's memory at {address:#x}"))?;
-        Ok(String::from_utf8_lossy(line).into_owned())
-    }
-}
-
-impl Connection {
-    /// Calls a function of QEMU that fills the buffer, and returns its contents unless it fails.
-    fn read(&self, ask: impl FnOnce(*mut Array<u8>) -> bool) -> Option<&[u8]> {
-        // SAFETY: `scratch` is a `GByteArray` that only this object uses.
-        unsafe { g_byte_array_set_size(self.scratch, 0) };
-        if !ask(self.scratch) {
-            return None;
-        }
-        // SAFETY: The array has `len` initialised bytes at `data`.
-        Some(unsafe {
-            let array = &*self.scratch;
-            std::slice::from_raw_parts(array.data, array.len as usize)
-        })
     }
 }
 
@@ -487,31 +273,9 @@ extern "C" fn ended(_: Id, _: *mut c_void) {
     }
 }
 
-/// A CPU exists: looks up its registers, which are the same for all CPUs.
+/// A CPU exists.
 extern "C" fn started(_: Id, _: c_uint) {
-    // SAFETY: QEMU allows this call in this callback. The array has descriptions, whose names live
-    // as long as QEMU.
-    let registers = unsafe {
-        let array = qemu_plugin_get_registers();
-        let all = std::slice::from_raw_parts((*array).data, (*array).len as usize);
-        let find = |name: &str| {
-            let name = CString::new(name).ok()?;
-            let found = all
-                .iter()
-                .find(|one| CStr::from_ptr(one.name) == name.as_c_str());
-            found.map(|one| one.handle)
-        };
-        let registers = (|| {
-            let mut general = [std::ptr::null_mut(); GENERAL.len()];
-            for (register, name) in general.iter_mut().zip(GENERAL) {
-                *register = find(name)?;
-            }
-            let cr3 = find("cr3")?;
-            Some(Registers { general, cr3 })
-        })();
-        g_array_unref(array.cast());
-        registers
-    };
+    let registers = Registers::find();
     if let Some(Loaded { connection, .. }) = loaded().as_mut() {
         if registers.is_none() {
             eprintln!("{}: QEMU does not show the registers", connection.name);
