@@ -115,8 +115,8 @@ impl Shown {
             Ok([(c"status", status.try_into()?), line])
         };
 
-        // SAFETY: By the safety requirements.
         lines()
+            // SAFETY: By the safety requirements.
             .and_then(|lines| unsafe { Status::new(dev, directory, lines) })
             .inspect_err(|err: &Error| {
                 dev_warn!(

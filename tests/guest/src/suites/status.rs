@@ -134,7 +134,7 @@ const MISSING: &str = "the info block for mode fsdax is missing";
 fn refused(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let other = lab.driver.other();
-    if !other.is_available() {
+    if !other.is_available()? {
         return Err(Skip("nd_pmem is not in the image").into());
     }
     let namespace = lose_block(lab)?;
