@@ -304,8 +304,8 @@ impl Machine {
         .join(" ");
         let words = software.words.join(" ");
         // On a busy host an emulated timer may be late for the kernel's check at boot, and a failed
-        // check is a panic. Under KVM the kernel skips the check as well. A guest that hangs gets an
-        // NMI from the runner.
+        // check is a panic. Under KVM the kernel skips the check as well. The runner sends an NMI
+        // to a guest that hangs.
         let line = format!(
             "console=ttyS0 loglevel=5 panic=-1 no_timer_check unknown_nmi_panic {kernel_words} \
              rdinit=/pmem-rs/guest -- {words}",
