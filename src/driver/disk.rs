@@ -98,10 +98,7 @@ impl gendisk::Operations for Pmem {
     #[inline]
     fn submit_bio(&self, bio: Bio) {
         if bio.is_preflush() {
-            if bio.is_nowait() && self.flusher.is_asynchronous() {
-                return bio.end(Status::AGAIN);
-            }
-            if let Err(err) = self.flusher.flush() {
+            if let Err(err) = self.flusher.flush_before(&bio) {
                 return bio.end(err.into());
             }
         }
@@ -135,7 +132,8 @@ impl Pmem {
     #[inline(always)]
     fn transfer(&self, bio: &Bio) -> Result {
         // The block layer has checked the range, but not of bios that a stacked device remapped.
-        let find = |size| self.span_of(bio, size);
+        let find =
+            move |size| Span::of_request(bio.sector(), bio.len(), self.access.block_size, size);
 
         // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
@@ -158,7 +156,7 @@ impl Pmem {
             }
             let segments = bio.segments();
             let Some(overwrite) = self.start_overwrite(find, || !bio.is_nowait()) else {
-                return Err(self.cannot_write(bio));
+                return Err(cannot_write(find(self.memory.size()), !bio.is_nowait()));
             };
             let len = overwrite.memory.len();
             let mut rest = overwrite.memory;
@@ -175,39 +173,24 @@ impl Pmem {
             }
             Ok(())
         } else if bio.operation() == Operation::WriteZeroes {
-            self.write_zeroes(bio)
+            // Not `find`: if a reference to the bio escaped, the other branches would be slower.
+            self.write_zeroes(bio.sector(), bio.len(), !bio.is_nowait())
         } else {
             Err(EOPNOTSUPP)
         }
     }
 
-    /// Returns the span of a request, or [`None`] if it is not within the data.
-    #[inline(always)]
-    fn span_of(&self, bio: &Bio, size: usize) -> Option<Span> {
-        Span::of_request(bio.sector(), bio.len(), self.access.block_size, size)
-    }
-
-    /// Returns why [`Pmem::start_overwrite`] has failed.
+    /// Writes zeroes. Other threads may run meanwhile.
     #[cold]
-    fn cannot_write(&self, bio: &Bio) -> Error {
-        match self.span_of(bio, self.memory.size()) {
-            None => EIO,
-            // The next attempt, which may sleep, says whether the poison can be cleared.
-            Some(_) if bio.is_nowait() => EAGAIN,
-            Some(_) => ENODATA,
-        }
-    }
-
-    /// Writes the zeroes of a bio. Other threads may run meanwhile.
-    #[cold]
-    fn write_zeroes(&self, bio: &Bio) -> Result {
+    #[inline(never)]
+    fn write_zeroes(&self, sector: u64, len: usize, may_sleep: bool) -> Result {
         if self.access.is_read_only() {
             return Err(self.refuse_write());
         }
-        let find = |size| self.span_of(bio, size);
+        let find = |size| Span::of_request(sector, len, self.access.block_size, size);
         let overwrite = self
-            .start_overwrite(find, || !bio.is_nowait())
-            .ok_or_else(|| self.cannot_write(bio))?;
+            .start_overwrite(find, || may_sleep)
+            .ok_or_else(|| cannot_write(find(self.memory.size()), may_sleep))?;
 
         let len = overwrite.memory.len();
         let mut rest = overwrite.memory;
@@ -221,5 +204,16 @@ impl Pmem {
         }
         self.finish_overwrite(overwrite, len);
         Ok(())
+    }
+}
+
+/// Returns why [`Pmem::start_overwrite`] has failed, for a request of `span`.
+#[cold]
+fn cannot_write(span: Option<Span>, may_sleep: bool) -> Error {
+    match span {
+        None => EIO,
+        // The next attempt, which may sleep, says whether the poison can be cleared.
+        Some(_) if !may_sleep => EAGAIN,
+        Some(_) => ENODATA,
     }
 }

@@ -17,6 +17,7 @@ use crate::abstractions::kernel::{
     },
     percpu_ref::Ref, //
 };
+use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use crate::abstractions::nvdimm::{
     Namespace,
     RegionAccess, //
@@ -94,11 +95,6 @@ impl Flusher {
         &self.region
     }
 
-    /// Returns whether a flush waits for a host.
-    pub fn is_asynchronous(&self) -> bool {
-        self.is_asynchronous
-    }
-
     /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
@@ -106,10 +102,20 @@ impl Flusher {
     pub fn flush(&self) -> Result {
         let result = self.region.flush();
 
-        if result.is_err() || self.flush_failed.load(Relaxed) {
+        if result.is_err() || read_once(&self.flush_failed) {
             self.report(result);
         }
         result
+    }
+
+    /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host and
+    /// the bio must not wait.
+    #[inline]
+    pub fn flush_before(&self, bio: &Bio) -> Result {
+        if !self.region.is_flushed_by_barrier() && self.is_asynchronous && bio.is_nowait() {
+            return Err(EAGAIN);
+        }
+        self.flush()
     }
 
     /// Flushes the region, and then ends a bio. Does not wait for the flush of an asynchronous

@@ -19,6 +19,7 @@ use crate::abstractions::kernel::{
     pmem_slice::WritableSlice,
     ratelimit::RateLimit, //
 };
+use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use kernel::{
     page::{
         PAGE_SHIFT,
@@ -66,7 +67,7 @@ impl Access {
     /// Returns whether writes are refused, because the region is read-only.
     #[inline]
     pub fn is_read_only(&self) -> bool {
-        self.read_only.load(Relaxed)
+        read_once(&self.read_only)
     }
 }
 

@@ -146,6 +146,12 @@ impl RegionAccess {
         self.with_device(|dev| kobject::notify_change(dev, variables))?
     }
 
+    /// Returns whether a flush of the region is only a barrier, so that it does not sleep.
+    #[inline]
+    pub fn is_flushed_by_barrier(&self) -> bool {
+        self.is_flushed_by_barrier
+    }
+
     /// Flushes the region, which makes all earlier writes to it durable. May sleep.
     ///
     /// # Errors
