@@ -3,13 +3,20 @@
 //! Flushes of the region of a device, which make writes durable.
 //!
 //! Most regions are flushed by the submitting thread. A flush of a virtio region takes as long as
-//! the storage of the host needs. `REQ_PREFLUSH` waits for it. A `REQ_FUA` write does not make its
-//! submitter wait: its bio is added to a list, and the next flush on a work queue ends all bios of
-//! the list.
+//! the storage of the host needs. `REQ_PREFLUSH` waits for it; threads that wait at the same time
+//! share flushes ([`SharedFlush`]). A `REQ_FUA` write does not make its submitter wait: its bio is
+//! added to a list, and the next flush on a work queue ends all bios of the list.
 //!
-//! Lock order: the spinlock [`Flusher::waiting`] is innermost.
+//! Lock order: [`Flusher::shared_flush`] and the spinlock [`Flusher::waiting`] are innermost. The
+//! region is flushed without either.
 
-use super::shared::Shared;
+use super::{
+    plain::shared_flush::{
+        SharedFlush,
+        Step, //
+    },
+    shared::Shared, //
+};
 use crate::abstractions::kernel::{
     block::bio::{
         Bio,
@@ -24,6 +31,8 @@ use crate::abstractions::nvdimm::{
 };
 use kernel::{
     impl_has_work,
+    new_condvar,
+    new_mutex,
     new_spinlock,
     new_work,
     prelude::*,
@@ -33,6 +42,8 @@ use kernel::{
             Relaxed, //
         },
         Arc,
+        CondVar,
+        Mutex,
         SpinLock, //
     },
     workqueue::{
@@ -50,6 +61,11 @@ pub struct Flusher {
     shared: Ref<Shared>,
     region: Arc<RegionAccess>,
     is_asynchronous: bool,
+    #[pin]
+    shared_flush: Mutex<SharedFlush<Error>>,
+    /// Notified when a shared flush has ended.
+    #[pin]
+    flush_ended: CondVar,
     /// Bios whose data was written, and which end after the next flush.
     #[pin]
     waiting: SpinLock<BioList>,
@@ -82,6 +98,8 @@ impl Flusher {
                 shared,
                 region,
                 is_asynchronous,
+                shared_flush <- new_mutex!(SharedFlush::new(), "pmem_rs::Flusher::shared_flush"),
+                flush_ended <- new_condvar!("pmem_rs::Flusher::flush_ended"),
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
                 flush_failed: Atomic::new(false),
                 work <- new_work!("pmem_rs::Flusher::work"),
@@ -100,7 +118,11 @@ impl Flusher {
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
-        let result = self.region.flush();
+        let result = if self.region.is_flushed_by_barrier() || !self.is_asynchronous {
+            self.region.flush()
+        } else {
+            self.flush_shared()
+        };
 
         if result.is_err() || read_once(&self.flush_failed) {
             self.report(result);
@@ -128,6 +150,27 @@ impl Flusher {
 
         // Work that is queued already has not taken the list yet.
         let _ = self.shared.queues.flush.enqueue(self.clone());
+    }
+
+    /// Flushes the region, or waits for a flush of another thread that starts after this call.
+    #[inline(never)]
+    fn flush_shared(&self) -> Result {
+        let mut shared = self.shared_flush.lock();
+        let ticket = shared.arrive();
+
+        loop {
+            match shared.step(ticket) {
+                Step::Done(result) => return result,
+                Step::Wait => self.flush_ended.wait(&mut shared),
+                Step::Flush => {
+                    drop(shared);
+                    let result = self.region.flush();
+                    shared = self.shared_flush.lock();
+                    shared.end(result);
+                    self.flush_ended.notify_all();
+                }
+            }
+        }
     }
 
     /// Flushes the region once, and ends all waiting bios.

@@ -8,5 +8,6 @@
 pub mod exception;
 pub mod geometry;
 pub mod infoblock;
+pub mod shared_flush;
 pub mod signature;
 pub mod teardown;

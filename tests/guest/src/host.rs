@@ -45,6 +45,8 @@ enum Flushes {
     Hold,
     /// Flushes fail.
     Fail,
+    /// Flushes take 5 ms longer.
+    Slow,
 }
 
 fn order_flushes(how: Flushes) -> Result<()> {
@@ -52,6 +54,7 @@ fn order_flushes(how: Flushes) -> Result<()> {
         Flushes::Pass => "pass\n",
         Flushes::Hold => "hold\n",
         Flushes::Fail => "fail\n",
+        Flushes::Slow => "slow\n",
     };
     let mut port = open_raw(FLUSHES)?;
     port.write_all(order.as_bytes())?;
@@ -59,13 +62,19 @@ fn order_flushes(how: Flushes) -> Result<()> {
     Ok(tcdrain(&port)?)
 }
 
-/// Keeps the flushes of the host blocked or failing until it is dropped.
+/// Keeps the flushes of the host blocked, failing or slow until it is dropped.
 pub struct Disturbed(());
 
 impl Disturbed {
     /// Makes flushes block.
     pub fn held() -> Result<Disturbed> {
         order_flushes(Flushes::Hold)?;
+        Ok(Disturbed(()))
+    }
+
+    /// Makes flushes slow.
+    pub fn slow() -> Result<Disturbed> {
+        order_flushes(Flushes::Slow)?;
         Ok(Disturbed(()))
     }
 

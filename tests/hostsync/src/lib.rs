@@ -9,6 +9,7 @@
 //!
 //! - `hold`: blocks until the line changes;
 //! - `fail`: fails with `EIO`;
+//! - `slow`: takes 5 ms longer;
 //! - anything else: works normally.
 
 use std::env;
@@ -22,6 +23,9 @@ const CONTROL: &str = "PMEM_RS_FSYNC";
 
 /// How often the file is read.
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How much longer a slow `fsync` takes.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// The last complete line; none before the guest has written one.
 fn order() -> Option<String> {
@@ -43,8 +47,13 @@ pub extern "C" fn fsync(file: c_int) -> c_int {
         match order().as_deref() {
             Some("hold") => sleep(INTERVAL),
             Some("fail") => return fail(),
-            // SAFETY: the call takes a number, checks it, and touches no memory.
-            _ => return unsafe { libc::syscall(libc::SYS_fsync, c_long::from(file)) as c_int },
+            order => {
+                if order == Some("slow") {
+                    sleep(SLOW);
+                }
+                // SAFETY: the call takes a number, checks it, and touches no memory.
+                return unsafe { libc::syscall(libc::SYS_fsync, c_long::from(file)) as c_int };
+            }
         }
     }
 }

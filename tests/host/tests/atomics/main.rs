@@ -18,6 +18,7 @@ mod global;
 mod kernel;
 mod region;
 mod reports;
+mod shared;
 
 use loom::thread;
 use std::rc::Rc;

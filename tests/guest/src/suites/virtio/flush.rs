@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use nix::errno::Errno;
 
 use super::{HELD, LEN, SOON, expect_contents, mounted, prepare};
@@ -24,6 +24,7 @@ use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::process::Child;
 use crate::sectors::{Buffer, expect_same, stamped};
+use crate::suites::platform::only_for_pmem_rs;
 use crate::syscall::pwritev2;
 use crate::sysfs;
 use crate::tracing::CallCount;
@@ -89,6 +90,70 @@ pub fn fua_writes(lab: &mut Lab) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// How long each number of threads flushes.
+const SHARED_FOR: Duration = Duration::from_millis(1500);
+
+/// Calls `fsync` of the disk in several threads. Returns the number of calls a second, and the number
+/// of calls for each flush of the region.
+fn fsync_together(disk: &Disk, threads: u32) -> Result<(f64, f64)> {
+    let file = disk.open(Access::Direct)?;
+    let count = CallCount::of(&["nvdimm_flush"])?;
+    let start = Instant::now();
+    let calls = std::thread::scope(|scope| -> Result<u32> {
+        let run = || -> io::Result<u32> {
+            let mut calls = 0;
+            while start.elapsed() < SHARED_FOR {
+                file.sync_all()?;
+                calls += 1;
+            }
+            Ok(calls)
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let mut calls = 0;
+        for thread in threads {
+            let done = thread
+                .join()
+                .map_err(|_| anyhow!("a thread has panicked"))?;
+            calls += done?;
+        }
+        Ok(calls)
+    })?;
+    let rate = f64::from(calls) / start.elapsed().as_secs_f64();
+    let flushes = count.so_far()?.max(1);
+    Ok((rate, f64::from(calls) / flushes as f64))
+}
+
+/// Threads that flush at the same time share flushes: a thread joins the one that starts next. With
+/// nd_pmem each thread has a flush of its own.
+pub fn flushes_are_shared(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let Prepared { bound, disk, .. } = prepare(lab, Mode::Raw)?;
+    let other = lab.driver.other();
+    other.load()?;
+    let slow = Disturbed::slow()?;
+    for threads in [4, 16] {
+        bound.unbind()?;
+        bound.bind(other)?;
+        let (theirs, _) = fsync_together(&disk, threads)?;
+        bound.unbind()?;
+        bound.bind(lab.driver)?;
+        let (ours, shared_by) = fsync_together(&disk, threads)?;
+        println!(
+            "measured: {threads} threads call fsync {:.1} times as often as with nd_pmem, and \
+             {shared_by:.1} calls share a flush",
+            ours / theirs
+        );
+        ensure!(
+            shared_by >= 0.4 * f64::from(threads),
+            "{shared_by} calls of {threads} threads share a flush"
+        );
+    }
+    slow.end()?;
+    bound.unbind()?;
+    other.unload()?;
+    bound.bind(lab.driver)
 }
 
 /// The message about a failed flush.

@@ -26,8 +26,8 @@ use crate::ndctl::Mode;
 use crate::pci::VirtioPmem;
 use crate::sectors::{Buffer, expect_same, stamped};
 use flush::{
-    durable_write_waits, failed_flush, failed_on_ext4, fsync_of_a_file_waits, fsync_waits,
-    fua_writes, unbind_waits,
+    durable_write_waits, failed_flush, failed_on_ext4, flushes_are_shared, fsync_of_a_file_waits,
+    fsync_waits, fua_writes, unbind_waits,
 };
 use removal::{
     goes_while_flushing, plugged_in, provider_goes, unaligned_size, unbind_in_use,
@@ -42,6 +42,7 @@ pub const SUITE: Suite = Suite {
         Test::new("durable_write_waits_for_the_host", durable_write_waits),
         Test::new("fsync_of_a_file_waits_for_the_host", fsync_of_a_file_waits),
         Test::new("fua_writes_are_asynchronous", fua_writes),
+        Test::new("flushes_are_shared", flushes_are_shared),
         Test::new("failed_flush_is_an_error", failed_flush),
         Test::new("failed_flush_is_an_error_of_fsync_on_ext4", failed_on_ext4),
         Test::new("unbind_waits_for_the_host", unbind_waits),

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Flushes that several threads share.
+//!
+//! A flush makes durable what was written before it started. So a thread can share a flush that
+//! another thread starts after the first thread has arrived, and none that was in progress. It
+//! waits for two flushes at most.
+//!
+//! The methods are called with a lock held, and the flush itself without it. The kernel uses a mutex
+//! and a condition variable (`driver/flush.rs`), and the model in `tests/host` those of loom.
+
+/// The flushes of a region, which are numbered from 1 on.
+#[derive(Debug)]
+pub struct SharedFlush<E> {
+    /// The number of flushes that were started.
+    started: u64,
+    /// The number of flushes that have ended. At most one is in progress.
+    ended: u64,
+    /// The last flush that has failed, and its error.
+    failed: Option<(u64, E)>,
+}
+
+/// The number of the first flush that makes durable what a thread has written.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket(u64);
+
+/// What a thread has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<E> {
+    /// It flushes the region, calls [`SharedFlush::end`], and wakes the other threads.
+    Flush,
+    /// It waits until another thread has called [`SharedFlush::end`].
+    Wait,
+    /// It has the result of a flush.
+    Done(Result<(), E>),
+}
+
+impl<E: Copy> SharedFlush<E> {
+    /// Creates the state of a region that is not being flushed.
+    pub const fn new() -> Self {
+        Self {
+            started: 0,
+            ended: 0,
+            failed: None,
+        }
+    }
+
+    /// Returns the ticket of a thread that arrives now.
+    pub fn arrive(&self) -> Ticket {
+        Ticket(self.started.wrapping_add(1))
+    }
+
+    /// Returns what a thread has to do. If it is [`Step::Flush`], a flush was started.
+    ///
+    /// A thread that sees its result late may get the error of a later flush.
+    pub fn step(&mut self, ticket: Ticket) -> Step<E> {
+        if self.ended >= ticket.0 {
+            return Step::Done(match self.failed {
+                Some((number, err)) if number >= ticket.0 => Err(err),
+                _ => Ok(()),
+            });
+        }
+        if self.started != self.ended {
+            return Step::Wait;
+        }
+        self.started = self.started.wrapping_add(1);
+        Step::Flush
+    }
+
+    /// Ends the flush in progress.
+    pub fn end(&mut self, result: Result<(), E>) {
+        self.ended = self.started;
+        if let Err(err) = result {
+            self.failed = Some((self.ended, err));
+        }
+    }
+}
+
+impl<E: Copy> Default for SharedFlush<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `Flusher::flush_shared`: threads that share flushes. The model has the driver's own
+//! `plain/shared_flush.rs`.
+
+use crate::{
+    explore,
+    finds,
+    spawn, //
+};
+use host::shared_flush::{
+    SharedFlush,
+    Step, //
+};
+use loom::sync::{
+    atomic::{
+        AtomicBool,
+        AtomicU32,
+        Ordering::Relaxed, //
+    },
+    Condvar,
+    Mutex, //
+};
+use std::rc::Rc;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Defect {
+    None,
+    /// A thread shares the flush that is in progress when it arrives.
+    ArrivesLate,
+    /// The other threads are not woken.
+    NotWoken,
+}
+
+const WRITERS: usize = 3;
+/// The flush that fails if there is no defect.
+const FAILS: u32 = 1;
+
+struct Flusher {
+    defect: Defect,
+    shared: Mutex<SharedFlush<u32>>,
+    ended: Condvar,
+    /// What each writer has written to the medium, and what is durable.
+    written: [AtomicBool; WRITERS],
+    durable: [AtomicBool; WRITERS],
+    flushes: AtomicU32,
+}
+
+impl Flusher {
+    fn flush(&self) -> Result<(), u32> {
+        let number = self.flushes.load(Relaxed) + 1;
+        self.flushes.store(number, Relaxed);
+        let written: Vec<bool> = self
+            .written
+            .iter()
+            .map(|bytes| bytes.load(Relaxed))
+            .collect();
+        // The host takes a while.
+        loom::thread::yield_now();
+        if number == FAILS && self.defect == Defect::None {
+            return Err(number);
+        }
+        for (durable, written) in self.durable.iter().zip(written) {
+            durable.fetch_or(written, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn flush_shared(&self) -> Result<(), u32> {
+        let mut shared = self.shared.lock().unwrap();
+        let ticket = if self.defect == Defect::ArrivesLate {
+            // The ticket of a thread that has arrived before the flush in progress.
+            SharedFlush::<u32>::new().arrive()
+        } else {
+            shared.arrive()
+        };
+        loop {
+            match shared.step(ticket) {
+                Step::Done(result) => return result,
+                Step::Wait => shared = self.ended.wait(shared).unwrap(),
+                Step::Flush => {
+                    drop(shared);
+                    let result = self.flush();
+                    shared = self.shared.lock().unwrap();
+                    shared.end(result);
+                    if self.defect != Defect::NotWoken {
+                        self.ended.notify_all();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes, and flushes.
+    fn write(&self, writer: usize) {
+        self.written[writer].store(true, Relaxed);
+        let before = self.flushes.load(Relaxed);
+        match self.flush_shared() {
+            Ok(()) => assert!(
+                self.durable[writer].load(Relaxed),
+                "it is said to be durable, and is not"
+            ),
+            Err(number) => assert_eq!(number, FAILS),
+        }
+        let waited = self.flushes.load(Relaxed) - before;
+        // One that was counted, but not started yet, one of its own, and one that began later.
+        assert!(waited <= 3, "it has waited for {waited} flushes");
+    }
+}
+
+fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let flusher = Rc::new(Flusher {
+            defect,
+            shared: Mutex::new(SharedFlush::new()),
+            ended: Condvar::new(),
+            written: [false; WRITERS].map(AtomicBool::new),
+            durable: [false; WRITERS].map(AtomicBool::new),
+            flushes: AtomicU32::new(0),
+        });
+        let others = [1, 2].map(|writer| spawn(&flusher, move |flusher| flusher.write(writer)));
+        flusher.write(0);
+        for other in others {
+            other.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_flush_is_shared_only_if_it_starts_later() {
+    explore(writers(Defect::None));
+}
+
+#[test]
+fn defects_of_shared_flushes_are_found() {
+    finds("it is said to be durable", writers(Defect::ArrivesLate));
+    finds("deadlock", writers(Defect::NotWoken));
+}
