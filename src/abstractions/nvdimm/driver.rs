@@ -363,12 +363,20 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: The bus calls this with a valid device, for the duration of the call.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        // SAFETY: The bus calls this only after a successful `probe_callback`, which has set the
-        // data. The driver core drops the data after this call.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
-
         // SAFETY: The device is being unbound from this driver.
         unsafe { Self::results(dev) }.end_binding(dev.as_raw().addr());
+        // SAFETY: The bus calls this only after a successful `probe_callback`, which has set the
+        // data.
+        unsafe { Self::unbind(dev) };
+    }
+
+    /// # Safety
+    ///
+    /// [`Self::bind`] must have set the data of the device.
+    unsafe fn unbind(dev: &Device<CoreInternal<'_>>) {
+        // SAFETY: By the safety requirements. The driver core drops the data later.
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
         T::unbind(dev, data);
     }
 
@@ -546,7 +554,9 @@ mod tests {
         // A later kernel may have more events.
         Callbacks::notify_callback(dev, 1000);
         Callbacks::shutdown_callback(dev);
-        Callbacks::remove_callback(dev);
+        // SAFETY: The device is valid, and `bind` has set its data. It has another driver, so
+        // `remove_callback` cannot be called.
+        unsafe { Callbacks::unbind(&*dev.cast::<Device<CoreInternal<'_>>>()) };
 
         // SAFETY: The device is valid, and `bind` has stored a `Log` in it. The driver core does
         // not take that, since the device is not bound.

@@ -129,3 +129,37 @@ impl Drop for Status {
         unsafe { bindings::sysfs_remove_group(&raw mut (*self.dev.as_ptr()).kobj, &*self.group) };
     }
 }
+
+#[kunit_tests(pmem_rs_nd_status)]
+mod tests {
+    use super::*;
+    use kernel::{
+        device::{
+            self,
+            Bound, //
+        },
+        faux, //
+    };
+
+    #[test]
+    fn files_come_and_go() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_nd_status", None)?;
+        let generic: &device::Device<Bound> = faux.as_ref().as_ref();
+        // SAFETY: The device is valid for as long as `faux`. It is not on the nd bus, which the
+        // files do not depend on.
+        let dev = unsafe { &*core::ptr::from_ref(generic).cast::<Device<Core<'_>>>() };
+        let lines = || -> Result<_> {
+            Ok([
+                (c"status", c"bound".try_into()?),
+                (c"mode", c"none".try_into()?),
+            ])
+        };
+
+        // A directory that was not removed could not be made again.
+        for _ in 0..2 {
+            // SAFETY: The device is registered for as long as `faux`.
+            drop(unsafe { Status::new(dev, c"pmem_rs_test", lines()?) }?);
+        }
+        Ok(())
+    }
+}
