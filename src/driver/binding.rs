@@ -115,7 +115,7 @@ impl<'bound> Binding<'bound> {
         Ok(Self::Disk(disk, mode))
     }
 
-    /// Returns what the device is bound as, as `ndctl create-namespace` would name it.
+    /// Returns what the device is bound as.
     pub fn mode(&self) -> &'static CStr {
         match self {
             Self::Btt(..) => c"sector",

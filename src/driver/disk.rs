@@ -46,10 +46,9 @@ pub struct Capabilities {
     pub dax: bool,
 }
 
-/// The size of the largest request for zeroes. Between two of them the block layer sees a fatal
-/// signal.
+/// The size of the largest request for zeroes. Between two of them `BLKZEROOUT` can be killed.
 const MAX_WRITE_ZEROES: u32 = 64 << 20;
-/// How much of it is zeroed before other threads may run.
+/// How much of it is checked for bad memory and zeroed at once.
 const ZEROED_AT_ONCE: usize = 1 << 20;
 
 /// Creates the disk for `pmem`. May sleep.
@@ -180,29 +179,36 @@ impl Pmem {
         }
     }
 
-    /// Writes zeroes. Other threads may run meanwhile.
+    /// Writes zeroes, a piece at a time. If a piece fails, those before it are zeroed.
+    ///
+    /// Bad memory is looked for in each piece just before it is written, since the whole may take
+    /// long. Other threads may run in between.
     #[cold]
     #[inline(never)]
     fn write_zeroes(&self, sector: u64, len: usize, may_sleep: bool) -> Result {
         if self.access.is_read_only() {
             return Err(self.refuse_write());
         }
-        let find = |size| Span::of_request(sector, len, self.access.block_size, size);
-        let overwrite = self
-            .start_overwrite(find, || may_sleep)
-            .ok_or_else(|| cannot_write(find(self.memory.size()), may_sleep))?;
-
-        let len = overwrite.memory.len();
-        let mut rest = overwrite.memory;
-        while let Some((part, after)) = rest.split_at(rest.len().min(ZEROED_AT_ONCE)) {
-            part.zero();
-            if after.is_empty() {
-                break;
-            }
-            rest = after;
-            cond_resched();
+        let span =
+            Span::of_request(sector, len, self.access.block_size, self.memory.size()).ok_or(EIO)?;
+        if !may_sleep && self.first_bad(span).is_some() {
+            return Err(EAGAIN);
         }
-        self.finish_overwrite(overwrite, len);
+
+        let mut done: usize = 0;
+        while done < span.len {
+            let len = span.len.saturating_sub(done).min(ZEROED_AT_ONCE);
+            let piece = span.part(done, len).ok_or(EIO)?;
+            let overwrite = self
+                .start_overwrite(|_| Some(piece), || may_sleep)
+                .ok_or(ENODATA)?;
+            overwrite.memory.zero();
+            self.finish_overwrite(overwrite, len);
+            done = done.saturating_add(len);
+            if may_sleep {
+                cond_resched();
+            }
+        }
         Ok(())
     }
 }

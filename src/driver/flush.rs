@@ -118,11 +118,17 @@ impl Flusher {
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
-        let result = if self.region.is_flushed_by_barrier() || !self.is_asynchronous {
-            self.region.flush()
+        if self.region.is_flushed_by_barrier() || !self.is_asynchronous {
+            self.flush_alone()
         } else {
             self.flush_shared()
-        };
+        }
+    }
+
+    /// Flushes the region, and logs a change of the result.
+    #[inline]
+    fn flush_alone(&self) -> Result {
+        let result = self.region.flush();
 
         if result.is_err() || read_once(&self.flush_failed) {
             self.report(result);
@@ -164,7 +170,7 @@ impl Flusher {
                 Step::Wait => self.flush_ended.wait(&mut shared),
                 Step::Flush => {
                     drop(shared);
-                    let result = self.region.flush();
+                    let result = self.flush_alone();
                     shared = self.shared_flush.lock();
                     shared.end(result);
                     self.flush_ended.notify_all();

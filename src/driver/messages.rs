@@ -31,18 +31,26 @@ pub fn info_block_error(
     mode: NamespaceMode,
     error: InfoBlockError,
 ) -> ProbeError {
+    // Label and block name two modes, of which the user has to choose one.
+    let (option, recreated) = if error == InfoBlockError::OtherMode {
+        ("", "")
+    } else {
+        (" -m ", mode.name())
+    };
+
     ProbeError::logged(
         dev,
         EOPNOTSUPP,
         fmt!(
             "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
-             force_raw and bind it; `ndctl create-namespace -f -e {} -m {}` recreates it",
+             force_raw and bind it; `ndctl create-namespace -f -e {}{}{}` recreates it",
             mode.name(),
             error.describe(),
             name,
             release(dev),
             name,
-            mode.name()
+            option,
+            recreated
         ),
     )
 }

@@ -271,9 +271,11 @@ impl<'a> WritableSlice<'a> {
             return;
         };
         head.zero_some();
-        // SAFETY: By the type invariant of `PmemSlice`, `body` has this many bytes. `head` ends at
-        // a multiple of the alignment, or is all there is.
-        unsafe { zero_past_caches(body.0.addr.as_ptr(), body.len()) };
+        if !body.is_empty() {
+            // SAFETY: By the type invariant of `PmemSlice`, `body` has this many bytes. `head` ends
+            // at a multiple of the alignment.
+            unsafe { zero_past_caches(body.0.addr.as_ptr(), body.len()) };
+        }
         tail.zero_some();
     }
 
@@ -337,43 +339,41 @@ const ZERO_ALIGN: usize = 128;
 /// # Safety
 ///
 /// The bytes must be mapped, and no page of them may have failed. Address and length must be
-/// multiples of [`ZERO_ALIGN`].
+/// multiples of [`ZERO_ALIGN`], and the length must not be 0.
 // Its name is in `tests/guest/src/counter.rs`: it is counted as a copy.
 #[inline(never)]
 unsafe fn zero_past_caches(addr: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    if len != 0 {
-        // SAFETY: By the safety requirements. The loop ends, since the length is a multiple of the
-        // step. Non-temporal stores are ordered by the next flush of the region.
-        unsafe {
-            core::arch::asm!(
-                "2:",
-                "movnti [{addr}], {zero}",
-                "movnti [{addr} + 8], {zero}",
-                "movnti [{addr} + 16], {zero}",
-                "movnti [{addr} + 24], {zero}",
-                "movnti [{addr} + 32], {zero}",
-                "movnti [{addr} + 40], {zero}",
-                "movnti [{addr} + 48], {zero}",
-                "movnti [{addr} + 56], {zero}",
-                "movnti [{addr} + 64], {zero}",
-                "movnti [{addr} + 72], {zero}",
-                "movnti [{addr} + 80], {zero}",
-                "movnti [{addr} + 88], {zero}",
-                "movnti [{addr} + 96], {zero}",
-                "movnti [{addr} + 104], {zero}",
-                "movnti [{addr} + 112], {zero}",
-                "movnti [{addr} + 120], {zero}",
-                "add {addr}, 128",
-                "cmp {addr}, {end}",
-                "jne 2b",
-                addr = inout(reg) addr => _,
-                end = in(reg) addr.wrapping_add(len),
-                zero = in(reg) 0_u64,
-                options(nostack),
-            )
-        };
-    }
+    // SAFETY: By the safety requirements. The loop ends, since the length is a multiple of the step.
+    // Non-temporal stores are ordered by the next flush of the region.
+    unsafe {
+        core::arch::asm!(
+            "2:",
+            "movnti [{addr}], {zero}",
+            "movnti [{addr} + 8], {zero}",
+            "movnti [{addr} + 16], {zero}",
+            "movnti [{addr} + 24], {zero}",
+            "movnti [{addr} + 32], {zero}",
+            "movnti [{addr} + 40], {zero}",
+            "movnti [{addr} + 48], {zero}",
+            "movnti [{addr} + 56], {zero}",
+            "movnti [{addr} + 64], {zero}",
+            "movnti [{addr} + 72], {zero}",
+            "movnti [{addr} + 80], {zero}",
+            "movnti [{addr} + 88], {zero}",
+            "movnti [{addr} + 96], {zero}",
+            "movnti [{addr} + 104], {zero}",
+            "movnti [{addr} + 112], {zero}",
+            "movnti [{addr} + 120], {zero}",
+            "add {addr}, 128",
+            "cmp {addr}, {end}",
+            "jne 2b",
+            addr = inout(reg) addr => _,
+            end = in(reg) addr.wrapping_add(len),
+            zero = in(reg) 0_u64,
+            options(nostack),
+        )
+    };
 
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: By the safety requirements.

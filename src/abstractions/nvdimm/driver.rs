@@ -316,7 +316,7 @@ impl<T: Driver> Adapter<T> {
                 }
                 Err(error) => {
                     let err = error.to_error();
-                    probe.end(error.into_reason().map(Shown::Refused), refusal);
+                    probe.end(error.into_shown_reason().map(Shown::Refused), refusal);
                     Err(err)
                 }
             }
@@ -576,7 +576,7 @@ mod tests {
         let error = bind::<Untyped>(raw(&faux)).err().ok_or(EINVAL)?;
         assert!(error.to_error() == ENODEV);
         assert!(error
-            .into_reason()
+            .into_shown_reason()
             .is_some_and(|reason| &*reason == c"no type"));
         Ok(())
     }

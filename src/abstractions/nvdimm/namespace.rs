@@ -153,7 +153,9 @@ impl<'bound> Namespace<'bound> {
                 ),
             ),
             EBUSY => ProbeError::silent(err, fmt!("the namespace itself is bound")),
-            ENXIO => ProbeError::silent(err, fmt!("another device has claimed the namespace")),
+            ENXIO if dev.kind() == Kind::Namespace => {
+                ProbeError::silent(err, fmt!("another device has claimed the namespace"))
+            }
             EACCES => ProbeError::silent(err, fmt!("the media of the region are locked")),
             err => err.into(),
         })?;

@@ -40,9 +40,17 @@ impl ProbeError {
         self.err
     }
 
-    /// Takes the reason, if there is one.
-    pub(super) fn into_reason(self) -> Option<CString> {
-        self.reason
+    /// Returns what is shown to users. That is the number of the error if there is no reason, and
+    /// nothing if the device is not for this driver ([`ENODEV`], [`ENXIO`]).
+    pub(super) fn into_shown_reason(self) -> Option<CString> {
+        let err = self.err;
+
+        self.reason.or_else(|| {
+            if err == ENODEV || err == ENXIO {
+                return None;
+            }
+            CString::try_from_fmt(fmt!("error {}", err.to_errno())).ok()
+        })
     }
 }
 

@@ -3,8 +3,11 @@
 //! Flushes that several threads share.
 //!
 //! A flush makes durable what was written before it started. So a thread can share a flush that
-//! another thread starts after the first thread has arrived, and none that was in progress. It
-//! waits for two flushes at most.
+//! another thread starts after the first thread has arrived, and none that was in progress. Its
+//! result is there after two flushes at most.
+//!
+//! If a flush fails, what it should have made durable may be lost: a later flush that succeeds says
+//! nothing about it. So a thread that has arrived while a flush was in progress gets its error too.
 //!
 //! The methods are called with a lock held, and the flush itself without it. The kernel uses a mutex
 //! and a condition variable (`driver/flush.rs`), and the model in `tests/host` those of loom.
@@ -20,9 +23,14 @@ pub struct SharedFlush<E> {
     failed: Option<(u64, E)>,
 }
 
-/// The number of the first flush that makes durable what a thread has written.
+/// The flushes that matter to a thread.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+pub struct Ticket {
+    /// The first flush that makes durable what the thread has written.
+    number: u64,
+    /// The first flush whose failure may have lost it.
+    suspect: u64,
+}
 
 /// What a thread has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +55,23 @@ impl<E: Copy> SharedFlush<E> {
 
     /// Returns the ticket of a thread that arrives now.
     pub fn arrive(&self) -> Ticket {
-        Ticket(self.started.wrapping_add(1))
+        let number = self.started.wrapping_add(1);
+        let suspect = if self.started == self.ended {
+            number
+        } else {
+            self.started
+        };
+
+        Ticket { number, suspect }
     }
 
     /// Returns what a thread has to do. If it is [`Step::Flush`], a flush was started.
     ///
     /// A thread that sees its result late may get the error of a later flush.
     pub fn step(&mut self, ticket: Ticket) -> Step<E> {
-        if self.ended >= ticket.0 {
+        if self.ended >= ticket.number {
             return Step::Done(match self.failed {
-                Some((number, err)) if number >= ticket.0 => Err(err),
+                Some((number, err)) if number >= ticket.suspect => Err(err),
                 _ => Ok(()),
             });
         }

@@ -43,6 +43,8 @@ struct Flusher {
     /// What each writer has written to the medium, and what is durable.
     written: [AtomicBool; WRITERS],
     durable: [AtomicBool; WRITERS],
+    /// Whether each writer has called fsync.
+    arrived: [AtomicBool; WRITERS],
     flushes: AtomicU32,
 }
 
@@ -58,6 +60,13 @@ impl Flusher {
         // The host takes a while.
         loom::thread::yield_now();
         if number == FAILS && self.defect == Defect::None {
+            // What a failed flush should have made durable is lost. The error can be reported to
+            // threads that have called fsync by now.
+            for (writer, written) in written.into_iter().enumerate() {
+                if written && self.arrived[writer].load(Relaxed) {
+                    self.written[writer].store(false, Relaxed);
+                }
+            }
             return Err(number);
         }
         for (durable, written) in self.durable.iter().zip(written) {
@@ -66,8 +75,9 @@ impl Flusher {
         Ok(())
     }
 
-    fn flush_shared(&self) -> Result<(), u32> {
+    fn flush_shared(&self, writer: usize) -> Result<(), u32> {
         let mut shared = self.shared.lock().unwrap();
+        self.arrived[writer].store(true, Relaxed);
         let ticket = if self.defect == Defect::ArrivesLate {
             // The ticket of a thread that has arrived before the flush in progress.
             SharedFlush::<u32>::new().arrive()
@@ -95,7 +105,7 @@ impl Flusher {
     fn write(&self, writer: usize) {
         self.written[writer].store(true, Relaxed);
         let before = self.flushes.load(Relaxed);
-        match self.flush_shared() {
+        match self.flush_shared(writer) {
             Ok(()) => assert!(
                 self.durable[writer].load(Relaxed),
                 "it is said to be durable, and is not"
@@ -116,6 +126,7 @@ fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
             ended: Condvar::new(),
             written: [false; WRITERS].map(AtomicBool::new),
             durable: [false; WRITERS].map(AtomicBool::new),
+            arrived: [false; WRITERS].map(AtomicBool::new),
             flushes: AtomicU32::new(0),
         });
         let others = [1, 2].map(|writer| spawn(&flusher, move |flusher| flusher.write(writer)));
