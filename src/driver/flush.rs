@@ -136,8 +136,8 @@ impl Flusher {
         result
     }
 
-    /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host and
-    /// the bio must not wait.
+    /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host
+    /// and the bio must not wait.
     #[inline]
     pub fn flush_before(&self, bio: &Bio) -> Result {
         if !self.region.is_flushed_by_barrier() && self.is_asynchronous && bio.is_nowait() {

@@ -344,8 +344,8 @@ const ZERO_ALIGN: usize = 128;
 #[inline(never)]
 unsafe fn zero_past_caches(addr: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: By the safety requirements. The loop ends, since the length is a multiple of the step.
-    // Non-temporal stores are ordered by the next flush of the region.
+    // SAFETY: By the safety requirements. The loop ends, since the length is a multiple of the
+    // step. Non-temporal stores are ordered by the next flush of the region.
     unsafe {
         core::arch::asm!(
             "2:",

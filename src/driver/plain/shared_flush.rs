@@ -9,8 +9,8 @@
 //! If a flush fails, what it should have made durable may be lost: a later flush that succeeds says
 //! nothing about it. So a thread that has arrived while a flush was in progress gets its error too.
 //!
-//! The methods are called with a lock held, and the flush itself without it. The kernel uses a mutex
-//! and a condition variable (`driver/flush.rs`), and the model in `tests/host` those of loom.
+//! The methods are called with a lock held, and the flush itself without it. The kernel uses a
+//! mutex and a condition variable (`driver/flush.rs`), and the model in `tests/host` those of loom.
 
 /// The flushes of a region, which are numbered from 1 on.
 #[derive(Debug)]
