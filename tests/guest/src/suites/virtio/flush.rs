@@ -95,8 +95,8 @@ pub fn fua_writes(lab: &mut Lab) -> Result<()> {
 /// How long each number of threads flushes.
 const SHARED_FOR: Duration = Duration::from_millis(1500);
 
-/// Calls `fsync` of the disk in several threads. Returns the number of calls a second, and the number
-/// of calls for each flush of the region.
+/// Calls `fsync` of the disk in several threads. Returns the number of calls a second, and the
+/// number of calls for each flush of the region.
 fn fsync_together(disk: &Disk, threads: u32) -> Result<(f64, f64)> {
     let file = disk.open(Access::Direct)?;
     let count = CallCount::of(&["nvdimm_flush"])?;
