@@ -117,7 +117,7 @@ pub struct Overwrite<'a> {
 }
 
 impl Pmem {
-    /// Creates it. The requests that it executes come later.
+    /// Creates it, for a disk with blocks of `block_size` bytes.
     pub fn new(
         memory: MemoryRef,
         badblocks: Arc<Badblocks>,

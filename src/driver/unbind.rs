@@ -303,7 +303,7 @@ pub struct Provider(pub Arc<Unbind>);
 
 impl ProviderWatcher for Provider {
     fn provider_unbinding(&self) {
-        // The gates of all devices are closed before the first worker runs.
+        // At once: the worker, which does it too, may start late.
         if let State::Bound(parts) = &self.0.teardown.lock().state {
             if let Some(pages) = parts.memory.pages() {
                 pages.refuse_mappings();

@@ -293,7 +293,8 @@ impl ProbeResults {
                 *reservation = Some(reserved);
                 dev_warn!(
                     dev,
-                    "this driver is kept off: {} has refused this device, and has logged the reason\n",
+                    "this driver is kept off: {} has refused this device, and has logged the \
+                     reason\n",
                     self.name
                 );
             }

@@ -160,8 +160,8 @@ impl<T: PagemapOperations> Owner<T> {
             self.mismatches = self.mismatches.saturating_add(1);
             if self.mismatches == MAX_MISMATCHES {
                 pr_err!(
-                    "{}: entries of page caches do not match their folios. The range stays mapped and \
-                     reserved until reboot\n",
+                    "{}: entries of page caches do not match their folios. The range stays mapped \
+                     and reserved until reboot\n",
                     self.pages.reservation_name().first()
                 );
             }
@@ -234,8 +234,8 @@ impl<T: PagemapOperations> Owner<T> {
             waited = waited.wrapping_add(WALK_INTERVAL);
             if waited % MINUTE == 0 {
                 pr_warn!(
-                    "still waiting for users of {}: its struct pages are on the medium, so it cannot \
-                     be left mapped\n",
+                    "still waiting for users of {}: its struct pages are on the medium, so it \
+                     cannot be left mapped\n",
                     self.pages.reservation_name().first()
                 );
             }

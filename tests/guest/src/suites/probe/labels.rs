@@ -6,15 +6,18 @@ use std::fs;
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 
 use super::{find_mark, leave_mark};
 use crate::command::run;
 use crate::disk::Disk;
+use crate::errno;
 use crate::infoblock::{LABEL_CLAIM_CLASS, LABEL_SECTOR_SIZE, set_in_labels};
-use crate::lab::{Lab, Prepared};
+use crate::lab::{Lab, Prepared, holder};
 use crate::messages::Messages;
-use crate::nd::Device;
+use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
+use crate::suites::platform::only_for_pmem_rs;
 use crate::sysfs;
 
 /// Labels can be wiped while the info blocks of their namespaces stay. A namespace whose new label
@@ -74,6 +77,36 @@ pub fn ask_for_odd_sectors(lab: &Lab) -> Result<String> {
 pub fn set_unknown_class(lab: &Lab) -> Result<Device> {
     rewrite_label(lab, LABEL_CLAIM_CLASS, &[0x77; 16])?;
     lab.namespace(0)
+}
+
+/// Label and info block name two modes. The namespace is refused, and the remedy names neither.
+/// nd_pmem takes it for raw.
+pub fn other_mode(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let Prepared {
+        namespace, bound, ..
+    } = lab.prepare(Mode::FsdaxMem)?;
+    bound.unbind()?;
+    bound.give_up_namespace()?;
+    namespace.set("holder_class", "dax")?;
+    let mut messages = Messages::from_now()?;
+    let result = namespace.try_bind(lab.driver);
+    errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
+    let line = messages.expect(&["the info block for mode fsdax"])?;
+    let remedy = format!("`ndctl create-namespace -f -e {}`", namespace.name());
+    for piece in [
+        "the label says that the namespace has another mode",
+        &remedy,
+    ] {
+        ensure!(line.contains(piece), "the log says only `{line}`");
+    }
+
+    // If the block is right, the label can follow it.
+    namespace.set("holder_class", "pfn")?;
+    let result = namespace.try_bind(lab.driver);
+    errno::expect("binding what is claimed", result, &[Errno::ENXIO])?;
+    settle()?;
+    holder(&namespace)?.expect_driver(Some(lab.driver))
 }
 
 /// A label can have an unsupported sector size.

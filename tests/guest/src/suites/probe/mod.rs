@@ -23,7 +23,7 @@ pub use block_test::BlockTest;
 use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
 use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding};
 pub use labels::ask_for_odd_sectors;
-use labels::{odd_sector_size, outlived_its_label};
+use labels::{odd_sector_size, other_mode, outlived_its_label};
 use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
 use recovery::{refused_is_not_lost, refused_pfn_can_be_saved};
 
@@ -71,6 +71,7 @@ pub const SUITE: Suite = Suite {
         }),
         Test::new("creation_that_was_interrupted", interrupted_creation).within(120),
         Test::new("label_with_unknown_claim_class", unknown_class),
+        Test::new("label_and_info_block_differ", other_mode),
         Test::new("other_driver_is_kept_off_a_namespace", kept_off::namespace).within(180),
         Test::new(
             "other_driver_is_kept_off_from_the_beginning",
