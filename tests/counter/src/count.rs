@@ -16,6 +16,12 @@
 //! whole, by its start: as the driver's, as a copy's, or as other code. An instruction with a `rep`
 //! prefix is counted **once**, however many bytes it moves: QEMU may begin it several times, which
 //! is recognized.
+//!
+//! For each call the distinct cache lines are counted that the driver's own instructions load from
+//! or store to, except those of the stack of the call. A call in the kernel does not count lines of
+//! user space.
+
+use std::collections::HashMap;
 
 /// The kind of code at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +88,14 @@ pub struct Counts {
     pub callees: u64,
     /// In copies.
     pub copies: u64,
+    /// The cache lines that each call accesses, of all calls.
+    pub lines: u64,
+    /// Those of them that the call stores to.
+    pub written: u64,
 }
 
+/// The size of a cache line.
+const LINE: u64 = 64;
 /// The size and alignment of kernel stacks.
 const STACK: u64 = 16 << 10;
 /// The minimum size of the frame that the CPU pushes at an interrupt.
@@ -125,6 +137,18 @@ struct Call {
     interrupted: Option<u64>,
     /// The `rep` instruction that was executed last, if nothing came after it.
     repeating: Option<u64>,
+    /// The cache lines that the driver has accessed, and whether it has stored to them.
+    lines: HashMap<u64, bool>,
+}
+
+impl Call {
+    /// Whether an address is one of data that count.
+    fn is_of_data(&self, address: u64) -> bool {
+        match self.stack {
+            Stack::Kernel(number) => address >> 63 == 1 && address / STACK != number,
+            Stack::Process(_) => address.abs_diff(self.bottom) >= STACK,
+        }
+    }
 }
 
 /// Counts instructions.
@@ -132,6 +156,8 @@ struct Call {
 pub struct Counter {
     counts: Counts,
     calls: Vec<Call>,
+    /// The call whose code is being executed, if that is the driver's.
+    current: Option<usize>,
 }
 
 impl Counter {
@@ -146,6 +172,7 @@ impl Counter {
         let stack = registers.stack();
         let pointer = registers.stack_pointer;
         let mut known = self.calls.iter().position(|call| call.stack == stack);
+        self.current = None;
 
         if let Some(index) = known {
             let call = &mut self.calls[index];
@@ -160,7 +187,10 @@ impl Counter {
                 return;
             }
             if pointer > call.bottom {
-                self.calls.swap_remove(index);
+                let call = self.calls.swap_remove(index);
+                self.counts.lines += call.lines.len() as u64;
+                let stores = call.lines.values().filter(|is_stored| **is_stored);
+                self.counts.written += stores.count() as u64;
                 known = None;
             }
         }
@@ -174,6 +204,7 @@ impl Counter {
                     bottom: pointer,
                     interrupted: None,
                     repeating: None,
+                    lines: HashMap::new(),
                 });
                 self.calls.len() - 1
             }
@@ -184,9 +215,25 @@ impl Counter {
         let new = block.instructions - u64::from(goes_on);
         call.repeating = block.last_repeats;
         match kind {
-            Kind::Driver => self.counts.driver += new,
+            Kind::Driver => {
+                self.counts.driver += new;
+                self.current = Some(index);
+            }
             Kind::Copy => self.counts.copies += new,
             Kind::Entry | Kind::Other => self.counts.callees += new,
+        }
+    }
+
+    /// Counts a load from or a store to the bytes from `address` to before `end`, by an instruction
+    /// of the latest block.
+    pub fn access(&mut self, address: u64, end: u64, is_store: bool) {
+        let Some(call) = self.current.and_then(|index| self.calls.get_mut(index)) else {
+            return;
+        };
+        if call.is_of_data(address) {
+            for line in address / LINE..end.div_ceil(LINE) {
+                *call.lines.entry(line).or_default() |= is_store;
+            }
         }
     }
 }
@@ -337,6 +384,36 @@ mod tests {
             copies,
         } = counter.counts();
         assert_eq!((calls, driver, callees, copies), (1, 1, 1, 1));
+    }
+
+    #[test]
+    fn lines_count_once_in_each_call() {
+        let map = map();
+        let mut counter = Counter::default();
+        let run = |counter: &mut Counter, start, pointer| {
+            let block = Block {
+                start,
+                instructions: 1,
+                last_repeats: None,
+            };
+            counter.execute(&map, &block, &at(pointer));
+        };
+        const DATA: u64 = 0xffff_8880_0000_1000;
+        for _ in 0..2 {
+            run(&mut counter, DRIVER, TOP);
+            counter.access(DATA, DATA + 8, false);
+            counter.access(DATA + 60, DATA + 68, true);
+            counter.access(DATA + 128, DATA + 136, false);
+            // The stack, and user space.
+            counter.access(TOP - 8, TOP, true);
+            counter.access(PROCESS, PROCESS + 8, true);
+            // What the driver calls.
+            run(&mut counter, KERNEL, TOP - 64);
+            counter.access(DATA + 512, DATA + 520, true);
+            run(&mut counter, KERNEL, TOP + 8);
+        }
+        let Counts { lines, written, .. } = counter.counts();
+        assert_eq!((lines, written), (6, 4));
     }
 
     #[test]

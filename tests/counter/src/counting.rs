@@ -5,17 +5,18 @@
 use std::collections::HashMap;
 
 use plugin::instruction::split;
-use plugin::{Cpu, Out, Plugin, Register, Switch};
+use plugin::{Access, Cpu, Out, Plugin, Register, Switch};
 
-use crate::count::{Block, Counter, Map, Registers};
+use crate::count::{Block, Counter, Counts, Kind, Map, Registers};
 use crate::order::Order;
 
 plugin::export!("counter", 1, Counting::new);
 
 struct Counting {
     out: Out,
-    /// Whether counting is on.
+    /// Whether counting is on, for QEMU.
     counting: Switch,
+    is_counting: bool,
     /// The known blocks. The index of a block is its token.
     blocks: Vec<Block>,
     tokens: HashMap<Block, usize>,
@@ -28,6 +29,7 @@ impl Counting {
         Counting {
             out,
             counting: Switch::new(),
+            is_counting: false,
             blocks: Vec::new(),
             tokens: HashMap::new(),
             map: Map::default(),
@@ -37,7 +39,8 @@ impl Counting {
 }
 
 impl Plugin for Counting {
-    /// Requests a callback for each execution of the block, while counting is on.
+    /// Requests a callback for each execution of the block while counting is on, and for each access
+    /// of the driver.
     fn translated(&mut self, translated: &plugin::Block<'_>) {
         let instructions = translated.instructions();
         let len = instructions.len() as u64;
@@ -54,6 +57,18 @@ impl Plugin for Counting {
             self.blocks.len() - 1
         });
         translated.notify_if(&self.counting, token);
+        for instruction in translated.instructions() {
+            if self.map.kind(instruction.address()) == Kind::Driver {
+                instruction.notify_accesses();
+            }
+        }
+    }
+
+    fn accessed(&mut self, access: &Access) {
+        if self.is_counting {
+            let end = access.address.saturating_add(access.len);
+            self.counter.access(access.address, end, access.is_store);
+        }
     }
 
     fn executed(&mut self, cpu: &Cpu<'_>, token: usize) {
@@ -72,18 +87,30 @@ impl Plugin for Counting {
     fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {
         let order = Order::parse(line).ok_or_else(|| format!("cannot parse `{line}`"))?;
         match order {
-            Order::Forget => self.map = Map::default(),
+            Order::Forget => {
+                self.map = Map::default();
+                // Other code is the driver's now.
+                cpu.retranslate();
+            }
             Order::Range(kind, range) => self.map.add(kind, range),
             Order::Start => {
                 self.counter = Counter::default();
                 self.counting.set(cpu, true);
+                self.is_counting = true;
             }
             Order::Stop(label) => {
                 self.counting.set(cpu, false);
-                let counts = self.counter.counts();
+                self.is_counting = false;
+                let Counts {
+                    calls,
+                    driver,
+                    callees,
+                    copies,
+                    lines,
+                    written,
+                } = self.counter.counts();
                 self.out.write(&format!(
-                    "{}\t{}\t{}\t{}\t{label}\n",
-                    counts.calls, counts.driver, counts.callees, counts.copies
+                    "{calls}\t{driver}\t{callees}\t{copies}\t{lines}\t{written}\t{label}\n"
                 ))?;
             }
         }

@@ -137,6 +137,8 @@ pub const MOVED: usize = 200_000;
 global_asm!(
     ".globl pmem_rs_known, pmem_rs_known_loop, pmem_rs_known_copy, pmem_rs_known_end",
     "pmem_rs_known:",
+    "mov al, [rsi]",
+    "mov [rdi], al",
     "call pmem_rs_known_loop",
     "call pmem_rs_known_copy",
     "ret",
@@ -156,7 +158,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// Three instructions. Calls the other two.
+    /// Five instructions, a load and a store among them. Calls the other two.
     fn pmem_rs_known(to: *mut u8, from: *const u8);
     /// Two instructions, and two in each round.
     static pmem_rs_known_loop: u8;

@@ -24,7 +24,7 @@ pub mod instruction;
 mod qemu;
 
 #[cfg(not(test))]
-pub use qemu::{Block, Cpu, Info, Instruction, Piece, Plugin, Register, Switch, install};
+pub use qemu::{Access, Block, Cpu, Info, Instruction, Piece, Plugin, Register, Switch, install};
 
 /// `nopl 0x706d656d(%rax)`, which no compiler generates.
 pub const MARK: [u8; 7] = [0x0f, 0x1f, 0x80, 0x6d, 0x65, 0x6d, 0x70];

@@ -22,11 +22,11 @@ const CONSOLE_TAIL: usize = 40;
 /// How many complaints of the kernel are shown.
 const COMPLAINTS: usize = 10;
 
-/// Parses a line of four numbers and a text, separated by tabs.
-pub fn numbers_and_text(line: &str) -> Result<([u64; 4], &str)> {
-    let wrong = || format!("not four numbers and a text: `{line}`");
-    let mut fields = line.splitn(5, '\t');
-    let mut numbers = [0; 4];
+/// Parses a line of numbers and a text, separated by tabs.
+pub fn numbers_and_text<const N: usize>(line: &str) -> Result<([u64; N], &str)> {
+    let wrong = || format!("not {N} numbers and a text: `{line}`");
+    let mut fields = line.splitn(N + 1, '\t');
+    let mut numbers = [0; N];
     for number in &mut numbers {
         *number = fields
             .next()

@@ -23,6 +23,10 @@ pub struct Counts {
     pub callees: u64,
     /// Instructions in copies.
     pub copies: u64,
+    /// Cache lines of data that the driver accesses, counted in each call.
+    pub lines: u64,
+    /// Those of them that it stores to.
+    pub written: u64,
 }
 
 impl Counts {
@@ -32,13 +36,15 @@ impl Counts {
     }
 
     fn parse(line: &str) -> Result<Counts> {
-        let ([calls, driver, callees, copies], label) = numbers_and_text(line)?;
+        let ([calls, driver, callees, copies, lines, written], label) = numbers_and_text(line)?;
         Ok(Counts {
             label: label.to_owned(),
             calls,
             driver,
             callees,
             copies,
+            lines,
+            written,
         })
     }
 }
@@ -46,10 +52,12 @@ impl Counts {
 /// The name of the plugin.
 pub const PLUGIN: &str = "counter";
 
-/// The counts of the known code in the guest (`tests/guest/src/counter.rs`): a driver of three
-/// instructions that calls a loop of 2 + 2·1000 and a copy of three.
+/// The counts of the known code in the guest (`tests/guest/src/counter.rs`): a driver of five
+/// instructions that loads from one cache line, stores to another one, and calls a loop of
+/// 2 + 2·1000 and a copy of three.
 fn known(counts: &Counts) -> bool {
-    (counts.calls, counts.driver, counts.callees, counts.copies) == (1, 3, 2 + 2 * 1000, 3)
+    let instructions = (counts.calls, counts.driver, counts.callees, counts.copies);
+    instructions == (1, 5, 2 + 2 * 1000, 3) && (counts.lines, counts.written) == (2, 1)
 }
 
 /// Boots a guest with code whose counts are known.

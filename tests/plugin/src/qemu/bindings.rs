@@ -66,6 +66,8 @@ pub const READS_REGISTERS: c_int = 1;
 pub const UNLESS_EQUAL: c_int = 3;
 /// The callback is for stores (`QEMU_PLUGIN_MEM_W`).
 pub const STORES: c_int = 2;
+/// The callback is for loads and stores (`QEMU_PLUGIN_MEM_RW`).
+pub const LOADS_AND_STORES: c_int = 3;
 
 unsafe extern "C" {
     pub fn qemu_plugin_register_vcpu_init_cb(id: Id, callback: CpuCallback);
@@ -101,6 +103,7 @@ unsafe extern "C" {
     pub fn qemu_plugin_insn_size(insn: *const Insn) -> usize;
     pub fn qemu_plugin_insn_vaddr(insn: *const Insn) -> u64;
     pub fn qemu_plugin_mem_size_shift(info: c_uint) -> c_uint;
+    pub fn qemu_plugin_mem_is_store(info: c_uint) -> bool;
     pub fn qemu_plugin_get_hwaddr(info: c_uint, address: u64) -> *mut HwAddr;
     pub fn qemu_plugin_hwaddr_is_io(address: *const HwAddr) -> bool;
     pub fn qemu_plugin_hwaddr_phys_addr(address: *const HwAddr) -> u64;

@@ -38,6 +38,9 @@ pub trait Plugin: Send {
     /// An instruction has stored something.
     fn stored(&mut self, _piece: &Piece, _token: usize) {}
 
+    /// An instruction has loaded or stored something.
+    fn accessed(&mut self, _access: &Access) {}
+
     /// The guest has sent a line to this plugin. An error is printed.
     fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String>;
 
@@ -182,6 +185,29 @@ impl Instruction<'_> {
             );
         }
     }
+
+    /// Registers a callback for its loads and stores.
+    pub fn notify_accesses(&self) {
+        // SAFETY: The callback does not use the data.
+        unsafe {
+            qemu_plugin_register_vcpu_mem_cb(
+                self.insn,
+                accessed,
+                NO_REGISTERS,
+                LOADS_AND_STORES,
+                std::ptr::null_mut(),
+            );
+        }
+    }
+}
+
+/// A load or store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The virtual address.
+    pub address: u64,
+    pub len: u64,
+    pub is_store: bool,
 }
 
 /// A store within one page: its physical address and length.
@@ -306,6 +332,24 @@ extern "C" fn translated(_: Id, tb: *mut Tb) {
 extern "C" fn executed(index: c_uint, token: *mut c_void) {
     if let Some(Loaded { connection, plugin }) = loaded().as_mut() {
         plugin.executed(&Cpu { index, connection }, token as usize);
+    }
+}
+
+/// An instruction has loaded or stored something.
+extern "C" fn accessed(_: c_uint, info: c_uint, address: u64, _: *mut c_void) {
+    if let Some(Loaded { plugin, .. }) = loaded().as_mut() {
+        // SAFETY: QEMU allows these calls in this callback.
+        let (shift, is_store) = unsafe {
+            (
+                qemu_plugin_mem_size_shift(info),
+                qemu_plugin_mem_is_store(info),
+            )
+        };
+        plugin.accessed(&Access {
+            address,
+            len: 1 << shift,
+            is_store,
+        });
     }
 }
 

@@ -46,6 +46,8 @@ const MARK: &str = "bench: ";
 pub const DRIVER: &str = "instructions of the driver";
 pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
 pub const COPIES: &str = "instructions of copies";
+pub const LINES: &str = "cache lines that the driver accesses";
+pub const WRITTEN: &str = "cache lines that the driver stores to";
 
 /// A result of the guest.
 #[derive(Deserialize)]
@@ -239,7 +241,9 @@ fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Repor
             Some(Event::Result { passed: true, name }) if name != GET_READY => {
                 match counted(&dir, name) {
                     Ok(found) => {
-                        println!("{}", table::line(&found[0]));
+                        for series in &found {
+                            println!("{}", table::line(series));
+                        }
                         all.extend(found);
                     }
                     Err(error) => result = Err(error),
@@ -251,18 +255,28 @@ fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Repor
     result.map(|()| report)
 }
 
+/// The number of units of counts.
+const UNITS: usize = 5;
+
 /// Returns the counts of a case, for each operation.
-fn counted(dir: &Path, case: &str) -> Result<[Series; 3]> {
-    let mut found = [DRIVER, WITHOUT_COPIES, COPIES].map(|unit| Series::new(case, "count", unit));
+fn counted(dir: &Path, case: &str) -> Result<[Series; UNITS]> {
+    let units = [DRIVER, WITHOUT_COPIES, COPIES, LINES, WRITTEN];
+    let mut found = units.map(|unit| Series::new(case, "count", unit));
     let all = Counts::read(dir)?;
-    let of = |driver: &str| -> Result<Vec<[f64; 3]>> {
+    let of = |driver: &str| -> Result<Vec<[f64; UNITS]>> {
         let mut rounds = Vec::new();
         for counts in &all {
             let label = Label::parse(&counts.label)?;
             if label.case == case && label.driver == driver {
                 rounds.push(
-                    [counts.driver, counts.driver + counts.callees, counts.copies]
-                        .map(|number| number as f64 / label.operations),
+                    [
+                        counts.driver,
+                        counts.driver + counts.callees,
+                        counts.copies,
+                        counts.lines,
+                        counts.written,
+                    ]
+                    .map(|number| number as f64 / label.operations),
                 );
             }
         }

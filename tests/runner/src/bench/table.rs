@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::figures::{Row, Series};
-use super::{COPIES, DRIVER, WITHOUT_COPIES};
+use super::{COPIES, DRIVER, LINES, WITHOUT_COPIES, WRITTEN};
 use crate::report::Subject;
 
 /// The head of the document.
@@ -82,7 +82,8 @@ fn counts(text: &mut String, rows: &[Row]) -> Result<()> {
         "## Instructions for each operation\n\n\
          | case | driver: nd_pmem | pmem_rs | ratio \
          | with what it calls: nd_pmem | pmem_rs | ratio \
-         | copies: nd_pmem | pmem_rs |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+         | copies: nd_pmem | pmem_rs | lines: nd_pmem | pmem_rs | written: nd_pmem | pmem_rs |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for case in cases {
         let find = |unit: &str| {
@@ -102,10 +103,12 @@ fn counts(text: &mut String, rows: &[Row]) -> Result<()> {
         };
         writeln!(
             text,
-            "| {case} | {} | {} | {} |",
+            "| {case} | {} | {} | {} | {} | {} |",
             columns(DRIVER, true),
             columns(WITHOUT_COPIES, true),
-            columns(COPIES, false)
+            columns(COPIES, false),
+            columns(LINES, false),
+            columns(WRITTEN, false)
         )?;
     }
     text.push('\n');
@@ -130,7 +133,7 @@ fn times(text: &mut String, rows: &[Row]) -> Result<()> {
 
 /// Adds a line for each other case.
 fn others(text: &mut String, rows: &[Row]) -> Result<()> {
-    let known = [DRIVER, WITHOUT_COPIES, COPIES];
+    let known = [DRIVER, WITHOUT_COPIES, COPIES, LINES, WRITTEN];
     let others = rows
         .iter()
         .filter(|row| row.mode == "count" && !known.contains(&row.unit.as_str()));
