@@ -65,5 +65,8 @@ pub use self::{
         ProviderWatcher, //
     },
     region::Region,
-    region_access::RegionAccess, //
+    region_access::{
+        FlushBarrier,
+        RegionAccess, //
+    }, //
 };

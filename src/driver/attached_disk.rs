@@ -26,7 +26,6 @@ use super::{
     }, //
 };
 use crate::abstractions::kernel::{
-    badblocks::Badblocks,
     dax,
     percpu_ref::Ref,
     pmem_slice::HAS_FLUSHCACHE, //
@@ -55,7 +54,6 @@ use kernel::{
 pub struct AttachedDisk<'bound> {
     unbind: Arc<Unbind>,
     flusher: Arc<Flusher>,
-    badblocks: Arc<Badblocks>,
     /// The physical range of the data.
     data: Range<PhysAddr>,
     _watch: ProviderWatch<'bound>,
@@ -76,12 +74,11 @@ impl<'bound> AttachedDisk<'bound> {
         let reserve = namespace.range()?;
 
         let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
-        let badblocks = Arc::pin_init(Badblocks::new(), GFP_KERNEL)?;
         let flusher = Flusher::new(shared.clone(), &namespace)?;
         let files = shared.queues.files.try_get().ok_or(ENODEV)?;
         let memory = namespace
             .reserve(name)
-            .and_then(|memory| Memory::new(memory, layout, node, badblocks.clone(), files))
+            .and_then(|memory| Memory::new(memory, layout, node, files))
             .map_err(|err| unusable(&shared, dev, &reserve, err))?;
         let reference = memory.reference().ok_or(ENXIO)?;
         let pages = reference.pages().cloned();
@@ -99,10 +96,10 @@ impl<'bound> AttachedDisk<'bound> {
             512
         });
         let pmem = Arc::pin_init(
-            Pmem::new(reference, badblocks.clone(), flusher.clone(), block_size),
+            Pmem::new(reference, flusher.clone(), block_size),
             GFP_KERNEL,
         )?;
-        region.populate_badblocks(&badblocks, &data);
+        region.populate_badblocks(pmem.memory.badblocks(), &data);
         // The lock of the device is held, so no change of the region is missed.
         let read_only = region.is_read_only();
         if pmem.set_read_only(read_only) {
@@ -156,7 +153,7 @@ impl<'bound> AttachedDisk<'bound> {
         let disk = disk.register(dev.as_ref())?;
         disk.set_read_only(read_only);
         match disk.attribute(c"badblocks") {
-            Some(attribute) => badblocks.set_attribute(attribute),
+            Some(attribute) => disk.data().memory.badblocks().set_attribute(attribute),
             None => dev_warn!(dev, "'badblocks' notification disabled\n"),
         }
 
@@ -166,7 +163,6 @@ impl<'bound> AttachedDisk<'bound> {
         Ok(Self {
             unbind,
             flusher,
-            badblocks,
             data,
             _watch: watch,
         })
@@ -179,8 +175,14 @@ impl<'bound> AttachedDisk<'bound> {
 
     /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
     pub fn revalidate_poison(&self, dev: &Device<Bound>) {
-        dev.region().populate_badblocks(&self.badblocks, &self.data);
-        self.badblocks.notify();
+        let pmem = self.unbind.with_parts(|parts| Arc::from(parts.disk.data()));
+        let Some(pmem) = pmem else {
+            return;
+        };
+        let badblocks = pmem.memory.badblocks();
+
+        dev.region().populate_badblocks(badblocks, &self.data);
+        badblocks.notify();
     }
 
     /// Refuses or permits writes, as the region does. May sleep.

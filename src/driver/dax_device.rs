@@ -27,17 +27,17 @@ use kernel::{
 
 impl dax::Operations<FailureHandler> for Pmem {
     #[inline(always)]
+    fn are_known_good(pages: &PagemapInner<FailureHandler>, pgoff: usize, nr_pages: usize) -> bool {
+        pages.ops().badblocks.are_pages_known_good(pgoff, nr_pages) && pages.none_failed()
+    }
+
     fn direct_access<'g>(
         &'g self,
-        pages: &'g PagemapInner<FailureHandler>,
+        _pages: &'g PagemapInner<FailureHandler>,
         extent: Extent<'g>,
         nr_pages: usize,
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
-        if self.badblocks.is_empty() && pages.none_failed() {
-            return Ok(extent);
-        }
-
         // Only the requested pages are checked, not the whole extent.
         let good = self
             .pages_up_to_bad(extent.pgoff(), nr_pages, mode)
@@ -79,7 +79,7 @@ impl dax::Operations<FailureHandler> for Pmem {
             return 0;
         }
 
-        let Some(overwrite) = self.start_overwrite(|_| Some(span), || true) else {
+        let Some(overwrite) = self.start_overwrite(span, true) else {
             return 0;
         };
         let written = overwrite.memory.write_from_iter(source);

@@ -16,7 +16,9 @@ use crate::abstractions::kernel::{
     badblocks::Badblocks,
     block::{
         bio::{
+            Accounting,
             Bio,
+            BioRef,
             Operation,
             Status, //
         },
@@ -30,7 +32,11 @@ use crate::abstractions::kernel::{
             PAGE_BLOCK, //
         }, //
     },
-    numa::Node, //
+    numa::Node,
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
 };
 use crate::abstractions::kernel_ext::task::cond_resched;
 use kernel::{
@@ -97,7 +103,9 @@ impl gendisk::Operations for Pmem {
     #[inline]
     fn submit_bio(&self, bio: Bio) {
         if bio.is_preflush() {
-            if let Err(err) = self.flusher.flush_before(&bio) {
+            if let Some(barrier) = self.access.flush_barrier {
+                barrier.flush();
+            } else if let Err(err) = self.flusher.flush_before(&bio) {
                 return bio.end(err.into());
             }
         }
@@ -105,23 +113,24 @@ impl gendisk::Operations for Pmem {
         let status = if bio.is_empty() {
             Status::OK
         } else {
-            let accounting = bio.start_accounting();
-            let result = self.transfer(&bio);
-            if let Some(accounting) = accounting {
-                accounting.end();
-            }
+            let result = match bio.start_accounting() {
+                Some(accounting) => self.transfer_accounted(bio.borrow(), accounting),
+                None => self.transfer(bio.borrow()),
+            };
             result.into()
         };
 
         if bio.is_fua() && status == Status::OK {
-            self.flusher.flush_and_end(bio);
-        } else {
-            bio.end(status);
+            match self.access.flush_barrier {
+                Some(barrier) => barrier.flush(),
+                None => return self.flusher.flush_and_end(bio),
+            }
         }
+        bio.end(status);
     }
 
     fn badblocks(&self) -> Option<&Badblocks> {
-        Some(&self.badblocks)
+        Some(self.memory.badblocks())
     }
 }
 
@@ -129,54 +138,83 @@ impl Pmem {
     /// Copies the data of a bio. Range and badblocks are checked once, not for each segment.
     // A call that is not inlined costs more than 30 of about 150 instructions for a small request.
     #[inline(always)]
-    fn transfer(&self, bio: &Bio) -> Result {
+    fn transfer(&self, bio: BioRef<'_>) -> Result {
         // The block layer has checked the range, but not of bios that a stacked device remapped.
         let find =
             move |size| Span::of_request(bio.sector(), bio.len(), self.access.block_size, size);
 
         // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
-            let segments = bio.segments_to_fill();
-            let (span, mut rest) = self.memory.find(find).ok_or(EIO)?;
-            // Reading poison that is not in the badblocks is safe: the copy fails.
-            if self.first_bad(span).is_some() {
-                return Err(ENODATA);
+            match self.memory.find_good(find) {
+                Some((_, memory)) => read(memory, bio),
+                None => self.read_checked(bio),
             }
-            for mut segment in segments {
-                let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
-                memory.read_into(&mut segment)?;
-                rest = after;
-            }
-            Ok(())
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
             if self.access.is_read_only() {
                 return Err(self.refuse_write());
             }
-            let segments = bio.segments();
-            let Some(overwrite) = self.start_overwrite(find, || !bio.is_nowait()) else {
-                return Err(cannot_write(find(self.memory.size()), !bio.is_nowait()));
-            };
-            let len = overwrite.memory.len();
-            let mut rest = overwrite.memory;
-            for segment in segments {
-                let Some((memory, after)) = rest.split_at(segment.len()) else {
-                    break;
-                };
-                memory.write_from(&segment);
-                rest = after;
+            match self.memory.find_writable(find) {
+                Some((_, memory)) if write(memory, bio).is_empty() => Ok(()),
+                Some(_) => Err(EIO),
+                None => self.write_checked(bio),
             }
-            self.finish_overwrite(overwrite, len.saturating_sub(rest.len()));
-            if !rest.is_empty() {
-                return Err(EIO);
-            }
-            Ok(())
         } else if bio.operation() == Operation::WriteZeroes {
-            // Not `find`: if a reference to the bio escaped, the other branches would be slower.
-            self.write_zeroes(bio.sector(), bio.len(), !bio.is_nowait())
+            self.write_zeroes(bio)
         } else {
             Err(EOPNOTSUPP)
         }
+    }
+
+    /// As [`Self::transfer`], for a queue that keeps I/O statistics. By default it does not.
+    #[cold]
+    #[inline(never)]
+    fn transfer_accounted(&self, bio: BioRef<'_>, accounting: Accounting<'_>) -> Result {
+        let result = self.transfer(bio);
+
+        accounting.end();
+        result
+    }
+
+    /// Returns the span of a request. [`None`] if it is not within the data.
+    fn span(&self, bio: BioRef<'_>) -> Option<Span> {
+        let (block_size, size) = (self.access.block_size, self.memory.size());
+
+        Span::of_request(bio.sector(), bio.len(), block_size, size)
+    }
+
+    /// Reads what may have bad sectors.
+    // Not inlined, so that the usual case saves fewer registers.
+    #[cold]
+    #[inline(never)]
+    fn read_checked(&self, bio: BioRef<'_>) -> Result {
+        let (span, memory) = self.memory.find(|_| self.span(bio)).ok_or(EIO)?;
+
+        if self.first_bad(span).is_some() {
+            return Err(ENODATA);
+        }
+        read(memory, bio)
+    }
+
+    /// Writes to what may have bad sectors.
+    #[cold]
+    #[inline(never)]
+    fn write_checked(&self, bio: BioRef<'_>) -> Result {
+        let span = self.span(bio).ok_or(EIO)?;
+        let may_sleep = !bio.is_nowait();
+        let overwrite = match self.start_overwrite(span, may_sleep) {
+            Some(overwrite) => overwrite,
+            // The next attempt, which may sleep, says whether the poison can be cleared.
+            None if !may_sleep => return Err(EAGAIN),
+            None => return Err(ENODATA),
+        };
+
+        let rest = write(overwrite.memory, bio);
+        self.finish_overwrite(overwrite, span.len.saturating_sub(rest.len()));
+        if !rest.is_empty() {
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     /// Writes zeroes, a piece at a time. If a piece fails, those before it are zeroed.
@@ -185,12 +223,12 @@ impl Pmem {
     /// long. Other threads may run in between.
     #[cold]
     #[inline(never)]
-    fn write_zeroes(&self, sector: u64, len: usize, may_sleep: bool) -> Result {
+    fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
         if self.access.is_read_only() {
             return Err(self.refuse_write());
         }
-        let span =
-            Span::of_request(sector, len, self.access.block_size, self.memory.size()).ok_or(EIO)?;
+        let span = self.span(bio).ok_or(EIO)?;
+        let may_sleep = !bio.is_nowait();
         if !may_sleep && self.first_bad(span).is_some() {
             return Err(EAGAIN);
         }
@@ -199,9 +237,7 @@ impl Pmem {
         while done < span.len {
             let len = span.len.saturating_sub(done).min(ZEROED_AT_ONCE);
             let piece = span.part(done, len).ok_or(EIO)?;
-            let overwrite = self
-                .start_overwrite(|_| Some(piece), || may_sleep)
-                .ok_or(ENODATA)?;
+            let overwrite = self.start_overwrite(piece, may_sleep).ok_or(ENODATA)?;
             overwrite.memory.zero();
             self.finish_overwrite(overwrite, len);
             done = done.saturating_add(len);
@@ -213,13 +249,31 @@ impl Pmem {
     }
 }
 
-/// Returns why [`Pmem::start_overwrite`] has failed, for a request of `span`.
-#[cold]
-fn cannot_write(span: Option<Span>, may_sleep: bool) -> Error {
-    match span {
-        None => EIO,
-        // The next attempt, which may sleep, says whether the poison can be cleared.
-        Some(_) if !may_sleep => EAGAIN,
-        Some(_) => ENODATA,
+/// Copies to the memory of a request. Reading poison that is not in the badblocks is safe: the copy
+/// fails.
+#[inline(always)]
+fn read(memory: PmemSlice<'_>, bio: BioRef<'_>) -> Result {
+    let mut rest = memory;
+
+    for mut segment in bio.segments_to_fill() {
+        let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
+        memory.read_into(&mut segment)?;
+        rest = after;
     }
+    Ok(())
+}
+
+/// Copies from the memory of a request. Returns what was not written, if the request is shorter.
+#[inline(always)]
+fn write<'a>(memory: WritableSlice<'a>, bio: BioRef<'_>) -> WritableSlice<'a> {
+    let mut rest = memory;
+
+    for segment in bio.segments() {
+        let Some((memory, after)) = rest.split_at(segment.len()) else {
+            break;
+        };
+        memory.write_from(&segment);
+        rest = after;
+    }
+    rest
 }

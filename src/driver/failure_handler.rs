@@ -18,18 +18,23 @@ use kernel::{
 
 /// Adds failed memory to the badblocks, and reports it to the file system or mapped device that
 /// uses it.
+#[pin_data]
+#[repr(C)]
 pub struct FailureHandler {
-    badblocks: Arc<Badblocks>,
+    /// The bad sectors, from the start of the data. They are the first field, so that requests find
+    /// them in the cache line of the address of the data.
+    #[pin]
+    pub badblocks: Badblocks,
     dax: SetOnce<Arc<dax::Handle>>,
 }
 
 impl FailureHandler {
-    /// Creates a handler. `badblocks` count from the start of the data.
-    pub fn new(badblocks: Arc<Badblocks>) -> Self {
-        Self {
-            badblocks,
+    /// Creates a handler with an empty list of bad sectors.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            badblocks <- Badblocks::new(),
             dax: SetOnce::new(),
-        }
+        })
     }
 
     /// Sets the DAX device whose holder is notified of failures.

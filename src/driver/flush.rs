@@ -60,6 +60,7 @@ use kernel::{
 pub struct Flusher {
     shared: Ref<Shared>,
     region: Arc<RegionAccess>,
+    /// A flush waits for a host.
     is_asynchronous: bool,
     #[pin]
     shared_flush: Mutex<SharedFlush<Error>>,
@@ -91,7 +92,8 @@ impl Flusher {
     /// Creates a flusher for the region of a namespace. May sleep.
     pub fn new(shared: Ref<Shared>, namespace: &Namespace<'_>) -> Result<Arc<Self>> {
         let region = RegionAccess::new(namespace)?;
-        let is_asynchronous = !namespace.device().region().is_synchronous();
+        let is_barrier = region.flush_barrier().is_some();
+        let is_asynchronous = !is_barrier && !namespace.device().region().is_synchronous();
 
         Arc::pin_init(
             try_pin_init!(Self {
@@ -118,10 +120,10 @@ impl Flusher {
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
-        if self.region.is_flushed_by_barrier() || !self.is_asynchronous {
-            self.flush_alone()
-        } else {
+        if self.is_asynchronous {
             self.flush_shared()
+        } else {
+            self.flush_alone()
         }
     }
 
@@ -140,7 +142,7 @@ impl Flusher {
     /// and the bio must not wait.
     #[inline]
     pub fn flush_before(&self, bio: &Bio) -> Result {
-        if !self.region.is_flushed_by_barrier() && self.is_asynchronous && bio.is_nowait() {
+        if self.is_asynchronous && bio.is_nowait() {
             return Err(EAGAIN);
         }
         self.flush()

@@ -54,8 +54,34 @@ pub enum Layout {
     Plain(Range<PhysAddr>),
 }
 
+/// A mapping without `struct page`s, and its bad sectors.
+#[pin_data]
+pub struct PlainMemory {
+    mapping: Memremap,
+    #[pin]
+    badblocks: Badblocks,
+}
+
+// Not inlined: then the path of memory with pages has no instructions for this one.
+impl PlainMemory {
+    #[inline(never)]
+    fn slice(&self) -> PmemSlice<'_> {
+        self.mapping.slice()
+    }
+
+    #[inline(never)]
+    fn writable(&self) -> (WritableSlice<'_>, &Badblocks) {
+        (self.mapping.writable(), &self.badblocks)
+    }
+
+    #[inline(never)]
+    fn badblocks(&self) -> &Badblocks {
+        &self.badblocks
+    }
+}
+
 /// Memory with `struct page`s, or without.
-pub enum Backing<P, M = Counted<Memremap>> {
+pub enum Backing<P, M = Counted<PlainMemory>> {
     /// With `struct page`s.
     Pages(P),
     /// Without.
@@ -74,7 +100,7 @@ pub type Revoked = Backing<fs_dax::Revoked<FailureHandler>>;
 /// A reference that keeps the memory of a device.
 ///
 /// Offsets count from the start of the data. Metadata before the data is not accessible.
-pub type MemoryRef = Backing<PagemapRef<FailureHandler>, Ref<Memremap>>;
+pub type MemoryRef = Backing<PagemapRef<FailureHandler>, Ref<PlainMemory>>;
 
 impl<P, M> Backing<P, M> {
     /// Returns the owner of the `struct page`s, or the reference to them, if there are any.
@@ -90,22 +116,25 @@ impl<P, M> Backing<P, M> {
 impl Memory {
     /// Maps a reserved range as `layout` says. May sleep.
     ///
-    /// Memory that fails later is added to `badblocks`, which count from the start of the data.
     /// References to files are put on `queue` when the memory is revoked.
     pub fn new(
         reservation: MemRegion,
         layout: Layout,
         node: Node,
-        badblocks: Arc<Badblocks>,
         queue: Ref<OwnedQueue>,
     ) -> Result<Self> {
         Ok(match layout {
-            Layout::Pages(config) => {
-                let handler = FailureHandler::new(badblocks);
-
-                Self::Pages(Pagemap::new(config, reservation, node, handler, queue)?)
-            }
-            Layout::Plain(data) => Self::Plain(Counted::new(Memremap::new(reservation, &data)?)?),
+            Layout::Pages(config) => Self::Pages(Pagemap::new(
+                config,
+                reservation,
+                node,
+                FailureHandler::new(),
+                queue,
+            )?),
+            Layout::Plain(data) => Self::Plain(Counted::pin_init(try_pin_init!(PlainMemory {
+                mapping: Memremap::new(reservation, &data)?,
+                badblocks <- Badblocks::new(),
+            }))?),
         })
     }
 
@@ -121,7 +150,7 @@ impl Memory {
     pub fn reservation_name(&self) -> &Arc<RegionName> {
         match self {
             Self::Pages(pages) => pages.reservation_name(),
-            Self::Plain(plain) => plain.reservation_name(),
+            Self::Plain(plain) => plain.mapping.reservation_name(),
         }
     }
 
@@ -214,6 +243,15 @@ impl MemoryRef {
         }
     }
 
+    /// Returns the bad sectors, from the start of the data. Memory that fails is added to them.
+    #[inline]
+    pub fn badblocks(&self) -> &Badblocks {
+        match self {
+            Self::Pages(pages) => &pages.ops().badblocks,
+            Self::Plain(plain) => plain.badblocks(),
+        }
+    }
+
     /// Returns the size of the data in bytes.
     #[inline]
     pub fn size(&self) -> usize {
@@ -224,7 +262,7 @@ impl MemoryRef {
     pub fn phys(&self) -> Range<PhysAddr> {
         let start = match self {
             Self::Pages(pages) => pages.phys(),
-            Self::Plain(plain) => plain.phys(),
+            Self::Plain(plain) => plain.mapping.phys(),
         };
 
         start..start.saturating_add(self.size() as u64)
@@ -241,17 +279,42 @@ impl MemoryRef {
     }
 
     /// Returns the span that `find` computes from the size of the data, and its memory for writing.
-    /// [`None`] if the span is not within the data, or any page of the data has failed.
-    #[inline]
+    /// [`None`] if the span is not within the data, any page of the data has failed, or the span is
+    /// not known to have no bad sector ([`Badblocks::is_known_good`]).
+    #[inline(always)]
     pub fn find_writable(
         &self,
         find: impl FnOnce(usize) -> Option<Span>,
     ) -> Option<(Span, WritableSlice<'_>)> {
-        let data = match self {
-            Self::Pages(pages) => pages.writable_all()?,
+        let (data, badblocks) = match self {
+            Self::Pages(pages) => (pages.writable_all()?, &pages.ops().badblocks),
             Self::Plain(plain) => plain.writable(),
         };
         let span = find(data.len())?;
+        if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
+            return None;
+        }
+
+        Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns the span that `find` computes from the size of the data, and its memory. [`None`] if
+    /// the span is not within the data, any page of the data has failed, or the span is not known
+    /// to have no bad sector.
+    #[inline(always)]
+    pub fn find_good(
+        &self,
+        find: impl FnOnce(usize) -> Option<Span>,
+    ) -> Option<(Span, PmemSlice<'_>)> {
+        let (data, badblocks) = match self {
+            Self::Pages(pages) if pages.none_failed() => (pages.slice(), &pages.ops().badblocks),
+            Self::Pages(_) => return None,
+            Self::Plain(plain) => (plain.slice(), plain.badblocks()),
+        };
+        let span = find(data.len())?;
+        if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
+            return None;
+        }
 
         Some((span, data.get(span.offset, span.len)?))
     }
@@ -261,14 +324,8 @@ impl MemoryRef {
     pub fn writable(&self, span: Span) -> Option<WritableSlice<'_>> {
         match self {
             Self::Pages(pages) => pages.writable(span.offset, span.len),
-            Self::Plain(plain) => plain.writable().get(span.offset, span.len),
+            Self::Plain(plain) => plain.mapping.writable().get(span.offset, span.len),
         }
-    }
-
-    /// Returns whether no page has failed.
-    #[inline]
-    pub fn none_failed(&self) -> bool {
-        self.pages().is_none_or(|pages| pages.none_failed())
     }
 
     /// Returns the offset of the first failed page that `span` overlaps. It may be before the span.

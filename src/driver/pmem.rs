@@ -11,15 +11,13 @@ use super::{
     }, //
 };
 use crate::abstractions::kernel::{
-    badblocks::{
-        BadRange,
-        Badblocks, //
-    },
+    badblocks::BadRange,
     dax,
     pmem_slice::WritableSlice,
     ratelimit::RateLimit, //
 };
 use crate::abstractions::kernel_ext::sync::atomic::read_once;
+use crate::abstractions::nvdimm::FlushBarrier;
 use kernel::{
     page::{
         PAGE_SHIFT,
@@ -41,25 +39,25 @@ use kernel::{
 /// All methods may be called by several threads at once. Writes are durable after
 /// [`Flusher::flush`].
 #[pin_data]
+#[repr(C)]
 pub struct Pmem {
     /// A reference to the memory, which is not freed while it exists.
     pub memory: MemoryRef,
-    /// The bad sectors, from the start of the data. Failed pages are added to them.
-    pub badblocks: Arc<Badblocks>,
-    /// The flushes of its region.
-    pub flusher: Arc<Flusher>,
     /// The properties that each request reads.
     pub access: Access,
+    /// The flushes of its region.
+    pub flusher: Arc<Flusher>,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
     messages: Pin<KBox<Messages>>,
 }
 
-/// What is checked at each request, in one cache line.
-#[repr(align(8))]
+/// What each request reads. It is in the cache line of the reference to the memory.
 pub struct Access {
     /// The logical block size of the disk, a power of two.
     pub block_size: u32,
+    /// The barrier that flushes the region, if no more is needed.
+    pub flush_barrier: Option<FlushBarrier>,
     read_only: Atomic<bool>,
 }
 
@@ -120,18 +118,19 @@ impl Pmem {
     /// Creates it, for a disk with blocks of `block_size` bytes.
     pub fn new(
         memory: MemoryRef,
-        badblocks: Arc<Badblocks>,
         flusher: Arc<Flusher>,
         block_size: u32,
     ) -> impl PinInit<Self, Error> {
+        let flush_barrier = flusher.region().flush_barrier();
+
         try_pin_init!(Self {
             memory,
-            badblocks,
-            flusher,
             access: Access {
                 block_size,
+                flush_barrier,
                 read_only: Atomic::new(false),
             },
+            flusher,
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
         })
@@ -155,22 +154,14 @@ impl Pmem {
         EROFS
     }
 
-    /// Returns the start of the first bad range that overlaps `span`. It may be before `span`.
-    #[inline]
-    pub fn first_bad(&self, span: Span) -> Option<u64> {
-        if self.badblocks.is_empty() && self.memory.none_failed() {
-            return None;
-        }
-        self.find_bad(span)
-    }
-
-    /// As [`Self::first_bad`], without the fast path. A failed page is bad as a whole, even if its
-    /// sectors are not in the badblocks.
+    /// Returns the start of the first bad range that overlaps `span`. It may be before `span`. A
+    /// failed page is bad as a whole, even if its sectors are not in the badblocks.
     #[cold]
-    fn find_bad(&self, span: Span) -> Option<u64> {
+    pub fn first_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
         let listed = self
-            .badblocks
+            .memory
+            .badblocks()
             .check(first, sectors)
             .map(|BadRange { first, .. }| first);
         let failed = self
@@ -184,8 +175,8 @@ impl Pmem {
         }
     }
 
-    /// Clears the poison in the span that `find` computes from the size of the data, and returns
-    /// the memory to be overwritten. May sleep if there is poison and `may_sleep` returns true.
+    /// Clears the poison in `span`, and returns the memory to be overwritten. May sleep if there is
+    /// poison and `may_sleep` is true.
     ///
     /// The sectors stay in the badblocks until [`Self::finish_overwrite`], because their contents
     /// are those that the firmware has written.
@@ -193,29 +184,19 @@ impl Pmem {
     /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared, or
     /// not without sleeping. The sectors that are still bad are in the badblocks then, or in pages
     /// that have failed.
-    // Calls that are not inlined cost more than 30 of about 150 instructions for a small request.
-    // Returning a `Result` costs as much: its error would share a register with the address.
-    #[inline(always)]
-    pub fn start_overwrite(
-        &self,
-        find: impl Fn(usize) -> Option<Span>,
-        may_sleep: impl Fn() -> bool,
-    ) -> Option<Overwrite<'_>> {
-        if self.badblocks.is_empty() {
-            if let Some((span, memory)) = self.memory.find_writable(&find) {
-                return Some(Overwrite {
-                    span,
-                    memory,
-                    cleared: Cleared::Nothing,
-                });
-            }
+    pub fn start_overwrite(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
+        if let Some((span, memory)) = self.memory.find_writable(|_| Some(span)) {
+            return Some(Overwrite {
+                span,
+                memory,
+                cleared: Cleared::Nothing,
+            });
         }
 
-        self.make_writable(find(self.memory.size())?, may_sleep())
+        self.make_writable(span, may_sleep)
     }
 
     /// Clears the first `written` bytes of the span from the badblocks.
-    #[inline(always)]
     pub fn finish_overwrite(&self, overwrite: Overwrite<'_>, written: usize) {
         if overwrite.cleared != Cleared::Nothing {
             self.clear_badblocks(overwrite.span, overwrite.cleared, written);
@@ -227,7 +208,7 @@ impl Pmem {
     fn make_writable(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
         self.memory.find(|_| Some(span))?;
 
-        let cleared = if self.find_bad(span).is_some() {
+        let cleared = if self.first_bad(span).is_some() {
             if !may_sleep {
                 return None;
             }
@@ -247,7 +228,7 @@ impl Pmem {
     /// Overwrites `span` with zeroes, and clears its poison. May sleep if there is poison. Fails if
     /// the span is not within the data, or if its poison cannot be cleared.
     pub fn zero(&self, span: Span) -> Result {
-        let overwrite = self.start_overwrite(|_| Some(span), || true).ok_or(EIO)?;
+        let overwrite = self.start_overwrite(span, true).ok_or(EIO)?;
         let memory = overwrite.memory;
 
         memory.zero();
@@ -315,13 +296,13 @@ impl Pmem {
             }
             return Err(ENODATA);
         }
-        if self.badblocks.contains(first, sectors) {
+        if self.memory.badblocks().contains(first, sectors) {
             return Ok(());
         }
         // Clearing parts of the page first makes room for all of it. Meanwhile the pgmap still has
         // the page as failed, so it is not read.
-        let _ = self.badblocks.clear(first, sectors);
-        if self.badblocks.add(first, sectors).is_ok() {
+        let _ = self.memory.badblocks().clear(first, sectors);
+        if self.memory.badblocks().add(first, sectors).is_ok() {
             return Ok(());
         }
         if self.messages.list_is_full.permits(c"pmem_rs") {
@@ -385,7 +366,7 @@ impl Pmem {
     fn keep_failed(&self, span: Span) {
         let _ = self.for_each_bad_page(span, |page| {
             let (first, sectors) = page.sectors();
-            if page.len == PAGE_SIZE && self.badblocks.contains(first, sectors) {
+            if page.len == PAGE_SIZE && self.memory.badblocks().contains(first, sectors) {
                 // If the list of failed pages is full, the badblocks still have the sectors.
                 let _ = self.memory.set_failed(page);
             }
@@ -411,7 +392,7 @@ impl Pmem {
                 self.keep_failed(rest);
             }
         }
-        if self.badblocks.clear(first, sectors).is_err() {
+        if self.memory.badblocks().clear(first, sectors).is_err() {
             if self.messages.still_listed.permits(c"pmem_rs") {
                 self.flusher.region().warn(fmt!(
                     "what was written at sector {first} is still listed as bad. If the list of \

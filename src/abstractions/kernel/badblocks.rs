@@ -4,6 +4,12 @@
 //!
 //! C header: [`include/linux/badblocks.h`](srctree/include/linux/badblocks.h)
 
+mod index;
+
+use self::index::{
+    Index,
+    Run, //
+};
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::kernfs::Dirent;
 use core::ptr::{
@@ -12,10 +18,23 @@ use core::ptr::{
 };
 use kernel::{
     error::to_result,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
-    sync::SetOnce,
+    sync::{
+        barrier::{
+            smp_mb,
+            Read, //
+        },
+        SetOnce, //
+    },
     types::Opaque, //
 };
+
+/// The number of entries that a list has room for (`MAX_BADBLOCKS`).
+const MAX_ENTRIES: usize = PAGE_SIZE / size_of::<u64>();
 
 /// A run of bad sectors that a [`Badblocks::check`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +72,12 @@ pub struct BadRange {
 ///
 /// `inner` was initialised by `badblocks_init` and stays where it is until it is dropped.
 #[pin_data(PinnedDrop)]
+#[repr(C)]
 pub struct Badblocks {
     #[pin]
     inner: Opaque<bindings::badblocks>,
+    #[pin]
+    index: Index,
     attribute: SetOnce<Dirent>,
 }
 
@@ -77,6 +99,7 @@ impl Badblocks {
                 // SAFETY: `slot` is zeroed, and is pinned from here on.
                 to_result(unsafe { bindings::badblocks_init(slot, 1) })
             }),
+            index <- Index::new(),
             attribute: SetOnce::new(),
         })
     }
@@ -105,9 +128,89 @@ impl Badblocks {
         unsafe { addr_of!((*self.inner.get()).count).read_volatile() == 0 }
     }
 
+    /// Returns the sequence number of the list, which is odd while the list is being changed.
+    #[inline(always)]
+    fn sequence(&self) -> u32 {
+        // SAFETY: By the type invariant the field is initialised. A volatile read of an aligned
+        // `unsigned int` cannot tear.
+        unsafe { addr_of!((*self.inner.get()).lock.seqcount.seqcount.sequence).read_volatile() }
+    }
+
+    /// Returns whether the `len` bytes from `offset` on are known to have no bad sector. The sectors
+    /// of the list have 512 bytes.
+    ///
+    /// Takes a few instructions, and knows sectors before the first bad one and after the last. If
+    /// it returns false, [`Self::check`] tells whether there is a bad sector, and makes this
+    /// function work again after a change of the list.
+    #[inline(always)]
+    pub fn is_known_good(&self, offset: u64, len: u64) -> bool {
+        self.index.is_of(self.sequence())
+            && (self.index.is_behind(offset)
+                || self.index.good_from(offset).is_some_and(|good| len <= good))
+    }
+
+    /// Returns whether the `nr` pages from page `pgoff` on are known to have no bad sector; see
+    /// [`Self::is_known_good`]. The byte offset of the first page must be less than 2^64.
+    #[inline(always)]
+    pub fn are_pages_known_good(&self, pgoff: usize, nr: usize) -> bool {
+        let offset = (pgoff << PAGE_SHIFT) as u64;
+
+        self.index.is_of(self.sequence())
+            && (self.index.is_behind(offset)
+                || self
+                    .index
+                    .good_from(offset)
+                    .is_some_and(|good| nr as u64 <= good >> PAGE_SHIFT))
+    }
+
+    /// Makes the index for the current list, if it is for an earlier one.
+    fn update_index(&self) {
+        let sequence = self.sequence();
+        if sequence & 1 != 0 || self.index.is_of(sequence) {
+            return;
+        }
+
+        // ORDERING: pairs with the barriers of the seqlock. If the number is the same before and
+        // after, the list has not changed in between.
+        smp_mb(Read);
+        self.index.make(
+            sequence,
+            || self.runs(),
+            || {
+                smp_mb(Read);
+                self.sequence() == sequence
+            },
+        );
+    }
+
+    /// Returns the entries of the list, which are in ascending order unless the list is being
+    /// changed. Two entries may be parts of one run.
+    fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        let raw = self.inner.get();
+        // SAFETY: By the type invariant the fields are initialised. `page` does not change.
+        let (page, count) = unsafe {
+            (
+                addr_of!((*raw).page).read(),
+                addr_of!((*raw).count).read_volatile(),
+            )
+        };
+        let count = usize::try_from(count).unwrap_or(0).min(MAX_ENTRIES);
+
+        (0..count).map(move |index| {
+            // SAFETY: `page` has this many entries, which any thread may read. A volatile read of an
+            // aligned `u64` cannot tear.
+            let entry = unsafe { page.add(index).read_volatile() };
+            let first = (entry & bindings::BB_OFFSET_MASK) >> 9;
+            let sectors = (entry & u64::from(bindings::BB_LEN_MASK)).saturating_add(1);
+
+            (first, first.saturating_add(sectors))
+        })
+    }
+
     /// Returns the first run of bad sectors among the `sectors` ones from `first` on.
     pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
-        if self.is_empty() {
+        self.update_index();
+        if self.is_empty() || self.index.is_good(self.sequence(), (first, sectors)) {
             return None;
         }
 
@@ -234,7 +337,6 @@ impl PinnedDrop for Badblocks {
 #[kunit_tests(pmem_rs_badblocks)]
 mod tests {
     use super::*;
-    use kernel::page::PAGE_SIZE;
 
     fn list_of(runs: &[(u64, u64)]) -> Result<Pin<KBox<Badblocks>>> {
         let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
@@ -344,6 +446,76 @@ mod tests {
         assert!(!list.contains(1107, 2));
         assert!(!list.contains(1100, 10));
         assert!(list.contains(5, 0));
+        Ok(())
+    }
+
+    /// As C code does, without the index being told.
+    fn set_behind(list: &Badblocks, first: u64, sectors: u64) {
+        // SAFETY: The list is initialised.
+        let all = unsafe { bindings::badblocks_set(list.inner.get(), first, sectors, 1) };
+        assert!(all);
+    }
+
+    #[test]
+    fn a_change_makes_the_index_invalid_until_the_next_check() -> Result {
+        let list = list_of(&[])?;
+        let good = |first: u64, sectors: u64| list.is_known_good(first << 9, sectors << 9);
+
+        assert!(good(0, u64::MAX >> 9));
+        set_behind(&list, 100, 8);
+        assert!(!good(0, 1) && !good(100, 1));
+        assert!(list.check(0, 8).is_none());
+        assert!(good(0, 100) && good(108, 1 << 30));
+        assert!(!good(0, 101) && !good(107, 1) && !good(100, 0x1000));
+        // Behind the first bad sector the index is exact up to a bucket.
+        set_behind(&list, 1000, 1);
+        assert!(list.check(200, 8).is_none());
+        assert!(good(99, 1) && good(1001, 1) && !good(1000, 1));
+        list.clear(0, 1 << 20)?;
+        assert!(list.check(0, 1).is_none());
+        assert!(good(0, 1 << 30));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_are_known_as_their_sectors_are() -> Result {
+        let list = list_of(&[(81, 1)])?;
+        let sectors = PAGE_SIZE as u64 >> 9;
+        let bad = (81 / sectors) as usize;
+
+        assert!(list.check(0, 1).is_none());
+        assert!(list.are_pages_known_good(0, bad) && !list.are_pages_known_good(0, bad + 1));
+        assert!(!list.are_pages_known_good(bad, 1));
+        assert!(list.are_pages_known_good(bad + 1, usize::MAX));
+        assert!(!list.are_pages_known_good(0, usize::MAX));
+        Ok(())
+    }
+
+    #[test]
+    fn the_index_is_never_wrong() -> Result {
+        let mut state: u64 = 1;
+        let mut random = |limit: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (state >> 33) % limit
+        };
+
+        for size in [100, 5000, 1 << 21] {
+            let list = list_of(&[])?;
+            for round in 0..2000 {
+                let (first, sectors) = (random(size), random(size / 8) + 1);
+                if round % 50 == 0 {
+                    set_behind(&list, random(size), 1);
+                } else if round % 190 == 0 {
+                    list.clear(first, sectors)?;
+                }
+                let found = list.check(first, sectors).is_some();
+                // The same without the index.
+                let right = chunks(first, sectors)
+                    .any(|(first, sectors)| list.check_chunk(first, sectors).is_some());
+                assert_eq!(found, right);
+                assert!(!right || !list.is_known_good(first << 9, sectors << 9));
+            }
+        }
         Ok(())
     }
 

@@ -77,6 +77,20 @@ pub struct RegionAccess {
     is_flushed_by_barrier: bool,
 }
 
+/// The proof that a flush of a region is only a barrier (`pmem_wmb()`), so that it neither sleeps
+/// nor fails.
+#[derive(Clone, Copy)]
+pub struct FlushBarrier(());
+
+impl FlushBarrier {
+    /// Flushes the region. Callable from any context.
+    #[inline]
+    pub fn flush(self) {
+        // SAFETY: A barrier may be called in any context.
+        unsafe { bindings::pmem_wmb() };
+    }
+}
+
 impl RegionAccess {
     /// Creates access to the region of a namespace, for as long as its device is bound. May sleep.
     pub fn new(namespace: &Namespace<'_>) -> Result<Arc<Self>> {
@@ -146,10 +160,10 @@ impl RegionAccess {
         self.with_device(|dev| kobject::notify_change(dev, variables))?
     }
 
-    /// Returns whether a flush of the region is only a barrier, so that it does not sleep.
+    /// Returns the barrier that flushes the region, if no more is needed.
     #[inline]
-    pub fn is_flushed_by_barrier(&self) -> bool {
-        self.is_flushed_by_barrier
+    pub fn flush_barrier(&self) -> Option<FlushBarrier> {
+        self.is_flushed_by_barrier.then_some(FlushBarrier(()))
     }
 
     /// Flushes the region, which makes all earlier writes to it durable. May sleep.
@@ -160,9 +174,8 @@ impl RegionAccess {
     /// is only a barrier cannot fail.
     #[inline]
     pub fn flush(&self) -> Result {
-        if self.is_flushed_by_barrier {
-            // SAFETY: A barrier may be called in any context.
-            unsafe { bindings::pmem_wmb() };
+        if let Some(barrier) = self.flush_barrier() {
+            barrier.flush();
             return Ok(());
         }
         self.flush_region()

@@ -9,6 +9,7 @@
 
 use crate::abstractions::bindings;
 use core::{
+    marker::PhantomData,
     mem::ManuallyDrop,
     ptr::NonNull, //
 };
@@ -99,95 +100,65 @@ impl Bio {
         ManuallyDrop::new(self).0
     }
 
-    /// Returns the operation and the flags.
+    /// Returns a copyable reference to the request.
     #[inline]
-    fn opf(&self) -> u32 {
-        // SAFETY: By the type invariant the request is valid. Other CPUs may change other fields,
-        // such as the count of chained bios, so this makes no reference to the whole structure.
-        unsafe { (*self.0.as_ptr()).bi_opf }
+    pub fn borrow(&self) -> BioRef<'_> {
+        // INVARIANT: By the type invariant, for as long as `self` is borrowed.
+        BioRef(self.0, PhantomData)
     }
 
-    /// Returns the current position on the disk and in memory.
-    #[inline]
-    fn iter(&self) -> bindings::bvec_iter {
-        // SAFETY: By the type invariant the request is valid. Only this field is read, since other
-        // CPUs may change other fields.
-        unsafe { (*self.0.as_ptr()).bi_iter }
-    }
-
-    /// Returns the operation.
+    /// As [`BioRef::operation`].
     #[inline]
     pub fn operation(&self) -> Operation {
-        match self.opf() & bindings::REQ_OP_MASK {
-            bindings::req_op_REQ_OP_READ => Operation::Read,
-            bindings::req_op_REQ_OP_WRITE => Operation::Write,
-            bindings::req_op_REQ_OP_WRITE_ZEROES => Operation::WriteZeroes,
-            _ => Operation::Other,
-        }
+        self.borrow().operation()
     }
 
-    /// Returns whether earlier writes must be durable before this request begins.
+    /// As [`BioRef::is_preflush`].
     #[inline]
     pub fn is_preflush(&self) -> bool {
-        self.opf() & bindings::REQ_PREFLUSH != 0
+        self.borrow().is_preflush()
     }
 
-    /// Returns whether the data of this request must be durable before it ends.
+    /// As [`BioRef::is_fua`].
     #[inline]
     pub fn is_fua(&self) -> bool {
-        self.opf() & bindings::REQ_FUA != 0
+        self.borrow().is_fua()
     }
 
-    /// Returns whether the request must not sleep. If it would have to, it ends with
-    /// [`Status::AGAIN`] before it has changed anything, and may be submitted again.
+    /// As [`BioRef::is_nowait`].
     #[inline]
     pub fn is_nowait(&self) -> bool {
-        self.opf() & bindings::REQ_NOWAIT != 0
+        self.borrow().is_nowait()
     }
 
-    /// Returns the first sector, in units of 512 bytes from the start of the disk.
+    /// As [`BioRef::sector`].
     #[inline]
     pub fn sector(&self) -> u64 {
-        self.iter().bi_sector
+        self.borrow().sector()
     }
 
-    /// Returns the number of bytes.
+    /// As [`BioRef::len`].
     #[inline]
     pub fn len(&self) -> usize {
-        self.iter().bi_size as usize
+        self.borrow().len()
     }
 
-    /// Returns whether there is no data.
+    /// As [`BioRef::is_empty`].
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.borrow().is_empty()
     }
 
-    /// Returns the memory of a write, in order. Other requests have none.
+    /// As [`BioRef::segments`].
     #[inline]
     pub fn segments(&self) -> Segments<'_> {
-        self.segments_of(Operation::Write)
+        self.borrow().segments()
     }
 
-    /// Returns the memory of a read, in order, to be written. Other requests have none.
+    /// As [`BioRef::segments_to_fill`].
     #[inline]
     pub fn segments_to_fill(&self) -> SegmentsToFill<'_> {
-        let segments = self.segments_of(Operation::Read);
-
-        // SAFETY: If the request is no read, there are no segments.
-        unsafe { SegmentsToFill::new(segments) }
-    }
-
-    #[inline]
-    fn segments_of(&self, operation: Operation) -> Segments<'_> {
-        let mut iter = self.iter();
-        if self.operation() != operation {
-            iter.bi_size = 0;
-        }
-
-        // SAFETY: By the type invariant the request is valid, and does not end while it is
-        // borrowed. A read or write has the `bi_size` bytes that its iterator counts.
-        unsafe { Segments::new((*self.0.as_ptr()).bi_io_vec, &iter) }
+        self.borrow().segments_to_fill()
     }
 
     /// Starts the accounting of the request (`bio_start_io_acct()`).
@@ -209,7 +180,10 @@ impl Bio {
         let start = unsafe { bindings::bio_start_io_acct(self.0.as_ptr()) };
 
         // INVARIANT: `start` was just returned for this request.
-        Some(Accounting { bio: self, start })
+        Some(Accounting {
+            bio: self.borrow(),
+            start,
+        })
     }
 
     /// Ends the request (`bio_endio()`).
@@ -227,6 +201,110 @@ impl Bio {
 
         // SAFETY: By the type invariant the request was owned by `self`. It is not used after this.
         unsafe { bindings::bio_endio(bio) };
+    }
+}
+
+/// A reference to a request, passed by value.
+///
+/// A function that is not inlined should take this, and not a reference to a [`Bio`]: then the
+/// caller can keep its `Bio` in a register.
+///
+/// # Invariants
+///
+/// For `'a` the request is valid, and is not ended.
+#[derive(Clone, Copy)]
+pub struct BioRef<'a>(NonNull<bindings::bio>, PhantomData<&'a Bio>);
+
+impl<'a> BioRef<'a> {
+    /// Returns the operation and the flags.
+    #[inline]
+    fn opf(self) -> u32 {
+        // SAFETY: By the type invariant the request is valid. Other CPUs may change other fields,
+        // such as the count of chained bios, so this makes no reference to the whole structure.
+        unsafe { (*self.0.as_ptr()).bi_opf }
+    }
+
+    /// Returns the current position on the disk and in memory.
+    #[inline]
+    fn iter(self) -> bindings::bvec_iter {
+        // SAFETY: By the type invariant the request is valid. Only this field is read, since other
+        // CPUs may change other fields.
+        unsafe { (*self.0.as_ptr()).bi_iter }
+    }
+
+    /// Returns the operation.
+    #[inline]
+    pub fn operation(self) -> Operation {
+        match self.opf() & bindings::REQ_OP_MASK {
+            bindings::req_op_REQ_OP_READ => Operation::Read,
+            bindings::req_op_REQ_OP_WRITE => Operation::Write,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Operation::WriteZeroes,
+            _ => Operation::Other,
+        }
+    }
+
+    /// Returns whether earlier writes must be durable before this request begins.
+    #[inline]
+    pub fn is_preflush(self) -> bool {
+        self.opf() & bindings::REQ_PREFLUSH != 0
+    }
+
+    /// Returns whether the data of this request must be durable before it ends.
+    #[inline]
+    pub fn is_fua(self) -> bool {
+        self.opf() & bindings::REQ_FUA != 0
+    }
+
+    /// Returns whether the request must not sleep. If it would have to, it ends with
+    /// [`Status::AGAIN`] before it has changed anything, and may be submitted again.
+    #[inline]
+    pub fn is_nowait(self) -> bool {
+        self.opf() & bindings::REQ_NOWAIT != 0
+    }
+
+    /// Returns the first sector, in units of 512 bytes from the start of the disk.
+    #[inline]
+    pub fn sector(self) -> u64 {
+        self.iter().bi_sector
+    }
+
+    /// Returns the number of bytes.
+    #[inline]
+    pub fn len(self) -> usize {
+        self.iter().bi_size as usize
+    }
+
+    /// Returns whether there is no data.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the memory of a write, in order. Other requests have none.
+    #[inline]
+    pub fn segments(self) -> Segments<'a> {
+        self.segments_of(Operation::Write)
+    }
+
+    /// Returns the memory of a read, in order, to be written. Other requests have none.
+    #[inline]
+    pub fn segments_to_fill(self) -> SegmentsToFill<'a> {
+        let segments = self.segments_of(Operation::Read);
+
+        // SAFETY: If the request is no read, there are no segments.
+        unsafe { SegmentsToFill::new(segments) }
+    }
+
+    #[inline]
+    fn segments_of(self, operation: Operation) -> Segments<'a> {
+        let mut iter = self.iter();
+        if self.operation() != operation {
+            iter.bi_size = 0;
+        }
+
+        // SAFETY: By the type invariant the request is valid, and does not end while it is
+        // borrowed. A read or write has the `bi_size` bytes that its iterator counts.
+        unsafe { Segments::new((*self.0.as_ptr()).bi_io_vec, &iter) }
     }
 }
 
@@ -267,7 +345,7 @@ impl Drop for Bio {
 /// `bio_start_io_acct()` has returned `start` for `bio`.
 #[must_use = "the accounting of a request must end"]
 pub struct Accounting<'a> {
-    bio: &'a Bio,
+    bio: BioRef<'a>,
     start: c_ulong,
 }
 

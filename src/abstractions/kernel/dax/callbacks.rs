@@ -34,6 +34,21 @@ pub(super) struct Private<T, P: PagemapOperations> {
     data: Arc<T>,
 }
 
+/// The private data of a device that is not being killed.
+///
+/// # Invariants
+///
+/// The device has pages.
+struct WithPages<'g, T, P: PagemapOperations>(&'g Private<T, P>);
+
+impl<'g, T, P: PagemapOperations> WithPages<'g, T, P> {
+    #[inline(always)]
+    fn pages(&self) -> &'g PagemapInner<P> {
+        // SAFETY: By the type invariant there are pages.
+        unsafe { self.0.pages.as_ref().unwrap_unchecked() }
+    }
+}
+
 impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     const OPS: bindings::dax_operations = bindings::dax_operations {
         direct_access: Some(Self::direct_access_callback),
@@ -74,16 +89,15 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     unsafe fn of<'g>(
         dev: *mut bindings::dax_device,
         _locked: ReadLocked<'g>,
-    ) -> Option<(&'g PagemapInner<P>, &'g T)> {
+    ) -> Option<WithPages<'g, T, P>> {
         // SAFETY: By the safety requirements the device is valid.
         let private = unsafe { bindings::dax_get_private(dev) };
 
         // SAFETY: If it is not null, the private data is a box in its raw form. The registration
         // drops it after `kill_dax`, which waits for the lock that is held for `'g`.
-        let Self { pages, data } = unsafe { private.cast::<Self>().as_ref() }?;
-        // SAFETY: By the safety requirements there are pages.
-        let pages = unsafe { pages.as_ref().unwrap_unchecked() };
-        Some((pages, data))
+        let private = unsafe { private.cast::<Self>().as_ref() }?;
+        // INVARIANT: By the safety requirements there are pages.
+        Some(WithPages(private))
     }
 
     /// # Safety
@@ -100,23 +114,70 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         // SAFETY: By the safety requirements. `dax_direct_access` asserts it, in `dax_alive`.
         let locked = unsafe { ReadLocked::new() };
         // SAFETY: By the safety requirements.
-        let Some((pages, data)) = (unsafe { Self::of(dev, locked) }) else {
+        let Some(private) = (unsafe { Self::of(dev, locked) }) else {
             return ENXIO.to_errno() as c_long;
         };
-        let mode = match mode {
-            bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
-            _ => AccessMode::Normal,
-        };
+        let pages = private.pages();
         let Some(extent) = Extent::new(locked, &pages.pages, pgoff) else {
             return ENXIO.to_errno() as c_long;
         };
         // `dax_direct_access` refuses a negative number.
         let nr_pages = nr_pages as usize;
 
-        let extent = match data.direct_access(pages, extent, nr_pages, mode) {
-            Ok(extent) => extent,
-            Err(err) => return err.to_errno() as c_long,
+        if T::are_known_good(pages, pgoff, nr_pages) {
+            // SAFETY: By the safety requirements.
+            return unsafe { Self::translate(&extent, nr_pages, kaddr, pfn) };
+        }
+        // Not inlined, so that the usual case saves fewer registers.
+        // SAFETY: By the safety requirements.
+        unsafe { Self::direct_access_checked(private, pgoff, nr_pages, mode, kaddr, pfn) }
+    }
+
+    /// Translates after the driver has checked the pages.
+    ///
+    /// # Safety
+    ///
+    /// `dax_read_lock` must be held for as long as `private` is borrowed. `kaddr` and `pfn` must be null or valid for writing.
+    #[cold]
+    #[inline(never)]
+    unsafe fn direct_access_checked(
+        private: WithPages<'_, T, P>,
+        pgoff: usize,
+        nr_pages: usize,
+        mode: bindings::dax_access_mode,
+        kaddr: *mut *mut c_void,
+        pfn: *mut c_ulong,
+    ) -> c_long {
+        let mode = match mode {
+            bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
+            _ => AccessMode::Normal,
         };
+
+        // SAFETY: By the safety requirements.
+        let locked = unsafe { ReadLocked::new() };
+        let pages = private.pages();
+        let result = Extent::new(locked, &pages.pages, pgoff)
+            .ok_or(ENXIO)
+            .and_then(|extent| private.0.data.direct_access(pages, extent, nr_pages, mode));
+        match result {
+            // SAFETY: By the safety requirements.
+            Ok(extent) => unsafe { Self::translate(&extent, nr_pages, kaddr, pfn) },
+            Err(err) => err.to_errno() as c_long,
+        }
+    }
+
+    /// Stores the address and the page frame number of an extent, and returns its length.
+    ///
+    /// # Safety
+    ///
+    /// `kaddr` and `pfn` must be null or valid for writing.
+    #[inline(always)]
+    unsafe fn translate(
+        extent: &Extent<'_>,
+        nr_pages: usize,
+        kaddr: *mut *mut c_void,
+        pfn: *mut c_ulong,
+    ) -> c_long {
         // SAFETY: By the safety requirements the pointers are null or valid. Uses of the results
         // after the lock was released are found by the revocation (`docs/lifetimes.md`).
         unsafe {
@@ -151,14 +212,14 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         // SAFETY: By the safety requirements. The caller is `dax_zero_page_range`.
         let locked = unsafe { ReadLocked::new() };
         // SAFETY: By the safety requirements.
-        let Some((pages, data)) = (unsafe { Self::of(dev, locked) }) else {
+        let Some(private) = (unsafe { Self::of(dev, locked) }) else {
             return ENXIO.to_errno();
         };
-        if !pages.pages.access.permits_access() {
+        if !private.pages().pages.access.permits_access() {
             return ENXIO.to_errno();
         }
 
-        match data.zero_page_range(locked, pgoff, nr_pages) {
+        match private.0.data.zero_page_range(locked, pgoff, nr_pages) {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }
@@ -179,7 +240,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         // `dax_recovery_write`; it holds the lock since it translated `addr`.
         let locked = unsafe { ReadLocked::new() };
         // SAFETY: By the safety requirements.
-        let Some((_, data)) = (unsafe { Self::of(dev, locked) }) else {
+        let Some(private) = (unsafe { Self::of(dev, locked) }) else {
             return 0;
         };
         // SAFETY: By the safety requirements.
@@ -187,7 +248,10 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
         // `pgoff` is the page. Only the offset in the page is taken from the address.
         let offset = addr.addr() & !PAGE_MASK;
-        data.recovery_write(locked, pgoff, offset, len, &mut source)
+        private
+            .0
+            .data
+            .recovery_write(locked, pgoff, offset, len, &mut source)
     }
 }
 

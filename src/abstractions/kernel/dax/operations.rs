@@ -91,6 +91,14 @@ pub enum AccessMode {
 /// }
 /// ```
 pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
+    /// Returns whether all of the `nr_pages` pages from `pgoff` on are known to be good. Then they
+    /// are translated without a call of [`Self::direct_access`]. Page `pgoff` exists.
+    ///
+    /// This is for a check that takes a few instructions. It may return false for any pages.
+    fn are_known_good(_pages: &PagemapInner<P>, _pgoff: usize, _nr_pages: usize) -> bool {
+        false
+    }
+
     /// Translates `nr_pages` pages. `extent` has all pages of `pages` from the first of these on.
     ///
     /// Returns the pages from the first on that may be accessed. These may be more than `nr_pages`,

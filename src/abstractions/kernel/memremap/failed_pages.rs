@@ -7,6 +7,7 @@ use super::{
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::badblocks::Badblocks;
+use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use core::{
     ops::Range,
     ptr::addr_of, //
@@ -16,7 +17,11 @@ use kernel::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
 /// The operations of a pgmap, implemented by the code that owns its
@@ -39,6 +44,21 @@ pub trait PagemapOperations: Send + Sync + 'static {
     /// memory management takes the pages out of the linear mapping. Not called for a simulated
     /// failure.
     fn record_failure(&self, offset: u64, len: u64);
+}
+
+/// Whether any page was ever added to [`FailedPages`]. It is apart from the list, so that the pgmap
+/// has it in the cache line that each request reads.
+pub(super) struct HasFailed(Atomic<bool>);
+
+impl HasFailed {
+    pub(super) const fn new() -> Self {
+        Self(Atomic::new(false))
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> bool {
+        read_once(&self.0)
+    }
 }
 
 /// The pages of a pgmap that have failed and were not repaired since.
@@ -123,7 +143,8 @@ impl FailedPages {
     }
 
     /// Adds pages that were put back, but were not repaired. Fails if the list is full.
-    pub(super) fn add(&self, pages: Range<u64>) -> Result {
+    pub(super) fn add(&self, has_failed: &HasFailed, pages: Range<u64>) -> Result {
+        has_failed.0.store(true, Relaxed);
         self.list
             .add(pages.start, pages.end.saturating_sub(pages.start))
     }
@@ -165,6 +186,7 @@ impl FailedPages {
     /// The page frame must have a `struct page` of a pgmap that stays during the call.
     pub(super) unsafe fn handle<T: PagemapOperations>(
         &self,
+        has_failed: &HasFailed,
         ops: &T,
         pfn: c_ulong,
         offset: u64,
@@ -179,7 +201,8 @@ impl FailedPages {
         // The caller takes the pages out of the linear mapping only if this does not fail
         // (`uc_decode_notifier()`). So they are listed first, and removed again if it does.
         let was_listed = self.list.check(first, nr_pages).is_some();
-        let is_listed = was_listed || self.list.add(first, nr_pages).is_ok();
+        let pages = first..first.saturating_add(nr_pages);
+        let is_listed = was_listed || self.add(has_failed, pages).is_ok();
 
         let mut result = ops.memory_failure(offset, len, flags);
         // The memory management kills the users of a page that is associated with a file, and fails

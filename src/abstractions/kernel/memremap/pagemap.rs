@@ -10,6 +10,7 @@ use super::{
     exposure::Exposure,
     failed_pages::{
         FailedPages,
+        HasFailed,
         PagemapOperations, //
     },
     pages::Pages,
@@ -70,18 +71,22 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
 /// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
 /// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`.
+// What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
+#[repr(C, align(64))]
 pub struct PagemapInner<T: PagemapOperations> {
+    data: NonNull<u8>,
+    len: usize,
+    has_failed: HasFailed,
+    #[pin]
+    ops: T,
+    pub(in crate::abstractions) pages: Pages,
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
     phys: PhysAddr,
-    len: usize,
     #[pin]
     failed: FailedPages,
-    ops: T,
     memmap_on_media: bool,
-    data: NonNull<u8>,
-    pub(in crate::abstractions) pages: Pages,
     /// The disk through which file systems and device-mapper find the DAX device.
     host: SetOnce<Arc<DiskState>>,
     // Dropped last.
@@ -114,7 +119,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         config: PagemapConfig,
         reservation: MemRegion,
         node: Node,
-        ops: T,
+        ops: impl PinInit<T, Error>,
     ) -> Result<impl PinInit<Self, Error>> {
         let memmap_on_media = config.memmap_on_media();
         let (pgmap, start, len, data_offset) = config.into_parts();
@@ -139,8 +144,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
             pgmap: Opaque::new(pgmap),
             phys,
             len: data_len,
+            has_failed: HasFailed::new(),
             failed <- FailedPages::new(frames.start),
-            ops,
+            ops <- ops,
             memmap_on_media,
             host: SetOnce::new(),
             reservation,
@@ -294,7 +300,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// Returns whether no page has failed. Callable from any context.
     #[inline]
     pub fn none_failed(&self) -> bool {
-        self.failed.is_empty()
+        !self.has_failed.get() || self.failed.is_empty()
     }
 
     /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
@@ -397,7 +403,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// [`ENOSPC`] if the list of failed pages is full. [`EINVAL`] if the bytes are not all in the
     /// data.
     pub fn set_failed(&self, offset: usize, len: usize) -> Result {
-        self.failed.add(self.whole_pages(offset, len)?)
+        self.failed
+            .add(&self.has_failed, self.whole_pages(offset, len)?)
     }
 
     /// Returns the pages that are wholly in the `len` bytes from `offset` on. Fails if the bytes
@@ -433,7 +440,11 @@ impl<T: PagemapOperations> PagemapInner<T> {
         };
 
         // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
-        match unsafe { inner.failed.handle(&inner.ops, pfn, offset, len, flags) } {
+        let result = unsafe {
+            let (failed, has_failed) = (&inner.failed, &inner.has_failed);
+            failed.handle(has_failed, &inner.ops, pfn, offset, len, flags)
+        };
+        match result {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }

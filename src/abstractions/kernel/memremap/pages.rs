@@ -32,14 +32,16 @@ use kernel::{
 /// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except
 /// those that have failed, and have `struct page`s, from page frame `first_pfn` on. Neither the
 /// last address nor the last page frame overflows. `exposure` is a record for all of these frames.
+// What each translation reads is in one cache line.
+#[repr(C, align(64))]
 pub(in crate::abstractions) struct Pages {
     addr: NonNull<u8>,
     first_pfn: usize,
     /// How many page frames of the first chunk of the record are before these.
     lead: usize,
     nr_pages: usize,
-    exposure: Exposure,
     pub(in crate::abstractions) access: AccessState,
+    exposure: Exposure,
 }
 
 // SAFETY: Nothing here refers to a thread, and the memory at `addr` is not accessed.

@@ -8,6 +8,11 @@ use kernel::sync::atomic::{
     Atomic,
     AtomicType, //
 };
+#[cfg(not(target_arch = "x86_64"))]
+use kernel::sync::barrier::{
+    smp_mb,
+    Full, //
+};
 
 /// Loads an atomic of at most a word without ordering (`READ_ONCE()`). Callable from any context.
 ///
@@ -28,4 +33,27 @@ pub fn read_once<T: AtomicType>(atomic: &Atomic<T>) -> T {
     // threads write it with atomic operations of the kernel only. In the kernel's memory model a
     // volatile read may race with those.
     unsafe { atomic.as_ptr().read_volatile() }
+}
+
+/// Loads an atomic of at most a word; what is read after it is not older (`smp_load_acquire()`).
+/// Callable from any context.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::sync::atomic::Atomic;
+/// use pmem_rs::abstractions::kernel_ext::sync::atomic::read_acquire;
+///
+/// assert_eq!(read_acquire(&Atomic::new(7_u32)), 7);
+/// ```
+#[inline(always)]
+pub fn read_acquire<T: AtomicType>(atomic: &Atomic<T>) -> T {
+    let value = read_once(atomic);
+
+    // ORDERING: x86-64 does not reorder loads, so only the compiler must not.
+    #[cfg(target_arch = "x86_64")]
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Acquire);
+    #[cfg(not(target_arch = "x86_64"))]
+    smp_mb(Full);
+    value
 }

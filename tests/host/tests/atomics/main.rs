@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Models of shared state other than teardown, for [loom](https://docs.rs/loom): flushes, the
-//! region, and counts of users.
+//! region, the index of bad blocks, and counts of users.
 //!
 //! Each model repeats the function that the heading of its file names, and has to be changed with
 //! it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a
 //! model finds defects, each is also run with some, and must find every one.
 
+mod badblocks;
 mod counted;
 #[path = "../unbind/exploration.rs"]
 mod exploration;

@@ -89,7 +89,7 @@ impl<T: PagemapOperations> Owner<T> {
         config: PagemapConfig,
         reservation: MemRegion,
         node: Node,
-        ops: T,
+        ops: impl PinInit<T, Error>,
         queue: Ref<OwnedQueue>,
     ) -> Result<Self> {
         let registered = Registered::new()?;

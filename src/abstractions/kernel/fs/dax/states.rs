@@ -107,7 +107,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         config: PagemapConfig,
         reservation: MemRegion,
         node: Node,
-        ops: T,
+        ops: impl PinInit<T, Error>,
         queue: Ref<OwnedQueue>,
     ) -> Result<Self> {
         Owner::new(config, reservation, node, ops, queue).map(Self)

@@ -44,7 +44,7 @@ impl<T: PagemapOperations> TestPagemap<T> {
         let reference = queue.try_get().ok_or(EINVAL)?;
 
         Ok(Self {
-            pages: Pagemap::new(config, reservation, Node(0), ops, reference)?,
+            pages: Pagemap::new(config, reservation, Node(0), Ok::<_, Error>(ops), reference)?,
             queue,
         })
     }

@@ -156,6 +156,15 @@ pub fn requests(
     requests_to(&side.disk, operation, order, len, kind)
 }
 
+/// The offset of the bad block. No case uses it, nor do metadata of ext4.
+const BAD: u64 = 832 << 20;
+
+/// Adds a bad block to the list of the disk, as a user can.
+pub fn add_bad_block(side: &Side) -> Result<()> {
+    let sector = BAD >> 9;
+    sysfs::write(side.disk.path("badblocks"), &format!("{sector} 8"))
+}
+
 /// The module null_blk, and its arguments.
 pub const NULL: &str = "null_blk";
 const NULL_DISKS: [&str; 5] = [NULL, "nr_devices=2", "gb=1", "memory_backed=0", "irqmode=0"];

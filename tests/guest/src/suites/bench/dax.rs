@@ -59,6 +59,11 @@ impl Fixture {
     }
 }
 
+/// Makes the file, unless an earlier case has.
+pub fn make_file(side: &Side) -> Result<()> {
+    Fixture::new(side).map(drop)
+}
+
 struct Calls {
     fixture: Fixture,
     write: bool,

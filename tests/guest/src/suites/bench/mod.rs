@@ -109,6 +109,24 @@ macro_rules! cases {
             dax_map_sync_first_write: Case::exactly(32, sync_faults),
             dax_fsync_256_dirty_pages: Case::exactly(1, fsync),
             $($more)*
+            read_4k_bad_block_elsewhere: Case::many(|side| {
+                block::add_bad_block(side)?;
+                requests(side, Read, Sequential, 4 * KIB, Pages)
+            }),
+            write_4k_bad_block_elsewhere: Case::many(|side| {
+                block::add_bad_block(side)?;
+                requests(side, Write, Sequential, 4 * KIB, Pages)
+            }),
+            dax_read_4k_bad_block_elsewhere: Case::many(|side| {
+                dax::make_file(side)?;
+                block::add_bad_block(side)?;
+                calls(side, false, 4 * KIB)
+            }),
+            dax_read_fault_4k_bad_block_elsewhere: Case::exactly(1024, |side| {
+                dax::make_file(side)?;
+                block::add_bad_block(side)?;
+                faults(side, Page, false)
+            }),
             bind_64m: Case::exactly(1, |side| rebind(side, Bind, 64)),
             bind_256m: Case::exactly(1, |side| rebind(side, Bind, 256)),
             bind_1g: Case::exactly(1, |side| rebind(side, Bind, 1024)),

@@ -25,6 +25,7 @@ use crate::suites::block::expect_no_wait;
 use crate::suites::platform::only_for_pmem_rs;
 use crate::suites::probe::BlockTest;
 use crate::syscall::{self, preadv2, pwritev2};
+use crate::sysfs;
 
 const MEDIUM_ERROR: &[Errno] = &[Errno::ENODATA];
 
@@ -184,6 +185,49 @@ pub fn pollers_are_woken(lab: &mut Lab) -> Result<()> {
         // A write to good sectors does not notify.
         file.write_all_at(&Buffer::stamped(4 * SECTOR, 1), 64 * SECTOR as u64)?;
         watch.expect_not_notified()?;
+    }
+    Ok(())
+}
+
+/// Sectors that a user adds to the list are bad at once, each time, and no others.
+pub fn added_by_user(lab: &mut Lab) -> Result<()> {
+    for mode in [Mode::Raw, Mode::FsdaxMem] {
+        let bench = Bench::new(lab, mode)?;
+        let file = bench.disk.open(Access::Direct)?;
+        let last = bench.disk.bytes()? / SECTOR as u64 - 1;
+        let read = |sector: u64| {
+            let result = file.read_exact_at(&mut Buffer::new(SECTOR), sector * SECTOR as u64);
+            match result {
+                Err(error) => error.raw_os_error() == Some(Errno::ENODATA as i32),
+                Ok(()) => false,
+            }
+        };
+        let mut bad = Vec::new();
+        for added in [5000, 70, 100_000, 71, last, 0] {
+            ensure!(!read(added), "sector {added} is bad already");
+            sysfs::write(bench.disk.path("badblocks"), &format!("{added} 1"))?;
+            bad.push(added);
+            for sector in [
+                added,
+                0,
+                1,
+                69,
+                70,
+                71,
+                72,
+                4999,
+                5000,
+                5001,
+                60_000,
+                100_000,
+                last - 1,
+            ] {
+                ensure!(
+                    read(sector) == bad.contains(&sector),
+                    "sector {sector} was read wrongly when {bad:?} were bad"
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -35,6 +35,7 @@ pub const SUITE: Suite = Suite {
         Test::new("padded_namespace", blocks::padded_namespace),
         Test::new("pollers_are_woken", blocks::pollers_are_woken),
         Test::new("only_bad_sectors_fail", blocks::only_bad_sectors_fail),
+        Test::new("added_by_user", blocks::added_by_user),
         Test::new("nowait", blocks::nowait),
         Test::new("zeroes_repair", blocks::zeroes_repair),
         Test::new("writing_clears_just_that", blocks::writing_clears_just_that),
