@@ -28,7 +28,9 @@ use kernel::{
 impl dax::Operations<FailureHandler> for Pmem {
     #[inline(always)]
     fn are_known_good(pages: &PagemapInner<FailureHandler>, pgoff: usize, nr_pages: usize) -> bool {
-        pages.ops().badblocks.are_pages_known_good(pgoff, nr_pages) && pages.none_failed()
+        let badblocks = &pages.ops().badblocks;
+
+        badblocks.are_pages_known_good(pgoff as u64, nr_pages as u64) && pages.none_failed()
     }
 
     fn direct_access<'g>(

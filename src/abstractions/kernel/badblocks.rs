@@ -18,10 +18,7 @@ use core::ptr::{
 };
 use kernel::{
     error::to_result,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         barrier::{
@@ -145,22 +142,15 @@ impl Badblocks {
     #[inline(always)]
     pub fn is_known_good(&self, offset: u64, len: u64) -> bool {
         self.index.is_of(self.sequence())
-            && (self.index.is_behind(offset)
-                || self.index.good_from(offset).is_some_and(|good| len <= good))
+            && (self.index.is_behind(offset) || self.index.is_before(offset, len))
     }
 
     /// Returns whether the `nr` pages from page `pgoff` on are known to have no bad sector; see
-    /// [`Self::is_known_good`]. The byte offset of the first page must be less than 2^64.
+    /// [`Self::is_known_good`].
     #[inline(always)]
-    pub fn are_pages_known_good(&self, pgoff: usize, nr: usize) -> bool {
-        let offset = (pgoff << PAGE_SHIFT) as u64;
-
+    pub fn are_pages_known_good(&self, pgoff: u64, nr: u64) -> bool {
         self.index.is_of(self.sequence())
-            && (self.index.is_behind(offset)
-                || self
-                    .index
-                    .good_from(offset)
-                    .is_some_and(|good| nr as u64 <= good >> PAGE_SHIFT))
+            && (self.index.are_pages_behind(pgoff) || self.index.are_pages_before(pgoff, nr))
     }
 
     /// Makes the index for the current list, if it is for an earlier one.
@@ -481,13 +471,13 @@ mod tests {
     fn pages_are_known_as_their_sectors_are() -> Result {
         let list = list_of(&[(81, 1)])?;
         let sectors = PAGE_SIZE as u64 >> 9;
-        let bad = (81 / sectors) as usize;
+        let bad = 81 / sectors;
 
         assert!(list.check(0, 1).is_none());
         assert!(list.are_pages_known_good(0, bad) && !list.are_pages_known_good(0, bad + 1));
         assert!(!list.are_pages_known_good(bad, 1));
-        assert!(list.are_pages_known_good(bad + 1, usize::MAX));
-        assert!(!list.are_pages_known_good(0, usize::MAX));
+        assert!(list.are_pages_known_good(bad + 1, u64::MAX));
+        assert!(!list.are_pages_known_good(0, u64::MAX));
         Ok(())
     }
 

@@ -15,6 +15,10 @@ use crate::abstractions::kernel_ext::sync::atomic::{
 };
 use kernel::{
     new_spinlock,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -53,6 +57,10 @@ pub(super) struct Index {
     end: Atomic<u64>,
     /// No sector before this byte offset is bad.
     first: Atomic<u64>,
+    /// No sector from this page on is bad.
+    end_page: Atomic<u64>,
+    /// No sector before this page is bad.
+    first_page: Atomic<u64>,
     /// The buckets from `first` on that have bad sectors, one bit each.
     buckets: Atomic<u64>,
     /// `1 << shift` sectors are in a bucket.
@@ -72,6 +80,8 @@ impl Index {
             shift: Atomic::new(0),
             end: Atomic::new(0),
             first: Atomic::new(u64::MAX),
+            end_page: Atomic::new(0),
+            first_page: Atomic::new(u64::MAX),
             buckets: Atomic::new(0),
             update <- new_spinlock!((), "pmem_rs::badblocks::Index::update"),
         })
@@ -91,11 +101,27 @@ impl Index {
         offset >= read_once(&self.end)
     }
 
-    /// Returns the number of bytes from `offset` on before the first bad sector. [`None`] if that
-    /// is before `offset`. The index must be valid.
+    /// Returns whether no sector of the `len` bytes from `offset` on is bad, since all are before
+    /// the first bad one. The index must be valid.
     #[inline(always)]
-    pub(super) fn good_from(&self, offset: u64) -> Option<u64> {
-        read_once(&self.first).checked_sub(offset)
+    pub(super) fn is_before(&self, offset: u64, len: u64) -> bool {
+        let good = read_once(&self.first).checked_sub(offset);
+
+        good.is_some_and(|good| len <= good)
+    }
+
+    /// As [`Self::is_behind`], for a page.
+    #[inline(always)]
+    pub(super) fn are_pages_behind(&self, pgoff: u64) -> bool {
+        pgoff >= read_once(&self.end_page)
+    }
+
+    /// As [`Self::is_before`], for `nr` pages.
+    #[inline(always)]
+    pub(super) fn are_pages_before(&self, pgoff: u64, nr: u64) -> bool {
+        let good = read_once(&self.first_page).checked_sub(pgoff);
+
+        good.is_some_and(|good| nr <= good)
     }
 
     /// Returns whether it is known that none of the `sectors` sectors from sector `first` on is
@@ -144,16 +170,18 @@ impl Index {
         if !is_current() {
             return;
         }
+        let first = first.saturating_mul(1 << SECTOR_SHIFT);
+        let end = end.saturating_mul(1 << SECTOR_SHIFT);
 
         self.sequence.store(INVALID, Relaxed);
         // ORDERING: pairs with the barriers in `is_of()` and `is_between()`. A reader that sees one
         // of the new words does not see the old number after it.
         smp_mb(Write);
         self.shift.store(shift, Relaxed);
-        self.end
-            .store(end.saturating_mul(1 << SECTOR_SHIFT), Relaxed);
-        self.first
-            .store(first.saturating_mul(1 << SECTOR_SHIFT), Relaxed);
+        self.end.store(end, Relaxed);
+        self.first.store(first, Relaxed);
+        self.end_page.store(end.div_ceil(PAGE_SIZE as u64), Relaxed);
+        self.first_page.store(first >> PAGE_SHIFT, Relaxed);
         self.buckets.store(buckets, Relaxed);
         self.sequence.store(u64::from(sequence), Release);
     }
