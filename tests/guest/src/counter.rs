@@ -40,6 +40,11 @@ const COPIES: &[&str] = &[
 ];
 /// The function of pmem_rs that writes zeroes.
 const ZEROES: &str = "16zero_past_caches";
+/// The name under which [`IO_URING_CODE`] is learnt, as if it was a module.
+pub const IO_URING: &str = "io_uring";
+/// The functions of the kernel that call all others for requests of io_uring: the system call, and
+/// the thread that executes a request which must not wait and would.
+const IO_URING_CODE: &[&str] = &["__x64_sys_io_uring_enter", "io_wq_worker"];
 /// The section with the kernel's entry points for interrupts and exceptions.
 const ENTRY: [&str; 2] = ["__entry_text_start", "__entry_text_end"];
 
@@ -75,6 +80,7 @@ pub fn learn(modules: &[&str]) -> Result<()> {
     {
         let what = match module {
             None if COPIES.contains(&name.as_str()) => Some("copy"),
+            None if IO_URING_CODE.contains(&name.as_str()) => Some(IO_URING),
             None => None,
             // Its name is mangled.
             Some(_) if name.contains(ZEROES) => Some("copy"),

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::measure::{Case, Work, report};
 use super::pair::{Pair, Side};
 use crate::command::run;
+use crate::counter::IO_URING;
 use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::lab::Lab;
@@ -240,6 +241,54 @@ impl Work for Mkfs {
 /// Runs `mkfs.ext4`.
 pub fn mkfs(side: &Side) -> Result<Box<dyn Work>> {
     Ok(Box::new(Mkfs(side.disk.clone())))
+}
+
+/// Random requests of 4 KiB, which fio submits by io_uring.
+struct Job {
+    node: String,
+    rw: &'static str,
+    depth: u32,
+}
+
+impl Work for Job {
+    fn run(&mut self, operations: u32) -> Result<()> {
+        run(
+            "fio",
+            &[
+                "--name=job",
+                "--ioengine=io_uring",
+                "--direct=1",
+                "--thread",
+                "--bs=4k",
+                "--norandommap",
+                "--randrepeat=1",
+                &format!("--size={SPAN}"),
+                &format!("--filename={}", self.node),
+                &format!("--rw={}", self.rw),
+                &format!("--iodepth={}", self.depth),
+                &format!("--number_ios={operations}"),
+            ],
+        )
+        .map(drop)
+    }
+}
+
+/// Requests of fio with so many in flight.
+pub fn fio_job(side: &Side, rw: &'static str, depth: u32) -> Result<Box<dyn Work>> {
+    Ok(Box::new(Job {
+        node: side.disk.node_str(),
+        rw,
+        depth,
+    }))
+}
+
+/// A case that counts the instructions of whole requests of io_uring: of the system call, of the
+/// threads that it gives requests to, and of what both call.
+pub const fn uring_requests(setup: fn(&Side) -> Result<Box<dyn Work>>) -> Case {
+    Case {
+        module: Some(IO_URING),
+        ..Case::exactly(1000, setup)
+    }
 }
 
 /// Requests of fio by io_uring: `threads` threads, each with `depth` requests in flight.

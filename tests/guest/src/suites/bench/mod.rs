@@ -17,14 +17,14 @@ use anyhow::Result;
 use self::block::Memory::{Huge, Pages};
 use self::block::Operation::{DurableWrite, Read, Write};
 use self::block::Order::{Random, Sequential};
-use self::block::{NULL_REQUESTS, fio, flushes, mkfs, requests, zeroes};
+use self::block::{NULL_REQUESTS, fio, fio_job, flushes, mkfs, requests, zeroes};
 use self::dax::Unit::{Page, Pmd};
 use self::dax::{calls, copies, faults, fsync, sync_faults};
 use self::lifecycle::Step::{Bind, Unbind};
 use self::lifecycle::{memory_of_a_device, rebind, unbind_mapped};
 use self::measure::{Case, Mode, measure};
 use super::{Suite, Test};
-use crate::counter::learn;
+use crate::counter::{IO_URING, learn};
 use crate::driver::Driver;
 use crate::lab::Lab;
 
@@ -155,14 +155,25 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touc
     memory_of_a_device: |lab, name| memory_of_a_device(lab, name),
 ]);
 
-pub const COUNT: Suite =
-    cases!("bench_count", Mode::Count, first: [get_ready: learn_modules], more: [], own: []);
+pub const COUNT: Suite = cases!("bench_count", Mode::Count, first: [get_ready: learn_modules],
+    more: [
+        uring_read_4k_depth_1: block::uring_requests(|side| fio_job(side, "randread", 1)),
+        uring_read_4k_depth_32: block::uring_requests(|side| fio_job(side, "randread", 32)),
+        uring_write_4k_depth_1: block::uring_requests(|side| fio_job(side, "randwrite", 1)),
+        uring_write_4k_depth_32: block::uring_requests(|side| fio_job(side, "randwrite", 32)),
+    ],
+    own: []);
 
 /// Loads all modules whose instructions are counted, and looks up their addresses.
 fn learn_modules(lab: &mut Lab) -> Result<()> {
     pair::Pair::ready(lab)?;
     block::load_null()?;
-    learn(&[Driver::NdPmem.name(), Driver::PmemRs.name(), block::NULL])
+    learn(&[
+        Driver::NdPmem.name(),
+        Driver::PmemRs.name(),
+        block::NULL,
+        IO_URING,
+    ])
 }
 
 /// Writes to all memory that is accessed later: on the first access to a page the emulator
