@@ -2,10 +2,8 @@
 
 //! Measures both drivers, side by side. The guest measures, and this collects the results.
 //!
-//! - [`figures`] computes medians and confidence intervals.
-//! - [`table`] and [`plot`] show them.
+//! [`table`] and [`plot`] show them.
 
-mod figures;
 mod plot;
 mod table;
 
@@ -15,9 +13,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use serde::Deserialize;
+use figures::text::line;
+use figures::{COPIES, DRIVER, MARK, Row, Series, WITHOUT_COPIES};
 
-use self::figures::{Row, Series};
 use crate::Setup;
 use crate::boot::Bench;
 use crate::compare::tests_of;
@@ -39,22 +37,6 @@ const TIME: &str = "bench_time";
 const COUNT: &str = "bench_count";
 /// The first test of both suites.
 const GET_READY: &str = "get_ready";
-/// The prefix of a result of the guest.
-const MARK: &str = "bench: ";
-
-/// The units of counts.
-pub const DRIVER: &str = "instructions of the driver";
-pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
-pub const COPIES: &str = "instructions of copies";
-
-/// A result of the guest.
-#[derive(Deserialize)]
-struct Measured {
-    case: String,
-    mode: String,
-    unit: String,
-    rounds: Vec<[Option<f64>; 2]>,
-}
 
 /// Runs the `bench` command: all cases, or those whose names contain one of `wanted`. Returns
 /// whether all were measured. If nothing was left out, the results are also written to `docs`.
@@ -123,7 +105,7 @@ pub fn run(
 fn keep(folder: &Path, subject: &Subject, boots: u32, rows: &[Row]) -> Result<()> {
     fs::write(
         folder.join("bench.md"),
-        table::markdown(subject, boots, rows)?,
+        table::markdown(subject, boots, rows),
     )?;
     serde_json::to_writer_pretty(File::create(folder.join("bench.json"))?, rows)?;
     plot::draw(&folder.join("bench.svg"), rows)
@@ -165,38 +147,21 @@ fn failures(report: &Report) -> Vec<String> {
     failures
 }
 
-fn series<'a>(all: &'a mut Vec<Series>, case: &str, mode: &str, unit: &str) -> &'a mut Series {
-    let same = |series: &Series| series.case == case && series.mode == mode && series.unit == unit;
-    let index = match all.iter().position(same) {
-        Some(index) => index,
-        None => {
-            all.push(Series::new(case, mode, unit));
-            all.len() - 1
-        }
-    };
-    &mut all[index]
-}
-
 fn time(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Report> {
     let boot = Boot::off(TIME);
     let backing = bench.results.join(boot.suite);
     let mut wrong = None;
-    let report = bench.boot_some(&suites::TIMED_PAIR, &backing, &boot, cases, |line| {
-        let Some(Event::Note(note)) = event(line) else {
+    let report = bench.boot_some(&suites::TIMED_PAIR, &backing, &boot, cases, |said| {
+        let Some(Event::Note(note)) = event(said) else {
             return;
         };
         let Some(result) = note.strip_prefix(MARK) else {
             return;
         };
-        match serde_json::from_str::<Measured>(result) {
-            Ok(measured) => {
-                let Measured {
-                    case, mode, unit, ..
-                } = &measured;
-                let mut here = Series::new(case, mode, unit);
-                here.rounds.clone_from(&measured.rounds);
-                println!("{}", table::line(&here));
-                series(all, case, mode, unit).rounds.extend(measured.rounds);
+        match serde_json::from_str::<Series>(result) {
+            Ok(series) => {
+                println!("{}", line(&series));
+                figures::add(all, series);
             }
             Err(error) => wrong = Some(format!("the guest said `{result}`: {error}")),
         }
@@ -235,11 +200,11 @@ fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Repor
         &dir,
         &boot,
         cases,
-        |line| match event(line) {
+        |said| match event(said) {
             Some(Event::Result { passed: true, name }) if name != GET_READY => {
                 match counted(&dir, name) {
                     Ok(found) => {
-                        println!("{}", table::line(&found[0]));
+                        println!("{}", line(&found[0]));
                         all.extend(found);
                     }
                     Err(error) => result = Err(error),
