@@ -44,6 +44,7 @@ mod leaks;
 #[allow(unsafe_code)]
 mod mapping;
 mod messages;
+mod metal;
 mod nd;
 mod ndctl;
 mod ordering;
