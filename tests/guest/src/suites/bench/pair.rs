@@ -30,7 +30,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Binds each driver to its device. Makes an NVDIMM an fsdax namespace, unless it is one already.
+    /// Binds each driver to its device. Makes an NVDIMM an fsdax namespace unless it is one.
     pub fn ready(lab: &Lab) -> Result<Pair> {
         for driver in [Driver::NdPmem, Driver::PmemRs] {
             if !driver.is_loaded() {
