@@ -16,6 +16,10 @@ KDIR ?=
 # Additional arguments for the program that a verb runs.
 ARGS ?=
 
+# The namespaces that `make bench-metal` uses, and `yes` if it may overwrite data on them.
+NAMESPACES ?=
+OVERWRITE ?=
+
 # The duration of `make stress`.
 STRESS_SECONDS ?= 600
 # The duration of each campaign, and the seed of its random numbers.
@@ -76,6 +80,13 @@ compare: build/env runner ## Unbind devices in use with both drivers, for docs/c
 .PHONY: bench
 bench: build/env runner ## Measure the cost of both drivers on a quiet machine, for docs/bench.md (ARGS=read_4k: some cases)
 	@$(runner) bench --env build/env --results $(results) $(ARGS)
+
+# sudo does not build, because the results of a build would be root's.
+.PHONY: bench-metal
+bench-metal: ## Measure both drivers on this machine (docs/bench.md): sudo make bench-metal NAMESPACES="namespace0.0 namespace1.0"
+	@[[ -n "$${SUDO_UID:-}" && -x build/target/release/guest ]] || tests/programs
+	@build/target/release/guest metal --namespaces "$(NAMESPACES)" --overwrite "$(OVERWRITE)" \
+		--module "build/$$(uname -r)/pmem_rs.ko" --results build/results-metal $(ARGS)
 
 .PHONY: kernel-bugs
 kernel-bugs: build/env runner ## Check whether nd_pmem still has the bugs of docs/kernel-bugs.md

@@ -133,8 +133,8 @@ impl Badblocks {
         unsafe { addr_of!((*self.inner.get()).lock.seqcount.seqcount.sequence).read_volatile() }
     }
 
-    /// Returns whether the `len` bytes from `offset` on are known to have no bad sector. The sectors
-    /// of the list have 512 bytes.
+    /// Returns whether the `len` bytes from `offset` on are known to have no bad sector. The list
+    /// must be one of sectors of 512 bytes.
     ///
     /// Takes a few instructions, and knows sectors before the first bad one and after the last. If
     /// it returns false, [`Self::check`] tells whether there is a bad sector, and makes this
@@ -187,8 +187,8 @@ impl Badblocks {
         let count = usize::try_from(count).unwrap_or(0).min(MAX_ENTRIES);
 
         (0..count).map(move |index| {
-            // SAFETY: `page` has this many entries, which any thread may read. A volatile read of an
-            // aligned `u64` cannot tear.
+            // SAFETY: `page` has this many entries, which any thread may read. A volatile read of
+            // an aligned `u64` cannot tear.
             let entry = unsafe { page.add(index).read_volatile() };
             let first = (entry & bindings::BB_OFFSET_MASK) >> 9;
             let sectors = (entry & u64::from(bindings::BB_LEN_MASK)).saturating_add(1);

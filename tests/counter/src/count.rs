@@ -382,6 +382,7 @@ mod tests {
             driver,
             callees,
             copies,
+            ..
         } = counter.counts();
         assert_eq!((calls, driver, callees, copies), (1, 1, 1, 1));
     }

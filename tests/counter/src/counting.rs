@@ -39,8 +39,8 @@ impl Counting {
 }
 
 impl Plugin for Counting {
-    /// Requests a callback for each execution of the block while counting is on, and for each access
-    /// of the driver.
+    /// Requests a callback for each execution of the block while counting is on, and for each
+    /// access of the driver.
     fn translated(&mut self, translated: &plugin::Block<'_>) {
         let instructions = translated.instructions();
         let len = instructions.len() as u64;

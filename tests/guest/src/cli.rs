@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::driver::Driver;
 use crate::lab::{Lab, Skip};
+use crate::metal::{self, MetalArgs};
+use crate::nd::Device;
 use crate::{suites, tidy};
 
 /// The exit code of a skipped test, as in kselftest.
@@ -58,6 +60,8 @@ pub enum Command {
     },
     /// List the tests of a suite. This does not need a guest.
     List { suite: String },
+    /// Measure both drivers on this machine, which is not a guest.
+    Metal(MetalArgs),
     /// Undo what a test has left behind.
     Tidy,
 }
@@ -80,12 +84,21 @@ pub struct TestArgs {
     /// When both drivers are compared: the driver under test is bound to the second NVDIMM.
     #[arg(long)]
     pub swapped: bool,
+    /// The two namespaces for both drivers, on a machine that is not a guest.
+    #[arg(long, num_args = 2)]
+    pub namespaces: Vec<String>,
 }
 
 impl TestArgs {
     /// How long a stress test runs.
     pub fn stress(&self) -> Duration {
         Duration::from_secs(self.stress_seconds)
+    }
+
+    /// The two namespaces, if they are named.
+    pub fn namespaces(&self) -> Option<[Device; 2]> {
+        let devices: Vec<Device> = self.namespaces.iter().map(Device::named).collect();
+        devices.try_into().ok()
     }
 
     /// The words that parse to these arguments.
@@ -103,13 +116,21 @@ impl TestArgs {
         .map(str::to_owned)
         .to_vec();
         words.extend(self.swapped.then(|| "--swapped".to_owned()));
+        if !self.namespaces.is_empty() {
+            words.push("--namespaces".to_owned());
+            words.extend(self.namespaces.iter().cloned());
+        }
         words
     }
 }
 
 /// Runs as a child of the supervisor.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    if let Command::Metal(args) = command {
+        return metal::main(&args);
+    }
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(reason) => {
@@ -127,6 +148,9 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Test { suite, test, args } => {
+            if args.namespaces().is_some() {
+                metal::enclose()?;
+            }
             let suite = suites::find(&suite)?;
             let stream = suite
                 .tests
@@ -143,7 +167,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Tidy => tidy::main(),
-        Command::Run { .. } | Command::Shell { .. } => {
+        Command::Run { .. } | Command::Shell { .. } | Command::Metal(_) => {
             anyhow::bail!("only PID 1 of a guest can do this")
         }
     }

@@ -83,7 +83,7 @@ fn work() -> Result<()> {
             run_suites(&suites, &args, &only, end)
         }
         Command::Shell { driver } => shell(driver),
-        Command::Test { .. } | Command::List { .. } | Command::Tidy => {
+        Command::Test { .. } | Command::List { .. } | Command::Metal(_) | Command::Tidy => {
             anyhow::bail!("PID 1 does not do this")
         }
     }

@@ -23,6 +23,8 @@ pub struct Lab {
     pub stress: Duration,
     /// Whether the driver under test is bound to the second NVDIMM, when both drivers are compared.
     pub swapped: bool,
+    /// The two namespaces for both drivers, on a machine that is not a guest.
+    pub namespaces: Option<[Device; 2]>,
     /// The seed of the random numbers.
     pub seed: u64,
     /// How many boots of the same campaign there were before.
@@ -51,6 +53,7 @@ impl Lab {
             driver: args.driver,
             stress: args.stress(),
             swapped: args.swapped,
+            namespaces: args.namespaces(),
             seed: args.seed,
             round: args.round,
             random,

@@ -10,6 +10,7 @@
 //!
 //! - [`init`] brings the machine up and down, [`supervisor`] runs the tests, [`ktap`] writes.
 //! - [`suites`] holds the tests.
+//! - [`metal`] runs the benchmark on a machine that is not a guest.
 //! - The other modules are used by tests: the nd bus and its devices ([`nd`], [`ndctl`]), disks,
 //!   file systems, mappings.
 
@@ -44,6 +45,7 @@ mod leaks;
 #[allow(unsafe_code)]
 mod mapping;
 mod messages;
+mod metal;
 mod nd;
 mod ndctl;
 mod ordering;

@@ -59,6 +59,8 @@ pub struct Bench {
     /// Whether the second NVDIMM is bound to the driver under test, where both drivers are
     /// compared.
     pub swapped: bool,
+    /// Whether the host's CPUs run the guest.
+    pub kvm: bool,
 }
 
 /// The file that the plugin writes in a boot.
@@ -97,6 +99,7 @@ impl Bench {
             round: 0,
             plugin: None,
             swapped: false,
+            kvm: false,
         })
     }
 
@@ -247,6 +250,7 @@ impl Bench {
             kernel_words: &kernel_words,
             words: &words,
             plugin: plugin.as_ref(),
+            kvm: self.kvm,
         };
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;

@@ -2,7 +2,7 @@
 
 //! The machines that guests run on, and the command line of QEMU that makes one.
 //!
-//! Everything is emulated (TCG): a `/dev/kvm` that exists need not work.
+//! Everything is emulated (TCG), unless KVM is asked for: a `/dev/kvm` that exists need not work.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -137,6 +137,8 @@ pub struct Software<'a> {
     pub words: &'a [String],
     /// A plugin that watches the guest.
     pub plugin: Option<&'a Plugin>,
+    /// Whether the host's CPUs run the guest (KVM).
+    pub kvm: bool,
 }
 
 /// A plugin of QEMU.
@@ -227,8 +229,13 @@ impl Machine {
         // The guest is killed when the runner ends.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        qemu.args(["-machine", "q35,nvdimm=on", "-accel", "tcg"]);
-        qemu.args(["-cpu", if self.fast { FAST_CPU } else { "max" }]);
+        let (accelerator, cpu) = match (software.kvm, self.fast) {
+            (true, _) => ("kvm", "host"),
+            (false, true) => ("tcg", FAST_CPU),
+            (false, false) => ("tcg", "max"),
+        };
+        qemu.args(["-machine", "q35,nvdimm=on", "-accel", accelerator]);
+        qemu.args(["-cpu", cpu]);
         qemu.args(["-smp", &self.cpus.to_string()]);
         if let Some(Plugin { library, out }) = software.plugin {
             let argument = format!("{},out={}", library.display(), out.display());

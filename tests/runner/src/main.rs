@@ -102,6 +102,9 @@ enum Command {
         /// NVDIMMs.
         #[arg(long, default_value_t = 2)]
         boots: u32,
+        /// Run guests on the CPUs of this machine. Then only times are measured.
+        #[arg(long)]
+        kvm: bool,
         /// The second folder for results if all cases were measured.
         #[arg(long, default_value = "docs")]
         docs: PathBuf,
@@ -206,9 +209,10 @@ fn run(command: Command) -> Result<bool> {
             setup,
             mode,
             boots,
+            kvm,
             docs,
             cases,
-        } => bench::run(&setup, random_seed(), &mode, boots, &docs, &cases),
+        } => bench::run(&setup, random_seed(), &mode, kvm, boots, &docs, &cases),
         Command::Coverage {
             setup,
             seed,

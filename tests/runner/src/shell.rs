@@ -21,6 +21,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         kernel_words: Env::KERNEL_WORDS,
         words: &words,
         plugin: None,
+        kvm: false,
     };
     println!(
         "Booting a guest with {}; Ctrl-A X ends it.",

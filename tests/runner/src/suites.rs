@@ -105,6 +105,11 @@ const TWO_LEGACY: Machine = Machine {
     kernel_words: "memmap=256M!1G memmap=256M!1344M memmap=6K!1700M memmap=9M!1705M",
     ..PLAIN
 };
+/// Two such ranges that adjoin, and a smaller one, for the benchmark of a user's machine.
+const METAL: Machine = Machine {
+    kernel_words: "memmap=384M!1G memmap=384M!1408M memmap=64M!1792M",
+    ..PLAIN
+};
 /// Memory that the kernel leaves unused, for the module `injector`, and an NVDIMM.
 const RESERVED: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
@@ -234,6 +239,7 @@ pub const ALL: &[Suite] = &[
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),
+    simple(METAL, &[Boot::off("bench_metal")]),
     simple(VIRTIO, &[Boot::off("virtio")]),
     simple(FOR_IMAGES, &[Boot::off("container_images")]),
     simple(NODES, &[Boot::off("providers")]),

@@ -137,7 +137,8 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     ///
     /// # Safety
     ///
-    /// `dax_read_lock` must be held for as long as `private` is borrowed. `kaddr` and `pfn` must be null or valid for writing.
+    /// `dax_read_lock` must be held for as long as `private` is borrowed. `kaddr` and `pfn` must be
+    /// null or valid for writing.
     #[cold]
     #[inline(never)]
     unsafe fn direct_access_checked(

@@ -3,7 +3,8 @@
 //! The tests, by suite. A suite runs in one boot of a guest; the runner knows the machine for each.
 
 mod allocations;
-mod bench;
+pub mod bench;
+mod bench_metal;
 mod bind;
 mod block;
 mod block_errors;
@@ -147,6 +148,8 @@ const ALL: &[Suite] = &[
     ordering::SUITE,
     bench::TIME,
     bench::COUNT,
+    bench::WHOLE,
+    bench_metal::SUITE,
     kernel_bugs::SUITE,
     allocations::SUITE,
     allocations::MORE,

@@ -2,10 +2,8 @@
 
 //! Measures both drivers, side by side. The guest measures, and this collects the results.
 //!
-//! - [`figures`] computes medians and confidence intervals.
-//! - [`table`] and [`plot`] show them.
+//! [`table`] and [`plot`] show them.
 
-mod figures;
 mod plot;
 mod table;
 
@@ -15,9 +13,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use serde::Deserialize;
+use figures::text::line;
+use figures::{COPIES, DRIVER, LINES, MARK, Row, Series, WITHOUT_COPIES, WRITTEN};
 
-use self::figures::{Row, Series};
 use crate::Setup;
 use crate::boot::Bench;
 use crate::compare::tests_of;
@@ -35,41 +33,34 @@ pub enum Mode {
     Count,
 }
 
+/// The device of a host that can run guests on its CPUs.
+const KVM: &str = "/dev/kvm";
+
 const TIME: &str = "bench_time";
 const COUNT: &str = "bench_count";
 /// The first test of both suites.
 const GET_READY: &str = "get_ready";
-/// The prefix of a result of the guest.
-const MARK: &str = "bench: ";
-
-/// The units of counts.
-pub const DRIVER: &str = "instructions of the driver";
-pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
-pub const COPIES: &str = "instructions of copies";
-pub const LINES: &str = "cache lines that the driver accesses";
-pub const WRITTEN: &str = "cache lines that the driver stores to";
-
-/// A result of the guest.
-#[derive(Deserialize)]
-struct Measured {
-    case: String,
-    mode: String,
-    unit: String,
-    rounds: Vec<[Option<f64>; 2]>,
-}
 
 /// Runs the `bench` command: all cases, or those whose names contain one of `wanted`. Returns
-/// whether all were measured. If nothing was left out, the results are also written to `docs`.
+/// whether all were measured. If nothing was left out, the results are also written to `docs`. With
+/// KVM only times are measured: the plugin that counts needs an emulated CPU.
 pub fn run(
     setup: &Setup,
     seed: u64,
     modes: &[Mode],
+    kvm: bool,
     boots: u32,
     docs: &Path,
     wanted: &[String],
 ) -> Result<bool> {
     let start = Instant::now();
+    let modes = if kvm { &[Mode::Time] } else { modes };
+    if kvm {
+        let device = File::options().read(true).write(true).open(KVM);
+        device.with_context(|| format!("--kvm needs {KVM}, which cannot be opened"))?;
+    }
     let mut bench = Bench::new(setup, "bench", seed)?;
+    bench.kvm = kvm;
     println!(
         "nd_pmem and pmem_rs on {}, results in {}",
         bench.subject.release,
@@ -125,7 +116,7 @@ pub fn run(
 fn keep(folder: &Path, subject: &Subject, boots: u32, rows: &[Row]) -> Result<()> {
     fs::write(
         folder.join("bench.md"),
-        table::markdown(subject, boots, rows)?,
+        table::markdown(subject, boots, rows),
     )?;
     serde_json::to_writer_pretty(File::create(folder.join("bench.json"))?, rows)?;
     plot::draw(&folder.join("bench.svg"), rows)
@@ -167,38 +158,21 @@ fn failures(report: &Report) -> Vec<String> {
     failures
 }
 
-fn series<'a>(all: &'a mut Vec<Series>, case: &str, mode: &str, unit: &str) -> &'a mut Series {
-    let same = |series: &Series| series.case == case && series.mode == mode && series.unit == unit;
-    let index = match all.iter().position(same) {
-        Some(index) => index,
-        None => {
-            all.push(Series::new(case, mode, unit));
-            all.len() - 1
-        }
-    };
-    &mut all[index]
-}
-
 fn time(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Report> {
     let boot = Boot::off(TIME);
     let backing = bench.results.join(boot.suite);
     let mut wrong = None;
-    let report = bench.boot_some(&suites::TIMED_PAIR, &backing, &boot, cases, |line| {
-        let Some(Event::Note(note)) = event(line) else {
+    let report = bench.boot_some(&suites::TIMED_PAIR, &backing, &boot, cases, |said| {
+        let Some(Event::Note(note)) = event(said) else {
             return;
         };
         let Some(result) = note.strip_prefix(MARK) else {
             return;
         };
-        match serde_json::from_str::<Measured>(result) {
-            Ok(measured) => {
-                let Measured {
-                    case, mode, unit, ..
-                } = &measured;
-                let mut here = Series::new(case, mode, unit);
-                here.rounds.clone_from(&measured.rounds);
-                println!("{}", table::line(&here));
-                series(all, case, mode, unit).rounds.extend(measured.rounds);
+        match serde_json::from_str::<Series>(result) {
+            Ok(series) => {
+                println!("{}", line(&series));
+                figures::add(all, series);
             }
             Err(error) => wrong = Some(format!("the guest said `{result}`: {error}")),
         }
@@ -237,12 +211,12 @@ fn count(bench: &Bench, cases: &[String], all: &mut Vec<Series>) -> Result<Repor
         &dir,
         &boot,
         cases,
-        |line| match event(line) {
+        |said| match event(said) {
             Some(Event::Result { passed: true, name }) if name != GET_READY => {
                 match counted(&dir, name) {
                     Ok(found) => {
                         for series in &found {
-                            println!("{}", table::line(series));
+                            println!("{}", line(series));
                         }
                         all.extend(found);
                     }

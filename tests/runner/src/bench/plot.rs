@@ -5,11 +5,9 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use figures::{DRIVER, Row, WITHOUT_COPIES};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-
-use super::figures::Row;
-use super::{DRIVER, WITHOUT_COPIES};
 
 /// Sizes in pixels.
 const WIDTH: u32 = 980;

@@ -97,6 +97,9 @@ pub fn touch(side: &Side) -> Result<()> {
     work.run(u32::try_from(SPAN / (PMD as u64 / 2))?)
 }
 
+/// The number of reserved huge pages.
+pub const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
 /// Allocates a buffer for requests.
 fn memory(kind: Memory, len: usize) -> Result<Mapping> {
     match kind {
@@ -112,7 +115,9 @@ fn memory(kind: Memory, len: usize) -> Result<Mapping> {
             Ok(mapping)
         }
         Memory::Huge => {
-            sysfs::write("/proc/sys/vm/nr_hugepages", "4")?;
+            if sysfs::read(HUGE_PAGES)?.parse::<u64>()? < 4 {
+                sysfs::write(HUGE_PAGES, "4")?;
+            }
             let file = File::from(memfd_create("buffer", MFdFlags::MFD_HUGETLB)?);
             file.set_len(PMD as u64)?;
             let mapping = Mapping::new(&file, PMD, Sharing::Shared)?;
@@ -348,6 +353,5 @@ pub fn fio(lab: &Lab, name: &str, depth: u32, threads: u32, rw: &str, size: &str
         .zip(ours)
         .map(|(theirs, ours)| [Some(theirs), Some(ours)])
         .collect();
-    report(name, "time", "ns", &rounds);
-    Ok(())
+    report(name, "time", "ns", rounds)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::measure::{Work, report};
 use super::pair::{Pair, Side};
 use crate::filesystem::FileSystem::Ext4;
-use crate::lab::Lab;
+use crate::lab::{Lab, Skip};
 use crate::mapping::Mapping;
 use crate::process::Child;
 use crate::sysfs;
@@ -53,10 +53,13 @@ impl Work for Rebind {
 
 /// Binds or unbinds an idle device of `mib` MiB, by sysfs.
 pub fn rebind(side: &Side, step: Step, mib: u64) -> Result<Box<dyn Work>> {
-    Ok(Box::new(Rebind {
-        side: side.resized(mib)?,
-        step,
-    }))
+    rebind_whole(&side.resized(mib)?, step)
+}
+
+/// Binds or unbinds an idle device as it is.
+pub fn rebind_whole(side: &Side, step: Step) -> Result<Box<dyn Work>> {
+    let side = side.clone();
+    Ok(Box::new(Rebind { side, step }))
 }
 
 /// How long the page faults may take.
@@ -89,8 +92,7 @@ pub fn unbind_mapped(lab: &Lab, name: &str, mib: usize) -> Result<()> {
         mount.unmount()?;
         side.bound.bind(side.driver)?;
     }
-    report(name, "time", "ns", &rounds);
-    Ok(())
+    report(name, "time", "ns", rounds)
 }
 
 /// The memory that the kernel accounts for separately: not the struct pages, which depend on the
@@ -114,6 +116,9 @@ fn memory() -> Result<f64> {
 
 /// How much more memory is in use while a device is bound: slab caches, vmalloc and per-CPU memory.
 pub fn memory_of_a_device(lab: &Lab, name: &str) -> Result<()> {
+    if lab.namespaces.is_some() {
+        return Err(Skip("other programs allocate meanwhile").into());
+    }
     let pair = Pair::ready(lab)?;
     let taken = |side: &Side| -> Result<Option<f64>> {
         side.bound.unbind()?;
@@ -129,6 +134,5 @@ pub fn memory_of_a_device(lab: &Lab, name: &str) -> Result<()> {
     let rounds = (0..super::measure::ROUNDS)
         .map(|_| Ok([taken(theirs)?, taken(ours)?]))
         .collect::<Result<Vec<_>>>()?;
-    report(name, "count", "KiB", &rounds);
-    Ok(())
+    report(name, "count", "KiB", rounds)
 }

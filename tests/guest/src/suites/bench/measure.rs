@@ -5,8 +5,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use serde_json::json;
+use figures::{COUNTER, MARK, Series};
 
+use super::cpu::Counters;
 use super::pair::{Pair, Side};
 use crate::counter::{counted, watch};
 use crate::lab::Lab;
@@ -77,7 +78,7 @@ const COUNTED_ROUNDS: usize = 3;
 const RUN: Duration = Duration::from_millis(100);
 /// The number of operations from which the duration is estimated.
 const SAMPLE: u32 = 16;
-const MOST: u32 = 20_000;
+const MOST: u32 = 200_000;
 /// The number of operations that are counted.
 const COUNTED: u32 = 50;
 
@@ -90,42 +91,69 @@ pub fn measure(lab: &Lab, mode: Mode, name: &str, case: &Case) -> Result<()> {
     }
 }
 
-/// Nanoseconds for each operation.
-fn timed(work: &mut dyn Work, operations: u32) -> Result<f64> {
+/// The figures of a run, for each operation.
+struct Figures {
+    nanoseconds: f64,
+    /// Those of the CPU's counters.
+    counts: Vec<Option<f64>>,
+}
+
+fn timed(work: &mut dyn Work, operations: u32, counters: &mut Counters) -> Result<Figures> {
     work.prepare()?;
+    let before = counters.read()?;
     let start = Instant::now();
     work.run(operations)?;
-    Ok(start.elapsed().as_nanos() as f64 / f64::from(operations))
+    let duration = start.elapsed();
+    let operations = f64::from(operations);
+    Ok(Figures {
+        nanoseconds: duration.as_nanos() as f64 / operations,
+        counts: counters
+            .since(&before)?
+            .into_iter()
+            .map(|count| Some(count? / operations))
+            .collect(),
+    })
 }
 
 fn time(pair: &Pair, name: &str, case: &Case) -> Result<()> {
     let [theirs, ours] = pair.sides();
     let (mut theirs, mut ours) = ((case.setup)(theirs)?, (case.setup)(ours)?);
     let (theirs, ours) = (theirs.as_mut(), ours.as_mut());
+    let mut counters = Counters::open();
     let operations = match case.amount {
         Amount::Exactly(operations) => {
-            timed(theirs, operations)?;
-            timed(ours, operations)?;
+            timed(theirs, operations, &mut counters)?;
+            timed(ours, operations, &mut counters)?;
             operations
         }
         Amount::Many => {
             // The first operations are slower.
-            timed(theirs, SAMPLE)?;
-            let slower = timed(theirs, SAMPLE)?.max(timed(ours, SAMPLE)?);
+            timed(theirs, SAMPLE, &mut counters)?;
+            let theirs = timed(theirs, SAMPLE, &mut counters)?.nanoseconds;
+            let slower = theirs.max(timed(ours, SAMPLE, &mut counters)?.nanoseconds);
             ((RUN.as_nanos() as f64 / slower) as u32).clamp(1, MOST)
         }
     };
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
         rounds.push(if goes_first(round) {
-            let theirs = timed(theirs, operations)?;
-            [Some(theirs), Some(timed(ours, operations)?)]
+            let theirs = timed(theirs, operations, &mut counters)?;
+            [theirs, timed(ours, operations, &mut counters)?]
         } else {
-            let ours = timed(ours, operations)?;
-            [Some(timed(theirs, operations)?), Some(ours)]
+            let ours = timed(ours, operations, &mut counters)?;
+            [timed(theirs, operations, &mut counters)?, ours]
         });
     }
-    report(name, "time", "ns", &rounds);
+    let figures = |of: &dyn Fn(&Figures) -> Option<f64>| -> Vec<[Option<f64>; 2]> {
+        let rounds = rounds.iter();
+        rounds
+            .map(|[theirs, ours]| [of(theirs), of(ours)])
+            .collect()
+    };
+    report(name, "time", "ns", figures(&|run| Some(run.nanoseconds)))?;
+    for (index, unit) in counters.units().enumerate() {
+        report(name, COUNTER, unit, figures(&|run| run.counts[index]))?;
+    }
     Ok(())
 }
 
@@ -135,9 +163,13 @@ pub fn goes_first(round: usize) -> bool {
 }
 
 /// Reports the figures of nd_pmem and pmem_rs to the runner, in pairs.
-pub fn report(case: &str, mode: &str, unit: &str, rounds: &[[Option<f64>; 2]]) {
-    let result = json!({ "case": case, "mode": mode, "unit": unit, "rounds": rounds });
-    println!("bench: {result}");
+pub fn report(case: &str, mode: &str, unit: &str, rounds: Vec<[Option<f64>; 2]>) -> Result<()> {
+    let series = Series {
+        rounds,
+        ..Series::new(case, mode, unit)
+    };
+    println!("{MARK}{}", serde_json::to_string(&series)?);
+    Ok(())
 }
 
 fn count(pair: &Pair, name: &str, case: &Case) -> Result<()> {

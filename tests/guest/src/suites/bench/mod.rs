@@ -7,6 +7,7 @@
 
 mod block;
 pub mod counting;
+pub mod cpu;
 mod dax;
 mod lifecycle;
 mod measure;
@@ -17,11 +18,12 @@ use anyhow::Result;
 use self::block::Memory::{Huge, Pages};
 use self::block::Operation::{DurableWrite, Read, Write};
 use self::block::Order::{Random, Sequential};
+pub use self::block::{HUGE_PAGES, NULL};
 use self::block::{NULL_REQUESTS, fio, fio_job, flushes, mkfs, requests, zeroes};
 use self::dax::Unit::{Page, Pmd};
 use self::dax::{calls, copies, faults, fsync, sync_faults};
 use self::lifecycle::Step::{Bind, Unbind};
-use self::lifecycle::{memory_of_a_device, rebind, unbind_mapped};
+use self::lifecycle::{memory_of_a_device, rebind, rebind_whole, unbind_mapped};
 use self::measure::{Case, Mode, measure};
 use super::{Suite, Test};
 use crate::counter::{IO_URING, learn};
@@ -163,6 +165,12 @@ pub const COUNT: Suite = cases!("bench_count", Mode::Count, first: [get_ready: l
         uring_write_4k_depth_32: block::uring_requests(|side| fio_job(side, "randwrite", 32)),
     ],
     own: []);
+
+/// The cases of devices whose size is not chosen, for a user's machine.
+pub const WHOLE: Suite = suite!("bench_whole", Mode::Time, first: [], cases: [
+    bind_whole: Case::exactly(1, |side| rebind_whole(side, Bind)),
+    unbind_whole: Case::exactly(1, |side| rebind_whole(side, Unbind)),
+], own: []);
 
 /// Loads all modules whose instructions are counted, and looks up their addresses.
 fn learn_modules(lab: &mut Lab) -> Result<()> {

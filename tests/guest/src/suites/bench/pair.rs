@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers in one guest: each has an NVDIMM, and both NVDIMMs have the same size.
+//! The two drivers side by side: each has a device, and both devices have the same size. In a guest
+//! that is the namespace of an NVDIMM. On a user's machine the namespaces are named.
 
 use anyhow::Result;
 
 use crate::disk::Disk;
 use crate::driver::Driver;
-use crate::lab::{Lab, holder};
+use crate::lab::{Lab, Skip, holder};
 use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
 
 /// A driver and its device.
+#[derive(Clone)]
 pub struct Side {
     pub driver: Driver,
-    /// The index of the region of its NVDIMM.
-    region: u32,
+    /// Whether the namespace may be reconfigured.
+    resizable: bool,
     pub namespace: Device,
     /// The device to which the driver is bound.
     pub bound: Device,
@@ -28,14 +30,14 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Makes each driver's NVDIMM an fsdax namespace, unless it is one already.
+    /// Binds each driver to its device. Makes an NVDIMM an fsdax namespace unless it is one.
     pub fn ready(lab: &Lab) -> Result<Pair> {
         for driver in [Driver::NdPmem, Driver::PmemRs] {
             if !driver.is_loaded() {
                 driver.load()?;
             }
         }
-        let ours = u32::from(lab.swapped);
+        let ours = usize::from(lab.swapped);
         Ok(Pair {
             nd_pmem: Side::ready(lab, Driver::NdPmem, 1 - ours)?,
             pmem_rs: Side::ready(lab, Driver::PmemRs, ours)?,
@@ -54,10 +56,13 @@ const WHOLE_MIB: u64 = 1152;
 const MARGIN_MIB: u64 = 16;
 
 impl Side {
-    fn ready(lab: &Lab, driver: Driver, region: u32) -> Result<Side> {
-        let namespace = lab.namespace(region)?;
+    fn ready(lab: &Lab, driver: Driver, index: usize) -> Result<Side> {
+        if let Some(named) = &lab.namespaces {
+            return Side::taken(driver, false, named[index].clone());
+        }
+        let namespace = lab.namespace(index.try_into()?)?;
         // The size of a namespace is known only while it has a driver.
-        let side = Side::taken(driver, region, namespace)?;
+        let side = Side::taken(driver, true, namespace)?;
         let now = ndctl::show(&side.namespace)?;
         let whole = now.size >> 20 >= WHOLE_MIB - MARGIN_MIB;
         if now.mode == "fsdax" && whole {
@@ -68,7 +73,7 @@ impl Side {
     }
 
     /// Binds a namespace to the driver, whichever driver is bound to it.
-    fn taken(driver: Driver, region: u32, namespace: Device) -> Result<Side> {
+    fn taken(driver: Driver, resizable: bool, namespace: Device) -> Result<Side> {
         settle()?;
         let bound = holder(&namespace)?;
         match bound.driver() {
@@ -82,7 +87,7 @@ impl Side {
         let disk = Disk::named(bound.disk_name()?);
         Ok(Side {
             driver,
-            region,
+            resizable,
             namespace,
             bound,
             disk,
@@ -91,8 +96,11 @@ impl Side {
 
     /// The same driver with a namespace of another size, in MiB. All data are lost.
     pub fn resized(&self, mib: u64) -> Result<Side> {
+        if !self.resizable {
+            return Err(Skip("the namespaces keep their size").into());
+        }
         let size = format!("{mib}M");
         ndctl::reconfigure_with(&self.namespace, Mode::FsdaxMem, &["-s", &size])?;
-        Side::taken(self.driver, self.region, self.namespace.clone())
+        Side::taken(self.driver, self.resizable, self.namespace.clone())
     }
 }

@@ -1,11 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Medians and confidence intervals.
+//! Figures of both drivers: medians and confidence intervals. [`text`] shows them.
 
-use serde::Serialize;
+#![forbid(unsafe_code)]
+
+pub mod text;
+
+use serde::{Deserialize, Serialize};
+
+/// The prefix of a line with a [`Series`] in the output of a case.
+pub const MARK: &str = "bench: ";
+
+/// The units of counted instructions.
+pub const DRIVER: &str = "instructions of the driver";
+pub const WITHOUT_COPIES: &str = "instructions of the driver and what it calls, without copies";
+pub const COPIES: &str = "instructions of copies";
+pub const LINES: &str = "cache lines that the driver accesses";
+pub const WRITTEN: &str = "cache lines that the driver stores to";
+
+/// The mode of figures that counters of the CPU give, and their units.
+pub const COUNTER: &str = "counter";
+pub const INSTRUCTIONS: &str = "instructions in the kernel";
+pub const CYCLES: &str = "cycles in the kernel";
+pub const CACHE_MISSES: &str = "cache misses in the kernel";
 
 /// All figures of a case, in pairs of nd_pmem and pmem_rs that were measured one after the other.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Series {
     pub case: String,
     pub mode: String,
@@ -17,7 +37,7 @@ pub struct Series {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub case: String,
-    /// `time` or `count`.
+    /// `time`, `count`, or [`COUNTER`].
     pub mode: String,
     pub unit: String,
     /// The medians. There is none where the driver lacks the feature.
@@ -68,6 +88,17 @@ impl Series {
             low: spread.map(|(low, _)| low),
             high: spread.map(|(_, high)| high),
         })
+    }
+}
+
+/// Adds figures to those of the same case, mode and unit.
+pub fn add(all: &mut Vec<Series>, more: Series) {
+    let same = |series: &&mut Series| {
+        series.case == more.case && series.mode == more.mode && series.unit == more.unit
+    };
+    match all.iter_mut().find(same) {
+        Some(series) => series.rounds.extend(more.rounds),
+        None => all.push(more),
     }
 }
 
