@@ -65,7 +65,8 @@ use kernel::{
 /// ) -> Result<Pagemap<Unprepared>> {
 ///     let config = PagemapConfig::new(reservation.start(), reservation.len())?;
 ///
-///     Pagemap::new(config, reservation, node, Unprepared, queue)
+///     // Operations that need not be pinned are an initialiser of themselves.
+///     Pagemap::new(config, reservation, node, Ok(Unprepared), queue)
 /// }
 /// ```
 ///
