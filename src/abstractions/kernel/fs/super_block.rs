@@ -193,10 +193,11 @@ impl<'a> Walk<'a> {
             .get(self.index)
             .is_some_and(|fs_type| fs_type.only_main);
 
-        // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks that
-        // are not mounted yet, or are shut down.
-        self.disk
-            .is_none_or(|disk| unsafe { disk.may_be_used_by(sb, only_main) })
+        self.disk.is_none_or(|disk| {
+            // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
+            // that are not mounted yet, or are shut down.
+            unsafe { disk.may_be_used_by(sb, only_main) }
+        })
     }
 
     /// Finds the next inode in a superblock, unless one was found already or the superblock is

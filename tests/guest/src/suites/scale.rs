@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, SFlag, mknod};
 
+use super::bench::make_files;
 use super::{Suite, Test};
 use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
@@ -169,21 +169,6 @@ struct Full {
 
 /// A directory in memory for the files behind loop devices.
 const IMAGES: &str = "/images";
-/// How many files a directory has.
-const IN_DIRECTORY: usize = 10_000;
-
-fn fill(root: &Path, inodes: usize) -> Result<()> {
-    for first in (0..inodes).step_by(IN_DIRECTORY) {
-        let directory = root.join(format!("d{first}"));
-        fs::create_dir(&directory)?;
-        for number in first..inodes.min(first + IN_DIRECTORY) {
-            let path = directory.join(number.to_string());
-            mknod(&path, SFlag::S_IFREG, Mode::S_IRUSR, 0)?;
-        }
-    }
-    Ok(())
-}
-
 impl Full {
     fn on_loop(fs: FileSystem, name: &str, mapped: bool, inodes: usize) -> Result<Full> {
         let image = PathBuf::from(IMAGES).join(name);
@@ -207,7 +192,7 @@ impl Full {
             Xfs => Xfs.make(&node)?,
         }
         let mount = fs.mount(&node, "noatime")?;
-        fill(mount.point(), inodes)?;
+        make_files(mount.point(), inodes)?;
         Ok(Full {
             mount,
             _mapped: mapped,
@@ -217,7 +202,7 @@ impl Full {
 
     fn tmpfs(inodes: usize) -> Result<Full> {
         let mount = Mount::new("tmpfs", "scale", "size=1G")?;
-        fill(mount.point(), inodes)?;
+        make_files(mount.point(), inodes)?;
         Ok(Full {
             mount,
             _mapped: None,
@@ -273,10 +258,24 @@ fn mapped_elsewhere(lab: &Lab, len: usize) -> Result<(Mount, Child)> {
     let other = lab.prepare_in(1, FsdaxMem)?;
     let node = other.disk.node_str();
     Ext4.make(&node)?;
+    // Blocks are allocated by PMDs, which is faster. The next mount has no entries of them.
     let mount = Ext4.mount(&node, "dax=always")?;
-    let path = mount.path("file");
+    let options = File::options().read(true).write(true).clone();
+    let file = options.clone().create(true).open(mount.path("file"))?;
+    fallocate(&file, FallocateFlags::empty(), 0, len as i64)?;
+    let mapping = Mapping::new(&file, len, Sharing::Shared)?;
+    (0..len)
+        .step_by(PMD)
+        .for_each(|offset| mapping.store(offset, 1));
+    drop((mapping, file));
+    mount.unmount()?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let file = options.open(mount.path("file"))?;
     let mut user = Child::start("the process that maps the other device", |link| {
-        let _mapping = Mapping::of_new_file(&path, len)?;
+        let mapping = Mapping::of_pages(&file, len, Sharing::Shared, true)?;
+        for offset in (0..len).step_by(PAGE) {
+            mapping.load(offset);
+        }
         link.say("ready")?;
         link.wait()
     })?;
@@ -341,7 +340,7 @@ fn pins_one_by_one(lab: &mut Lab) -> Result<()> {
     let node = prepared.disk.node_str();
     Ext4.make(&node)?;
     let mount = Ext4.mount(&node, "dax=always")?;
-    fill(mount.point(), 2 * BATCH)?;
+    make_files(mount.point(), 2 * BATCH)?;
     retired::set_timeout(lab.driver, Duration::from_millis(300))?;
     let mut user = Child::start_ready("the process with pages in pipes", |link| {
         let pipes = (0..PINS)

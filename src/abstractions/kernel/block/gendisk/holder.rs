@@ -8,9 +8,12 @@
 //! C source: [`block/bdev.c`](srctree/block/bdev.c)
 
 use crate::abstractions::bindings;
-use core::mem::{
-    offset_of,
-    size_of_val, //
+use core::{
+    mem::{
+        offset_of,
+        size_of_val, //
+    },
+    ptr::null, //
 };
 use kernel::prelude::*;
 
@@ -21,7 +24,7 @@ pub(super) struct Holder(pub(super) *const c_void);
 impl Holder {
     /// Reads a pointer at an offset in what the holder may be.
     fn pointer_at(self, offset: usize) -> Option<*const c_void> {
-        let mut value: *const c_void = core::ptr::null();
+        let mut value: *const c_void = null();
 
         // SAFETY: `copy_from_kernel_nofault()` accepts any source address, and writes to a local
         // variable.
@@ -51,52 +54,55 @@ impl Holder {
         self.pointer_at(offset_of!(bindings::file, private_data)) == Some(self.0)
     }
 
+    /// Returns whether the holder is a superblock that is being mounted, and has no device yet.
+    ///
+    /// `setup_bdev_super()` opens the device before it sets `s_bdev`. There are no inodes yet, so
+    /// the head of their list points to itself.
+    fn is_new_superblock(self) -> bool {
+        let list = offset_of!(bindings::super_block, s_inodes);
+
+        self.pointer_at(list) == Some(self.0.wrapping_byte_add(list))
+            && self.pointer_at(offset_of!(bindings::super_block, s_bdev)) == Some(null())
+    }
+
     /// Returns whether an open with this mode and holder may be one that gets the DAX device for
     /// something else than a file system whose `s_bdev` is the device.
     ///
     /// `fs_dax_get_by_bdev()` has four callers, which are vetted (`rust-bindings/vetted`). Each
     /// opens the device first, and claims it. The holders are:
     ///
-    /// - the superblock, while it is being mounted: `s_bdev` is set after that, and writes by
-    ///   others are refused (`setup_bdev_super()`);
+    /// - a superblock that is being mounted, for its `s_bdev`;
     /// - the superblock of xfs, for its log and its realtime device: `s_bdev` is set already;
-    /// - the type of erofs, for further devices: writes by others are not refused;
-    /// - a string of device-mapper: neither, and it is no `struct file`.
+    /// - the type of erofs, for further devices;
+    /// - a string of device-mapper.
+    ///
+    /// All but the first are indirect. Holders that get no DAX device may count as indirect as
+    /// well, except programs: each mkfs is one.
     pub(super) fn is_indirect(self, mode: bindings::blk_mode_t) -> bool {
-        if mode & bindings::BLK_OPEN_EXCL == 0 {
-            return false;
-        }
-        if mode & bindings::BLK_OPEN_RESTRICT_WRITES != 0 {
-            let s_bdev = self.pointer_at(offset_of!(bindings::super_block, s_bdev));
-            return s_bdev != Some(core::ptr::null());
-        }
-        !self.is_opening_file()
+        mode & bindings::BLK_OPEN_EXCL != 0 && !self.is_opening_file() && !self.is_new_superblock()
     }
 }
 
 #[kunit_tests(pmem_rs_holder)]
 mod tests {
     use super::*;
-    use bindings::{
-        BLK_OPEN_EXCL,
-        BLK_OPEN_RESTRICT_WRITES, //
-    };
+    use bindings::BLK_OPEN_EXCL;
 
     #[test]
-    fn superblocks_are_told_apart_by_their_device() -> Result {
-        const MOUNT: bindings::blk_mode_t = BLK_OPEN_EXCL | BLK_OPEN_RESTRICT_WRITES;
+    fn a_superblock_is_direct_while_it_has_no_device() -> Result {
         let mut sb = KBox::<bindings::super_block>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let sb = sb.as_mut_ptr();
         let holder = Holder(sb.cast());
 
-        assert!(!holder.is_indirect(MOUNT));
-        // As the holder of erofs, and without a claim.
+        assert!(holder.is_indirect(BLK_OPEN_EXCL));
+        // SAFETY: The memory is valid. The fields are only compared.
+        unsafe { (*sb).s_inodes.next = &raw mut (*sb).s_inodes };
+        assert!(!holder.is_indirect(BLK_OPEN_EXCL));
+        // SAFETY: As above.
+        unsafe { (*sb).s_bdev = core::ptr::dangling_mut() };
         assert!(holder.is_indirect(BLK_OPEN_EXCL));
         assert!(!holder.is_indirect(0));
-        // SAFETY: The memory is valid. The field is only compared with null.
-        unsafe { (*sb).s_bdev = core::ptr::dangling_mut() };
-        assert!(holder.is_indirect(MOUNT));
-        assert!(Holder(core::ptr::null()).is_indirect(MOUNT));
+        assert!(Holder(null()).is_indirect(BLK_OPEN_EXCL));
         Ok(())
     }
 

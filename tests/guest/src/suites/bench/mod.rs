@@ -21,7 +21,8 @@ use self::block::{NULL_REQUESTS, fio, flushes, mkfs, requests, zeroes};
 use self::dax::Unit::{Page, Pmd};
 use self::dax::{calls, copies, faults, fsync, sync_faults};
 use self::lifecycle::Step::{Bind, Unbind};
-use self::lifecycle::{memory_of_a_device, rebind, unbind_mapped};
+pub use self::lifecycle::make_files;
+use self::lifecycle::{Beside, memory_of_a_device, rebind, unbind_exposed, unbind_mapped};
 use self::measure::{Case, Mode, measure};
 use super::{Suite, Test};
 use crate::counter::learn;
@@ -137,8 +138,16 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touc
     memory_of_a_device: |lab, name| memory_of_a_device(lab, name),
 ]);
 
-pub const COUNT: Suite =
-    cases!("bench_count", Mode::Count, first: [get_ready: learn_modules], more: [], own: []);
+pub const COUNT: Suite = cases!("bench_count", Mode::Count, first: [get_ready: learn_modules], more: [
+    unbind_64m_exposed: Case::exactly(1, |side| unbind_exposed(side, 64, Beside::Nothing)),
+    unbind_512m_exposed: Case::exactly(1, |side| unbind_exposed(side, 512, Beside::Nothing)),
+    unbind_beside_inodes: Case::exactly(1, |side| {
+        unbind_exposed(side, 64, Beside::Inodes(30_000))
+    }),
+    unbind_beside_64m_mapped: Case::exactly(1, |side| {
+        unbind_exposed(side, 64, Beside::Mapped(64))
+    }),
+], own: []);
 
 /// Loads all modules whose instructions are counted, and looks up their addresses.
 fn learn_modules(lab: &mut Lab) -> Result<()> {

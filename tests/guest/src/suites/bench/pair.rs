@@ -11,6 +11,7 @@ use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
 
 /// A driver and its device.
+#[derive(Clone)]
 pub struct Side {
     pub driver: Driver,
     /// The index of the region of its NVDIMM.
