@@ -117,6 +117,11 @@ impl Exposure {
         }
     }
 
+    /// Returns the page frame after the last one of the chunk of `pfn`.
+    pub(super) fn end_of_chunk(pfn: u64) -> u64 {
+        (pfn | ((1 << Self::SHIFT) - 1)).saturating_add(1)
+    }
+
     /// Returns the first page frame from `pfn` on in a chunk with exposed pages. The page itself
     /// need not be exposed.
     pub(super) fn next(&self, pfn: usize) -> Option<usize> {

@@ -176,6 +176,13 @@ impl Work for UnbindExposed {
     }
 }
 
+impl Drop for UnbindExposed {
+    fn drop(&mut self) {
+        // If it fails, the next case says so.
+        let _ = self.rebind.set_bound(true);
+    }
+}
+
 /// Unbinds an idle device of which `mib` MiB were exposed, beside something else.
 pub fn unbind_exposed(side: &Side, mib: usize, beside: Beside) -> Result<Box<dyn Work>> {
     let node = side.disk.node_str();

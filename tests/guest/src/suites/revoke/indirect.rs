@@ -2,7 +2,7 @@
 
 //! File systems that use the device, but are not on its disk: their files are found all the same.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,7 +12,6 @@ use nix::sys::signal::Signal;
 use super::users::{SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, UNBIND_LIMIT};
 use crate::command::run;
-use crate::disk::Access;
 use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
@@ -35,7 +34,7 @@ fn unbind_below(
 ) -> Result<()> {
     let path = mount.path("file");
     let mut user = Child::start_ready("the process with the mapping", |link| {
-        let file = Access::Buffered.open(&path)?;
+        let file = File::open(&path)?;
         let mapping = Mapping::read_only(&file, LEN, Sharing::Shared)?;
         expect_same("the file", &mapping.to_vec(0, LEN), &stamped(LEN, 1))?;
         link.say("ready")?;
