@@ -19,6 +19,7 @@
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
 #include <linux/ratelimit.h>
+#include <linux/rcupdate_wait.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/set_memory.h>
@@ -136,6 +137,12 @@ void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap);
 void pmem_rs_helper_put_dev_pagemap(struct dev_pagemap *pgmap)
 {
 	put_dev_pagemap(pgmap);
+}
+
+void pmem_rs_helper_synchronize_rcu_and_tasks(void);
+void pmem_rs_helper_synchronize_rcu_and_tasks(void)
+{
+	synchronize_rcu_mult(call_rcu_hurry, call_rcu_tasks);
 }
 
 int pmem_rs_helper_fatal_signal_pending(struct task_struct *task);

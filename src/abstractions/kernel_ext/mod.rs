@@ -4,6 +4,7 @@
 //!
 //! Each file lies at the path of the file in `rust/kernel/` that it adds to.
 
+pub(in crate::abstractions) mod alloc;
 pub mod debugfs;
 pub(in crate::abstractions) mod device;
 pub mod io;

@@ -28,6 +28,8 @@ pub struct Machine {
     pub kernel_words: &'static str,
     /// The number of CPUs.
     pub cpus: u32,
+    /// The memory, and the limit that includes the devices', in GiB.
+    pub memory_gib: [u32; 2],
     /// The source of a device tree, for a kernel that reads one.
     pub device_tree: Option<&'static str>,
     /// Whether CPU and kernel are set up so that emulation is fast, and not as on users' machines.
@@ -51,6 +53,7 @@ pub const PLAIN: Machine = Machine {
     numa: false,
     kernel_words: "",
     cpus: 2,
+    memory_gib: [2, 16],
     device_tree: None,
     fast: true,
 };
@@ -241,14 +244,9 @@ impl Machine {
             let argument = format!("{},out={}", library.display(), out.display());
             qemu.args(["-plugin", &argument]);
         }
-        qemu.args([
-            "-m",
-            "2G,slots=4,maxmem=16G",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
+        let [memory, limit] = self.memory_gib;
+        qemu.args(["-m", &format!("{memory}G,slots=4,maxmem={limit}G")]);
+        qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         for (index, nvdimm) in self.nvdimms.iter().enumerate() {
             let size = nvdimm.bytes();
             let object = if nvdimm.kept {

@@ -186,6 +186,23 @@ const fn alone(machine: Machine, boots: &'static [Boot]) -> Suite {
     }
 }
 
+/// Two NVDIMMs, and one that is so large that its contents are in a sparse file.
+const SCALE: Machine = Machine {
+    nvdimms: &[
+        Nvdimm::volatile(512),
+        Nvdimm::volatile(512),
+        Nvdimm::kept(16384),
+    ],
+    memory_gib: [2, 32],
+    ..PLAIN
+};
+/// The same for a million inodes, and for a file of 4 GiB.
+const SCALE_LARGE: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(4608)],
+    memory_gib: [6, 32],
+    ..PLAIN
+};
+
 /// Memory that only a device tree describes.
 const WITH_DEVICE_TREE: Machine = Machine {
     kernel_words: "memmap=448M$1G",
@@ -253,6 +270,7 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
     alone(LARGE, &[Boot::off("revoke_time")]),
+    simple(SCALE, &[Boot::off("scale")]),
     simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {
         name: "persistence",
@@ -274,6 +292,9 @@ pub const ALL: &[Suite] = &[
         ],
     },
 ];
+
+/// Suites that take too long to be run with all others.
+const BY_NAME: &[Suite] = &[alone(SCALE_LARGE, &[Boot::off("scale_large")])];
 
 /// Suites whose results are not the guest's alone. Each has its own guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,6 +374,7 @@ pub fn select(names: &[String], debug: bool) -> Result<Selection> {
             suites: all,
         });
     }
+    let all: Vec<&'static Suite> = all.into_iter().chain(BY_NAME).collect();
     let mut selection = Selection {
         specials: Vec::new(),
         suites: Vec::new(),

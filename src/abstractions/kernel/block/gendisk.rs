@@ -11,6 +11,7 @@
 mod attribute;
 mod block_device;
 mod gen_disk;
+mod holder;
 mod limits;
 mod operations;
 mod state;

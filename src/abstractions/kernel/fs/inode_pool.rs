@@ -164,6 +164,23 @@ impl InodePool {
         self.store(inode.clone(), 1, may_put, Slot::Kept);
     }
 
+    /// Calls `f` for each kept inode. Inodes that are kept or released meanwhile may be missed.
+    /// Sleeps if no slot is free, as [`Self::keep`].
+    pub(super) fn for_each_kept(
+        self: &Arc<Self>,
+        may_put: &dyn Fn(&Inode) -> bool,
+        mut f: impl FnMut(&Inode),
+    ) {
+        for index in 0..NR_SLOTS {
+            let inode = match self.slots.lock().get(index) {
+                Some(Slot::Kept(inode)) => inode.clone(),
+                _ => continue,
+            };
+            f(&inode);
+            self.put(inode, may_put);
+        }
+    }
+
     /// Puts a reference, the last one by the worker. Sleeps if no slot is free, as [`Self::keep`].
     pub(super) fn put(self: &Arc<Self>, inode: Inode, may_put: &dyn Fn(&Inode) -> bool) {
         let Some(rest) = inode.put_unless_last() else {

@@ -13,6 +13,7 @@ use super::{
     inode_pool::InodePool, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::kernel::block::gendisk::DiskState;
 use crate::abstractions::kernel_ext::module_list::Code;
 use core::ptr::{
     addr_of,
@@ -28,6 +29,8 @@ use kernel::{
 struct FileSystemType {
     name: &'static CStr,
     code: Code,
+    /// The only block device whose DAX device it uses is `s_bdev`.
+    only_main: bool,
 }
 
 const EXT4: Code = Code {
@@ -41,15 +44,18 @@ const DAX_TYPES: &[FileSystemType] = &[
     FileSystemType {
         name: c"ext4",
         code: EXT4,
+        only_main: true,
     },
     FileSystemType {
         name: c"ext3",
         code: EXT4,
+        only_main: true,
     },
     #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
     FileSystemType {
         name: c"ext2",
         code: EXT4,
+        only_main: true,
     },
     FileSystemType {
         name: c"xfs",
@@ -57,6 +63,7 @@ const DAX_TYPES: &[FileSystemType] = &[
             built_in: cfg!(CONFIG_XFS_FS = "y"),
             module: c"xfs",
         },
+        only_main: false,
     },
     FileSystemType {
         name: c"erofs",
@@ -64,14 +71,17 @@ const DAX_TYPES: &[FileSystemType] = &[
             built_in: cfg!(CONFIG_EROFS_FS = "y"),
             module: c"erofs",
         },
+        only_main: false,
     },
 ];
 
-/// A walk through the inodes with DAX entries of all mounted file systems.
+/// A walk through the inodes with DAX entries of all mounted file systems that may use the memory
+/// behind a disk, or of all if no disk is given.
 ///
-/// No superblock is skipped, whether or not the disk has a claim of it: a device-mapper table that
-/// was replaced gives its claim up, while the file system above still has pages and faults under
-/// way.
+/// A superblock is skipped if the disk proves that it got no DAX device through it, ever
+/// ([`DiskState::may_be_used_by`]). The claims that the disk has now prove nothing: a device-mapper
+/// table that was replaced gives its claim up, while the file system above still has pages and
+/// faults under way.
 ///
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.
@@ -79,6 +89,7 @@ const DAX_TYPES: &[FileSystemType] = &[
 /// Sleeps. Waits for mounts and unmounts of the same types of file systems that are under way.
 pub(super) struct Walk<'a> {
     pool: &'a Arc<InodePool>,
+    disk: Option<&'a DiskState>,
     /// Which kept inodes may be put if the pool is full.
     may_put: &'a dyn Fn(&Inode) -> bool,
     /// The index of the current type in [`DAX_TYPES`].
@@ -99,9 +110,14 @@ impl<'a> Walk<'a> {
     /// How many inodes are passed with the list locked.
     const BATCH: u32 = 1024;
 
-    pub(super) fn new(pool: &'a Arc<InodePool>, may_put: &'a dyn Fn(&Inode) -> bool) -> Self {
+    pub(super) fn new(
+        pool: &'a Arc<InodePool>,
+        disk: Option<&'a DiskState>,
+        may_put: &'a dyn Fn(&Inode) -> bool,
+    ) -> Self {
         Self {
             pool,
+            disk,
             may_put,
             index: 0,
             cursor: None,
@@ -167,6 +183,23 @@ impl<'a> Walk<'a> {
         unsafe { walk.visit_super(sb) };
     }
 
+    /// Returns whether files of a superblock of the current type may use the memory.
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid, with `s_umount` held.
+    unsafe fn may_use(&self, sb: *mut bindings::super_block) -> bool {
+        let only_main = DAX_TYPES
+            .get(self.index)
+            .is_some_and(|fs_type| fs_type.only_main);
+
+        self.disk.is_none_or(|disk| {
+            // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
+            // that are not mounted yet, or are shut down.
+            unsafe { disk.may_be_used_by(sb, only_main) }
+        })
+    }
+
     /// Finds the next inode in a superblock, unless one was found already or the superblock is
     /// before that of the cursor. Superblocks that were mounted since are before it.
     ///
@@ -192,6 +225,8 @@ impl<'a> Walk<'a> {
                 before = cursor.list_entry().unwrap_or(head);
             }
             _ if !self.is_behind_cursor => return,
+            // SAFETY: By the safety requirements.
+            _ if !unsafe { self.may_use(sb) } => return,
             _ => {}
         }
 
@@ -234,13 +269,16 @@ impl Drop for Walk<'_> {
 ///
 /// The inode must be in the list of its superblock, which must be locked.
 unsafe fn has_dax_entries(inode: *mut bindings::inode) -> bool {
-    // SAFETY: By the safety requirements the inode is valid, and so is its mapping. The number of
-    // entries is read without the lock that protects it, as the C code does.
+    // SAFETY: By the safety requirements the inode is valid, and so is its mapping. The flags and
+    // the number of entries are read without the locks that protect them, as the C code does.
+    // `S_DAX` does not change while the file has entries. It is tested first because it is in the
+    // first cache line of the inode.
     // ORDERING: an entry that was made before translations were refused is seen, because both sides
     // have a full barrier in between (`AccessState`).
     unsafe {
         let mapping = (*inode).i_mapping;
-        !mapping.is_null()
+        addr_of!((*inode).i_flags).read_volatile() & bindings::S_DAX != 0
+            && !mapping.is_null()
             && addr_of!((*mapping).nrpages).read_volatile() != 0
             && bindings::dax_mapping(mapping)
     }

@@ -6,7 +6,11 @@
 //! for as long as this exists. A search for users looks at all exposed pages, and at no others.
 
 use crate::abstractions::bindings;
-use crate::abstractions::kernel_ext::sync::atomic::read_once;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    alloc::vec_on_node,
+    sync::atomic::read_once, //
+};
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
@@ -37,14 +41,14 @@ impl Exposure {
     const SHIFT: u32 = bindings::PMD_ORDER;
     const BITS: usize = usize::BITS as usize;
 
-    /// Makes an empty record for these page frames. May sleep.
-    pub(super) fn new(frames: &Range<u64>) -> Result<Self> {
+    /// Makes an empty record for these page frames, in memory of a node. May sleep.
+    pub(super) fn new(frames: &Range<u64>, node: Node) -> Result<Self> {
         let first = usize::try_from(frames.start >> Self::SHIFT)?;
         let last = usize::try_from(frames.end.saturating_sub(1) >> Self::SHIFT)?;
         let chunks = last.saturating_sub(first).saturating_add(1);
         let words = chunks.div_ceil(Self::BITS);
 
-        let mut bits = KVVec::with_capacity(words, GFP_KERNEL)?;
+        let mut bits = vec_on_node(words, GFP_KERNEL, node)?;
         for _ in 0..words {
             bits.push_within_capacity(Atomic::new(0))
                 .map_err(|_| ENOMEM)?;
@@ -113,6 +117,11 @@ impl Exposure {
         }
     }
 
+    /// Returns the page frame after the last one of the chunk of `pfn`.
+    pub(super) fn end_of_chunk(pfn: u64) -> u64 {
+        (pfn | ((1 << Self::SHIFT) - 1)).saturating_add(1)
+    }
+
     /// Returns the first page frame from `pfn` on in a chunk with exposed pages. The page itself
     /// need not be exposed.
     pub(super) fn next(&self, pfn: usize) -> Option<usize> {
@@ -120,17 +129,15 @@ impl Exposure {
         let mut chunk = from;
 
         while let Some((word, mask)) = self.word(chunk) {
-            let word = word.load(Relaxed);
-            if word & mask != 0 {
-                return Some(pfn.max(chunk << Self::SHIFT));
+            // The bits of the chunk and of those after it.
+            let rest = word.load(Relaxed) & mask.wrapping_neg();
+            // The number of the first bit of the word.
+            let first = chunk.wrapping_sub(mask.trailing_zeros() as usize);
+            if rest != 0 {
+                let found = first.wrapping_add(rest.trailing_zeros() as usize);
+                return Some(pfn.max(found << Self::SHIFT));
             }
-            chunk = if word == 0 {
-                // The first chunk of the next word.
-                let bit = chunk.wrapping_sub(self.first);
-                chunk.wrapping_add(Self::BITS.wrapping_sub(bit % Self::BITS))
-            } else {
-                chunk.wrapping_add(1)
-            };
+            chunk = first.wrapping_add(Self::BITS);
         }
         None
     }
@@ -152,7 +159,7 @@ mod tests {
     #[test]
     fn what_was_exposed_is_found() -> Result {
         const CHUNK: u64 = 1 << Exposure::SHIFT;
-        let exposure = Exposure::new(&(1000 * CHUNK + 7..2000 * CHUNK))?;
+        let exposure = Exposure::new(&(1000 * CHUNK + 7..2000 * CHUNK), Node::NONE)?;
         let start = 1000 * CHUNK as usize;
 
         assert_eq!(exposure.next(start), None);

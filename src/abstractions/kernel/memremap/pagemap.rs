@@ -132,7 +132,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
         let frames = (phys >> PAGE_SHIFT)..(phys.saturating_add(data_len as u64) >> PAGE_SHIFT);
-        let exposure = Exposure::new(&frames)?;
+        let exposure = Exposure::new(&frames, node)?;
         let first_pfn = usize::try_from(frames.start)?;
         let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
             data_len >> PAGE_SHIFT
@@ -198,11 +198,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // (`free_zone_device_folio()`), in a section that can be preempted, but does not sleep.
         // Lockless walkers of page tables are in RCU read-side sections. A page that was seen idle
         // may have been in `dax_delete_mapping_range()`, which holds the lock of its page cache.
+        // The grace periods of both pass at the same time, and those of other devices that go now.
         // SAFETY: May sleep here.
-        unsafe {
-            bindings::synchronize_rcu();
-            bindings::synchronize_rcu_tasks();
-        }
+        unsafe { bindings::synchronize_rcu_and_tasks() };
     }
 
     /// Frees the pages and unmaps the range. Sleeps: waits for references of the C side to the

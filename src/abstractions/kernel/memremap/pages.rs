@@ -142,33 +142,32 @@ impl Pages {
     /// proportion to the exposed pages. All translations must be refused: faults make and split
     /// folios.
     pub(super) fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
+        let end = self.frames().end;
         let mut next = from.max(self.frames().start);
 
         loop {
-            let pfn = self.next_exposed(next)?;
-            // SAFETY: By the type invariant the frame has a `struct page`. All pages of a folio
-            // belong to one file, so the folio is within the pages too. Its size is only read, and
-            // is right as long as no folio is being made.
-            let (found, page, first, nr_pages) = unsafe {
-                let found = FolioUse::of(pfn as c_ulong);
-                let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
-                (
-                    found,
-                    page,
-                    bindings::page_to_pfn(page) as u64,
-                    bindings::folio_nr_pages(found.folio) as u64,
-                )
-            };
-            let end = first.saturating_add(nr_pages).max(pfn.saturating_add(1));
-
-            if found.references != 0 || found.is_associated() {
-                // SAFETY: The page is the first one of the folio. `self`, and with it the pgmap, is
-                // borrowed for as long as the result lives.
-                return Some(unsafe {
-                    UsedPage::new(NonNull::new(page)?, first..end, found.references)
-                });
+            let first = self.next_exposed(next)?;
+            next = Exposure::end_of_chunk(first).min(end);
+            // SAFETY: By the type invariant these frames have `struct page`s.
+            let found = unsafe { FolioUse::first_used(first..next) };
+            if let Some(found) = found {
+                return self.used_page(found);
             }
-            next = end;
+        }
+    }
+
+    /// Returns the folio of a page of these.
+    fn used_page(&self, found: FolioUse) -> Option<UsedPage<'_>> {
+        // SAFETY: All pages of a folio belong to one file, so the folio is within the pages too.
+        // Its size is only read, and is right as long as no folio is being made. The page is the
+        // first one of the folio. `self`, and with it the pgmap, is borrowed for as long as the
+        // result lives.
+        unsafe {
+            let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
+            let first = bindings::page_to_pfn(page) as u64;
+            let nr_pages = bindings::folio_nr_pages(found.folio) as u64;
+            let frames = first..first.saturating_add(nr_pages.max(1));
+            Some(UsedPage::new(NonNull::new(page)?, frames, found.references))
         }
     }
 

@@ -100,10 +100,40 @@ impl FolioUse {
     ///
     /// The page frame must have a `struct page` of a pgmap that stays during the call.
     pub(in crate::abstractions) unsafe fn of(pfn: c_ulong) -> Self {
+        // SAFETY: By the safety requirements the page exists.
+        unsafe { Self::of_page(bindings::pfn_to_page(pfn)) }
+    }
+
+    /// Returns the first folio of these page frames that is in use.
+    ///
+    /// All pages are read one by one: idle folios have one page each (`dax_folio_reset_order()`).
+    ///
+    /// # Safety
+    ///
+    /// The page frames must have `struct page`s of a pgmap that stays during the call. They must be
+    /// in one section of the memory map, of which a chunk of 2 MiB is a part.
+    pub(super) unsafe fn first_used(frames: Range<u64>) -> Option<Self> {
+        // SAFETY: By the safety requirements the pages exist. Those of a section are an array.
+        let first = unsafe { bindings::pfn_to_page(frames.start as c_ulong) };
+        let count = frames.end.saturating_sub(frames.start) as usize;
+
+        (0..count)
+            // SAFETY: As above.
+            .map(|index| unsafe { Self::of_page(first.wrapping_add(index)) })
+            .find(|found| found.references != 0 || found.is_associated())
+    }
+
+    /// As [`Self::of`], with the page itself.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::of`].
+    #[inline]
+    unsafe fn of_page(page: *mut bindings::page) -> Self {
         // SAFETY: By the safety requirements the page exists. `page_folio` reads one word, and the
         // fields of the first page are read without a lock, as the C code does.
         unsafe {
-            let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
+            let folio = bindings::page_folio(page);
             let fields = addr_of!((*folio).__bindgen_anon_1.__bindgen_anon_1);
 
             Self {

@@ -39,6 +39,7 @@ mod probe;
 mod providers;
 mod revoke;
 mod revoke_time;
+mod scale;
 mod sequences;
 mod several;
 mod status;
@@ -136,6 +137,8 @@ const ALL: &[Suite] = &[
     revoke::STRESS,
     revoke::WINDOW,
     revoke_time::SUITE,
+    scale::SUITE,
+    scale::LARGE_SUITE,
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,

@@ -2,6 +2,7 @@
 
 //! References to block devices, and their claims.
 
+use super::holder::Holder;
 use crate::abstractions::bindings;
 use core::ptr::{
     addr_of,
@@ -57,36 +58,15 @@ impl BlockDevice {
         unsafe {
             let lock = addr_of_mut!((*raw).bd_holder_lock);
             bindings::mutex_lock(lock);
-            let holder = (*raw).bd_holder.cast_const();
+            let holder = Holder((*raw).bd_holder);
             let claim = Claim {
-                is_unknown: !holder.is_null()
+                is_unknown: !holder.0.is_null()
                     && (*raw).bd_holder_ops.is_null()
-                    && !self.is_file(holder),
+                    && !holder.is_file_of((*raw).bd_mapping),
                 count: addr_of!((*raw).bd_holders).read_volatile(),
             };
             bindings::mutex_unlock(lock);
             claim
-        }
-    }
-
-    /// Returns whether the holder is a file by which a program has opened the device with `O_EXCL`.
-    ///
-    /// The holder is the `struct file` then (`blkdev_open()`). Otherwise it may be any value, such
-    /// as the address of a string, so it is read as memory that may not be mapped. Only a file of
-    /// this device has the mapping of the device in `f_mapping`.
-    fn is_file(&self, holder: *const c_void) -> bool {
-        let mut mapping: *mut bindings::address_space = core::ptr::null_mut();
-        let field = holder.wrapping_byte_add(core::mem::offset_of!(bindings::file, f_mapping));
-
-        // SAFETY: `copy_from_kernel_nofault()` accepts any source address, and writes to a local
-        // variable. The device is valid by the type invariant.
-        unsafe {
-            bindings::copy_from_kernel_nofault(
-                (&raw mut mapping).cast(),
-                field,
-                core::mem::size_of_val(&mapping),
-            ) == 0
-                && mapping == (*self.0.as_ptr()).bd_mapping
         }
     }
 }

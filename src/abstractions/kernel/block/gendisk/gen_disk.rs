@@ -4,6 +4,7 @@
 
 use super::{
     attribute::Tables,
+    holder::Holder,
     limits::Limits,
     operations::Operations,
     state::DiskState, //
@@ -74,6 +75,7 @@ impl<T: Operations> GenDisk<T> {
     const OPS: bindings::block_device_operations = bindings::block_device_operations {
         owner: this_module::<T::OwnerModule>().as_ptr(),
         submit_bio: Some(Self::submit_bio_callback),
+        open: Some(open_callback),
         release: Some(release_callback),
         set_read_only: Some(set_read_only_callback),
         ..ZEROED_OPS
@@ -210,6 +212,27 @@ impl<T: Operations> GenDisk<T> {
 
 /// The operations that a disk does not have.
 const ZEROED_OPS: bindings::block_device_operations = pin_init::zeroed();
+
+/// # Safety
+///
+/// Called by the block layer only. `disk` must be that of a [`GenDisk`] that is added, and its
+/// `open_mutex` must be held. If `mode` has `BLK_OPEN_EXCL`, the claim in progress must be that of
+/// the opener, of the disk or a partition.
+unsafe extern "C" fn open_callback(
+    disk: *mut bindings::gendisk,
+    mode: bindings::blk_mode_t,
+) -> c_int {
+    // SAFETY: By the safety requirements the disk is valid. If the claim is not that of the opener,
+    // it is not looked at.
+    let holder = Holder(unsafe { addr_of!((*(*disk).part0).bd_claiming).read_volatile() });
+
+    if holder.is_indirect(mode) {
+        // SAFETY: By the safety requirements the disk is added. So by the type invariant of
+        // `GenDisk` the data of its queue is a `DiskState`.
+        unsafe { (*(*(*disk).queue).queuedata.cast::<DiskState>()).set_indirect() };
+    }
+    0
+}
 
 /// # Safety
 ///

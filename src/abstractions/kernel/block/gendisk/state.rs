@@ -72,6 +72,9 @@ pub(in crate::abstractions) struct DiskState {
     pub(super) closed: Completion,
     /// Programs cannot make the disk writable.
     read_only: Atomic<bool>,
+    /// Something that is not a file system on the disk itself may have got the DAX device: a
+    /// device-mapper table, or a file system for a further device. Never reset.
+    indirect: Atomic<bool>,
     #[pin]
     removal: Mutex<Removal>,
     #[pin]
@@ -106,6 +109,7 @@ impl DiskState {
                 whole,
                 closed <- Completion::new(),
                 read_only: Atomic::new(false),
+                indirect: Atomic::new(false),
                 removal <- new_mutex!(
                     Removal {
                         added: false,
@@ -164,6 +168,51 @@ impl DiskState {
 
     pub(super) fn is_read_only(&self) -> bool {
         self.read_only.load(Relaxed)
+    }
+
+    /// Records that something else than a file system on the disk itself may get the DAX device.
+    ///
+    /// ORDERING: it gets the device, and translates, after that. A translation has a full barrier
+    /// before it reads the access state (`AccessState`).
+    pub(super) fn set_indirect(&self) {
+        self.indirect.store(true, Relaxed);
+    }
+
+    /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is
+    /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
+    ///
+    /// Access to the memory must be closed, at least to mappings; a superblock that is mounted
+    /// later does not count.
+    ///
+    /// If all claims were those of programs and of superblocks that were being mounted from the
+    /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on
+    /// other disks may, too, except such a type on a disk of blk-mq. The disk of a DAX device
+    /// (`dax_add_host()`) has `submit_bio`, unless it is a request-based device of device-mapper:
+    /// no target of those has DAX.
+    ///
+    /// [`Holder::is_indirect`]: super::holder::Holder::is_indirect
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid and mounted, with `s_umount` held.
+    pub(in crate::abstractions) unsafe fn may_be_used_by(
+        &self,
+        sb: *mut bindings::super_block,
+        only_main: bool,
+    ) -> bool {
+        let indirect = self.indirect.load(Relaxed);
+
+        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
+        // disk of a device does not change, and its operations are static.
+        unsafe {
+            let bdev = (*sb).s_bdev;
+            if bdev.is_null() {
+                return indirect && !only_main;
+            }
+            let disk = (*bdev).bd_disk;
+            disk == self.disk.as_ptr()
+                || indirect && (!only_main || (*(*disk).fops).submit_bio.is_some())
+        }
     }
 
     /// Returns whether the disk was removed. Waits for a removal in progress.

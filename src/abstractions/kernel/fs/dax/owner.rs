@@ -171,6 +171,38 @@ impl<T: PagemapOperations> Owner<T> {
         walked
     }
 
+    /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
+    /// `walk_needed` is whether all files have to be walked through, and is updated.
+    ///
+    /// The kept files are enough if all files were walked through since the last translation has
+    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
+    /// and all pins are older than the closing: files with such pins, or with faults that may have
+    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
+    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
+    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
+        if !*walk_needed && self.mismatches == 0 && self.revoke_kept_files() {
+            return Walked::default();
+        }
+        *walk_needed = !self.pages.is_unused();
+        self.revoke_files()
+    }
+
+    /// Revokes the memory from the kept files. Returns whether a page was deleted and all entries
+    /// match their folios.
+    fn revoke_kept_files(&self) -> bool {
+        let may_put = |inode: &Inode| may_put(&self.pages, inode);
+        let mut deleted = false;
+        let mut mismatch = false;
+
+        self.pool.for_each_kept(&may_put, |inode| {
+            let revoked = FileMapping::new(inode).revoke(&self.pages);
+            deleted |= revoked.pages != 0;
+            mismatch |= revoked.mismatch;
+        });
+        self.release_files();
+        deleted && !mismatch
+    }
+
     /// Puts the references to kept files that have no pinned page.
     pub(super) fn release_files(&self) {
         self.pool.release(|inode| may_put(&self.pages, inode));
@@ -221,12 +253,10 @@ impl<T: PagemapOperations> Owner<T> {
         let mut waited: Msecs = 0;
 
         loop {
-            let is_dead = self.pages.is_unused();
             match self.first_user(&mut next, walk_needed) {
                 None => return,
                 Some(User::PageCache) => {
-                    self.revoke_files();
-                    walk_needed = !is_dead;
+                    self.revoke_again(&mut walk_needed);
                 }
                 Some(User::Reference | User::Keeper | User::Pin) => {}
             }
@@ -304,7 +334,7 @@ fn walk_files<T: PagemapOperations>(
     }
 
     let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, &may_put);
+    let mut walk = Walk::new(pool, pages.host(), &may_put);
     while let Some(inode) = walk.next() {
         let file = FileMapping::new(inode);
         if !file.may_use(pages) {

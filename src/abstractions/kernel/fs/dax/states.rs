@@ -188,10 +188,10 @@ pub struct Revoked<T: PagemapOperations> {
 
 impl<T: PagemapOperations> Revoked<T> {
     /// Revokes the memory again, from files whose pages were pinned the last time. As
-    /// [`Closed::revoke`].
+    /// [`Closed::revoke`]. If that is proved to be enough, only the files that
+    /// [`Pagemap::close_to_mappings`] has kept are looked at, and the result is empty.
     pub fn revoke(&mut self) -> Walked {
-        self.walk_needed = !self.owner.pages().is_unused();
-        self.owner.revoke_files()
+        self.owner.revoke_again(&mut self.walk_needed)
     }
 
     /// Returns a user of the memory, or [`None`] if it can be unmapped. Sleeps. Takes time in

@@ -23,7 +23,10 @@ use self::block::{NULL_REQUESTS, fio, fio_job, flushes, mkfs, requests, zeroes};
 use self::dax::Unit::{Page, Pmd};
 use self::dax::{calls, copies, faults, fsync, sync_faults};
 use self::lifecycle::Step::{Bind, Unbind};
-use self::lifecycle::{memory_of_a_device, rebind, rebind_whole, unbind_mapped};
+pub use self::lifecycle::make_files;
+use self::lifecycle::{
+    Beside, memory_of_a_device, rebind, rebind_whole, unbind_exposed, unbind_mapped,
+};
 use self::measure::{Case, Mode, measure};
 use super::{Suite, Test};
 use crate::counter::{IO_URING, learn};
@@ -157,14 +160,21 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touc
     memory_of_a_device: |lab, name| memory_of_a_device(lab, name),
 ]);
 
-pub const COUNT: Suite = cases!("bench_count", Mode::Count, first: [get_ready: learn_modules],
-    more: [
-        uring_read_4k_depth_1: block::uring_requests(|side| fio_job(side, "randread", 1)),
-        uring_read_4k_depth_32: block::uring_requests(|side| fio_job(side, "randread", 32)),
-        uring_write_4k_depth_1: block::uring_requests(|side| fio_job(side, "randwrite", 1)),
-        uring_write_4k_depth_32: block::uring_requests(|side| fio_job(side, "randwrite", 32)),
-    ],
-    own: []);
+pub const COUNT: Suite = cases!("bench_count", Mode::Count,
+    first: [get_ready: learn_modules], more: [
+    uring_read_4k_depth_1: block::uring_requests(|side| fio_job(side, "randread", 1)),
+    uring_read_4k_depth_32: block::uring_requests(|side| fio_job(side, "randread", 32)),
+    uring_write_4k_depth_1: block::uring_requests(|side| fio_job(side, "randwrite", 1)),
+    uring_write_4k_depth_32: block::uring_requests(|side| fio_job(side, "randwrite", 32)),
+    unbind_64m_exposed: Case::exactly(1, |side| unbind_exposed(side, 64, Beside::Nothing)),
+    unbind_512m_exposed: Case::exactly(1, |side| unbind_exposed(side, 512, Beside::Nothing)),
+    unbind_beside_inodes: Case::exactly(1, |side| {
+        unbind_exposed(side, 64, Beside::Inodes(30_000))
+    }),
+    unbind_beside_64m_mapped: Case::exactly(1, |side| {
+        unbind_exposed(side, 64, Beside::Mapped(64))
+    }),
+], own: []);
 
 /// The cases of devices whose size is not chosen, for a user's machine.
 pub const WHOLE: Suite = suite!("bench_whole", Mode::Time, first: [], cases: [

@@ -11,6 +11,7 @@ mod blocked;
 mod cells;
 mod fixture;
 mod holders;
+mod indirect;
 mod limits;
 mod mappings;
 mod modes;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
 use super::fixture::Fixture;
 use super::holders::{linear, writecache};
+use super::indirect::{further_device, realtime, replaced_table};
 use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
 };
@@ -65,6 +66,9 @@ pub const SUITE: Suite = Suite {
         Test::new("sector_disk_in_use", sector_disk).within(120),
         Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
+        Test::new("realtime_volume_of_another_xfs", realtime),
+        Test::new("further_device_of_another_erofs", further_device),
+        Test::new("table_above_was_replaced", replaced_table),
         // It divides the region, so it comes last.
         Test::new("eight_namespaces", eight_namespaces).within(180),
     ],
