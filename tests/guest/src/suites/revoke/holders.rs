@@ -119,6 +119,8 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     expect_contents(&origin, LEN / 2, 3)?;
     retired::await_none(FREE_LIMIT)?;
     expect_no_thread_stuck()?;
+    // While the module is loaded, a range below device-mapper is retired.
+    set_holder_module(false)?;
     pmem.bound.bind(lab.driver)
 }
 
