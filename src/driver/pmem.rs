@@ -184,6 +184,7 @@ impl Pmem {
     /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared, or
     /// not without sleeping. The sectors that are still bad are in the badblocks then, or in pages
     /// that have failed.
+    #[inline]
     pub fn start_overwrite(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
         if let Some((span, memory)) = self.memory.find_writable(|_| Some(span)) {
             return Some(Overwrite {
@@ -197,6 +198,7 @@ impl Pmem {
     }
 
     /// Clears the first `written` bytes of the span from the badblocks.
+    #[inline]
     pub fn finish_overwrite(&self, overwrite: Overwrite<'_>, written: usize) {
         if overwrite.cleared != Cleared::Nothing {
             self.clear_badblocks(overwrite.span, overwrite.cleared, written);

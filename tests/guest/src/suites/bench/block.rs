@@ -15,7 +15,7 @@ use crate::command::run;
 use crate::counter::IO_URING;
 use crate::disk::{Access, Disk};
 use crate::driver::Driver;
-use crate::lab::Lab;
+use crate::lab::{Lab, Skip};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::syscall::zero_out;
 use crate::sysfs;
@@ -246,6 +246,20 @@ impl Work for Mkfs {
 /// Runs `mkfs.ext4`.
 pub fn mkfs(side: &Side) -> Result<Box<dyn Work>> {
     Ok(Box::new(Mkfs(side.disk.clone())))
+}
+
+/// The file that says whether the second CPU is on.
+const SECOND_CPU: &str = "/sys/devices/system/cpu/cpu1/online";
+
+/// Calls `work` with one CPU. So the threads of io_uring cannot work beside the submitter.
+pub fn on_one_cpu<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    if sysfs::read("/sys/devices/system/cpu/online")? != "0-1" {
+        return Err(Skip("it needs a machine with two CPUs, one of which it turns off").into());
+    }
+    sysfs::write(SECOND_CPU, "0")?;
+    let result = work();
+    sysfs::write(SECOND_CPU, "1")?;
+    result
 }
 
 /// Random requests of 4 KiB, which fio submits by io_uring.

@@ -152,6 +152,18 @@ pub const TIME: Suite = cases!("bench_time", Mode::Time, first: [get_ready: touc
     uring_write_4k_depth_32: |lab, name| fio(lab, name, 32, 1, "randwrite", "4k"),
     uring_read_4k_depth_32_2_threads: |lab, name| fio(lab, name, 32, 2, "randread", "4k"),
     uring_write_4k_depth_32_2_threads: |lab, name| fio(lab, name, 32, 2, "randwrite", "4k"),
+    uring_read_4k_depth_1_one_cpu: |lab, name| {
+        block::on_one_cpu(|| fio(lab, name, 1, 1, "randread", "4k"))
+    },
+    uring_read_4k_depth_32_one_cpu: |lab, name| {
+        block::on_one_cpu(|| fio(lab, name, 32, 1, "randread", "4k"))
+    },
+    uring_write_4k_depth_1_one_cpu: |lab, name| {
+        block::on_one_cpu(|| fio(lab, name, 1, 1, "randwrite", "4k"))
+    },
+    uring_write_4k_depth_32_one_cpu: |lab, name| {
+        block::on_one_cpu(|| fio(lab, name, 32, 1, "randwrite", "4k"))
+    },
     uring_read_64k_depth_32: |lab, name| fio(lab, name, 32, 1, "read", "64k"),
     uring_write_64k_depth_32: |lab, name| fio(lab, name, 32, 1, "write", "64k"),
     unbind_mapped_16m: |lab, name| unbind_mapped(lab, name, 16),
