@@ -12,6 +12,7 @@
 
 use super::{
     plain::shared_flush::{
+        Queue,
         SharedFlush,
         Step, //
     },
@@ -64,9 +65,11 @@ pub struct Flusher {
     is_asynchronous: bool,
     #[pin]
     shared_flush: Mutex<SharedFlush<Error>>,
-    /// Notified when a shared flush has ended.
+    /// Threads that wait for a shared flush with an even number, and with an odd one.
     #[pin]
-    flush_ended: CondVar,
+    even: CondVar,
+    #[pin]
+    odd: CondVar,
     /// Bios whose data was written, and which end after the next flush.
     #[pin]
     waiting: SpinLock<BioList>,
@@ -101,7 +104,8 @@ impl Flusher {
                 region,
                 is_asynchronous,
                 shared_flush <- new_mutex!(SharedFlush::new(), "pmem_rs::Flusher::shared_flush"),
-                flush_ended <- new_condvar!("pmem_rs::Flusher::flush_ended"),
+                even <- new_condvar!("pmem_rs::Flusher::even"),
+                odd <- new_condvar!("pmem_rs::Flusher::odd"),
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
                 flush_failed: Atomic::new(false),
                 work <- new_work!("pmem_rs::Flusher::work"),
@@ -169,15 +173,24 @@ impl Flusher {
         loop {
             match shared.step(ticket) {
                 Step::Done(result) => return result,
-                Step::Wait => self.flush_ended.wait(&mut shared),
+                Step::Wait(queue) => self.queue(queue).wait(&mut shared),
                 Step::Flush => {
                     drop(shared);
                     let result = self.flush_alone();
+                    let ended = self.shared_flush.lock().end(result);
+                    // The next flush starts before the other threads need the CPU and the lock.
+                    self.queue(ended.next()).notify_one();
+                    self.queue(ended).notify_all();
                     shared = self.shared_flush.lock();
-                    shared.end(result);
-                    self.flush_ended.notify_all();
                 }
             }
+        }
+    }
+
+    fn queue(&self, queue: Queue) -> &CondVar {
+        match queue {
+            Queue::Even => &self.even,
+            Queue::Odd => &self.odd,
         }
     }
 

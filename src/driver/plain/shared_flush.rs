@@ -9,8 +9,11 @@
 //! If a flush fails, what it should have made durable may be lost: a later flush that succeeds says
 //! nothing about it. So a thread that has arrived while a flush was in progress gets its error too.
 //!
+//! Threads wait for the flush in progress or for the next one. There is a queue for each, so that
+//! the end of a flush does not wake threads that wait for the next one, except one that starts it.
+//!
 //! The methods are called with a lock held, and the flush itself without it. The kernel uses a
-//! mutex and a condition variable (`driver/flush.rs`), and the model in `tests/host` those of loom.
+//! mutex and condition variables (`driver/flush.rs`), and the model in `tests/host` those of loom.
 
 /// The flushes of a region, which are numbered from 1 on.
 #[derive(Debug)]
@@ -32,13 +35,41 @@ pub struct Ticket {
     suspect: u64,
 }
 
+/// One of the two queues of waiting threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// Of flushes with an even number.
+    Even,
+    /// Of flushes with an odd number.
+    Odd,
+}
+
+impl Queue {
+    const fn of(number: u64) -> Self {
+        if number % 2 == 0 {
+            Self::Even
+        } else {
+            Self::Odd
+        }
+    }
+
+    /// Returns the queue of the next flush.
+    pub const fn next(self) -> Self {
+        match self {
+            Self::Even => Self::Odd,
+            Self::Odd => Self::Even,
+        }
+    }
+}
+
 /// What a thread has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<E> {
-    /// It flushes the region, calls [`SharedFlush::end`], and wakes the other threads.
+    /// It flushes the region and calls [`SharedFlush::end`]. Then it wakes all threads in the queue
+    /// that this returns, and one in the next queue.
     Flush,
-    /// It waits until another thread has called [`SharedFlush::end`].
-    Wait,
+    /// It waits in this queue until it is woken.
+    Wait(Queue),
     /// It has the result of a flush.
     Done(Result<(), E>),
 }
@@ -76,18 +107,19 @@ impl<E: Copy> SharedFlush<E> {
             });
         }
         if self.started != self.ended {
-            return Step::Wait;
+            return Step::Wait(Queue::of(ticket.number));
         }
         self.started = self.started.wrapping_add(1);
         Step::Flush
     }
 
-    /// Ends the flush in progress.
-    pub fn end(&mut self, result: Result<(), E>) {
+    /// Ends the flush in progress. Returns the queue of the threads that have waited for it.
+    pub fn end(&mut self, result: Result<(), E>) -> Queue {
         self.ended = self.started;
         if let Err(err) = result {
             self.failed = Some((self.ended, err));
         }
+        Queue::of(self.ended)
     }
 }
 

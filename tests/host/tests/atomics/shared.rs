@@ -9,6 +9,7 @@ use crate::{
     spawn, //
 };
 use host::shared_flush::{
+    Queue,
     SharedFlush,
     Step, //
 };
@@ -28,8 +29,10 @@ enum Defect {
     None,
     /// A thread shares the flush that is in progress when it arrives.
     ArrivesLate,
-    /// The other threads are not woken.
+    /// The threads that have waited are not woken.
     NotWoken,
+    /// No thread that waits for the next flush is woken.
+    NoneStartsTheNext,
 }
 
 const WRITERS: usize = 3;
@@ -39,7 +42,8 @@ const FAILS: u32 = 1;
 struct Flusher {
     defect: Defect,
     shared: Mutex<SharedFlush<u32>>,
-    ended: Condvar,
+    even: Condvar,
+    odd: Condvar,
     /// What each writer has written to the medium, and what is durable.
     written: [AtomicBool; WRITERS],
     durable: [AtomicBool; WRITERS],
@@ -87,17 +91,27 @@ impl Flusher {
         loop {
             match shared.step(ticket) {
                 Step::Done(result) => return result,
-                Step::Wait => shared = self.ended.wait(shared).unwrap(),
+                Step::Wait(queue) => shared = self.queue(queue).wait(shared).unwrap(),
                 Step::Flush => {
                     drop(shared);
                     let result = self.flush();
-                    shared = self.shared.lock().unwrap();
-                    shared.end(result);
-                    if self.defect != Defect::NotWoken {
-                        self.ended.notify_all();
+                    let ended = self.shared.lock().unwrap().end(result);
+                    if self.defect != Defect::NoneStartsTheNext {
+                        self.queue(ended.next()).notify_one();
                     }
+                    if self.defect != Defect::NotWoken {
+                        self.queue(ended).notify_all();
+                    }
+                    shared = self.shared.lock().unwrap();
                 }
             }
+        }
+    }
+
+    fn queue(&self, queue: Queue) -> &Condvar {
+        match queue {
+            Queue::Even => &self.even,
+            Queue::Odd => &self.odd,
         }
     }
 
@@ -123,7 +137,8 @@ fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
         let flusher = Rc::new(Flusher {
             defect,
             shared: Mutex::new(SharedFlush::new()),
-            ended: Condvar::new(),
+            even: Condvar::new(),
+            odd: Condvar::new(),
             written: [false; WRITERS].map(AtomicBool::new),
             durable: [false; WRITERS].map(AtomicBool::new),
             arrived: [false; WRITERS].map(AtomicBool::new),
@@ -145,5 +160,7 @@ fn a_flush_is_shared_only_if_it_starts_later() {
 #[test]
 fn defects_of_shared_flushes_are_found() {
     finds("it is said to be durable", writers(Defect::ArrivesLate));
-    finds("deadlock", writers(Defect::NotWoken));
+    for defect in [Defect::NotWoken, Defect::NoneStartsTheNext] {
+        finds("deadlock", writers(defect));
+    }
 }

@@ -133,7 +133,7 @@ pub fn flushes_are_shared(lab: &mut Lab) -> Result<()> {
     let other = lab.driver.other();
     other.load()?;
     let slow = Disturbed::slow()?;
-    for threads in [4, 16] {
+    for threads in [4, 16, 64] {
         bound.unbind()?;
         bound.bind(other)?;
         let (theirs, _) = fsync_together(&disk, threads)?;
