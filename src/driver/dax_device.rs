@@ -30,7 +30,9 @@ impl dax::Operations<FailureHandler> for Pmem {
     fn are_known_good(pages: &PagemapInner<FailureHandler>, pgoff: usize, nr_pages: usize) -> bool {
         let badblocks = &pages.ops().badblocks;
 
-        badblocks.are_pages_known_good(pgoff as u64, nr_pages as u64) && pages.none_failed()
+        // Failed pages are looked for first: a failed page is added to the badblocks before it is
+        // repaired.
+        pages.none_failed() && badblocks.are_pages_known_good(pgoff as u64, nr_pages as u64)
     }
 
     fn direct_access<'g>(

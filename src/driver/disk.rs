@@ -166,7 +166,7 @@ impl Pmem {
         }
     }
 
-    /// As [`Self::transfer`], for a queue that keeps I/O statistics. By default it does not.
+    /// As [`Self::transfer`], for a queue that keeps I/O statistics. By default a queue keeps none.
     #[cold]
     #[inline(never)]
     fn transfer_accounted(&self, bio: BioRef<'_>, accounting: Accounting<'_>) -> Result {

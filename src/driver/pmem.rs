@@ -159,15 +159,16 @@ impl Pmem {
     #[cold]
     pub fn first_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
+        // First: a failed page is added to the badblocks before it is repaired.
+        let failed = self
+            .memory
+            .first_failed(span)
+            .map(|offset| (offset >> SECTOR_SHIFT) as u64);
         let listed = self
             .memory
             .badblocks()
             .check(first, sectors)
             .map(|BadRange { first, .. }| first);
-        let failed = self
-            .memory
-            .first_failed(span)
-            .map(|offset| (offset >> SECTOR_SHIFT) as u64);
 
         match (listed, failed) {
             (Some(listed), Some(failed)) => Some(listed.min(failed)),

@@ -78,10 +78,10 @@ pub struct Badblocks {
     attribute: SetOnce<Dirent>,
 }
 
-// SAFETY: `struct badblocks` may be used and freed by any thread.
+// SAFETY: `struct badblocks` may be used and freed by any thread, and so may the other fields.
 unsafe impl Send for Badblocks {}
 
-// SAFETY: `struct badblocks` is protected by its own seqlock.
+// SAFETY: `struct badblocks` is protected by its own seqlock, and the other fields are `Sync`.
 unsafe impl Sync for Badblocks {}
 
 impl Badblocks {
@@ -146,7 +146,7 @@ impl Badblocks {
     }
 
     /// Returns whether the `nr` pages from page `pgoff` on are known to have no bad sector; see
-    /// [`Self::is_known_good`].
+    /// [`Self::is_known_good`]. The list must be one of sectors of 512 bytes.
     #[inline(always)]
     pub fn are_pages_known_good(&self, pgoff: u64, nr: u64) -> bool {
         self.index.is_of(self.sequence())

@@ -78,7 +78,7 @@ pub struct RegionAccess {
 }
 
 /// The proof that a flush of a region is only a barrier (`pmem_wmb()`), so that it neither sleeps
-/// nor fails.
+/// nor fails. It is for the region whose [`RegionAccess::flush_barrier`] has returned it.
 #[derive(Clone, Copy)]
 pub struct FlushBarrier(());
 

@@ -7,7 +7,8 @@
 //! number. A change of the list makes it another number
 //! ([`block/badblocks.c`](srctree/block/badblocks.c) writes with the seqlock held).
 //!
-//! Modelled in `tests/host/tests/atomics`.
+//! The model in `tests/host/tests/atomics` has one change of the list. The number has 32 bits:
+//! after 2^31 changes between two requests, an index would be taken for a valid one.
 
 use crate::abstractions::kernel_ext::sync::atomic::{
     read_acquire,
@@ -174,7 +175,7 @@ impl Index {
         let end = end.saturating_mul(1 << SECTOR_SHIFT);
 
         self.sequence.store(INVALID, Relaxed);
-        // ORDERING: pairs with the barriers in `is_of()` and `is_between()`. A reader that sees one
+        // ORDERING: pairs with the barriers in `is_of()` and `is_good()`. A reader that sees one
         // of the new words does not see the old number after it.
         smp_mb(Write);
         self.shift.store(shift, Relaxed);

@@ -78,10 +78,10 @@ const DAX_TYPES: &[FileSystemType] = &[
 /// A walk through the inodes with DAX entries of all mounted file systems that may use the memory
 /// behind a disk, or of all if no disk is given.
 ///
-/// A superblock is skipped if the disk proves that it got no DAX device through it, ever
-/// ([`DiskState::may_be_used_by`]). The claims that the disk has now prove nothing: a device-mapper
-/// table that was replaced gives its claim up, while the file system above still has pages and
-/// faults under way.
+/// A superblock is skipped if the disk proves that the superblock never got a DAX device through
+/// this disk ([`DiskState::may_be_used_by`]). The claims that the disk has now prove nothing: a
+/// device-mapper table that was replaced gives its claim up, while the file system above still has
+/// pages and faults under way.
 ///
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::badblocks::Badblocks;
-use crate::abstractions::kernel_ext::sync::atomic::read_once;
+use crate::abstractions::kernel_ext::sync::atomic::read_acquire;
 use core::{
     ops::Range,
     ptr::addr_of, //
@@ -55,9 +55,11 @@ impl HasFailed {
         Self(Atomic::new(false))
     }
 
+    /// ORDERING: what is read next is not older. So a page that is repaired meanwhile is not passed
+    /// as good by a list of bad sectors that was read before.
     #[inline]
     pub(super) fn get(&self) -> bool {
-        read_once(&self.0)
+        read_acquire(&self.0)
     }
 }
 
@@ -68,7 +70,8 @@ impl HasFailed {
 /// # Invariants
 ///
 /// `list` has each page that `memory_failure()` took out of the linear mapping and that was not put
-/// back. It may have other pages. The data starts at page frame `first_pfn`.
+/// back. It may have other pages. It is empty until the [`HasFailed`] of the same pgmap is set. The
+/// data starts at page frame `first_pfn`.
 #[pin_data]
 pub(super) struct FailedPages {
     #[pin]
@@ -142,7 +145,8 @@ impl FailedPages {
         Ok(())
     }
 
-    /// Adds pages that were put back, but were not repaired. Fails if the list is full.
+    /// Adds pages that have failed, or that were put back and not repaired. Fails if the list is
+    /// full. `has_failed` must be that of the same pgmap.
     pub(super) fn add(&self, has_failed: &HasFailed, pages: Range<u64>) -> Result {
         has_failed.0.store(true, Relaxed);
         self.list
@@ -183,7 +187,8 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The page frame must have a `struct page` of a pgmap that stays during the call.
+    /// The page frame must have a `struct page` of a pgmap that stays during the call. `has_failed`
+    /// must be that of the pgmap.
     pub(super) unsafe fn handle<T: PagemapOperations>(
         &self,
         has_failed: &HasFailed,

@@ -70,7 +70,8 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
 /// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
 /// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
-/// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`.
+/// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`, and
+/// `has_failed` is set before the first one is.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
 #[repr(C, align(64))]
@@ -275,7 +276,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         if !self.none_failed() {
             return None;
         }
-        // SAFETY: By the type invariant no page was taken out of the mapping.
+        // SAFETY: By the type invariant no page was taken out of the mapping: `has_failed` is not
+        // set, or the list is empty.
         Some(unsafe { WritableSlice::new(self.slice()) })
     }
 

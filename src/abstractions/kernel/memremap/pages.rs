@@ -32,7 +32,7 @@ use kernel::{
 /// For as long as this lives, the `nr_pages` pages from `addr` on are mapped in the kernel, except
 /// those that have failed, and have `struct page`s, from page frame `first_pfn` on. Neither the
 /// last address nor the last page frame overflows. `exposure` is a record for all of these frames.
-// What each translation reads is in one cache line.
+// What each translation reads is close together.
 #[repr(C, align(64))]
 pub(in crate::abstractions) struct Pages {
     addr: NonNull<u8>,
@@ -148,7 +148,8 @@ impl Pages {
         loop {
             let first = self.next_exposed(next)?;
             next = Exposure::end_of_chunk(first).min(end);
-            // SAFETY: By the type invariant these frames have `struct page`s.
+            // SAFETY: By the type invariant these frames have `struct page`s. They are in one
+            // chunk.
             let found = unsafe { FolioUse::first_used(first..next) };
             if let Some(found) = found {
                 return self.used_page(found);

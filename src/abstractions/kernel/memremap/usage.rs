@@ -111,7 +111,8 @@ impl FolioUse {
     /// # Safety
     ///
     /// The page frames must have `struct page`s of a pgmap that stays during the call. They must be
-    /// in one section of the memory map, of which a chunk of 2 MiB is a part.
+    /// in one chunk (`Exposure`), which is as large as a PMD maps, and so a part of one section of
+    /// the memory map.
     pub(super) unsafe fn first_used(frames: Range<u64>) -> Option<Self> {
         // SAFETY: By the safety requirements the pages exist. Those of a section are an array.
         let first = unsafe { bindings::pfn_to_page(frames.start as c_ulong) };

@@ -223,10 +223,14 @@ unsafe extern "C" fn open_callback(
     mode: bindings::blk_mode_t,
 ) -> c_int {
     // SAFETY: By the safety requirements the disk is valid. If the claim is not that of the opener,
-    // it is not looked at.
-    let holder = Holder(unsafe { addr_of!((*(*disk).part0).bd_claiming).read_volatile() });
+    // it is not looked at. The number of a device does not change.
+    let (holder, number) = unsafe {
+        let whole = (*disk).part0;
+        let holder = Holder(addr_of!((*whole).bd_claiming).read_volatile());
+        (holder, (*whole).bd_dev)
+    };
 
-    if holder.is_indirect(mode) {
+    if holder.is_indirect(mode, number) {
         // SAFETY: By the safety requirements the disk is added. So by the type invariant of
         // `GenDisk` the data of its queue is a `DiskState`.
         unsafe { (*(*(*disk).queue).queuedata.cast::<DiskState>()).set_indirect() };

@@ -9,10 +9,7 @@
 
 use crate::abstractions::bindings;
 use core::{
-    mem::{
-        offset_of,
-        size_of_val, //
-    },
+    mem::offset_of,
     ptr::null, //
 };
 use kernel::prelude::*;
@@ -22,20 +19,27 @@ use kernel::prelude::*;
 pub(super) struct Holder(pub(super) *const c_void);
 
 impl Holder {
-    /// Reads a pointer at an offset in what the holder may be.
-    fn pointer_at(self, offset: usize) -> Option<*const c_void> {
-        let mut value: *const c_void = null();
+    /// Reads some bytes at an offset in what the holder may be.
+    fn bytes_at<const N: usize>(self, offset: usize) -> Option<[u8; N]> {
+        let mut value = [0_u8; N];
 
         // SAFETY: `copy_from_kernel_nofault()` accepts any source address, and writes to a local
         // variable.
         let result = unsafe {
             bindings::copy_from_kernel_nofault(
-                (&raw mut value).cast(),
+                value.as_mut_ptr().cast(),
                 self.0.wrapping_byte_add(offset),
-                size_of_val(&value),
+                N,
             )
         };
         (result == 0).then_some(value)
+    }
+
+    /// Reads a pointer at an offset in what the holder may be.
+    fn pointer_at(self, offset: usize) -> Option<*const c_void> {
+        let bytes = self.bytes_at(offset)?;
+
+        Some(core::ptr::without_provenance(usize::from_ne_bytes(bytes)))
     }
 
     /// Returns whether the holder is a file by which a program has opened the device with this
@@ -54,15 +58,21 @@ impl Holder {
         self.pointer_at(offset_of!(bindings::file, private_data)) == Some(self.0)
     }
 
-    /// Returns whether the holder is a superblock that is being mounted, and has no device yet.
+    /// Returns whether the holder is a superblock that is being mounted from a device with this
+    /// major number, and has not opened it yet.
     ///
     /// `setup_bdev_super()` opens the device before it sets `s_bdev`. There are no inodes yet, so
-    /// the head of their list points to itself.
-    fn is_new_superblock(self) -> bool {
+    /// the head of their list points to itself. `s_dev` is the number by which it opens.
+    ///
+    /// Another holder has all three by chance only: a pointer to itself, a null pointer, and the
+    /// number of the disk, at offsets that have no meaning for it.
+    fn is_new_superblock(self, major: u32) -> bool {
         let list = offset_of!(bindings::super_block, s_inodes);
+        let number = self.bytes_at(offset_of!(bindings::super_block, s_dev));
 
         self.pointer_at(list) == Some(self.0.wrapping_byte_add(list))
             && self.pointer_at(offset_of!(bindings::super_block, s_bdev)) == Some(null())
+            && number.is_some_and(|bytes| major_of(u32::from_ne_bytes(bytes)) == major)
     }
 
     /// Returns whether an open with this mode and holder may be one that gets the DAX device for
@@ -77,10 +87,20 @@ impl Holder {
     /// - a string of device-mapper.
     ///
     /// All but the first are indirect. Holders that get no DAX device may count as indirect as
-    /// well, except programs: each mkfs is one.
-    pub(super) fn is_indirect(self, mode: bindings::blk_mode_t) -> bool {
-        mode & bindings::BLK_OPEN_EXCL != 0 && !self.is_opening_file() && !self.is_new_superblock()
+    /// well. Programs must not: each run of mkfs would count for good.
+    ///
+    /// `number` is that of the disk.
+    pub(super) fn is_indirect(self, mode: bindings::blk_mode_t, number: bindings::dev_t) -> bool {
+        mode & bindings::BLK_OPEN_EXCL != 0
+            && !self.is_opening_file()
+            && !self.is_new_superblock(major_of(number))
     }
+}
+
+/// Returns the major number of a device (`MAJOR()`). A disk and its partitions have the same, or
+/// that of extended numbers (`BLOCK_EXT_MAJOR`), if the disk has no range of its own.
+const fn major_of(number: bindings::dev_t) -> u32 {
+    number >> 20
 }
 
 #[kunit_tests(pmem_rs_holder)]
@@ -88,21 +108,28 @@ mod tests {
     use super::*;
     use bindings::BLK_OPEN_EXCL;
 
+    const DISK: bindings::dev_t = 259 << 20 | 3;
+    const PARTITION: bindings::dev_t = 259 << 20 | 77;
+
     #[test]
     fn a_superblock_is_direct_while_it_has_no_device() -> Result {
         let mut sb = KBox::<bindings::super_block>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
         let sb = sb.as_mut_ptr();
         let holder = Holder(sb.cast());
 
-        assert!(holder.is_indirect(BLK_OPEN_EXCL));
+        assert!(holder.is_indirect(BLK_OPEN_EXCL, DISK));
         // SAFETY: The memory is valid. The fields are only compared.
         unsafe { (*sb).s_inodes.next = &raw mut (*sb).s_inodes };
-        assert!(!holder.is_indirect(BLK_OPEN_EXCL));
+        assert!(holder.is_indirect(BLK_OPEN_EXCL, DISK));
+        // SAFETY: As above.
+        unsafe { (*sb).s_dev = PARTITION };
+        assert!(!holder.is_indirect(BLK_OPEN_EXCL, DISK));
+        assert!(holder.is_indirect(BLK_OPEN_EXCL, 8 << 20));
         // SAFETY: As above.
         unsafe { (*sb).s_bdev = core::ptr::dangling_mut() };
-        assert!(holder.is_indirect(BLK_OPEN_EXCL));
-        assert!(!holder.is_indirect(0));
-        assert!(Holder(null()).is_indirect(BLK_OPEN_EXCL));
+        assert!(holder.is_indirect(BLK_OPEN_EXCL, DISK));
+        assert!(!holder.is_indirect(0, DISK));
+        assert!(Holder(null()).is_indirect(BLK_OPEN_EXCL, DISK));
         Ok(())
     }
 
@@ -112,12 +139,12 @@ mod tests {
         let file = file.as_mut_ptr();
         let holder = Holder(file.cast());
 
-        assert!(holder.is_indirect(BLK_OPEN_EXCL));
+        assert!(holder.is_indirect(BLK_OPEN_EXCL, DISK));
         // SAFETY: The memory is valid, and the field is only compared.
         unsafe { (*file).private_data = file.cast() };
-        assert!(!holder.is_indirect(BLK_OPEN_EXCL));
+        assert!(!holder.is_indirect(BLK_OPEN_EXCL, DISK));
         let name = c"I belong to device-mapper";
-        assert!(Holder(name.as_char_ptr().cast()).is_indirect(BLK_OPEN_EXCL));
+        assert!(Holder(name.as_char_ptr().cast()).is_indirect(BLK_OPEN_EXCL, DISK));
         Ok(())
     }
 }

@@ -181,8 +181,9 @@ impl DiskState {
     /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is
     /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
-    /// Access to the memory must be closed, at least to mappings; a superblock that is mounted
-    /// later does not count.
+    /// Access to the memory must be closed, at least to mappings. Otherwise a superblock that gets
+    /// the DAX device meanwhile may be missed. A superblock that is mounted after the closing does
+    /// not count.
     ///
     /// If all claims were those of programs and of superblocks that were being mounted from the
     /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on
