@@ -293,7 +293,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         }
 
         // SAFETY: By the type invariant all pages that were taken out of the mapping are in the
-        // list that was checked.
+        // list that was checked, which is empty if `has_failed` is not set.
         Some(unsafe { WritableSlice::new(slice) })
     }
 
