@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
@@ -227,13 +227,14 @@ fn volatile_goes(lab: &mut Lab) -> Result<()> {
     expect_no_thread_stuck()
 }
 
-/// Not every allocation is made to fail, which would take minutes: each region takes more than
-/// these allocations, and the bus before them many more.
-const STRIDE: u32 = 2;
-const STRIDE_TO_REGIONS: u32 = 4;
+/// Once each region has been left out, not every allocation is made to fail, which would take
+/// minutes.
+const STRIDE: u32 = 8;
 
 /// Allocations of a probe fail, one at a time. If only the region of one range cannot be made, the
 /// other one is there, and the log says which is not. If the bus cannot be made, the probe fails.
+///
+/// The regions are made last. So the last allocation is made to fail first.
 fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
     let device = device(lab, PERSISTENT)?;
     if !Path::new("/sys/kernel/debug/failslab").exists() {
@@ -246,37 +247,41 @@ fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
     let injection = Injection::new(lab.driver, ASYNC)?;
     sysfs::write("/dev/kmsg", klog::NO_MEMORY_FROM_HERE)?;
 
+    let (result, count) = injection.count(Scope::ThreadInDriver, || device.try_bind(driver))?;
+    result.context("binding it while allocations are counted")?;
+    settle()?;
+    device.unbind()?;
+
+    let mut failures = 0;
     let mut seen = BTreeSet::new();
-    let mut nth = 1;
-    loop {
+    let mut nth = count.context("allocations of a thread can be counted")?;
+    while nth > 0 {
         let mut messages = Messages::from_now()?;
-        let (result, failed) =
-            injection.fail(Scope::ThreadInDriver, nth, || device.try_bind(driver))?;
+        let (result, _) = injection.fail(Scope::ThreadInDriver, nth, || device.try_bind(driver))?;
         settle()?;
         if result.is_err() {
             errno::expect("binding it", result, &[Errno::ENOMEM, Errno::ENODEV])?;
             device.expect_driver(None)?;
-            nth += STRIDE_TO_REGIONS;
-            continue;
-        }
-        nth += STRIDE;
-        let found = device.ranges()?;
-        for (start, len) in &all {
-            let said = format!("[mem {start:#x}-{:#x}] is left out", start + len - 1);
-            if !found.contains(&(*start, *len)) {
-                // libnvdimm adds the device of a region later, and logs a failure itself.
-                messages.expect(&[&said, "nd_async_device_register: failed"])?;
+            failures += 1;
+        } else {
+            let found = device.ranges()?;
+            for (start, len) in &all {
+                let said = format!("[mem {start:#x}-{:#x}] is left out", start + len - 1);
+                if !found.contains(&(*start, *len)) {
+                    // libnvdimm adds the device of a region later, and logs a failure itself.
+                    messages.expect(&[&said, "nd_async_device_register: failed"])?;
+                }
             }
+            seen.insert(found);
+            device.unbind()?;
         }
-        seen.insert(found);
-        device.unbind()?;
-        if !failed || (seen.contains(&all[..1]) && seen.contains(&all[1..])) {
-            break;
-        }
+        let each_left_out = seen.contains(&all[..1]) && seen.contains(&all[1..]);
+        nth = nth.saturating_sub(if each_left_out { STRIDE } else { 1 });
     }
     device.bind(driver)?;
     for right in [&all[..1], &all[1..]] {
         ensure!(seen.contains(right), "{right:x?} was not seen: {seen:x?}");
     }
+    ensure!(failures > 0, "no probe failed");
     Ok(())
 }
