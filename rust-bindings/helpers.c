@@ -24,6 +24,7 @@
 #include <linux/sched/signal.h>
 #include <linux/set_memory.h>
 #include <linux/string.h>
+#include <linux/suspend.h>
 #include <linux/sysfs.h>
 #include <linux/uaccess.h>
 #include <linux/uio.h>
@@ -41,6 +42,18 @@ void *pmem_rs_helper_page_address(struct page *page);
 void *pmem_rs_helper_page_address(struct page *page)
 {
 	return page_address(page);
+}
+
+int pmem_rs_helper_register_pm_notifier(struct notifier_block *nb);
+int pmem_rs_helper_register_pm_notifier(struct notifier_block *nb)
+{
+	return register_pm_notifier(nb);
+}
+
+int pmem_rs_helper_unregister_pm_notifier(struct notifier_block *nb);
+int pmem_rs_helper_unregister_pm_notifier(struct notifier_block *nb)
+{
+	return unregister_pm_notifier(nb);
 }
 
 bool pmem_rs_helper_is_kdump_kernel(void);

@@ -22,6 +22,7 @@ pub mod abstractions;
 pub mod driver;
 
 use abstractions::{
+    kernel::suspend::PmNotifier,
     kernel_ext::{
         debugfs::{
             Dir,
@@ -40,6 +41,7 @@ use driver::{
         BoundDevices,
         RetiredRanges, //
     },
+    hibernation::Hibernation,
     nd_driver::NdDriver,
     platform_driver::PlatformDriver,
     shared::{
@@ -55,6 +57,8 @@ use kernel::sync::Arc;
 pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<NdDriver>>,
+    #[pin]
+    _pm_notifier: PmNotifier<Hibernation>,
     // Dropped after `_nd_driver`, which unbinds the devices on the nd buses of this driver one by
     // one, each with only its own device lock held. Dropping the buses then unbinds the devices
     // that other drivers have, whether they are in use or not.
@@ -79,6 +83,7 @@ impl InPlaceModule for PmemModule {
                 c"retired",
                 Arc::new(SHARED.get().ok_or(ENODEV)?, GFP_KERNEL)?,
             ),
+            _pm_notifier <- PmNotifier::new(),
             _nd_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _platform_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _: {

@@ -9,6 +9,7 @@ use super::{
     },
     flush::Flusher,
     memory::{
+        Backing,
         Layout,
         Memory, //
     },
@@ -173,6 +174,17 @@ impl<'bound> AttachedDisk<'bound> {
         &self.flusher
     }
 
+    /// Writes back what mappings of files may have stored in the CPU caches. Does not wait for
+    /// threads that store meanwhile.
+    pub fn write_back(&self) {
+        // The reference keeps the memory, and the lock is not held for long.
+        let memory = self.unbind.with_parts(|parts| parts.memory.reference());
+
+        if let Some(Backing::Pages(pages)) = memory.flatten() {
+            pages.write_back_used();
+        }
+    }
+
     /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
     pub fn revalidate_poison(&self, dev: &Device<Bound>) {
         let pmem = self.unbind.with_parts(|parts| Arc::from(parts.disk.data()));
@@ -207,6 +219,8 @@ impl<'bound> AttachedDisk<'bound> {
 
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
+        // The device may go while the system sleeps.
+        self.flusher.resume();
         self.unbind.run();
     }
 }

@@ -7,6 +7,10 @@
 //! share flushes ([`SharedFlush`]). A `REQ_FUA` write does not make its submitter wait: its bio is
 //! added to a list, and the next flush on a work queue ends all bios of the list.
 //!
+//! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
+//! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.
+//! The work queue is not frozen: threads that wait for it could not be frozen after it.
+//!
 //! Lock order: [`Flusher::shared_flush`] and the spinlock [`Flusher::waiting`] are innermost. The
 //! region is flushed without either.
 
@@ -23,7 +27,8 @@ use crate::abstractions::kernel::{
         Bio,
         BioList, //
     },
-    percpu_ref::Ref, //
+    percpu_ref::Ref,
+    wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::sync::atomic::read_once;
 use crate::abstractions::nvdimm::{
@@ -47,11 +52,15 @@ use kernel::{
         Mutex,
         SpinLock, //
     },
+    time::Msecs,
     workqueue::{
         Work,
         WorkItem, //
     }, //
 };
+
+/// How long the sleep of the system waits for a flush in progress, in milliseconds.
+const SUSPEND_TIMEOUT: Msecs = 10_000;
 
 /// The flushes of a device.
 ///
@@ -70,6 +79,9 @@ pub struct Flusher {
     even: CondVar,
     #[pin]
     odd: CondVar,
+    /// Woken at the end of a flush while the device is suspended.
+    #[pin]
+    idle: WaitQueue,
     /// Bios whose data was written, and which end after the next flush.
     #[pin]
     waiting: SpinLock<BioList>,
@@ -106,6 +118,7 @@ impl Flusher {
                 shared_flush <- new_mutex!(SharedFlush::new(), "pmem_rs::Flusher::shared_flush"),
                 even <- new_condvar!("pmem_rs::Flusher::even"),
                 odd <- new_condvar!("pmem_rs::Flusher::odd"),
+                idle <- WaitQueue::new(),
                 waiting <- new_spinlock!(BioList::new(), "pmem_rs::Flusher::waiting"),
                 flush_failed: Atomic::new(false),
                 work <- new_work!("pmem_rs::Flusher::work"),
@@ -131,15 +144,49 @@ impl Flusher {
         }
     }
 
+    /// Lets no flush of an asynchronous region start until [`Self::resume`], and waits for one that
+    /// is in progress. Sleeps. Does nothing for other regions.
+    ///
+    /// If that flush takes too long, it fails when its device is suspended, and is repeated after
+    /// that. A failure that the host had for the first time would be lost.
+    pub fn suspend(&self) {
+        if !self.is_asynchronous {
+            return;
+        }
+        self.shared_flush.lock().suspend();
+
+        let idle = self.idle.wait_until(SUSPEND_TIMEOUT, || {
+            (!self.shared_flush.lock().is_flushing()).then_some(())
+        });
+        if idle.is_none() {
+            self.region.info(fmt!(
+                "the host has not flushed within {SUSPEND_TIMEOUT} ms. The system goes to sleep, \
+                 and the flush is repeated afterwards\n"
+            ));
+        }
+    }
+
+    /// Lets flushes start again. Callable without [`Self::suspend`] before it.
+    pub fn resume(&self) {
+        self.shared_flush.lock().resume();
+        self.even.notify_all();
+        self.odd.notify_all();
+    }
+
     /// Flushes the region, and logs a change of the result.
     #[inline]
     fn flush_alone(&self) -> Result {
         let result = self.region.flush();
 
+        self.report_change(result);
+        result
+    }
+
+    #[inline]
+    fn report_change(&self, result: Result) {
         if result.is_err() || read_once(&self.flush_failed) {
             self.report(result);
         }
-        result
     }
 
     /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host
@@ -176,11 +223,21 @@ impl Flusher {
                 Step::Wait(queue) => self.queue(queue).wait(&mut shared),
                 Step::Flush => {
                     drop(shared);
-                    let result = self.flush_alone();
-                    let ended = self.shared_flush.lock().end(result);
-                    // The next flush starts before the other threads need the CPU and the lock.
-                    self.queue(ended.next()).notify_one();
-                    self.queue(ended).notify_all();
+                    let result = self.region.flush();
+                    shared = self.shared_flush.lock();
+                    let ended = shared.end(result);
+                    let is_suspended = shared.is_suspended();
+                    drop(shared);
+
+                    if is_suspended {
+                        self.idle.wake_up();
+                    }
+                    if let Some(ended) = ended {
+                        self.report_change(result);
+                        // The next flush starts before the other threads need the CPU and the lock.
+                        self.queue(ended.next()).notify_one();
+                        self.queue(ended).notify_all();
+                    }
                     shared = self.shared_flush.lock();
                 }
             }

@@ -55,7 +55,15 @@ impl nvdimm::Driver for NdDriver {
     }
 
     fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        this.flush();
+        this.sync();
+    }
+
+    fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        this.suspend();
+    }
+
+    fn resume<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        this.resume();
     }
 
     fn notify<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>, event: Event) {

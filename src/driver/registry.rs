@@ -23,6 +23,12 @@ use kernel::{
 
 /// A device in the registry.
 pub trait RegisteredDevice: Send + Sync + 'static {
+    /// Returns the name of the device.
+    fn name(&self) -> &CStr;
+
+    /// Returns whether the `struct page`s of the device are on its medium.
+    fn memmap_is_on_media(&self) -> bool;
+
     /// Returns the physical range of the namespace.
     fn phys(&self) -> Range<PhysAddr>;
 

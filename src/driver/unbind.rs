@@ -314,6 +314,14 @@ impl ProviderWatcher for Provider {
 }
 
 impl RegisteredDevice for Unbind {
+    fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    fn memmap_is_on_media(&self) -> bool {
+        self.memmap_is_on_media
+    }
+
     fn phys(&self) -> Range<PhysAddr> {
         self.phys.clone()
     }

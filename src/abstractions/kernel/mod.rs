@@ -16,4 +16,5 @@ pub mod numa;
 pub mod percpu_ref;
 pub mod pmem_slice;
 pub mod ratelimit;
+pub mod suspend;
 pub mod wait;

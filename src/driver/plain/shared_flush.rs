@@ -12,6 +12,9 @@
 //! Threads wait for the flush in progress or for the next one. There is a queue for each, so that
 //! the end of a flush does not wake threads that wait for the next one, except one that starts it.
 //!
+//! While the system sleeps the host cannot be asked, and a flush fails. So none is started then, and
+//! one that has failed by then is repeated when the system is awake again.
+//!
 //! The methods are called with a lock held, and the flush itself without it. The kernel uses a
 //! mutex and condition variables (`driver/flush.rs`), and the model in `tests/host` those of loom.
 
@@ -24,6 +27,12 @@ pub struct SharedFlush<E> {
     ended: u64,
     /// The last flush that has failed, and its error.
     failed: Option<(u64, E)>,
+    /// The region cannot be flushed.
+    is_suspended: bool,
+    /// How often it was suspended.
+    sleeps: u64,
+    /// `sleeps` when the last flush was started.
+    sleeps_before: u64,
 }
 
 /// The flushes that matter to a thread.
@@ -65,8 +74,8 @@ impl Queue {
 /// What a thread has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<E> {
-    /// It flushes the region and calls [`SharedFlush::end`]. Then it wakes all threads in the queue
-    /// that this returns, and one in the next queue.
+    /// It flushes the region and calls [`SharedFlush::end`]. If that returns a queue, it wakes all
+    /// threads in it, and one in the next queue.
     Flush,
     /// It waits in this queue until it is woken.
     Wait(Queue),
@@ -81,16 +90,40 @@ impl<E: Copy> SharedFlush<E> {
             started: 0,
             ended: 0,
             failed: None,
+            is_suspended: false,
+            sleeps: 0,
+            sleeps_before: 0,
         }
+    }
+
+    /// Lets no flush start until [`Self::resume`]. One may be in progress.
+    pub fn suspend(&mut self) {
+        self.is_suspended = true;
+        self.sleeps = self.sleeps.wrapping_add(1);
+    }
+
+    /// Lets flushes start again. After this all threads in both queues have to be woken.
+    pub fn resume(&mut self) {
+        self.is_suspended = false;
+    }
+
+    /// Returns whether [`Self::suspend`] was called last.
+    pub fn is_suspended(&self) -> bool {
+        self.is_suspended
+    }
+
+    /// Returns whether a flush is in progress.
+    pub fn is_flushing(&self) -> bool {
+        self.started != self.ended
     }
 
     /// Returns the ticket of a thread that arrives now.
     pub fn arrive(&self) -> Ticket {
         let number = self.started.wrapping_add(1);
-        let suspect = if self.started == self.ended {
-            number
-        } else {
+        let suspect = if self.is_flushing() {
             self.started
+        } else {
+            number
         };
 
         Ticket { number, suspect }
@@ -106,20 +139,27 @@ impl<E: Copy> SharedFlush<E> {
                 _ => Ok(()),
             });
         }
-        if self.started != self.ended {
+        if self.is_flushing() || self.is_suspended {
             return Step::Wait(Queue::of(ticket.number));
         }
         self.started = self.started.wrapping_add(1);
+        self.sleeps_before = self.sleeps;
         Step::Flush
     }
 
-    /// Ends the flush in progress. Returns the queue of the threads that have waited for it.
-    pub fn end(&mut self, result: Result<(), E>) -> Queue {
+    /// Ends the flush in progress. Returns the queue of the threads that have waited for it, or
+    /// [`None`] if it has failed after [`Self::suspend`] was called, so that it will be repeated.
+    pub fn end(&mut self, result: Result<(), E>) -> Option<Queue> {
+        // The sleep may be over.
+        if result.is_err() && self.sleeps != self.sleeps_before {
+            self.started = self.ended;
+            return None;
+        }
         self.ended = self.started;
         if let Err(err) = result {
             self.failed = Some((self.ended, err));
         }
-        Queue::of(self.ended)
+        Some(Queue::of(self.ended))
     }
 }
 

@@ -33,6 +33,7 @@ use crate::abstractions::kernel_ext::io::resource::{
     MemRegion,
     RegionName, //
 };
+use crate::abstractions::kernel_ext::task::cond_resched;
 use core::{
     ops::Range,
     ptr::NonNull, //
@@ -348,6 +349,20 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// While translations succeed, the result is not a snapshot.
     pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         self.pages.count_used(first, limit)
+    }
+
+    /// Writes the CPU caches back for all exposed pages that are in use: those in the page cache of
+    /// a file, and those with a reference. May sleep. Takes time in proportion to the exposed pages.
+    pub fn write_back_used(&self) {
+        let mut next = 0;
+
+        while let Some(chunk) = self.pages.next_exposed_chunk(next) {
+            next = chunk.end;
+            for pfn in chunk.filter(|pfn| self.pages.is_used(*pfn)) {
+                self.write_back(pfn..pfn.saturating_add(1));
+            }
+            cond_resched();
+        }
     }
 
     /// Writes the CPU caches back for these page frames, as far as they are in the data and have

@@ -138,19 +138,36 @@ impl Pages {
         (pfn < self.frames().end).then_some(pfn)
     }
 
+    /// Returns the page frames of the next chunk with exposed pages, from frame `from` on.
+    pub(super) fn next_exposed_chunk(&self, from: u64) -> Option<Range<u64>> {
+        let frames = self.frames();
+        let first = self.next_exposed(from.max(frames.start))?;
+
+        Some(first..Exposure::end_of_chunk(first).min(frames.end))
+    }
+
+    /// Returns whether a page has a reference or is in the page cache of a file. The result may
+    /// change at any time while translations succeed.
+    pub(super) fn is_used(&self, pfn: u64) -> bool {
+        self.frames().contains(&pfn) && {
+            // SAFETY: By the type invariant the frame has a `struct page`.
+            let found = unsafe { FolioUse::of(pfn as c_ulong) };
+            found.references != 0 || found.is_associated()
+        }
+    }
+
     /// Returns the first page from frame `from` on that is in use. Does not sleep. Takes time in
     /// proportion to the exposed pages. All translations must be refused: faults make and split
     /// folios.
     pub(super) fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
-        let end = self.frames().end;
-        let mut next = from.max(self.frames().start);
+        let mut next = from;
 
         loop {
-            let first = self.next_exposed(next)?;
-            next = Exposure::end_of_chunk(first).min(end);
+            let chunk = self.next_exposed_chunk(next)?;
+            next = chunk.end;
             // SAFETY: By the type invariant these frames have `struct page`s. They are in one
             // chunk.
-            let found = unsafe { FolioUse::first_used(first..next) };
+            let found = unsafe { FolioUse::first_used(chunk) };
             if let Some(found) = found {
                 return self.used_page(found);
             }

@@ -33,11 +33,17 @@ enum Defect {
     NotWoken,
     /// No thread that waits for the next flush is woken.
     NoneStartsTheNext,
+    /// The flushes do not know that the device sleeps.
+    NotSuspended,
+    /// The threads that wait for the end of the sleep are not woken.
+    NotWokenAfterSleep,
 }
 
 const WRITERS: usize = 3;
-/// The flush that fails if there is no defect.
+/// The flush that fails, unless there is a defect or a sleep.
 const FAILS: u32 = 1;
+/// The error of a flush during the sleep.
+const ASLEEP: u32 = u32::MAX;
 
 struct Flusher {
     defect: Defect,
@@ -50,10 +56,32 @@ struct Flusher {
     /// Whether each writer has called fsync.
     arrived: [AtomicBool; WRITERS],
     flushes: AtomicU32,
+    /// A flush fails.
+    fails: bool,
+    /// The device sleeps.
+    asleep: AtomicBool,
 }
 
 impl Flusher {
+    fn new(defect: Defect, fails: bool) -> Rc<Self> {
+        Rc::new(Self {
+            defect,
+            shared: Mutex::new(SharedFlush::new()),
+            even: Condvar::new(),
+            odd: Condvar::new(),
+            written: [false; WRITERS].map(AtomicBool::new),
+            durable: [false; WRITERS].map(AtomicBool::new),
+            arrived: [false; WRITERS].map(AtomicBool::new),
+            flushes: AtomicU32::new(0),
+            fails,
+            asleep: AtomicBool::new(false),
+        })
+    }
+
     fn flush(&self) -> Result<(), u32> {
+        if self.asleep.load(Relaxed) {
+            return Err(ASLEEP);
+        }
         let number = self.flushes.load(Relaxed) + 1;
         self.flushes.store(number, Relaxed);
         let written: Vec<bool> = self
@@ -63,7 +91,10 @@ impl Flusher {
             .collect();
         // The host takes a while.
         loom::thread::yield_now();
-        if number == FAILS && self.defect == Defect::None {
+        if self.asleep.load(Relaxed) {
+            return Err(ASLEEP);
+        }
+        if number == FAILS && self.fails {
             // What a failed flush should have made durable is lost. The error can be reported to
             // threads that have called fsync by now.
             for (writer, written) in written.into_iter().enumerate() {
@@ -95,7 +126,10 @@ impl Flusher {
                 Step::Flush => {
                     drop(shared);
                     let result = self.flush();
-                    let ended = self.shared.lock().unwrap().end(result);
+                    let Some(ended) = self.shared.lock().unwrap().end(result) else {
+                        shared = self.shared.lock().unwrap();
+                        continue;
+                    };
                     if self.defect != Defect::NoneStartsTheNext {
                         self.queue(ended.next()).notify_one();
                     }
@@ -115,6 +149,19 @@ impl Flusher {
         }
     }
 
+    fn sleep(&self) {
+        if self.defect != Defect::NotSuspended {
+            self.shared.lock().unwrap().suspend();
+        }
+        self.asleep.store(true, Relaxed);
+        self.asleep.store(false, Relaxed);
+        self.shared.lock().unwrap().resume();
+        if self.defect != Defect::NotWokenAfterSleep {
+            self.even.notify_all();
+            self.odd.notify_all();
+        }
+    }
+
     /// Writes, and flushes.
     fn write(&self, writer: usize) {
         self.written[writer].store(true, Relaxed);
@@ -124,6 +171,7 @@ impl Flusher {
                 self.durable[writer].load(Relaxed),
                 "it is said to be durable, and is not"
             ),
+            Err(ASLEEP) => panic!("it fails because of the sleep"),
             Err(number) => assert_eq!(number, FAILS),
         }
         let waited = self.flushes.load(Relaxed) - before;
@@ -132,18 +180,22 @@ impl Flusher {
     }
 }
 
+/// The system sleeps once. The device does not wait for the flush in progress, as after the
+/// time-out of `Flusher::suspend`.
+fn one_sleep(defect: Defect) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let flusher = Flusher::new(defect, false);
+        let other = spawn(&flusher, move |flusher| flusher.write(1));
+        let sleep = spawn(&flusher, move |flusher| flusher.sleep());
+        flusher.write(0);
+        other.join().unwrap();
+        sleep.join().unwrap();
+    }
+}
+
 fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
     move || {
-        let flusher = Rc::new(Flusher {
-            defect,
-            shared: Mutex::new(SharedFlush::new()),
-            even: Condvar::new(),
-            odd: Condvar::new(),
-            written: [false; WRITERS].map(AtomicBool::new),
-            durable: [false; WRITERS].map(AtomicBool::new),
-            arrived: [false; WRITERS].map(AtomicBool::new),
-            flushes: AtomicU32::new(0),
-        });
+        let flusher = Flusher::new(defect, defect == Defect::None);
         let others = [1, 2].map(|writer| spawn(&flusher, move |flusher| flusher.write(writer)));
         flusher.write(0);
         for other in others {
@@ -155,6 +207,20 @@ fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
 #[test]
 fn a_flush_is_shared_only_if_it_starts_later() {
     explore(writers(Defect::None));
+}
+
+#[test]
+fn a_flush_that_a_sleep_has_broken_is_repeated() {
+    explore(one_sleep(Defect::None));
+}
+
+#[test]
+fn defects_of_the_sleep_are_found() {
+    finds(
+        "it fails because of the sleep",
+        one_sleep(Defect::NotSuspended),
+    );
+    finds("deadlock", one_sleep(Defect::NotWokenAfterSleep));
 }
 
 #[test]

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Notices of the sleep of the system.
+//!
+//! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
+
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
+use core::marker::PhantomData;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// A receiver of notices.
+pub trait HibernationGuard: 'static {
+    /// Handles that the system is about to hibernate: to save its memory and to be switched off.
+    /// After an error it does not.
+    ///
+    /// Called in process context, before any thread is frozen. May sleep. The rwsem of the notifier
+    /// chain is held, so this must not register or unregister a [`PmNotifier`].
+    fn prepare_hibernation() -> Result;
+}
+
+/// A registration of a [`HibernationGuard`]. Without `CONFIG_PM_SLEEP` there are no notices.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::suspend::{
+///     HibernationGuard,
+///     PmNotifier, //
+/// };
+///
+/// struct Never;
+///
+/// impl HibernationGuard for Never {
+///     fn prepare_hibernation() -> Result {
+///         Err(EBUSY)
+///     }
+/// }
+///
+/// let notifier = KBox::pin_init(PmNotifier::<Never>::new(), GFP_KERNEL)?;
+/// drop(notifier);
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// The notifier is registered.
+#[pin_data(PinnedDrop)]
+pub struct PmNotifier<T: HibernationGuard> {
+    #[pin]
+    nb: Opaque<bindings::notifier_block>,
+    _registered: Registered,
+    _guard: PhantomData<fn() -> T>,
+}
+
+// SAFETY: A notifier may be registered and unregistered by any thread.
+unsafe impl<T: HibernationGuard> Send for PmNotifier<T> {}
+
+// SAFETY: The rwsem of the chain protects the notifier.
+unsafe impl<T: HibernationGuard> Sync for PmNotifier<T> {}
+
+impl<T: HibernationGuard> PmNotifier<T> {
+    /// Registers the guard. Sleeps.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _registered: Registered::new()?,
+            // INVARIANT: Registered here, and pinned from here on.
+            nb <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+                let nb = bindings::notifier_block {
+                    notifier_call: Some(Self::notify_callback),
+                    ..Default::default()
+                };
+
+                // SAFETY: `slot` is valid for writing.
+                unsafe { slot.write(nb) };
+                // SAFETY: The notifier is initialised, and stays until it is unregistered.
+                to_result(unsafe { bindings::register_pm_notifier(slot) })
+            }),
+            _guard: PhantomData,
+        })
+    }
+
+    extern "C" fn notify_callback(
+        _nb: *mut bindings::notifier_block,
+        action: c_ulong,
+        _data: *mut c_void,
+    ) -> c_int {
+        if action != bindings::PM_HIBERNATION_PREPARE as c_ulong {
+            return bindings::NOTIFY_DONE as c_int;
+        }
+        match T::prepare_hibernation() {
+            Ok(()) => bindings::NOTIFY_OK as c_int,
+            // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
+            Err(err) => {
+                let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
+                bindings::NOTIFY_STOP_MASK as c_int | errno
+            }
+        }
+    }
+}
+
+#[pinned_drop]
+impl<T: HibernationGuard> PinnedDrop for PmNotifier<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // Waits for calls that are in progress.
+        //
+        // SAFETY: By the type invariant it is registered. The call fails only for another notifier.
+        unsafe { bindings::unregister_pm_notifier(self.nb.get()) };
+    }
+}
+
+#[kunit_tests(pmem_rs_suspend)]
+mod tests {
+    use super::*;
+
+    struct Busy;
+
+    impl HibernationGuard for Busy {
+        fn prepare_hibernation() -> Result {
+            Err(EBUSY)
+        }
+    }
+
+    fn notify(action: u32) -> c_int {
+        PmNotifier::<Busy>::notify_callback(
+            core::ptr::null_mut(),
+            action as c_ulong,
+            core::ptr::null_mut(),
+        )
+    }
+
+    #[test]
+    fn only_hibernation_is_refused() {
+        assert_eq!(notify(bindings::PM_HIBERNATION_PREPARE), 0x8000 | (1 + 16));
+        for action in [
+            bindings::PM_POST_HIBERNATION,
+            bindings::PM_SUSPEND_PREPARE,
+            bindings::PM_RESTORE_PREPARE,
+        ] {
+            assert_eq!(notify(action), 0);
+        }
+    }
+}
