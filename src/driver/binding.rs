@@ -140,8 +140,8 @@ impl<'bound> Binding<'bound> {
     }
 
     /// As [`Flusher::suspend`]. The driver of a btt flushes the region itself.
-    pub fn suspend(&self) {
-        self.flusher().suspend();
+    pub fn suspend(&self) -> Result {
+        self.flusher().suspend()
     }
 
     /// As [`Flusher::resume`].

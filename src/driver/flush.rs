@@ -9,7 +9,7 @@
 //!
 //! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
 //! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.
-//! The work queue is not frozen: threads that wait for it could not be frozen after it.
+//! The work queue is not freezable: a thread that waits for it could not be frozen after it.
 //!
 //! Lock order: [`Flusher::shared_flush`] and the spinlock [`Flusher::waiting`] are innermost. The
 //! region is flushed without either.
@@ -147,23 +147,24 @@ impl Flusher {
     /// Lets no flush of an asynchronous region start until [`Self::resume`], and waits for one that
     /// is in progress. Sleeps. Does nothing for other regions.
     ///
-    /// If that flush takes too long, it fails when its device is suspended, and is repeated after
-    /// that. A failure that the host had for the first time would be lost.
-    pub fn suspend(&self) {
+    /// Fails with [`EBUSY`] if that flush takes too long. Then flushes can start as before.
+    pub fn suspend(&self) -> Result {
         if !self.is_asynchronous {
-            return;
+            return Ok(());
         }
         self.shared_flush.lock().suspend();
 
         let idle = self.idle.wait_until(SUSPEND_TIMEOUT, || {
             (!self.shared_flush.lock().is_flushing()).then_some(())
         });
-        if idle.is_none() {
-            self.region.info(fmt!(
-                "the host has not flushed within {SUSPEND_TIMEOUT} ms. The system goes to sleep, \
-                 and the flush is repeated afterwards\n"
+        idle.ok_or_else(|| {
+            self.resume();
+            self.region.err(fmt!(
+                "the system stays awake, since the host has not flushed within {SUSPEND_TIMEOUT} \
+                 ms: look for the load of the storage behind it, and try again\n"
             ));
-        }
+            EBUSY
+        })
     }
 
     /// Lets flushes start again. Callable without [`Self::suspend`] before it.
@@ -178,15 +179,10 @@ impl Flusher {
     fn flush_alone(&self) -> Result {
         let result = self.region.flush();
 
-        self.report_change(result);
-        result
-    }
-
-    #[inline]
-    fn report_change(&self, result: Result) {
         if result.is_err() || read_once(&self.flush_failed) {
             self.report(result);
         }
+        result
     }
 
     /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host
@@ -223,20 +219,17 @@ impl Flusher {
                 Step::Wait(queue) => self.queue(queue).wait(&mut shared),
                 Step::Flush => {
                     drop(shared);
-                    let result = self.region.flush();
+                    let result = self.flush_alone();
                     shared = self.shared_flush.lock();
                     let ended = shared.end(result);
                     let is_suspended = shared.is_suspended();
                     drop(shared);
 
+                    // The next flush starts before the other threads need the CPU and the lock.
+                    self.queue(ended.next()).notify_one();
+                    self.queue(ended).notify_all();
                     if is_suspended {
                         self.idle.wake_up();
-                    }
-                    if let Some(ended) = ended {
-                        self.report_change(result);
-                        // The next flush starts before the other threads need the CPU and the lock.
-                        self.queue(ended.next()).notify_one();
-                        self.queue(ended).notify_all();
                     }
                     shared = self.shared_flush.lock();
                 }

@@ -58,8 +58,8 @@ impl nvdimm::Driver for NdDriver {
         this.sync();
     }
 
-    fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        this.suspend();
+    fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) -> Result {
+        this.suspend()
     }
 
     fn resume<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {

@@ -179,9 +179,11 @@ pub trait Driver {
 
     /// Prepares a device for the sleep of the system, before its provider sleeps. The threads of
     /// user space are frozen. Other threads may use the device until [`Self::resume`] is called, or
-    /// the device is unbound without it.
-    fn suspend<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+    /// the device is unbound without it. After an error the system stays awake, and
+    /// [`Self::resume`] is not called for this device.
+    fn suspend<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) -> Result {
         let _ = (dev, this);
+        Ok(())
     }
 
     /// Handles the end of the sleep, after its provider is awake.
@@ -426,8 +428,7 @@ impl<T: Driver> Adapter<T> {
         // data.
         let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
 
-        T::suspend(dev, data);
-        0
+        from_result(|| T::suspend(dev, data).map(|()| 0))
     }
 
     extern "C" fn poweroff_callback(dev: *mut bindings::device) -> c_int {
@@ -521,8 +522,9 @@ mod tests {
             this.record(3);
         }
 
-        fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
+        fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) -> Result {
             this.record(6);
+            Ok(())
         }
 
         fn resume<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {

@@ -12,8 +12,7 @@
 //! Threads wait for the flush in progress or for the next one. There is a queue for each, so that
 //! the end of a flush does not wake threads that wait for the next one, except one that starts it.
 //!
-//! While the system sleeps the host cannot be asked, and a flush fails. So none is started then, and
-//! one that has failed by then is repeated when the system is awake again.
+//! While the system sleeps the host cannot be asked, and a flush fails. So none is started then.
 //!
 //! The methods are called with a lock held, and the flush itself without it. The kernel uses a
 //! mutex and condition variables (`driver/flush.rs`), and the model in `tests/host` those of loom.
@@ -29,10 +28,6 @@ pub struct SharedFlush<E> {
     failed: Option<(u64, E)>,
     /// The region cannot be flushed.
     is_suspended: bool,
-    /// How often it was suspended.
-    sleeps: u64,
-    /// `sleeps` when the last flush was started.
-    sleeps_before: u64,
 }
 
 /// The flushes that matter to a thread.
@@ -74,8 +69,8 @@ impl Queue {
 /// What a thread has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<E> {
-    /// It flushes the region and calls [`SharedFlush::end`]. If that returns a queue, it wakes all
-    /// threads in it, and one in the next queue.
+    /// It flushes the region and calls [`SharedFlush::end`]. Then it wakes all threads in the queue
+    /// that this returns, and one in the next queue.
     Flush,
     /// It waits in this queue until it is woken.
     Wait(Queue),
@@ -91,15 +86,13 @@ impl<E: Copy> SharedFlush<E> {
             ended: 0,
             failed: None,
             is_suspended: false,
-            sleeps: 0,
-            sleeps_before: 0,
         }
     }
 
-    /// Lets no flush start until [`Self::resume`]. One may be in progress.
+    /// Lets no flush start until [`Self::resume`]. The region can be suspended when none
+    /// [is in progress](Self::is_flushing).
     pub fn suspend(&mut self) {
         self.is_suspended = true;
-        self.sleeps = self.sleeps.wrapping_add(1);
     }
 
     /// Lets flushes start again. After this all threads in both queues have to be woken.
@@ -143,23 +136,16 @@ impl<E: Copy> SharedFlush<E> {
             return Step::Wait(Queue::of(ticket.number));
         }
         self.started = self.started.wrapping_add(1);
-        self.sleeps_before = self.sleeps;
         Step::Flush
     }
 
-    /// Ends the flush in progress. Returns the queue of the threads that have waited for it, or
-    /// [`None`] if it has failed after [`Self::suspend`] was called, so that it will be repeated.
-    pub fn end(&mut self, result: Result<(), E>) -> Option<Queue> {
-        // The sleep may be over.
-        if result.is_err() && self.sleeps != self.sleeps_before {
-            self.started = self.ended;
-            return None;
-        }
+    /// Ends the flush in progress. Returns the queue of the threads that have waited for it.
+    pub fn end(&mut self, result: Result<(), E>) -> Queue {
         self.ended = self.started;
         if let Err(err) = result {
             self.failed = Some((self.ended, err));
         }
-        Some(Queue::of(self.ended))
+        Queue::of(self.ended)
     }
 }
 

@@ -45,6 +45,15 @@ pub enum Command {
         /// When done, use the devices in many ways and switch the machine off meanwhile.
         #[arg(long, conflicts_with = "hold")]
         in_use: bool,
+        /// When done, hibernate, and go on with the next suite once the machine is started again.
+        #[arg(long, conflicts_with_all = ["hold", "in_use"])]
+        hibernate: bool,
+        /// When done, reboot at once, without a sync.
+        #[arg(long, conflicts_with_all = ["hold", "in_use", "hibernate"])]
+        reboot: bool,
+        /// Resume a system that has hibernated, instead of all else.
+        #[arg(long)]
+        resume: bool,
     },
     /// As PID 1: load the driver and start a shell on the console.
     Shell {

@@ -115,6 +115,11 @@ impl Mount {
         std::mem::forget(self);
     }
 
+    /// The device.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// The mount point.
     pub fn point(&self) -> &Path {
         &self.point

@@ -47,6 +47,8 @@ enum Flushes {
     Fail,
     /// Flushes take 5 ms longer.
     Slow,
+    /// Flushes take 3 s longer.
+    Late,
 }
 
 fn order_flushes(how: Flushes) -> Result<()> {
@@ -55,6 +57,7 @@ fn order_flushes(how: Flushes) -> Result<()> {
         Flushes::Hold => "hold\n",
         Flushes::Fail => "fail\n",
         Flushes::Slow => "slow\n",
+        Flushes::Late => "late\n",
     };
     let mut port = open_raw(FLUSHES)?;
     port.write_all(order.as_bytes())?;
@@ -75,6 +78,12 @@ impl Disturbed {
     /// Makes flushes slow.
     pub fn slow() -> Result<Disturbed> {
         order_flushes(Flushes::Slow)?;
+        Ok(Disturbed(()))
+    }
+
+    /// Makes flushes very slow.
+    pub fn late() -> Result<Disturbed> {
+        order_flushes(Flushes::Late)?;
         Ok(Disturbed(()))
     }
 

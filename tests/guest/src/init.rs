@@ -74,12 +74,22 @@ fn work() -> Result<()> {
             only,
             hold,
             in_use,
+            hibernate,
+            reboot,
+            resume,
         } => {
-            let end = match (hold, in_use) {
-                (true, _) => Ending::Hold,
-                (_, true) => Ending::InUse,
-                _ => Ending::Orderly,
-            };
+            let ends = [
+                (hold, Ending::Hold),
+                (in_use, Ending::InUse),
+                (hibernate, Ending::Hibernate),
+                (reboot, Ending::Reboot),
+            ];
+            let end = ends.into_iter().find(|(asked, _)| *asked);
+            let end = end.map_or(Ending::Orderly, |(_, end)| end);
+            if resume {
+                let failed = suites::sleep::resume();
+                println!("pmem-rs guest: nothing was resumed: {failed:?}");
+            }
             run_suites(&suites, &args, &only, end)
         }
         Command::Shell { driver } => shell(driver),
@@ -115,6 +125,10 @@ enum Ending {
     Hold,
     /// The machine is switched off while the devices are in use.
     InUse,
+    /// The machine is rebooted, without a sync.
+    Reboot,
+    /// The system hibernates while the devices are in use, and goes on with another suite.
+    Hibernate,
 }
 
 fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending) -> Result<()> {
@@ -164,6 +178,17 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
             let _users = suites::in_use::start(&Lab::new(args, 0))?;
             ktap.remark("done")?;
             power_off()
+        }
+        Ending::Reboot => {
+            ktap.remark("done")?;
+            let error = reboot(RebootMode::RB_AUTOBOOT).unwrap_err();
+            anyhow::bail!("the machine does not reboot: {error}")
+        }
+        Ending::Hibernate => {
+            ktap.remark("done")?;
+            suites::sleep::hibernate(&Lab::new(args, 0))?;
+            let after = [suites::sleep::AFTER.name.to_owned()];
+            run_suites(&after, args, only, Ending::Orderly)
         }
     }
 }

@@ -111,6 +111,15 @@ impl Watch {
         say(&format!("look {start:x} {end:x} {word} {test} {when}"));
     }
 
+    /// What must be true of several ranges when the machine is off. It is watched until then.
+    pub fn expect_finally(self, expect: Expect, ranges: &[Range<u64>], when: &str) {
+        let (word, test) = (expect.word(), self.test);
+        for Range { start, end } in ranges {
+            say(&format!("finally {start:x} {end:x} {word} {test} {when}"));
+        }
+        std::mem::forget(self);
+    }
+
     /// As [`Watch::expect_of`], for several ranges.
     pub fn expect(&self, expect: Expect, ranges: &[Range<u64>], when: &str) {
         for range in ranges {

@@ -10,6 +10,7 @@
 //! - `hold`: blocks until the line changes;
 //! - `fail`: fails with `EIO`;
 //! - `slow`: takes 5 ms longer;
+//! - `late`: takes 3 s longer;
 //! - anything else: works normally.
 
 use std::env;
@@ -26,6 +27,8 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How much longer a slow `fsync` takes.
 const SLOW: Duration = Duration::from_millis(5);
+/// How much longer a late one takes.
+const LATE: Duration = Duration::from_secs(3);
 
 /// The last complete line; none before the guest has written one.
 fn order() -> Option<String> {
@@ -48,8 +51,10 @@ pub extern "C" fn fsync(file: c_int) -> c_int {
             Some("hold") => sleep(INTERVAL),
             Some("fail") => return fail(),
             order => {
-                if order == Some("slow") {
-                    sleep(SLOW);
+                match order {
+                    Some("slow") => sleep(SLOW),
+                    Some("late") => sleep(LATE),
+                    _ => {}
                 }
                 // SAFETY: the call takes a number, checks it, and touches no memory.
                 return unsafe { libc::syscall(libc::SYS_fsync, c_long::from(file)) as c_int };

@@ -21,6 +21,8 @@ pub enum Order {
     /// `look START END LABEL`: writes the state of the range under this label. The label has the
     /// expected state, for the reader of the results.
     Look(Range<u64>, String),
+    /// `finally START END LABEL`: as `look`, when the machine is off.
+    Finally(Range<u64>, String),
 }
 
 impl Order {
@@ -36,6 +38,7 @@ impl Order {
             "fences" => Order::FencesIn(range()?),
             "begin" => Order::Begin,
             "look" => Order::Look(range()?, words.next()?.to_owned()),
+            "finally" => Order::Finally(range()?, words.next()?.to_owned()),
             _ => return None,
         })
     }
@@ -51,6 +54,10 @@ mod tests {
         assert_eq!(
             Order::parse("look 40 ff a label"),
             Some(Order::Look(0x40..0xff, "a label".to_owned()))
+        );
+        assert_eq!(
+            Order::parse("finally 40 ff a label"),
+            Some(Order::Finally(0x40..0xff, "a label".to_owned()))
         );
         assert_eq!(
             Order::parse("fences 40 ff"),

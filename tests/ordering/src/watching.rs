@@ -21,6 +21,8 @@ const LINEAR: u64 = 0xffff_8880_0000_0000;
 const STORE: usize = 0;
 const STORE_PAST_CACHES: usize = 1;
 
+const NOTHING: &str = "nothing is watched";
+
 /// An instruction that flushes or fences.
 struct Flush {
     effect: Effect,
@@ -35,6 +37,8 @@ struct Watching {
     lines: Option<Lines>,
     /// The code in which fences count; if it is empty, all of them do.
     fences: Vec<Range<u64>>,
+    /// The ranges to write down when the machine is off, and their labels.
+    last: Vec<(Range<u64>, String)>,
     /// The known instructions. The index of an instruction is its token.
     flushes: Vec<Flush>,
 }
@@ -45,12 +49,12 @@ impl Watching {
             out,
             lines: None,
             fences: Vec::new(),
+            last: Vec::new(),
             flushes: Vec::new(),
         }
     }
 
     fn obey(&mut self, cpu: &Cpu<'_>, order: Order) -> Result<(), String> {
-        const NOTHING: &str = "nothing is watched";
         match order {
             Order::Watch(range) => {
                 self.fences.clear();
@@ -66,15 +70,18 @@ impl Watching {
             Order::FencesIn(code) => self.fences.push(code),
             Order::AllFences => self.fences.clear(),
             Order::Begin => self.lines.as_mut().ok_or(NOTHING)?.begin(),
-            Order::Look(range, label) => {
-                let found = self.lines.as_ref().ok_or(NOTHING)?.summary(range);
-                self.out.write(&format!(
-                    "{}\t{}\t{}\t{}\t{label}\n",
-                    found.lines, found.written, found.dirty, found.pending
-                ))?;
-            }
+            Order::Look(range, label) => self.look(range, &label)?,
+            Order::Finally(range, label) => self.last.push((range, label)),
         }
         Ok(())
+    }
+
+    fn look(&mut self, range: Range<u64>, label: &str) -> Result<(), String> {
+        let found = self.lines.as_ref().ok_or(NOTHING)?.summary(range);
+        self.out.write(&format!(
+            "{}\t{}\t{}\t{}\t{label}\n",
+            found.lines, found.written, found.dirty, found.pending
+        ))
     }
 }
 
@@ -146,6 +153,13 @@ impl Plugin for Watching {
         } else {
             lines.store(range);
         }
+    }
+
+    fn ending(&mut self) -> Result<(), String> {
+        for (range, label) in std::mem::take(&mut self.last) {
+            self.look(range, &label)?;
+        }
+        Ok(())
     }
 
     fn received(&mut self, cpu: &Cpu<'_>, line: &str) -> Result<(), String> {

@@ -199,6 +199,9 @@ impl Bench {
         match boot.end {
             Power::Off | Power::Lost(_) => {}
             Power::InUse => option("in-use", None),
+            Power::Hibernated => option("hibernate", None),
+            Power::Rebooted => option("reboot", None),
+            Power::Resumed => option("resume", None),
             Power::Cut => option("hold", None),
         }
         if let Some(seconds) = self.stress_seconds {
@@ -242,7 +245,12 @@ impl Bench {
             .map(|source| DeviceTree::make(&self.env, source, dir))
             .transpose()?;
         let software = Software {
-            kernel: tree.as_ref().map_or(&self.kernel, |tree| &tree.kernel),
+            kernel: match &tree {
+                Some(tree) => &tree.kernel,
+                // The firmware does not resume a kernel that was started directly (PVH) from S3.
+                None if machine.disk.is_some() => &self.env.kernel,
+                None => &self.kernel,
+            },
             image: &self.image,
             loaded: tree
                 .as_ref()

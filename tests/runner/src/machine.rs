@@ -21,6 +21,9 @@ pub struct Machine {
     /// it in as a device of either kind. QEMU calls it `spare0` and so on, and the slot for it has
     /// the same number.
     pub spares: &'static [u64],
+    /// The size in MiB of a virtio disk, whose contents are in a file. The firmware of a machine with
+    /// one supports S3 and S4.
+    pub disk: Option<u64>,
     /// Whether there are two NUMA nodes, each with half of the memory. Then each NVDIMM is on the
     /// node of its number.
     pub numa: bool,
@@ -50,6 +53,7 @@ pub const PLAIN: Machine = Machine {
     nvdimms: &[],
     virtio: &[],
     spares: &[],
+    disk: None,
     numa: false,
     kernel_words: "",
     cpus: 2,
@@ -152,16 +156,17 @@ pub struct Plugin {
 }
 
 impl Machine {
-    /// Returns the file behind an NVDIMM (`m0` and so on), a virtio-pmem device, or a spare.
+    /// Returns the file behind an NVDIMM (`m0` and so on), a virtio-pmem device, a spare, or the disk.
     fn backing(dir: &Path, name: &str) -> PathBuf {
         dir.join(format!("{name}.img"))
     }
 
-    /// Returns the names that QEMU has for file-backed memory, with the sizes in bytes.
+    /// Returns the names that QEMU has for what is kept in files, with the sizes in bytes.
     fn kept(&self) -> impl Iterator<Item = (String, u64)> {
         let nvdimms = self.nvdimms.iter().enumerate();
         let nvdimms = nvdimms.filter(|(_, nvdimm)| nvdimm.kept);
-        let others = [("v", self.virtio), ("spare", self.spares)];
+        let disk = self.disk.as_slice();
+        let others = [("v", self.virtio), ("spare", self.spares), ("disk", disk)];
         let others = others.into_iter().flat_map(|(kind, sizes)| {
             let sizes = sizes.iter().enumerate();
             sizes.map(move |(index, mib)| (format!("{kind}{index}"), mib << 20))
@@ -276,6 +281,14 @@ impl Machine {
                 index + 1
             );
             qemu.args(["-object", &object, "-device", &slot]);
+        }
+        if self.disk.is_some() {
+            let file = Self::backing(backing, "disk0");
+            let drive = format!("if=none,id=disk0,format=raw,file={}", file.display());
+            qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk0"]);
+            for state in ["s3", "s4"] {
+                qemu.args(["-global", &format!("ICH9-LPC.disable_{state}=0")]);
+            }
         }
         if self.numa {
             // The CPUs share a cache, so they are on one node.

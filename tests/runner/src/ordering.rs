@@ -81,7 +81,7 @@ impl fmt::Display for Look {
 /// reports that and all its expectations are met.
 pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
     let bench = bench.with_plugin("ordering")?;
-    let boot = Boot::off(Special::Ordering.name());
+    let boot = Boot::rebooted(Special::Ordering.name());
     let dir = bench.results.join(boot.suite);
     let report = bench.boot_some(&suites::WATCHED, &dir, &boot, only, |_| {})?;
     let all = seen(&dir, Look::parse)?;

@@ -45,6 +45,12 @@ pub enum Power {
     Off,
     /// The guest switches itself off while processes use its devices.
     InUse,
+    /// The guest reboots without a sync, which ends QEMU.
+    Rebooted,
+    /// The guest hibernates while processes use its devices.
+    Hibernated,
+    /// The guest goes on with what the boot before has left, and switches itself off.
+    Resumed,
     /// The guest is killed after its work, without cleaning up.
     Cut,
     /// The guest is killed in the middle of its work.
@@ -74,6 +80,27 @@ impl Boot {
         Boot {
             suite,
             end: Power::InUse,
+        }
+    }
+
+    pub const fn rebooted(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Rebooted,
+        }
+    }
+
+    const fn hibernated(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Hibernated,
+        }
+    }
+
+    const fn resumed(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Resumed,
         }
     }
 
@@ -156,6 +183,15 @@ const NODES: Machine = Machine {
 };
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
+    ..PLAIN
+};
+
+/// A machine that can sleep, with what outlives it: an NVDIMM, two virtio-pmem devices and a disk for
+/// the image.
+const SLEEPING: Machine = Machine {
+    nvdimms: &[Nvdimm::kept(512)],
+    virtio: &[256, 128],
+    disk: Some(2048),
     ..PLAIN
 };
 
@@ -289,6 +325,15 @@ pub const ALL: &[Suite] = &[
         boots: &[
             Boot::in_use("in_use_power_off"),
             Boot::off("in_use_after_power_off"),
+        ],
+    },
+    Suite {
+        name: "sleep",
+        machine: SLEEPING,
+        alone: false,
+        boots: &[
+            Boot::hibernated("sleep"),
+            Boot::resumed("sleep_after_hibernation"),
         ],
     },
 ];

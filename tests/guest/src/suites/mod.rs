@@ -42,6 +42,7 @@ mod revoke_time;
 mod scale;
 mod sequences;
 mod several;
+pub mod sleep;
 mod status;
 mod virtio;
 
@@ -147,6 +148,8 @@ const ALL: &[Suite] = &[
     crash::LAST,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
+    sleep::SUITE,
+    sleep::AFTER,
     bench::counting::SUITE,
     ordering::SUITE,
     bench::TIME,

@@ -38,6 +38,8 @@ pub const SUITE: Suite = Suite {
         Test::new("xfs", |lab| files(lab, Xfs, "xfs")),
         Test::new("unbind", unbind),
         Test::new("unbind_below_dm", unbind_below_dm),
+        // PID 1 reboots after it.
+        Test::step("reboot", reboot),
     ],
 };
 
@@ -275,6 +277,22 @@ fn unbind_below_dm(lab: &mut Lab) -> Result<()> {
     fallocate(&file, FallocateFlags::empty(), 0, USED as i64)?;
     let watch = Watch::region(lab, "unbind_below_dm", Fences::OfTheRegion)?;
     unbind_used(&watch, &prepared, &file)
+}
+
+/// Stores through a mapping that were not synced before `reboot(2)`.
+fn reboot(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Ext4, Mode::FsdaxMem)?;
+    let file = bench.allocated("file", USED)?;
+    let mapping = Mapping::new(&file, USED, Sharing::Shared)?;
+    file.sync_all()?;
+    let watch = Watch::region(lab, "reboot", Fences::OfTheRegion)?;
+    mapping.write(0, &stamped(USED, 1));
+    let places = physical(&mapping, 0..USED)?;
+    watch.expect(Dirty, &places, "after stores");
+    watch.expect_finally(Durable, &places, "after stores and reboot");
+    let Bench { mount, .. } = bench;
+    mount.leave();
+    Ok(())
 }
 
 fn unbind_used(watch: &Watch, prepared: &Prepared, file: &File) -> Result<()> {

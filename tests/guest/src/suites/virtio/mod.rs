@@ -68,7 +68,7 @@ const SOON: Duration = Duration::from_secs(20);
 const LEN: usize = 8 << 20;
 
 /// The index of the device's region in the order of addresses.
-fn region_index(lab: &Lab, device: &VirtioPmem) -> Result<u32> {
+pub fn region_index(lab: &Lab, device: &VirtioPmem) -> Result<u32> {
     for region_index in 0.. {
         if lab.region(region_index)? == device.region {
             return Ok(region_index);

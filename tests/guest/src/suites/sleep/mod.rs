@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The system sleeps and comes back while the devices are in use: all levels of `pm_test`, s2idle,
+//! S3, and hibernation. virtio-pmem cannot flush while it is suspended.
+//!
+//! In the last step of the first boot PID 1 hibernates, with processes that go on. The second boot
+//! resumes, so it continues the first.
+
+mod hibernation;
+mod load;
+
+use std::os::unix::fs::FileExt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+
+use super::virtio::region_index;
+use super::{Suite, Test};
+use crate::disk::{Access, Disk};
+use crate::errno;
+use crate::filesystem::FileSystem::{Ext4, Xfs};
+use crate::filesystem::Mount;
+use crate::host::Disturbed;
+use crate::lab::Lab;
+use crate::mapping::PAGE;
+use crate::messages::Messages;
+use crate::ndctl::Mode;
+use crate::pci::VirtioPmem;
+use crate::process::Child;
+use crate::sectors::Buffer;
+use crate::sysfs;
+pub use hibernation::{AFTER, hibernate, resume};
+use load::Load;
+
+pub const SUITE: Suite = Suite {
+    name: "sleep",
+    tests: &[
+        Test::step("prepare", prepare),
+        Test::step("pm_test_devices_five_times", devices),
+        Test::step("pm_test_other_levels", other_levels),
+        Test::step("s2idle", s2idle),
+        Test::step("s3", s3),
+        Test::step("fsync_that_takes_long", late_fsync),
+        Test::step("flush_that_does_not_end", held_flush),
+        Test::step("hibernation_image_is_read_back", hibernation::read_back),
+        Test::step(
+            "hibernation_with_struct_pages_on_media",
+            hibernation::refused,
+        ),
+    ],
+};
+
+const POWER: &str = "/sys/power";
+
+/// The index of the NVDIMM's region, in the order of addresses.
+const NVDIMM: u32 = 0;
+
+/// Makes the file systems that all tests use, and leaves them mounted.
+fn prepare(lab: &mut Lab) -> Result<()> {
+    sysfs::write("/sys/module/suspend/parameters/pm_test_delay", "1")?;
+    let [with_ext4, raw] = virtio_regions(lab)?;
+    for (region, fs) in [(NVDIMM, Xfs), (with_ext4, Ext4)] {
+        let node = lab.prepare_in(region, Mode::FsdaxMem)?.disk.node_str();
+        fs.make(&node)?;
+        fs.mount(&node, "dax=always")?.leave();
+    }
+    lab.prepare_in(raw, Mode::FsdaxMem).map(drop)
+}
+
+/// The indexes of the regions of virtio-pmem: one with a file system, and one without.
+fn virtio_regions(lab: &Lab) -> Result<[u32; 2]> {
+    let devices = VirtioPmem::all()?;
+    let regions: Vec<u32> = devices
+        .iter()
+        .map(|device| region_index(lab, device))
+        .collect::<Result<_>>()?;
+    regions
+        .try_into()
+        .map_err(|found| anyhow::anyhow!("not two virtio-pmem devices: {found:?}"))
+}
+
+/// What [`prepare`] has made.
+struct Prepared {
+    raw: Disk,
+    xfs: Mount,
+    ext4: Mount,
+}
+
+impl Prepared {
+    fn find(lab: &Lab) -> Result<Prepared> {
+        let [with_ext4, raw] = virtio_regions(lab)?;
+        let disk =
+            |region| Ok::<_, anyhow::Error>(Disk::named(lab.holder_in(region)?.disk_name()?));
+        Ok(Prepared {
+            raw: disk(raw)?,
+            xfs: Mount::of(&disk(NVDIMM)?.node_str()),
+            ext4: Mount::of(&disk(with_ext4)?.node_str()),
+        })
+    }
+
+    fn load(&self) -> Result<Load> {
+        Load::start(&self.raw, &[&self.xfs, &self.ext4])
+    }
+
+    /// Leaves the file systems mounted.
+    fn leave(self) {
+        self.xfs.leave();
+        self.ext4.leave();
+    }
+}
+
+/// Does something with the devices in use. No request may fail meanwhile.
+fn under_load(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let prepared = Prepared::find(lab)?;
+    let mut messages = Messages::from_now()?;
+    let load = prepared.load()?;
+    // Then the writes of the disk are in flight most of the time.
+    let slow = Disturbed::slow()?;
+    let result = work();
+    slow.end()?;
+    let ended = load.end();
+    prepared.leave();
+    result.and(ended)?;
+    let failed: Vec<&String> = messages
+        .so_far()?
+        .iter()
+        .filter(|message| message.contains("flush failed"))
+        .collect();
+    ensure!(failed.is_empty(), "the log has {failed:#?}");
+    Ok(())
+}
+
+/// Writes to a file in `/sys/power`.
+fn set(file: &str, value: &str) -> Result<()> {
+    sysfs::write(format!("{POWER}/{file}"), value)
+}
+
+/// Goes to sleep as far as `level`, and comes back after a second.
+fn test_level(level: &str, state: &str) -> Result<()> {
+    set("pm_test", level)?;
+    let result = set("state", state);
+    set("pm_test", "none")?;
+    result.with_context(|| format!("{state}, as far as {level}"))
+}
+
+fn devices(lab: &mut Lab) -> Result<()> {
+    under_load(lab, || {
+        (0..5).try_for_each(|_| test_level("devices", "mem"))
+    })
+}
+
+fn other_levels(lab: &mut Lab) -> Result<()> {
+    set("mem_sleep", "deep")?;
+    under_load(lab, || {
+        ["freezer", "platform", "processors", "core"]
+            .into_iter()
+            .try_for_each(|level| test_level(level, "mem"))
+    })
+}
+
+/// As far as the platform: after that, nothing wakes this machine. QEMU's clock raises no SCI at its
+/// alarm, and the kernel has no other interrupt of it enabled.
+fn s2idle(lab: &mut Lab) -> Result<()> {
+    set("mem_sleep", "s2idle")?;
+    under_load(lab, || {
+        ["devices", "platform"]
+            .into_iter()
+            .try_for_each(|level| test_level(level, "mem"))
+    })
+}
+
+/// Sleeps until the alarm of the clock.
+fn s3(lab: &mut Lab) -> Result<()> {
+    const ALARM: &str = "/sys/class/rtc/rtc0/wakealarm";
+    const SECONDS: u64 = 4;
+    let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
+    ensure!(offered.contains("deep"), "the machine offers {offered}");
+    set("mem_sleep", "deep")?;
+    let clock = || -> Result<u64> { Ok(sysfs::read("/sys/class/rtc/rtc0/since_epoch")?.parse()?) };
+    under_load(lab, || {
+        let before = clock()?;
+        sysfs::write(ALARM, "0")?;
+        sysfs::write(ALARM, &format!("+{SECONDS}"))?;
+        set("state", "mem")?;
+        let slept = clock()?.saturating_sub(before);
+        ensure!(slept >= SECONDS - 1, "it has slept for {slept} s");
+        Ok(())
+    })
+}
+
+/// How long a request may take once the host flushes again.
+const SOON: Duration = Duration::from_secs(20);
+
+/// While the host flushes, a thread in fsync cannot be frozen. The system sleeps after that.
+fn late_fsync(lab: &mut Lab) -> Result<()> {
+    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    [xfs, ext4].map(Mount::leave);
+    let late = Disturbed::late()?;
+    let mut fsync = Child::start_ready("fsync", |link| {
+        let file = raw.open(Access::Direct)?;
+        file.write_all_at(&Buffer::stamped(PAGE, 1), 0)?;
+        link.say("ready")?;
+        Ok(file.sync_all()?)
+    })?;
+    fsync.await_uninterruptible()?;
+    let slept = test_level("devices", "mem");
+    late.end()?;
+    slept?;
+    fsync.expect_done(SOON)
+}
+
+/// A thread in io_getevents is frozen while its writes wait for a flush that the host does not end.
+/// If the device slept then, they would fail. So the system stays awake.
+fn held_flush(lab: &mut Lab) -> Result<()> {
+    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    [xfs, ext4].map(Mount::leave);
+    let held = Disturbed::held()?;
+    let mut writer = Child::start_ready("the writer of the disk", |link| {
+        link.say("ready")?;
+        load::write_disk_once(&raw, 1)
+    })?;
+    sleep(Duration::from_millis(500));
+    let mut messages = Messages::from_now()?;
+    // Else the kernel syncs all file systems first, which waits for the host as well.
+    set("sync_on_suspend", "0")?;
+    set("pm_test", "devices")?;
+    let refused = sysfs::try_write(format!("{POWER}/state"), "mem");
+    set("pm_test", "none")?;
+    set("sync_on_suspend", "1")?;
+    ensure!(
+        writer.try_end()?.is_none(),
+        "the writer has ended, and the host has not flushed"
+    );
+    held.end()?;
+    errno::expect("sleeping", refused, &[Errno::EBUSY])?;
+    messages.expect(&["the system stays awake", "has not flushed", "try again"])?;
+    writer.expect_done(SOON)?;
+    test_level("devices", "mem")
+}
