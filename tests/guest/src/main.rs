@@ -26,6 +26,7 @@ mod command;
 #[allow(unsafe_code)]
 mod counter;
 mod coverage;
+mod cxl;
 mod disk;
 mod dm;
 mod driver;

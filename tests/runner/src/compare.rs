@@ -33,6 +33,7 @@ const SUITES: &[&str] = &[
     "revoke_xfs_reflink",
     "revoke_erofs",
     "revoke_special",
+    "revoke_cxl",
 ];
 /// The suite whose tests are the reproducers of `docs/kernel-bugs.md`.
 const BUGS: &str = "kernel_bugs";
@@ -231,8 +232,7 @@ fn boot(
     suite: &'static str,
     only: &[String],
 ) -> Result<(Report, HashMap<String, Verdict>)> {
-    let known = suites::ALL.iter().find(|known| known.name == suite);
-    let machine = known.map_or(&suites::ONE, |known| &known.machine);
+    let machine = suites::find(suite).map_or(&suites::ONE, |known| &known.machine);
     let mut outcomes = HashMap::new();
     let backing = bench.results.join(suite);
     let report = bench.boot_some(machine, &backing, &Boot::off(suite), only, |line| {

@@ -10,6 +10,7 @@ mod block;
 mod block_errors;
 mod container_images;
 mod crash;
+mod cxl;
 mod dax;
 mod dax_layout;
 mod dax_pages;
@@ -127,6 +128,8 @@ const ALL: &[Suite] = &[
     virtio::SUITE,
     container_images::SUITE,
     providers::SUITE,
+    cxl::SUITE,
+    cxl::REVOKE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
