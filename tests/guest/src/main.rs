@@ -57,6 +57,7 @@ mod plugin;
 mod process;
 mod retired;
 mod sectors;
+mod sqlite;
 mod stacked;
 mod suites;
 mod supervisor;

@@ -238,10 +238,12 @@ const DEBUG_ONLY: &[Suite] = &[
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
 ];
-/// Suites for the stock kernel only: the debug kernel is configured without CXL.
+/// Suites for the stock kernel only: the debug kernel is configured without CXL, and under its
+/// checkers the programs would take minutes.
 const STOCK_ONLY: &[Suite] = &[
     simple(CXL, &[Boot::off("cxl")]),
     simple(CXL, &[Boot::off("revoke_cxl")]),
+    simple(TWO, &[Boot::off("programs")]),
 ];
 /// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
 /// loaded.

@@ -37,6 +37,7 @@ mod persistence;
 mod planted;
 mod platform;
 mod probe;
+mod programs;
 mod providers;
 mod revoke;
 mod revoke_time;
@@ -130,6 +131,7 @@ const ALL: &[Suite] = &[
     providers::SUITE,
     cxl::SUITE,
     cxl::REVOKE,
+    programs::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
