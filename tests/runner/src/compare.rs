@@ -288,9 +288,14 @@ fn said(diagnostics: &[String]) -> Option<String> {
 }
 
 /// Whether a line of a console is a complaint of the kernel. Reports of long waits are excluded,
-/// because the test describes them better.
+/// because the test describes them better, and so is the answer to the runner's NMI.
 fn is_complaint(line: &str) -> bool {
-    let waits = ["blocked for more than", "Call Trace:", "Tainted:"];
+    let waits = [
+        "blocked for more than",
+        "Call Trace:",
+        "Tainted:",
+        "NMI: Not continuing",
+    ];
     klog::is_trouble(line) && !waits.iter().any(|piece| line.contains(piece))
 }
 

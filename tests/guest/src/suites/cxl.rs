@@ -247,11 +247,13 @@ fn pipe_and_device(lab: &mut Lab) -> Result<()> {
     let (reader, writer) = pipe()?;
     give(&mount, &writer)?;
     drop(writer);
+    // If the removal hangs, so does unmount.
+    mount.leave();
     Way::Device.go(&bound)?;
     if lab.driver == Driver::PmemRs {
         println!("retired: {:?}", retired::expect(1)?);
     }
-    mount.unmount()?;
+    Mount::of(&disk.node_str()).unmount()?;
     let disk = Way::Device.come_back(lab)?;
     if lab.driver == Driver::PmemRs {
         retired::expect(1)?;
