@@ -158,7 +158,7 @@ const NODES: Machine = Machine {
 /// access to it, which takes microseconds.
 const CXL: Machine = Machine {
     cxl: Some(256),
-    // A boot with random addresses was seen to hang.
+    // A boot without this and `no5lvl`, which every guest has, was seen to hang.
     kernel_words: "nokaslr",
     ..PLAIN
 };
