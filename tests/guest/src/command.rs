@@ -3,9 +3,10 @@
 //! Other programs: starting them, and saying what went wrong when they fail.
 
 use std::ffi::OsStr;
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Where the guest image keeps its programs. PID 1 starts with an empty environment.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -53,4 +54,13 @@ pub fn run_expecting_failure(program: &str, args: &[&str]) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Checks how a program has ended whose device has gone: by SIGBUS, or with an error.
+pub fn expect_failed(program: &str, status: ExitStatus) -> Result<()> {
+    ensure!(
+        !status.success() && matches!(status.signal(), None | Some(libc::SIGBUS)),
+        "{program} ended with {status}, expected SIGBUS or an error"
+    );
+    Ok(())
 }

@@ -26,6 +26,7 @@ mod command;
 #[allow(unsafe_code)]
 mod counter;
 mod coverage;
+mod cxl;
 mod disk;
 mod dm;
 mod driver;
@@ -56,6 +57,7 @@ mod plugin;
 mod process;
 mod retired;
 mod sectors;
+mod sqlite;
 mod stacked;
 mod suites;
 mod supervisor;

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -261,6 +262,20 @@ fn whereabouts(pid: Pid) -> String {
         .filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned))
         .collect();
     format!("its state is {state}, in {}", stack.join(" < "))
+}
+
+/// Waits until a process has mapped a file.
+pub fn await_mapping(pid: u32, file: &Path) -> Result<()> {
+    let deadline = Instant::now() + START_LIMIT;
+    let name = file.to_string_lossy();
+    loop {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        if maps.lines().any(|line| line.ends_with(&*name)) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{name} is not mapped: {maps}");
+        sleep(POLL_INTERVAL);
+    }
 }
 
 /// The state of a process, as `ps` shows it.

@@ -33,6 +33,7 @@ const SUITES: &[&str] = &[
     "revoke_xfs_reflink",
     "revoke_erofs",
     "revoke_special",
+    "revoke_cxl",
 ];
 /// The suite whose tests are the reproducers of `docs/kernel-bugs.md`.
 const BUGS: &str = "kernel_bugs";
@@ -231,8 +232,7 @@ fn boot(
     suite: &'static str,
     only: &[String],
 ) -> Result<(Report, HashMap<String, Verdict>)> {
-    let known = suites::ALL.iter().find(|known| known.name == suite);
-    let machine = known.map_or(&suites::ONE, |known| &known.machine);
+    let machine = suites::find(suite).map_or(&suites::ONE, |known| &known.machine);
     let mut outcomes = HashMap::new();
     let backing = bench.results.join(suite);
     let report = bench.boot_some(machine, &backing, &Boot::off(suite), only, |line| {
@@ -288,9 +288,14 @@ fn said(diagnostics: &[String]) -> Option<String> {
 }
 
 /// Whether a line of a console is a complaint of the kernel. Reports of long waits are excluded,
-/// because the test describes them better.
+/// because the test describes them better, and so is the answer to the runner's NMI.
 fn is_complaint(line: &str) -> bool {
-    let waits = ["blocked for more than", "Call Trace:", "Tainted:"];
+    let waits = [
+        "blocked for more than",
+        "Call Trace:",
+        "Tainted:",
+        "NMI: Not continuing",
+    ];
     klog::is_trouble(line) && !waits.iter().any(|piece| line.contains(piece))
 }
 

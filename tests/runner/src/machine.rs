@@ -24,6 +24,8 @@ pub struct Machine {
     /// The size in MiB of a virtio disk, whose contents are in a file. The firmware of a machine with
     /// one supports S3 and S4.
     pub disk: Option<u64>,
+    /// The size in MiB of a CXL memory device, whose memory is persistent. It has a label area.
+    pub cxl: Option<u64>,
     /// Whether there are two NUMA nodes, each with half of the memory. Then each NVDIMM is on the
     /// node of its number.
     pub numa: bool,
@@ -42,11 +44,17 @@ pub struct Machine {
 /// QEMU executes string instructions with `rep` byte by byte, and the kernel uses those of bytes
 /// only if the CPU says that they are fast.
 const FAST_CPU: &str = "max,erms=off,fsrm=off";
+/// The kernel makes no region of CXL memory on a virtual CPU, whose caches it cannot write back
+/// (`cpu_cache_has_invalidate_memregion`). So the CPU must not say that it is virtual.
+const CPU_FOR_CXL: &str = "hypervisor=off,vendor=GenuineIntel";
 /// What costs a fifth of the work of a guest: clearing allocated memory, accounting of stalled
 /// tasks, loading the keys of modules (without them no signature is checked), and preparing the
 /// entries of ftrace and the formats of trace events.
 const FAST_WORDS: &str = "init_on_alloc=0 psi=0 initcall_blacklist=load_system_certificate_list,\
      ftrace_check_for_weak_functions,trace_eval_init";
+
+/// A machine with a CXL host bridge, and a window of addresses for the memory behind it.
+const CXL_MACHINE: &str = "q35,nvdimm=on,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=4G";
 
 /// A machine without devices. The others differ from it.
 pub const PLAIN: Machine = Machine {
@@ -54,6 +62,7 @@ pub const PLAIN: Machine = Machine {
     virtio: &[],
     spares: &[],
     disk: None,
+    cxl: None,
     numa: false,
     kernel_words: "",
     cpus: 2,
@@ -242,8 +251,12 @@ impl Machine {
             (false, true) => ("tcg", FAST_CPU),
             (false, false) => ("tcg", "max"),
         };
-        qemu.args(["-machine", "q35,nvdimm=on", "-accel", accelerator]);
-        qemu.args(["-cpu", cpu]);
+        let (machine, cpu) = match self.cxl {
+            Some(_) => (CXL_MACHINE, format!("{cpu},{CPU_FOR_CXL}")),
+            None => ("q35,nvdimm=on", cpu.to_owned()),
+        };
+        qemu.args(["-machine", machine, "-accel", accelerator]);
+        qemu.args(["-cpu", &cpu]);
         qemu.args(["-smp", &self.cpus.to_string()]);
         if let Some(Plugin { library, out }) = software.plugin {
             let argument = format!("{},out={}", library.display(), out.display());
@@ -288,6 +301,19 @@ impl Machine {
             qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk0"]);
             for state in ["s3", "s4"] {
                 qemu.args(["-global", &format!("ICH9-LPC.disable_{state}=0")]);
+            }
+        }
+        if let Some(mib) = self.cxl {
+            let memory = format!("memory-backend-ram,id=cxl,size={mib}M");
+            let labels = format!("memory-backend-ram,id=lsa,size={LABEL_MIB}M");
+            qemu.args(["-object", &memory, "-object", &labels]);
+            for device in [
+                "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
+                "cxl-rp,port=0,bus=cxl.1,id=cxlport,chassis=0,slot=0",
+                // A region needs a serial number of its device.
+                "cxl-type3,bus=cxlport,persistent-memdev=cxl,lsa=lsa,sn=1",
+            ] {
+                qemu.args(["-device", device]);
             }
         }
         if self.numa {

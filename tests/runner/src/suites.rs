@@ -181,6 +181,14 @@ const NODES: Machine = Machine {
     numa: true,
     ..PLAIN
 };
+/// Persistent memory behind CXL, of the smallest size that a region can have: QEMU emulates each
+/// access to it, which takes microseconds.
+const CXL: Machine = Machine {
+    cxl: Some(256),
+    // A boot without this and `no5lvl`, which every guest has, was seen to hang.
+    kernel_words: "nokaslr",
+    ..PLAIN
+};
 const KEPT: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(512), Nvdimm::kept(512)],
     ..PLAIN
@@ -265,6 +273,13 @@ const DEBUG_ONLY: &[Suite] = &[
     // It uses one NVDIMM of two, so that it shares a boot with `revoke_ext4`.
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
+];
+/// Suites for the stock kernel only: the debug kernel is configured without CXL, and under its
+/// checkers the programs would take minutes.
+const STOCK_ONLY: &[Suite] = &[
+    simple(CXL, &[Boot::off("cxl")]),
+    simple(CXL, &[Boot::off("revoke_cxl")]),
+    simple(TWO, &[Boot::off("programs")]),
 ];
 /// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
 /// loaded.
@@ -407,10 +422,19 @@ pub struct Selection {
     pub suites: Vec<&'static Suite>,
 }
 
-/// Selects suites by name. No name means all. A debug kernel has some more.
+/// Returns the suite that runs on the stock kernel under this name.
+pub fn find(name: &str) -> Option<&'static Suite> {
+    let mut all = ALL.iter().chain(STOCK_ONLY);
+    all.find(|suite| suite.name == name)
+}
+
+/// Selects suites by name. No name means all that the kernel can run.
 pub fn select(names: &[String], debug: bool) -> Result<Selection> {
-    let more = if debug { DEBUG_ONLY } else { &[] };
-    let all: Vec<&'static Suite> = more.iter().chain(ALL).collect();
+    let all: Vec<&'static Suite> = if debug {
+        DEBUG_ONLY.iter().chain(ALL).collect()
+    } else {
+        ALL.iter().chain(STOCK_ONLY).collect()
+    };
     if names.is_empty() {
         let mut specials = Special::ALL.to_vec();
         specials.retain(|special| !debug || special.is_for_debug());

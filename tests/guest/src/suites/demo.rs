@@ -23,6 +23,7 @@ use crate::nd::Device;
 use crate::ndctl;
 use crate::process::Child;
 use crate::sectors::{expect_same, stamped};
+use crate::sqlite::{Inserts, expect_rows};
 use crate::syscall::is_dax;
 
 pub const FIRST_BOOT: Suite = Suite {
@@ -44,6 +45,9 @@ pub const FIRST_BOOT: Suite = Suite {
         Test::step("ext4_umount", |lab| umount(lab, Ext4)),
         Test::step("ext4_bind_again", |lab| bind_again(lab, Ext4)),
         Test::step("ext4_compare_after_that", |lab| compare(lab, Ext4)),
+        Test::step("ext4_unbind_under_database", |lab| {
+            unbind_under_database(lab, Ext4)
+        }),
         Test::step("xfs_create_namespace", |lab| create_namespace(lab, Xfs)),
         Test::step("xfs_make_and_mount", |lab| make_and_mount(lab, Xfs)),
         Test::step("xfs_write_through_mapping", |lab| {
@@ -58,6 +62,9 @@ pub const FIRST_BOOT: Suite = Suite {
         Test::step("xfs_umount", |lab| umount(lab, Xfs)),
         Test::step("xfs_bind_again", |lab| bind_again(lab, Xfs)),
         Test::step("xfs_compare_after_that", |lab| compare(lab, Xfs)),
+        Test::step("xfs_unbind_under_database", |lab| {
+            unbind_under_database(lab, Xfs)
+        }),
     ],
 };
 
@@ -307,6 +314,31 @@ fn unbind_under_mapping(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     println!("  the program got SIGBUS: its pages are not there any more");
     mount.leave();
     Ok(())
+}
+
+/// Unbinds the device while SQLite uses it, and binds it again.
+fn unbind_under_database(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let node = disk(lab, fs)?.node_str();
+    let bound = holder(&namespace(lab, fs)?)?;
+    let mount = mount(fs, &node)?;
+    let database = mount.path("database");
+    println!(
+        "sqlite3 inserts rows into {}, each in a transaction of its own",
+        database.display()
+    );
+    let mut inserts = Inserts::start(&database)?;
+    let driver = lab.driver.name();
+    println!("  echo {bound} > /sys/bus/nd/drivers/{driver}/unbind");
+    Child::start("unbind", |_| bound.unbind())?.expect_done(UNBIND_LIMIT)?;
+    let (ended, committed) = inserts.expect_ended(SIGNAL_LIMIT)?;
+    println!("  sqlite3 ended with {ended}; until then it had committed {committed} rows");
+    mount.unmount()?;
+    println!("  echo {bound} > /sys/bus/nd/drivers/{driver}/bind");
+    bound.bind(lab.driver)?;
+    let mount = fs.mount(&node, "dax=always")?;
+    let rows = expect_rows(&database, committed)?;
+    println!("  the database is sound and has {rows} rows");
+    mount.unmount()
 }
 
 fn umount(_: &mut Lab, fs: FileSystem) -> Result<()> {

@@ -10,6 +10,7 @@ mod block;
 mod block_errors;
 mod container_images;
 mod crash;
+mod cxl;
 mod dax;
 mod dax_layout;
 mod dax_pages;
@@ -36,6 +37,7 @@ mod persistence;
 mod planted;
 mod platform;
 mod probe;
+mod programs;
 mod providers;
 mod revoke;
 mod revoke_time;
@@ -128,6 +130,9 @@ const ALL: &[Suite] = &[
     virtio::SUITE,
     container_images::SUITE,
     providers::SUITE,
+    cxl::SUITE,
+    cxl::REVOKE,
+    programs::SUITE,
     revoke::EXT4,
     revoke::EXT4_NO_JOURNAL,
     revoke::XFS,
