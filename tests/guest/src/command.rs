@@ -54,3 +54,8 @@ pub fn run_expecting_failure(program: &str, args: &[&str]) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
+
+/// Whether the guest image has a module of the kernel.
+pub fn has_module(name: &str) -> bool {
+    run("modinfo", &["-F", "name", name]).is_ok()
+}
