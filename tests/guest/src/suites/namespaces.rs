@@ -3,6 +3,7 @@
 //! Many namespaces in one region, and several programs that make and remove them.
 
 use std::os::unix::fs::FileExt;
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -163,7 +164,7 @@ fn make_and_remove(region: &Device, mode: Mode, rounds: usize) -> usize {
 
 /// Several `ndctl` at once make, remove and list namespaces, two of them in the same region.
 fn several_programs(lab: &mut Lab) -> Result<()> {
-    const ROUNDS: usize = 4;
+    const ROUNDS: usize = 3;
     const LIMIT: Duration = Duration::from_secs(120);
     let empty = || [0, 1, LARGE].map(|index| emptied(lab, index));
     let regions = empty().into_iter().collect::<Result<Vec<_>>>()?;
@@ -191,6 +192,7 @@ fn several_programs(lab: &mut Lab) -> Result<()> {
     let mut lister = Child::start("the lister", |link| {
         while !link.is_told_to_go()? {
             run("ndctl", &["list", "-RNi"])?;
+            sleep(Duration::from_millis(200));
         }
         Ok(())
     })?;
