@@ -5,9 +5,9 @@
 use super::{
     attached_disk::AttachedDisk,
     claim::{
-        check_info_block,
         claim,
         data_of_pfn,
+        setup_btt,
         setup_pfn, //
     },
     flush::Flusher,
@@ -68,9 +68,8 @@ impl<'bound> Binding<'bound> {
         let (namespace, layout, mode) = match dev.kind() {
             Kind::Btt => {
                 let flusher = Flusher::new(shared.clone(), &namespace)?;
-                let enabled = enable(namespace)?;
-                check_info_block(dev, &enabled, &range)?;
-                return Ok(Self::Btt(enabled.disable().attach_btt()?, flusher));
+                let btt = setup_btt(dev, enable(namespace)?, &range)?;
+                return Ok(Self::Btt(btt, flusher));
             }
             // A kdump kernel has little memory, and saves what the crashed kernel has left on the
             // medium: there are no `struct page`s, and nothing is written.

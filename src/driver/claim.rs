@@ -6,6 +6,7 @@ use super::{
     messages::{
         info_block_error,
         missing,
+        not_set_up,
         unreadable, //
     },
     plain::infoblock::{
@@ -21,6 +22,7 @@ use crate::abstractions::kernel::memremap::{
 };
 use crate::abstractions::nvdimm::{
     self,
+    Btt,
     Claim,
     ClaimClass,
     Device,
@@ -140,16 +142,7 @@ pub fn setup_pfn<'bound>(
     enabled.setup_pfn().map_err(|err| match err {
         // An empty seed is no error.
         ENODEV => err.into(),
-        err => ProbeError::logged(
-            dev,
-            err,
-            fmt!(
-                "cannot be set up (error {}); libnvdimm has logged why. \
-                 `ndctl create-namespace -f -e {}` recreates the namespace",
-                err.to_errno(),
-                name
-            ),
-        ),
+        err => not_set_up(dev, name, err),
     })
 }
 
@@ -179,9 +172,26 @@ pub fn data_of_pfn(
         })
 }
 
+/// Attaches the namespace of a btt device to the btt driver. libnvdimm writes an info block if the
+/// device is new.
+pub fn setup_btt<'bound>(
+    dev: &Device<Core<'_>>,
+    enabled: EnabledNamespace<'bound>,
+    range: &Range<PhysAddr>,
+) -> Result<Btt<'bound>, ProbeError> {
+    let name = enabled.namespace().name();
+    check_info_block(dev, &enabled, range)?;
+
+    enabled.disable().attach_btt().map_err(|err| match err {
+        // An empty seed is no error.
+        ENODEV => err.into(),
+        err => not_set_up(dev, name, err),
+    })
+}
+
 /// Refuses a pfn or btt device if its info block cannot be read, or has impossible values. A
 /// damaged or foreign block is not refused: libnvdimm overwrites it.
-pub fn check_info_block(
+fn check_info_block(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
     range: &Range<PhysAddr>,

@@ -99,6 +99,27 @@ pub fn unreadable(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
     )
 }
 
+/// Logs that libnvdimm cannot set up a pfn or btt device whose info block is valid.
+pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError {
+    let (mode, overwrites) = match dev.kind() {
+        Kind::Btt => (" -m sector", " and overwrites the map of all sectors"),
+        Kind::Pfn | Kind::Namespace => ("", ""),
+    };
+
+    ProbeError::logged(
+        dev,
+        err,
+        fmt!(
+            "cannot be set up (error {}); libnvdimm has logged why. \
+             `ndctl create-namespace -f -e {}{}` recreates the namespace{}",
+            err.to_errno(),
+            name,
+            mode,
+            overwrites
+        ),
+    )
+}
+
 /// Returns the step that releases the namespace of a device, as the start of a sentence.
 fn release(dev: &Device<Core<'_>>) -> &'static str {
     match dev.kind() {

@@ -64,3 +64,8 @@ pub fn expect_failed(program: &str, status: ExitStatus) -> Result<()> {
     );
     Ok(())
 }
+
+/// Whether the guest image has a module of the kernel.
+pub fn has_module(name: &str) -> bool {
+    run("modinfo", &["-F", "name", name]).is_ok()
+}

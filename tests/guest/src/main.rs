@@ -49,6 +49,7 @@ mod messages;
 mod metal;
 mod nd;
 mod ndctl;
+mod nfs;
 mod ordering;
 mod pci;
 mod platform;

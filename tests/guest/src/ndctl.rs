@@ -100,7 +100,7 @@ fn create_namespace(of: &[&str], mode: Mode, more: &[&str]) -> Result<Created> {
 }
 
 /// The number of the kernel for a region whose namespaces are described by labels.
-const LABELLED: &str = "5";
+pub const LABELLED: &str = "5";
 
 /// Makes one raw namespace in each region that does not have exactly one. This is the state at the
 /// beginning of a boot.

@@ -5,7 +5,7 @@
 //! Together with [`crate::mapping`], [`crate::aio`], [`crate::userfault`], [`crate::bus_error`] and
 //! [`crate::counter`] this is all the unsafe code of the guest.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -239,6 +239,26 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: the request takes a file descriptor, which is open for the whole call.
     unsafe { request::clone(to.as_raw_fd(), from.as_raw_fd()) }?;
     Ok(())
+}
+
+/// `fsetxattr(2)`: sets an extended attribute of a file.
+pub fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let (bytes, len) = (value.as_ptr().cast(), value.len());
+    // SAFETY: the name is a C string, and the value has that many bytes.
+    let result = unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), bytes, len, 0) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// `fgetxattr(2)`: the value of an extended attribute of a file.
+pub fn xattr(file: &File, name: &CStr) -> io::Result<Vec<u8>> {
+    // The kernel accepts no longer ones.
+    let mut value = vec![0_u8; 64 << 10];
+    let (bytes, len) = (value.as_mut_ptr().cast(), value.len());
+    // SAFETY: the name is a C string, and the value has room for that many bytes.
+    let result = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), bytes, len) };
+    value.truncate(Errno::result(result)? as usize);
+    Ok(value)
 }
 
 /// `FIFREEZE`: blocks all writes to a file system, given by any of its directories.

@@ -63,15 +63,15 @@ fn patiently(step: fn() -> Result<()>) -> Result<()> {
 fn unmount_all() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     // The latest mount is unmounted first.
-    for line in mounts
-        .lines()
-        .rev()
-        .filter(|line| line.starts_with("/dev/"))
-    {
+    for line in mounts.lines().rev() {
         let point = line
             .split(' ')
             .nth(1)
             .context("a line without a mount point")?;
+        // An overlay or a client of NFS is not on a disk.
+        if !line.starts_with("/dev/") && !point.starts_with("/mnt/") {
+            continue;
+        }
         umount2(point, MntFlags::empty()).with_context(|| format!("unmounting {point}"))?;
     }
     Ok(())

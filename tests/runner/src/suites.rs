@@ -121,9 +121,10 @@ const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     ..PLAIN
 };
-/// Memory that the command line declares persistent, in the middle of the guest's.
+/// Memory that the command line declares persistent, in the middle of the guest's, and a range whose
+/// size is no multiple of 16 MiB.
 const LEGACY: Machine = Machine {
-    kernel_words: "memmap=512M!1G",
+    kernel_words: "memmap=512M!1G memmap=34M!1600M",
     ..PLAIN
 };
 /// Two such ranges with other memory between them, one that is too small, and one whose address is
@@ -254,6 +255,12 @@ const WITH_DEVICE_TREE: Machine = Machine {
     ..PLAIN
 };
 
+/// The same after what the log says about a node in System RAM was done.
+const WITH_RESERVED_NODE: Machine = Machine {
+    kernel_words: "memmap=448M$1G memmap=16M$512M",
+    ..WITH_DEVICE_TREE
+};
+
 /// KUnit suites that leak nothing.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
 /// KUnit suites that leak ranges until reboot, and two kinds of persistent memory that must stay
@@ -270,6 +277,7 @@ const DEBUG_ONLY: &[Suite] = &[
     KUNIT,
     MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
+    simple(WITH_RESERVED_NODE, &[Boot::off("device_tree_reserved")]),
     // It uses one NVDIMM of two, so that it shares a boot with `revoke_ext4`.
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
@@ -322,6 +330,7 @@ pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("window")]),
     alone(LARGE, &[Boot::off("revoke_time")]),
     simple(SCALE, &[Boot::off("scale")]),
+    simple(SCALE, &[Boot::off("namespaces")]),
     simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {
         name: "persistence",

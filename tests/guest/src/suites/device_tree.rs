@@ -42,6 +42,12 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
+/// Runs on a kernel whose command line reserves what is System RAM in the other suite.
+pub const RESERVED: Suite = Suite {
+    name: "device_tree_reserved",
+    tests: &[Test::new("reserved_range_is_used", reserved_range)],
+};
+
 /// The device with two ranges.
 const PERSISTENT: &str = "40000000.pmem";
 /// The device with volatile memory.
@@ -167,12 +173,32 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     let said =
         messages.expect(&["[mem 0x20000000-0x20ffffff] is left out, it is used as System RAM"])?;
     println!("the kernel says: {said}");
+    let remedy = "reserve it (`no-map` in /reserved-memory, or memmap=SIZE$START";
+    ensure!(said.contains(remedy), "it does not say `{remedy}`");
     let found = device.ranges()?;
     ensure!(
         found == [(0x5a00_0000, 0x100_0000)],
         "{device} has the regions {found:x?}"
     );
     Ok(())
+}
+
+/// The kernel was booted with the `memmap=` that the log names for this range. A PC ignores
+/// `/reserved-memory`.
+fn reserved_range(lab: &mut Lab) -> Result<()> {
+    let device = device(lab, HALF_WRONG)?;
+    let found = device.ranges()?;
+    ensure!(
+        found == [(0x2000_0000, 0x100_0000), (0x5a00_0000, 0x100_0000)],
+        "{device} has the regions {found:x?}"
+    );
+    let fixture = Fixture::on(0, &disk_in(lab, 0)?)?;
+    let mut reader = fixture.start_reader()?;
+    unbind_in_child(lab, &device)?;
+    reader.expect_signal(Signal::SIGBUS, LIMIT)?;
+    device.bind(lab.driver.name())?;
+    fixture.expect_intact(&disk_in(lab, 0)?)?;
+    expect_no_thread_stuck()
 }
 
 /// Regions have the same attributes with both drivers.

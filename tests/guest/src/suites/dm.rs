@@ -2,12 +2,14 @@
 
 //! Device-mapper devices on top of pmem disks.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::block::expect_no_wait;
 use super::platform::only_for_pmem_rs;
@@ -17,12 +19,13 @@ use crate::dm::Mapped;
 use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, expect_same, stamped};
 use crate::stacked::Loop;
 use crate::syscall::{self, is_dax};
+use crate::tracing::FaultTrace;
 
 pub const SUITE: Suite = Suite {
     name: "dm",
@@ -30,6 +33,8 @@ pub const SUITE: Suite = Suite {
         Test::new("ext4_with_dax_on_linear", |lab| dax_on_linear(lab, Ext4)),
         Test::new("xfs_with_dax_on_linear", |lab| dax_on_linear(lab, Xfs)),
         Test::new("linear_over_two_disks", linear_over_two),
+        Test::new("ext4_pmds_on_stripe", |lab| pmds_on_stripe(lab, Ext4)),
+        Test::new("xfs_pmds_on_stripe", |lab| pmds_on_stripe(lab, Xfs)),
         Test::new("linear_over_raw_has_no_dax", linear_over_raw),
         Test::new("nowait", nowait),
         Test::new("writers_in_the_kernel_are_refused", read_only_below),
@@ -102,6 +107,54 @@ fn linear_over_two(lab: &mut Lab) -> Result<()> {
     Model::of(&file, border, 2 << 20)?.check("across the border", 0, &right)?;
     drop(file);
     check_dax(Ext4, over.disk())?;
+    over.remove()
+}
+
+/// The chunks are as large as a PMD, so every fault of a file maps a PMD, on both disks.
+fn pmds_on_stripe(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    const LEN: usize = 8 * PMD;
+    const CHUNK: u64 = (PMD / 512) as u64;
+    let disks = [lab.ready(0)?.disk, lab.ready(1)?.disk];
+    let [low, high] = disks.each_ref().map(Disk::node_str);
+    let length = 2 * (sectors(&disks[0])?.min(sectors(&disks[1])?) / CHUNK * CHUNK);
+    let over = Mapped::new(
+        NAME,
+        &format!("0 {length} striped 2 {CHUNK} {low} 0 {high} 0"),
+    )?;
+    let node = over.disk().node_str();
+    fs.make(&node)?;
+    let mount = fs.mount(&node, "dax=always")?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(mount.path("file"))?;
+    fallocate(&file, FallocateFlags::empty(), 0, LEN as i64)?;
+
+    let access: [fn(&Mapping, usize); 2] = [
+        |mapping, at| mapping.store(at, 1),
+        |mapping, at| assert_eq!(mapping.load(at), 1),
+    ];
+    for access in access {
+        let mapping = Mapping::new(&file, LEN, Sharing::Shared)?;
+        let trace = FaultTrace::start()?;
+        (0..LEN).step_by(PAGE).for_each(|at| access(&mapping, at));
+        let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
+        ensure!(
+            (pmds, pages) == (LEN / PMD, 0),
+            "{pmds} PMDs and {pages} pages were mapped"
+        );
+        let mut regions = [0, 0];
+        for start in (0..LEN).step_by(PMD) {
+            let physical = mapping.physical(start)?;
+            let second = lab.region(1)?.resource()?;
+            regions[usize::from(physical >= second)] += 1;
+        }
+        ensure!(regions == [4, 4], "PMDs of each disk: {regions:?}");
+    }
+    drop(file);
+    mount.unmount()?;
+    fs.check(&node)?;
     over.remove()
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use crate::command::run;
+use crate::command::{has_module, run};
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
 use crate::errno;
@@ -108,10 +108,6 @@ fn both(lab: &Lab) -> Result<[Prepared; 2]> {
         lab.prepare_in(0, Mode::FsdaxMem)?,
         lab.prepare_in(1, Mode::FsdaxMem)?,
     ])
-}
-
-fn has_module(name: &str) -> bool {
-    run("modinfo", &["-F", "name", name]).is_ok()
 }
 
 /// One of the two disks of a raid0 array is unbound.

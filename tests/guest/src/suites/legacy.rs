@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::dax::PAGE;
@@ -16,11 +16,11 @@ use super::{Suite, Test};
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
-use crate::lab::{Lab, Prepared};
+use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
 use crate::mapping::{Mapping, PMD, Sharing};
 use crate::nd::Device;
-use crate::ndctl::Mode;
+use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, Model, SECTOR, expect_same, stamped};
 use crate::{syscall, sysfs};
 
@@ -32,6 +32,7 @@ pub const SUITE: Suite = Suite {
         Test::new("ext4_with_dax", ext4_with_dax),
         Test::new("bad_sector_is_cleared_by_writing", clear_by_writing),
         Test::new("bad_page_of_a_dax_file", bad_page_of_a_dax_file),
+        Test::new("region_align", region_align).within(120),
         // These change the namespace, so they come last.
         Test::new("fsdax_mem", |lab| ext4_on_fsdax(lab, Mode::FsdaxMem)),
         Test::new("fsdax_dev", |lab| ext4_on_fsdax(lab, Mode::FsdaxDev)),
@@ -121,6 +122,40 @@ fn ext4_on_fsdax(lab: &mut Lab, mode: Mode) -> Result<()> {
     use_with_dax(&disk)?;
     bound.unbind()?;
     bound.bind(lab.driver)
+}
+
+/// The size of the second region is no multiple of the alignment that its namespaces have at first.
+/// With one of 2 MiB all of it is used, and it stays so with the former value.
+fn region_align(lab: &mut Lab) -> Result<()> {
+    const SIZE: u64 = 34 << 20;
+    let region = lab.region(1)?;
+    let namespace = lab.namespace(1)?;
+    let size = region.get("size")?;
+    ensure!(size == SIZE.to_string(), "{region} has {size} bytes");
+    let first = region.get("align")?;
+    ensure!(first == "0x1000000", "its alignment is {first}");
+    for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
+        region.set("align", "0x200000")?;
+        let made = ndctl::reconfigure_with(&namespace, mode, &[])?.show()?;
+        // The struct pages on the medium are in the first 2 MiB. Those in RAM need no info block.
+        let meta = if mode == Mode::FsdaxDev { PMD } else { 0 };
+        ensure!(made.size == SIZE - meta as u64, "ndctl made {made:?}");
+        let bound = holder(&namespace)?;
+        let disk = Disk::named(made.blockdev.context("no disk")?);
+        ensure!(disk.bytes()? == made.size, "{} bytes", disk.bytes()?);
+        use_with_dax(&disk)?;
+        let mark = Buffer::stamped(1 << 20, 8);
+        let end = made.size - mark.len() as u64;
+        disk.open(Access::Direct)?.write_all_at(&mark, end)?;
+
+        bound.unbind()?;
+        region.set("align", &first)?;
+        bound.bind(lab.driver)?;
+        let mut found = Buffer::new(mark.len());
+        disk.open(Access::Direct)?.read_exact_at(&mut found, end)?;
+        expect_same("the end of the disk", &found, &mark)?;
+    }
+    Ok(())
 }
 
 fn note_bad(disk: &Disk, sector: u64, count: u64) -> Result<()> {

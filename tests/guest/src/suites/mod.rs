@@ -30,6 +30,7 @@ mod legacy;
 mod media;
 mod misuse;
 mod modes;
+mod namespaces;
 mod ordering;
 mod parity;
 mod partitions;
@@ -127,6 +128,7 @@ const ALL: &[Suite] = &[
     kunit::SUITE,
     misuse::SUITE,
     device_tree::SUITE,
+    device_tree::RESERVED,
     virtio::SUITE,
     container_images::SUITE,
     providers::SUITE,
@@ -145,6 +147,7 @@ const ALL: &[Suite] = &[
     revoke_time::SUITE,
     scale::SUITE,
     scale::LARGE_SUITE,
+    namespaces::SUITE,
     persistence::WRITE,
     persistence::AFTER_POWER_CUT,
     persistence::AFTER_POWER_OFF,

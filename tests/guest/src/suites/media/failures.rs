@@ -71,7 +71,7 @@ impl Fixture {
     /// physical address.
     fn user(&self, name: &'static str, page: usize, size: usize) -> Result<User> {
         let path = self.mount.path("file");
-        let mut child = Child::start_ready(name, |link| {
+        self.start(name, |link| {
             let file = open(&path)?;
             let mapping = if size == PMD {
                 Mapping::new(&file, LEN, Sharing::Shared)?
@@ -79,7 +79,16 @@ impl Fixture {
                 Mapping::of_pages(&file, LEN, Sharing::Shared, true)?
             };
             use_page(link, &mapping, page)
-        })?;
+        })
+    }
+
+    /// Starts a process whose work calls [`use_page`].
+    fn start(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(&mut Link) -> Result<()>,
+    ) -> Result<User> {
+        let mut child = Child::start_ready(name, work)?;
         let address = child.hear_value("address ", LIMIT)?.parse()?;
         let physical = child.hear_value("physical ", LIMIT)?.parse()?;
         Ok(User {
@@ -190,6 +199,49 @@ pub fn page_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let mut right = stamped(LEN, 1);
     right[BAD * PAGE..][..PAGE].copy_from_slice(&stamped(PAGE, 2));
     expect_same("the file", &fs::read(fixture.mount.path("file"))?, &right)?;
+    fixture.finish()
+}
+
+/// A page fails that a process has mapped twice: the process is notified, and not killed. Processes
+/// that access the page later get `BUS_MCEERR_AR`.
+pub fn next_process(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    const BAD: usize = 3;
+    let fixture = Fixture::new(lab, fs)?;
+    let path = fixture.mount.path("file");
+    let mut victim = fixture.start("the victim", |link| {
+        let file = open(&path)?;
+        let again = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
+        again.load(BAD * PAGE);
+        link.say(&format!("again {}", again.address() + BAD * PAGE))?;
+        let mapping = Mapping::of_pages(&file, LEN, Sharing::Shared, true)?;
+        use_page(link, &mapping, BAD)?;
+        expect_same("again", &again.to_vec(BAD * PAGE, PAGE), &stamped(PAGE, 2))
+    })?;
+    let again = victim.child.hear_value("again ", LIMIT)?;
+    fixture.bench.injector.fail(victim.physical)?;
+    victim.child.go()?;
+    let signal = victim.child.hear_value("signal ", LIMIT)?;
+    let right = [victim.address.to_string(), again];
+    let right = right.map(|address| format!("{} {address}", libc::BUS_MCEERR_AO));
+    ensure!(right.contains(&signal), "the signal was {signal}");
+
+    for mapping in [
+        Mapping::of_pages(&fixture.file, LEN, Sharing::Shared, true)?,
+        Mapping::new(&fixture.file, LEN, Sharing::Shared)?,
+    ] {
+        for (page, right) in [
+            (BAD - 1, 0),
+            (BAD, libc::BUS_MCEERR_AR),
+            (BAD, libc::BUS_MCEERR_AR),
+            (BAD + 1, 0),
+        ] {
+            let code = bus_error::code_of_load(&mapping, page * PAGE)?;
+            ensure!(code == right, "page {page}: si_code {code}, not {right}");
+        }
+    }
+    let at = (BAD * PAGE) as u64;
+    fixture.file.write_all_at(&stamped(PAGE, 2), at)?;
+    victim.finish()?;
     fixture.finish()
 }
 

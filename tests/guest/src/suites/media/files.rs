@@ -2,10 +2,11 @@
 
 //! Bad pages of files that are accessed with DAX.
 
+use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
@@ -20,6 +21,7 @@ use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
 use crate::sectors::{SECTOR, expect_same, stamped};
+use crate::syscall;
 use crate::tracing::CallCount;
 
 const LEN: usize = 16 * PAGE;
@@ -148,4 +150,41 @@ pub fn zeroing_in_place(lab: &mut Lab) -> Result<()> {
     drop((mapping, file));
     expect_same("through read", &fs::read(&path)?, &right)?;
     mount.unmount()
+}
+
+/// xfs keeps a long value of an extended attribute in blocks of its own. If one of them is bad,
+/// reading the value is an I/O error; it must not seem that there is no such attribute.
+pub fn remote_xattr(lab: &mut Lab) -> Result<()> {
+    const NAME: &CStr = c"user.long";
+    const SIZE: usize = 16 << 10;
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let node = bench.disk.node_str();
+    Xfs.make(&node)?;
+    let mount = Xfs.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    fs::write(&path, "")?;
+    let file = open(&path)?;
+    syscall::set_xattr(&file, NAME, &stamped(SIZE, 1))?;
+    // `0: [0..47]: 96..143`, in sectors
+    let map = run("xfs_io", &["-r", "-c", "bmap -a", &path.to_string_lossy()])?;
+    let last = map.trim_end().rsplit("..").next().context("no map")?;
+    let last: u64 = last.parse().with_context(|| map.clone())?;
+    drop(file);
+    // The value must be read from the disk again.
+    mount.unmount()?;
+    bench.inject(last, 1)?;
+    bench.expect_bad(&format!("{last} 1"))?;
+
+    let mount = Xfs.mount(&node, "dax=always")?;
+    let file = open(&path)?;
+    let result = syscall::xattr(&file, NAME);
+    errno::expect("reading the value", result, &[Errno::EIO])?;
+    let result = syscall::xattr(&file, c"user.none");
+    errno::expect("reading what is not there", result, &[Errno::ENODATA])?;
+    syscall::set_xattr(&file, NAME, &stamped(SIZE, 2))?;
+    let found = syscall::xattr(&file, NAME)?;
+    expect_same("another value", &found, &stamped(SIZE, 2))?;
+    drop(file);
+    mount.unmount()?;
+    Xfs.check(&node)
 }

@@ -46,6 +46,7 @@ pub const SUITE: Suite = Suite {
         Test::new("ext4_file", |lab| files::bad_page(lab, Ext4)).within(120),
         Test::new("xfs_file", |lab| files::bad_page(lab, Xfs)).within(120),
         Test::new("zeroing_in_place", files::zeroing_in_place).within(120),
+        Test::new("value_of_an_xattr", files::remote_xattr).within(120),
         Test::new("ext4_page_fails", |lab| failures::page_fails(lab, Ext4)).within(120),
         Test::new("xfs_page_fails", |lab| failures::page_fails(lab, Xfs)).within(120),
         Test::new("ext4_page_of_pmd_fails", |lab| {
@@ -56,6 +57,8 @@ pub const SUITE: Suite = Suite {
             failures::page_of_pmd_fails(lab, Xfs)
         })
         .within(120),
+        Test::new("ext4_next_process", |lab| failures::next_process(lab, Ext4)).within(120),
+        Test::new("xfs_next_process", |lab| failures::next_process(lab, Xfs)).within(120),
         Test::new("failed_page_after_rebind", failures::rebind).within(120),
         Test::new("list_is_full", failures::list_is_full).within(120),
         Test::new("repaired_without_provider", repairs::without_provider).within(120),

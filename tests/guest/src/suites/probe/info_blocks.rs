@@ -9,12 +9,13 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 
 use super::block_test::BlockTest;
-use super::find_mark;
+use super::{find_mark, leave_mark};
+use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
 use crate::infoblock::Field;
-use crate::lab::Lab;
+use crate::lab::{Lab, holder};
 use crate::leaks::Holdings;
 use crate::mapping::{Mapping, Sharing};
 use crate::messages::Messages;
@@ -88,6 +89,39 @@ pub fn bad_sector_block(lab: &mut Lab) -> Result<()> {
     btt.set("sector_size", "4096")?;
     btt.give_up_namespace()?;
     target.recover(lab)
+}
+
+/// The btt driver needs a spare block for each lane of the region, and refuses an arena with fewer.
+/// The log has the remedy, which works.
+pub fn too_few_spare_blocks(lab: &mut Lab) -> Result<()> {
+    const FEWER: u64 = 2;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let namespace = target.namespace.name();
+    let few = target.good.with(Field::SpareBlocks, FEWER);
+    let before = Holdings::now()?;
+    let mut messages = Messages::from_now()?;
+    let result = target.probe_with(lab, &few)?;
+    errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
+    messages.expect(&[&format!("nfree {FEWER} smaller than lane count")])?;
+    let command = format!("create-namespace -f -e {namespace} -m sector");
+    let said = messages.expect(&["cannot be set up"])?;
+    println!("the kernel says: {said}");
+    ensure!(said.contains(&command), "it does not say `{command}`");
+    let btt = holder(&target.namespace)?;
+    btt.expect_driver(None)?;
+    ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
+
+    btt.give_up_namespace()?;
+    before.expect_unchanged()?;
+    target.recover(lab)?;
+    let result = target.probe_with(lab, &few)?;
+    errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
+    run("ndctl", &command.split(' ').collect::<Vec<_>>())?;
+    let btt = holder(&target.namespace)?;
+    btt.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(btt.disk_name()?);
+    leave_mark(&disk)?;
+    find_mark(&disk)
 }
 
 /// An info block of another namespace or with impossible values is refused, and nothing stays

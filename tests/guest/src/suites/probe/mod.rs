@@ -21,7 +21,7 @@ use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same};
 pub use block_test::BlockTest;
 use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
-use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding};
+use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding, too_few_spare_blocks};
 pub use labels::ask_for_odd_sectors;
 use labels::{odd_sector_size, other_mode, outlived_its_label};
 use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
@@ -36,6 +36,7 @@ pub const SUITE: Suite = Suite {
         Test::new("unsatisfiable_alignment", unsatisfiable_alignment),
         Test::new("pfn_without_uuid", pfn_without_uuid),
         Test::new("info_block_of_sector_mode", bad_sector_block),
+        Test::new("too_few_spare_blocks", too_few_spare_blocks),
         Test::new("info_block_of_fsdax_mem", |lab| {
             bad_pfn_block(lab, Mode::FsdaxMem)
         })

@@ -33,7 +33,7 @@ const LEN: usize = 8 << 20;
 const HOLDER_MODULE: &str = "dm_writecache";
 
 /// Loads or unloads that module.
-fn set_holder_module(is_there: bool) -> Result<()> {
+pub fn set_writecache(is_there: bool) -> Result<()> {
     if is_there {
         return run("modprobe", &[HOLDER_MODULE]).map(drop);
     }
@@ -51,7 +51,7 @@ fn set_holder_module(is_there: bool) -> Result<()> {
 pub fn linear(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for keeps in [false, true] {
-        set_holder_module(keeps)?;
+        set_writecache(keeps)?;
         let mut fixture = Fixture::build(lab, Fs::Ext4, Under::Linear)?;
         read_all(&fixture.map(Sharing::Shared)?);
         fixture.unmount()?;
@@ -67,14 +67,14 @@ pub fn linear(lab: &mut Lab) -> Result<()> {
         }
         back_to_normal(fixture, Way::Unbind)?;
     }
-    set_holder_module(false)
+    set_writecache(false)
 }
 
 /// Blocks in the cache are written to their origin after the cache's device is gone. The range is
 /// free only afterwards.
 pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, TIMEOUT)?;
-    set_holder_module(true)?;
+    set_writecache(true)?;
     let pmem = lab.ready(0)?;
     pmem.disk.cut(CACHE)?;
     let cache = pmem.disk.partition(1).node_str();
@@ -120,7 +120,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::await_none(FREE_LIMIT)?;
     expect_no_thread_stuck()?;
     // While the module is loaded, a range below device-mapper is retired.
-    set_holder_module(false)?;
+    set_writecache(false)?;
     pmem.bound.bind(lab.driver)
 }
 

@@ -9,12 +9,14 @@
 
 mod blocked;
 mod cells;
+mod direct_io;
 mod fixture;
 mod holders;
 mod indirect;
 mod limits;
 mod mappings;
 mod modes;
+mod pass_through;
 mod races;
 mod reports;
 mod retirement;
@@ -31,6 +33,7 @@ use nix::errno::Errno;
 
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
 use fixture::Fixture;
+pub use holders::set_writecache;
 pub use special::SUITE as SPECIAL;
 pub use stress::SUITE as STRESS;
 pub use window::SUITE as WINDOW;

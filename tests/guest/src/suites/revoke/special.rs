@@ -5,6 +5,7 @@
 use anyhow::Result;
 
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
+use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
 use super::holders::{linear, writecache};
 use super::indirect::{further_device, realtime, replaced_table};
@@ -13,6 +14,7 @@ use super::limits::{
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
+use super::pass_through::{export, overlay};
 use super::races::{fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
@@ -69,6 +71,10 @@ pub const SUITE: Suite = Suite {
         Test::new("realtime_volume_of_another_xfs", realtime),
         Test::new("further_device_of_another_erofs", further_device),
         Test::new("table_above_was_replaced", replaced_table),
+        Test::new("another_disk_reads_into_pages", read_into_pages),
+        Test::new("direct_io_all_the_time", io_all_the_time),
+        Test::new("overlayfs", overlay),
+        Test::new("nfs_export", export).within(120),
         // It divides the region, so it comes last.
         Test::new("eight_namespaces", eight_namespaces).within(180),
     ],

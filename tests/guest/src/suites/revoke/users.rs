@@ -87,7 +87,7 @@ impl Running {
     /// before.
     pub fn unpin(&mut self) -> Result<()> {
         match &self.slow {
-            Some(slow) => slow.device.resume()?,
+            Some(slow) => slow.resume()?,
             None => self.child.go()?,
         }
         self.child.hear("released", SIGNAL_LIMIT)
@@ -290,12 +290,12 @@ fn calls(fixture: &Fixture<'_>, link: &mut Link) -> Result<()> {
 }
 
 /// A RAM disk whose requests are suspended.
-struct Slow {
+pub struct Slow {
     device: Mapped,
 }
 
 impl Slow {
-    fn new() -> Result<Slow> {
+    pub fn new() -> Result<Slow> {
         run("modprobe", &disk::IN_MEMORY)?;
         let table = format!("0 {} linear /dev/nullb0 0", LEN / 512);
         let device = Mapped::new("slow", &table)?;
@@ -303,11 +303,17 @@ impl Slow {
         Ok(Slow { device })
     }
 
-    fn disk(&self) -> &Disk {
+    pub fn disk(&self) -> &Disk {
         self.device.disk()
     }
 
-    fn expect_written(self) -> Result<()> {
+    /// Executes the requests.
+    pub fn resume(&self) -> Result<()> {
+        self.device.resume()
+    }
+
+    /// Checks that the disk has the contents of the file, and removes it.
+    pub fn expect_written(self) -> Result<()> {
         let mut found = Buffer::of_pages(LEN, 0);
         self.disk()
             .open(Access::Direct)?

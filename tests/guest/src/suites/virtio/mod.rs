@@ -13,8 +13,11 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use nix::errno::Errno;
 
+use super::revoke::set_writecache;
 use super::{Suite, Test};
-use crate::disk::{Access, Disk};
+use crate::command::{run, run_expecting_failure};
+use crate::disk::{self, Access, Disk};
+use crate::dm::Mapped;
 use crate::driver::Driver;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
@@ -38,6 +41,7 @@ pub const SUITE: Suite = Suite {
     name: "virtio",
     tests: &[
         Test::new("disk_attributes", disk_attributes),
+        Test::new("dm_writecache_is_refused", writecache_is_refused),
         Test::new("fsync_waits_for_the_host", fsync_waits),
         Test::new("durable_write_waits_for_the_host", durable_write_waits),
         Test::new("fsync_of_a_file_waits_for_the_host", fsync_of_a_file_waits),
@@ -115,6 +119,28 @@ fn disk_attributes(lab: &mut Lab) -> Result<()> {
     expect_same("the mapping", &mapping.to_vec(0, LEN), &stamped(LEN, 1))?;
     drop((mapping, file));
     mount.unmount()
+}
+
+/// dm-writecache makes what it caches durable with instructions of the CPU alone, so it refuses
+/// such a cache, and accepts an NVDIMM.
+fn writecache_is_refused(lab: &mut Lab) -> Result<()> {
+    const ORIGIN: &str = "/dev/nullb0";
+    set_writecache(true)?;
+    run("modprobe", &disk::IN_MEMORY)?;
+    let table = |cache: &Disk| format!("0 2048 writecache p {ORIGIN} {} 4096 0", cache.node_str());
+    let virtio = region_index(lab, &VirtioPmem::first()?)?;
+    let disk = lab.prepare_in(virtio, Mode::FsdaxMem)?.disk;
+    let mut messages = Messages::from_now()?;
+    run_expecting_failure("dmsetup", &["create", "cached", "--table", &table(&disk)])?;
+    let said = messages.expect(&["Asynchronous persistent memory not supported as pmem cache"])?;
+    println!("the kernel says: {said}");
+    ensure!(Disk::all("dm-")?.is_empty(), "there is a device");
+
+    let disk = lab.prepare_in(1 - virtio, Mode::FsdaxMem)?.disk;
+    disk.open(Access::Direct)?
+        .write_all_at(&Buffer::new(1 << 20), 0)?;
+    Mapped::new("cached", &table(&disk))?.remove()?;
+    set_writecache(false)
 }
 
 fn expect_contents(disk: &Disk, tag: u64) -> Result<()> {
