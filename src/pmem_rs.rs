@@ -41,13 +41,13 @@ use driver::{
         BoundDevices,
         RetiredRanges, //
     },
-    hibernation::Hibernation,
     nd_driver::NdDriver,
     platform_driver::PlatformDriver,
     shared::{
         Shared, //
         SHARED,
-    }, //
+    },
+    sleep::Hibernation, //
 };
 use kernel::sync::Arc;
 

@@ -9,7 +9,6 @@ use super::{
     },
     flush::Flusher,
     memory::{
-        Backing,
         Layout,
         Memory, //
     },
@@ -20,6 +19,7 @@ use super::{
     pmem::Pmem,
     registry::Registry,
     shared::Shared,
+    sleep::Sleep,
     unbind::{
         Parts,
         Provider,
@@ -29,6 +29,7 @@ use super::{
 use crate::abstractions::kernel::{
     dax,
     percpu_ref::Ref,
+    pm::SleepDevice,
     pmem_slice::HAS_FLUSHCACHE, //
 };
 use crate::abstractions::nvdimm::{
@@ -54,10 +55,10 @@ use kernel::{
 /// Dropping it tears the device down; see [`unbind`](super::unbind).
 pub struct AttachedDisk<'bound> {
     unbind: Arc<Unbind>,
-    flusher: Arc<Flusher>,
     /// The physical range of the data.
     data: Range<PhysAddr>,
     _watch: ProviderWatch<'bound>,
+    _sleep: SleepDevice<Sleep>,
 }
 
 impl<'bound> AttachedDisk<'bound> {
@@ -119,6 +120,11 @@ impl<'bound> AttachedDisk<'bound> {
             namespace.device(),
             Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,
         )?;
+        let sleep = SleepDevice::new(
+            dev.provider(),
+            &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
+            Arc::new(Sleep(unbind.clone()), GFP_KERNEL)?,
+        )?;
 
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
@@ -163,26 +169,15 @@ impl<'bound> AttachedDisk<'bound> {
         unbind.set_bound(Parts { disk, dax, memory });
         Ok(Self {
             unbind,
-            flusher,
             data,
             _watch: watch,
+            _sleep: sleep,
         })
     }
 
-    /// Returns the flusher of the region.
-    pub fn flusher(&self) -> &Flusher {
-        &self.flusher
-    }
-
-    /// Writes back what mappings of files may have stored in the CPU caches. Does not wait for
-    /// threads that store meanwhile.
-    pub fn write_back(&self) {
-        // The reference keeps the memory, and the lock is not held for long.
-        let memory = self.unbind.with_parts(|parts| parts.memory.reference());
-
-        if let Some(Backing::Pages(pages)) = memory.flatten() {
-            pages.write_back_used();
-        }
+    /// As [`Unbind::sync`].
+    pub fn sync(&self) {
+        self.unbind.sync();
     }
 
     /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
@@ -220,7 +215,7 @@ impl<'bound> AttachedDisk<'bound> {
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
         // The device may go while the system sleeps.
-        self.flusher.resume();
+        self.unbind.flusher.resume();
         self.unbind.run();
     }
 }

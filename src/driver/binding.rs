@@ -122,30 +122,15 @@ impl<'bound> Binding<'bound> {
         }
     }
 
-    fn flusher(&self) -> &Flusher {
-        match self {
-            Self::Btt(_, flusher) => flusher,
-            Self::Disk(disk, _) => disk.flusher(),
-        }
-    }
-
     /// Makes durable what was written to the disk, and what mappings of files have stored. The
     /// flusher logs a failure.
     pub fn sync(&self) {
-        if let Self::Disk(disk, _) = self {
-            disk.write_back();
+        match self {
+            Self::Btt(_, flusher) => {
+                let _ = flusher.flush();
+            }
+            Self::Disk(disk, _) => disk.sync(),
         }
-        let _ = self.flusher().flush();
-    }
-
-    /// As [`Flusher::suspend`]. The driver of a btt flushes the region itself.
-    pub fn suspend(&self) -> Result {
-        self.flusher().suspend()
-    }
-
-    /// As [`Flusher::resume`].
-    pub fn resume(&self) {
-        self.flusher().resume();
     }
 
     /// Adds what the region knows to be bad to the badblocks.

@@ -21,7 +21,7 @@
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
-//! - [`hibernation`]: the sleep that is refused while `struct page`s are on a medium.
+//! - [`sleep`]: the sleep of the system.
 //! - [`plain`]: code without the kernel: the teardown, info blocks, arithmetic.
 
 #![forbid(unsafe_code)]
@@ -45,7 +45,6 @@ pub mod environment;
 pub mod exceptions;
 pub mod failure_handler;
 pub mod flush;
-pub mod hibernation;
 pub mod memory;
 pub mod messages;
 pub mod nd_driver;
@@ -54,4 +53,5 @@ pub mod platform_driver;
 pub mod pmem;
 pub mod registry;
 pub mod shared;
+pub mod sleep;
 pub mod unbind;

@@ -58,14 +58,6 @@ impl nvdimm::Driver for NdDriver {
         this.sync();
     }
 
-    fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) -> Result {
-        this.suspend()
-    }
-
-    fn resume<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        this.resume();
-    }
-
     fn notify<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>, event: Event) {
         match event {
             Event::RevalidatePoison => this.revalidate_poison(dev),

@@ -243,6 +243,18 @@ impl Unbind {
         self.send_event(outcome);
     }
 
+    /// Makes durable what was written to the disk, and what mappings of files have stored in the CPU
+    /// caches. Does not wait for threads that store meanwhile. Sleeps.
+    pub fn sync(&self) {
+        // The reference keeps the memory, and the lock is not held for long.
+        let memory = self.with_parts(|parts| parts.memory.reference());
+
+        if let Some(Backing::Pages(pages)) = memory.flatten() {
+            pages.write_back_used();
+        }
+        self.flush();
+    }
+
     /// Flushes the region. The flusher logs a failure.
     pub(super) fn flush(&self) {
         let _ = self.flusher.flush();

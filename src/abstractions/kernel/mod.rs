@@ -14,6 +14,7 @@ pub mod kobject;
 pub mod memremap;
 pub mod numa;
 pub mod percpu_ref;
+pub mod pm;
 pub mod pmem_slice;
 pub mod ratelimit;
 pub mod suspend;

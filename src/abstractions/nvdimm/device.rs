@@ -85,6 +85,18 @@ impl Device<Bound> {
         // SAFETY: By the type invariant the parent is a region. A bound device has a bound region.
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
     }
+
+    /// Returns the device of the provider, which has registered the bus.
+    pub fn provider(&self) -> &device::Device {
+        // SAFETY: By the type invariant the parent is a region. The parent of a region is its bus
+        // (`nd_region_create()`), and that of a bus the device that was passed to
+        // `nvdimm_bus_register()`. Each is kept by its child.
+        unsafe {
+            let region = (*self.as_raw()).parent;
+            let bus = (*region).parent;
+            device::Device::from_raw((*bus).parent)
+        }
+    }
 }
 
 // SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic

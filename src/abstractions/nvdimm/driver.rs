@@ -171,23 +171,12 @@ pub trait Driver {
         let _ = (dev, this);
     }
 
-    /// Handles a shutdown or reboot of the system, or, before [`Self::suspend`], that it is switched
-    /// off with its memory saved. The device stays bound.
+    /// Handles a shutdown or reboot of the system. The device stays bound.
+    ///
+    /// The PM core does not know devices of the nd bus (`device_set_pm_not_required()`), so there
+    /// are no callbacks for the sleep of the system: see
+    /// [`SleepDevice`](crate::abstractions::kernel::pm::SleepDevice).
     fn shutdown<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        let _ = (dev, this);
-    }
-
-    /// Prepares a device for the sleep of the system, before its provider sleeps. The threads of
-    /// user space are frozen. Other threads may use the device until [`Self::resume`] is called, or
-    /// the device is unbound without it. After an error the system stays awake, and
-    /// [`Self::resume`] is not called for this device.
-    fn suspend<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) -> Result {
-        let _ = (dev, this);
-        Ok(())
-    }
-
-    /// Handles the end of the sleep, after its provider is awake.
-    fn resume<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
         let _ = (dev, this);
     }
 
@@ -236,7 +225,6 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         unsafe {
             (*ndrv).drv.name = name.as_char_ptr();
             (*ndrv).drv.groups = Tables::<Self>::groups();
-            (*ndrv).drv.pm = &Self::PM_OPS;
             (*ndrv).type_ = T::TYPES.0;
             (*ndrv).probe = Some(Self::probe_callback);
             (*ndrv).remove = Some(Self::remove_callback);
@@ -293,18 +281,6 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
 }
 
 impl<T: Driver> Adapter<T> {
-    /// The bus has no operations of its own, so those of the driver are called
-    /// (`device_suspend()`).
-    const PM_OPS: bindings::dev_pm_ops = bindings::dev_pm_ops {
-        suspend: Some(Self::suspend_callback),
-        resume: Some(Self::resume_callback),
-        freeze: Some(Self::suspend_callback),
-        thaw: Some(Self::resume_callback),
-        poweroff: Some(Self::poweroff_callback),
-        restore: Some(Self::resume_callback),
-        ..pin_init::zeroed()
-    };
-
     extern "C" fn probe_callback(dev: *mut bindings::device) -> c_int {
         // SAFETY: The bus calls this with a valid device on it, for the duration of the call.
         //
@@ -419,34 +395,6 @@ impl<T: Driver> Adapter<T> {
         T::shutdown(dev, data);
     }
 
-    extern "C" fn suspend_callback(dev: *mut bindings::device) -> c_int {
-        // SAFETY: The PM core calls this with a valid device, for the duration of the call.
-        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
-
-        // SAFETY: The PM core calls this only for devices with this driver. It holds the device
-        // lock, so the device is neither being probed nor unbound: `probe_callback` has set the
-        // data.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
-
-        from_result(|| T::suspend(dev, data).map(|()| 0))
-    }
-
-    extern "C" fn poweroff_callback(dev: *mut bindings::device) -> c_int {
-        Self::shutdown_callback(dev);
-        Self::suspend_callback(dev)
-    }
-
-    extern "C" fn resume_callback(dev: *mut bindings::device) -> c_int {
-        // SAFETY: As in `suspend_callback`.
-        let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
-
-        // SAFETY: As in `suspend_callback`.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
-
-        T::resume(dev, data);
-        0
-    }
-
     extern "C" fn notify_callback(dev: *mut bindings::device, event: bindings::nvdimm_event) {
         // SAFETY: The bus calls this with a valid device, for the duration of the call.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
@@ -520,15 +468,6 @@ mod tests {
 
         fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
             this.record(3);
-        }
-
-        fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) -> Result {
-            this.record(6);
-            Ok(())
-        }
-
-        fn resume<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>) {
-            this.record(7);
         }
 
         fn notify<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Log>, event: Event) {
@@ -619,9 +558,6 @@ mod tests {
         // A later kernel may have more events.
         Callbacks::notify_callback(dev, 1000);
         Callbacks::shutdown_callback(dev);
-        assert_eq!(Callbacks::suspend_callback(dev), 0);
-        assert_eq!(Callbacks::resume_callback(dev), 0);
-        assert_eq!(Callbacks::poweroff_callback(dev), 0);
         // SAFETY: The device is valid, and `bind` has set its data. It has another driver, so
         // `remove_callback` cannot be called.
         unsafe { Callbacks::unbind(&*dev.cast::<Device<CoreInternal<'_>>>()) };
@@ -633,7 +569,7 @@ mod tests {
             bindings::dev_set_drvdata(dev, core::ptr::null_mut());
             Pin::<KBox<Log>>::from_foreign(data.cast())
         };
-        assert_eq!(log.0.load(Relaxed), 145_367_362);
+        assert_eq!(log.0.load(Relaxed), 14532);
         Ok(())
     }
 

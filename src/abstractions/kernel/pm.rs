@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Callbacks for the sleep of the system.
+//!
+//! C header: [`include/linux/pm.h`](srctree/include/linux/pm.h)
+
+use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::module::Registered;
+use core::ptr::NonNull;
+use kernel::{
+    device::Device,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// What a [`SleepDevice`] does when the system goes to sleep and wakes up.
+///
+/// All methods are called in process context, with the device lock of the [`SleepDevice`] held.
+/// They may sleep.
+pub trait SleepOperations: Send + Sync + 'static {
+    /// Prepares for the sleep, or for the image of the memory, before the parent does. The threads
+    /// of user space are frozen.
+    ///
+    /// After an error the system stays awake, and [`Self::resume`] is not called.
+    fn suspend(&self) -> Result;
+
+    /// Handles the end of the sleep, after the parent has.
+    fn resume(&self);
+
+    /// Handles that a hibernating system is switched off. [`Self::suspend`] follows.
+    fn power_off(&self);
+}
+
+/// A device whose only purpose is that the PM core calls its operations: before it suspends the
+/// parent, and after it has resumed the parent. It has no bus and no driver.
+///
+/// For users of a device that are no devices themselves, or whose bus the PM core leaves out.
+/// Without `CONFIG_PM_SLEEP` there are no calls.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::faux;
+/// use kernel::prelude::*;
+/// use kernel::sync::Arc;
+/// use pmem_rs::abstractions::kernel::pm::{
+///     SleepDevice,
+///     SleepOperations, //
+/// };
+///
+/// struct Log;
+///
+/// impl SleepOperations for Log {
+///     fn suspend(&self) -> Result {
+///         pr_info!("good night\n");
+///         Ok(())
+///     }
+///
+///     fn resume(&self) {
+///         pr_info!("good morning\n");
+///     }
+///
+///     fn power_off(&self) {}
+/// }
+///
+/// let parent = faux::Registration::new(c"pmem_rs_pm", None)?;
+/// let device = SleepDevice::new(
+///     parent.as_ref().as_ref(),
+///     c"pmem_rs_pm_child",
+///     Arc::new(Log, GFP_KERNEL)?,
+/// )?;
+/// drop(device);
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// The device was added, and is unregistered by the drop.
+pub struct SleepDevice<T: SleepOperations>(NonNull<Inner<T>>);
+
+/// The memory of the device, which its last reference frees. The count of registrations keeps the
+/// module until then.
+#[pin_data]
+#[repr(C)]
+struct Inner<T: SleepOperations> {
+    #[pin]
+    dev: Opaque<bindings::device>,
+    ops: Arc<T>,
+    _registered: Registered,
+}
+
+// SAFETY: A device may be unregistered by any thread, and `T` is `Send` and `Sync`.
+unsafe impl<T: SleepOperations> Send for SleepDevice<T> {}
+
+// SAFETY: There are no methods.
+unsafe impl<T: SleepOperations> Sync for SleepDevice<T> {}
+
+impl<T: SleepOperations> SleepDevice<T> {
+    /// The PM core only reads it.
+    const DOMAIN: bindings::dev_pm_domain = bindings::dev_pm_domain {
+        ops: bindings::dev_pm_ops {
+            suspend: Some(Self::suspend_callback),
+            resume: Some(Self::resume_callback),
+            freeze: Some(Self::suspend_callback),
+            thaw: Some(Self::resume_callback),
+            poweroff: Some(Self::power_off_callback),
+            restore: Some(Self::resume_callback),
+            ..pin_init::zeroed()
+        },
+        ..pin_init::zeroed()
+    };
+
+    /// Adds a device below `parent`. Sleeps. Fails with [`EEXIST`] if the parent has a child of
+    /// this name.
+    pub fn new(parent: &Device, name: &CStr, ops: Arc<T>) -> Result<Self> {
+        let inner = KBox::pin_init(
+            try_pin_init!(Inner {
+                dev <- Opaque::ffi_init(|slot: *mut bindings::device| {
+                    // SAFETY: `slot` is valid for writing, and zeroes are a value of the type.
+                    unsafe { slot.write_bytes(0, 1) };
+                }),
+                ops,
+                _registered: Registered::new()?,
+            }),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The value is not moved until `release_callback` drops it.
+        let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(inner) });
+        // SAFETY: The value was just made.
+        let dev = unsafe { (*inner).dev.get() };
+
+        // SAFETY: The device is zeroed, and its memory stays until it is released. The parent is
+        // valid, and is kept by the device once that was added. The domain is static.
+        let result = unsafe {
+            bindings::device_initialize(dev);
+            // CAST: `Device` is a transparent wrapper of `struct device`.
+            (*dev).parent = core::ptr::from_ref(parent).cast_mut().cast();
+            (*dev).release = Some(Self::release_callback);
+            (*dev).pm_domain = core::ptr::from_ref(&Self::DOMAIN).cast_mut();
+            to_result(bindings::dev_set_name(
+                dev,
+                c"%s".as_char_ptr(),
+                name.as_char_ptr(),
+            ))
+            .and_then(|()| to_result(bindings::device_add(dev)))
+        };
+        if let Err(err) = result {
+            // SAFETY: This is the only reference.
+            unsafe { bindings::put_device(dev) };
+            return Err(err);
+        }
+
+        // INVARIANT: Just added.
+        Ok(Self(NonNull::new(inner).ok_or(EINVAL)?))
+    }
+
+    /// # Safety
+    ///
+    /// The device must be that of an [`Inner`], and stay for `'a`.
+    unsafe fn ops<'a>(dev: *mut bindings::device) -> &'a T {
+        // SAFETY: By the safety requirements. The device is the first field.
+        unsafe { &(*dev.cast::<Inner<T>>()).ops }
+    }
+
+    extern "C" fn suspend_callback(dev: *mut bindings::device) -> c_int {
+        // SAFETY: The PM core calls this with a device of this domain, to which it has a reference.
+        from_result(|| unsafe { Self::ops(dev) }.suspend().map(|()| 0))
+    }
+
+    extern "C" fn power_off_callback(dev: *mut bindings::device) -> c_int {
+        // SAFETY: As in `suspend_callback`.
+        unsafe { Self::ops(dev) }.power_off();
+        Self::suspend_callback(dev)
+    }
+
+    extern "C" fn resume_callback(dev: *mut bindings::device) -> c_int {
+        // SAFETY: As in `suspend_callback`.
+        unsafe { Self::ops(dev) }.resume();
+        0
+    }
+
+    extern "C" fn release_callback(dev: *mut bindings::device) {
+        // SAFETY: The driver core calls this once, when there is no reference. `new` has made the
+        // box.
+        drop(unsafe { KBox::from_raw(dev.cast::<Inner<T>>()) });
+    }
+}
+
+impl<T: SleepOperations> Drop for SleepDevice<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the device was added, and is valid until this call puts the
+        // reference.
+        unsafe { bindings::device_unregister(self.0.as_ref().dev.get()) };
+    }
+}
+
+#[kunit_tests(pmem_rs_pm)]
+mod tests {
+    use super::*;
+    use kernel::{
+        faux,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    };
+
+    /// The calls, a decimal digit for each.
+    struct Recorder(Atomic<u64>);
+
+    impl Recorder {
+        fn record(&self, digit: u64) {
+            self.0.store(self.0.load(Relaxed) * 10 + digit, Relaxed);
+        }
+    }
+
+    impl SleepOperations for Recorder {
+        fn suspend(&self) -> Result {
+            self.record(1);
+            if self.0.load(Relaxed) > 100 {
+                return Err(EBUSY);
+            }
+            Ok(())
+        }
+
+        fn resume(&self) {
+            self.record(2);
+        }
+
+        fn power_off(&self) {
+            self.record(3);
+        }
+    }
+
+    #[test]
+    fn callbacks_reach_the_operations() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_pm", None)?;
+        let parent: &Device = faux.as_ref().as_ref();
+        let recorder = Arc::new(Recorder(Atomic::new(0)), GFP_KERNEL)?;
+        let device = SleepDevice::new(parent, c"pmem_rs_pm_child", recorder.clone())?;
+
+        // SAFETY: The device was added.
+        let dev = unsafe { device.0.as_ref().dev.get() };
+        assert_eq!(SleepDevice::<Recorder>::suspend_callback(dev), 0);
+        assert_eq!(SleepDevice::<Recorder>::resume_callback(dev), 0);
+        assert_eq!(
+            SleepDevice::<Recorder>::power_off_callback(dev),
+            EBUSY.to_errno()
+        );
+        assert_eq!(recorder.0.load(Relaxed), 1231);
+        drop(device);
+        assert!(Arc::into_unique_or_drop(recorder).is_some());
+        Ok(())
+    }
+}
