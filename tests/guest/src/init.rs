@@ -188,7 +188,7 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
             ktap.remark("done")?;
             suites::sleep::hibernate(&Lab::new(args, 0))?;
             let after = [suites::sleep::AFTER.name.to_owned()];
-            run_suites(&after, args, only, Ending::Orderly)
+            run_suites(&after, args, only, Ending::Reboot)
         }
     }
 }

@@ -22,6 +22,8 @@ pub const AFTER: Suite = Suite {
     name: "sleep_after_hibernation",
     tests: &[
         Test::step("processes_have_gone_on", processes_have_gone_on),
+        // After this, the ports that switch this machine off do nothing, so PID 1 reboots.
+        Test::step("s3", s3),
         Test::step("file_systems_are_in_order", file_systems_are_in_order),
     ],
 };
@@ -96,6 +98,25 @@ fn processes_have_gone_on(_: &mut Lab) -> Result<()> {
     let outcome = fs::read_to_string(OUTCOME).context("the system was not resumed")?;
     ensure!(outcome == GOOD, "{outcome}");
     Ok(())
+}
+
+/// Sleeps until the alarm of the clock.
+fn s3(lab: &mut Lab) -> Result<()> {
+    const ALARM: &str = "/sys/class/rtc/rtc0/wakealarm";
+    const SECONDS: u64 = 4;
+    let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
+    ensure!(offered.contains("deep"), "the machine offers {offered}");
+    set("mem_sleep", "deep")?;
+    let clock = || -> Result<u64> { Ok(sysfs::read("/sys/class/rtc/rtc0/since_epoch")?.parse()?) };
+    under_load(lab, || {
+        let before = clock()?;
+        sysfs::write(ALARM, "0")?;
+        sysfs::write(ALARM, &format!("+{SECONDS}"))?;
+        set("state", "mem")?;
+        let slept = clock()?.saturating_sub(before);
+        ensure!(slept >= SECONDS - 1, "it has slept for {slept} s");
+        Ok(())
+    })
 }
 
 fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {

@@ -3,12 +3,13 @@
 //! The system sleeps and comes back while the devices are in use: all levels of `pm_test`, s2idle,
 //! S3, and hibernation. virtio-pmem cannot flush while it is suspended.
 //!
-//! In the last step of the first boot PID 1 hibernates, with processes that go on. The second boot
-//! resumes, so it continues the first.
+//! After the last step of the first boot PID 1 hibernates, with processes that go on. The second
+//! boot resumes, so it continues the first.
 
 mod hibernation;
 mod load;
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::Duration;
@@ -41,8 +42,8 @@ pub const SUITE: Suite = Suite {
         Test::step("pm_test_devices_five_times", devices),
         Test::step("pm_test_other_levels", other_levels),
         Test::step("s2idle", s2idle),
-        Test::step("s3", s3),
         Test::step("fsync_that_takes_long", late_fsync),
+        Test::step("flush_that_takes_long", late_flush),
         Test::step("flush_that_does_not_end", held_flush),
         Test::step("hibernation_image_is_read_back", hibernation::read_back),
         Test::step(
@@ -171,25 +172,6 @@ fn s2idle(lab: &mut Lab) -> Result<()> {
     })
 }
 
-/// Sleeps until the alarm of the clock.
-fn s3(lab: &mut Lab) -> Result<()> {
-    const ALARM: &str = "/sys/class/rtc/rtc0/wakealarm";
-    const SECONDS: u64 = 4;
-    let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
-    ensure!(offered.contains("deep"), "the machine offers {offered}");
-    set("mem_sleep", "deep")?;
-    let clock = || -> Result<u64> { Ok(sysfs::read("/sys/class/rtc/rtc0/since_epoch")?.parse()?) };
-    under_load(lab, || {
-        let before = clock()?;
-        sysfs::write(ALARM, "0")?;
-        sysfs::write(ALARM, &format!("+{SECONDS}"))?;
-        set("state", "mem")?;
-        let slept = clock()?.saturating_sub(before);
-        ensure!(slept >= SECONDS - 1, "it has slept for {slept} s");
-        Ok(())
-    })
-}
-
 /// How long a request may take once the host flushes again.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -211,24 +193,48 @@ fn late_fsync(lab: &mut Lab) -> Result<()> {
     fsync.expect_done(SOON)
 }
 
-/// A thread in io_getevents is frozen while its writes wait for a flush that the host does not end.
-/// If the device slept then, they would fail. So the system stays awake.
+/// A thread in io_getevents is frozen while its writes wait for a flush.
+fn start_writer(raw: &Disk) -> Result<Child> {
+    let writer = Child::start_ready("the writer of the disk", |link| {
+        link.say("ready")?;
+        load::write_disk_once(raw, 1)
+    })?;
+    sleep(Duration::from_millis(500));
+    Ok(writer)
+}
+
+/// Goes to sleep as far as the devices. File systems are not synced, which would wait for the host
+/// as well.
+fn sleep_without_sync() -> Result<io::Result<()>> {
+    set("sync_on_suspend", "0")?;
+    set("pm_test", "devices")?;
+    let result = sysfs::try_write(format!("{POWER}/state"), "mem");
+    set("pm_test", "none")?;
+    set("sync_on_suspend", "1")?;
+    Ok(result)
+}
+
+/// A flush is in progress when the device is suspended, and ends before.
+fn late_flush(lab: &mut Lab) -> Result<()> {
+    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    [xfs, ext4].map(Mount::leave);
+    let late = Disturbed::late()?;
+    let mut writer = start_writer(&raw)?;
+    let slept = sleep_without_sync()?;
+    late.end()?;
+    slept.context("going to sleep")?;
+    writer.expect_done(SOON)
+}
+
+/// If the device slept while the host does not end the flush, the writes would fail. So the system
+/// stays awake.
 fn held_flush(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
     [xfs, ext4].map(Mount::leave);
     let held = Disturbed::held()?;
-    let mut writer = Child::start_ready("the writer of the disk", |link| {
-        link.say("ready")?;
-        load::write_disk_once(&raw, 1)
-    })?;
-    sleep(Duration::from_millis(500));
+    let mut writer = start_writer(&raw)?;
     let mut messages = Messages::from_now()?;
-    // Else the kernel syncs all file systems first, which waits for the host as well.
-    set("sync_on_suspend", "0")?;
-    set("pm_test", "devices")?;
-    let refused = sysfs::try_write(format!("{POWER}/state"), "mem");
-    set("pm_test", "none")?;
-    set("sync_on_suspend", "1")?;
+    let refused = sleep_without_sync()?;
     ensure!(
         writer.try_end()?.is_none(),
         "the writer has ended, and the host has not flushed"
