@@ -243,8 +243,8 @@ impl Unbind {
         self.send_event(outcome);
     }
 
-    /// Makes durable what was written to the disk, and what mappings of files have stored in the CPU
-    /// caches. Does not wait for threads that store meanwhile. Sleeps.
+    /// Makes durable what was written to the disk, and what mappings of files have stored in the
+    /// CPU caches. Does not wait for threads that store meanwhile. Sleeps.
     pub fn sync(&self) {
         // The reference keeps the memory, and the lock is not held for long.
         let memory = self.with_parts(|parts| parts.memory.reference());

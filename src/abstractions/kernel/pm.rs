@@ -47,22 +47,26 @@ pub trait SleepOperations: Send + Sync + 'static {
 /// ```
 /// use kernel::faux;
 /// use kernel::prelude::*;
+/// use kernel::sync::atomic::{
+///     Atomic,
+///     Relaxed, //
+/// };
 /// use kernel::sync::Arc;
 /// use pmem_rs::abstractions::kernel::pm::{
 ///     SleepDevice,
 ///     SleepOperations, //
 /// };
 ///
-/// struct Log;
+/// struct Awake(Atomic<bool>);
 ///
-/// impl SleepOperations for Log {
+/// impl SleepOperations for Awake {
 ///     fn suspend(&self) -> Result {
-///         pr_info!("good night\n");
+///         self.0.store(false, Relaxed);
 ///         Ok(())
 ///     }
 ///
 ///     fn resume(&self) {
-///         pr_info!("good morning\n");
+///         self.0.store(true, Relaxed);
 ///     }
 ///
 ///     fn power_off(&self) {}
@@ -72,7 +76,7 @@ pub trait SleepOperations: Send + Sync + 'static {
 /// let device = SleepDevice::new(
 ///     parent.as_ref().as_ref(),
 ///     c"pmem_rs_pm_child",
-///     Arc::new(Log, GFP_KERNEL)?,
+///     Arc::new(Awake(Atomic::new(true)), GFP_KERNEL)?,
 /// )?;
 /// drop(device);
 /// # Ok::<(), Error>(())

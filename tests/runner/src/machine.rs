@@ -21,8 +21,8 @@ pub struct Machine {
     /// it in as a device of either kind. QEMU calls it `spare0` and so on, and the slot for it has
     /// the same number.
     pub spares: &'static [u64],
-    /// The size in MiB of a virtio disk, whose contents are in a file. The firmware of a machine with
-    /// one supports S3 and S4.
+    /// The size in MiB of a virtio disk, whose contents are in a file. The firmware of a machine
+    /// with one supports S3 and S4.
     pub disk: Option<u64>,
     /// The size in MiB of a CXL memory device, whose memory is persistent. It has a label area.
     pub cxl: Option<u64>,
@@ -165,7 +165,8 @@ pub struct Plugin {
 }
 
 impl Machine {
-    /// Returns the file behind an NVDIMM (`m0` and so on), a virtio-pmem device, a spare, or the disk.
+    /// Returns the file behind an NVDIMM (`m0` and so on), a virtio-pmem device, a spare, or the
+    /// disk.
     fn backing(dir: &Path, name: &str) -> PathBuf {
         dir.join(format!("{name}.img"))
     }

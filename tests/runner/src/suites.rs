@@ -121,8 +121,8 @@ const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     ..PLAIN
 };
-/// Memory that the command line declares persistent, in the middle of the guest's, and a range whose
-/// size is no multiple of 16 MiB.
+/// Memory that the command line declares persistent, in the middle of the guest's, and a range
+/// whose size is no multiple of 16 MiB.
 const LEGACY: Machine = Machine {
     kernel_words: "memmap=512M!1G memmap=34M!1600M",
     ..PLAIN
@@ -195,8 +195,8 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
-/// A machine that can sleep, with what outlives it: an NVDIMM, two virtio-pmem devices and a disk for
-/// the image.
+/// A machine that can sleep, with what outlives it: an NVDIMM, two virtio-pmem devices and a disk
+/// for the image.
 const SLEEPING: Machine = Machine {
     nvdimms: &[Nvdimm::kept(512)],
     virtio: &[256, 128],

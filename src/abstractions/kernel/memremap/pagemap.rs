@@ -352,7 +352,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Writes the CPU caches back for all exposed pages that are in use: those in the page cache of
-    /// a file, and those with a reference. May sleep. Takes time in proportion to the exposed pages.
+    /// a file, and those with a reference. May sleep. Takes time in proportion to the exposed
+    /// pages.
     pub fn write_back_used(&self) {
         let mut next = 0;
 

@@ -161,8 +161,8 @@ fn other_levels(lab: &mut Lab) -> Result<()> {
     })
 }
 
-/// As far as the platform: after that, nothing wakes this machine. QEMU's clock raises no SCI at its
-/// alarm, and the kernel has no other interrupt of it enabled.
+/// As far as the platform: after that, nothing wakes this machine. QEMU's clock raises no SCI at
+/// its alarm, and the kernel has no other interrupt of it enabled.
 fn s2idle(lab: &mut Lab) -> Result<()> {
     set("mem_sleep", "s2idle")?;
     under_load(lab, || {
