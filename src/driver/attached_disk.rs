@@ -58,7 +58,8 @@ pub struct AttachedDisk<'bound> {
     /// The physical range of the data.
     data: Range<PhysAddr>,
     _watch: ProviderWatch<'bound>,
-    _sleep: SleepDevice<Sleep>,
+    /// [`None`] while it is dropped, or if the provider has no device.
+    sleep: Option<SleepDevice<Sleep>>,
 }
 
 impl<'bound> AttachedDisk<'bound> {
@@ -120,11 +121,14 @@ impl<'bound> AttachedDisk<'bound> {
             namespace.device(),
             Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,
         )?;
-        let sleep = SleepDevice::new(
-            dev.provider(),
-            &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
-            Arc::new(Sleep(unbind.clone()), GFP_KERNEL)?,
-        )?;
+        let sleep = match dev.provider() {
+            Some(provider) => Some(SleepDevice::new(
+                provider,
+                &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
+                Arc::new(Sleep(unbind.clone()), GFP_KERNEL)?,
+            )?),
+            None => None,
+        };
 
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
@@ -171,7 +175,7 @@ impl<'bound> AttachedDisk<'bound> {
             unbind,
             data,
             _watch: watch,
-            _sleep: sleep,
+            sleep,
         })
     }
 
@@ -214,7 +218,9 @@ impl<'bound> AttachedDisk<'bound> {
 
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
-        // The device may go while the system sleeps.
+        // The device may go while the system sleeps. This waits for a callback that is in progress,
+        // and there is none after it. The teardown waits for flushes.
+        self.sleep = None;
         self.unbind.flusher.resume();
         self.unbind.run();
     }

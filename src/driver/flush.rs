@@ -9,7 +9,8 @@
 //!
 //! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
 //! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.
-//! The work queue is not freezable: a thread that waits for it could not be frozen after it.
+//! The work queue is not freezable: if it was frozen first, a thread that waits for it could not be
+//! frozen any more.
 //!
 //! Lock order: [`Flusher::shared_flush`] and the spinlock [`Flusher::waiting`] are innermost. The
 //! region is flushed without either.
@@ -161,7 +162,7 @@ impl Flusher {
             self.resume();
             self.region.err(fmt!(
                 "the system stays awake, since the host has not flushed within {SUSPEND_TIMEOUT} \
-                 ms: look for the load of the storage behind it, and try again\n"
+                 ms: wait until its storage is less busy, and try again\n"
             ));
             EBUSY
         })

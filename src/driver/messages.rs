@@ -102,7 +102,7 @@ pub fn unreadable(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
 /// Logs that libnvdimm cannot set up a pfn or btt device whose info block is valid.
 pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError {
     let (mode, overwrites) = match dev.kind() {
-        Kind::Btt => (" -m sector", " and overwrites the map of all sectors"),
+        Kind::Btt => (" -m sector", ", and all data of it are lost"),
         Kind::Pfn | Kind::Namespace => ("", ""),
     };
 

@@ -17,7 +17,13 @@ use crate::abstractions::kernel::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 /// A bound device when the system goes to sleep and wakes up.
@@ -25,6 +31,10 @@ pub struct Sleep(pub Arc<Unbind>);
 
 impl SleepOperations for Sleep {
     fn suspend(&self) -> Result {
+        // Bound after the guard has looked.
+        if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_media {
+            return refuse(&self.0.name);
+        }
         self.0.flusher.suspend()
     }
 
@@ -37,25 +47,39 @@ impl SleepOperations for Sleep {
     }
 }
 
+/// The system saves its memory. A system that is started to resume another one does not.
+///
+/// ORDERING: none is needed. User space, which hibernates the system, is frozen between the store
+/// and the load.
+static IS_HIBERNATING: Atomic<bool> = Atomic::new(false);
+
+/// Logs why the system cannot hibernate, and returns an error.
+fn refuse(device: &CStr) -> Result {
+    pr_err!(
+        "hibernation is refused: the struct pages of {} are on its medium (map=dev), where the \
+         kernel that is started to resume would overwrite them. Unmount and unbind it before \
+         hibernation, and bind it again afterwards\n",
+        device
+    );
+    Err(EBUSY)
+}
+
 /// Refuses hibernation while `struct page`s are on a medium.
 pub struct Hibernation;
 
 impl HibernationGuard for Hibernation {
     fn prepare_hibernation() -> Result {
-        let Some(shared) = SHARED.get() else {
-            return Ok(());
-        };
-        let mut devices = shared.devices.iter();
-        let Some(device) = devices.find(|device| device.memmap_is_on_media()) else {
-            return Ok(());
-        };
+        if let Some(shared) = SHARED.get() {
+            let mut devices = shared.devices.iter();
+            if let Some(device) = devices.find(|device| device.memmap_is_on_media()) {
+                return refuse(device.name());
+            }
+        }
+        IS_HIBERNATING.store(true, Relaxed);
+        Ok(())
+    }
 
-        pr_err!(
-            "hibernation is refused: the struct pages of {} are on its medium (map=dev), where the \
-             kernel that resumes would overwrite them. Unmount and unbind it before, and bind it \
-             again afterwards\n",
-            device.name()
-        );
-        Err(EBUSY)
+    fn hibernation_ended() {
+        IS_HIBERNATING.store(false, Relaxed);
     }
 }

@@ -26,7 +26,8 @@ pub trait SleepOperations: Send + Sync + 'static {
     /// Prepares for the sleep, or for the image of the memory, before the parent does. The threads
     /// of user space are frozen.
     ///
-    /// After an error the system stays awake, and [`Self::resume`] is not called.
+    /// After an error the system stays awake, and [`Self::resume`] is not called. A hibernating
+    /// system is switched off nevertheless, unless the error is [`EBUSY`] or [`EAGAIN`].
     fn suspend(&self) -> Result;
 
     /// Handles the end of the sleep, after the parent has.
@@ -154,7 +155,7 @@ impl<T: SleepOperations> SleepDevice<T> {
             .and_then(|()| to_result(bindings::device_add(dev)))
         };
         if let Err(err) = result {
-            // SAFETY: This is the only reference.
+            // SAFETY: The reference of `device_initialize()` is still owned here.
             unsafe { bindings::put_device(dev) };
             return Err(err);
         }

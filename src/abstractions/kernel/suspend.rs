@@ -21,6 +21,10 @@ pub trait HibernationGuard: 'static {
     /// Called in process context, before any thread is frozen. May sleep. The rwsem of the notifier
     /// chain is held, so this must not register or unregister a [`PmNotifier`].
     fn prepare_hibernation() -> Result;
+
+    /// Handles the end of a hibernation that was prepared: the system was resumed, or it did not
+    /// hibernate. In the same context.
+    fn hibernation_ended();
 }
 
 /// A registration of a [`HibernationGuard`]. Without `CONFIG_PM_SLEEP` there are no notices.
@@ -40,6 +44,8 @@ pub trait HibernationGuard: 'static {
 ///     fn prepare_hibernation() -> Result {
 ///         Err(EBUSY)
 ///     }
+///
+///     fn hibernation_ended() {}
 /// }
 ///
 /// let notifier = KBox::pin_init(PmNotifier::<Never>::new(), GFP_KERNEL)?;
@@ -90,16 +96,23 @@ impl<T: HibernationGuard> PmNotifier<T> {
         action: c_ulong,
         _data: *mut c_void,
     ) -> c_int {
-        if action != bindings::PM_HIBERNATION_PREPARE as c_ulong {
-            return bindings::NOTIFY_DONE as c_int;
-        }
-        match T::prepare_hibernation() {
-            Ok(()) => bindings::NOTIFY_OK as c_int,
-            // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
-            Err(err) => {
-                let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
-                bindings::NOTIFY_STOP_MASK as c_int | errno
+        const PREPARE: c_ulong = bindings::PM_HIBERNATION_PREPARE as c_ulong;
+        const POST: c_ulong = bindings::PM_POST_HIBERNATION as c_ulong;
+
+        match action {
+            PREPARE => match T::prepare_hibernation() {
+                Ok(()) => bindings::NOTIFY_OK as c_int,
+                // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
+                Err(err) => {
+                    let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
+                    bindings::NOTIFY_STOP_MASK as c_int | errno
+                }
+            },
+            POST => {
+                T::hibernation_ended();
+                bindings::NOTIFY_OK as c_int
             }
+            _ => bindings::NOTIFY_DONE as c_int,
         }
     }
 }
@@ -117,12 +130,22 @@ impl<T: HibernationGuard> PinnedDrop for PmNotifier<T> {
 #[kunit_tests(pmem_rs_suspend)]
 mod tests {
     use super::*;
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
+    };
+
+    static ENDED: Atomic<u32> = Atomic::new(0);
 
     struct Busy;
 
     impl HibernationGuard for Busy {
         fn prepare_hibernation() -> Result {
             Err(EBUSY)
+        }
+
+        fn hibernation_ended() {
+            ENDED.fetch_add(1, Relaxed);
         }
     }
 
@@ -137,12 +160,11 @@ mod tests {
     #[test]
     fn only_hibernation_is_refused() {
         assert_eq!(notify(bindings::PM_HIBERNATION_PREPARE), 0x8000 | (1 + 16));
-        for action in [
-            bindings::PM_POST_HIBERNATION,
-            bindings::PM_SUSPEND_PREPARE,
-            bindings::PM_RESTORE_PREPARE,
-        ] {
+        for action in [bindings::PM_SUSPEND_PREPARE, bindings::PM_RESTORE_PREPARE] {
             assert_eq!(notify(action), 0);
         }
+        assert_eq!(ENDED.load(Relaxed), 0);
+        assert_eq!(notify(bindings::PM_POST_HIBERNATION), 1);
+        assert_eq!(ENDED.load(Relaxed), 1);
     }
 }

@@ -86,16 +86,19 @@ impl Device<Bound> {
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
     }
 
-    /// Returns the device of the provider, which has registered the bus.
-    pub fn provider(&self) -> &device::Device {
+    /// Returns the device of the provider, which has registered the bus, if it has one.
+    pub fn provider(&self) -> Option<&device::Device> {
         // SAFETY: By the type invariant the parent is a region. The parent of a region is its bus
-        // (`nd_region_create()`), and that of a bus the device that was passed to
-        // `nvdimm_bus_register()`. Each is kept by its child.
-        unsafe {
+        // (`nd_region_create()`). Each is kept by its child.
+        let provider = unsafe {
             let region = (*self.as_raw()).parent;
             let bus = (*region).parent;
-            device::Device::from_raw((*bus).parent)
-        }
+            (*bus).parent
+        };
+
+        // SAFETY: It is the device that was passed to `nvdimm_bus_register()`, or null. The bus
+        // keeps it.
+        (!provider.is_null()).then(|| unsafe { device::Device::from_raw(provider) })
     }
 }
 

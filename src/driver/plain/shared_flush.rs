@@ -89,7 +89,7 @@ impl<E: Copy> SharedFlush<E> {
         }
     }
 
-    /// Lets no flush start until [`Self::resume`]. The region can be suspended when none
+    /// Lets no flush start until [`Self::resume`]. The region may be suspended once none
     /// [is in progress](Self::is_flushing).
     pub fn suspend(&mut self) {
         self.is_suspended = true;

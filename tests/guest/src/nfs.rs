@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -15,6 +17,8 @@ use crate::sysfs;
 const CONTROL: &str = "/proc/fs/nfsd";
 const ADDRESS: &str = "127.0.0.1";
 const PORT: &str = "2049";
+/// How long the daemon may take until it answers the kernel.
+const LIMIT: Duration = Duration::from_secs(10);
 /// The transports that the programs may use, in the form of `/etc/netconfig`.
 const NETWORKS: &str = "tcp tpi_cots_ord v inet tcp - -\n";
 
@@ -69,7 +73,14 @@ impl Server {
         let options = format!(
             "vers=4.2,port={PORT},soft,timeo=50,retrans=1,addr={ADDRESS},clientaddr={ADDRESS}"
         );
-        Mount::new("nfs4", &format!("{ADDRESS}:/"), &options)
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            // At first rpc.mountd may not answer the kernel yet, which then refuses.
+            match Mount::new("nfs4", &format!("{ADDRESS}:/"), &options) {
+                Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(500)),
+                result => return result,
+            }
+        }
     }
 
     /// Stops the server. Unlike `drop`, this reports a failure.
@@ -78,12 +89,12 @@ impl Server {
     }
 
     fn end(&mut self) -> Result<()> {
-        run("rpc.nfsd", &["0"])?;
-        run("exportfs", &["-u", &self.export()])?;
-        run("exportfs", &["-f"])?;
+        let stopped = run("rpc.nfsd", &["0"])
+            .and_then(|_| run("exportfs", &["-u", &self.export()]))
+            .and_then(|_| run("exportfs", &["-f"]));
         self.daemon.kill()?;
         self.daemon.wait()?;
-        Ok(())
+        stopped.map(drop)
     }
 }
 

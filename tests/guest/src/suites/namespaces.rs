@@ -182,11 +182,11 @@ fn several_programs(lab: &mut Lab) -> Result<()> {
         (2, Mode::FsdaxDev, 0),
     ] {
         let region = &regions[index];
-        makers.push(Child::start(format!("{region} {mode:?}"), |_| {
+        makers.push(Child::start(format!("{region} {mode:?}"), |link| {
             let good = make_and_remove(region, mode, ROUNDS);
             println!("{region} {mode:?}: {good} of {ROUNDS} rounds have succeeded");
             ensure!(good >= at_least, "only {good} have succeeded");
-            Ok(())
+            link.say(&format!("good {good}"))
         })?);
     }
     let mut lister = Child::start("the lister", |link| {
@@ -196,9 +196,12 @@ fn several_programs(lab: &mut Lab) -> Result<()> {
         }
         Ok(())
     })?;
+    let mut good = Vec::new();
     for maker in &mut makers {
+        good.push(maker.hear_value("good ", LIMIT)?.parse::<usize>()?);
         maker.expect_done(LIMIT)?;
     }
+    ensure!(good[2] + good[3] > 0, "all have failed in the same region");
     lister.go()?;
     lister.expect_done(LIMIT)?;
     expect_no_thread_stuck()?;

@@ -131,8 +131,13 @@ impl Flusher {
                 Step::Flush => {
                     drop(shared);
                     let result = self.flush();
-                    let ended = self.shared.lock().unwrap().end(result);
-                    self.idle.notify_all();
+                    shared = self.shared.lock().unwrap();
+                    let ended = shared.end(result);
+                    let is_suspended = shared.is_suspended();
+                    drop(shared);
+                    if is_suspended {
+                        self.idle.notify_all();
+                    }
                     if self.defect != Defect::NoneStartsTheNext {
                         self.queue(ended.next()).notify_one();
                     }
@@ -157,7 +162,8 @@ impl Flusher {
         if self.defect != Defect::NotSuspended {
             shared.suspend();
         }
-        while self.defect != Defect::NotWaitedFor && shared.is_flushing() {
+        let waits = shared.is_suspended() && self.defect != Defect::NotWaitedFor;
+        while waits && shared.is_flushing() {
             shared = self.idle.wait(shared).unwrap();
         }
         drop(shared);

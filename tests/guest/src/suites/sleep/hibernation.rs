@@ -12,6 +12,7 @@ use crate::command::run;
 use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
+use crate::host::Disturbed;
 use crate::lab::Lab;
 use crate::messages::Messages;
 use crate::ndctl::Mode;
@@ -58,11 +59,11 @@ pub fn refused(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let refused = sysfs::try_write(format!("{POWER}/state"), "disk");
     errno::expect("hibernation", refused, &[Errno::EBUSY])?;
-    messages.expect(&[
-        "hibernation is refused",
-        bound.name(),
-        "Unmount and unbind it",
-    ])?;
+    let said = messages.expect(&["hibernation is refused"])?;
+    ensure!(
+        said.contains(bound.name()) && said.contains("Unmount and unbind it"),
+        "the log says `{said}`"
+    );
     // Other kinds of sleep keep the memory.
     test_level("devices", "mem")?;
     bound.unbind()?;
@@ -79,7 +80,9 @@ pub fn hibernate(lab: &Lab) -> Result<()> {
     let load = prepared.load()?;
     prepared.leave();
     set("disk", "shutdown")?;
+    let slow = Disturbed::slow()?;
     set("state", "disk")?;
+    slow.end()?;
     let outcome = match load.end() {
         Ok(()) => GOOD.to_owned(),
         Err(error) => format!("{error:?}"),
@@ -103,7 +106,8 @@ fn processes_have_gone_on(_: &mut Lab) -> Result<()> {
 /// Sleeps until the alarm of the clock.
 fn s3(lab: &mut Lab) -> Result<()> {
     const ALARM: &str = "/sys/class/rtc/rtc0/wakealarm";
-    const SECONDS: u64 = 4;
+    // Long enough that the alarm does not go off before the machine sleeps.
+    const SECONDS: u64 = 20;
     let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
     ensure!(offered.contains("deep"), "the machine offers {offered}");
     set("mem_sleep", "deep")?;
@@ -114,7 +118,7 @@ fn s3(lab: &mut Lab) -> Result<()> {
         sysfs::write(ALARM, &format!("+{SECONDS}"))?;
         set("state", "mem")?;
         let slept = clock()?.saturating_sub(before);
-        ensure!(slept >= SECONDS - 1, "it has slept for {slept} s");
+        ensure!(slept >= SECONDS - 1, "it was back after {slept} s");
         Ok(())
     })
 }

@@ -12,7 +12,7 @@ mod load;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -32,6 +32,7 @@ use crate::pci::VirtioPmem;
 use crate::process::Child;
 use crate::sectors::Buffer;
 use crate::sysfs;
+use crate::tracing::CallCount;
 pub use hibernation::{AFTER, hibernate, resume};
 use load::Load;
 
@@ -172,6 +173,9 @@ fn s2idle(lab: &mut Lab) -> Result<()> {
     })
 }
 
+/// Most of the time by which the host is late ([`Disturbed::late`]), and longer than a sleep takes
+/// without it.
+const LATE: Duration = Duration::from_secs(2);
 /// How long a request may take once the host flushes again.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -187,19 +191,21 @@ fn late_fsync(lab: &mut Lab) -> Result<()> {
         Ok(file.sync_all()?)
     })?;
     fsync.await_uninterruptible()?;
-    let slept = test_level("devices", "mem");
+    let slept = sleep_without_sync()?;
     late.end()?;
-    slept?;
+    slept.context("going to sleep")?;
     fsync.expect_done(SOON)
 }
 
 /// A thread in io_getevents is frozen while its writes wait for a flush.
 fn start_writer(raw: &Disk) -> Result<Child> {
-    let writer = Child::start_ready("the writer of the disk", |link| {
-        link.say("ready")?;
-        load::write_disk_once(raw, 1)
-    })?;
-    sleep(Duration::from_millis(500));
+    let flushes = CallCount::of(&["nvdimm_flush"])?;
+    let writer = Child::start("the writer of the disk", |_| load::write_disk_once(raw, 1))?;
+    let deadline = Instant::now() + SOON;
+    while flushes.so_far()? == 0 {
+        ensure!(Instant::now() < deadline, "the disk is not flushed");
+        sleep(Duration::from_millis(20));
+    }
     Ok(writer)
 }
 
@@ -218,11 +224,15 @@ fn sleep_without_sync() -> Result<io::Result<()>> {
 fn late_flush(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
     [xfs, ext4].map(Mount::leave);
+    nix::unistd::sync();
     let late = Disturbed::late()?;
     let mut writer = start_writer(&raw)?;
+    let start = Instant::now();
     let slept = sleep_without_sync()?;
     late.end()?;
     slept.context("going to sleep")?;
+    let took = start.elapsed();
+    ensure!(took > LATE, "it has waited for no flush: {took:?}");
     writer.expect_done(SOON)
 }
 
@@ -231,6 +241,7 @@ fn late_flush(lab: &mut Lab) -> Result<()> {
 fn held_flush(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
     [xfs, ext4].map(Mount::leave);
+    nix::unistd::sync();
     let held = Disturbed::held()?;
     let mut writer = start_writer(&raw)?;
     let mut messages = Messages::from_now()?;
@@ -241,7 +252,11 @@ fn held_flush(lab: &mut Lab) -> Result<()> {
     );
     held.end()?;
     errno::expect("sleeping", refused, &[Errno::EBUSY])?;
-    messages.expect(&["the system stays awake", "has not flushed", "try again"])?;
+    let said = messages.expect(&["the system stays awake"])?;
+    ensure!(
+        said.contains("has not flushed") && said.contains("try again"),
+        "the log says `{said}`"
+    );
     writer.expect_done(SOON)?;
     test_level("devices", "mem")
 }
