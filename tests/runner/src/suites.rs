@@ -282,12 +282,21 @@ const DEBUG_ONLY: &[Suite] = &[
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
 ];
-/// Suites for the stock kernel only: the debug kernel is configured without CXL, and under its
-/// checkers the programs would take minutes.
+/// Suites for the stock kernel only: the debug kernel is configured without CXL and without sleep,
+/// and under its checkers the programs would take minutes.
 const STOCK_ONLY: &[Suite] = &[
     simple(CXL, &[Boot::off("cxl")]),
     simple(CXL, &[Boot::off("revoke_cxl")]),
     simple(TWO, &[Boot::off("programs")]),
+    Suite {
+        name: "sleep",
+        machine: SLEEPING,
+        alone: false,
+        boots: &[
+            Boot::hibernated("sleep"),
+            Boot::resumed("sleep_after_hibernation"),
+        ],
+    },
 ];
 /// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
 /// loaded.
@@ -349,15 +358,6 @@ pub const ALL: &[Suite] = &[
         boots: &[
             Boot::in_use("in_use_power_off"),
             Boot::off("in_use_after_power_off"),
-        ],
-    },
-    Suite {
-        name: "sleep",
-        machine: SLEEPING,
-        alone: false,
-        boots: &[
-            Boot::hibernated("sleep"),
-            Boot::resumed("sleep_after_hibernation"),
         ],
     },
 ];

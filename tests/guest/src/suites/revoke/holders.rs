@@ -4,6 +4,7 @@
 //! exists, and it cannot be revoked. Other tables keep no address, but the driver cannot tell which
 //! table holds the disk.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -98,6 +99,7 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
     file.sync_all()?;
     expect_contents(&origin, LEN, 1).context("the cache is not used")?;
+    write_to_read_only_region(lab, &file)?;
 
     let mut unbind = Child::start("the unbinding process", |_| pmem.bound.unbind())?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
@@ -122,6 +124,21 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     // While the module is loaded, a range below device-mapper is retired.
     set_writecache(false)?;
     pmem.bound.bind(lab.driver)
+}
+
+/// The driver does not see what is written to an address that it has given (docs/media.md).
+fn write_to_read_only_region(lab: &Lab, cached: &File) -> Result<()> {
+    const PART: usize = 64 << 10;
+    let region = lab.region(0)?;
+    region.set("read_only", "1")?;
+    for tag in [4, 2] {
+        cached.write_all_at(&Buffer::stamped(PART, tag), 0)?;
+        cached.sync_all()?;
+        let mut found = Buffer::new(PART);
+        cached.read_exact_at(&mut found, 0)?;
+        expect_same("the cached disk", &found, &stamped(PART, tag))?;
+    }
+    region.set("read_only", "0")
 }
 
 fn expect_contents(disk: &Disk, len: usize, tag: u64) -> Result<()> {

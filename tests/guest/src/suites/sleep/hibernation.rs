@@ -24,8 +24,8 @@ pub const AFTER: Suite = Suite {
     tests: &[
         Test::step("processes_have_gone_on", processes_have_gone_on),
         // After this, the ports that switch this machine off do nothing, so PID 1 reboots.
-        Test::step("s3", s3),
-        Test::step("file_systems_are_in_order", file_systems_are_in_order),
+        Test::step("s3", s3).within(120),
+        Test::step("file_systems_are_in_order", file_systems_are_in_order).within(120),
     ],
 };
 

@@ -40,17 +40,18 @@ pub const SUITE: Suite = Suite {
     name: "sleep",
     tests: &[
         Test::step("prepare", prepare),
-        Test::step("pm_test_devices_five_times", devices),
-        Test::step("pm_test_other_levels", other_levels),
+        Test::step("pm_test_devices_five_times", devices).within(120),
+        Test::step("pm_test_other_levels", other_levels).within(120),
         Test::step("s2idle", s2idle),
         Test::step("fsync_that_takes_long", late_fsync),
         Test::step("flush_that_takes_long", late_flush),
-        Test::step("flush_that_does_not_end", held_flush),
-        Test::step("hibernation_image_is_read_back", hibernation::read_back),
+        Test::step("flush_that_does_not_end", held_flush).within(120),
+        Test::step("hibernation_image_is_read_back", hibernation::read_back).within(180),
         Test::step(
             "hibernation_with_struct_pages_on_media",
             hibernation::refused,
-        ),
+        )
+        .within(120),
     ],
 };
 
