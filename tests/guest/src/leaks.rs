@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,12 @@ impl Holdings {
             sysfs::write("/proc/sys/vm/drop_caches", "3")?;
         }
         for cache in sysfs::names(SLAB_CACHES)? {
-            sysfs::write(format!("{SLAB_CACHES}/{cache}/shrink"), "1")?;
+            let path = format!("{SLAB_CACHES}/{cache}/shrink");
+            match sysfs::try_write(&path, "1") {
+                // A module has destroyed the cache, and the kernel keeps the second name of one.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                result => result.with_context(|| format!("writing to {path}"))?,
+            }
         }
         let mut mappings: Vec<String> = fs::read_to_string("/proc/vmallocinfo")?
             .lines()
