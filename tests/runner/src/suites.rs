@@ -283,11 +283,13 @@ const DEBUG_ONLY: &[Suite] = &[
     simple(ONE, &[Boot::off("allocations_more")]),
 ];
 /// Suites for the stock kernel only: the debug kernel is configured without CXL and without sleep,
-/// and under its checkers the programs would take minutes.
+/// under its checkers the programs would take minutes, and KASAN has no memory left beside 16 GiB.
 const STOCK_ONLY: &[Suite] = &[
     simple(CXL, &[Boot::off("cxl")]),
     simple(CXL, &[Boot::off("revoke_cxl")]),
     simple(TWO, &[Boot::off("programs")]),
+    simple(SCALE, &[Boot::off("scale")]),
+    simple(SCALE, &[Boot::off("namespaces")]),
     Suite {
         name: "sleep",
         machine: SLEEPING,
@@ -338,8 +340,6 @@ pub const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
     alone(LARGE, &[Boot::off("revoke_time")]),
-    simple(SCALE, &[Boot::off("scale")]),
-    simple(SCALE, &[Boot::off("namespaces")]),
     simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {
         name: "persistence",
