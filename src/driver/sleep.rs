@@ -49,8 +49,8 @@ impl SleepOperations for Sleep {
 
 /// The system saves its memory. A system that is started to resume another one does not.
 ///
-/// ORDERING: none is needed. User space, which hibernates the system, is frozen between the store
-/// and the load.
+/// ORDERING: none is needed. The thread that stores it suspends the devices after that, itself or
+/// by work that it queues.
 static IS_HIBERNATING: Atomic<bool> = Atomic::new(false);
 
 /// Logs why the system cannot hibernate, and returns an error.

@@ -49,7 +49,7 @@ pub enum Power {
     Rebooted,
     /// The guest hibernates while processes use its devices.
     Hibernated,
-    /// The guest goes on with what the boot before has left, and switches itself off.
+    /// The guest goes on with what the boot before has left, and reboots, which ends QEMU.
     Resumed,
     /// The guest is killed after its work, without cleaning up.
     Cut,
