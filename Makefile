@@ -11,7 +11,13 @@ SHELL := /bin/bash
 # Verbs share objects and guests, so they run one after the other.
 .NOTPARALLEL:
 
-# A prepared kernel tree to build against; without it, the stock kernel.
+# Debian's kernel and architecture, for all verbs: KERNEL=7.2, KERNEL=7.3-rt ARCH=arm64 (see
+# qemu/config).
+KERNEL ?= 7.3
+ARCH ?= amd64
+export PMEM_RS_KERNEL := $(KERNEL)
+export PMEM_RS_ARCH := $(ARCH)
+# A prepared kernel tree to build against; without it, Debian's kernel.
 KDIR ?=
 # Additional arguments for the program that a verb runs.
 ARGS ?=
@@ -28,7 +34,10 @@ SOAK_SEED ?= $(shell date +%s)
 
 in_root := qemu/in-root
 runner := $(in_root) build/target/release/runner
-results := build/results
+# The files of the selected kernel.
+suffix = $(shell . qemu/lib.sh; . qemu/kernel-names; echo "$$kernel_suffix")
+env = build/env$(suffix)
+results = build/results$(suffix)
 
 .PHONY: help
 help: ## List the verbs
@@ -39,7 +48,7 @@ help: ## List the verbs
 
 .PHONY: demo
 demo: build/env runner ## Boot the stock kernel with the driver and show a DAX mount that survives unbind
-	@$(runner) demo --env build/env --results $(results)
+	@$(runner) demo --env $(env) --results $(results)
 
 .PHONY: check
 check: ## Run host tests, lints and all guest tests on the stock kernel
@@ -53,6 +62,10 @@ check-debug: ## Run lints and some guest tests on the debug kernel, with all che
 check-full: ## Run both, with all guest tests on the debug kernel, which takes hours
 	@tests/check stock debug-full
 
+.PHONY: check-kernels
+check-kernels: ## Test the module on Debian's other kernels and on arm64, and write docs/kernels.md (100 minutes)
+	@tests/kernels $(ARGS)
+
 .PHONY: modules
 modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make modules KDIR=...
 	@if [[ -n "$(KDIR)" ]]; then \
@@ -63,7 +76,7 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 
 .PHONY: stress
 stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600
-	@$(runner) check --env build/env --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
+	@$(runner) check --env $(env) --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
 
 .PHONY: soak
 soak: ## Run random campaigns: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)
@@ -71,15 +84,15 @@ soak: ## Run random campaigns: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=cra
 
 .PHONY: coverage
 coverage: build/env runner ## Write the lines of the driver that guest tests reach to build/results/coverage.md (30 minutes)
-	@$(runner) coverage --env build/env --results $(results) $(ARGS)
+	@$(runner) coverage --env $(env) --results $(results) $(ARGS)
 
 .PHONY: compare
 compare: build/env runner ## Unbind devices in use with both drivers, for docs/compare.md (ARGS=reader: some cells)
-	@$(runner) compare --env build/env --results $(results) $(ARGS)
+	@$(runner) compare --env $(env) --results $(results) $(ARGS)
 
 .PHONY: bench
 bench: build/env runner ## Measure the cost of both drivers on a quiet machine, for docs/bench.md (ARGS=read_4k: some cases)
-	@$(runner) bench --env build/env --results $(results) $(ARGS)
+	@$(runner) bench --env $(env) --results $(results) $(ARGS)
 
 # sudo does not build, because the results of a build would be root's.
 .PHONY: bench-metal
@@ -90,11 +103,11 @@ bench-metal: ## Measure both drivers on this machine (docs/bench.md): sudo make 
 
 .PHONY: kernel-bugs
 kernel-bugs: build/env runner ## Check whether nd_pmem still has the bugs of docs/kernel-bugs.md
-	@$(runner) kernel-bugs --env build/env --results $(results)
+	@$(runner) kernel-bugs --env $(env) --results $(results)
 
 .PHONY: shell
 shell: build/env runner ## Boot a guest with the module loaded and a prompt (ARGS=--help: options)
-	@$(runner) shell --env build/env $(ARGS)
+	@$(runner) shell --env $(env) $(ARGS)
 
 .PHONY: lint
 lint: ## Check format, kernel clippy, rustdoc, shell scripts, panics and unsafe code

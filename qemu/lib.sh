@@ -29,6 +29,12 @@ die() {
     exit 1
 }
 
+# Ends the script like `die`, with the status that means that something cannot be had, and not that
+# it failed.
+unavailable() {
+    (die "$@") || exit 77
+}
+
 # Kbuild passes paths through make and the shell unquoted.
 case $PROJECT in
 *[[:space:]:\']*) die "the checkout's path has a space, a colon or a quote in it, which Kbuild cannot handle: $PROJECT" ;;
@@ -173,6 +179,30 @@ fi
 # Runs a command with the rights over the build root's files.
 as_root() {
     unshare "${namespaces[@]}" --mount-proc -- "$@"
+}
+
+# Prints the lines of sources.list for a tree of `suite`. The archive may be one of the past, such as
+# snapshot.debian.org.
+archive_sources() {
+    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg archives archive
+    [[ -e $keyring ]] || die "Debian's archive keys are missing ($keyring)" "Run: sudo apt-get install debian-archive-keyring"
+    case $suite in
+    sid) archives=("$mirror sid" "$mirror experimental") ;;
+    *) archives=("$mirror $suite" "$mirror $suite-updates" "$security_mirror $suite-security" "$mirror $suite-backports") ;;
+    esac
+    for archive in "${archives[@]}"; do
+        echo "deb [signed-by=$keyring check-valid-until=no] $archive main"
+    done
+}
+
+# Removes folders that an interrupted run has left.
+remove_partial() { # FOLDER…
+    local folder
+    for folder; do
+        [[ -e $folder ]] || continue
+        say "${folder##*/}: removing what is left of an earlier attempt"
+        as_root rm -rf --one-file-system "$folder"
+    done
 }
 
 # Explains why namespaces cannot be made.

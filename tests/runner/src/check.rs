@@ -264,6 +264,7 @@ pub fn run(
         }
         workers.join().expect("no worker panics")
     })?;
-    total.print(start.elapsed());
+    println!("guest tests took {:.0} s", start.elapsed().as_secs_f64());
+    println!("{}", total.line());
     Ok(total.failed == 0)
 }

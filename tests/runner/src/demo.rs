@@ -10,7 +10,7 @@ use crate::Setup;
 use crate::boot::Bench;
 use crate::ktap::{Event, event};
 use crate::machine::{Machine, Nvdimm, PLAIN};
-use crate::report::Report;
+use crate::report::{Report, Total};
 use crate::suites::Boot;
 
 /// An NVDIMM for each file system, in files that both boots use.
@@ -45,6 +45,8 @@ pub fn run(setup: &Setup, seed: u64) -> Result<bool> {
     for report in reports.iter().filter(|report| report.failed() > 0) {
         report.print();
     }
+    let mut total = Total::default();
+    reports.iter().for_each(|report| total.add(report));
     let verdict = if failed == 0 {
         "All of it worked"
     } else {
@@ -55,6 +57,7 @@ pub fn run(setup: &Setup, seed: u64) -> Result<bool> {
         bench.subject.driver,
         start.elapsed().as_secs_f64()
     );
+    println!("{}", total.line());
     Ok(failed == 0)
 }
 

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -163,14 +162,13 @@ impl Total {
         self.skipped += report.skipped();
     }
 
-    /// Prints the last line.
-    pub fn print(&self, time: Duration) {
-        println!("guest tests took {:.0} s", time.as_secs_f64());
+    /// The last line of a run.
+    pub fn line(&self) -> String {
         let skipped = if self.skipped > 0 {
             format!(", {} skipped", self.skipped)
         } else {
             String::new()
         };
-        println!("{} passed, {} failed{skipped}", self.passed, self.failed);
+        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
     }
 }
