@@ -52,6 +52,7 @@
 //! [`WritableSlice`]: kernel::pmem_slice::WritableSlice
 
 mod bindings;
+pub mod compat;
 pub mod kernel;
 pub mod kernel_ext;
 pub mod nvdimm;

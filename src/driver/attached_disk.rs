@@ -26,6 +26,7 @@ use super::{
         Unbind, //
     }, //
 };
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     dax,
     percpu_ref::Ref,

@@ -16,6 +16,7 @@ use super::{
         NamespaceMode, //
     }, //
 };
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::memremap::{
     PagemapConfig,
     PAGE_STRUCT_SIZE, //

@@ -7,6 +7,7 @@ use super::{
     plain::geometry::Span,
     pmem::Pmem, //
 };
+use crate::abstractions::compat::error::code::EHWPOISON;
 use crate::abstractions::kernel::{
     dax::{
         self,

@@ -12,6 +12,10 @@ use super::{
     },
     pmem::Pmem, //
 };
+use crate::abstractions::compat::error::code::{
+    ENODATA,
+    EOPNOTSUPP, //
+};
 use crate::abstractions::kernel::{
     badblocks::Badblocks,
     block::{

@@ -21,6 +21,7 @@ use super::{
         Unbind, //
     }, //
 };
+use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel::{
     block::gendisk::{
         self,
@@ -42,7 +43,6 @@ use crate::abstractions::kernel_ext::{
     }, //
 };
 use kernel::{
-    module::this_module,
     prelude::*,
     sync::Arc,
     time::Msecs, //

@@ -3,6 +3,7 @@
 //! The handler of memory failures of a device.
 
 use super::plain::geometry::SECTOR_SHIFT;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     badblocks::Badblocks,
     dax,

@@ -9,6 +9,7 @@ use super::{
     },
     shared::Shared, //
 };
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::nvdimm::{
     Device,
     Kind,

@@ -10,6 +10,10 @@ use super::plain::{
     geometry::aligned_inside,
     signature, //
 };
+use crate::abstractions::compat::{
+    device_id::IdArray,
+    of_device_table, //
+};
 use crate::abstractions::kernel::{
     memremap::{
         compat_align,
@@ -40,7 +44,6 @@ use kernel::{
         Bound,
         Core, //
     },
-    device_id::IdArray,
     fmt,
     io::PhysAddr,
     of,
@@ -54,7 +57,7 @@ const LEGACY: &CStr = c"e820_pmem";
 
 static NAMES: IdArray<DeviceName, (), 1> = IdArray::new_without_index([DeviceName::new(LEGACY)]);
 
-kernel::of_device_table!(
+of_device_table!(
     OF_TABLE,
     (),
     [

@@ -10,6 +10,7 @@ use super::{
         SECTOR_SHIFT, //
     }, //
 };
+use crate::abstractions::compat::error::code::ENODATA;
 use crate::abstractions::kernel::{
     badblocks::BadRange,
     dax,

@@ -11,6 +11,10 @@ use self::index::{
     Run, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Read, //
+};
 use crate::abstractions::kernel::kernfs::Dirent;
 use core::ptr::{
     addr_of,
@@ -20,13 +24,7 @@ use kernel::{
     error::to_result,
     page::PAGE_SIZE,
     prelude::*,
-    sync::{
-        barrier::{
-            smp_mb,
-            Read, //
-        },
-        SetOnce, //
-    },
+    sync::SetOnce,
     types::Opaque, //
 };
 

@@ -13,6 +13,7 @@
 //! [`RegionAccess::flush`]: crate::abstractions::nvdimm::RegionAccess::flush
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::ENODATA;
 use crate::abstractions::kernel::block::bio::{
     Segment,
     SegmentToFill, //

@@ -12,6 +12,7 @@
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel_ext::module::Registered;
 use core::ptr::null_mut;
 use kernel::{
@@ -20,7 +21,6 @@ use kernel::{
         c_void, //
     },
     fmt,
-    module::this_module,
     prelude::*,
     seq_file::SeqFile,
     seq_print,

@@ -7,6 +7,7 @@
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel::percpu_ref::{
     self,
     Counted,
@@ -15,7 +16,6 @@ use crate::abstractions::kernel::percpu_ref::{
 use crate::abstractions::kernel_ext::time::sleep;
 use core::ptr::NonNull;
 use kernel::{
-    module::this_module,
     prelude::*,
     sync::{
         atomic::{

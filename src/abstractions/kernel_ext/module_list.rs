@@ -8,10 +8,10 @@
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use core::ptr::addr_of_mut;
 use kernel::{
     container_of,
-    module::this_module,
     prelude::*, //
 };
 

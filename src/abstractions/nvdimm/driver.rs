@@ -27,6 +27,10 @@ use super::{
     }, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::{
+    error::code::EOPNOTSUPP,
+    pin_init::raw_try_init, //
+};
 use crate::abstractions::kernel_ext::module::Registered;
 use core::mem::offset_of;
 use kernel::{
@@ -347,7 +351,7 @@ impl<T: Driver> Adapter<T> {
         let data = T::probe(dev, namespace);
         let slot_init = |slot| {
             // SAFETY: This is called once, with the slot and the guarantees for the closure below.
-            unsafe { data.__init(slot) }.map_err(|error| {
+            unsafe { raw_try_init(slot, data) }.map_err(|error| {
                 let err = error.to_error();
                 failure = Some(error);
                 err

@@ -7,6 +7,7 @@ use super::{
     namespace::Namespace, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::memremap::PagemapConfig;
 use core::mem::ManuallyDrop;
 use kernel::{

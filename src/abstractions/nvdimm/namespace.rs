@@ -10,6 +10,7 @@ use super::{
     probe_error::ProbeError, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     block::gendisk::DiskName,
     memremap::compat_align, //

@@ -43,6 +43,7 @@ use super::{
     status::Status, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel_ext::io::resource::MemRegion;
 use core::{
     ops::Range,
@@ -56,7 +57,6 @@ use kernel::{
     },
     error::to_result,
     io::PhysAddr,
-    module::this_module,
     new_mutex,
     prelude::*,
     rbtree::{

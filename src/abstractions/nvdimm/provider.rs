@@ -13,6 +13,7 @@ use super::{
     probe_results::ProbeResults, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use core::{
     marker::PhantomData,
     mem::offset_of, //
@@ -28,7 +29,6 @@ use kernel::{
         ListArc,
         ListLinks, //
     },
-    module::this_module,
     new_mutex,
     prelude::*,
     sync::{

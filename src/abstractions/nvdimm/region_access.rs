@@ -8,6 +8,10 @@
 
 use super::namespace::Namespace;
 use crate::abstractions::bindings;
+use crate::abstractions::compat::sync::{
+    new_srcu,
+    Srcu, //
+};
 use crate::abstractions::kernel::kobject;
 use core::ops::Range;
 use kernel::{
@@ -22,8 +26,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        Arc,
-        Srcu, //
+        Arc, //
     }, //
 };
 
@@ -99,7 +102,7 @@ impl RegionAccess {
         let is_flushed_by_barrier = dev.region().is_flushed_by_barrier();
         let access = Arc::pin_init(
             try_pin_init!(Self {
-                srcu <- kernel::new_srcu!("pmem_rs::RegionAccess"),
+                srcu <- new_srcu!("pmem_rs::RegionAccess"),
                 // INVARIANT: The device is bound until devres revokes the access.
                 dev: Atomic::new(dev.as_raw()),
                 range,

@@ -10,6 +10,11 @@
 //! The model in `tests/host/tests/atomics` has one change of the list. The number has 32 bits:
 //! after 2^31 changes between two requests, an index would be taken for a valid one.
 
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Read,
+    Write, //
+};
 use crate::abstractions::kernel_ext::sync::atomic::{
     read_acquire,
     read_once, //
@@ -26,11 +31,6 @@ use kernel::{
             Atomic,
             Relaxed,
             Release, //
-        },
-        barrier::{
-            smp_mb,
-            Read,
-            Write, //
         },
         SpinLock, //
     }, //

@@ -8,6 +8,7 @@
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::bvec_iter_offset;
 use core::marker::PhantomData;
 use kernel::page::{
     PAGE_SHIFT,
@@ -44,7 +45,7 @@ impl Segments<'_> {
         Self {
             vecs,
             index: iter.bi_idx as usize,
-            done: iter.bi_offset,
+            done: bvec_iter_offset(iter),
             remaining: iter.bi_size,
             _bio: PhantomData,
         }

@@ -6,6 +6,7 @@
 //! `notify_failure()`, and inside of `mf_mutex`.
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use core::ptr::NonNull;
 use kernel::{
     error::{

@@ -2,16 +2,14 @@
 
 //! Which translations of a pgmap may succeed.
 
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Full, //
+};
 use crate::abstractions::kernel_ext::sync::atomic::read_once;
-use kernel::sync::{
-    atomic::{
-        Atomic,
-        Relaxed, //
-    },
-    barrier::{
-        smp_mb,
-        Full, //
-    }, //
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
 };
 
 /// Which translations of a pgmap may succeed: all, those without page frame numbers, or none. The

@@ -6,6 +6,7 @@ use super::{
     usage::FolioUse, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::badblocks::Badblocks;
 use crate::abstractions::kernel_ext::sync::atomic::read_acquire;
 use core::{

@@ -20,6 +20,7 @@ use super::{
     }, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     block::gendisk::DiskState,
     numa::Node,

@@ -4,14 +4,14 @@
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
+#[cfg(not(target_arch = "x86_64"))]
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Full, //
+};
 use kernel::sync::atomic::{
     Atomic,
     AtomicType, //
-};
-#[cfg(not(target_arch = "x86_64"))]
-use kernel::sync::barrier::{
-    smp_mb,
-    Full, //
 };
 
 /// Loads an atomic of at most a word without ordering (`READ_ONCE()`). Callable from any context.

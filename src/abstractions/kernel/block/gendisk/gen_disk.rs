@@ -10,6 +10,7 @@ use super::{
     state::DiskState, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel::{
     badblocks::Badblocks,
     block::bio::Bio,
@@ -35,7 +36,6 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
-    module::this_module,
     prelude::*,
     sync::{
         aref::ARef,

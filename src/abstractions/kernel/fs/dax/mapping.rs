@@ -14,6 +14,10 @@
 
 use super::entry::Entry;
 use crate::abstractions::bindings;
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Read, //
+};
 use crate::abstractions::kernel::{
     fs::inode::Inode,
     memremap::{
@@ -33,11 +37,7 @@ use core::{
 };
 use kernel::{
     page::PAGE_SHIFT,
-    prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Read, //
-    }, //
+    prelude::*, //
 };
 
 /// The page cache of a DAX file, borrowed from its inode.

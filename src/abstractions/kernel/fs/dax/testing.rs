@@ -3,6 +3,7 @@
 //! Memory for the tests of several files.
 
 use super::states::Pagemap;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     memremap::{
         PagemapConfig,
