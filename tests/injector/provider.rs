@@ -13,7 +13,10 @@
 //!
 //! The memory itself is not changed: it reads as before. Not a part of the driver.
 
-use core::ptr::NonNull;
+use core::{
+    borrow::Borrow,
+    ptr::NonNull, //
+};
 use kernel::{
     debugfs::{
         Dir,
@@ -211,6 +214,17 @@ fn set_limit(_: &(), reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
+/// Returns the value of a parameter, which kernel 7.2 gives as a reference.
+fn value<T: Copy>(value: impl Borrow<T>) -> T {
+    *value.borrow()
+}
+
+/// Returns the `struct device` of a device. That of `faux` is bound since kernel 7.3.
+fn raw<Ctx: device::DeviceContext>(dev: &device::Device<Ctx>) -> *mut c_void {
+    // CAST: `device::Device` is a transparent wrapper of `struct device`.
+    core::ptr::from_ref(dev).cast_mut().cast()
+}
+
 /// The registration of the bus, and of all its devices.
 struct Bus(NonNull<Opaque>);
 
@@ -250,19 +264,17 @@ impl kernel::Module for Injector {
         // SAFETY: Called once, since a module is initialised once.
         unsafe { CLEARS.init() };
         let parent = faux::Registration::new(c"injector", None)?;
-        let generic: &device::Device<device::Bound> = parent.as_ref().as_ref();
 
-        // SAFETY: The parent is a device, and outlives the bus. CAST: `device::Device` is a
-        // transparent wrapper of `struct device`.
-        let bus = unsafe { injector_bus_register(core::ptr::from_ref(generic).cast_mut().cast()) };
+        // SAFETY: The parent is a device, and outlives the bus.
+        let bus = unsafe { injector_bus_register(raw(parent.as_ref().as_ref())) };
         let bus = Bus(NonNull::new(bus).ok_or(ENXIO)?);
         // SAFETY: The bus is registered. The parameters name memory that is reserved for this
         // module.
         let region = unsafe {
             injector_region_create(
                 bus.0.as_ptr(),
-                module_parameters::start.value(),
-                module_parameters::size.value(),
+                value(module_parameters::start.value()),
+                value(module_parameters::size.value()),
             )
         };
         let provider = Provider {

@@ -12,7 +12,10 @@
 //! the CPU continue in a detour instead, which calls the real function. A call from this module
 //! itself is not diverted.
 
-use core::ptr::addr_of_mut;
+use core::{
+    borrow::Borrow,
+    ptr::addr_of_mut, //
+};
 use kernel::{
     debugfs::{
         Dir,
@@ -173,6 +176,11 @@ fn is_wanted() -> bool {
     name.iter().zip(THREAD_NAME).all(|(a, b)| a == b)
 }
 
+/// Returns the value of a parameter, which kernel 7.2 gives as a reference.
+fn value<T: Copy>(value: impl Borrow<T>) -> T {
+    *value.borrow()
+}
+
 /// Blocks the current thread, unless it is too late.
 fn hold() {
     if COUNT.killing.load(Acquire) {
@@ -181,9 +189,9 @@ fn hold() {
     COUNT.slept.fetch_add(1, Full);
     COUNT.asleep.fetch_add(1, Full);
 
-    let place = module_parameters::place.value();
-    let after_kill = i64::from(module_parameters::ms.value());
-    let limit = i64::from(module_parameters::max_ms.value());
+    let place = value::<u8>(module_parameters::place.value());
+    let after_kill = Delta::from_millis(value::<u32>(module_parameters::ms.value()).into());
+    let limit = Delta::from_millis(value::<u32>(module_parameters::max_ms.value()).into());
     let began = Instant::<Monotonic>::now();
     let mut dying = None;
     loop {
@@ -194,10 +202,10 @@ fn hold() {
         if dying.is_none() && COUNT.killing.load(Acquire) {
             dying = Some(Instant::<Monotonic>::now());
         }
-        if dying.is_some_and(|since| since.elapsed().as_millis_ceil() >= after_kill) {
+        if dying.is_some_and(|since| since.elapsed() >= after_kill) {
             break;
         }
-        if began.elapsed().as_millis_ceil() >= limit {
+        if began.elapsed() >= limit {
             COUNT.gave_up.fetch_add(1, Full);
             break;
         }
@@ -210,7 +218,7 @@ fn hold() {
 /// The requirements of the function that it replaces.
 unsafe extern "C" fn read_unlock_detour(id: c_int) {
     let inside = Inside::new();
-    let place = module_parameters::place.value();
+    let place = value::<u8>(module_parameters::place.value());
 
     if place == place::TRANSLATING {
         hold();
@@ -236,7 +244,7 @@ unsafe extern "C" fn fsync_detour(
 
     // SAFETY: By the safety requirement.
     let result = unsafe { vfs_fsync_range(file, start, end, datasync) };
-    if module_parameters::place.value() == place::SYNCED {
+    if value::<u8>(module_parameters::place.value()) == place::SYNCED {
         hold();
     }
     drop(inside);
@@ -265,7 +273,7 @@ unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -
 
     // SAFETY: By the safety requirement.
     let page = unsafe { dax_layout_busy_page_range(mapping, start, end) };
-    if module_parameters::place.value() == place::SYNCED && COUNT.killing.load(Acquire) {
+    if value::<u8>(module_parameters::place.value()) == place::SYNCED && COUNT.killing.load(Acquire) {
         let asleep = COUNT.asleep.load(Acquire) != 0;
         let rounds = COUNT.rounds.fetch_add(1, Full).wrapping_add(1);
         if rounds >= ROUNDS && asleep {
@@ -291,7 +299,7 @@ unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
 
     // SAFETY: By the safety requirement.
     unsafe { kill_block_super(sb) };
-    if module_parameters::place.value() == place::UNMOUNTED {
+    if value::<u8>(module_parameters::place.value()) == place::UNMOUNTED {
         hold();
     }
     drop(inside);
