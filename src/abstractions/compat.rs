@@ -20,6 +20,16 @@
 //! can name the kernel's: `kernel::` instead of `crate::abstractions::compat::`.
 //!
 //! Private C code that differs is in `rust-bindings/vetted`.
+//!
+//! # Examples
+//!
+//! ```
+//! use kernel::prelude::*;
+//! use pmem_rs::abstractions::compat::error::code::ENODATA;
+//!
+//! let result: Result = Err(ENODATA);
+//! # assert_eq!(result, Err(Error::from_errno(-61)));
+//! ```
 
 use crate::abstractions::bindings;
 

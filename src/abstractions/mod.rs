@@ -8,7 +8,8 @@
 //!
 //! - [`kernel`] has what the kernel crate does not have, at the paths that it would have there;
 //! - [`kernel_ext`] has additions to modules of the kernel crate;
-//! - [`nvdimm`] belongs beside the driver, since LIBNVDIMM may be a module.
+//! - [`nvdimm`] belongs beside the driver, since LIBNVDIMM may be a module;
+//! - [`compat`] has what older kernels lack.
 //!
 //! The rule for every API here:
 //!

@@ -181,6 +181,11 @@ fn value<T: Copy>(value: impl Borrow<T>) -> T {
     *value.borrow()
 }
 
+/// Returns where a fault is blocked.
+fn place() -> u8 {
+    value(module_parameters::place.value())
+}
+
 /// Blocks the current thread, unless it is too late.
 fn hold() {
     if COUNT.killing.load(Acquire) {
@@ -189,7 +194,7 @@ fn hold() {
     COUNT.slept.fetch_add(1, Full);
     COUNT.asleep.fetch_add(1, Full);
 
-    let place = value::<u8>(module_parameters::place.value());
+    let place = place();
     let after_kill = Delta::from_millis(value::<u32>(module_parameters::ms.value()).into());
     let limit = Delta::from_millis(value::<u32>(module_parameters::max_ms.value()).into());
     let began = Instant::<Monotonic>::now();
@@ -218,7 +223,7 @@ fn hold() {
 /// The requirements of the function that it replaces.
 unsafe extern "C" fn read_unlock_detour(id: c_int) {
     let inside = Inside::new();
-    let place = value::<u8>(module_parameters::place.value());
+    let place = place();
 
     if place == place::TRANSLATING {
         hold();
@@ -244,7 +249,7 @@ unsafe extern "C" fn fsync_detour(
 
     // SAFETY: By the safety requirement.
     let result = unsafe { vfs_fsync_range(file, start, end, datasync) };
-    if value::<u8>(module_parameters::place.value()) == place::SYNCED {
+    if place() == place::SYNCED {
         hold();
     }
     drop(inside);
@@ -273,7 +278,7 @@ unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -
 
     // SAFETY: By the safety requirement.
     let page = unsafe { dax_layout_busy_page_range(mapping, start, end) };
-    if value::<u8>(module_parameters::place.value()) == place::SYNCED && COUNT.killing.load(Acquire) {
+    if place() == place::SYNCED && COUNT.killing.load(Acquire) {
         let asleep = COUNT.asleep.load(Acquire) != 0;
         let rounds = COUNT.rounds.fetch_add(1, Full).wrapping_add(1);
         if rounds >= ROUNDS && asleep {
@@ -299,7 +304,7 @@ unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
 
     // SAFETY: By the safety requirement.
     unsafe { kill_block_super(sb) };
-    if value::<u8>(module_parameters::place.value()) == place::UNMOUNTED {
+    if place() == place::UNMOUNTED {
         hold();
     }
     drop(inside);

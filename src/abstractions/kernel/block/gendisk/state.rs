@@ -36,7 +36,8 @@ use kernel::{
 
 /// The code in this kernel that keeps an address or page frame number from `dax_direct_access()`
 /// after `dax_read_unlock()`, and cannot be told that the memory goes away. device-mapper opens the
-/// devices of these targets without holder operations.
+/// devices of these targets without holder operations, and before Linux 7.3 erofs its further
+/// devices, whose addresses it does not keep.
 ///
 /// The list was vetted together with all callers (`rust-bindings/vetted`). An out-of-tree module
 /// that does the same is not known here.
