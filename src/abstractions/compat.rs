@@ -91,15 +91,24 @@ pub mod module {
     #[cfg(not(kernel_has_this_module))]
     mod before_7_3 {
         use kernel::{
+            prelude::*,
             ModuleMetadata,
             ThisModule, //
         };
 
+        extern "C" {
+            /// The `struct module`, of which only the address is used.
+            static __this_module: c_void;
+        }
+
+        static THIS_MODULE: ThisModule =
+            // SAFETY: This is the module that contains the code, and lives as long as the code.
+            unsafe { ThisModule::from_ptr((&raw const __this_module).cast_mut().cast()) };
+
         /// Returns the `THIS_MODULE` of a module type. All module types of a crate have the same.
         #[inline]
-        #[expect(clippy::extra_unused_type_parameters)]
         pub const fn this_module<M: ModuleMetadata>() -> &'static ThisModule {
-            &crate::THIS_MODULE
+            &THIS_MODULE
         }
     }
 }
