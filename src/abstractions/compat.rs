@@ -391,7 +391,7 @@ pub mod device_id {
 #[cfg(kernel_has_id_array)]
 pub use kernel::of_device_table;
 
-/// Creates a table of device tree nodes, whose further data are `()`, and its aliases of the module.
+/// Creates a table of device tree nodes, whose further data are `()`, and aliases of the module.
 #[cfg(not(kernel_has_id_array))]
 macro_rules! of_device_table {
     ($table:ident, (), [$(($id:expr, () $(,)?)),* $(,)?]) => {
