@@ -104,6 +104,14 @@ void pmem_rs_helper_arch_invalidate_pmem(void *addr, size_t size)
 	arch_invalidate_pmem(addr, size);
 }
 
+#ifndef CONFIG_ARCH_HAS_COPY_MC
+unsigned long pmem_rs_helper_copy_mc_to_kernel(void *dst, const void *src, unsigned int len);
+unsigned long pmem_rs_helper_copy_mc_to_kernel(void *dst, const void *src, unsigned int len)
+{
+	return copy_mc_to_kernel(dst, src, len);
+}
+#endif
+
 bool pmem_rs_helper_test_and_clear_pmem_poison(unsigned long pfn);
 bool pmem_rs_helper_test_and_clear_pmem_poison(unsigned long pfn)
 {

@@ -253,8 +253,8 @@ impl Pmem {
     }
 }
 
-/// Copies to the memory of a request. Reading poison that is not in the badblocks is safe: the copy
-/// fails.
+/// Copies to the memory of a request. Where the copy survives machine checks, it fails for poison
+/// that is not in the badblocks.
 #[inline(always)]
 fn read(memory: PmemSlice<'_>, bio: BioRef<'_>) -> Result {
     let mut rest = memory;

@@ -8,6 +8,7 @@
 #include <linux/ndctl.h>
 #include <linux/nd.h>
 #include <linux/numa.h>
+#include <linux/set_memory.h>
 
 /* In provider.rs. */
 int injector_command(struct nvdimm_bus_descriptor *desc, struct nvdimm *nvdimm,
@@ -16,6 +17,7 @@ int injector_command(struct nvdimm_bus_descriptor *desc, struct nvdimm *nvdimm,
 struct nvdimm_bus *injector_bus_register(struct device *parent);
 struct nd_region *injector_region_create(struct nvdimm_bus *bus, u64 start, u64 size);
 void injector_region_notify(struct nd_region *region);
+int injector_set_mce_nospec(unsigned long pfn);
 
 static struct nvdimm_bus_descriptor descriptor = {
 	.provider_name = "injector",
@@ -44,4 +46,9 @@ struct nd_region *injector_region_create(struct nvdimm_bus *bus, u64 start, u64 
 void injector_region_notify(struct nd_region *region)
 {
 	nvdimm_region_notify(region, NVDIMM_REVALIDATE_POISON);
+}
+
+int injector_set_mce_nospec(unsigned long pfn)
+{
+	return set_mce_nospec(pfn);
 }

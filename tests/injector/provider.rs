@@ -3,7 +3,7 @@
 //! A provider of persistent memory whose media errors are injected.
 //!
 //! Registers an nvdimm bus with one region, without labels, over memory that the command line has
-//! reserved (`memmap=SIZE$START`). The kernel's own `nfit_test` only works with drivers that were
+//! left unused (`memmap=SIZE$START`, `mem=`). The kernel's own `nfit_test` only works with drivers that were
 //! built with its wrappers. In debugfs, under `injector`:
 //!
 //! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm;
@@ -76,12 +76,12 @@ extern "C" {
     fn injector_bus_register(parent: *mut c_void) -> *mut Opaque;
     fn injector_region_create(bus: *mut Opaque, start: u64, size: u64) -> *mut Opaque;
     fn injector_region_notify(region: *mut Opaque);
+    fn injector_set_mce_nospec(pfn: c_ulong) -> c_int;
 
     // From the kernel.
     fn nvdimm_bus_unregister(bus: *mut Opaque);
     fn nvdimm_bus_add_badrange(bus: *mut Opaque, address: u64, length: u64) -> c_int;
     fn memory_failure(pfn: c_ulong, flags: c_int) -> c_int;
-    fn set_mce_nospec(pfn: c_ulong) -> c_int;
 }
 
 global_lock! {
@@ -194,7 +194,7 @@ fn fail(_: &(), reader: &mut UserSliceReader) -> Result {
     // SAFETY: May sleep here. Only root can write to the file.
     unsafe {
         to_result(memory_failure(pfn, 0))?;
-        to_result(set_mce_nospec(pfn))
+        to_result(injector_set_mce_nospec(pfn))
     }
 }
 

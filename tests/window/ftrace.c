@@ -10,6 +10,13 @@ bool window_is_own(unsigned long ip);
 void window_go_to(struct ftrace_regs *fregs, unsigned long ip);
 void window_synchronize_rcu_tasks(void);
 
+/* As in livepatch: a callback that gets the arguments of a function can change where it continues. */
+#ifdef CONFIG_HAVE_DYNAMIC_FTRACE_WITH_ARGS
+#define HOOK_FLAGS FTRACE_OPS_FL_IPMODIFY
+#else
+#define HOOK_FLAGS (FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY)
+#endif
+
 /* One hook for each function that is detoured; NAME_at is in detours.rs. */
 #define HOOK(name)								\
 	void window_##name##_at(unsigned long ip, unsigned long parent_ip,	\
@@ -18,7 +25,7 @@ void window_synchronize_rcu_tasks(void);
 	extern struct ftrace_ops window_##name##_ops;				\
 	struct ftrace_ops window_##name##_ops = {				\
 		.func = window_##name##_at,					\
-		.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY,	\
+		.flags = HOOK_FLAGS,						\
 	}
 
 HOOK(dax_read_unlock);

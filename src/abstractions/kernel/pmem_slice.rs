@@ -4,7 +4,9 @@
 //!
 //! A store to persistent memory is durable only once it has left the CPU caches, so writes use the
 //! cache-flushing copies. A load from a failed cell raises a machine check, so reads use the copies
-//! that survive it. [`RegionAccess::flush`] flushes the buffers between CPU and memory.
+//! that survive it where the architecture has them. Elsewhere, as on arm64, such a load is an oops,
+//! and only what is known to be bad can be refused before it is read. [`RegionAccess::flush`]
+//! flushes the buffers between CPU and memory.
 //!
 //! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h) (`copy_mc_to_kernel`),
@@ -145,7 +147,8 @@ impl<'a> PmemSlice<'a> {
     /// # Errors
     ///
     /// [`ENODATA`], which the block layer takes for a medium error, if the medium raised a machine
-    /// check. The segment then has an unspecified mix of old and new bytes.
+    /// check that the copy has survived. The segment then has an unspecified mix of old and new
+    /// bytes.
     #[inline]
     pub fn read_into(&self, segment: &mut SegmentToFill<'_>) -> Result {
         let len = self.len.min(segment.len());
