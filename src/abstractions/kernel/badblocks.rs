@@ -16,6 +16,7 @@ use crate::abstractions::compat::sync::barrier::{
     Read, //
 };
 use crate::abstractions::kernel::kernfs::Dirent;
+use crate::abstractions::kernel_ext::sync::atomic::acquire;
 use core::ptr::{
     addr_of,
     NonNull, //
@@ -116,11 +117,17 @@ impl Badblocks {
     ///
     /// The list may change before the caller sees the result, as with C users of
     /// `badblocks::count`.
+    ///
+    /// ORDERING: what is read next is not older. So the medium is not read as it was before a bad
+    /// sector was written and removed.
     #[inline]
     pub fn is_empty(&self) -> bool {
         // SAFETY: By the type invariant the field is initialised. It is written under a lock that
         // is not taken here; a volatile read of an aligned `int` cannot tear.
-        unsafe { addr_of!((*self.inner.get()).count).read_volatile() == 0 }
+        let count = unsafe { addr_of!((*self.inner.get()).count).read_volatile() };
+
+        acquire();
+        count == 0
     }
 
     /// Returns the sequence number of the list, which is odd while the list is being changed.

@@ -50,10 +50,19 @@ pub fn read_once<T: AtomicType>(atomic: &Atomic<T>) -> T {
 pub fn read_acquire<T: AtomicType>(atomic: &Atomic<T>) -> T {
     let value = read_once(atomic);
 
+    acquire();
+    value
+}
+
+/// Orders a load before it: what is read or written after it is not older
+/// (as after `smp_load_acquire()`). Callable from any context.
+///
+/// For loads of fields of the C side that are no [`Atomic`].
+#[inline(always)]
+pub fn acquire() {
     // ORDERING: x86-64 does not reorder loads, so only the compiler must not.
     #[cfg(target_arch = "x86_64")]
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::Acquire);
     #[cfg(not(target_arch = "x86_64"))]
     smp_mb(Full);
-    value
 }

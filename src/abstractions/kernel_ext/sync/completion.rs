@@ -10,6 +10,10 @@ use crate::abstractions::bindings;
 use core::ptr::addr_of_mut;
 use kernel::{
     prelude::*,
+    sync::barrier::{
+        smp_mb,
+        Full, //
+    },
     time::{
         msecs_to_jiffies,
         Msecs, //
@@ -81,6 +85,8 @@ impl Completion {
         // SAFETY: By the type invariant `inner` is initialised. The volatile write may race with
         // the C side, which changes the field under the lock of the completion.
         unsafe { addr_of_mut!((*self.inner.get()).done).write_volatile(0) };
+        // ORDERING: the condition is not read before the field is written.
+        smp_mb(Full);
     }
 
     /// Returns whether a wait would return at once. Callable from any context.
