@@ -40,6 +40,14 @@ impl Entry {
         Self { index, value }
     }
 
+    /// Returns the value (`xa_mk_value()`) of an entry for one page frame.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) fn value_of(frame: u64, is_locked: bool) -> usize {
+        let lock = if is_locked { Self::LOCKED } else { 0 };
+
+        (((frame << Self::SHIFT) | lock) << 1 | 1) as usize
+    }
+
     /// Returns the first page of the file that the entry is for.
     pub(super) fn start(&self) -> u64 {
         self.index
