@@ -38,12 +38,14 @@ pub fn compat_align() -> ResourceSize {
 ///
 /// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
 /// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
-/// than `len`, and no `struct page`s are stored in the pages from there on.
+/// than `len`, and no `struct page`s are stored in the pages from there on. If `pgmap` describes
+/// memory in the range for them, `memmap_on_media` is true.
 pub struct PagemapConfig {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,
     len: ResourceSize,
     data_offset: ResourceSize,
+    memmap_on_media: bool,
 }
 
 impl PagemapConfig {
@@ -68,6 +70,7 @@ impl PagemapConfig {
             start,
             len,
             data_offset: 0,
+            memmap_on_media: false,
         })
     }
 
@@ -103,6 +106,7 @@ impl PagemapConfig {
 
         // INVARIANT: By the checks above, and by the safety requirements.
         Ok(Self {
+            memmap_on_media: pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0,
             pgmap,
             start: range.start,
             len,
@@ -112,7 +116,14 @@ impl PagemapConfig {
 
     /// Returns whether the `struct page`s are in the range itself (`vmem_altmap`).
     pub fn memmap_on_media(&self) -> bool {
-        self.pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0
+        self.memmap_on_media
+    }
+
+    /// Says that the `struct page`s are in the range, where a test has no memory for them.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(in crate::abstractions) fn as_if_on_media(mut self) -> Self {
+        self.memmap_on_media = true;
+        self
     }
 
     /// Returns `pgmap`, `start`, `len` and `data_offset`.

@@ -271,10 +271,15 @@ mod tests {
         bindings,
         kernel::fs::dax::testing::{
             pages,
+            pages_on_media,
             TestPagemap, //
-        }, //
+        },
+        kernel_ext::sync::completion::Completion, //
     };
-    use kernel::str::CString;
+    use kernel::{
+        str::CString,
+        sync::Arc, //
+    };
 
     /// A page of a pgmap that has a reference.
     struct Referenced(*mut bindings::page);
@@ -355,6 +360,47 @@ mod tests {
         assert_eq!(revoked.first_user(), None);
         assert!(revoked.unmap().is_ok());
         drop(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn dropped_memory_with_its_pages_on_the_media_waits_for_its_users() -> Result {
+        let TestPagemap { pages, queue } = pages_on_media()?;
+        let (start, len) = (pages.phys(), pages.slice().len() as u64);
+        let reference = pages.reference().ok_or(EINVAL)?;
+        let page = Referenced::new(&pages, 5);
+        pages.pages.expose(5, 1);
+
+        let dropping = OwnedQueue::new(c"pmem_rs_test_drop")?;
+        let dropped = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let done = dropped.clone();
+        dropping.try_spawn(GFP_KERNEL, move || {
+            drop(pages);
+            done.complete_all();
+        })?;
+        // Each is longer than the pause between two walks. The users of memory that has gone must
+        // not be used, even by a test that fails.
+        let waits_for_reference = !dropped.wait_timeout(1500);
+        if waits_for_reference {
+            drop(reference);
+        } else {
+            core::mem::forget(reference);
+        }
+        let waits_for_pin = waits_for_reference && !dropped.wait_timeout(2500);
+        if waits_for_pin {
+            drop(page);
+        } else {
+            core::mem::forget(page);
+        }
+        let ends = dropped.wait_timeout(10_000);
+
+        assert!(waits_for_reference);
+        assert!(waits_for_pin);
+        assert!(ends);
+        drop(dropping);
+        drop(queue);
+        // It was not leaked.
+        MemRegion::request(start, len, CString::try_from_fmt(fmt!("pmem_rs test"))?)?;
         Ok(())
     }
 }

@@ -75,11 +75,20 @@ pub(in crate::abstractions) const LEN: ResourceSize = 128 << 20;
 
 /// Makes pages of a range without memory. It must not be read or written.
 pub(in crate::abstractions) fn pages() -> Result<TestPagemap<Silent>> {
+    pages_with(|config| config)
+}
+
+/// As [`pages`], but the `struct page`s are said to be on the medium.
+pub(in crate::abstractions) fn pages_on_media() -> Result<TestPagemap<Silent>> {
+    pages_with(PagemapConfig::as_if_on_media)
+}
+
+fn pages_with(change: impl FnOnce(PagemapConfig) -> PagemapConfig) -> Result<TestPagemap<Silent>> {
     let start = free_range(LEN)?;
     let name = CString::try_from_fmt(fmt!("pmem_rs test"))?;
 
     TestPagemap::new(
-        PagemapConfig::new(start, LEN)?,
+        change(PagemapConfig::new(start, LEN)?),
         MemRegion::request(start, LEN, name)?,
         Silent,
     )
