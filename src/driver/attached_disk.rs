@@ -16,6 +16,7 @@ use super::{
         report_read_only,
         unusable, //
     },
+    plain::shared_flush::end_sleep,
     pmem::Pmem,
     registry::Registry,
     shared::Shared,
@@ -219,10 +220,7 @@ impl<'bound> AttachedDisk<'bound> {
 
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
-        // The device may go while the system sleeps. This waits for a callback that is in progress,
-        // and there is none after it. The teardown waits for flushes.
-        self.sleep = None;
-        self.unbind.flusher.resume();
+        end_sleep(self.sleep.take(), || self.unbind.flusher.resume());
         self.unbind.run();
     }
 }

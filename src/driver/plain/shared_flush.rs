@@ -154,3 +154,13 @@ impl<E: Copy> Default for SharedFlush<E> {
         Self::new()
     }
 }
+
+/// Lets flushes start for good, before the teardown of a device, which flushes and may begin while
+/// the system sleeps.
+///
+/// The drop of `sleep_device` waits for a callback in progress, and there is none after it. So
+/// nothing suspends the flushes after `resume`.
+pub fn end_sleep<D>(sleep_device: D, resume: impl FnOnce()) {
+    drop(sleep_device);
+    resume();
+}

@@ -10,6 +10,7 @@ use crate::{
     spawn, //
 };
 use host::shared_flush::{
+    end_sleep,
     Queue,
     SharedFlush,
     Step, //
@@ -40,6 +41,12 @@ enum Defect {
     NotWaitedFor,
     /// The threads that wait for the end of the sleep are not woken.
     NotWokenAfterSleep,
+    /// The teardown does not let flushes start.
+    TornDownAsleep,
+    /// The teardown lets flushes start while the sleep can still suspend them.
+    ResumedTooEarly,
+    /// The teardown does not wait for a callback in progress.
+    CallbackNotWaitedFor,
 }
 
 /// The flush that fails, unless there is a defect or a sleep.
@@ -63,6 +70,17 @@ struct Flusher {
     fails: bool,
     /// The device sleeps.
     asleep: AtomicBool,
+    /// The lock of the device by which the PM core calls back, and whether that device exists.
+    sleep_device: Mutex<bool>,
+}
+
+/// `SleepDevice`
+struct SleepDevice<'a>(&'a Flusher);
+
+impl Drop for SleepDevice<'_> {
+    fn drop(&mut self) {
+        *self.0.sleep_device.lock().unwrap() = false;
+    }
 }
 
 impl Flusher {
@@ -80,6 +98,7 @@ impl Flusher {
             flushes: AtomicU32::new(0),
             fails,
             asleep: AtomicBool::new(false),
+            sleep_device: Mutex::new(true),
         })
     }
 
@@ -157,7 +176,7 @@ impl Flusher {
         }
     }
 
-    fn sleep(&self) {
+    fn suspend(&self) {
         let mut shared = self.shared.lock().unwrap();
         if self.defect != Defect::NotSuspended {
             shared.suspend();
@@ -166,13 +185,50 @@ impl Flusher {
         while waits && shared.is_flushing() {
             shared = self.idle.wait(shared).unwrap();
         }
-        drop(shared);
-        self.asleep.store(true, Relaxed);
-        self.asleep.store(false, Relaxed);
+    }
+
+    fn resume(&self) {
         self.shared.lock().unwrap().resume();
         if self.defect != Defect::NotWokenAfterSleep {
             self.even.notify_all();
             self.odd.notify_all();
+        }
+    }
+
+    /// The PM core calls back with the lock of the device held, as long as there is the device.
+    fn call_back(&self, callback: impl FnOnce()) {
+        let exists = self.sleep_device.lock().unwrap();
+        let is_called = *exists;
+        let _held = (self.defect != Defect::CallbackNotWaitedFor).then_some(exists);
+        if is_called {
+            callback();
+        }
+    }
+
+    fn sleep(&self) {
+        self.call_back(|| self.suspend());
+        self.asleep.store(true, Relaxed);
+        self.asleep.store(false, Relaxed);
+        self.call_back(|| self.resume());
+    }
+
+    /// `AttachedDisk::drop`. A flush while the device sleeps fails, but ends.
+    fn tear_down(&self, writer: usize) {
+        self.written[writer].store(true, Relaxed);
+        match self.defect {
+            Defect::TornDownAsleep => drop(SleepDevice(self)),
+            Defect::ResumedTooEarly => {
+                self.resume();
+                drop(SleepDevice(self));
+            }
+            _ => end_sleep(SleepDevice(self), || self.resume()),
+        }
+        match self.flush_shared(writer) {
+            Ok(()) => assert!(
+                self.durable[writer].load(Relaxed),
+                "it is said to be durable, and is not"
+            ),
+            Err(error) => assert_eq!(error, ASLEEP),
         }
     }
 
@@ -206,6 +262,27 @@ fn one_sleep(defect: Defect) -> impl Fn() + Sync + Send + 'static {
     }
 }
 
+/// The device is torn down while the system goes to sleep and wakes up, and while another thread
+/// flushes.
+fn teardown_beside_sleep(defect: Defect) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let flusher = Flusher::new(defect, 2, false);
+        let sleep = spawn(&flusher, move |flusher| flusher.sleep());
+        let user = spawn(&flusher, move |flusher| {
+            flusher.written[1].store(true, Relaxed);
+            if flusher.flush_shared(1).is_ok() {
+                assert!(
+                    flusher.durable[1].load(Relaxed),
+                    "it is said to be durable, and is not"
+                );
+            }
+        });
+        flusher.tear_down(0);
+        user.join().unwrap();
+        sleep.join().unwrap();
+    }
+}
+
 fn writers(defect: Defect) -> impl Fn() + Sync + Send + 'static {
     move || {
         let flusher = Flusher::new(defect, 3, defect == Defect::None);
@@ -234,6 +311,24 @@ fn defects_of_the_sleep_are_found() {
         finds("it fails because of the sleep", one_sleep(defect));
     }
     finds("deadlock", one_sleep(Defect::NotWokenAfterSleep));
+}
+
+#[test]
+fn a_teardown_beside_a_sleep_ends() {
+    exploration::explore(2, teardown_beside_sleep(Defect::None));
+}
+
+#[test]
+fn defects_of_a_teardown_beside_a_sleep_are_found() {
+    for defect in [
+        Defect::TornDownAsleep,
+        Defect::ResumedTooEarly,
+        Defect::CallbackNotWaitedFor,
+    ] {
+        exploration::finds("the defect", "deadlock", || {
+            exploration::explore(2, teardown_beside_sleep(defect));
+        });
+    }
 }
 
 #[test]
