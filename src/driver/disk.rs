@@ -3,7 +3,8 @@
 //! The block device: `/dev/pmemN`.
 //!
 //! `submit_bio()` copies the data and ends the bio before it returns, unless the flush of the
-//! region is asynchronous (virtio).
+//! region is asynchronous (virtio). Then a work item copies a write with `REQ_PREFLUSH`, after a
+//! flush that it may share with others.
 
 use super::{
     plain::geometry::{
@@ -44,8 +45,21 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::task::cond_resched;
 use kernel::{
+    alloc::flags::{
+        __GFP_NOWARN, //
+        GFP_NOWAIT,
+    },
+    impl_has_work,
+    new_work,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
 };
 
 /// The optional features of the disk.
@@ -105,15 +119,91 @@ impl gendisk::Operations for Pmem {
     });
 
     #[inline]
-    fn submit_bio(&self, bio: Bio) {
+    fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
         if bio.is_preflush() {
-            if let Some(barrier) = self.access.flush_barrier {
-                barrier.flush();
-            } else if let Err(err) = self.flusher.flush_before(&bio) {
-                return bio.end(err.into());
+            match this.access.flush_barrier {
+                Some(barrier) => barrier.flush(),
+                None => return Self::submit_preflush(this, bio),
             }
         }
+        this.execute(bio);
+    }
 
+    fn badblocks(&self) -> Option<&Badblocks> {
+        Some(self.memory.badblocks())
+    }
+}
+
+/// A write that waits for a flush, and is executed after that.
+///
+/// It has a reference to the memory, so the range is not freed before.
+#[pin_data]
+struct Preflush {
+    pmem: Arc<Pmem>,
+    bio: Option<Bio>,
+    #[pin]
+    work: Work<Preflush>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Preflush { self.work }
+}
+
+impl WorkItem for Preflush {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(mut this: Pin<KBox<Self>>) {
+        let this = this.as_mut().project();
+
+        if let Some(bio) = this.bio.take() {
+            this.pmem.flush_and_execute(bio);
+        }
+    }
+}
+
+impl Pmem {
+    /// Executes a request after a flush of the region. Does not wait for an asynchronous flush if
+    /// there is data, or if the request must not wait.
+    #[cold]
+    #[inline(never)]
+    fn submit_preflush(this: ArcBorrow<'_, Self>, bio: Bio) {
+        if !this.flusher.is_asynchronous() {
+            return this.flush_and_execute(bio);
+        }
+        if bio.is_nowait() {
+            return bio.end(Status::AGAIN);
+        }
+        if bio.is_empty() {
+            return this.flush_and_execute(bio);
+        }
+
+        // Without memory the submitter waits.
+        let Ok(slot) = KBox::new_uninit(GFP_NOWAIT | __GFP_NOWARN) else {
+            return this.flush_and_execute(bio);
+        };
+        let preflush = slot.write_pin_init(pin_init!(Preflush {
+            pmem: this.into(),
+            bio: Some(bio),
+            work <- new_work!("pmem_rs::Preflush::work"),
+        }));
+        match preflush {
+            Ok(preflush) => this.flusher.work_queue().enqueue(preflush),
+            Err(never) => match never {},
+        }
+    }
+
+    /// Flushes the region, and then executes a request.
+    #[inline(never)]
+    fn flush_and_execute(&self, bio: Bio) {
+        match self.flusher.flush() {
+            Ok(()) => self.execute(bio),
+            Err(err) => bio.end(err.into()),
+        }
+    }
+
+    /// Executes a request whose earlier writes are durable if they have to be.
+    #[inline(always)]
+    fn execute(&self, bio: Bio) {
         let status = if bio.is_empty() {
             Status::OK
         } else {
@@ -133,12 +223,6 @@ impl gendisk::Operations for Pmem {
         bio.end(status);
     }
 
-    fn badblocks(&self) -> Option<&Badblocks> {
-        Some(self.memory.badblocks())
-    }
-}
-
-impl Pmem {
     /// Copies the data of a bio. Range and badblocks are checked once, not for each segment.
     // A call that is not inlined costs more than 30 of about 150 instructions for a small request.
     #[inline(always)]

@@ -3,9 +3,10 @@
 //! Flushes of the region of a device, which make writes durable.
 //!
 //! Most regions are flushed by the submitting thread. A flush of a virtio region takes as long as
-//! the storage of the host needs. `REQ_PREFLUSH` waits for it; threads that wait at the same time
-//! share flushes ([`SharedFlush`]). A `REQ_FUA` write does not make its submitter wait: its bio is
-//! added to a list, and the next flush on a work queue ends all bios of the list.
+//! the storage of the host needs. Threads that wait for one at the same time share flushes
+//! ([`SharedFlush`]). A flush request waits for it. Writes do not make their submitter wait: one
+//! with `REQ_PREFLUSH` waits on a work queue (`disk.rs`), and one with `REQ_FUA` is added to a
+//! list, all bios of which end after the next flush on that queue.
 //!
 //! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
 //! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.
@@ -55,6 +56,7 @@ use kernel::{
     },
     time::Msecs,
     workqueue::{
+        self,
         Work,
         WorkItem, //
     }, //
@@ -133,6 +135,16 @@ impl Flusher {
         &self.region
     }
 
+    /// Returns whether a flush waits for a host.
+    pub fn is_asynchronous(&self) -> bool {
+        self.is_asynchronous
+    }
+
+    /// Returns the queue for work that flushes for requests.
+    pub fn work_queue(&self) -> &workqueue::Queue {
+        &self.shared.queues.flush
+    }
+
     /// Flushes the region, which makes all earlier writes durable. May sleep.
     ///
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
@@ -184,16 +196,6 @@ impl Flusher {
             self.report(result);
         }
         result
-    }
-
-    /// As [`Self::flush`], before a bio. Fails with [`EAGAIN`] if the flush would wait for a host
-    /// and the bio must not wait.
-    #[inline]
-    pub fn flush_before(&self, bio: &Bio) -> Result {
-        if self.is_asynchronous && bio.is_nowait() {
-            return Err(EAGAIN);
-        }
-        self.flush()
     }
 
     /// Flushes the region, and then ends a bio. Does not wait for the flush of an asynchronous

@@ -206,7 +206,7 @@ impl<T: Operations> GenDisk<T> {
         let data = unsafe { Arc::<T>::borrow((*(*(*bio.as_ptr()).bi_bdev).bd_disk).private_data) };
 
         // SAFETY: By the safety requirements this function owns the request.
-        data.submit_bio(unsafe { Bio::from_raw(bio) });
+        T::submit_bio(data, unsafe { Bio::from_raw(bio) });
     }
 }
 
@@ -419,16 +419,16 @@ mod tests {
             },
         });
 
-        fn submit_bio(&self, bio: Bio) {
+        fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
             if bio.operation() == Operation::Read {
-                self.reads.fetch_add(1, Relaxed);
+                this.reads.fetch_add(1, Relaxed);
                 // The memory of a read is accessible in one direction only.
                 let from: usize = bio.segments().map(|segment| segment.len()).sum();
                 let to: usize = bio.segments_to_fill().map(|segment| segment.len()).sum();
                 if from != 0 || to != bio.len() || bio.is_preflush() || bio.is_fua() {
-                    self.odd.fetch_add(1, Relaxed);
+                    this.odd.fetch_add(1, Relaxed);
                 }
-                self.bytes.fetch_add(to as u64, Relaxed);
+                this.bytes.fetch_add(to as u64, Relaxed);
             }
             if let Some(accounting) = bio.start_accounting() {
                 accounting.end();

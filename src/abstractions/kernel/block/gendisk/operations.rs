@@ -8,6 +8,7 @@ use crate::abstractions::kernel::{
 };
 use kernel::{
     prelude::*,
+    sync::ArcBorrow,
     ModuleMetadata, //
 };
 
@@ -35,7 +36,10 @@ pub struct BoolAttribute<T> {
 ///     Device, //
 /// };
 /// use kernel::prelude::*;
-/// use kernel::sync::Arc;
+/// use kernel::sync::{
+///     Arc,
+///     ArcBorrow, //
+/// };
 /// use pmem_rs::abstractions::kernel::block::bio::{
 ///     Bio,
 ///     Operation,
@@ -56,7 +60,7 @@ pub struct BoolAttribute<T> {
 /// impl gendisk::Operations for Sink {
 ///     type OwnerModule = pmem_rs::Module;
 ///
-///     fn submit_bio(&self, bio: Bio) {
+///     fn submit_bio(_: ArcBorrow<'_, Self>, bio: Bio) {
 ///         let status = match bio.operation() {
 ///             Operation::Write => Status::OK,
 ///             _ => Status::NOTSUPP,
@@ -93,7 +97,7 @@ pub trait Operations: Send + Sync + Sized + 'static {
     /// Called in process context; may sleep. Several threads may call it concurrently. The request
     /// may end after this returns. The first calls come while the disk is being added, since the
     /// block layer reads the partition table. The last calls come before the disk is removed.
-    fn submit_bio(&self, bio: Bio);
+    fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio);
 
     /// An additional sysfs attribute of the disk.
     const ATTRIBUTE: Option<BoolAttribute<Self>> = None;

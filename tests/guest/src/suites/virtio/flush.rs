@@ -17,12 +17,14 @@ use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
+use crate::filesystem::Mount;
 use crate::host::Disturbed;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::process::Child;
+use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::platform::only_for_pmem_rs;
 use crate::syscall::pwritev2;
@@ -90,6 +92,111 @@ pub fn fua_writes(lab: &mut Lab) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The names of the threads that are in the driver.
+fn threads_in_driver(lab: &Lab) -> Result<Vec<String>> {
+    let module = format!("[{}]", lab.driver.name());
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        // It may have ended.
+        let stack = fs::read_to_string(path.join("stack")).unwrap_or_default();
+        if stack.contains(&module) {
+            names.push(fs::read_to_string(path.join("comm"))?.trim().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// An ext4 on a disk, with an fsync whose flush the host holds.
+struct HeldCommit {
+    prepared: Prepared,
+    mount: Mount,
+    fsync: Child,
+    held: Disturbed,
+}
+
+impl HeldCommit {
+    /// The commit record of a journal is a write that has to follow a flush.
+    fn new(lab: &Lab) -> Result<HeldCommit> {
+        let prepared = prepare(lab, Mode::FsdaxMem)?;
+        let disk = &prepared.disk;
+        let node = disk.node_str();
+        Ext4.make(&node)?;
+        let mount = Ext4.mount(&node, "dax=always")?;
+        let path = mount.path("file");
+        sysfs::write(disk.path("queue/iostats"), "1")?;
+        let held = Disturbed::held()?;
+        let mut fsync = Child::start_ready("fsync", |link| {
+            fs::write(&path, stamped(LEN, 3))?;
+            link.say("ready")?;
+            Ok(Access::Buffered.open(&path)?.sync_all()?)
+        })?;
+        let deadline = Instant::now() + SOON;
+        while threads_in_driver(lab)?.is_empty() {
+            ensure!(Instant::now() < deadline, "there is no flush");
+            sleep(Duration::from_millis(50));
+        }
+        sleep(HELD);
+        ensure!(fsync.try_end()?.is_none(), "fsync did not wait");
+        Ok(HeldCommit {
+            prepared,
+            mount,
+            fsync,
+            held,
+        })
+    }
+}
+
+/// The submitter of a write that has to follow a flush does not wait in the driver, and the write
+/// is executed after the flush.
+pub fn write_after_a_flush(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let HeldCommit {
+        prepared: Prepared { disk, .. },
+        mount,
+        mut fsync,
+        held,
+    } = HeldCommit::new(lab)?;
+    let waiting = threads_in_driver(lab)?;
+    println!("in the driver: {waiting:?}");
+    ensure!(
+        !waiting.is_empty() && waiting.iter().all(|name| name.starts_with("kworker")),
+        "{waiting:?} wait for the host in the driver"
+    );
+    let before = disk.statistics()?;
+    held.end()?;
+    fsync.expect_done(SOON)?;
+    let writes = disk.statistics()?.since(before).writes;
+    ensure!(writes > 0, "the record was written before the flush");
+    expect_same("the file", &fs::read(mount.path("file"))?, &stamped(LEN, 3))?;
+    mount.unmount()?;
+    Ext4.check(&disk.node_str())
+}
+
+/// The device is unbound while such a write waits. It keeps the memory until it is executed.
+pub fn unbind_before_a_write(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let HeldCommit {
+        prepared: Prepared { bound, disk, .. },
+        mount,
+        mut fsync,
+        held,
+    } = HeldCommit::new(lab)?;
+    let mut unbind = Child::start("unbind", |_| bound.unbind())?;
+    sleep(HELD);
+    ensure!(unbind.try_end()?.is_none(), "unbind did not wait");
+    held.end()?;
+    unbind.expect_done(SOON)?;
+    retired::expect(0)?;
+    // The file system may have been shut down before.
+    fsync.end(SOON)?;
+    mount.unmount()?;
+    bound.bind(lab.driver)?;
+    let node = disk.node_str();
+    Ext4.mount(&node, "dax=always")?.unmount()?;
+    Ext4.check(&node)
 }
 
 /// How long each number of threads flushes.

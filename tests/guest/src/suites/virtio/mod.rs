@@ -30,7 +30,7 @@ use crate::pci::VirtioPmem;
 use crate::sectors::{Buffer, expect_same, stamped};
 use flush::{
     durable_write_waits, failed_flush, failed_on_ext4, flushes_are_shared, fsync_of_a_file_waits,
-    fsync_waits, fua_writes, unbind_waits,
+    fsync_waits, fua_writes, unbind_before_a_write, unbind_waits, write_after_a_flush,
 };
 use removal::{
     goes_while_flushing, plugged_in, provider_goes, unaligned_size, unbind_in_use,
@@ -46,6 +46,8 @@ pub const SUITE: Suite = Suite {
         Test::new("durable_write_waits_for_the_host", durable_write_waits),
         Test::new("fsync_of_a_file_waits_for_the_host", fsync_of_a_file_waits),
         Test::new("fua_writes_are_asynchronous", fua_writes),
+        Test::new("write_after_a_flush_is_asynchronous", write_after_a_flush),
+        Test::new("unbind_before_a_write_after_a_flush", unbind_before_a_write),
         Test::new("flushes_are_shared", flushes_are_shared),
         Test::new("failed_flush_is_an_error", failed_flush),
         Test::new("failed_flush_is_an_error_of_fsync_on_ext4", failed_on_ext4),
