@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Many namespaces in one region, and several programs that make and remove them.
+//! Many namespaces in one region.
 
 use std::os::unix::fs::FileExt;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,25 +10,20 @@ use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::lab::{Lab, holder};
-use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, LABELLED, Mode};
-use crate::process::{Child, expect_no_thread_stuck};
 use crate::sectors::{Buffer, expect_same};
 
 pub const SUITE: Suite = Suite {
     name: "namespaces",
-    tests: &[
-        Test::new("twelve_in_a_region", twelve).within(180),
-        Test::new("several_programs", several_programs).within(180),
-    ],
+    tests: &[Test::new("twelve_in_a_region", twelve).within(180)],
 };
 
 /// The region with much space.
 const LARGE: u32 = 2;
 
 /// Removes all namespaces of a region.
-fn emptied(lab: &Lab, index: u32) -> Result<Device> {
+pub fn emptied(lab: &Lab, index: u32) -> Result<Device> {
     let region = lab.region(index)?;
     // At first the region has no labels, and ndctl makes some only when it reconfigures.
     if region.get("nstype")? != LABELLED {
@@ -142,79 +135,4 @@ fn twelve(lab: &mut Lab) -> Result<()> {
     region.unbind()?;
     region.enable_region()?;
     kept.iter().try_for_each(Filled::expect_intact)
-}
-
-/// Makes and removes namespaces. Returns how often that succeeded: two programs may choose the same
-/// device for a new namespace, and one of them fails.
-fn make_and_remove(region: &Device, mode: Mode, rounds: usize) -> usize {
-    let round = |_: &usize| {
-        let made = ndctl::create(region, mode, &["-s", "64M"])?;
-        run("ndctl", &["destroy-namespace", "-f", &made.dev])
-    };
-    (0..rounds)
-        .filter(|number| match round(number) {
-            Ok(_) => true,
-            Err(error) => {
-                println!("{error:#}");
-                false
-            }
-        })
-        .count()
-}
-
-/// Several `ndctl` at once make, remove and list namespaces, two of them in the same region.
-fn several_programs(lab: &mut Lab) -> Result<()> {
-    const ROUNDS: usize = 3;
-    const LIMIT: Duration = Duration::from_secs(120);
-    let empty = || [0, 1, LARGE].map(|index| emptied(lab, index));
-    let regions = empty().into_iter().collect::<Result<Vec<_>>>()?;
-    let free = || -> Result<Vec<String>> {
-        let sizes = regions.iter().map(|region| region.get("available_size"));
-        sizes.collect()
-    };
-    let before = free()?;
-    let mut messages = Messages::from_now()?;
-    let mut makers = Vec::new();
-    for (index, mode, at_least) in [
-        (0, Mode::FsdaxMem, ROUNDS),
-        (1, Mode::FsdaxDev, ROUNDS),
-        (2, Mode::FsdaxMem, 0),
-        (2, Mode::FsdaxDev, 0),
-    ] {
-        let region = &regions[index];
-        makers.push(Child::start(format!("{region} {mode:?}"), |link| {
-            let good = make_and_remove(region, mode, ROUNDS);
-            println!("{region} {mode:?}: {good} of {ROUNDS} rounds have succeeded");
-            ensure!(good >= at_least, "only {good} have succeeded");
-            link.say(&format!("good {good}"))
-        })?);
-    }
-    let mut lister = Child::start("the lister", |link| {
-        while !link.is_told_to_go()? {
-            run("ndctl", &["list", "-RNi"])?;
-            sleep(Duration::from_millis(200));
-        }
-        Ok(())
-    })?;
-    let mut good = Vec::new();
-    for maker in &mut makers {
-        good.push(maker.hear_value("good ", LIMIT)?.parse::<usize>()?);
-        maker.expect_done(LIMIT)?;
-    }
-    ensure!(good[2] + good[3] > 0, "all have failed in the same region");
-    lister.go()?;
-    lister.expect_done(LIMIT)?;
-    expect_no_thread_stuck()?;
-    // The driver is not why a program fails.
-    let failed = |said: &&String| said.contains("probe with driver");
-    let failed: Vec<_> = messages.so_far()?.iter().filter(failed).collect();
-    ensure!(failed.is_empty(), "the kernel says {failed:#?}");
-
-    // A program that failed may have left a namespace behind.
-    empty().into_iter().collect::<Result<Vec<_>>>()?;
-    ensure!(free()? == before, "the space differs");
-    let made = ndctl::create(&regions[2], Mode::FsdaxMem, &["-s", "64M"])?;
-    let disk = Disk::named(made.blockdev.context("no disk")?);
-    disk.open(Access::Direct)?.sync_all()?;
-    Ok(())
 }

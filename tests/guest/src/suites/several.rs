@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Several namespaces at once, in two regions and in one.
+//! Several namespaces at once, in two regions and in one, and several programs that make and
+//! remove them.
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::namespaces::emptied;
 use super::{Suite, Test};
 use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::lab::{Lab, Prepared, Skip, holder};
 use crate::mapping::{Mapping, Sharing};
+use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
+use crate::process::{Child, expect_no_thread_stuck};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::tracing::CallCount;
 
@@ -27,8 +33,9 @@ pub const SUITE: Suite = Suite {
         Test::new("unbind_while_the_other_is_mapped", one_goes_while_mapped),
         Test::new("each_driver_has_one", each_driver_has_one),
         Test::new("xfs_zeroes_pages_in_place", zero_pages_in_place),
-        // It divides the region, so it comes last.
+        // They divide the region, so they come last.
         Test::new("two_namespaces_in_one_region", two_in_one_region),
+        Test::new("several_programs", several_programs).within(180),
     ],
 };
 
@@ -218,4 +225,79 @@ fn two_in_one_region(lab: &mut Lab) -> Result<()> {
     disks
         .iter()
         .try_for_each(|(tag, disk, _)| expect_contents(disk, *tag))
+}
+
+/// Makes and removes namespaces. Returns how often that succeeded: two programs may choose the same
+/// device for a new namespace, and one of them fails.
+fn make_and_remove(region: &Device, mode: Mode, rounds: usize) -> usize {
+    let round = |_: &usize| {
+        let made = ndctl::create(region, mode, &["-s", "64M"])?;
+        run("ndctl", &["destroy-namespace", "-f", &made.dev])
+    };
+    (0..rounds)
+        .filter(|number| match round(number) {
+            Ok(_) => true,
+            Err(error) => {
+                println!("{error:#}");
+                false
+            }
+        })
+        .count()
+}
+
+/// Several `ndctl` at once make, remove and list namespaces, two of them in the same region.
+fn several_programs(lab: &mut Lab) -> Result<()> {
+    const ROUNDS: usize = 2;
+    // On the debug kernel each round takes a minute. Elsewhere the limit of the test is shorter.
+    const LIMIT: Duration = Duration::from_secs(600);
+    let empty = || [0, 1].map(|index| emptied(lab, index));
+    let regions = empty().into_iter().collect::<Result<Vec<_>>>()?;
+    let free = || -> Result<Vec<String>> {
+        let sizes = regions.iter().map(|region| region.get("available_size"));
+        sizes.collect()
+    };
+    let before = free()?;
+    let mut messages = Messages::from_now()?;
+    let mut makers = Vec::new();
+    for (index, mode, at_least) in [
+        (0, Mode::FsdaxMem, ROUNDS),
+        (1, Mode::FsdaxMem, 0),
+        (1, Mode::FsdaxDev, 0),
+    ] {
+        let region = &regions[index];
+        makers.push(Child::start(format!("{region} {mode:?}"), |link| {
+            let good = make_and_remove(region, mode, ROUNDS);
+            println!("{region} {mode:?}: {good} of {ROUNDS} rounds have succeeded");
+            ensure!(good >= at_least, "only {good} have succeeded");
+            link.say(&format!("good {good}"))
+        })?);
+    }
+    let mut lister = Child::start("the lister", |link| {
+        while !link.is_told_to_go()? {
+            run("ndctl", &["list", "-RNi"])?;
+            sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    })?;
+    let mut good = Vec::new();
+    for maker in &mut makers {
+        good.push(maker.hear_value("good ", LIMIT)?.parse::<usize>()?);
+        maker.expect_done(LIMIT)?;
+    }
+    ensure!(good[1] + good[2] > 0, "all have failed in the same region");
+    lister.go()?;
+    lister.expect_done(LIMIT)?;
+    expect_no_thread_stuck()?;
+    // The driver is not why a program fails.
+    let failed = |said: &&String| said.contains("probe with driver");
+    let failed: Vec<_> = messages.so_far()?.iter().filter(failed).collect();
+    ensure!(failed.is_empty(), "the kernel says {failed:#?}");
+
+    // A program that failed may have left a namespace behind.
+    empty().into_iter().collect::<Result<Vec<_>>>()?;
+    ensure!(free()? == before, "the space differs");
+    let made = ndctl::create(&regions[1], Mode::FsdaxMem, &["-s", "64M"])?;
+    let disk = Disk::named(made.blockdev.context("no disk")?);
+    disk.open(Access::Direct)?.sync_all()?;
+    Ok(())
 }
