@@ -29,7 +29,7 @@ use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode, Namespace};
-use crate::process::{Child, expect_no_process_stuck, expect_no_thread_stuck};
+use crate::process::{Child, Link, expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 
@@ -208,26 +208,142 @@ fn mounted(disk: &Disk) -> Result<Mount> {
     Ok(mount)
 }
 
-/// A process writes to a file through a mapping. It gets SIGBUS, and nothing is lost.
+/// What a writer has made durable, in a file that is not on the device: for each page of its file
+/// the number of the last contents, and then the number of pages of its log.
+struct Acknowledged(File);
+
+impl Acknowledged {
+    fn new() -> Result<Acknowledged> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open("/tmp/acknowledged")?;
+        file.write_all_at(&[0; 8 * (PAGES + 1)], 0)?;
+        Ok(Acknowledged(file))
+    }
+
+    fn set(&self, index: usize, number: u64) -> Result<()> {
+        Ok(self
+            .0
+            .write_all_at(&number.to_le_bytes(), 8 * index as u64)?)
+    }
+
+    fn all(&self) -> Result<[u64; PAGES + 1]> {
+        let mut numbers = [0; PAGES + 1];
+        for (index, number) in numbers.iter_mut().enumerate() {
+            let mut bytes = [0; 8];
+            self.0.read_exact_at(&mut bytes, 8 * index as u64)?;
+            *number = u64::from_le_bytes(bytes);
+        }
+        Ok(numbers)
+    }
+}
+
+const PAGES: usize = LEN / PAGE;
+/// The index of the length of the log in [`Acknowledged`].
+const LOG: usize = PAGES;
+/// How many pages a log may have.
+const LOG_LIMIT: u64 = 4096;
+
+/// Each byte of a page. So a page that is written when the device goes has two values.
+fn contents(number: u64) -> u8 {
+    (number % 251) as u8
+}
+
+/// Writes new contents to one page after the other, by stores and msync or by write and fsync, and
+/// appends a page to a log, until the device goes. Ends by SIGBUS.
+fn write_until_it_goes(mount: &Mount, acknowledged: &Acknowledged, link: &mut Link) -> Result<()> {
+    let file = Access::Buffered.open(&mount.path("file"))?;
+    let log = File::create(mount.path("log"))?;
+    let mapping = Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?;
+    for step in 0.. {
+        let (page, number) = (step % PAGES, (step / PAGES + 1) as u64);
+        let bytes = [contents(number); PAGE];
+        let at = page * PAGE;
+        let written = if step % 2 == 0 {
+            mapping.write(at, &bytes);
+            mapping.sync_part(at, PAGE)
+        } else {
+            let written = file.write_all_at(&bytes, at as u64);
+            written.and_then(|()| file.sync_data())
+        };
+        if written.is_err() {
+            break;
+        }
+        acknowledged.set(page, number)?;
+
+        let appended = step as u64;
+        if appended < LOG_LIMIT {
+            let bytes = [contents(appended); PAGE];
+            let written = log.write_all_at(&bytes, appended * PAGE as u64);
+            if written.and_then(|()| log.sync_all()).is_err() {
+                break;
+            }
+            acknowledged.set(LOG, appended + 1)?;
+        }
+        if step == PAGES {
+            link.say("ready")?;
+        }
+    }
+    // An error of a call comes before the mapping is gone.
+    loop {
+        mapping.load(0);
+    }
+}
+
+/// Checks that everything is there that was durable, and nothing but it and what was written after
+/// it: `latest` was acknowledged last.
+fn expect_durable(node: &str, durable: &[u64; PAGES + 1], latest: &[u64; PAGES + 1]) -> Result<()> {
+    let mount = Ext4.mount(node, "dax=always")?;
+    let found = fs::read(mount.path("file"))?;
+    ensure!(found.len() == LEN, "the file has {} bytes", found.len());
+    for (page, found) in found.chunks(PAGE).enumerate() {
+        let right: Vec<u8> = (durable[page]..=latest[page] + 1).map(contents).collect();
+        let wrong = found.iter().find(|byte| !right.contains(byte));
+        ensure!(
+            wrong.is_none(),
+            "page {page} has {wrong:?}, expected one of {right:?}"
+        );
+    }
+    let log = fs::read(mount.path("log"))?;
+    let pages = durable[LOG];
+    println!("{pages} pages of the log were durable");
+    ensure!(
+        log.len() as u64 >= pages * PAGE as u64,
+        "the log has {} bytes, and {pages} pages were durable",
+        log.len()
+    );
+    for (number, found) in (0..pages).zip(log.chunks(PAGE)) {
+        let right = contents(number);
+        ensure!(
+            found.iter().all(|&byte| byte == right),
+            "page {number} of the log is wrong"
+        );
+    }
+    mount.unmount()?;
+    Ext4.check(node)
+}
+
+/// A process writes to a file until the device goes. It gets SIGBUS, and what it has made durable
+/// is there.
 fn writer(lab: &mut Lab, way: Way) -> Result<()> {
     let Prepared { bound, disk, .. } = ready(lab)?;
-    let mount = mounted(&disk)?;
+    let mount = make_and_mount(&disk.node_str())?;
     let path = mount.path("file");
+    fs::write(&path, vec![0; LEN])?;
+    File::open(&path)?.sync_all()?;
+    let acknowledged = Acknowledged::new()?;
     let mut messages = Messages::from_now()?;
     let mut writer = Child::start_ready("the writer", |link| {
-        let file = Access::Buffered.open(&path)?;
-        let mapping = Mapping::of_pages(&file, LEN, Sharing::Synchronous, true)?;
-        // The contents stay the same.
-        let contents = stamped(LEN, TAG);
-        mapping.write(0, &contents);
-        link.say("ready")?;
-        for page in (0..LEN).step_by(PAGE).cycle() {
-            mapping.store(page, contents[page]);
-        }
-        Ok(())
+        write_until_it_goes(&mount, &acknowledged, link)
     })?;
+    let before = acknowledged.all()?;
     way.go(&bound)?;
     writer.expect_signal(Signal::SIGBUS, SOON)?;
+    let latest = acknowledged.all()?;
+    ensure!(
+        latest[LOG] > before[LOG],
+        "nothing was written when the device went"
+    );
     expect_no_process_stuck()?;
     if lab.driver == Driver::PmemRs {
         println!("kernel: {}", messages.expect(&["revoked:"])?);
@@ -235,7 +351,10 @@ fn writer(lab: &mut Lab, way: Way) -> Result<()> {
     }
     mount.unmount()?;
     let disk = way.come_back(lab)?;
-    expect_file(&disk.node_str())?;
+    // The kernel resets the decoders of a device that goes, and unbinds the region after that. What
+    // is written in between goes nowhere.
+    let durable = if way == Way::Device { &before } else { &latest };
+    expect_durable(&disk.node_str(), durable, &latest)?;
     expect_no_thread_stuck()
 }
 
