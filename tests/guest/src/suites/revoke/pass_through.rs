@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use nix::errno::Errno;
@@ -73,7 +74,11 @@ pub fn overlay(lab: &mut Lab) -> Result<()> {
     back_to_normal(fixture, Way::Unbind)
 }
 
-/// A server exports the file system, and a client has a file open.
+/// How long a client uses a file if it gets no error. The removal begins and ends long before.
+const READ_FOR: Duration = Duration::from_secs(60);
+
+/// A server exports the file system, and a client has a file open that is also mapped on the
+/// server.
 pub fn export(lab: &mut Lab) -> Result<()> {
     if !has_module("nfsd") {
         return Err(Skip("the kernel has no NFS server").into());
@@ -94,7 +99,8 @@ pub fn export(lab: &mut Lab) -> Result<()> {
         };
         round()?;
         link.say("ready")?;
-        for _ in 0..10_000 {
+        let deadline = Instant::now() + READ_FOR;
+        while Instant::now() < deadline {
             if let Err(error) = round() {
                 let right = [Errno::EIO, Errno::EROFS, Errno::ESTALE];
                 errno::expect("a call of the client", Err::<(), _>(error), &right)?;
@@ -103,8 +109,12 @@ pub fn export(lab: &mut Lab) -> Result<()> {
         }
         bail!("the file can still be read")
     })?;
+    let mut reader = Child::start_ready("the reader on the server", |link| {
+        read_for_ever(&fixture.map(Sharing::Shared)?, link)
+    })?;
     Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     retired::expect(0)?;
+    reader.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
     client.expect_done(SIGNAL_LIMIT)?;
     ensure!(fs::read(mount.path("kept")).is_err(), "it can be read");
     mount.unmount()?;
