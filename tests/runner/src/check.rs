@@ -264,7 +264,6 @@ pub fn run(
         }
         workers.join().expect("no worker panics")
     })?;
-    println!("guest tests took {:.0} s", start.elapsed().as_secs_f64());
-    println!("{}", total.line());
+    total.print(start.elapsed());
     Ok(total.failed == 0)
 }

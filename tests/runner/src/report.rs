@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -160,6 +161,12 @@ impl Total {
         self.passed += report.passed();
         self.failed += report.failed();
         self.skipped += report.skipped();
+    }
+
+    /// Prints the duration and the last line.
+    pub fn print(&self, time: Duration) {
+        println!("guest tests took {:.0} s", time.as_secs_f64());
+        println!("{}", self.line());
     }
 
     /// The last line of a run.
