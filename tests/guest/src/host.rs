@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Controls the host. QEMU's monitor is behind the third serial port. What is written to the fourth
-//! port controls how flushes of virtio-pmem devices behave (`tests/hostsync`). Only machines with
+//! Controls the host. QEMU's monitor is behind one serial port. What is written to another one
+//! controls how flushes of virtio-pmem devices behave (`tests/hostsync`). Only machines with
 //! such devices have these two ports.
 
 use std::fs::{File, OpenOptions};
@@ -14,8 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
-const MONITOR: &str = "/dev/ttyS2";
-const FLUSHES: &str = "/dev/ttyS3";
+use crate::arch::{FLUSHES, MONITOR};
 
 /// How long QEMU may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

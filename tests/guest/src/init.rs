@@ -13,17 +13,15 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use crate::arch::{CONSOLE, RESULTS};
 use crate::cli::{Cli, Command, TestArgs};
 use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
-use crate::platform::LEGACY_MODULE;
+use crate::platform::PLATFORM_MODULE;
 use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
 
-/// The port for results. Kernel messages go to the first port.
-pub const RESULTS: &str = "/dev/ttyS1";
-const CONSOLE: &str = "/dev/ttyS0";
 /// The file with the name of the driver under test, for processes that are not given it as an
 /// argument.
 const DRIVER_FILE: &str = "/run/driver";
@@ -67,7 +65,9 @@ fn up() -> Result<()> {
 }
 
 fn work() -> Result<()> {
-    match Cli::try_parse()?.command {
+    // The firmware of arm64 adds a word for the kernel at the end of the command line.
+    let words = std::env::args().filter(|word| !word.starts_with("initrd="));
+    match Cli::try_parse_from(words)?.command {
         Command::Run {
             suites,
             args,
@@ -105,7 +105,7 @@ fn load(driver: Driver) -> Result<()> {
     let mut modules = vec!["-a", "nfit", "virtio_pmem", "device_dax", "loop"];
     if driver == Driver::NdPmem {
         // The driver of this project creates these buses itself.
-        modules.push(LEGACY_MODULE);
+        modules.push(PLATFORM_MODULE);
     }
     run("modprobe", &modules)?;
     driver.load()

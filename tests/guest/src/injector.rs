@@ -11,13 +11,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::arch::UNUSED_MEMORY;
 use crate::command::run;
 use crate::nd::{Device, settle};
 use crate::sysfs;
 
 const DEBUGFS: &str = "/sys/kernel/debug/injector";
-/// The start of the memory that the machine reserves for it (`memmap=512M$1G`).
-const START: u64 = 1 << 30;
+/// The start and the size of its memory.
+const START: u64 = UNUSED_MEMORY;
 const SIZE: u64 = 512 << 20;
 
 /// A request to clear an error that has reached the provider.

@@ -19,6 +19,8 @@
 #[allow(unsafe_code)]
 mod aio;
 #[allow(unsafe_code)]
+mod arch;
+#[allow(unsafe_code)]
 mod bus_error;
 mod checkers;
 mod cli;
@@ -53,7 +55,6 @@ mod nfs;
 mod ordering;
 mod pci;
 mod platform;
-#[allow(unsafe_code)]
 mod plugin;
 mod process;
 mod retired;

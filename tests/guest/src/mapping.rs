@@ -6,8 +6,6 @@
 //! the device may change it, and an access may raise a signal. So no reference into it is ever
 //! made; bytes are copied in and out.
 
-use std::arch::asm;
-use std::arch::x86_64::{_mm_sfence, _mm_stream_si64};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -22,6 +20,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, msync, munmap};
 
+use crate::arch;
+pub use crate::arch::Flush;
 use crate::syscall::in_child;
 
 /// The size that one entry of a PMD page table maps.
@@ -52,16 +52,6 @@ impl Sharing {
             Sharing::Private => MapFlags::MAP_PRIVATE,
         }
     }
-}
-
-/// An instruction that writes a line of the CPU cache back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flush {
-    /// The line may stay in the cache.
-    Clwb,
-    Clflushopt,
-    /// Needs no fence.
-    Clflush,
 }
 
 /// A readable and writable mapping of the first bytes of a file.
@@ -311,22 +301,14 @@ impl Mapping {
     pub fn flush_lines(&self, part: Range<usize>, flush: Flush) {
         for line in part.step_by(CACHE_LINE) {
             let line = self.at(line, 1);
-            // SAFETY: the byte is within the mapping; flushing its line changes no contents. The
-            // emulated CPU has these instructions.
-            unsafe {
-                match flush {
-                    Flush::Clwb => asm!("clwb [{}]", in(reg) line, options(nostack)),
-                    Flush::Clflushopt => asm!("clflushopt [{}]", in(reg) line, options(nostack)),
-                    Flush::Clflush => asm!("clflush [{}]", in(reg) line, options(nostack)),
-                }
-            }
+            // SAFETY: the byte is within the mapping.
+            unsafe { arch::flush_line(line, flush) }
         }
     }
 
     /// Waits until flushed lines and non-temporal stores are durable.
     pub fn fence(&self) {
-        // SAFETY: every x86-64 CPU has this instruction.
-        unsafe { _mm_sfence() }
+        arch::fence();
     }
 
     /// Fills the mapping with a byte by non-temporal stores.
@@ -335,7 +317,7 @@ impl Mapping {
         for offset in (0..self.len).step_by(size_of_val(&word)) {
             // SAFETY: the word is within the mapping, whose length is a multiple of a page, and
             // aligned. No reference into the mapping exists.
-            unsafe { _mm_stream_si64(self.at(offset, size_of_val(&word)).cast(), word) }
+            unsafe { arch::store_past_cache(self.at(offset, size_of_val(&word)).cast(), word) }
         }
     }
 

@@ -22,6 +22,12 @@ pub const LEGACY_DRIVER: &str = "e820_pmem";
 pub const LEGACY_MODULE: &str = "nd_e820";
 /// The in-tree driver for nodes of a device tree, and its module.
 pub const TREE_DRIVER: &str = "of_pmem";
+/// The module for the kind of device that machines of this architecture have.
+pub const PLATFORM_MODULE: &str = if cfg!(target_arch = "x86_64") {
+    LEGACY_MODULE
+} else {
+    TREE_DRIVER
+};
 /// The modules of the in-tree drivers.
 pub const IN_TREE_MODULES: [&str; 2] = [LEGACY_MODULE, TREE_DRIVER];
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arch::Arch;
 use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
 use crate::guest::{End, Guest, Limits};
@@ -239,27 +240,39 @@ impl Bench {
             library,
             out: dir.join(SEEN),
         });
-        let kernel_words = [Env::KERNEL_WORDS, self.kernel_words, boot.kernel_words()].join(" ");
-        let tree = machine
-            .device_tree
-            .map(|source| DeviceTree::make(&self.env, source, dir))
-            .transpose()?;
-        let software = Software {
-            kernel: match &tree {
-                Some(tree) => &tree.kernel,
-                // The firmware does not resume a kernel that was started directly (PVH) from S3.
-                None if machine.disk.is_some() => &self.env.kernel,
+        let kernel_words = [self.kernel_words, boot.kernel_words()].join(" ");
+        let mut software = Software {
+            arch: self.env.arch,
+            firmware: self.env.firmware.as_deref(),
+            // The firmware does not resume a kernel that was started directly (PVH) from S3.
+            kernel: match machine.disk {
                 None => &self.kernel,
+                Some(_) => &self.env.kernel,
             },
             image: &self.image,
-            loaded: tree
-                .as_ref()
-                .map(|tree| (tree.list.as_path(), device_tree::ADDRESS)),
+            device_tree: None,
+            loaded: None,
             kernel_words: &kernel_words,
             words: &words,
             plugin: plugin.as_ref(),
             kvm: self.kvm,
         };
+        let (tree, extended);
+        match self.env.arch {
+            Arch::Amd64 if machine.device_tree => {
+                tree = DeviceTree::make(&self.env, dir)?;
+                software.kernel = &tree.kernel;
+                software.loaded = Some((&tree.list, device_tree::ADDRESS));
+            }
+            Arch::Arm64 if machine.device_tree => {
+                software.firmware = None;
+                let ports = [Serial::Nowhere, Serial::Nowhere];
+                let qemu = machine.command(&software, backing, ports)?;
+                extended = device_tree::extend(&self.env, qemu, dir)?;
+                software.device_tree = Some(&extended);
+            }
+            _ => {}
+        }
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;
         let line: Vec<String> = command

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use crate::boot::Bench;
+use crate::needs::Platform;
 use crate::report::{Report, Total};
 use crate::suites::{self, Selection, Special, Suite};
 use crate::{Setup, counting, crash, ktap, ordering, selftest};
@@ -220,20 +221,24 @@ pub fn run(
     let mut bench = Bench::new(setup, "check", seed)?;
     bench.stress_seconds = stress_seconds;
     bench.limits.total += Duration::from_secs(stress_seconds.unwrap_or_default());
-    let selection = suites::select(names, bench.env.planted.is_some())?;
+    let selection = suites::select(names, &Platform::of(&bench.env)?)?;
     println!(
         "guest tests of {} on {}, seed {seed}, results in {}",
         bench.subject.driver,
         bench.subject.release,
         bench.results.display(),
     );
+    let mut total = Total::default();
+    for (name, reason) in &selection.skipped {
+        println!("{name:<28} skipped: {reason}");
+        total.skipped += 1;
+    }
     let run = Run {
         bench: &bench,
         only,
         deadline: deadline()?,
     };
     let (alone, together) = jobs(selection, only).into_iter().partition(Job::is_alone);
-    let mut total = Total::default();
     let mut checkers = None;
     thread::scope(|scope| {
         let (out, outcomes) = channel();

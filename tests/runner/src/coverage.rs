@@ -19,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Setup;
 use crate::boot::{Bench, seen};
+use crate::needs::Platform;
 use crate::report::Total;
 use crate::suites::{self, Special};
 use crate::tool::run as tool;
@@ -195,7 +196,7 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
 
     let mut total = Total::default();
     let mut reached: BTreeSet<Place> = BTreeSet::new();
-    let selection = suites::select(names, false)?;
+    let selection = suites::select(names, &Platform::of(&bench.env)?)?;
     let mut suites = selection.suites;
     if selection.specials.contains(&Special::Ordering) {
         suites.push(&suites::UNJUDGED_ORDERING);
@@ -211,7 +212,8 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
         }
         suite.machine.remove_backing(&backing)?;
     }
-    total.print(start.elapsed());
+    println!("guest tests took {:.0} s", start.elapsed().as_secs_f64());
+    println!("{}", total.line());
     ensure!(
         !reached.is_empty(),
         "the plugin has seen nothing of the module"

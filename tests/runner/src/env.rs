@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arch::Arch;
+
 /// A kernel, with the modules and files that belong to it.
 #[derive(Clone, Debug)]
 pub struct Env {
+    pub arch: Arch,
+    /// The firmware of guests that do not start the kernel without one.
+    pub firmware: Option<PathBuf>,
     /// The module under test. It need not exist if the in-tree driver is tested.
     pub module: PathBuf,
     /// The kernel.
@@ -47,14 +52,6 @@ impl Env {
         }
     }
 
-    /// The parameters that every kernel gets.
-    ///
-    /// QEMU flushes its TLB when CR3 is written, which page table isolation does twice in each
-    /// system call, and it walks all levels of page tables in software. So mitigations of flaws
-    /// that an emulated CPU does not have are off, and there are four levels. Four levels also keep
-    /// KASAN from reporting valid memory while the first CPU is set up: see docs/kernel-bugs.md.
-    pub const KERNEL_WORDS: &'static str = "mitigations=off no5lvl";
-
     /// Reads a file and checks that the files that it names exist.
     pub fn read(path: &Path) -> Result<Env> {
         let text =
@@ -70,6 +67,8 @@ impl Env {
             Ok::<_, anyhow::Error>((*value).to_owned())
         };
         let env = Env {
+            arch: Arch::named(&value("ARCH")?)?,
+            firmware: values.get("FIRMWARE").map(PathBuf::from),
             module: value("KO")?.into(),
             kernel: value("VMLINUZ")?.into(),
             image: value("INITRD")?.into(),

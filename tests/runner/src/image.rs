@@ -13,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::Driver;
+use crate::arch::Arch;
 use crate::env::Env;
 use crate::tool::run;
 
@@ -22,8 +23,9 @@ const NOT_NEEDED: &str = "usr/lib/udev/hwdb.bin";
 /// Sections of file systems that no test needs: function entries for ftrace, trace events, and
 /// types for BPF. Most of the time to load a module is spent on them: for each function entry the
 /// kernel searches all symbols of the module, which takes 8 s for xfs under emulation. A function
-/// whose entry is not listed still calls `__fentry__()`, which returns.
-const SLOW_SECTIONS: &str = "-R __mcount_loc -R _ftrace_events -R _ftrace_eval_map -R .BTF";
+/// whose entry is not listed still calls `__fentry__()`, which returns, or begins with NOPs.
+const SLOW_SECTIONS: &str = "-R __mcount_loc -R __patchable_function_entries -R _ftrace_events \
+     -R _ftrace_eval_map -R .BTF";
 
 /// Makes the image for one driver in `dir` and returns its path.
 pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
@@ -51,7 +53,7 @@ pub fn build(env: &Env, driver: Driver, dir: &Path) -> Result<PathBuf> {
     }
     add_modules(env, &main)?;
     add_rule(driver, &main)?;
-    add_program(&main)?;
+    add_program(env, &main)?;
 
     let image = fs::canonicalize(dir)?.join("initrd.img");
     let pack = "find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 > \"$0\"";
@@ -80,8 +82,8 @@ pub fn kernel(env: &Env, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Copies a program or a module without its debug information, which is most of it.
-fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
-    let mut strip = Command::new("strip");
+fn copy_stripped(env: &Env, from: &Path, to: &Path) -> Result<()> {
+    let mut strip = Command::new(env.arch.tool("strip"));
     strip.arg("--strip-debug").arg("-o").arg(to).arg(from);
     run(&mut strip).with_context(|| format!("copying {}", from.display()))?;
     Ok(())
@@ -101,7 +103,8 @@ fn add_modules(env: &Env, base: &Path) -> Result<()> {
         .current_dir(&modules)
         .args(["-ec", decompress]))
     .context("decompressing modules")?;
-    let remove = format!("find kernel/fs -name '*.ko' | xargs -n 1 objcopy {SLOW_SECTIONS}");
+    let objcopy = env.arch.tool("objcopy");
+    let remove = format!("find kernel/fs -name '*.ko' | xargs -n 1 {objcopy} {SLOW_SECTIONS}");
     run(Command::new("sh")
         .current_dir(&modules)
         .args(["-ec", &remove]))
@@ -117,7 +120,7 @@ fn add_modules(env: &Env, base: &Path) -> Result<()> {
         ];
         for (module, name) in ours {
             if let Some(module) = module {
-                copy_stripped(module, &updates.join(name))?;
+                copy_stripped(env, module, &updates.join(name))?;
             }
         }
     }
@@ -139,13 +142,18 @@ fn add_rule(driver: Driver, base: &Path) -> Result<()> {
     )?)
 }
 
-/// Copies the test program, which lies beside this one, and those of its libraries that the base
-/// image lacks.
-fn add_program(base: &Path) -> Result<()> {
-    let program = std::env::current_exe()?.with_file_name("guest");
+/// Copies the test program, and those of its libraries that the base image lacks. The image for
+/// another architecture has them.
+fn add_program(env: &Env, base: &Path) -> Result<()> {
+    let here = std::env::current_exe()?;
+    let here = here.parent().context("the runner has no folder")?;
+    let program = here.join(env.arch.programs()).join("guest");
     fs::create_dir_all(base.join("pmem-rs"))?;
-    copy_stripped(&program, &base.join("pmem-rs/guest"))
+    copy_stripped(env, &program, &base.join("pmem-rs/guest"))
         .with_context(|| format!("{} is built together with the runner", program.display()))?;
+    if env.arch != Arch::Amd64 {
+        return Ok(());
+    }
     let output = run(Command::new("ldd").arg(&program))?;
     let text = String::from_utf8(output.stdout)?;
     for library in text

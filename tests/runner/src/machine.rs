@@ -10,6 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arch::Arch;
+
 /// The devices and the memory of a machine that only some suites need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -35,15 +37,14 @@ pub struct Machine {
     pub cpus: u32,
     /// The memory, and the limit that includes the devices', in GiB.
     pub memory_gib: [u32; 2],
-    /// The source of a device tree, for a kernel that reads one.
-    pub device_tree: Option<&'static str>,
+    /// The size in MiB of memory that the kernel leaves unused (see [`Arch::unused_memory`]).
+    pub unused_mib: Option<u64>,
+    /// Whether a device tree describes the unused memory.
+    pub device_tree: bool,
     /// Whether CPU and kernel are set up so that emulation is fast, and not as on users' machines.
     pub fast: bool,
 }
 
-/// QEMU executes string instructions with `rep` byte by byte, and the kernel uses those of bytes
-/// only if the CPU says that they are fast.
-const FAST_CPU: &str = "max,erms=off,fsrm=off";
 /// The kernel makes no region of CXL memory on a virtual CPU, whose caches it cannot write back
 /// (`cpu_cache_has_invalidate_memregion`). So the CPU must not say that it is virtual.
 const CPU_FOR_CXL: &str = "hypervisor=off,vendor=GenuineIntel";
@@ -67,7 +68,8 @@ pub const PLAIN: Machine = Machine {
     kernel_words: "",
     cpus: 2,
     memory_gib: [2, 16],
-    device_tree: None,
+    unused_mib: None,
+    device_tree: false,
     fast: true,
 };
 
@@ -143,8 +145,13 @@ impl Serial<'_> {
 
 /// The kernel and its arguments for a boot.
 pub struct Software<'a> {
+    pub arch: Arch,
+    /// The firmware of a machine that does not start the kernel without one.
+    pub firmware: Option<&'a Path>,
     pub kernel: &'a Path,
     pub image: &'a Path,
+    /// The device tree, in the binary form that QEMU passes to the kernel.
+    pub device_tree: Option<&'a Path>,
     /// A file that is loaded into memory, and its address.
     pub loaded: Option<(&'a Path, u64)>,
     /// Additional parameters of the kernel.
@@ -212,8 +219,9 @@ impl Machine {
     }
 
     /// Adds two serial ports for commands of the guest. One is QEMU's monitor, which speaks QMP.
-    /// The other sets how the host handles flushes (see `tests/hostsync`).
-    fn add_order_ports(&self, qemu: &mut Command, backing: &Path) -> Result<()> {
+    /// The other sets how the host handles flushes (see `tests/hostsync`). `virt` has two ports, so
+    /// these are on a PCI card there.
+    fn add_order_ports(&self, qemu: &mut Command, backing: &Path, arch: Arch) -> Result<()> {
         // The path of a socket must be short, so the socket lies in the folder where QEMU runs.
         const MONITOR: &str = "monitor";
         qemu.current_dir(backing);
@@ -222,9 +230,13 @@ impl Machine {
         qemu.args(["-chardev", &format!("{socket},id=qmp,server=on,wait=off")]);
         qemu.args(["-mon", "chardev=qmp,mode=control"]);
         qemu.args(["-chardev", &format!("{socket},id=orders")]);
-        qemu.args(["-serial", "chardev:orders"]);
         let control = backing.join("fsync");
-        qemu.args(["-serial", &Serial::File(&control).argument()]);
+        let flushes = format!("file,id=flushes,path={}", control.display());
+        qemu.args(["-chardev", &flushes]);
+        match arch {
+            Arch::Amd64 => qemu.args(["-serial", "chardev:orders", "-serial", "chardev:flushes"]),
+            Arch::Arm64 => qemu.args(["-device", "pci-serial-2x,chardev1=orders,chardev2=flushes"]),
+        };
         let library = std::env::current_exe()?.with_file_name("libhostsync.so");
         ensure!(
             library.exists(),
@@ -246,15 +258,15 @@ impl Machine {
     ) -> Result<Command> {
         // The guest is killed when the runner ends.
         let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        let (accelerator, cpu) = match (software.kvm, self.fast) {
-            (true, _) => ("kvm", "host"),
-            (false, true) => ("tcg", FAST_CPU),
-            (false, false) => ("tcg", "max"),
+        let arch = software.arch;
+        qemu.args(["--pdeathsig", "KILL", arch.emulator()]);
+        let (accelerator, cpu) = match software.kvm {
+            true => ("kvm", "host"),
+            false => ("tcg", arch.cpu(self.fast)),
         };
         let (machine, cpu) = match self.cxl {
             Some(_) => (CXL_MACHINE, format!("{cpu},{CPU_FOR_CXL}")),
-            None => ("q35,nvdimm=on", cpu.to_owned()),
+            None => (arch.machine(), cpu.to_owned()),
         };
         qemu.args(["-machine", machine, "-accel", accelerator]);
         qemu.args(["-cpu", &cpu]);
@@ -263,7 +275,11 @@ impl Machine {
             let argument = format!("{},out={}", library.display(), out.display());
             qemu.args(["-plugin", &argument]);
         }
-        let [memory, limit] = self.memory_gib;
+        let [mut memory, limit] = self.memory_gib;
+        let mut unused = String::new();
+        if let Some(mib) = self.unused_mib {
+            (memory, unused) = arch.unused_memory(memory, mib);
+        }
         qemu.args(["-m", &format!("{memory}G,slots=4,maxmem={limit}G")]);
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         for (index, nvdimm) in self.nvdimms.iter().enumerate() {
@@ -335,26 +351,28 @@ impl Machine {
             qemu.args(["-device", &device]);
         }
         if self.takes_orders() {
-            self.add_order_ports(&mut qemu, backing)?;
+            self.add_order_ports(&mut qemu, backing, arch)?;
+        }
+        if let Some(firmware) = software.firmware {
+            qemu.arg("-bios").arg(firmware);
+        }
+        if let Some(tree) = software.device_tree {
+            qemu.arg("-dtb").arg(tree);
         }
         qemu.arg("-kernel")
             .arg(software.kernel)
             .arg("-initrd")
             .arg(software.image);
         let kernel_words = [
+            arch.kernel_words(),
             if self.fast { FAST_WORDS } else { "" },
             self.kernel_words,
+            &unused,
             software.kernel_words,
         ]
         .join(" ");
         let words = software.words.join(" ");
-        // On a busy host an emulated timer may be late for the kernel's check at boot, and a failed
-        // check is a panic. Under KVM the kernel skips the check as well. The runner sends an NMI
-        // to a guest that hangs.
-        let line = format!(
-            "console=ttyS0 loglevel=5 panic=-1 no_timer_check unknown_nmi_panic {kernel_words} \
-             rdinit=/pmem-rs/guest -- {words}",
-        );
+        let line = format!("loglevel=5 panic=-1 {kernel_words} rdinit=/pmem-rs/guest -- {words}");
         qemu.args(["-append", &line]);
         Ok(qemu)
     }

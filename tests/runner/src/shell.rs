@@ -15,10 +15,13 @@ pub fn run(setup: &Setup) -> Result<bool> {
     let image = image::build(&env, setup.driver, &dir)?;
     let words = ["shell", "--driver", setup.driver.name()].map(str::to_owned);
     let software = Software {
+        arch: env.arch,
+        firmware: env.firmware.as_deref(),
         kernel: &env.kernel,
         image: &image,
+        device_tree: None,
         loaded: None,
-        kernel_words: Env::KERNEL_WORDS,
+        kernel_words: "",
         words: &words,
         plugin: None,
         kvm: false,

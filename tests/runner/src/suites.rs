@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::guest::Cut;
 use crate::machine::{Machine, Nvdimm, PLAIN};
+use crate::needs::Platform;
 
 /// One or more boots of one machine, with the same files behind its NVDIMMs. A suite of one boot
 /// may share it with others.
@@ -141,7 +142,7 @@ const METAL: Machine = Machine {
 /// Memory that the kernel leaves unused, for the module `injector`, and an NVDIMM.
 const RESERVED: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
-    kernel_words: "memmap=512M$1G",
+    unused_mib: Some(512),
     ..PLAIN
 };
 /// An NVDIMM that is large enough for a file of 1 GiB.
@@ -170,7 +171,7 @@ const KDUMP: Machine = Machine {
 };
 /// A region of each provider, each large enough for xfs.
 const ONE_OF_EACH: Machine = Machine {
-    kernel_words: "memmap=512M$1G",
+    unused_mib: Some(512),
     nvdimms: &[Nvdimm::volatile(512)],
     virtio: &[512],
     ..PLAIN
@@ -250,14 +251,14 @@ const SCALE_LARGE: Machine = Machine {
 
 /// Memory that only a device tree describes.
 const WITH_DEVICE_TREE: Machine = Machine {
-    kernel_words: "memmap=448M$1G",
-    device_tree: Some(include_str!("device_tree.dts")),
+    unused_mib: Some(448),
+    device_tree: true,
     ..PLAIN
 };
 
 /// The same after what the log says about a node in System RAM was done.
 const WITH_RESERVED_NODE: Machine = Machine {
-    kernel_words: "memmap=448M$1G memmap=16M$512M",
+    kernel_words: "memmap=16M$512M",
     ..WITH_DEVICE_TREE
 };
 
@@ -272,8 +273,9 @@ const MISUSE: Suite = simple(
     },
     &[Boot::off("misuse")],
 );
-/// Suites that need the debug kernel.
-const DEBUG_ONLY: &[Suite] = &[
+/// In the order of their run: the basic suites come first. Not every kernel can run all
+/// (`needs.rs`).
+const ALL: &[Suite] = &[
     KUNIT,
     MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
@@ -281,31 +283,6 @@ const DEBUG_ONLY: &[Suite] = &[
     // It uses one NVDIMM of two, so that it shares a boot with `revoke_ext4`.
     simple(TWO, &[Boot::off("allocations")]),
     simple(ONE, &[Boot::off("allocations_more")]),
-];
-/// Suites for the stock kernel only: the debug kernel is configured without CXL and without sleep,
-/// under its checkers the programs would take minutes, and KASAN has no memory left beside 16 GiB.
-const STOCK_ONLY: &[Suite] = &[
-    simple(CXL, &[Boot::off("cxl")]),
-    simple(CXL, &[Boot::off("revoke_cxl")]),
-    simple(TWO, &[Boot::off("programs")]),
-    simple(SCALE, &[Boot::off("scale")]),
-    simple(SCALE, &[Boot::off("namespaces")]),
-    Suite {
-        name: "sleep",
-        machine: SLEEPING,
-        alone: false,
-        boots: &[
-            Boot::hibernated("sleep"),
-            Boot::resumed("sleep_after_hibernation"),
-        ],
-    },
-];
-/// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
-/// loaded.
-const WITHOUT_KUNIT: &str = "kunit.enable=0";
-
-/// In the order of their run: the basic suites come first.
-pub const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
@@ -360,7 +337,25 @@ pub const ALL: &[Suite] = &[
             Boot::off("in_use_after_power_off"),
         ],
     },
+    simple(CXL, &[Boot::off("cxl")]),
+    simple(CXL, &[Boot::off("revoke_cxl")]),
+    simple(TWO, &[Boot::off("programs")]),
+    simple(SCALE, &[Boot::off("scale")]),
+    simple(SCALE, &[Boot::off("namespaces")]),
+    Suite {
+        name: "sleep",
+        machine: SLEEPING,
+        alone: false,
+        boots: &[
+            Boot::hibernated("sleep"),
+            Boot::resumed("sleep_after_hibernation"),
+        ],
+    },
 ];
+
+/// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is
+/// loaded.
+const WITHOUT_KUNIT: &str = "kunit.enable=0";
 
 /// Suites that take too long to be run with all others.
 const BY_NAME: &[Suite] = &[alone(SCALE_LARGE, &[Boot::off("scale_large")])];
@@ -379,7 +374,7 @@ pub enum Special {
 }
 
 impl Special {
-    const ALL: [Special; 4] = [
+    pub const ALL: [Special; 4] = [
         Special::Selftest,
         Special::Counting,
         Special::Ordering,
@@ -393,11 +388,6 @@ impl Special {
             Special::Ordering => "ordering",
             Special::Crash => "crash",
         }
-    }
-
-    /// Whether it is also run on the debug kernel.
-    fn is_for_debug(self) -> bool {
-        matches!(self, Special::Selftest | Special::Crash)
     }
 }
 
@@ -426,49 +416,54 @@ pub const TIMED_PAIR: Machine = Machine {
 };
 
 /// The selected suites.
+#[derive(Default)]
 pub struct Selection {
     pub specials: Vec<Special>,
     pub suites: Vec<&'static Suite>,
+    /// Those that cannot run, with the reason.
+    pub skipped: Vec<(&'static str, &'static str)>,
 }
 
-/// Returns the suite that runs on the stock kernel under this name.
+/// Returns the suite of this name.
 pub fn find(name: &str) -> Option<&'static Suite> {
-    let mut all = ALL.iter().chain(STOCK_ONLY);
+    let mut all = ALL.iter().chain(BY_NAME);
     all.find(|suite| suite.name == name)
 }
 
-/// Selects suites by name. No name means all that the kernel can run.
-pub fn select(names: &[String], debug: bool) -> Result<Selection> {
-    let all: Vec<&'static Suite> = if debug {
-        DEBUG_ONLY.iter().chain(ALL).collect()
-    } else {
-        ALL.iter().chain(STOCK_ONLY).collect()
-    };
-    if names.is_empty() {
-        let mut specials = Special::ALL.to_vec();
-        specials.retain(|special| !debug || special.is_for_debug());
-        return Ok(Selection {
-            specials,
-            suites: all,
-        });
+/// Selects suites by name. No name means all.
+pub fn select(names: &[String], platform: &Platform) -> Result<Selection> {
+    let mut selection = Selection::default();
+    let all = ALL.iter().map(|suite| suite.name);
+    let mut wanted: Vec<&str> = Special::ALL
+        .map(Special::name)
+        .into_iter()
+        .chain(all)
+        .collect();
+    if !names.is_empty() {
+        wanted = names.iter().map(String::as_str).collect();
     }
-    let all: Vec<&'static Suite> = all.into_iter().chain(BY_NAME).collect();
-    let mut selection = Selection {
-        specials: Vec::new(),
-        suites: Vec::new(),
-    };
-    for name in names {
+    for name in wanted {
         let special = Special::ALL
             .into_iter()
             .find(|special| special.name() == name);
-        match (all.iter().find(|suite| suite.name == name), special) {
-            (Some(suite), _) => selection.suites.push(suite),
-            (None, Some(special)) => selection.specials.push(special),
+        match (find(name), special) {
             (None, None) => {
-                let known = Special::ALL.map(Special::name).into_iter();
-                let known: Vec<&str> = known.chain(all.iter().map(|suite| suite.name)).collect();
+                let all = ALL.iter().chain(BY_NAME).map(|suite| suite.name);
+                let known = Special::ALL.map(Special::name).into_iter().chain(all);
+                let known: Vec<&str> = known.collect();
                 bail!("no suite `{name}`; there are {}", known.join(", "))
             }
+            (suite, special) => match platform.reason_to_skip(name) {
+                Some(reason) => {
+                    let name = suite.map(|suite| suite.name);
+                    let name = name.or(special.map(Special::name)).unwrap_or_default();
+                    selection.skipped.push((name, reason));
+                }
+                None => {
+                    selection.suites.extend(suite);
+                    selection.specials.extend(special);
+                }
+            },
         }
     }
     Ok(selection)

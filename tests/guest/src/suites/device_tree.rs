@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Persistent memory in a device tree. The tree is the runner's `device_tree.dts`; some of its
-//! nodes are invalid on purpose.
+//! Persistent memory in a device tree. The tree is the runner's `device_tree.dts`, with other
+//! addresses on arm64; some of its nodes are invalid on purpose.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::platform::{Fixture, LIMIT, disk_in, expect_alias, only_for_pmem_rs, unbind_in_child};
 use super::{Suite, Test};
+use crate::arch::{MEMORY, UNUSED_MEMORY};
 use crate::command::run;
 use crate::disk::Disk;
 use crate::errno;
@@ -48,27 +49,45 @@ pub const RESERVED: Suite = Suite {
     tests: &[Test::new("reserved_range_is_used", reserved_range)],
 };
 
-/// The device with two ranges.
-const PERSISTENT: &str = "40000000.pmem";
-/// The device with volatile memory.
-const VOLATILE: &str = "58000000.pmem";
-/// The index of its region in the order of addresses.
+/// The nodes, by their offsets in the memory that the kernel leaves unused: one with two ranges, one
+/// with volatile memory, one with a valid and an invalid range, and one that is not aligned.
+const PERSISTENT: u64 = 0;
+const VOLATILE: u64 = 0x1800_0000;
+const HALF_WRONG: u64 = 0x1a00_0000;
+const NOT_ALIGNED: u64 = 0x1b00_0800;
+/// The index of the region with volatile memory in the order of addresses.
 const VOLATILE_REGION: u32 = 2;
+/// The range in System RAM.
+const IN_USE: u64 = MEMORY + 0x2000_0000;
 
-/// The device with a valid and an invalid range.
-const HALF_WRONG: &str = "5a000000.pmem";
+/// The name of the device for a node.
+fn name(node: u64) -> String {
+    format!("{:x}.pmem", UNUSED_MEMORY + node)
+}
+
+/// How the log names a range.
+fn shown(start: u64, len: u64) -> String {
+    format!("[mem {start:#x}-{:#x}]", start + len - 1)
+}
+
 /// The devices of nodes without a valid range, and the messages about them.
-const WRONG: &[(&str, &str)] = &[
-    (
-        "5b000800.pmem",
-        "[mem 0x5b000800-0x5b0017ff] is left out, nothing in it is aligned",
-    ),
-    ("pmem-without-reg", "the node needs a `reg`"),
-];
+fn wrong() -> [(String, String); 2] {
+    let range = shown(UNUSED_MEMORY + NOT_ALIGNED, 0x1000);
+    [
+        (
+            name(NOT_ALIGNED),
+            format!("{range} is left out, nothing in it is aligned"),
+        ),
+        (
+            "pmem-without-reg".to_owned(),
+            "the node needs a `reg`".to_owned(),
+        ),
+    ]
+}
 
-fn device(lab: &Lab, name: &str) -> Result<PlatformDevice> {
+fn device(lab: &Lab, node: u64) -> Result<PlatformDevice> {
     only_for_pmem_rs(lab)?;
-    let device = PlatformDevice::named(name);
+    let device = PlatformDevice::named(name(node));
     device.expect_driver(Some(lab.driver.name()))?;
     Ok(device)
 }
@@ -83,25 +102,30 @@ fn expect(device: &Device, attribute: &str, right: &str) -> Result<()> {
 }
 
 fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
-    for (name, kind, domain, node, ranges) in [
+    for (node, kind, domain, numa_node, ranges) in [
         (
             PERSISTENT,
             "nd_pmem",
             Some("memory_controller"),
             "0",
-            &[(0x4000_0000, 0x1000_0000), (0x5000_0000, 0x800_0000)][..],
+            &[(0, 0x1000_0000), (0x1000_0000, 0x800_0000)][..],
         ),
         (
             VOLATILE,
             "nd_volatile",
             None,
             "-1",
-            &[(0x5800_0000, 0x200_0000)],
+            &[(VOLATILE, 0x200_0000)],
         ),
     ] {
-        let device = device(lab, name)?;
+        let name = name(node);
+        let ranges: Vec<(u64, u64)> = ranges
+            .iter()
+            .map(|(offset, len)| (UNUSED_MEMORY + offset, *len))
+            .collect();
+        let device = device(lab, node)?;
         let bus = device.bus()?;
-        expect(&bus, "provider", name)?;
+        expect(&bus, "provider", &name)?;
         let node_of = |path| fs::canonicalize(path);
         let node_path = node_of(device.path("of_node"))?;
         ensure!(
@@ -118,7 +142,7 @@ fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
                     "{region} is said to be persistent"
                 ),
             }
-            expect(&region, "numa_node", node)?;
+            expect(&region, "numa_node", numa_node)?;
             ensure!(
                 node_of(region.path("of_node"))? == node_path,
                 "{region} is not for {node_path:?}"
@@ -138,8 +162,8 @@ fn nodes_become_regions(lab: &mut Lab) -> Result<()> {
 }
 
 fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
-    for name in [PERSISTENT, VOLATILE] {
-        expect_alias(lab, &device(lab, name)?.get("modalias")?)?;
+    for node in [PERSISTENT, VOLATILE] {
+        expect_alias(lab, &device(lab, node)?.get("modalias")?)?;
     }
     Ok(())
 }
@@ -148,15 +172,15 @@ fn alias_names_the_module(lab: &mut Lab) -> Result<()> {
 fn wrong_nodes(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let before = Device::all()?;
-    for (name, why) in WRONG {
-        let device = PlatformDevice::named(*name);
+    for (name, why) in wrong() {
+        let device = PlatformDevice::named(name.clone());
         device.expect_driver(None)?;
         let mut messages = Messages::from_now()?;
         let refused = device.try_bind(lab.driver.name());
         errno::expect("binding a wrong node", refused, &[Errno::ENXIO])?;
-        let said = messages.expect(&[why])?;
+        let said = messages.expect(&[&why])?;
         println!("the kernel says: {said}");
-        ensure!(said.contains(name), "`{said}` does not name {name}");
+        ensure!(said.contains(&name), "`{said}` does not name {name}");
         device.expect_driver(None)?;
         let after = Device::all()?;
         ensure!(before == after, "there were {before:?}, and are {after:?}");
@@ -170,14 +194,14 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     device.unbind()?;
     let mut messages = Messages::from_now()?;
     device.bind(lab.driver.name())?;
-    let said =
-        messages.expect(&["[mem 0x20000000-0x20ffffff] is left out, it is used as System RAM"])?;
+    let range = shown(IN_USE, 0x100_0000);
+    let said = messages.expect(&[&format!("{range} is left out, it is used as System RAM")])?;
     println!("the kernel says: {said}");
     let remedy = "reserve it (`no-map` in /reserved-memory, or memmap=SIZE$START";
     ensure!(said.contains(remedy), "it does not say `{remedy}`");
     let found = device.ranges()?;
     ensure!(
-        found == [(0x5a00_0000, 0x100_0000)],
+        found == [(UNUSED_MEMORY + HALF_WRONG, 0x100_0000)],
         "{device} has the regions {found:x?}"
     );
     Ok(())
@@ -189,7 +213,11 @@ fn reserved_range(lab: &mut Lab) -> Result<()> {
     let device = device(lab, HALF_WRONG)?;
     let found = device.ranges()?;
     ensure!(
-        found == [(0x2000_0000, 0x100_0000), (0x5a00_0000, 0x100_0000)],
+        found
+            == [
+                (IN_USE, 0x100_0000),
+                (UNUSED_MEMORY + HALF_WRONG, 0x100_0000)
+            ],
         "{device} has the regions {found:x?}"
     );
     let fixture = Fixture::on(0, &disk_in(lab, 0)?)?;
@@ -203,12 +231,12 @@ fn reserved_range(lab: &mut Lab) -> Result<()> {
 
 /// Regions have the same attributes with both drivers.
 fn same_regions_as_with_of_pmem(lab: &mut Lab) -> Result<()> {
-    for name in [PERSISTENT, VOLATILE] {
-        let device = device(lab, name)?;
+    for node in [PERSISTENT, VOLATILE] {
+        let device = device(lab, node)?;
         let ours = device.description()?;
         // of_pmem would bind the invalid nodes too.
-        for (node, _) in WRONG {
-            PlatformDevice::named(*node).set_override(Some(lab.driver.name()))?;
+        for (name, _) in wrong() {
+            PlatformDevice::named(name).set_override(Some(lab.driver.name()))?;
         }
         run("modprobe", &[TREE_DRIVER])?;
         device.unbind()?;
@@ -231,7 +259,7 @@ fn goes_in_use(lab: &mut Lab) -> Result<()> {
     // The data in the memory of another node are still there.
     let other = lab.namespace(0)?;
     ensure!(
-        other.resource()? == 0x5800_0000,
+        other.resource()? == UNUSED_MEMORY + VOLATILE,
         "{other} is at {:#x}",
         other.resource()?
     );
@@ -292,7 +320,7 @@ fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
         } else {
             let found = device.ranges()?;
             for (start, len) in &all {
-                let said = format!("[mem {start:#x}-{:#x}] is left out", start + len - 1);
+                let said = format!("{} is left out", shown(*start, *len));
                 if !found.contains(&(*start, *len)) {
                     // libnvdimm adds the device of a region later, and logs a failure itself.
                     messages.expect(&[&said, "nd_async_device_register: failed"])?;

@@ -158,6 +158,7 @@ const ALL: &[Suite] = &[
     in_use::AFTER_POWER_OFF,
     sleep::SUITE,
     sleep::AFTER,
+    #[cfg(target_arch = "x86_64")]
     bench::counting::SUITE,
     ordering::SUITE,
     bench::TIME,

@@ -8,7 +8,7 @@
 use anyhow::Result;
 
 use super::pair::Pair;
-use crate::counter::{counted, known, learn, watch, watch_known};
+use crate::counter::{counted, known, learn, watch};
 use crate::disk::Access;
 use crate::driver::Driver;
 use crate::lab::Lab;
@@ -28,9 +28,9 @@ const TIMES: usize = 2;
 const READS: u64 = 20;
 
 fn known_code(_: &mut Lab) -> Result<()> {
-    watch_known();
+    known::watch();
     for _ in 0..TIMES {
-        counted("known", known);
+        counted("known", known::run);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! Most cases are in both. A case leaves its devices as they are for the next one.
 
 mod block;
+#[cfg(target_arch = "x86_64")]
 pub mod counting;
 pub mod cpu;
 mod dax;

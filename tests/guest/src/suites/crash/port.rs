@@ -11,7 +11,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 
-use crate::init::RESULTS;
+use crate::arch::RESULTS;
 
 /// The port to the host.
 pub struct Port(File);

@@ -11,11 +11,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use super::{Program, SOON};
+use crate::arch::C_LIBRARY;
 use crate::command::command;
 use crate::process::{Child, await_mapping};
 
 const SHELL: &str = "/usr/bin/dash";
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 /// Each round executes code of both files.
 const WORK: &str = "echo ready; while :; do read -r line </proc/self/stat; done";
 
@@ -35,7 +35,7 @@ fn shell(dir: &Path, script: &str) -> Result<Command> {
 }
 
 pub fn start(dir: &Path) -> Result<Box<dyn Program>> {
-    for original in [SHELL, LIBRARY] {
+    for original in [SHELL, C_LIBRARY] {
         let copy = copy_in(dir, original)?;
         fs::copy(original, &copy)?;
         File::open(&copy)?.sync_all()?;
@@ -47,7 +47,7 @@ pub fn start(dir: &Path) -> Result<Box<dyn Program>> {
             .context("starting the shell")?;
         let output = shell.stdout.take().context("the shell says nothing")?;
         BufReader::new(output).read_line(&mut String::new())?;
-        for original in [SHELL, LIBRARY] {
+        for original in [SHELL, C_LIBRARY] {
             await_mapping(shell.id(), &copy_in(dir, original)?)?;
         }
         link.say("ready")?;
@@ -67,7 +67,7 @@ impl Program for Executable {
     }
 
     fn expect_committed(&self, dir: &Path) -> Result<()> {
-        for original in [SHELL, LIBRARY] {
+        for original in [SHELL, C_LIBRARY] {
             let same = fs::read(copy_in(dir, original)?)? == fs::read(original)?;
             ensure!(same, "the copy of {original} differs from it");
         }
