@@ -258,20 +258,20 @@ impl Bench {
             kvm: self.kvm,
         };
         let (tree, extended);
-        match self.env.arch {
-            Arch::Amd64 if machine.device_tree => {
+        match (machine.device_tree, self.env.arch) {
+            (Some(_), Arch::Amd64) => {
                 tree = DeviceTree::make(&self.env, dir)?;
                 software.kernel = &tree.kernel;
                 software.loaded = Some((&tree.list, device_tree::ADDRESS));
             }
-            Arch::Arm64 if machine.device_tree => {
+            (Some(kind), Arch::Arm64) => {
                 software.firmware = None;
                 let ports = [Serial::Nowhere, Serial::Nowhere];
                 let qemu = machine.command(&software, backing, ports)?;
-                extended = device_tree::extend(&self.env, qemu, dir)?;
+                extended = device_tree::extend(&self.env, kind, qemu, dir)?;
                 software.device_tree = Some(&extended);
             }
-            _ => {}
+            (None, _) => {}
         }
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;

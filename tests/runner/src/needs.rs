@@ -19,8 +19,6 @@ enum Need {
     DeclaredMemory,
     /// Memory that only a device tree describes.
     DeviceTree,
-    /// A command line that reserves any range, for a node in memory that the kernel uses.
-    ReservedNode,
     /// Persistent memory behind CXL.
     Cxl,
     /// Sleep with the firmware's help (S3), and hibernation.
@@ -44,7 +42,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("allocations", &[FailingAllocations]),
     ("allocations_more", &[FailingAllocations]),
     ("device_tree", &[DeviceTree]),
-    ("device_tree_reserved", &[DeviceTree, ReservedNode]),
+    ("device_tree_reserved", &[DeviceTree]),
     ("legacy", &[DeclaredMemory]),
     ("platform", &[DeclaredMemory]),
     ("bench_metal", &[DeclaredMemory]),
@@ -100,7 +98,6 @@ impl Platform {
                 self.has("CONFIG_OF_PMEM"),
                 "the kernel has no of_pmem (CONFIG_OF)",
             ),
-            ReservedNode => (pc, "only x86 has memmap=SIZE$START for any range"),
             Cxl if pc => (
                 self.has("CONFIG_CXL_PMEM"),
                 "the kernel has no CONFIG_CXL_PMEM",
