@@ -19,6 +19,7 @@ use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
+use crate::ndctl::Mode;
 use crate::platform::PLATFORM_MODULE;
 use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
 
@@ -102,7 +103,10 @@ fn work() -> Result<()> {
 /// Loads the drivers that create namespaces, and then the driver that binds them.
 fn load(driver: Driver) -> Result<()> {
     fs::write(DRIVER_FILE, driver.name())?;
-    let mut modules = vec!["-a", "nfit", "virtio_pmem", "device_dax", "loop"];
+    let mut modules = vec!["-a", "nfit", "virtio_pmem", "loop"];
+    if Mode::Devdax.is_supported() {
+        modules.push("device_dax");
+    }
     if driver == Driver::NdPmem {
         // The driver of this project creates these buses itself.
         modules.push(PLATFORM_MODULE);

@@ -5,7 +5,8 @@
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::command::run;
+use crate::command::{has_module, run};
+use crate::lab::Skip;
 use crate::nd::Device;
 
 /// The mode of a namespace.
@@ -24,6 +25,12 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Whether the kernel has the driver for it. A kernel without transparent huge pages, such as a
+    /// real-time one, has no device_dax.
+    pub fn is_supported(self) -> bool {
+        self != Mode::Devdax || has_module("device_dax")
+    }
+
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Mode::Raw => &["-m", "raw"],
@@ -94,6 +101,9 @@ pub fn create(region: &Device, mode: Mode, more: &[&str]) -> Result<Created> {
 }
 
 fn create_namespace(of: &[&str], mode: Mode, more: &[&str]) -> Result<Created> {
+    if !mode.is_supported() {
+        return Err(Skip("the kernel has no device_dax").into());
+    }
     let args = [&["create-namespace"], of, mode.arguments(), more].concat();
     let text = run("ndctl", &args)?;
     serde_json::from_str(&text).with_context(|| format!("ndctl said: {text}"))

@@ -7,13 +7,13 @@
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Full, //
+};
 use core::ptr::addr_of_mut;
 use kernel::{
     prelude::*,
-    sync::barrier::{
-        smp_mb,
-        Full, //
-    },
     time::{
         msecs_to_jiffies,
         Msecs, //

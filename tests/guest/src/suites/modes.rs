@@ -322,7 +322,7 @@ fn from_mode_to_mode(lab: &mut Lab) -> Result<()> {
         Mode::Raw,
         Mode::Sector,
     ];
-    for mode in modes {
+    for mode in modes.into_iter().filter(|mode| mode.is_supported()) {
         let made = ndctl::reconfigure(&namespace, mode)?;
         let disks = Disk::all("pmem")?;
         let wanted = usize::from(mode != Mode::Devdax);
