@@ -9,7 +9,7 @@ use super::{find_mark, leave_mark};
 use crate::command::run;
 use crate::disk::Disk;
 use crate::errno;
-use crate::lab::{Lab, Prepared};
+use crate::lab::{Lab, Prepared, Skip};
 use crate::leaks::{Holdings, reservation};
 use crate::messages::Messages;
 use crate::nd::Device;
@@ -105,12 +105,19 @@ pub fn claim(namespace: &Device, settings: &[(&str, &str)]) -> Result<Device> {
 
 pub const UUID: &str = "5a3b1c9e-0d7f-4a63-9a57-0c2f6c1d8e42";
 
+/// The size of a page that a PUD maps.
+const GIB: &str = "1073741824";
+
 pub fn unsatisfiable_alignment(lab: &mut Lab) -> Result<()> {
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     namespace.unbind()?;
     let before = Holdings::now()?;
-    let settings = [("mode", "ram"), ("align", "1073741824"), ("uuid", UUID)];
-    let pfn = claim(&namespace, &settings)?;
+    let pfn = claim(&namespace, &[("mode", "ram"), ("uuid", UUID)])?;
+    let alignments = pfn.get("supported_alignments")?;
+    if !alignments.split(' ').any(|alignment| alignment == GIB) {
+        return Err(Skip("this kernel maps no persistent memory by pages of 1 GiB").into());
+    }
+    pfn.set("align", GIB)?;
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
     errno::expect("aligning 512 MiB to 1 GiB", result, &[Errno::ENXIO])?;
