@@ -202,9 +202,9 @@ impl<'a> Source<'a> {
         if resource::has_ram(&range) {
             dev_err!(
                 dev,
-                "[mem {:#x}-{:#x}] is left out, it is used as System RAM: reserve it (`no-map` in \
-                 /reserved-memory, or memmap=SIZE$START on the kernel command line), or correct \
-                 {}; if device-dax (kmem) has onlined it, reboot\n",
+                "[mem {:#x}-{:#x}] is left out, it is used as System RAM: take it out of the \
+                 memory nodes (`no-map` does not), reserve it by memmap=SIZE$START on a PC's \
+                 kernel command line, or correct {}; if device-dax (kmem) has onlined it, reboot\n",
                 start,
                 last,
                 origin

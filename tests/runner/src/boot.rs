@@ -259,19 +259,19 @@ impl Bench {
         };
         let (tree, extended);
         match (machine.device_tree, self.env.arch) {
-            (Some(_), Arch::Amd64) => {
+            (true, Arch::Amd64) => {
                 tree = DeviceTree::make(&self.env, dir)?;
                 software.kernel = &tree.kernel;
                 software.loaded = Some((&tree.list, device_tree::ADDRESS));
             }
-            (Some(kind), Arch::Arm64) => {
+            (true, Arch::Arm64) => {
                 software.firmware = None;
                 let ports = [Serial::Nowhere, Serial::Nowhere];
                 let qemu = machine.command(&software, backing, ports)?;
-                extended = device_tree::extend(&self.env, kind, qemu, dir)?;
+                extended = device_tree::extend(&self.env, qemu, dir)?;
                 software.device_tree = Some(&extended);
             }
-            (None, _) => {}
+            (false, _) => {}
         }
         let ports = [Serial::File(&console), Serial::File(&stream)];
         let command = machine.command(&software, backing, ports)?;

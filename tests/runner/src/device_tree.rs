@@ -16,18 +16,11 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::env::Env;
-use crate::machine::Tree;
 use crate::tool::run;
 
 /// The nodes for a PC, and for `virt`.
 const PC: &str = include_str!("device_tree.dts");
 const VIRT: &str = include_str!("device_tree_arm64.dts");
-/// What reserves the range in memory that the kernel uses. A PC ignores this.
-const RESERVATION: &str = "/ { reserved-memory {
-    #address-cells = <2>; #size-cells = <2>; ranges;
-    pmem@60000000 { reg = <0 0x60000000 0 0x01000000>; no-map; };
-}; };
-";
 
 /// The address of the list in the machine's memory: above the kernel, below its initrd and the
 /// memory that suites reserve.
@@ -46,17 +39,13 @@ fn compiler(env: &Env, from: &str, to: &str) -> Command {
 
 /// Adds nodes to the device tree of the machine that `qemu` runs, writes it to `dir`, and returns
 /// its path.
-pub fn extend(env: &Env, kind: Tree, mut qemu: Command, dir: &Path) -> Result<PathBuf> {
+pub fn extend(env: &Env, mut qemu: Command, dir: &Path) -> Result<PathBuf> {
     let [dumped, text, blob] =
         ["dumped.dtb", "machine.dts", "machine.dtb"].map(|name| dir.join(name));
     let dump = format!("dumpdtb={}", dumped.display());
     run(qemu.args(["-machine", &dump])).context("asking QEMU for its device tree")?;
     let source = run(compiler(env, "dtb", "dts").arg(&dumped))?.stdout;
-    let reservation = match kind {
-        Tree::Plain => "",
-        Tree::Reserved => RESERVATION,
-    };
-    fs::write(&text, String::from_utf8(source)? + VIRT + reservation)?;
+    fs::write(&text, String::from_utf8(source)? + VIRT)?;
     run(compiler(env, "dts", "dtb").arg("-o").arg(&blob).arg(&text))
         .context("compiling the device tree")?;
     Ok(blob)

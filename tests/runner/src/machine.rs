@@ -39,8 +39,8 @@ pub struct Machine {
     pub memory_gib: [u32; 2],
     /// The size in MiB of memory that the kernel leaves unused (see [`Arch::unused_memory`]).
     pub unused_mib: Option<u64>,
-    /// The device tree that describes the unused memory.
-    pub device_tree: Option<Tree>,
+    /// Whether a device tree describes the unused memory.
+    pub device_tree: bool,
     /// Whether CPU and kernel are set up so that emulation is fast, and not as on users' machines.
     pub fast: bool,
 }
@@ -69,18 +69,9 @@ pub const PLAIN: Machine = Machine {
     cpus: 2,
     memory_gib: [2, 16],
     unused_mib: None,
-    device_tree: None,
+    device_tree: false,
     fast: true,
 };
-
-/// A device tree with nodes for persistent memory (`device_tree.dts`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tree {
-    /// A range of a node is in memory that the kernel uses.
-    Plain,
-    /// The range is reserved.
-    Reserved,
-}
 
 /// One emulated NVDIMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,10 +368,6 @@ impl Machine {
             if self.fast { FAST_WORDS } else { "" },
             self.kernel_words,
             &unused,
-            match (self.device_tree, arch) {
-                (Some(Tree::Reserved), Arch::Amd64) => "memmap=16M$512M",
-                _ => "",
-            },
             software.kernel_words,
         ]
         .join(" ");

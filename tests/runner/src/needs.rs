@@ -19,6 +19,8 @@ enum Need {
     DeclaredMemory,
     /// Memory that only a device tree describes.
     DeviceTree,
+    /// A command line that takes any range away from the kernel, for a node in System RAM.
+    ReservedNode,
     /// Persistent memory behind CXL.
     Cxl,
     /// Sleep with the firmware's help (S3), and hibernation.
@@ -42,7 +44,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("allocations", &[FailingAllocations]),
     ("allocations_more", &[FailingAllocations]),
     ("device_tree", &[DeviceTree]),
-    ("device_tree_reserved", &[DeviceTree]),
+    ("device_tree_reserved", &[DeviceTree, ReservedNode]),
     ("legacy", &[DeclaredMemory]),
     ("platform", &[DeclaredMemory]),
     ("bench_metal", &[DeclaredMemory]),
@@ -98,6 +100,7 @@ impl Platform {
                 self.has("CONFIG_OF_PMEM"),
                 "the kernel has no of_pmem (CONFIG_OF)",
             ),
+            ReservedNode => (pc, "QEMU's virt lists all memory in its memory nodes"),
             Cxl if pc => (
                 self.has("CONFIG_CXL_PMEM"),
                 "the kernel has no CONFIG_CXL_PMEM",

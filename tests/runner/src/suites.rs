@@ -5,7 +5,7 @@
 use anyhow::{Result, bail};
 
 use crate::guest::Cut;
-use crate::machine::{Machine, Nvdimm, PLAIN, Tree};
+use crate::machine::{Machine, Nvdimm, PLAIN};
 use crate::needs::Platform;
 
 /// One or more boots of one machine, with the same files behind its NVDIMMs. A suite of one boot
@@ -252,13 +252,13 @@ const SCALE_LARGE: Machine = Machine {
 /// Memory that only a device tree describes.
 const WITH_DEVICE_TREE: Machine = Machine {
     unused_mib: Some(448),
-    device_tree: Some(Tree::Plain),
+    device_tree: true,
     ..PLAIN
 };
 
 /// The same after what the log says about a node in System RAM was done.
 const WITH_RESERVED_NODE: Machine = Machine {
-    device_tree: Some(Tree::Reserved),
+    kernel_words: "memmap=16M$512M",
     ..WITH_DEVICE_TREE
 };
 
