@@ -21,6 +21,8 @@ enum Need {
     DeviceTree,
     /// A command line that takes any range away from the kernel, for a node in System RAM.
     ReservedNode,
+    /// virtio-pmem devices.
+    VirtioPmem,
     /// Persistent memory behind CXL.
     Cxl,
     /// Sleep with the firmware's help (S3), and hibernation.
@@ -50,7 +52,10 @@ const TABLE: &[(&str, &[Need])] = &[
     ("bench_metal", &[DeclaredMemory]),
     ("cxl", &[Cxl]),
     ("revoke_cxl", &[Cxl]),
-    ("sleep", &[Sleep]),
+    ("virtio", &[VirtioPmem]),
+    ("container_images", &[VirtioPmem]),
+    ("sequences", &[VirtioPmem]),
+    ("sleep", &[Sleep, VirtioPmem]),
     // Under all checkers the programs would take minutes, and KASAN has no memory left beside
     // 16 GiB.
     ("programs", &[NoCheckers]),
@@ -101,6 +106,7 @@ impl Platform {
                 "the kernel has no of_pmem (CONFIG_OF)",
             ),
             ReservedNode => (pc, "QEMU's virt lists all memory in its memory nodes"),
+            VirtioPmem => (pc, "QEMU has virtio-pmem for x86 only"),
             Cxl if pc => (
                 self.has("CONFIG_CXL_PMEM"),
                 "the kernel has no CONFIG_CXL_PMEM",
