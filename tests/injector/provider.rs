@@ -3,8 +3,8 @@
 //! A provider of persistent memory whose media errors are injected.
 //!
 //! Registers an nvdimm bus with one region, without labels, over memory that the command line has
-//! left unused (`memmap=SIZE$START`, `mem=`). The kernel's own `nfit_test` only works with drivers that were
-//! built with its wrappers. In debugfs, under `injector`:
+//! left unused (`memmap=SIZE$START`, `mem=`). The kernel's own `nfit_test` only works with drivers
+//! that were built with its wrappers. In debugfs, under `injector`:
 //!
 //! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm;
 //! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check;

@@ -10,7 +10,7 @@ bool window_is_own(unsigned long ip);
 void window_go_to(struct ftrace_regs *fregs, unsigned long ip);
 void window_synchronize_rcu_tasks(void);
 
-/* As in livepatch: a callback that gets the arguments of a function can change where it continues. */
+/* As in livepatch: a callback with a function's arguments can change where it continues. */
 #ifdef CONFIG_HAVE_DYNAMIC_FTRACE_WITH_ARGS
 #define HOOK_FLAGS FTRACE_OPS_FL_IPMODIFY
 #else

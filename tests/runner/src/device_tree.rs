@@ -3,11 +3,12 @@
 //! Device trees with persistent memory.
 //!
 //! QEMU makes a device tree for its machine `virt`, and passes an extended copy to the kernel. A PC
-//! has none. Its kernel finds a device tree through a list of data that a boot loader leaves in memory. The
-//! header of the kernel has the address of that list (`Documentation/arch/x86/boot.rst`). `-dtb` of
-//! QEMU makes such a list, but QEMU 10.0 sets an address that is too high: it does not allow for
-//! the setup code, which is not loaded there. Therefore the list is made here and loaded by QEMU's
-//! generic loader, and its address is written into a copy of the kernel.
+//! has none. Its kernel finds a device tree through a list of data that a boot loader leaves in
+//! memory. The header of the kernel has the address of that list
+//! (`Documentation/arch/x86/boot.rst`). `-dtb` of QEMU makes such a list, but QEMU 10.0 sets an
+//! address that is too high: it does not allow for the setup code, which is not loaded there.
+//! Therefore the list is made here and loaded by QEMU's generic loader, and its address is written
+//! into a copy of the kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};

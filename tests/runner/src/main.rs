@@ -4,13 +4,13 @@
 //!
 //! - [`mod@env`] says which kernel, module and image to use; [`image`] adds the module and the test
 //!   program to the image.
-//! - [`machine`] describes and starts a machine, [`arch`] names what depends on its architecture, [`guest`] follows one until it ends, [`boot`] does
-//!   both.
+//! - [`machine`] describes and starts a machine, [`guest`] follows one until it ends, [`boot`] does
+//!   both. [`arch`] has what depends on the architecture.
 //! - [`ktap`] reads results, [`report`] keeps them.
 //! - [`counting`] counts instructions, and [`ordering`] watches flushes. [`crash`] kills guests
 //!   while they write, and [`ledger`] checks the acknowledged writes.
-//! - [`suites`] lists what can be run, and [`needs`] where. [`check`], [`mod@bench`], [`compare`], [`coverage`],
-//!   [`demo`] and [`shell`] are the commands.
+//! - [`suites`] lists what can be run, and [`needs`] where. [`check`], [`mod@bench`], [`compare`],
+//!   [`coverage`], [`demo`] and [`shell`] are the commands.
 
 #![forbid(unsafe_code)]
 

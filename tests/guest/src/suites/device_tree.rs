@@ -49,8 +49,8 @@ pub const RESERVED: Suite = Suite {
     tests: &[Test::new("reserved_range_is_used", reserved_range)],
 };
 
-/// The nodes, by their offsets in the memory that the kernel leaves unused: one with two ranges, one
-/// with volatile memory, one with a valid and an invalid range, and one that is not aligned.
+/// The nodes, by their offsets in the memory that the kernel leaves unused: one with two ranges,
+/// one with volatile memory, one with a valid and an invalid range, and one that is not aligned.
 const PERSISTENT: u64 = 0;
 const VOLATILE: u64 = 0x1800_0000;
 const HALF_WRONG: u64 = 0x1a00_0000;
