@@ -27,6 +27,11 @@ use crate::syscall::in_child;
 /// The size that one entry of a PMD page table maps.
 pub const PMD: usize = 2 << 20;
 
+/// Whether the kernel maps files by PMDs. A real-time kernel has no transparent huge pages.
+pub fn has_huge_pages() -> bool {
+    Path::new("/sys/kernel/mm/transparent_hugepage").exists()
+}
+
 /// The size that one entry of a PTE page table maps.
 pub const PAGE: usize = 4096;
 

@@ -14,8 +14,8 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
-use crate::lab::{Lab, Prepared, holder};
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::lab::{Lab, Prepared, Skip, holder};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, has_huge_pages};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
@@ -66,7 +66,8 @@ fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
         "ndctl lists sectors of {:?}",
         listed.sector_size
     );
-    let align = listed.map.is_some().then_some(PMD as u64);
+    let default = if has_huge_pages() { PMD } else { PAGE };
+    let align = listed.map.is_some().then_some(default as u64);
     ensure!(
         listed.align == align,
         "ndctl lists an alignment of {:?}",
@@ -236,6 +237,9 @@ fn devdax(lab: &mut Lab) -> Result<()> {
 
 /// The alignment of the data, and whether files can be mapped.
 fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
+    if align == PMD as u64 && !has_huge_pages() {
+        return Err(Skip("the kernel has no transparent huge pages").into());
+    }
     let namespace = lab.namespace(0)?;
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {
         let more = ["-a", &align.to_string()];
