@@ -22,6 +22,7 @@ use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, 
 
 use crate::arch;
 pub use crate::arch::Flush;
+use crate::lab::Skip;
 use crate::syscall::in_child;
 
 /// The size that one entry of a PMD page table maps.
@@ -30,6 +31,14 @@ pub const PMD: usize = 2 << 20;
 /// Whether the kernel maps files by PMDs. A real-time kernel has no transparent huge pages.
 pub fn has_huge_pages() -> bool {
     Path::new("/sys/kernel/mm/transparent_hugepage").exists()
+}
+
+/// Skips a test on a kernel that maps no file by PMDs.
+pub fn need_huge_pages() -> anyhow::Result<()> {
+    if !has_huge_pages() {
+        return Err(Skip("the kernel has no transparent huge pages").into());
+    }
+    Ok(())
 }
 
 /// The size that one entry of a PTE page table maps.

@@ -21,7 +21,7 @@ use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PMD, Sharing, need_huge_pages};
 use crate::ndctl::Mode;
 use crate::sectors::{expect_same, stamped};
 use crate::syscall::is_dax;
@@ -254,10 +254,12 @@ fn faults() -> Result<i64> {
 }
 
 fn pmd_faults(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    need_huge_pages()?;
     expect_pmds(&Bench::new(lab, fs, Mode::FsdaxMem)?)
 }
 
 fn pmd_faults_with_map_dev(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    need_huge_pages()?;
     expect_pmds(&Bench::new(lab, fs, Mode::FsdaxDev)?)
 }
 

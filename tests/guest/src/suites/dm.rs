@@ -19,7 +19,7 @@ use crate::dm::Mapped;
 use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, expect_same, stamped};
@@ -114,6 +114,7 @@ fn linear_over_two(lab: &mut Lab) -> Result<()> {
 fn pmds_on_stripe(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const LEN: usize = 8 * PMD;
     const CHUNK: u64 = (PMD / 512) as u64;
+    need_huge_pages()?;
     let disks = [lab.ready(0)?.disk, lab.ready(1)?.disk];
     let [low, high] = disks.each_ref().map(Disk::node_str);
     let length = 2 * (sectors(&disks[0])?.min(sectors(&disks[1])?) / CHUNK * CHUNK);

@@ -14,8 +14,8 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
-use crate::lab::{Lab, Prepared, Skip, holder};
-use crate::mapping::{Mapping, PAGE, PMD, Sharing, has_huge_pages};
+use crate::lab::{Lab, Prepared, holder};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, has_huge_pages, need_huge_pages};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
@@ -237,8 +237,8 @@ fn devdax(lab: &mut Lab) -> Result<()> {
 
 /// The alignment of the data, and whether files can be mapped.
 fn alignment(lab: &mut Lab, align: u64) -> Result<()> {
-    if align == PMD as u64 && !has_huge_pages() {
-        return Err(Skip("the kernel has no transparent huge pages").into());
+    if align == PMD as u64 {
+        need_huge_pages()?;
     }
     let namespace = lab.namespace(0)?;
     for mode in [Mode::FsdaxMem, Mode::FsdaxDev] {

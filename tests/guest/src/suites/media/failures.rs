@@ -20,7 +20,7 @@ use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::messages::Messages;
 use crate::ndctl::Mode;
 use crate::process::{Child, Link};
@@ -250,6 +250,7 @@ pub fn next_process(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 /// from the linear mapping.
 pub fn page_of_pmd_fails(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     const BAD: usize = 100;
+    need_huge_pages()?;
     let fixture = Fixture::new(lab, fs)?;
     let trace = FaultTrace::start()?;
     let mut victim = fixture.user("the victim", BAD, PMD)?;

@@ -41,6 +41,7 @@ pub use window::SUITE as WINDOW;
 use crate::driver::Driver;
 use crate::errno;
 use crate::lab::Lab;
+use crate::mapping::need_huge_pages;
 use crate::messages::Messages;
 use crate::process::{expect_no_process_stuck, expect_no_thread_stuck};
 use crate::retired;
@@ -123,6 +124,9 @@ const FREE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Cell {
     fn run(self, lab: &Lab) -> Result<()> {
+        if self.user == User::Pmd {
+            need_huge_pages()?;
+        }
         let mut fixture = Fixture::build(lab, self.fs, self.under)?;
         let mut messages = Messages::from_now()?;
         let mut user = self.user.start(&fixture)?;

@@ -24,7 +24,7 @@ use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
 use crate::bus_error;
 use crate::command::run;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired;
 use crate::suites::{Suite, Test};
@@ -137,6 +137,9 @@ struct Case {
 
 impl Case {
     fn run(self, lab: &Lab) -> Result<()> {
+        if self.size == Size::Pmd {
+            need_huge_pages()?;
+        }
         let fixture = Fixture::build(lab, self.fs, Under::Whole)?;
         let module = Module::load(self.position)?;
         let known = (self.touch != Touch::StoreSync).then(|| self.map(&fixture));
