@@ -181,8 +181,8 @@ as_root() {
     unshare "${namespaces[@]}" --mount-proc -- "$@"
 }
 
-# Prints the lines of sources.list for a tree of `suite`. The archive may be one of the past, such as
-# snapshot.debian.org.
+# Prints the lines of sources.list for a tree of `suite`. The archive may be one of the past, such
+# as snapshot.debian.org.
 archive_sources() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg archives archive
     [[ -e $keyring ]] || die "Debian's archive keys are missing ($keyring)" "Run: sudo apt-get install debian-archive-keyring"

@@ -46,8 +46,8 @@ use crate::abstractions::kernel::{
 use crate::abstractions::kernel_ext::task::cond_resched;
 use kernel::{
     alloc::flags::{
-        __GFP_NOWARN, //
         GFP_NOWAIT,
+        __GFP_NOWARN, //
     },
     impl_has_work,
     new_work,

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
@@ -227,14 +228,22 @@ pub fn without_the_module(lab: &mut Lab) -> Result<()> {
 }
 
 /// The module is unloaded, and the provider removed, while the other driver probes.
+///
+/// Only the probe that has begun runs beside the removal of the provider. A write to `bind` or
+/// `unbind` that ends after the region was freed makes libnvdimm use freed memory: see
+/// docs/kernel-bugs.md.
 pub fn races(lab: &mut Lab) -> Result<()> {
     let namespace = spoil(lab)?;
     let other = load_other(lab)?;
-    let done = AtomicBool::new(false);
+    let (done, paused) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| -> Result<()> {
         let offers = scope.spawn(|| {
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {
+                if paused.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
                 let _ = namespace.try_bind(other);
                 let _ = namespace.try_unbind(other);
                 count += 1;
@@ -245,8 +254,10 @@ pub fn races(lab: &mut Lab) -> Result<()> {
             lab.driver.unload()?;
             lab.driver.load()?;
             if round % 2 == 0 {
+                paused.store(true, Ordering::Relaxed);
                 disable_provider()?;
                 enable_provider()?;
+                paused.store(false, Ordering::Relaxed);
             }
             Ok(())
         });
