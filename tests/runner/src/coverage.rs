@@ -212,8 +212,7 @@ pub fn run(setup: &Setup, seed: u64, names: &[String]) -> Result<bool> {
         }
         suite.machine.remove_backing(&backing)?;
     }
-    println!("guest tests took {:.0} s", start.elapsed().as_secs_f64());
-    println!("{}", total.line());
+    total.print(start.elapsed());
     ensure!(
         !reached.is_empty(),
         "the plugin has seen nothing of the module"
