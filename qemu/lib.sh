@@ -213,7 +213,7 @@ need_namespaces() {
         die "root, but not allowed to make mount namespaces: $problem" \
             "In a container, run it privileged (docker run --privileged), or as a user with user namespaces."
     fi
-    unshare --help | grep -q -e --map-auto ||
+    unshare --help | grep -e --map-auto >/dev/null ||
         die "this util-linux is too old to run without root (unshare has no --map-auto, which came with 2.38)" \
             "Run as root, or on a newer system."
     command -v newuidmap >/dev/null ||

@@ -2,6 +2,7 @@
 
 //! The `check` command: runs suites, several in a boot, and guests side by side.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::env;
 use std::fs::OpenOptions;
@@ -47,7 +48,8 @@ impl Job {
     }
 }
 
-/// Makes jobs of the selection, in its order. A suite that is run in part has its own boot.
+/// Makes jobs of the selection, in its order, but those of several suites first: a long job that
+/// begins last runs alone. A suite that is run in part has its own boot.
 fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
     let mut jobs: Vec<Job> = selection.specials.into_iter().map(Job::Special).collect();
     for suite in selection.suites {
@@ -67,6 +69,7 @@ fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
             None => jobs.push(Job::Boots(suite)),
         }
     }
+    jobs.sort_by_key(|job| Reverse(job.names().len()));
     jobs
 }
 
