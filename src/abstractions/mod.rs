@@ -16,14 +16,14 @@
 //! > Safe code on top of the abstractions cannot cause undefined behaviour, whatever it calls,
 //! > drops or forgets, in whatever order. What cannot be proved is leaked, with a warning.
 //!
-//! Leaking is sound, unmapping is not. The rule rests on the following:
+//! Leaking is sound, freeing is not. The rule rests on the following:
 //!
 //! - A driver gets no address of persistent memory. It gets [`PmemSlice`]s and [`WritableSlice`]s,
 //!   which copy, zero and flush, and [`Extent`]s, which live no longer than the `dax_read_lock`
 //!   under which they were made.
 //! - A driver cannot choose a physical range by numbers. A reservation ([`MemRegion`]) comes from a
 //!   namespace, and the memory of a region ([`PmemResource`]) from the firmware or a bound device.
-//! - The owner of a pgmap goes through states that consume each other. Pages are unmapped from the
+//! - The owner of a pgmap goes through states that consume each other. Pages are freed from the
 //!   last state only, after all proofs were checked ([`kernel::fs::dax`]). An owner that is dropped
 //!   earlier leaks, or waits if leaking is not possible.
 //! - Callbacks of the C side (bio, DAX, sysfs, memory failure) reach only data that their
@@ -42,7 +42,7 @@
 //!   keep an `ARef` of it beyond the binding, and nd devices must not outlive their bus.
 //! - A page that fails between the check and the store of a [`WritableSlice`]. The store is an oops
 //!   then, as it is in the C driver.
-//! - An out-of-tree module that keeps addresses of DAX memory. The memory may be unmapped while the
+//! - An out-of-tree module that keeps addresses of DAX memory. The memory may be freed while the
 //!   module uses it.
 //!
 //! [`Extent`]: kernel::dax::Extent

@@ -198,7 +198,7 @@ impl Environment for Arc<Unbind> {
 
         self.count(draining);
         Some(match user {
-            fs_dax::User::Reference => User::Translation,
+            fs_dax::User::Reference => User::Reference,
             fs_dax::User::Keeper => User::Keeper,
             fs_dax::User::Pin => User::Pin,
             fs_dax::User::PageCache => User::PageCache,
@@ -207,7 +207,7 @@ impl Environment for Arc<Unbind> {
 
     fn wait_for(&self, user: User, draining: &mut Draining, _disk: &mut RemovedDisk) {
         let user = match user {
-            User::Translation => fs_dax::User::Reference,
+            User::Reference => fs_dax::User::Reference,
             User::Keeper => fs_dax::User::Keeper,
             User::Pin => {
                 draining.pause = 1;
@@ -231,7 +231,7 @@ impl Environment for Arc<Unbind> {
         }
 
         let mut memory = draining.memory;
-        while let Err(rest) = memory.unmap(PUT_FILES_TIMEOUT) {
+        while let Err(rest) = memory.free(PUT_FILES_TIMEOUT) {
             memory = rest;
             sleep(USER_TIMEOUT);
             // An entry of a page cache may name a page that was idle before.

@@ -218,13 +218,13 @@ impl Revoked {
         }
     }
 
-    /// Waits for at most `limit` milliseconds for references to files to be put, then unmaps and
-    /// releases the range. Returns the memory if it has a user. Sleeps.
-    pub fn unmap(self, limit: Msecs) -> Result<(), Self> {
+    /// Waits for at most `limit` milliseconds for references to files to be put, then frees the
+    /// range. Returns the memory if it has a user. Sleeps.
+    pub fn free(self, limit: Msecs) -> Result<(), Self> {
         match self {
             Self::Pages(pages) => {
                 pages.wait_put(limit);
-                pages.unmap().map_err(Self::Pages)
+                pages.free().map_err(Self::Pages)
             }
             Self::Plain(plain) => {
                 drop(plain);

@@ -9,13 +9,12 @@
 //! Memory may fail while it is mapped. The architecture then takes the page out of the linear
 //! mapping, so that it is not read by speculation. An ordinary access to such a page is an oops.
 //! [`PagemapInner`] lists these pages ([`PagemapInner::first_failed`]) until they are
-//! [repaired](PagemapInner::unpoison). All of them are put back before the range is unmapped: a
+//! [repaired](PagemapInner::unpoison). All of them are put back before the range is freed: a
 //! page that is missing then would still be missing when the range is mapped again.
 //!
 //! A reference to a page does not keep the pgmap. [`PagemapInner`] therefore records which of its
 //! pages were ever exposed, that is, whose page frame numbers a translation has returned. The range
-//! is unmapped by [`fs::dax`](crate::abstractions::kernel::fs::dax) once all exposed pages are
-//! idle.
+//! is freed by [`fs::dax`](crate::abstractions::kernel::fs::dax) once all exposed pages are idle.
 //!
 //! C headers: [`include/linux/memremap.h`](srctree/include/linux/memremap.h),
 //! [`include/linux/io.h`](srctree/include/linux/io.h)

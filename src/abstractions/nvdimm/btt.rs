@@ -95,7 +95,7 @@ impl Btt<'_> {
 
 /// Detaches a namespace from the btt driver when it is dropped.
 ///
-/// devres owns it, so a driver cannot forget it: the btt disk uses memory that is unmapped when the
+/// devres owns it, so a driver cannot forget it: the btt disk uses memory that is freed when the
 /// device is unbound.
 struct DetachBtt(ARef<device::Device>);
 

@@ -31,7 +31,7 @@
 pub enum User {
     /// A reference to the pgmap, of a disk or of a DAX device that is not dead: a thread may be
     /// inside of them.
-    Translation,
+    Reference,
     /// A keeper: a holder of the disk that may keep an address of the memory.
     Keeper,
     /// A reference to a page: a pipe, direct I/O, a DMA engine.

@@ -264,7 +264,7 @@ mod tests {
             self.memory.frames().start as usize
         }
 
-        /// Kills the device and unmaps the memory, which has no users.
+        /// Kills the device and frees the memory, which has no users.
         fn end(self) -> Result {
             let Self { device, memory } = self;
 
@@ -274,7 +274,7 @@ mod tests {
                 revoked.wait_for(user, 1000);
                 revoked.revoke();
             }
-            revoked.unmap().map_err(|_| EBUSY)
+            revoked.free().map_err(|_| EBUSY)
         }
     }
 

@@ -13,7 +13,7 @@
 //!
 //! # Proofs
 //!
-//! Pages, mapping and reservation are freed by [`Revoked::unmap`] alone. It checks four proofs, or
+//! Pages, mapping and reservation are freed by [`Revoked::free`] alone. It checks four proofs, or
 //! returns the owner:
 //!
 //! - Revoked: all files were walked through after translations were refused. The type proves it.

@@ -119,7 +119,7 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The pages must be in the data of a pgmap that is not unmapped.
+    /// The pages must be in the data of a pgmap that is not freed.
     pub(super) unsafe fn unpoison(&self, pages: Range<u64>) -> Result {
         for page in pages {
             let has_failed = self.list.check(page, 1).is_some();
@@ -158,7 +158,7 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The pgmap must not be unmapped, but be about to be, with no user left.
+    /// The pgmap must not be freed, but be about to be, with no user left.
     pub(super) unsafe fn map_all(&self) {
         while let Some(run) = self.list.check(0, u64::MAX) {
             // The first page of a run can always be removed from the list.
@@ -171,7 +171,7 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The page must be in the data of a pgmap that is not unmapped.
+    /// The page must be in the data of a pgmap that is not freed.
     unsafe fn map(&self, page: u64) -> Result {
         // SAFETY: By the safety requirements the page belongs into the linear mapping. If it is
         // there already, nothing changes.

@@ -117,7 +117,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     ///
     /// # Safety
     ///
-    /// [`Self::unmap`] must be called before the value is dropped.
+    /// [`Self::free`] must be called before the value is dropped.
     pub(in crate::abstractions) unsafe fn new(
         config: PagemapConfig,
         reservation: MemRegion,
@@ -166,7 +166,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             },
             // Nothing after the mapping fails.
             // SAFETY: The range is mapped with its `struct page`s, of which these are the whole
-            // ones, and the record is for all frames of the data. It is not used after `unmap`. The
+            // ones, and the record is for all frames of the data. It is not used after `free`. The
             // field `data` is initialised.
             pages: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
         }? Error))
@@ -206,15 +206,15 @@ impl<T: PagemapOperations> PagemapInner<T> {
         unsafe { bindings::synchronize_rcu_and_tasks() };
     }
 
-    /// Frees the pages and unmaps the range. Sleeps: waits for references of the C side to the
-    /// pgmap, and takes the memory hotplug lock.
+    /// Frees the pages and the mapping of the range. Sleeps: waits for references of the C side to
+    /// the pgmap, and takes the memory hotplug lock.
     ///
     /// # Safety
     ///
     /// No page may be in use, nor have been since [`Self::synchronize`]. No translation may be
     /// under way or begin, and nothing may have an address of the data. The value must not be used
     /// after this, but to be dropped.
-    pub(in crate::abstractions) unsafe fn unmap(&self) {
+    pub(in crate::abstractions) unsafe fn free(&self) {
         // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
         // requirements there is no user, and this is called once.
         unsafe {
@@ -408,7 +408,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         let pages = self.whole_pages(offset, len)?;
 
-        // SAFETY: The pages are in the data, and `self` is not unmapped while it is used.
+        // SAFETY: The pages are in the data, and `self` is not freed while it is used.
         unsafe { self.failed.unpoison(pages) }
     }
 

@@ -73,9 +73,9 @@ pub enum User {
 ///
 /// # Invariants
 ///
-/// The value of `pages` is not unmapped. `mismatches` is the number of the latest walks in a row in
+/// The value of `pages` is not freed. `mismatches` is the number of the latest walks in a row in
 /// which an entry of a page cache and its folio did not match. It stays once it has reached
-/// [`MAX_MISMATCHES`], and `pages` is never unmapped then.
+/// [`MAX_MISMATCHES`], and `pages` is never freed then.
 pub(super) struct Owner<T: PagemapOperations> {
     pages: ManuallyDrop<Counted<PagemapInner<T>>>,
     pool: Arc<InodePool>,
@@ -95,7 +95,7 @@ impl<T: PagemapOperations> Owner<T> {
         let registered = Registered::new()?;
         let name = CString::try_from_fmt(fmt!("{}", reservation.name().first()))?;
         let pool = InodePool::new(name, queue)?;
-        // SAFETY: The owner does not drop the value before it has unmapped it. The count
+        // SAFETY: The owner does not drop the value before it has freed the range. The count
         // initialises the value last, and nothing fails after that.
         let inner = unsafe { PagemapInner::new(config, reservation, node, ops) }?;
         let pages = Counted::pin_init(inner)?;
@@ -214,7 +214,7 @@ impl<T: PagemapOperations> Owner<T> {
     }
 
     /// Finds a user. Pages before frame `next` were idle when they were last checked; before the
-    /// range is unmapped, all are checked again. `walk_needed` is whether the files have to be
+    /// range is freed, all are checked again. `walk_needed` is whether the files have to be
     /// walked through again.
     pub(super) fn first_user(&self, next: &mut u64, walk_needed: bool) -> Option<User> {
         if !self.pages.is_unused() {
@@ -272,18 +272,18 @@ impl<T: PagemapOperations> Owner<T> {
         }
     }
 
-    /// Unmaps the range and frees the pages. Sleeps.
+    /// Frees pages, mapping and reservation. Sleeps.
     ///
     /// # Safety
     ///
     /// There must be no user, and translations must be refused.
-    pub(super) unsafe fn unmap(self) {
+    pub(super) unsafe fn free(self) {
         let mut this = ManuallyDrop::new(self);
 
         // SAFETY: By the safety requirements. Each field is dropped once, since the drop of `this`
         // does not run.
         unsafe {
-            this.unmap_pages();
+            this.free_pages();
             core::ptr::drop_in_place(&mut this.pool);
             ManuallyDrop::drop(&mut this.registered);
         }
@@ -291,12 +291,12 @@ impl<T: PagemapOperations> Owner<T> {
 
     /// # Safety
     ///
-    /// As [`Self::unmap`]. `pages` must not be used after this.
-    unsafe fn unmap_pages(&mut self) {
+    /// As [`Self::free`]. `pages` must not be used after this.
+    unsafe fn free_pages(&mut self) {
         // SAFETY: By the safety requirements no page is in use, no translation is under way or
         // begins, and nothing has an address. The count has no references.
         unsafe {
-            self.pages.unmap();
+            self.pages.free();
             ManuallyDrop::drop(&mut self.pages);
         }
         self.pool.release(|_| true);
@@ -381,7 +381,7 @@ impl<T: PagemapOperations> Drop for Owner<T> {
         // periods; or no page was ever exposed and no reference is left. The fields are not used
         // after this.
         unsafe {
-            self.unmap_pages();
+            self.free_pages();
             ManuallyDrop::drop(&mut self.registered);
         }
     }

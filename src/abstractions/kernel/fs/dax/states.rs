@@ -70,14 +70,14 @@ use kernel::{
 /// }
 /// ```
 ///
-/// Memory that was not revoked cannot be unmapped:
+/// Memory that was not revoked cannot be freed:
 ///
 /// ```compile_fail,E0599
 /// use pmem_rs::abstractions::kernel::fs::dax::Closed;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// fn unmap<T: PagemapOperations>(closed: Closed<T>) {
-///     let _ = closed.unmap();
+/// fn free<T: PagemapOperations>(closed: Closed<T>) {
+///     let _ = closed.free();
 /// }
 /// ```
 ///
@@ -194,7 +194,7 @@ impl<T: PagemapOperations> Revoked<T> {
         self.owner.revoke_again(&mut self.walk_needed)
     }
 
-    /// Returns a user of the memory, or [`None`] if it can be unmapped. Sleeps. Takes time in
+    /// Returns a user of the memory, or [`None`] if it can be freed. Sleeps. Takes time in
     /// proportion to the exposed pages.
     pub fn first_user(&mut self) -> Option<User> {
         self.owner.first_user(&mut self.next, self.walk_needed)
@@ -237,7 +237,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// # Errors
     ///
     /// If there is a user, the owner is returned.
-    pub fn unmap(mut self) -> Result<(), Self> {
+    pub fn free(mut self) -> Result<(), Self> {
         if self.first_user().is_some() {
             return Err(self);
         }
@@ -251,7 +251,7 @@ impl<T: PagemapOperations> Revoked<T> {
         // SAFETY: By the type, translations are refused and the memory was revoked. No reference to
         // the pgmap is left, so no translation is under way; no keeper has an address; no page is
         // in use.
-        unsafe { self.owner.unmap() };
+        unsafe { self.owner.free() };
         Ok(())
     }
 }
@@ -325,13 +325,13 @@ mod tests {
         let (mut revoked, walked) = pages.close().revoke();
         assert_eq!(walked, Walked::default());
         assert_eq!(revoked.first_user(), Some(User::Reference));
-        let Err(mut revoked) = revoked.unmap() else {
+        let Err(mut revoked) = revoked.free() else {
             return Err(EINVAL);
         };
         revoked.wait_for(User::Reference, 10);
         drop(reference);
         revoked.wait_for(User::Reference, 1000);
-        assert!(revoked.unmap().is_ok());
+        assert!(revoked.free().is_ok());
         drop(queue);
         Ok(())
     }
@@ -351,14 +351,14 @@ mod tests {
         assert_eq!(revoked.first_user(), Some(User::PageCache));
         revoked.revoke();
         assert_eq!(revoked.first_user(), Some(User::Pin));
-        let Err(mut revoked) = revoked.unmap() else {
+        let Err(mut revoked) = revoked.free() else {
             return Err(EINVAL);
         };
         revoked.wait_for(User::Pin, 10);
         assert_eq!(revoked.first_user(), Some(User::Pin));
         drop(page);
         assert_eq!(revoked.first_user(), None);
-        assert!(revoked.unmap().is_ok());
+        assert!(revoked.free().is_ok());
         drop(queue);
         Ok(())
     }

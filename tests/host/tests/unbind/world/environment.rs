@@ -246,7 +246,7 @@ impl Environment for World {
         if self.references.exceeds(u32::from(disk.has_reference))
             && !self.has(Defect::TranslationsIgnored)
         {
-            Some(User::Translation)
+            Some(User::Reference)
         } else if disk.has_reference {
             Some(User::Keeper)
         } else if !memory.is_complete {
@@ -259,7 +259,7 @@ impl Environment for World {
     /// `fs_dax::Revoked::wait_for`
     fn wait_for(&self, user: User, memory: &mut Revoked, disk: &mut RemovedDisk) {
         match user {
-            User::Translation => self.references.wait(u32::from(disk.has_reference)),
+            User::Reference => self.references.wait(u32::from(disk.has_reference)),
             User::Keeper => self
                 .released
                 .wait_until(|| !self.held.fetch_or(false, Acquire)),
@@ -280,9 +280,9 @@ impl Environment for World {
             self.returned.wait();
         }
         if self.has(Defect::FreedLater) {
-            self.spawn(|this| this.unmap_pages());
+            self.spawn(|this| this.free_pages());
         } else {
-            self.unmap_pages();
+            self.free_pages();
         }
     }
 }
@@ -360,8 +360,8 @@ impl World {
         self.entry.delete();
     }
 
-    /// `PagemapInner::unmap`, and the end of the reservation. The memory must not be in use.
-    fn unmap_pages(&self) {
+    /// `PagemapInner::free`, and the end of the reservation. The memory must not be in use.
+    fn free_pages(&self) {
         if self.has(Defect::UnreservedEarly) {
             self.reserved.swap(false, Release);
         }
