@@ -56,7 +56,7 @@ impl PagemapOperations for FailureHandler {
 
     fn record_failure(&self, offset: u64, len: u64) {
         // The provider may not report the failure, or only a few bytes of the page, although all of
-        // the page is freed. Nothing is lost if the badblocks are full: the pgmap records failed
+        // the page is unmapped. Nothing is lost if the badblocks are full: the pgmap records failed
         // pages too, and reads check both.
         let _ = self
             .badblocks
