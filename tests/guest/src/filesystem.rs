@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 
 use crate::command::run;
+use crate::mapping::{PAGE, PMD};
 
 /// A file system that supports DAX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +35,26 @@ impl FileSystem {
 
     /// As [`FileSystem::make`], with more arguments.
     pub fn make_with(self, node: &str, more: &[&str]) -> Result<()> {
+        self.make_of_blocks(PAGE, node, more)
+    }
+
+    /// As [`FileSystem::make_with`], with blocks of this size.
+    pub fn make_of_blocks(self, block: usize, node: &str, more: &[&str]) -> Result<()> {
+        let stride = PMD / block;
+        let stripes = format!("stride={stride},stripe_width={stride},lazy_itable_init=0");
+        let block = match self {
+            FileSystem::Ext4 => block.to_string(),
+            FileSystem::Xfs => format!("size={block}"),
+        };
         let (program, layout): (_, &[&str]) = match self {
-            FileSystem::Ext4 => {
-                let layout = "stride=512,stripe_width=512,lazy_itable_init=0";
-                ("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", layout])
-            }
+            FileSystem::Ext4 => ("mkfs.ext4", &["-q", "-F", "-E", &stripes]),
             // With more allocation groups the log would not fit into one of them.
             FileSystem::Xfs => {
                 let layout = "su=2m,sw=1,agcount=2";
                 ("mkfs.xfs", &["-q", "-f", "-d", layout, "-l", "size=64m"])
             }
         };
-        run(program, &[layout, more, &[node]].concat()).map(drop)
+        run(program, &[layout, &["-b", &block], more, &[node]].concat()).map(drop)
     }
 
     /// Mounts the file system under `/mnt`, in a directory named after the disk.

@@ -15,7 +15,8 @@ use anyhow::{Result, bail, ensure};
 
 use crate::ndctl::Mode;
 
-const LEN: usize = 4096;
+/// The size of an info block.
+pub const LEN: usize = 4096;
 const CHECKSUM: usize = LEN - 8;
 
 /// A field, given by its offset and size. `Arena` fields belong to a btt; pfn and dax blocks have
@@ -32,6 +33,8 @@ pub enum Field {
     MinorVersion,
     /// The offset of the data.
     DataOffset,
+    /// The number of pages of the data.
+    Pages,
     /// Where the struct pages are: in RAM or on the media.
     Mode,
     /// How many bytes at the start are unused.
@@ -77,6 +80,7 @@ const COMMON: &[Field] = &[
 ];
 const OF_PAGES: &[Field] = &[
     Field::DataOffset,
+    Field::Pages,
     Field::Mode,
     Field::StartPad,
     Field::EndTruncated,
@@ -113,6 +117,7 @@ impl Field {
             Field::MajorVersion => 52..54,
             Field::MinorVersion => 54..56,
             Field::DataOffset => 56..64,
+            Field::Pages => 64..72,
             Field::Mode => 72..76,
             Field::StartPad => 76..80,
             Field::EndTruncated => 80..84,

@@ -19,6 +19,7 @@ use crate::command::{command, run};
 use crate::driver::Driver;
 use crate::ktap::Ktap;
 use crate::lab::Lab;
+use crate::mapping::{PAGE, check_page_size};
 use crate::ndctl::Mode;
 use crate::platform::PLATFORM_MODULE;
 use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
@@ -61,6 +62,7 @@ fn up() -> Result<()> {
         mount(Some(kind), point, Some(kind), flags, None::<&str>)
             .with_context(|| format!("mounting {kind} on {point}"))?;
     }
+    check_page_size()?;
     // A hung task is reported while its test still runs, not two minutes later.
     sysfs::write("/proc/sys/kernel/hung_task_timeout_secs", "30")
 }
@@ -205,7 +207,7 @@ fn shell(driver: Driver) -> Result<()> {
     );
     println!("  ndctl list -RN");
     println!("  ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
-    println!("  mkfs.ext4 -b 4096 /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt");
+    println!("  mkfs.ext4 -b {PAGE} /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt");
     println!(
         "  echo pfn0.0 > /sys/bus/nd/drivers/{}/unbind",
         driver.name()

@@ -7,7 +7,7 @@
 //! made; bytes are copied in and out.
 
 use std::ffi::c_void;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
+use anyhow::ensure;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, msync, munmap};
@@ -25,24 +26,47 @@ pub use crate::arch::Flush;
 use crate::lab::Skip;
 use crate::syscall::in_child;
 
-/// The size that one entry of a PMD page table maps.
+/// The size that one entry of a PMD page table maps if pages have 4 KiB. Files and their parts have
+/// this size on other kernels too, where [`huge_page`] is another one.
 pub const PMD: usize = 2 << 20;
 
-/// Whether the kernel maps files by PMDs. A real-time kernel has no transparent huge pages.
-pub fn has_huge_pages() -> bool {
-    Path::new("/sys/kernel/mm/transparent_hugepage").exists()
+/// The size that one entry of a PMD page table of this kernel maps. A real-time kernel has no
+/// transparent huge pages.
+pub fn huge_page() -> Option<usize> {
+    let size = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    size.trim().parse().ok()
 }
 
-/// Skips a test on a kernel that maps no file by PMDs.
+/// The reason to skip a test on such a kernel.
+pub const NO_HUGE_PAGES: Skip = Skip("the kernel has no transparent huge pages");
+
+/// Skips a test on a kernel that does not map [`PMD`] bytes of a file by one PMD.
 pub fn need_huge_pages() -> anyhow::Result<()> {
-    if !has_huge_pages() {
-        return Err(Skip("the kernel has no transparent huge pages").into());
+    match huge_page() {
+        Some(PMD) => Ok(()),
+        Some(_) => Err(Skip("a PMD maps more than 2 MiB").into()),
+        None => Err(NO_HUGE_PAGES.into()),
     }
+}
+
+/// The size of a page of the kernel, which one entry of a PTE page table maps. It is also the size
+/// of the blocks of file systems with DAX.
+pub const PAGE: usize = if cfg!(feature = "pages_of_16_kib") {
+    16384
+} else {
+    4096
+};
+
+/// Checks that the kernel has pages of the size that the program was built for.
+pub fn check_page_size() -> anyhow::Result<()> {
+    // SAFETY: it only returns a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    ensure!(
+        page == PAGE as i64,
+        "the program was built for pages of {PAGE} bytes, but the kernel has {page}"
+    );
     Ok(())
 }
-
-/// The size that one entry of a PTE page table maps.
-pub const PAGE: usize = 4096;
 
 const CACHE_LINE: usize = 64;
 

@@ -8,9 +8,10 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
 
+use crate::mapping::PAGE;
+
 /// The unit in which block devices count.
 pub const SECTOR: usize = 512;
-const PAGE: usize = 4096;
 
 /// Memory for `O_DIRECT`: aligned to a sector and, on purpose, to nothing more, so that requests
 /// do not coincide with pages.

@@ -20,6 +20,7 @@ use crate::disk::{Access, Disk};
 use crate::driver::Driver;
 use crate::errno;
 use crate::lab::Lab;
+use crate::mapping::PAGE;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
 use crate::syscall::{preadv2, pwritev2, zero_out};
@@ -241,7 +242,6 @@ fn random(lab: &mut Lab, mode: Mode, accesses: &[Access]) -> Result<()> {
 
 /// Requests of up to three pages that start at every sector of a page.
 fn sizes_and_offsets(lab: &mut Lab) -> Result<()> {
-    const PAGE: usize = 4096;
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
     let file = disk.open(Access::Direct)?;
     let mut model = Model::of(&file, 0, 8 * PAGE)?;

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -16,18 +16,16 @@ use super::dax_pages::{
     buffer_of_direct_io, direct_io_on_a_dax_file, pages_in_a_pipe, private_mapping_is_copied,
 };
 use super::{Suite, Test};
-use crate::disk::Access;
+use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
-use crate::mapping::{Mapping, PMD, Sharing, need_huge_pages};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::ndctl::Mode;
 use crate::sectors::{expect_same, stamped};
 use crate::syscall::is_dax;
 use crate::tracing::FaultTrace;
-
-pub const PAGE: usize = 4096;
 
 /// The same tests for each file system.
 macro_rules! suite {
@@ -47,6 +45,7 @@ macro_rules! dax_suite {
             [
                 mount_says_dax,
                 no_dax_without_struct_pages,
+                no_dax_with_smaller_blocks,
                 mapping_and_calls_agree,
                 map_sync_needs_dax,
                 pmd_faults,
@@ -145,16 +144,24 @@ fn mount_says_dax(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 fn no_dax_without_struct_pages(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let disk = lab.prepare(Mode::Raw)?.disk;
     fs.make(&disk.node_str())?;
-    match fs.mount(&disk.node_str(), "dax=always") {
-        Err(_) => {
-            let mount = fs.mount(&disk.node_str(), "defaults")?;
-            expect_no_dax(&mount)
-        }
-        Ok(mount) => expect_no_dax(&mount),
-    }
+    expect_no_dax(fs, &disk)
 }
 
-fn expect_no_dax(mount: &Mount) -> Result<()> {
+/// So it is if the blocks are smaller than a page, as those from a kernel with smaller pages.
+fn no_dax_with_smaller_blocks(lab: &mut Lab, fs: FileSystem) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    fs.make_of_blocks(PAGE / 4, &disk.node_str(), &[])?;
+    expect_no_dax(fs, &disk)
+}
+
+/// The file system works otherwise.
+fn expect_no_dax(fs: FileSystem, disk: &Disk) -> Result<()> {
+    let node = disk.node_str();
+    let mount = match (fs, fs.mount(&node, "dax=always")) {
+        (FileSystem::Ext4, Err(_)) => fs.mount(&node, "defaults")?,
+        (FileSystem::Xfs, Ok(mount)) => mount,
+        (_, result) => bail!("mounting it with `dax=always`: {:?}", result.map(drop)),
+    };
     let path = mount.path("file");
     fs::write(&path, stamped(PAGE, 1))?;
     ensure!(!is_dax(&path)?, "a DAX file on a disk without DAX");
@@ -165,7 +172,7 @@ fn expect_no_dax(mount: &Mount) -> Result<()> {
         result,
         &[Errno::EOPNOTSUPP],
     )?;
-    Ok(())
+    expect_same("the file", &fs::read(&path)?, &stamped(PAGE, 1))
 }
 
 fn mapping_and_calls_agree(lab: &mut Lab, fs: FileSystem) -> Result<()> {

@@ -10,10 +10,10 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use super::dax::{Bench, PAGE};
+use super::dax::Bench;
 use crate::filesystem::FileSystem;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::ndctl::Mode;
 use crate::sectors::{expect_same, stamped};
 

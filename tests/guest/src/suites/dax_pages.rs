@@ -10,12 +10,12 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Result, ensure};
 use nix::sys::wait::WaitStatus;
 
-use super::dax::{Bench, PAGE};
+use super::dax::Bench;
 use crate::command::run;
 use crate::disk::{self, Access, Disk};
 use crate::filesystem::FileSystem;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall::in_child;

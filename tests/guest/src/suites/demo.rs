@@ -18,7 +18,7 @@ use crate::driver::Driver;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::{Mount, mount_point};
 use crate::lab::{Lab, holder};
-use crate::mapping::{Mapping, Sharing};
+use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::nd::Device;
 use crate::ndctl;
 use crate::process::Child;
@@ -202,10 +202,13 @@ fn create_namespace(lab: &mut Lab, fs: FileSystem) -> Result<()> {
 
 fn make_and_mount(lab: &mut Lab, fs: FileSystem) -> Result<()> {
     let node = disk(lab, fs)?.node_str();
-    // On a small device mkfs.ext4 makes blocks of 1 KiB, and DAX needs blocks of a page.
+    // On a small device mkfs.ext4 makes blocks of 1 KiB, and DAX needs blocks of a page. Those of
+    // mkfs.xfs have 4 KiB.
+    let (page, size) = (PAGE.to_string(), format!("size={PAGE}"));
     let options: &[&str] = match fs {
-        Ext4 => &["-q", "-F", "-b", "4096"],
-        Xfs => &["-q", "-f"],
+        Ext4 => &["-q", "-F", "-b", &page],
+        Xfs if PAGE == 4096 => &["-q", "-f"],
+        Xfs => &["-q", "-f", "-b", &size],
     };
     let arguments = [options, &[&node]].concat();
     shown(&format!("mkfs.{}", fs.name()), &arguments)?;

@@ -13,7 +13,7 @@ use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
-use crate::mapping::{Mapping, Sharing};
+use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::nd::settle;
 use crate::ndctl::Mode;
 use crate::process::Child;
@@ -35,7 +35,6 @@ pub const SUITE: Suite = Suite {
 };
 
 const LEN: usize = 1 << 20;
-const PAGE: usize = 4096;
 /// How often a race is tried.
 const ROUNDS: u32 = 1000;
 /// How long unbind may take.

@@ -10,7 +10,6 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::dax::PAGE;
 use super::media::expect_bad_page;
 use super::{Suite, Test};
 use crate::disk::{Access, Disk};
@@ -18,7 +17,7 @@ use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
 use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, Model, SECTOR, expect_same, stamped};

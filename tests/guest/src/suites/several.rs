@@ -17,7 +17,7 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::lab::{Lab, Prepared, Skip, holder};
-use crate::mapping::{Mapping, Sharing};
+use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
@@ -165,7 +165,6 @@ fn each_driver_has_one(lab: &mut Lab) -> Result<()> {
 /// The realtime volume of an xfs is on a device of its own and allocated in large extents. A hole
 /// within an extent cannot be freed, so the driver zeroes its pages in place.
 fn zero_pages_in_place(lab: &mut Lab) -> Result<()> {
-    const PAGE: usize = 4096;
     let data = lab.prepare_in(0, Mode::FsdaxMem)?.disk.node_str();
     let realtime = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
     let volume = format!("rtdev={realtime},extsize=64k");

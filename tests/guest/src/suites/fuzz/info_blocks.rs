@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{cases, hostile, share};
 use crate::command::run;
 use crate::disk::{Access, Disk};
-use crate::infoblock::{Field, InfoBlock, SIGNATURES};
+use crate::infoblock::{self, Field, InfoBlock, SIGNATURES};
 use crate::lab::{Lab, holder};
 use crate::mapping::PAGE;
 use crate::messages::Messages;
@@ -247,7 +247,7 @@ impl Victim {
         for _ in 0..random.random_range(1..=3) {
             match random.random_range(0..10) {
                 0 => {
-                    let bit = random.random_range(0..PAGE * 8);
+                    let bit = random.random_range(0..infoblock::LEN * 8);
                     block.flip(bit);
                     what.push(format!("bit {bit} changed"));
                 }

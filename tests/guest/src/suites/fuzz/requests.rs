@@ -21,7 +21,7 @@ use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
 use crate::errno;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PMD, has_huge_pages};
+use crate::mapping::{Mapping, PMD, huge_page};
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
 use crate::syscall::{self, preadv2, pwritev2};
@@ -99,7 +99,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     disk.cut(PARTITIONS)?;
     let mapped = Mapped::new("odd", &MAPPED.replace("pmem0", disk.name()))?;
     let huge = Mapping::anonymous(HUGE + PMD)?;
-    if has_huge_pages() {
+    if huge_page() == Some(PMD) {
         huge.prefer_huge_pages()?;
     }
     let targets = [disk.partition(1), mapped.disk().clone()];

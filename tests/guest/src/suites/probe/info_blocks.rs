@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::block_test::BlockTest;
@@ -14,12 +14,13 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
-use crate::infoblock::Field;
-use crate::lab::{Lab, holder};
+use crate::infoblock::{Field, InfoBlock};
+use crate::lab::{Lab, Prepared, holder};
 use crate::leaks::Holdings;
-use crate::mapping::{Mapping, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, huge_page};
 use crate::messages::Messages;
-use crate::ndctl::Mode;
+use crate::nd::Device;
+use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::syscall;
 
@@ -30,6 +31,8 @@ const CHECKSUM: &str = "its checksum is wrong";
 const FOREIGN: &str = "it belongs to another namespace";
 
 const NO_ARENA: &str = "the parts of its arena cannot be where it says";
+
+const NO_PAGE_OF_STRUCTS: &str = "its range does not start where a page of struct pages does";
 
 const NO_PLACE: &str = "the data cannot be where it says";
 
@@ -129,7 +132,7 @@ pub fn too_few_spare_blocks(lab: &mut Lab) -> Result<()> {
 pub fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     let target = BlockTest::new(lab, mode)?;
     let good = &target.good;
-    let small_pages = good.with(Field::Align, 4096);
+    let small_pages = good.with(Field::Align, PAGE as u64);
     let mut cases = vec![
         (
             "data behind the end",
@@ -142,15 +145,15 @@ pub fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
             good.with(Field::StartPad, 1 << 30),
             NO_PLACE,
         ),
-        // The driver accepts these; libnvdimm refuses them.
         (
             "a misaligned start",
-            small_pages.with(Field::StartPad, 4096),
-            "libnvdimm does not accept it",
+            small_pages.with(Field::StartPad, PAGE as u64),
+            NO_PAGE_OF_STRUCTS,
         ),
+        // The driver accepts this; libnvdimm refuses it.
         (
             "a misaligned end",
-            good.with(Field::EndTruncated, 4096),
+            good.with(Field::EndTruncated, PAGE as u64),
             "libnvdimm does not accept it",
         ),
     ];
@@ -198,7 +201,9 @@ pub fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
             // The kernel would warn, and leave the range partly mapped.
             (
                 "struct pages where there is no room",
-                good.with(Field::Mode, 2),
+                small_pages
+                    .with(Field::Mode, 2)
+                    .with(Field::DataOffset, 2 << 20),
                 "too little room for the struct pages",
             ),
             (
@@ -215,6 +220,104 @@ pub fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     before.expect_unchanged()
 }
 
+/// Padding of 2 MiB at both ends of a namespace within one section of the memory map. With pages of
+/// 16 KiB, 2 MiB have half a page of struct pages, and the kernel would leave some of them unmapped:
+/// docs/kernel-bugs.md.
+pub fn odd_padding(lab: &mut Lab) -> Result<()> {
+    const PAD: u64 = 2 << 20;
+    let region = lab.region(0)?;
+    // The region gets labels with the first namespace that is created.
+    let whole = lab.prepare(Mode::FsdaxMem)?.namespace;
+    run("ndctl", &["destroy-namespace", "-f", whole.name()])?;
+    let made = ndctl::create(&region, Mode::FsdaxMem, &["-s", "64M", "-l", "512"])?.show()?;
+    let namespace = Device::named(made.dev);
+    let prepared = Prepared {
+        bound: holder(&namespace)?,
+        namespace: namespace.clone(),
+        disk: Disk::named(made.blockdev.context("no disk")?),
+    };
+    let target = BlockTest::of(lab, prepared, Mode::FsdaxMem)?;
+    let data = target.good.get(Field::DataOffset);
+    let block = target
+        .good
+        .with(Field::StartPad, PAD)
+        .with(Field::EndTruncated, PAD)
+        .with(Field::Align, PAGE as u64);
+    if PAGE == 4096 {
+        let bound = target.bind_with(lab, &block)?;
+        let bytes = Disk::named(bound.disk_name()?).bytes()?;
+        let size: u64 = target.namespace.get("size")?.parse()?;
+        ensure!(bytes == size - data - 2 * PAD, "the disk has {bytes} bytes");
+        bound.unbind()?;
+        bound.give_up_namespace()?;
+        target.recover(lab)?;
+    } else {
+        let why = NO_PAGE_OF_STRUCTS;
+        target.expect_refused(lab, "padding of 2 MiB", &block, why)?;
+    }
+    run("ndctl", &["destroy-namespace", "-f", namespace.name()])?;
+    ndctl::create(&region, Mode::Raw, &["-l", "512"]).map(drop)
+}
+
+/// Returns the block that a kernel with pages of this size writes to a new namespace.
+fn written_with(page: u64, pmd: u64, mode: Mode, target: &BlockTest) -> Result<InfoBlock> {
+    const SUBSECTION: u64 = 2 << 20;
+    const STRUCT_PAGE: u64 = 64;
+    const BEFORE: u64 = 8 << 10;
+    let start = target.namespace.resource()?;
+    let size: u64 = target.namespace.get("size")?.parse()?;
+    let align = pmd.max(SUBSECTION);
+    let memmap = match mode {
+        Mode::FsdaxDev => (size - BEFORE) / page * STRUCT_PAGE,
+        _ => 0,
+    };
+    let data = (start + BEFORE + memmap).next_multiple_of(align) - start;
+    let beyond = (start + size) % align;
+    Ok(target
+        .good
+        .with(Field::PageSize, page)
+        .with(Field::Align, pmd)
+        .with(Field::DataOffset, data)
+        .with(Field::EndTruncated, beyond)
+        .with(Field::Pages, (size - data - beyond) / page))
+}
+
+/// A namespace from a kernel with pages of another size has the same contents here, unless its
+/// medium has struct pages for fewer pages than this kernel has.
+pub fn other_pages(lab: &mut Lab, mode: Mode) -> Result<()> {
+    let target = BlockTest::new(lab, mode)?;
+    for (page, pmd) in [(4 << 10, 2 << 20), (16 << 10, 32 << 20)] {
+        let block = written_with(page, pmd, mode, &target)?;
+        if page == PAGE as u64 && huge_page() == Some(pmd as usize) {
+            ensure!(block == target.good, "this kernel writes another block");
+        }
+        if mode == Mode::FsdaxDev && page > PAGE as u64 {
+            let what = format!("pages of {page}");
+            target.expect_refused(lab, &what, &block, "struct pages are for larger pages")?;
+            continue;
+        }
+        let data = block.get(Field::DataOffset);
+        let right = Buffer::of_pages(1 << 20, page);
+        BlockTest::with_whole_range(lab, &target.namespace, |disk| {
+            Ok(disk.open(Access::Direct)?.write_all_at(&right, data)?)
+        })?;
+        let bound = target.bind_with(lab, &block)?;
+        let disk = Disk::named(bound.disk_name()?);
+        disk.expect("queue/dax", "1")?;
+        let bytes = disk.bytes()?;
+        ensure!(
+            bytes == block.get(Field::Pages) * page,
+            "{disk} has {bytes} bytes"
+        );
+        let mut found = Buffer::of_pages(right.len(), 0);
+        disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
+        expect_same(&format!("with pages of {page}"), &found, &right)?;
+        bound.unbind()?;
+        bound.give_up_namespace()?;
+    }
+    Ok(())
+}
+
 /// Padding at the start and at the end is not part of the disk; data and mappings are at the right
 /// addresses. ndctl no longer makes such namespaces.
 pub fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
@@ -225,7 +328,8 @@ pub fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     let block = target
         .good
         .with(Field::StartPad, START)
-        .with(Field::EndTruncated, END);
+        .with(Field::EndTruncated, END)
+        .with(Field::Align, PMD as u64);
     let data = START + target.good.get(Field::DataOffset);
     let size: u64 = target.namespace.get("size")?.parse()?;
     let before = Holdings::now()?;
@@ -255,7 +359,7 @@ pub fn padding(lab: &mut Lab, mode: Mode) -> Result<()> {
     let file = Access::Buffered.open(&path)?;
     let mapping = Mapping::new(&file, LEN, Sharing::Synchronous)?;
     mapping.write(0, &stamped(LEN, 1));
-    let place = syscall::block_of_file(&file, 0)? * 4096;
+    let place = syscall::block_of_file(&file, 0)? * PAGE as u64;
     drop((mapping, file));
     mount.unmount()?;
     Ext4.check(&node)?;

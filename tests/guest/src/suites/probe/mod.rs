@@ -21,7 +21,10 @@ use crate::ndctl::Mode;
 use crate::sectors::{Buffer, expect_same};
 pub use block_test::BlockTest;
 use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
-use info_blocks::{bad_pfn_block, bad_sector_block, older_versions, padding, too_few_spare_blocks};
+use info_blocks::{
+    bad_pfn_block, bad_sector_block, odd_padding, older_versions, other_pages, padding,
+    too_few_spare_blocks,
+};
 pub use labels::ask_for_odd_sectors;
 use labels::{odd_sector_size, other_mode, outlived_its_label};
 use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
@@ -53,7 +56,14 @@ pub const SUITE: Suite = Suite {
         Test::new("info_block_that_outlived_its_label", outlived_its_label).within(120),
         Test::new("padding_fsdax_mem", |lab| padding(lab, Mode::FsdaxMem)),
         Test::new("padding_fsdax_dev", |lab| padding(lab, Mode::FsdaxDev)),
+        Test::new("padding_of_two_mib", odd_padding),
         Test::new("info_blocks_of_older_versions", older_versions),
+        Test::new("info_blocks_for_other_pages_fsdax_mem", |lab| {
+            other_pages(lab, Mode::FsdaxMem)
+        }),
+        Test::new("info_blocks_for_other_pages_fsdax_dev", |lab| {
+            other_pages(lab, Mode::FsdaxDev)
+        }),
         Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
         Test::new("lost_info_block_of_fsdax", |lab| {
             lost_block(lab, Mode::FsdaxMem)

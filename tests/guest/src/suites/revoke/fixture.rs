@@ -17,7 +17,7 @@ use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::Lab;
-use crate::mapping::{Mapping, PMD, Sharing};
+use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::Device;
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{expect_same, stamped};
@@ -66,7 +66,8 @@ impl Fs {
                 fs::create_dir_all(tree)?;
                 write_files(tree)?;
                 // Inline data have no DAX; other data are aligned for PMDs.
-                let layout = ["--quiet", "-E", "noinline_data", "--dsunit=512"];
+                let unit = format!("--dsunit={}", PMD / PAGE);
+                let layout = ["--quiet", "-E", "noinline_data", &unit];
                 run("mkfs.erofs", &[&layout[..], &[node, "/tmp/tree"]].concat()).map(drop)
             }
         }

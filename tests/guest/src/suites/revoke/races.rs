@@ -104,7 +104,15 @@ pub fn mkfs_running(lab: &mut Lab) -> Result<()> {
             link.say("ready")?;
             // It may finish before the disk is removed.
             let output = crate::command::command("mkfs.ext4")
-                .args(["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", &node])
+                .args([
+                    "-q",
+                    "-F",
+                    "-b",
+                    &PAGE.to_string(),
+                    "-E",
+                    "lazy_itable_init=0",
+                    &node,
+                ])
                 .output()?;
             println!("mkfs: {}", output.status);
             Ok(())

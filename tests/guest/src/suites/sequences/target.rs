@@ -77,18 +77,18 @@ impl Target {
             logged: 0,
         };
         fs::create_dir_all(&target.point)?;
-        let blocks = (disk.bytes()? - TAIL) / 4096;
+        let blocks = (disk.bytes()? - TAIL) / PAGE as u64;
         let node = disk.node_str();
         match fs {
             // The size comes after the node.
             FileSystem::Ext4 => {
                 let layout = "stride=512,stripe_width=512,lazy_itable_init=0";
-                let blocks = blocks.to_string();
-                let args = ["-q", "-F", "-b", "4096", "-E", layout, &node, &blocks];
+                let (page, blocks) = (PAGE.to_string(), blocks.to_string());
+                let args = ["-q", "-F", "-b", &page, "-E", layout, &node, &blocks];
                 crate::command::run("mkfs.ext4", &args)?;
             }
             FileSystem::Xfs => {
-                let size = format!("size={}", blocks * 4096);
+                let size = format!("size={}", blocks * PAGE as u64);
                 fs.make_with(&node, &["-d", &size, "-m", "rmapbt=1,reflink=0"])?;
             }
         }
