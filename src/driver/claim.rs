@@ -18,6 +18,7 @@ use super::{
 };
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::memremap::{
+    start_align,
     PagemapConfig,
     PAGE_STRUCT_SIZE, //
 };
@@ -49,6 +50,7 @@ fn expected(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Expected
         reserve: nvdimm::info_block_reserve(),
         page_size: PAGE_SIZE as u64,
         page_struct_size: PAGE_STRUCT_SIZE as u64,
+        start_align: start_align(),
         sector_size: enabled.namespace().btt_sector_size(),
     }
 }

@@ -13,7 +13,10 @@ use super::plain::{
     geometry::aligned_inside,
     infoblock::InfoBlock, //
 };
-use crate::abstractions::kernel::memremap::compat_align;
+use crate::abstractions::kernel::memremap::{
+    compat_align,
+    start_align, //
+};
 use crate::abstractions::kernel_ext::{
     io::resource::for_each_legacy_pmem,
     module_param::EXCEPT, //
@@ -132,7 +135,7 @@ impl Exceptions {
     pub fn report_unmatched(&self) {
         // The devices of this module's provider may appear later.
         let _ = for_each_legacy_pmem(|memory| {
-            let inside = aligned_inside(&memory.range(), compat_align());
+            let inside = aligned_inside(&memory.range(), start_align(), compat_align());
 
             self.matches(inside.map(|inside| inside.start), &[]);
             Ok(())

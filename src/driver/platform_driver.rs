@@ -17,7 +17,8 @@ use crate::abstractions::compat::{
 use crate::abstractions::kernel::{
     memremap::{
         compat_align,
-        read_resource, //
+        read_resource,
+        start_align, //
     },
     numa::Node, //
 };
@@ -211,14 +212,14 @@ impl<'a> Source<'a> {
             );
             return None;
         }
-        let Some(inside) = aligned_inside(&range, compat_align()) else {
+        let Some(inside) = aligned_inside(&range, start_align(), compat_align()) else {
             dev_err!(
                 dev,
                 "[mem {:#x}-{:#x}] is left out, nothing in it is aligned to {:#x} bytes: correct \
                  {}\n",
                 start,
                 last,
-                compat_align(),
+                start_align(),
                 origin
             );
             return None;
@@ -240,7 +241,7 @@ impl<'a> Source<'a> {
                  are used: correct {}\n",
                 start,
                 last,
-                compat_align(),
+                start_align(),
                 size,
                 aligned,
                 origin
@@ -254,7 +255,7 @@ impl<'a> Source<'a> {
                     start,
                     last,
                     contents,
-                    compat_align(),
+                    start_align(),
                     origin,
                     size,
                     aligned,
@@ -269,7 +270,7 @@ impl<'a> Source<'a> {
                      begins there cannot be read (error {}): correct {}\n",
                     start,
                     last,
-                    compat_align(),
+                    start_align(),
                     err.to_errno(),
                     origin
                 );

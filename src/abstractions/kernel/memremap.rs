@@ -31,6 +31,7 @@ mod usage;
 pub use crate::abstractions::kernel::memremap::{
     config::{
         compat_align,
+        start_align,
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
     },

@@ -11,11 +11,15 @@ use core::ops::Range;
 /// The size of a sector of the block layer is `1 << SECTOR_SHIFT`, for every block size of a disk.
 pub const SECTOR_SHIFT: u32 = 9;
 
-/// Returns the largest range inside of a range of addresses whose ends are aligned. [`None`] if it
-/// has no address. `align` is a power of two.
-pub fn aligned_inside(range: &Range<u64>, align: u64) -> Option<Range<u64>> {
-    let start = range.start.checked_next_multiple_of(align)?;
-    let end = range.end.checked_sub(range.end.checked_rem(align)?)?;
+/// Returns the largest range inside of a range of addresses whose start and end are aligned.
+/// [`None`] if it has no address. The alignments are powers of two.
+pub fn aligned_inside(
+    range: &Range<u64>,
+    start_align: u64,
+    end_align: u64, //
+) -> Option<Range<u64>> {
+    let start = range.start.checked_next_multiple_of(start_align)?;
+    let end = range.end.checked_sub(range.end.checked_rem(end_align)?)?;
 
     (start < end).then_some(start..end)
 }

@@ -54,6 +54,8 @@ pub enum InfoBlockError {
     DataOffset,
     /// The data do not have the alignment in the block.
     Alignment,
+    /// The range does not have the alignment that its `struct page`s need.
+    StartAlignment,
     /// The parts of an arena are not within it, or are too small.
     Arena,
     /// The sector size is unknown.
@@ -79,6 +81,7 @@ impl InfoBlockError {
             Self::PageStructSize => "it has too little room for the struct pages of this kernel",
             Self::DataOffset => "the data cannot be where it says",
             Self::Alignment => "the data are not aligned as it says",
+            Self::StartAlignment => "its range does not start where a page of struct pages does",
             Self::Arena => "the parts of its arena cannot be where it says",
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
@@ -112,6 +115,8 @@ pub struct Expected {
     pub page_size: u64,
     /// The size of a `struct page` in bytes.
     pub page_struct_size: u64,
+    /// The alignment that the start of a range with `struct page`s needs.
+    pub start_align: u64,
     /// The configured sector size of a btt device, with metadata, in bytes.
     pub sector_size: Option<usize>,
 }
@@ -325,6 +330,10 @@ impl<'a> InfoBlock<'a> {
             .start
             .checked_add(start_pad)
             .ok_or(InfoBlockError::DataOffset)?;
+        // libnvdimm checks only `memremap_compat_align()`.
+        if start & expected.start_align.saturating_sub(1) != 0 {
+            return Err(InfoBlockError::StartAlignment);
+        }
         if mode == PFN_MODE_PMEM && !expected.has_room_for_memmap(start, usable, data_offset) {
             return Err(InfoBlockError::PageStructSize);
         }

@@ -43,13 +43,13 @@ proptest! {
             (edgy(), edgy()),
             (0_u64..1 << 52, 0_u64..1 << 24).prop_map(|(start, len)| (start, start + len)),
         ],
-        shift in 0_u32..=30,
+        shifts in (0_u32..=30, 0_u32..=30),
     ) {
-        let align = 1_u128 << shift;
-        let first = u128::from(start).div_ceil(align) * align;
-        let right = first..u128::from(end) / align * align;
+        let (start_align, end_align) = (1_u128 << shifts.0, 1_u128 << shifts.1);
+        let first = u128::from(start).div_ceil(start_align) * start_align;
+        let right = first..u128::from(end) / end_align * end_align;
 
-        let found = aligned_inside(&(start..end), 1 << shift);
+        let found = aligned_inside(&(start..end), 1 << shifts.0, 1 << shifts.1);
 
         let wide = found.map(|range| range.start.into()..range.end.into());
         prop_assert_eq!(wide, Some(right).filter(|range| !range.is_empty()));

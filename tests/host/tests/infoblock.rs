@@ -17,6 +17,7 @@ const EXPECTED: Expected = Expected {
     reserve: 8192,
     page_size: 4096,
     page_struct_size: 64,
+    start_align: 2 * MIB,
     sector_size: None,
 };
 
@@ -190,6 +191,31 @@ fn older_versions_lack_later_fields() {
         Some(InfoBlockError::DataOffset)
     );
     assert_eq!(error_of(draft.with(MINOR, &[0, 0])), None);
+}
+
+/// With pages of 16 KiB, 2 MiB have half a page of struct pages.
+#[test]
+fn the_range_starts_with_a_page_of_struct_pages() {
+    let large = Expected {
+        page_size: 16384,
+        reserve: 16384,
+        start_align: 4 * MIB,
+        ..EXPECTED
+    };
+    for (pad, end, error) in [
+        (0, 0, None),
+        (0, 2, None),
+        (4, 2, None),
+        (2, 0, Some(InfoBlockError::StartAlignment)),
+        (2, 2, Some(InfoBlockError::StartAlignment)),
+    ] {
+        let draft = Draft::fsdax()
+            .with(START_PAD, &(pad << 20_u32).to_le_bytes())
+            .with(END_TRUNC, &(end << 20_u32).to_le_bytes());
+        let block = draft.sealed();
+        assert_eq!(block.check(&large).err(), error, "{pad} and {end} MiB");
+        assert_eq!(block.check(&EXPECTED), Ok(()));
+    }
 }
 
 /// Kata Containers and pmem-csi write version 0.2, without uuids, npfns and sizes of pages.

@@ -8,6 +8,7 @@ use kernel::{
         PhysAddr,
         ResourceSize, //
     },
+    page::PAGE_SHIFT,
     prelude::*, //
 };
 
@@ -19,6 +20,20 @@ pub const PAGE_STRUCT_SIZE: usize = size_of::<bindings::page>();
 pub fn compat_align() -> ResourceSize {
     // SAFETY: A constant of the architecture.
     unsafe { bindings::memremap_compat_align() as ResourceSize }
+}
+
+/// Returns the alignment that the start of a range needs to get `struct page`s, a power of two: a
+/// page of `struct page`s begins there.
+///
+/// With pages of 16 KiB, 2 MiB have half a page of `struct page`s. The kernel maps and frees whole
+/// pages of them, beginning with the one in which those of a range start. If that is in the middle
+/// of a page, `vmemmap_populate_range()` may not reach the last ones, and `vmemmap_free()` takes
+/// those of other memory away.
+pub fn start_align() -> ResourceSize {
+    const OF_WHOLE_PAGES: usize =
+        (1 << (2 * PAGE_SHIFT as u32)) >> PAGE_STRUCT_SIZE.trailing_zeros();
+
+    compat_align().max(OF_WHOLE_PAGES as ResourceSize)
 }
 
 /// The configuration of a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap): a physical

@@ -5,6 +5,7 @@
 use super::{
     config::{
         compat_align,
+        start_align,
         PagemapConfig, //
     },
     exposure::Exposure,
@@ -126,7 +127,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     ) -> Result<impl PinInit<Self, Error>> {
         let memmap_on_media = config.memmap_on_media();
         let (pgmap, start, len, data_offset) = config.into_parts();
-        let misaligned = (start | len) & compat_align().wrapping_sub(1) != 0;
+        let misaligned =
+            start & start_align().wrapping_sub(1) != 0 || len & compat_align().wrapping_sub(1) != 0;
         if misaligned || !reservation.contains(start, len) {
             return Err(EINVAL);
         }
