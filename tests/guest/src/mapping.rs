@@ -149,7 +149,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Maps a file `beyond` bytes after a multiple of [`PMD`].
+    /// Maps a file `beyond` bytes after a multiple of what a PMD maps.
     fn map_at(
         file: &File,
         len: usize,
@@ -158,11 +158,12 @@ impl Mapping {
         beyond: usize,
     ) -> io::Result<Mapping> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let room = NonZeroUsize::new(len + PMD + beyond).ok_or(io::ErrorKind::InvalidInput)?;
+        let align = huge_page().unwrap_or(PMD);
+        let room = NonZeroUsize::new(len + align + beyond).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: this maps fresh memory, at an address of the kernel's choice.
         let reserved =
             unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
-        let aligned = (reserved.as_ptr() as usize).next_multiple_of(PMD) + beyond;
+        let aligned = (reserved.as_ptr() as usize).next_multiple_of(align) + beyond;
         let flags = sharing.flags() | MapFlags::MAP_FIXED;
         // SAFETY: [aligned, aligned + len) lies within the range reserved above, which nothing
         // uses.
@@ -308,8 +309,9 @@ impl Mapping {
         self.sync_part(0, self.len)
     }
 
-    /// `msync(MS_SYNC)` on a part of the mapping, which starts with a page.
+    /// `msync(MS_SYNC)` on the pages of a part of the mapping.
     pub fn sync_part(&self, from: usize, len: usize) -> io::Result<()> {
+        let (from, len) = (from / PAGE * PAGE, from % PAGE + len);
         let part = NonNull::new(self.at(from, len).cast()).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: by the invariant the range is mapped; `msync` changes nothing that is visible.
         unsafe { msync(part, len, MsFlags::MS_SYNC) }?;

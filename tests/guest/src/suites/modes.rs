@@ -5,9 +5,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::signal::Signal;
 
 use super::{Suite, Test};
 use crate::command::run;
@@ -18,7 +21,9 @@ use crate::lab::{Lab, Prepared, holder};
 use crate::mapping::{Mapping, NO_HUGE_PAGES, PAGE, PMD, Sharing, huge_page};
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
+use crate::process::Child;
 use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
+use crate::tracing::FaultTrace;
 use crate::{syscall, sysfs};
 
 pub const SUITE: Suite = Suite {
@@ -35,6 +40,7 @@ pub const SUITE: Suite = Suite {
         Test::new("fsdax_alignment_of_a_pmd", |lab| {
             alignment(lab, huge_page().ok_or(NO_HUGE_PAGES)?)
         }),
+        Test::new("pmd_is_revoked", pmd_is_revoked),
         Test::new("size_changes_between_binds", size_changes),
         Test::new("from_mode_to_mode", from_mode_to_mode).within(120),
         Test::new("empty_seeds_are_refused", seeds_are_refused),
@@ -42,6 +48,9 @@ pub const SUITE: Suite = Suite {
         Test::new("badblocks_attribute", badblocks),
     ],
 };
+
+/// How long a process may take to get its signal.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Checks the attributes of the disk, and its size by access to both ends.
 fn check_disk(lab: &mut Lab, mode: Mode, dax: &str) -> Result<()> {
@@ -275,6 +284,49 @@ fn alignment(lab: &mut Lab, align: usize) -> Result<()> {
         Ext4.check(&node)?;
     }
     Ok(())
+}
+
+/// A file that one PMD maps, of whatever size it is on this kernel, is revoked and intact.
+fn pmd_is_revoked(lab: &mut Lab) -> Result<()> {
+    let size = huge_page().ok_or(NO_HUGE_PAGES)?;
+    let Prepared { bound, disk, .. } = lab.prepare(Mode::FsdaxMem)?;
+    let node = disk.node_str();
+    let stride = size / PAGE;
+    let layout = format!("stride={stride},stripe_width={stride},lazy_itable_init=0");
+    Ext4.make_with(&node, &["-E", &layout])?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let path = mount.path("file");
+    let file = File::create_new(&path)?;
+    fallocate(&file, FallocateFlags::empty(), 0, i64::try_from(size)?)?;
+    drop(file);
+
+    let trace = FaultTrace::start()?;
+    let mut user = Child::start_ready("the process with a PMD", |link| {
+        let file = Access::Buffered.open(&path)?;
+        let mapping = Mapping::new(&file, size, Sharing::Shared)?;
+        mapping.write(0, &stamped(size, 1));
+        link.say("ready")?;
+        loop {
+            mapping.store(size - 1, 1);
+        }
+    })?;
+    let (pmds, pages) = (trace.pmds_installed()?, trace.pages_installed()?);
+    drop(trace);
+    ensure!(
+        (pmds, pages) == (1, 0),
+        "{pmds} PMDs and {pages} pages were mapped"
+    );
+    bound.unbind()?;
+    user.expect_signal(Signal::SIGBUS, SIGNAL_LIMIT)?;
+    mount.unmount()?;
+
+    bound.bind(lab.driver)?;
+    let mount = Ext4.mount(&node, "dax=always")?;
+    let mut right = stamped(size, 1);
+    right[size - 1] = 1;
+    expect_same("the file", &std::fs::read(mount.path("file"))?, &right)?;
+    mount.unmount()?;
+    Ext4.check(&node)
 }
 
 /// The same namespace with another size: all attributes match the new size, and no state of the old

@@ -66,8 +66,8 @@ impl Fs {
                 fs::create_dir_all(tree)?;
                 write_files(tree)?;
                 // Inline data have no DAX; other data are aligned for PMDs.
-                let unit = format!("--dsunit={}", PMD / PAGE);
-                let layout = ["--quiet", "-E", "noinline_data", &unit];
+                let (block, unit) = (format!("-b{PAGE}"), format!("--dsunit={}", PMD / PAGE));
+                let layout = ["--quiet", &block, "-E", "noinline_data", &unit];
                 run("mkfs.erofs", &[&layout[..], &[node, "/tmp/tree"]].concat()).map(drop)
             }
         }
