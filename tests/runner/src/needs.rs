@@ -27,6 +27,8 @@ enum Need {
     Cxl,
     /// Sleep with the firmware's help (S3), and hibernation.
     Sleep,
+    /// Pages as large as the blocks of an erofs.
+    SmallPages,
     /// A kernel that is fast and has memory left.
     NoCheckers,
     /// KUnit.
@@ -56,6 +58,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("container_images", &[VirtioPmem]),
     ("sequences", &[VirtioPmem]),
     ("sleep", &[Sleep, VirtioPmem]),
+    ("revoke_erofs", &[SmallPages]),
     // Under all checkers the programs would take minutes, and KASAN has no memory left beside
     // 16 GiB.
     ("programs", &[NoCheckers]),
@@ -117,6 +120,10 @@ impl Platform {
                 "the kernel has no CONFIG_SUSPEND or no CONFIG_HIBERNATION",
             ),
             Sleep => (false, "QEMU's virt has no S3"),
+            SmallPages => (
+                !self.has("CONFIG_ARM64_16K_PAGES"),
+                "mkfs.erofs makes blocks of at most 4 KiB, which have no DAX",
+            ),
             NoCheckers => (
                 !self.has_checkers,
                 "takes too long, or too much memory, under all checkers",

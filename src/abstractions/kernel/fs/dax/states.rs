@@ -103,7 +103,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// # Errors
     ///
     /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
-    /// it ([`compat_align`], [`start_align`]), [`ENOMEM`], and the errors of the architecture.
+    /// it (`compat_align`, `start_align`), [`ENOMEM`], and the errors of the architecture.
     pub fn new(
         config: PagemapConfig,
         reservation: MemRegion,

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use super::fixture::need_erofs;
 use super::users::{SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, UNBIND_LIMIT};
 use crate::command::run;
@@ -16,7 +17,7 @@ use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
-use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::mapping::{Mapping, Sharing};
 use crate::ndctl::Mode;
 use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired;
@@ -74,14 +75,15 @@ pub fn realtime(lab: &mut Lab) -> Result<()> {
 
 /// The device has the blocks of an erofs whose other data are on another one.
 pub fn further_device(lab: &mut Lab) -> Result<()> {
+    need_erofs()?;
     let goes = lab.prepare_in(0, Mode::FsdaxMem)?;
     let main = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
     let blob = goes.disk.node_str();
     let tree = Path::new("/tmp/tree");
     fs::create_dir_all(tree)?;
     fs::write(tree.join("file"), stamped(LEN, 1))?;
-    let (block, device) = (format!("-b{PAGE}"), format!("--blobdev={blob}"));
-    let layout = ["--quiet", &block, "--chunksize=2097152", &device];
+    let device = format!("--blobdev={blob}");
+    let layout = ["--quiet", "--chunksize=2097152", &device];
     run("mkfs.erofs", &[&layout[..], &[&main, "/tmp/tree"]].concat())?;
     fs::remove_dir_all(tree)?;
     let mount = Mount::new("erofs", &main, &format!("dax=always,device={blob}"))?;
