@@ -220,9 +220,10 @@ pub fn bad_pfn_block(lab: &mut Lab, mode: Mode) -> Result<()> {
     before.expect_unchanged()
 }
 
-/// Padding of 2 MiB at both ends of a namespace within one section of the memory map. With pages of
-/// 16 KiB, 2 MiB have half a page of struct pages, and the kernel would leave some of them unmapped:
-/// docs/kernel-bugs.md.
+/// Padding of 2 MiB at both ends of a namespace within one section of the memory map.
+///
+/// With pages of 16 KiB, 2 MiB have half a page of struct pages, and the kernel would leave some of
+/// them unmapped: docs/kernel-bugs.md.
 pub fn odd_padding(lab: &mut Lab) -> Result<()> {
     const PAD: u64 = 2 << 20;
     let region = lab.region(0)?;
