@@ -210,8 +210,8 @@ fn the_range_starts_with_a_page_of_struct_pages() {
         (2, 2, Some(InfoBlockError::StartAlignment)),
     ] {
         let draft = Draft::fsdax()
-            .with(START_PAD, &(pad << 20_u32).to_le_bytes())
-            .with(END_TRUNC, &(end << 20_u32).to_le_bytes());
+            .with(START_PAD, &u32::to_le_bytes(pad << 20))
+            .with(END_TRUNC, &u32::to_le_bytes(end << 20));
         let block = draft.sealed();
         assert_eq!(block.check(&large).err(), error, "{pad} and {end} MiB");
         assert_eq!(block.check(&EXPECTED), Ok(()));
