@@ -287,7 +287,8 @@ fn written_with(page: u64, pmd: u64, mode: Mode, target: &BlockTest) -> Result<I
 /// medium has struct pages for fewer pages than this kernel has.
 pub fn other_pages(lab: &mut Lab, mode: Mode) -> Result<()> {
     let target = BlockTest::new(lab, mode)?;
-    for (page, pmd) in [(4 << 10, 2 << 20), (16 << 10, 32 << 20)] {
+    // A block that is refused comes first, since what was written at first is looked for then.
+    for (page, pmd) in [(16 << 10, 32 << 20), (4 << 10, 2 << 20)] {
         let block = written_with(page, pmd, mode, &target)?;
         if page == PAGE as u64 && huge_page() == Some(pmd as usize) {
             ensure!(block == target.good, "this kernel writes another block");
