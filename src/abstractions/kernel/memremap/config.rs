@@ -136,7 +136,7 @@ impl PagemapConfig {
 
     /// Says that the `struct page`s are in the range, where a test has no memory for them.
     #[cfg(CONFIG_KUNIT = "y")]
-    pub(in crate::abstractions) fn as_if_on_media(mut self) -> Self {
+    pub(in crate::abstractions) fn treated_as_on_media(mut self) -> Self {
         self.memmap_on_media = true;
         self
     }
