@@ -19,6 +19,7 @@
 #include "nd.h"
 #include "parameters.h"
 #include "pfn.h"
+#include "tracepoints.h"
 
 /* bindgen cannot evaluate macros with casts, but it can evaluate initialised constants. */
 const u32 PMEM_RS_CONST_BLK_FEAT_WRITE_CACHE = (__force u32)BLK_FEAT_WRITE_CACHE;

@@ -78,12 +78,13 @@ impl<'bound> AttachedDisk<'bound> {
         let node = dev.node();
         let reserve = namespace.range()?;
 
-        let name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
+        let range_name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
+        let name = || CString::try_from_fmt(fmt!("{}", dev.name()));
         let flusher = Flusher::new(shared.clone(), &namespace)?;
         let files = shared.queues.files.try_get().ok_or(ENODEV)?;
         let memory = namespace
-            .reserve(name)
-            .and_then(|memory| Memory::new(memory, layout, node, files))
+            .reserve(range_name)
+            .and_then(|memory| Memory::new(name()?, memory, layout, node, files))
             .map_err(|err| unusable(&shared, dev, &reserve, err))?;
         let reference = memory.reference().ok_or(ENXIO)?;
         let pages = reference.pages().cloned();
@@ -114,7 +115,7 @@ impl<'bound> AttachedDisk<'bound> {
         let reserved = Registry::reserve()?;
         let unbind = Unbind::new(
             shared.clone(),
-            CString::try_from_fmt(fmt!("{}", dev.name()))?,
+            name()?,
             reserve,
             flusher.clone(),
             &memory,

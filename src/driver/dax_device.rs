@@ -17,7 +17,10 @@ use crate::abstractions::kernel::{
     },
     memremap::PagemapInner, //
 };
-use crate::abstractions::kernel_ext::iov::IterSource;
+use crate::abstractions::kernel_ext::{
+    iov::IterSource,
+    tracepoint, //
+};
 use kernel::{
     page::{
         PAGE_SHIFT,
@@ -44,19 +47,24 @@ impl dax::Operations<FailureHandler> for Pmem {
         mode: AccessMode,
     ) -> Result<Extent<'g>> {
         // Only the requested pages are checked, not the whole extent.
-        let good = self
-            .pages_up_to_bad(extent.pgoff(), nr_pages, mode)
-            .ok_or(EHWPOISON)?;
-        Ok(extent.truncate(good))
+        match self.pages_up_to_bad(extent.pgoff(), nr_pages, mode) {
+            Some(good) => Ok(extent.truncate(good)),
+            None => {
+                let pages = (extent.pgoff(), nr_pages);
+                Err(self.refuse_pages(c"dax_access", pages, EHWPOISON))
+            }
+        }
     }
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
         let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.memory.size()).ok_or(ERANGE)?;
+        let result = if self.access.is_read_only() {
+            Err(self.refuse_write())
+        } else {
+            self.zero(span)
+        };
 
-        if self.access.is_read_only() {
-            return Err(self.refuse_write());
-        }
-        self.zero(span)
+        result.map_err(|err| self.refuse_pages(c"dax_zero", (pgoff, nr_pages), err))
     }
 
     fn recovery_write(
@@ -94,6 +102,23 @@ impl dax::Operations<FailureHandler> for Pmem {
 }
 
 impl Pmem {
+    /// Reports a call of the DAX core for a number of pages from an offset on, which is going to
+    /// fail with `err`, and returns that.
+    #[cold]
+    #[inline(never)]
+    fn refuse_pages(&self, op: &CStr, (pgoff, nr_pages): (usize, usize), err: Error) -> Error {
+        let bytes = |pages: usize| (pages as u64) << PAGE_SHIFT;
+
+        tracepoint::refuse(
+            self.flusher.name(),
+            op,
+            bytes(pgoff),
+            bytes(nr_pages),
+            Err(err),
+        );
+        err
+    }
+
     /// Returns how many of the `nr_pages` pages from `pgoff` on can be accessed. At least one page
     /// is checked. The end of the data limits the number.
     ///

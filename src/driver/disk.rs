@@ -43,7 +43,10 @@ use crate::abstractions::kernel::{
         WritableSlice, //
     }, //
 };
-use crate::abstractions::kernel_ext::task::cond_resched;
+use crate::abstractions::kernel_ext::{
+    task::cond_resched,
+    tracepoint, //
+};
 use kernel::{
     alloc::flags::{
         GFP_NOWAIT,
@@ -122,7 +125,7 @@ impl gendisk::Operations for Pmem {
     fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
         if bio.is_preflush() {
             match this.access.flush_barrier {
-                Some(barrier) => barrier.flush(),
+                Some(barrier) => this.flusher.flush_by(barrier),
                 None => return Self::submit_preflush(this, bio),
             }
         }
@@ -216,7 +219,7 @@ impl Pmem {
 
         if bio.is_fua() && status == Status::OK {
             match self.access.flush_barrier {
-                Some(barrier) => barrier.flush(),
+                Some(barrier) => self.flusher.flush_by(barrier),
                 None => return self.flusher.flush_and_end(bio),
             }
         }
@@ -240,7 +243,7 @@ impl Pmem {
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
             if self.access.is_read_only() {
-                return Err(self.refuse_write());
+                return Err(self.refuse(c"write", bio, self.refuse_write()));
             }
             match self.memory.find_writable(find) {
                 Some((_, memory)) if write(memory, bio).is_empty() => Ok(()),
@@ -250,8 +253,18 @@ impl Pmem {
         } else if bio.operation() == Operation::WriteZeroes {
             self.write_zeroes(bio)
         } else {
-            Err(EOPNOTSUPP)
+            Err(self.refuse(c"other", bio, EOPNOTSUPP))
         }
+    }
+
+    /// Reports a request that is going to fail with `err`, and returns that.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, op: &CStr, bio: BioRef<'_>, err: Error) -> Error {
+        let offset = bio.sector() << SECTOR_SHIFT;
+
+        tracepoint::refuse(self.flusher.name(), op, offset, bio.len() as u64, Err(err));
+        err
     }
 
     /// As [`Self::transfer`], for a queue that keeps I/O statistics. By default a queue keeps none.
@@ -276,18 +289,27 @@ impl Pmem {
     #[cold]
     #[inline(never)]
     fn read_checked(&self, bio: BioRef<'_>) -> Result {
-        let (span, memory) = self.memory.find(|_| self.span(bio)).ok_or(EIO)?;
+        let read_good = || {
+            let (span, memory) = self.memory.find(|_| self.span(bio)).ok_or(EIO)?;
 
-        if self.first_bad(span).is_some() {
-            return Err(ENODATA);
-        }
-        read(memory, bio)
+            if self.first_bad(span).is_some() {
+                return Err(ENODATA);
+            }
+            read(memory, bio)
+        };
+
+        read_good().map_err(|err| self.refuse(c"read", bio, err))
     }
 
     /// Writes to what may have bad sectors.
     #[cold]
     #[inline(never)]
     fn write_checked(&self, bio: BioRef<'_>) -> Result {
+        self.repair_and_write(bio)
+            .map_err(|err| self.refuse(c"write", bio, err))
+    }
+
+    fn repair_and_write(&self, bio: BioRef<'_>) -> Result {
         let span = self.span(bio).ok_or(EIO)?;
         let may_sleep = !bio.is_nowait();
         let overwrite = match self.start_overwrite(span, may_sleep) {
@@ -305,13 +327,19 @@ impl Pmem {
         Ok(())
     }
 
+    /// Writes zeroes.
+    #[cold]
+    #[inline(never)]
+    fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
+        self.write_zeroes_by_pieces(bio)
+            .map_err(|err| self.refuse(c"write_zeroes", bio, err))
+    }
+
     /// Writes zeroes, a piece at a time. If a piece fails, those before it are zeroed.
     ///
     /// Bad memory is looked for in each piece just before it is written, since the whole may take
     /// long. Other threads may run in between.
-    #[cold]
-    #[inline(never)]
-    fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
+    fn write_zeroes_by_pieces(&self, bio: BioRef<'_>) -> Result {
         if self.access.is_read_only() {
             return Err(self.refuse_write());
         }

@@ -40,7 +40,8 @@ use crate::abstractions::kernel_ext::{
     time::{
         sleep,
         Stopwatch, //
-    }, //
+    },
+    tracepoint, //
 };
 use kernel::{
     prelude::*,
@@ -144,26 +145,26 @@ impl Environment for Arc<Unbind> {
     }
 
     fn close_to_mappings(&self, memory: &mut Memory) {
-        let walked = memory.close_to_mappings();
+        let walked = self.step(c"close_to_mappings", || memory.close_to_mappings());
 
         self.progress.lock().walked = walked;
     }
 
     fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
-        disk.remove()
+        self.step(c"remove_disk", || disk.remove())
     }
 
     fn close(&self, memory: Memory) -> Closed {
-        memory.close()
+        self.step(c"close", || memory.close())
     }
 
     fn kill(&self, dax: Self::Dax) {
-        drop(dax);
+        self.step(c"kill_dax", || drop(dax));
         self.dax_killed.complete_all();
     }
 
     fn revoke(&self, closed: Closed) -> Draining {
-        let (memory, walked) = closed.revoke();
+        let (memory, walked) = self.step(c"revoke", || closed.revoke());
         {
             // This walk does not find files that were closed since `close_to_mappings`.
             let mut progress = self.progress.lock();
@@ -179,9 +180,10 @@ impl Environment for Arc<Unbind> {
     }
 
     fn after_revoke(&self) {
-        self.flush();
+        self.step(c"flush", || self.flush());
 
         let Walked { inodes, pages, .. } = self.progress.lock().walked;
+        tracepoint::revoked(&self.name, inodes, pages, self.age());
         if inodes != 0 {
             pr_info!(
                 "{}: revoked: {} inodes, {} pages, {} us\n",
@@ -206,22 +208,31 @@ impl Environment for Arc<Unbind> {
     }
 
     fn wait_for(&self, user: User, draining: &mut Draining, _disk: &mut RemovedDisk) {
-        let user = match user {
-            User::Reference => fs_dax::User::Reference,
-            User::Keeper => fs_dax::User::Keeper,
+        let began = Stopwatch::start();
+        let mut wait_for = |user| draining.memory.wait_for(user, USER_TIMEOUT);
+        let name = match user {
+            User::Reference => {
+                wait_for(fs_dax::User::Reference);
+                c"reference"
+            }
+            User::Keeper => {
+                wait_for(fs_dax::User::Keeper);
+                c"keeper"
+            }
             User::Pin => {
+                wait_for(fs_dax::User::Pin);
                 draining.pause = 1;
-                fs_dax::User::Pin
+                c"pin"
             }
             User::PageCache => {
                 // Another thread is about to remove the entry.
                 sleep(draining.pause);
                 draining.pause = draining.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
                 draining.memory.revoke();
-                return;
+                c"page_cache"
             }
         };
-        draining.memory.wait_for(user, USER_TIMEOUT);
+        tracepoint::wait(&self.name, name, began.micros(), self.age());
     }
 
     fn free(&self, draining: Draining, _disk: RemovedDisk) {
@@ -231,16 +242,30 @@ impl Environment for Arc<Unbind> {
         }
 
         let mut memory = draining.memory;
-        while let Err(rest) = memory.free(PUT_FILES_TIMEOUT) {
-            memory = rest;
-            sleep(USER_TIMEOUT);
-            // An entry of a page cache may name a page that was idle before.
-            memory.revoke();
-        }
+        self.step(c"free", || {
+            while let Err(rest) = memory.free(PUT_FILES_TIMEOUT) {
+                memory = rest;
+                sleep(USER_TIMEOUT);
+                // An entry of a page cache may name a page that was idle before.
+                memory.revoke();
+            }
+        });
+        // Before the unbinding thread returns.
+        let retired = self.with(|teardown| teardown.is_retired());
+        tracepoint::free(&self.name, retired, self.age());
     }
 }
 
 impl Unbind {
+    /// Takes a step of the teardown, and reports how long it took.
+    fn step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
+        let began = Stopwatch::start();
+        let result = f();
+
+        tracepoint::step(&self.name, step, began.micros(), self.age());
+        result
+    }
+
     /// Counts the pages in use of revoked memory, for messages.
     fn count(&self, draining: &mut Draining) {
         let Some(pages) = draining.memory.pages() else {

@@ -9,8 +9,10 @@ use crate::abstractions::kernel::{
     dax,
     memremap::PagemapOperations, //
 };
+use crate::abstractions::kernel_ext::tracepoint;
 use kernel::{
     prelude::*,
+    str::CString,
     sync::{
         Arc,
         SetOnce, //
@@ -27,14 +29,17 @@ pub struct FailureHandler {
     #[pin]
     pub badblocks: Badblocks,
     dax: SetOnce<Arc<dax::Handle>>,
+    /// The name of the device, for tracepoints.
+    name: CString,
 }
 
 impl FailureHandler {
-    /// Creates a handler with an empty list of bad sectors.
-    pub fn new() -> impl PinInit<Self, Error> {
+    /// Creates a handler with an empty list of bad sectors, for the device `name`.
+    pub fn new(name: CString) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             badblocks <- Badblocks::new(),
             dax: SetOnce::new(),
+            name,
         })
     }
 
@@ -51,7 +56,9 @@ impl PagemapOperations for FailureHandler {
         // Without a DAX device the memory management handles the failure alone.
         let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
 
-        dax.notify_failure(offset, len, flags)
+        let result = dax.notify_failure(offset, len, flags);
+        tracepoint::memory_failure(&self.name, offset, len, result);
+        result
     }
 
     fn record_failure(&self, offset: u64, len: u64) {
@@ -61,5 +68,9 @@ impl PagemapOperations for FailureHandler {
         let _ = self
             .badblocks
             .add(offset >> SECTOR_SHIFT, len.div_ceil(1 << SECTOR_SHIFT));
+    }
+
+    fn exposed(&self, offset: u64, len: u64) {
+        tracepoint::expose(&self.name, offset, len);
     }
 }

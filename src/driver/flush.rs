@@ -32,8 +32,13 @@ use crate::abstractions::kernel::{
     percpu_ref::Ref,
     wait::WaitQueue, //
 };
-use crate::abstractions::kernel_ext::sync::atomic::read_once;
+use crate::abstractions::kernel_ext::{
+    sync::atomic::read_once,
+    time::Stopwatch,
+    tracepoint, //
+};
 use crate::abstractions::nvdimm::{
+    FlushBarrier,
     Namespace,
     RegionAccess, //
 };
@@ -44,6 +49,7 @@ use kernel::{
     new_spinlock,
     new_work,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -72,6 +78,8 @@ const SUSPEND_TIMEOUT: Msecs = 10_000;
 #[pin_data]
 pub struct Flusher {
     shared: Ref<Shared>,
+    /// The name of the device, for tracepoints.
+    name: CString,
     region: Arc<RegionAccess>,
     /// A flush waits for a host.
     is_asynchronous: bool,
@@ -112,10 +120,12 @@ impl Flusher {
         let region = RegionAccess::new(namespace)?;
         let is_barrier = region.flush_barrier().is_some();
         let is_asynchronous = !is_barrier && !namespace.device().region().is_synchronous();
+        let name = CString::try_from_fmt(fmt!("{}", namespace.device().name()))?;
 
         Arc::pin_init(
             try_pin_init!(Self {
                 shared,
+                name,
                 region,
                 is_asynchronous,
                 shared_flush <- new_mutex!(SharedFlush::new(), "pmem_rs::Flusher::shared_flush"),
@@ -128,6 +138,11 @@ impl Flusher {
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Returns the name of the device, for tracepoints.
+    pub fn name(&self) -> &CStr {
+        &self.name
     }
 
     /// Returns the region.
@@ -150,10 +165,40 @@ impl Flusher {
     /// Fails as [`RegionAccess::flush`]. Logs a failure unless the flush before it has failed too.
     #[inline]
     pub fn flush(&self) -> Result {
+        if tracepoint::flush_is_on() {
+            return self.flush_traced();
+        }
+        self.flush_untraced()
+    }
+
+    /// As [`Self::flush`]. Reports how long it took.
+    #[cold]
+    #[inline(never)]
+    fn flush_traced(&self) -> Result {
+        let began = Stopwatch::start();
+        let result = self.flush_untraced();
+
+        tracepoint::flush(&self.name, began.nanos(), result);
+        result
+    }
+
+    #[inline]
+    fn flush_untraced(&self) -> Result {
         if self.is_asynchronous {
             self.flush_shared()
         } else {
             self.flush_alone()
+        }
+    }
+
+    /// Flushes the region by its barrier.
+    #[inline(always)]
+    pub fn flush_by(&self, barrier: FlushBarrier) {
+        if tracepoint::flush_is_on() {
+            // A barrier does not fail.
+            let _ = self.flush_traced();
+        } else {
+            barrier.flush();
         }
     }
 

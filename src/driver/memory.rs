@@ -42,6 +42,7 @@ use core::ops::Range;
 use kernel::{
     io::PhysAddr,
     prelude::*,
+    str::CString,
     sync::Arc,
     time::Msecs, //
 };
@@ -114,10 +115,11 @@ impl<P, M> Backing<P, M> {
 }
 
 impl Memory {
-    /// Maps a reserved range as `layout` says. May sleep.
+    /// Maps a reserved range of the device `name` as `layout` says. May sleep.
     ///
     /// References to files are put on `queue` when the memory is revoked.
     pub fn new(
+        name: CString,
         reservation: MemRegion,
         layout: Layout,
         node: Node,
@@ -128,7 +130,7 @@ impl Memory {
                 config,
                 reservation,
                 node,
-                FailureHandler::new(),
+                FailureHandler::new(name),
                 queue,
             )?),
             Layout::Plain(data) => Self::Plain(Counted::pin_init(try_pin_init!(PlainMemory {

@@ -6,6 +6,7 @@ use super::{
     binding::Binding,
     shared::SHARED, //
 };
+use crate::abstractions::kernel_ext::tracepoint;
 use crate::abstractions::nvdimm::{
     self,
     Device,
@@ -47,7 +48,16 @@ impl nvdimm::Driver for NdDriver {
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
     ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
-        Binding::new(dev, namespace)
+        let range = namespace.range().unwrap_or_default();
+        let result = Binding::new(dev, namespace);
+        let (mode, bound) = match &result {
+            Ok(binding) => (binding.mode(), Ok(())),
+            Err(err) => (c"", Err(err.to_error())),
+        };
+
+        let len = range.end.saturating_sub(range.start);
+        tracepoint::bind(dev.name(), mode, range.start, len, bound);
+        result
     }
 
     fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr {

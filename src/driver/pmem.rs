@@ -17,7 +17,10 @@ use crate::abstractions::kernel::{
     pmem_slice::WritableSlice,
     ratelimit::RateLimit, //
 };
-use crate::abstractions::kernel_ext::sync::atomic::read_once;
+use crate::abstractions::kernel_ext::{
+    sync::atomic::read_once,
+    tracepoint, //
+};
 use crate::abstractions::nvdimm::FlushBarrier;
 use kernel::{
     page::{
@@ -216,7 +219,14 @@ impl Pmem {
             if !may_sleep {
                 return None;
             }
-            self.clear_poison(span).ok()?
+            let result = self.clear_poison(span);
+            tracepoint::repair(
+                self.flusher.name(),
+                span.offset as u64,
+                span.len as u64,
+                result.map(|_| ()),
+            );
+            result.ok()?
         } else {
             Cleared::Nothing
         };

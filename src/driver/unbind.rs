@@ -45,7 +45,8 @@ use crate::abstractions::kernel::{
 use crate::abstractions::kernel_ext::{
     io::resource::RegionName,
     sync::completion::Completion,
-    time::Stopwatch, //
+    time::Stopwatch,
+    tracepoint, //
 };
 use crate::abstractions::nvdimm::ProviderWatcher;
 use core::ops::Range;
@@ -235,6 +236,8 @@ impl Unbind {
             }
             // After this call returns, the region cannot be reached.
             self.flush();
+            let PagesInUse { referenced, cached } = self.progress.lock().used;
+            tracepoint::retire(&self.name, referenced, cached, self.age());
             pr_warn!(
                 "retired {}. It is freed when its last user is gone, and cannot be bound before\n",
                 self.describe()

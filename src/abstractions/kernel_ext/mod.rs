@@ -16,4 +16,5 @@ pub mod platform;
 pub mod sync;
 pub mod task;
 pub mod time;
+pub mod tracepoint;
 pub mod workqueue;

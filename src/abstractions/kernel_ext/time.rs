@@ -51,11 +51,16 @@ impl Stopwatch {
         Self(unsafe { bindings::ktime_get() })
     }
 
+    /// Returns the elapsed time in nanoseconds. Callable from any context.
+    pub fn nanos(&self) -> u64 {
+        // SAFETY: `ktime_get()` may be called from any context.
+        unsafe { bindings::ktime_get() }
+            .saturating_sub(self.0)
+            .unsigned_abs()
+    }
+
     /// Returns the elapsed time in microseconds. Callable from any context.
     pub fn micros(&self) -> u64 {
-        // SAFETY: `ktime_get()` may be called from any context.
-        let nanos = unsafe { bindings::ktime_get() }.saturating_sub(self.0);
-
-        nanos.unsigned_abs() / 1000
+        self.nanos() / 1000
     }
 }

@@ -126,7 +126,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
         if T::are_known_good(pages, pgoff, nr_pages) {
             // SAFETY: By the safety requirements.
-            return unsafe { Self::translate(&extent, nr_pages, kaddr, pfn) };
+            return unsafe { Self::translate(pages, &extent, nr_pages, kaddr, pfn) };
         }
         // Not inlined, so that the usual case saves fewer registers.
         // SAFETY: By the safety requirements.
@@ -162,18 +162,20 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
             .and_then(|extent| private.0.data.direct_access(pages, extent, nr_pages, mode));
         match result {
             // SAFETY: By the safety requirements.
-            Ok(extent) => unsafe { Self::translate(&extent, nr_pages, kaddr, pfn) },
+            Ok(extent) => unsafe { Self::translate(pages, &extent, nr_pages, kaddr, pfn) },
             Err(err) => err.to_errno() as c_long,
         }
     }
 
-    /// Stores the address and the page frame number of an extent, and returns its length.
+    /// Stores the address and the page frame number of an extent, and returns its length. Tells the
+    /// operations of `pages` if more is exposed now.
     ///
     /// # Safety
     ///
     /// `kaddr` and `pfn` must be null or valid for writing.
     #[inline(always)]
     unsafe fn translate(
+        pages: &PagemapInner<P>,
         extent: &Extent<'_>,
         nr_pages: usize,
         kaddr: *mut *mut c_void,
@@ -188,7 +190,8 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
                     return ENXIO.to_errno() as c_long;
                 }
             } else {
-                let Some(first) = extent.expose(nr_pages) else {
+                let report = |offset, len| pages.ops().exposed(offset, len);
+                let Some(first) = extent.expose(nr_pages, report) else {
                     return ENXIO.to_errno() as c_long;
                 };
                 *pfn = first;

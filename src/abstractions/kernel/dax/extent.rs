@@ -4,7 +4,10 @@
 
 use crate::abstractions::kernel::memremap::Pages;
 use core::marker::PhantomData;
-use kernel::types::NotThreadSafe;
+use kernel::{
+    page::PAGE_SHIFT,
+    types::NotThreadSafe, //
+};
 
 /// The proof that this thread holds `dax_read_lock` for `'g`.
 ///
@@ -95,16 +98,28 @@ impl<'g> Extent<'g> {
     /// exposed pages after the lock was released.
     ///
     /// If `nr_pages` is 0, the first page is exposed.
+    ///
+    /// Calls `report` with the offset and the length of these pages in bytes if a chunk of theirs
+    /// was not exposed before.
     #[inline]
-    pub(super) fn expose(&self, nr_pages: usize) -> Option<usize> {
+    pub(super) fn expose(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) -> Option<usize> {
         // SAFETY: By the type invariant page `pgoff` exists.
         if !unsafe { self.pages.are_exposed(self.pgoff, nr_pages) } {
-            self.pages.expose(self.pgoff, nr_pages.min(self.nr_pages));
+            self.record(nr_pages.min(self.nr_pages), report);
         }
         if !self.pages.access.permits_mapping() {
             return None;
         }
         Some(self.pages.pfn(self.pgoff))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn record(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) {
+        if self.pages.expose(self.pgoff, nr_pages) {
+            let bytes = |pages: usize| (pages as u64) << PAGE_SHIFT;
+            report(bytes(self.pgoff), bytes(nr_pages));
+        }
     }
 
     #[inline]

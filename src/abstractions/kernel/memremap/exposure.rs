@@ -92,21 +92,26 @@ impl Exposure {
         }
     }
 
-    /// Adds the `nr_pages` page frames from `pfn` on; at least one.
+    /// Adds the `nr_pages` page frames from `pfn` on; at least one. Returns whether the chunk of any
+    /// of them was not in the record.
     ///
     /// ORDERING: none here, nor in [`Self::has`]. A full barrier follows before the
     /// [access state](super::access_state::AccessState) is read.
     #[cold]
-    pub(super) fn add(&self, pfn: usize, nr_pages: usize) {
+    pub(super) fn add(&self, pfn: usize, nr_pages: usize) -> bool {
         let last = pfn.saturating_add(nr_pages.saturating_sub(1)) >> Self::SHIFT;
         let mut chunk = pfn >> Self::SHIFT;
+        let mut is_new = false;
 
         while let Some((word, mask)) = self.word(chunk) {
             let mut old = word.load(Relaxed);
 
             while old & mask == 0 {
                 match word.cmpxchg(old, old | mask, Relaxed) {
-                    Ok(_) => break,
+                    Ok(_) => {
+                        is_new = true;
+                        break;
+                    }
                     Err(current) => old = current,
                 }
             }
@@ -115,6 +120,7 @@ impl Exposure {
             }
             chunk = chunk.wrapping_add(1);
         }
+        is_new
     }
 
     /// Returns the page frame after the last one of the chunk of `pfn`.
@@ -167,8 +173,8 @@ mod tests {
         // SAFETY: The frame is one of the first chunk or a later one.
         let has = |pfn: usize, nr| unsafe { exposure.has(pfn - start, nr) };
         assert!(!has(page, 1));
-        exposure.add(page, 1);
-        exposure.add(page, 1);
+        assert!(exposure.add(page, 1));
+        assert!(!exposure.add(page, 1));
         assert!(has(page, 1) && has(page, CHUNK as usize - 3));
         // Some of the next chunk, too, and none.
         assert!(!has(page, CHUNK as usize - 2) && !has(page, usize::MAX) && !has(page, 0));
@@ -180,9 +186,9 @@ mod tests {
         );
         assert_eq!(exposure.next(start + 71 * CHUNK as usize), None);
         // Two pages on either side of a border, and what is not there at all.
-        exposure.add(start + 801 * CHUNK as usize - 1, 2);
-        exposure.add(0, 1);
-        exposure.add(3000 * CHUNK as usize, 1);
+        assert!(exposure.add(start + 801 * CHUNK as usize - 1, 2));
+        assert!(!exposure.add(0, 1));
+        assert!(!exposure.add(3000 * CHUNK as usize, 1));
         assert_eq!(exposure.bytes(), 3 * CHUNK << PAGE_SHIFT);
         assert_eq!(
             exposure.next(start + 71 * CHUNK as usize),

@@ -45,6 +45,14 @@ pub trait PagemapOperations: Send + Sync + 'static {
     /// memory management takes the pages out of the linear mapping. Not called for a simulated
     /// failure.
     fn record_failure(&self, offset: u64, len: u64);
+
+    /// Takes note that the `len` bytes from `offset` bytes into the data on, which are about to be
+    /// given to the DAX core, are in a chunk of 2 MiB that no translation has exposed before.
+    ///
+    /// Called with `dax_read_lock` held, and often with locks of a file system. Should not sleep.
+    fn exposed(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 /// Whether any page was ever added to [`FailedPages`]. It is apart from the list, so that the pgmap

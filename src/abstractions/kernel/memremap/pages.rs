@@ -118,9 +118,10 @@ impl Pages {
         unsafe { self.exposure.has(self.lead.wrapping_add(pgoff), nr_pages) }
     }
 
-    /// Records that the `nr_pages` pages from page `pgoff` on are exposed; at least one.
-    pub(in crate::abstractions) fn expose(&self, pgoff: usize, nr_pages: usize) {
-        self.exposure.add(self.pfn(pgoff), nr_pages);
+    /// Records that the `nr_pages` pages from page `pgoff` on are exposed; at least one. Returns
+    /// whether a chunk of theirs was not exposed before.
+    pub(in crate::abstractions) fn expose(&self, pgoff: usize, nr_pages: usize) -> bool {
+        self.exposure.add(self.pfn(pgoff), nr_pages)
     }
 
     pub(super) fn any_exposed(&self) -> bool {

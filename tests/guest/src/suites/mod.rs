@@ -47,6 +47,7 @@ mod sequences;
 mod several;
 pub mod sleep;
 mod status;
+mod trace;
 mod virtio;
 
 use std::time::Duration;
@@ -119,6 +120,7 @@ const ALL: &[Suite] = &[
     probe::SUITE,
     except::SUITE,
     status::SUITE,
+    trace::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,

@@ -32,9 +32,10 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
-use fixture::Fixture;
+pub use fixture::Fixture;
 pub use holders::set_writecache;
 pub use special::SUITE as SPECIAL;
+pub use special::back_to_normal;
 pub use stress::SUITE as STRESS;
 pub use window::SUITE as WINDOW;
 
@@ -118,9 +119,9 @@ pub struct Cell {
 
 /// How long the unbind of a device without pinned pages may take, on a busy machine under
 /// emulation.
-const UNBIND_LIMIT: Duration = Duration::from_secs(5);
+pub const UNBIND_LIMIT: Duration = Duration::from_secs(5);
 /// How long a range may stay busy after its last user.
-const FREE_LIMIT: Duration = Duration::from_secs(5);
+pub const FREE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Cell {
     fn run(self, lab: &Lab) -> Result<()> {
