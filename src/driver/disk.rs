@@ -125,8 +125,8 @@ impl gendisk::Operations for Pmem {
     fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
         if bio.is_preflush() {
             match this.access.flush_barrier {
-                Some(barrier) => this.flusher.flush_by(barrier),
-                None => return Self::submit_preflush(this, bio),
+                Some(barrier) if !tracepoint::flush_is_on() => barrier.flush(),
+                _ => return Self::submit_preflush(this, bio),
             }
         }
         this.execute(bio);
@@ -219,8 +219,8 @@ impl Pmem {
 
         if bio.is_fua() && status == Status::OK {
             match self.access.flush_barrier {
-                Some(barrier) => self.flusher.flush_by(barrier),
-                None => return self.flusher.flush_and_end(bio),
+                Some(barrier) if !tracepoint::flush_is_on() => barrier.flush(),
+                _ => return self.flusher.flush_and_end(bio),
             }
         }
         bio.end(status);

@@ -38,7 +38,6 @@ use crate::abstractions::kernel_ext::{
     tracepoint, //
 };
 use crate::abstractions::nvdimm::{
-    FlushBarrier,
     Namespace,
     RegionAccess, //
 };
@@ -188,17 +187,6 @@ impl Flusher {
             self.flush_shared()
         } else {
             self.flush_alone()
-        }
-    }
-
-    /// Flushes the region by its barrier.
-    #[inline(always)]
-    pub fn flush_by(&self, barrier: FlushBarrier) {
-        if tracepoint::flush_is_on() {
-            // A barrier does not fail.
-            let _ = self.flush_traced();
-        } else {
-            barrier.flush();
         }
     }
 

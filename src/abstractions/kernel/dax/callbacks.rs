@@ -190,7 +190,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
                     return ENXIO.to_errno() as c_long;
                 }
             } else {
-                let report = |offset, len| pages.ops().exposed(offset, len);
+                let report = move |offset, len| pages.ops().exposed(offset, len);
                 let Some(first) = extent.expose(nr_pages, report) else {
                     return ENXIO.to_errno() as c_long;
                 };

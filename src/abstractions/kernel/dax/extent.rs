@@ -105,7 +105,12 @@ impl<'g> Extent<'g> {
     pub(super) fn expose(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) -> Option<usize> {
         // SAFETY: By the type invariant page `pgoff` exists.
         if !unsafe { self.pages.are_exposed(self.pgoff, nr_pages) } {
-            self.record(nr_pages.min(self.nr_pages), report);
+            Self::record(
+                self.pages,
+                self.pgoff,
+                nr_pages.min(self.nr_pages),
+                report,
+            );
         }
         if !self.pages.access.permits_mapping() {
             return None;
@@ -113,12 +118,13 @@ impl<'g> Extent<'g> {
         Some(self.pages.pfn(self.pgoff))
     }
 
+    // It takes values, so that the usual case does not need the extent in memory.
     #[cold]
     #[inline(never)]
-    fn record(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) {
-        if self.pages.expose(self.pgoff, nr_pages) {
+    fn record(pages: &Pages, pgoff: usize, nr_pages: usize, report: impl FnOnce(u64, u64)) {
+        if pages.expose(pgoff, nr_pages) {
             let bytes = |pages: usize| (pages as u64) << PAGE_SHIFT;
-            report(bytes(self.pgoff), bytes(nr_pages));
+            report(bytes(pgoff), bytes(nr_pages));
         }
     }
 

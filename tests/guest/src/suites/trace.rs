@@ -2,7 +2,7 @@
 
 //! The tracepoints of the driver, through tracefs, and the questions of `docs/tracing.md`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::except;
 use super::platform::only_for_pmem_rs;
 use super::revoke::{FREE_LIMIT, Fixture, Fs, UNBIND_LIMIT, Under, User, Way, back_to_normal};
 use super::{Suite, Test};
-use crate::command::{run, run_expecting_failure};
+use crate::command::run;
 use crate::disk::Access;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
@@ -33,8 +33,7 @@ pub const SUITE: Suite = Suite {
         Test::new("who_exposed_what", who_exposed_what),
         Test::new("why_unbind_takes_long", why_unbind_takes_long),
         Test::new("which_flushes_are_slow", which_flushes_are_slow),
-        Test::new("refused_write", refused_write),
-        Test::new("events_hold_the_module", events_hold_the_module),
+        Test::new("module_goes_while_recording", module_goes_while_recording),
     ],
 };
 
@@ -222,34 +221,25 @@ fn which_flushes_are_slow(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-fn refused_write(lab: &mut Lab) -> Result<()> {
+/// Recording does not keep the module, and the events are there when it has come back.
+fn module_goes_while_recording(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
-    let prepared = lab.prepare(Mode::Raw)?;
-    let region = lab.region(0)?;
-    let file: File = prepared.disk.open(Access::Direct)?;
-    region.set("read_only", "1")?;
+    let file = lab.prepare(Mode::Raw)?.disk.open(Access::Direct)?;
     let events = Events::start()?;
-    let result = file.write_all_at(&Buffer::stamped(4096, 1), 8192);
-    let records = events.so_far("pmem_refuse");
-    region.set("read_only", "0")?;
-    ensure!(result.is_err(), "the write has succeeded");
-    println!("{records:?}");
-    let dev = format!("dev={}", prepared.bound.name());
-    let error = format!("error={}", -(Errno::EROFS as i32));
-    events.expect(
-        "pmem_refuse",
-        &[&dev, "op=write", "offset=8192", "len=4096", &error],
-    )?;
-    Ok(())
-}
-
-/// While an event is on, the module cannot be unloaded.
-fn events_hold_the_module(lab: &mut Lab) -> Result<()> {
-    only_for_pmem_rs(lab)?;
-    let events = Events::start()?;
-    let output = run_expecting_failure("rmmod", &[lab.driver.name()])?;
-    ensure!(output.contains("in use"), "rmmod says `{output}`");
-    drop(events);
+    file.sync_all()?;
+    events.expect("pmem_flush", &["error=0"])?;
+    drop(file);
     lab.driver.unload()?;
-    lab.driver.load()
+    ensure!(!Events::file("", "").exists(), "the events have stayed");
+    lab.driver.load()?;
+
+    let file = lab.prepare(Mode::Raw)?.disk.open(Access::Direct)?;
+    file.sync_all()?;
+    let records = events.so_far("pmem_flush")?;
+    ensure!(records.is_empty(), "still recorded: {records:?}");
+    drop(events);
+    let events = Events::start()?;
+    file.sync_all()?;
+    events.expect("pmem_flush", &["error=0"])?;
+    Ok(())
 }

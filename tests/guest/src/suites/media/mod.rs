@@ -64,6 +64,7 @@ pub const SUITE: Suite = Suite {
         Test::new("repaired_without_provider", repairs::without_provider).within(120),
         Test::new("repair_is_incomplete", repairs::incomplete).within(120),
         Test::new("each_device_says_so", repairs::each_device_says_so).within(120),
+        Test::new("traced", repairs::traced).within(120),
         Test::new("simulated_failure", failures::simulated).within(120),
         Test::new("simulated_and_real_failure", failures::simulated_and_real).within(120),
     ],

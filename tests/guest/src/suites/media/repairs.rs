@@ -22,6 +22,8 @@ use crate::messages::Messages;
 use crate::nd;
 use crate::ndctl::Mode;
 use crate::sectors::{Buffer, SECTOR, expect_same, stamped};
+use crate::suites::platform::only_for_pmem_rs;
+use crate::tracing::Events;
 
 const LEN: usize = 1 << 20;
 const BAD: usize = 3;
@@ -167,4 +169,41 @@ pub fn each_device_says_so(lab: &mut Lab) -> Result<()> {
         mount.unmount()?;
     }
     Ok(())
+}
+
+/// Failures, repairs and refused requests are recorded.
+pub fn traced(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let dev = format!("dev={}", bench.bound.name());
+    let disk = bench.disk.open(Access::Direct)?;
+    let refused = format!("error={}", -(Errno::ENODATA as i32));
+    bench.inject(8, 1)?;
+    let events = Events::start()?;
+    let page = [&dev, "offset=4096", "len=4096"];
+    let recorded = |event, more: &[&str]| events.expect(event, &[&page, more].concat());
+    let result = disk.read_at(&mut Buffer::new(PAGE), PAGE as u64);
+    errno::expect("reading the page", result, &[Errno::ENODATA])?;
+    recorded("pmem_refuse", &["op=read", &refused])?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 1), PAGE as u64)?;
+    recorded("pmem_repair", &["error=0"])?;
+
+    bench.injector.set_limit(0)?;
+    bench.inject(8, 1)?;
+    let result = disk.write_at(&Buffer::stamped(PAGE, 2), PAGE as u64);
+    errno::expect("writing the page", result, &[Errno::ENODATA])?;
+    recorded("pmem_repair", &[&refused])?;
+    recorded("pmem_refuse", &["op=write", &refused])?;
+    bench.injector.set_limit(u64::MAX)?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 3), PAGE as u64)?;
+
+    let (mount, file, address) = file_on_xfs(&bench, 1)?;
+    bench.injector.fail(address)?;
+    let offset = format!("offset={}", address - bench.start);
+    let failed = [&dev, &*offset, "len=4096", "error=0"];
+    events.expect("pmem_memory_failure", &failed)?;
+    file.write_all_at(&stamped(PAGE, 3), (BAD * PAGE) as u64)?;
+    bench.expect_bad("")?;
+    drop(file);
+    mount.unmount()
 }
