@@ -11,6 +11,11 @@ module_param_named(revoke_timeout_ms, pmem_rs_revoke_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(revoke_timeout_ms,
 		 "How long unbind waits for pinned pages, in milliseconds; 0: no limit (default: 10000)");
 
+unsigned int pmem_rs_revoke_notice_ms;
+module_param_named(revoke_notice_ms, pmem_rs_revoke_notice_ms, uint, 0644);
+MODULE_PARM_DESC(revoke_notice_ms,
+		 "How long unbind waits for the disk to be closed before it revokes, in milliseconds (default: 0)");
+
 char *pmem_rs_except;
 module_param_named(except, pmem_rs_except, charp, 0);
 MODULE_PARM_DESC(except,

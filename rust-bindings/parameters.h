@@ -2,4 +2,5 @@
 /* The parameters of the module. */
 
 extern unsigned int pmem_rs_revoke_timeout_ms;
+extern unsigned int pmem_rs_revoke_notice_ms;
 extern char *pmem_rs_except;

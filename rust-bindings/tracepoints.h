@@ -32,6 +32,23 @@ TRACE_EVENT(pmem_bind,
 		  __get_str(dev), __get_str(mode), __entry->start, __entry->len, __entry->error)
 );
 
+TRACE_EVENT(pmem_leaving,
+	TP_PROTO(const char *dev, u64 notice_ms, u64 timeout_ms),
+	TP_ARGS(dev, notice_ms, timeout_ms),
+	TP_STRUCT__entry(
+		__string(dev, dev)
+		__field(u64, notice_ms)
+		__field(u64, timeout_ms)
+	),
+	TP_fast_assign(
+		__assign_str(dev);
+		__entry->notice_ms = notice_ms;
+		__entry->timeout_ms = timeout_ms;
+	),
+	TP_printk("dev=%s notice_ms=%llu timeout_ms=%llu",
+		  __get_str(dev), __entry->notice_ms, __entry->timeout_ms)
+);
+
 TRACE_EVENT(pmem_step,
 	TP_PROTO(const char *dev, const char *step, u64 duration_us, u64 age_us),
 	TP_ARGS(dev, step, duration_us, age_us),

@@ -68,5 +68,6 @@ pub use self::{
     region_access::{
         FlushBarrier,
         RegionAccess, //
-    }, //
+    },
+    status::State, //
 };

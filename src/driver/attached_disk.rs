@@ -38,7 +38,8 @@ use crate::abstractions::nvdimm::{
     Device,
     Namespace,
     ProbeError,
-    ProviderWatch, //
+    ProviderWatch,
+    State, //
 };
 use core::ops::Range;
 use kernel::{
@@ -182,6 +183,11 @@ impl<'bound> AttachedDisk<'bound> {
         })
     }
 
+    /// Returns what says whether the device is going to be unbound.
+    pub fn state(&self) -> Arc<dyn State> {
+        self.unbind.clone()
+    }
+
     /// As [`Unbind::sync`].
     pub fn sync(&self) {
         self.unbind.sync();
@@ -221,6 +227,8 @@ impl<'bound> AttachedDisk<'bound> {
 
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
+        // The device is in use meanwhile, as before.
+        self.unbind.give_notice();
         end_sleep(self.sleep.take(), || self.unbind.flusher.resume());
         self.unbind.run();
     }

@@ -25,7 +25,8 @@ use crate::abstractions::nvdimm::{
     Device,
     Kind,
     Namespace,
-    ProbeError, //
+    ProbeError,
+    State, //
 };
 use kernel::{
     device::{
@@ -119,6 +120,15 @@ impl<'bound> Binding<'bound> {
         match self {
             Self::Btt(..) => c"sector",
             Self::Disk(_, mode) => mode,
+        }
+    }
+
+    /// Returns what says whether the device is going to be unbound. [`None`] if it has no disk of
+    /// this driver.
+    pub fn state(&self) -> Option<Arc<dyn State>> {
+        match self {
+            Self::Btt(..) => None,
+            Self::Disk(disk, _) => Some(disk.state()),
         }
     }
 

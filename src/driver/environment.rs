@@ -36,13 +36,17 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::{
     module::ModuleRef,
-    module_param::REVOKE_TIMEOUT_MS,
+    module_param::{
+        REVOKE_NOTICE_MS,
+        REVOKE_TIMEOUT_MS, //
+    },
     time::{
         sleep,
         Stopwatch, //
     },
     tracepoint, //
 };
+use crate::abstractions::nvdimm;
 use kernel::{
     prelude::*,
     sync::Arc,
@@ -106,6 +110,22 @@ impl Environment for Arc<Unbind> {
                 pr_warn!("still waiting to unbind {}\n", self.describe());
             }
         }
+    }
+
+    fn announce(&self) {
+        self.announced.populate(Stopwatch::start());
+        self.flusher
+            .region()
+            .notify_attribute(c"pmem_rs", <dyn nvdimm::State>::FILE);
+        self.send_notice();
+    }
+
+    fn should_wait(&self, parts: &Parts) -> bool {
+        // The value may change while an unbind waits.
+        let limit = u64::from(REVOKE_NOTICE_MS.get()).saturating_mul(1000);
+        let waited = self.announced.as_ref().map_or(0, Stopwatch::micros);
+
+        waited < limit && parts.disk.is_open() && !fatal_signal_pending()
     }
 
     fn start_worker(&self) {

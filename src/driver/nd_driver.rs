@@ -15,11 +15,13 @@ use crate::abstractions::nvdimm::{
     Event,
     Namespace,
     ProbeError,
+    State,
     TextAttribute, //
 };
 use kernel::{
     device::Core,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// The driver of namespaces, and of the pfn and btt devices that claim them.
@@ -62,6 +64,10 @@ impl nvdimm::Driver for NdDriver {
 
     fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr {
         this.mode()
+    }
+
+    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn State>> {
+        this.state()
     }
 
     fn shutdown<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {

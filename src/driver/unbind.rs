@@ -8,8 +8,8 @@
 //! Lock order, outermost first:
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
-//! 2. [`Unbind::teardown`]. It protects the state. The only call under it that may sleep sets the
-//!    disk read-only.
+//! 2. [`Unbind::teardown`]. It protects the state. The only calls under it that may sleep set the
+//!    disk read-only, and send its events.
 //! 3. [`Unbind::progress`], [`Unbind::retired_name`], and the mutex of the registry. None is taken
 //!    inside of another.
 
@@ -44,11 +44,21 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::{
     io::resource::RegionName,
+    module_param::{
+        REVOKE_NOTICE_MS,
+        REVOKE_TIMEOUT_MS, //
+    },
     sync::completion::Completion,
-    time::Stopwatch,
+    time::{
+        now_ms,
+        Stopwatch, //
+    },
     tracepoint, //
 };
-use crate::abstractions::nvdimm::ProviderWatcher;
+use crate::abstractions::nvdimm::{
+    self,
+    ProviderWatcher, //
+};
 use core::ops::Range;
 use kernel::{
     impl_has_work,
@@ -106,6 +116,8 @@ pub struct Unbind {
     retired_name: Mutex<Option<CString>>,
     /// The `struct page`s are on the medium and are removed with it, so the range is never retired.
     pub(super) memmap_is_on_media: bool,
+    /// Set by [`teardown::announce`].
+    pub(super) announced: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
     pub(super) began: SetOnce<Stopwatch>,
     #[pin]
@@ -186,6 +198,7 @@ impl Unbind {
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::Unbind::retired_name"),
                 memmap_is_on_media: memory.pages().is_some_and(|pages| pages.memmap_is_on_media()),
+                announced: SetOnce::new(),
                 began: SetOnce::new(),
                 teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::Unbind::teardown"),
                 changed <- WaitQueue::new(),
@@ -207,10 +220,7 @@ impl Unbind {
     /// Calls `f` with the parts of the device if it is bound. `f` is called with the lock held, so
     /// they are not removed meanwhile.
     pub fn with_parts<R>(&self, f: impl FnOnce(&Parts) -> R) -> Option<R> {
-        match &self.teardown.lock().state {
-            State::Bound(parts) => Some(f(parts)),
-            _ => None,
-        }
+        self.teardown.lock().parts().map(f)
     }
 
     /// Starts a worker that unmaps the memory from all files once, if the device is bound.
@@ -220,6 +230,17 @@ impl Unbind {
     pub fn start_unmapping(self: &Arc<Self>) {
         // An error means that the work is queued already.
         let _ = self.shared.queues.teardown.enqueue::<_, 2>(self.clone());
+    }
+
+    /// Tells user space that the device is going to be torn down, and waits until nothing has its
+    /// disk open, for at most `revoke_notice_ms`.
+    ///
+    /// Called with the device lock held. Sleeps.
+    pub fn give_notice(self: &Arc<Self>) {
+        teardown::give_notice(self);
+
+        let waited = self.announced.as_ref().map_or(0, Stopwatch::micros);
+        tracepoint::step(&self.name, c"notice", waited, 0);
     }
 
     /// Starts the worker that tears down the device, and waits until the range is free or retired.
@@ -283,6 +304,36 @@ impl Unbind {
                 .region()
                 .notify_change([&*pages, &*inodes, &*retired])
         });
+        self.report_unsent(sent);
+    }
+
+    /// Sends an event of the device, and one of its disk, with all that a program needs to act: the
+    /// unbinding thread holds the device lock, which some attributes need.
+    pub(super) fn send_notice(&self) {
+        let notice = REVOKE_NOTICE_MS.get();
+        let timeout = REVOKE_TIMEOUT_MS.get();
+        let deadline = now_ms().saturating_add(u64::from(notice));
+
+        tracepoint::leaving(&self.name, u64::from(notice), u64::from(timeout));
+        let variables = || -> Result<_> {
+            Ok([
+                CString::try_from_fmt(fmt!("PMEM_RS_STATE=leaving"))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_DEVICE={}", *self.name))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_NOTICE_MS={notice}"))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_DEADLINE_MS={deadline}"))?,
+                CString::try_from_fmt(fmt!("PMEM_RS_REVOKE_TIMEOUT_MS={timeout}"))?,
+            ])
+        };
+        let sent = variables().and_then(|texts| {
+            let texts = texts.each_ref().map(|text| &**text);
+            self.flusher.region().notify_change(texts)?;
+            self.with_parts(|parts| parts.disk.notify_change(texts))
+                .ok_or(ENXIO)?
+        });
+        self.report_unsent(sent);
+    }
+
+    fn report_unsent(&self, sent: Result) {
         if let Err(err) = sent {
             pr_warn!(
                 "{}: could not send an event: error {}\n",
@@ -310,7 +361,8 @@ impl Unbind {
     }
 }
 
-/// Begins the teardown of a device when the region or the bus above it is being unbound.
+/// Begins the teardown of a device when the region or the bus above it is being unbound. The memory
+/// may be gone soon, so users are told, and are not waited for.
 ///
 /// The teardowns of all devices below begin at the same time. So unbind waits for one deadline, and
 /// not for one of each device.
@@ -318,13 +370,23 @@ pub struct Provider(pub Arc<Unbind>);
 
 impl ProviderWatcher for Provider {
     fn provider_unbinding(&self) {
+        teardown::announce(&self.0);
         // At once: the worker, which does it too, may start late.
-        if let State::Bound(parts) = &self.0.teardown.lock().state {
+        self.0.with_parts(|parts| {
             if let Some(pages) = parts.memory.pages() {
                 pages.refuse_mappings();
             }
-        }
+        });
         teardown::begin(&self.0);
+    }
+}
+
+impl nvdimm::State for Unbind {
+    fn state(&self) -> &'static CStr {
+        match self.teardown.lock().state {
+            State::Bound(_) => c"live",
+            _ => c"leaving",
+        }
     }
 }
 
@@ -342,7 +404,7 @@ impl RegisteredDevice for Unbind {
     }
 
     fn is_bound(&self) -> bool {
-        matches!(self.teardown.lock().state, State::Bound(_))
+        self.teardown.lock().parts().is_some()
     }
 
     fn is_retired(&self) -> bool {
@@ -351,7 +413,7 @@ impl RegisteredDevice for Unbind {
 
     fn describe(&self) -> Description<'_> {
         let stage = match &self.teardown.lock().state {
-            State::Bound(_) => Stage::Bound,
+            State::Bound(_) | State::Leaving { .. } => Stage::Bound,
             State::RemovingDisk(_) => Stage::RemovingDisk,
             State::Revoking => Stage::Revoking,
             State::Draining(user) | State::Retired { user, .. } => Stage::Draining(*user),
@@ -383,11 +445,8 @@ impl Unbind {
         let mut first = Some(0);
 
         while let Some(next) = first {
-            let reference = match &self.teardown.lock().state {
-                State::Bound(parts) => parts.memory.reference(),
-                _ => None,
-            };
-            let Some(Backing::Pages(pages)) = reference else {
+            let reference = self.with_parts(|parts| parts.memory.reference());
+            let Some(Backing::Pages(pages)) = reference.flatten() else {
                 break;
             };
             exposed = pages.exposed_bytes();

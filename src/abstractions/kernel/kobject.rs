@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Uevents.
+//! Uevents, and notifications of attributes.
 //!
 //! C header: [`include/linux/kobject.h`](srctree/include/linux/kobject.h)
 
@@ -49,4 +49,21 @@ pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Res
             environment.as_flattened_mut().as_mut_ptr(),
         )
     })
+}
+
+/// Wakes programs that poll the attribute `name` in a directory of a device (`sysfs_notify()`). Does
+/// nothing if there is no such attribute. May sleep.
+pub fn notify_attribute(dev: &Device, directory: &CStr, name: &CStr) {
+    let dev: *const Device = dev;
+    // CAST: `Device` is a transparent wrapper of `struct device`.
+    let dev = dev.cast_mut().cast::<bindings::device>();
+    // SAFETY: The device is valid, and the function takes a device without a directory. The names
+    // are C strings.
+    unsafe {
+        bindings::sysfs_notify(
+            &raw mut (*dev).kobj,
+            directory.as_char_ptr(),
+            name.as_char_ptr(),
+        )
+    };
 }

@@ -67,6 +67,21 @@ pub static REVOKE_TIMEOUT_MS: Uint =
     // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
     unsafe { Uint::new(&raw const bindings::pmem_rs_revoke_timeout_ms) };
 
+/// The parameter `revoke_notice_ms`: how long unbind waits for users of a device before it revokes
+/// the memory, in milliseconds.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::kernel_ext::module_param::REVOKE_NOTICE_MS;
+///
+/// let waits = REVOKE_NOTICE_MS.get() != 0;
+/// # let _ = waits;
+/// ```
+pub static REVOKE_NOTICE_MS: Uint =
+    // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
+    unsafe { Uint::new(&raw const bindings::pmem_rs_revoke_notice_ms) };
+
 /// A parameter of type `charp` that is set only when the module is loaded.
 ///
 /// # Invariants

@@ -27,6 +27,13 @@ pub fn sleep(time: Msecs) {
     unsafe { bindings::schedule_timeout_idle(msecs_to_jiffies(time) as c_long) };
 }
 
+/// Returns the time of the monotonic clock (`CLOCK_MONOTONIC` of programs) in milliseconds.
+/// Callable from any context.
+pub fn now_ms() -> u64 {
+    // SAFETY: `ktime_get()` may be called from any context.
+    unsafe { bindings::ktime_get() }.unsigned_abs() / 1_000_000
+}
+
 /// A point in time of the monotonic clock (`ktime_get()`).
 ///
 /// # Examples

@@ -24,7 +24,8 @@ use super::{
     provider::{
         RawDriver,
         Watchers, //
-    }, //
+    },
+    status::State, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::{
@@ -169,6 +170,13 @@ pub trait Driver {
     /// Returns what the device is bound as, for users. It is shown in sysfs, in the file `mode` of
     /// the device's directory that has the name of the driver.
     fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr;
+
+    /// Returns the state of the device. It is shown in the same directory until the driver's data
+    /// was dropped, in the file [`State::FILE`](<dyn State>::FILE).
+    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn State>> {
+        let _ = this;
+        None
+    }
 
     /// Unbinds a device. The driver's data is dropped after this.
     fn unbind<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
@@ -318,8 +326,8 @@ impl<T: Driver> Adapter<T> {
             };
 
             match result {
-                Ok(mode) => {
-                    probe.end(Some(Shown::Bound(mode)), refusal);
+                Ok((mode, state)) => {
+                    probe.end(Some(Shown::Bound(mode, state)), refusal);
                     Ok(0)
                 }
                 Err(error) => {
@@ -335,18 +343,18 @@ impl<T: Driver> Adapter<T> {
     ///
     /// # Safety
     ///
-    /// The device must be one that is being probed or unbound by this driver.
+    /// The device must be one that is being probed by this driver.
     unsafe fn results<'a>(dev: &'a Device<CoreInternal<'_>>) -> &'a ProbeResults {
         // SAFETY: By the safety requirements the device has this driver. `register` has set the
         // pointer, and the list stays until no device is bound or probed.
         unsafe { &*(*RawDriver::of((*dev.as_raw()).driver)).results }
     }
 
-    /// Probes a device, and stores the driver's data in it. Returns the mode of the device.
+    /// Probes a device, and stores the driver's data in it. Returns mode and state of the device.
     fn bind<'bound>(
         dev: &'bound Device<CoreInternal<'_>>,
         namespace: Namespace<'bound>,
-    ) -> Result<&'static CStr, ProbeError> {
+    ) -> Result<(&'static CStr, Option<Arc<dyn State>>), ProbeError> {
         let mut failure = None;
         let data = T::probe(dev, namespace);
         let slot_init = |slot| {
@@ -364,15 +372,14 @@ impl<T: Driver> Adapter<T> {
             .set_drvdata(data)
             .map_err(|err| failure.unwrap_or(err.into()))?;
         // SAFETY: The data was just set.
-        Ok(T::mode(unsafe { dev.as_ref().drvdata_borrow() }))
+        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        Ok((T::mode(data), T::state(data)))
     }
 
     extern "C" fn remove_callback(dev: *mut bindings::device) {
         // SAFETY: The bus calls this with a valid device, for the duration of the call.
         let dev = unsafe { &*dev.cast::<Device<CoreInternal<'_>>>() };
 
-        // SAFETY: The device is being unbound from this driver.
-        unsafe { Self::results(dev) }.end_binding(dev.as_raw().addr());
         // SAFETY: The bus calls this only after a successful `probe_callback`, which has set the
         // data.
         unsafe { Self::unbind(dev) };
@@ -517,7 +524,7 @@ mod tests {
             (dev, Namespace::from_raw(dev, NonNull::dangling()))
         };
 
-        Adapter::<T>::bind(dev, namespace)
+        Adapter::<T>::bind(dev, namespace).map(|(mode, _)| mode)
     }
 
     #[test]

@@ -40,7 +40,10 @@ use super::{
         ClaimClass,
         Namespace, //
     },
-    status::Status, //
+    status::{
+        State,
+        Status, //
+    }, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::module::this_module;
@@ -93,8 +96,8 @@ impl Identity {
 
 /// A result, as it is shown to users.
 pub(super) enum Shown {
-    /// The device is bound, in this mode.
-    Bound(&'static CStr),
+    /// The device is bound, in this mode, and may have a state.
+    Bound(&'static CStr, Option<Arc<dyn State>>),
     /// The device was refused for this reason.
     Refused(CString),
 }
@@ -107,17 +110,17 @@ impl Shown {
     /// As for [`Status::new`].
     unsafe fn publish(self, dev: &Device<Core<'_>>, directory: &'static CStr) -> Option<Status> {
         let lines = || {
-            let (status, line) = match self {
-                Self::Bound(mode) => (c"bound", (c"mode", mode.try_into()?)),
-                Self::Refused(reason) => (c"refused", (c"reason", reason)),
+            let (status, line, state) = match self {
+                Self::Bound(mode, state) => (c"bound", (c"mode", mode.try_into()?), state),
+                Self::Refused(reason) => (c"refused", (c"reason", reason), None),
             };
 
-            Ok([(c"status", status.try_into()?), line])
+            Ok(([(c"status", status.try_into()?), line], state))
         };
 
         lines()
             // SAFETY: By the safety requirements.
-            .and_then(|lines| unsafe { Status::new(dev, directory, lines) })
+            .and_then(|(lines, state)| unsafe { Status::new(dev, directory, lines, state) })
             .inspect_err(|err: &Error| {
                 dev_warn!(
                     dev,
@@ -208,9 +211,9 @@ impl ProbeResults {
         })
     }
 
-    /// Removes the files of a device that is being unbound, or that another driver has bound.
-    /// Waits for their readers.
-    pub(super) fn end_binding(&self, dev: usize) {
+    /// Removes the files of a device that was unbound, or that another driver has bound. Waits for
+    /// their readers.
+    fn end_binding(&self, dev: usize) {
         let status = {
             let mut entries = self.entries.lock();
             entries.get_mut(&dev).and_then(|entry| entry.status.take())
@@ -335,6 +338,10 @@ impl ProbeResults {
                 if !unsafe { is_bound_here(data.cast()) } {
                     this.end_binding(data.addr());
                 }
+            }
+            // If it was another driver, there are no files.
+            bindings::bus_notifier_event_BUS_NOTIFY_UNBOUND_DRIVER => {
+                this.end_binding(data.addr());
             }
             bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => this.release(data.addr()),
             bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE => drop(this.forget(data.addr())),

@@ -163,6 +163,12 @@ impl RegionAccess {
         self.with_device(|dev| kobject::notify_change(dev, variables))?
     }
 
+    /// Wakes programs that poll an attribute of the device ([`kobject::notify_attribute`]). May
+    /// sleep. Does nothing once the device was unbound.
+    pub fn notify_attribute(&self, directory: &CStr, name: &CStr) {
+        let _ = self.with_device(|dev| kobject::notify_attribute(dev, directory, name));
+    }
+
     /// Returns the barrier that flushes the region, if no more is needed.
     #[inline]
     pub fn flush_barrier(&self) -> Option<FlushBarrier> {

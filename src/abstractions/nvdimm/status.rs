@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The result of a probe, as files of the device in sysfs.
+//! The result of a probe and the state of a bound device, as files of the device in sysfs.
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
@@ -12,17 +12,40 @@ use kernel::{
     device::Core,
     error::to_result,
     prelude::*,
-    str::CString, //
+    str::CString,
+    sync::Arc, //
 };
 
-/// A file with a line of text, which does not change.
+/// The state of a bound device, which is shown in its file [`State::FILE`].
+pub trait State: Send + Sync {
+    /// Returns the state. May sleep. Must not take the device lock.
+    fn state(&self) -> &'static CStr;
+}
+
+impl dyn State {
+    /// The name of the file. Programs may poll it, if the driver tells them of changes
+    /// ([`RegionAccess::notify_attribute`]).
+    ///
+    /// [`RegionAccess::notify_attribute`]: super::RegionAccess::notify_attribute
+    pub const FILE: &'static CStr = c"state";
+}
+
+/// What a file shows.
+enum Text {
+    /// Text that does not change.
+    Fixed(CString),
+    /// The state of the device.
+    State(Arc<dyn State>),
+}
+
+/// A file with a line of text.
 struct Line {
     attr: bindings::device_attribute,
-    text: CString,
+    text: Text,
 }
 
 impl Line {
-    fn new((name, text): (&'static CStr, CString)) -> Self {
+    fn new((name, text): (&'static CStr, Text)) -> Self {
         Self {
             attr: bindings::device_attribute {
                 // Without lockdep there are no more fields.
@@ -55,30 +78,35 @@ impl Line {
         // which waits for this call.
         let this = unsafe { &*container_of!(attr, Self, attr) };
 
+        let text = match &this.text {
+            Text::Fixed(text) => text,
+            Text::State(state) => state.state(),
+        };
         // SAFETY: By the safety requirements `buf` is a page. The format takes a C string.
-        unsafe {
-            bindings::sysfs_emit(buf, c"%s\n".as_char_ptr(), this.text.as_char_ptr()) as isize
-        }
+        unsafe { bindings::sysfs_emit(buf, c"%s\n".as_char_ptr(), text.as_char_ptr()) as isize }
     }
 }
 
-/// Two files in a directory of a device.
+/// Two or three files in a directory of a device.
 ///
 /// # Invariants
 ///
-/// The device is registered, and has `group`. `group` has `attributes`, which are those of `lines`.
+/// The device is registered, and has `group`. `group` has `attributes`, which are those of `lines`
+/// and `state`.
 pub(super) struct Status {
     dev: NonNull<bindings::device>,
     group: KBox<bindings::attribute_group>,
-    _attributes: KBox<[*mut bindings::attribute; 3]>,
+    _attributes: KBox<[*mut bindings::attribute; 4]>,
     _lines: KBox<[Line; 2]>,
+    _state: Option<KBox<Line>>,
 }
 
 // SAFETY: Files may be removed by any thread.
 unsafe impl Send for Status {}
 
 impl Status {
-    /// Creates the files of a device, each with its name and its text. May sleep.
+    /// Creates the files of a device, each with its name and its text, and one for its state. May
+    /// sleep.
     ///
     /// # Safety
     ///
@@ -87,13 +115,26 @@ impl Status {
         dev: &Device<Core<'_>>,
         directory: &'static CStr,
         lines: [(&'static CStr, CString); 2],
+        state: Option<Arc<dyn State>>,
     ) -> Result<Self> {
-        let mut lines = KBox::new(lines.map(Line::new), GFP_KERNEL)?;
+        let lines = lines.map(|(name, text)| Line::new((name, Text::Fixed(text))));
+        let mut lines = KBox::new(lines, GFP_KERNEL)?;
+        let mut state = match state {
+            Some(state) => {
+                let line = Line::new((<dyn State>::FILE, Text::State(state)));
+                Some(KBox::new(line, GFP_KERNEL)?)
+            }
+            None => None,
+        };
         let [first, second] = &mut *lines;
+        // The first null pointer ends the list.
         let mut attributes = KBox::new(
             [
                 &raw mut first.attr.attr,
                 &raw mut second.attr.attr,
+                state
+                    .as_mut()
+                    .map_or(core::ptr::null_mut(), |line| &raw mut line.attr.attr),
                 core::ptr::null_mut(),
             ],
             GFP_KERNEL,
@@ -118,6 +159,7 @@ impl Status {
             group,
             _attributes: attributes,
             _lines: lines,
+            _state: state,
         })
     }
 }
@@ -156,10 +198,18 @@ mod tests {
         };
 
         // A directory that was not removed could not be made again.
-        for _ in 0..2 {
+        for state in [None, Some(Arc::new(Asleep, GFP_KERNEL)? as Arc<dyn State>)] {
             // SAFETY: The device is registered for as long as `faux`.
-            drop(unsafe { Status::new(dev, c"pmem_rs_test", lines()?) }?);
+            drop(unsafe { Status::new(dev, c"pmem_rs_test", lines()?, state) }?);
         }
         Ok(())
+    }
+
+    struct Asleep;
+
+    impl State for Asleep {
+        fn state(&self) -> &'static CStr {
+            c"asleep"
+        }
     }
 }

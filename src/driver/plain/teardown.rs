@@ -3,16 +3,17 @@
 //! The state machine of the teardown of a device.
 //!
 //! ```text
-//!  Bound ─▶ RemovingDisk ─▶ Revoking ─▶ Draining ───────────▶ Freeing ─▶ Gone
-//!                                          │                     ▲
-//!                                          └─────▶ Retired ──────┘
+//!  Bound ─▶ Leaving ─▶ RemovingDisk ─▶ Revoking ─▶ Draining ───────────▶ Freeing ─▶ Gone
+//!                                                     │                     ▲
+//!                                                     └─────▶ Retired ──────┘
 //! ```
 //!
 //! Two threads take part:
 //!
-//! - The unbinding thread calls [`begin`], which starts the worker, then [`wait`], which returns
-//!   when the range is free, or retires it at its deadline. `Draining` becomes `Retired`; `Freeing`
-//!   is given a reference to the module.
+//! - The unbinding thread calls [`give_notice`], which announces that the device is going to be
+//!   torn down, and waits for its users. Then it calls [`begin`], which starts the worker, then
+//!   [`wait`], which returns when the range is free, or retires it at its deadline. `Draining`
+//!   becomes `Retired`; `Freeing` is given a reference to the module.
 //! - The worker runs [`work`], which makes all other transitions: it removes the disk, revokes the
 //!   memory, waits for the last user, and frees the range. It starts a third thread, which runs
 //!   [`kill_dax`].
@@ -42,8 +43,15 @@ pub enum User {
 
 /// The state of a device from bind until its range is free.
 pub enum State<E: Environment> {
-    /// The device is bound. Left by [`begin`].
+    /// The device is bound. Left by [`announce`].
     Bound(E::Parts),
+    /// The device is bound, and is going to be torn down. Left by [`begin`].
+    Leaving {
+        /// The parts, which are in use as before.
+        parts: E::Parts,
+        /// Whether [`Environment::announce`] has returned.
+        announced: bool,
+    },
     /// The worker removes the disk. It takes the parts when it starts.
     RemovingDisk(Option<E::Parts>),
     /// The worker revokes the memory from files.
@@ -83,6 +91,14 @@ impl<E: Environment> Teardown<E> {
         }
     }
 
+    /// Returns the parts of a device that is bound, whether it is leaving or not.
+    pub fn parts(&self) -> Option<&E::Parts> {
+        match &self.state {
+            State::Bound(parts) | State::Leaving { parts, .. } => Some(parts),
+            _ => None,
+        }
+    }
+
     /// Returns whether the unbinding thread has retired the range, and it is not free yet.
     pub fn is_retired(&self) -> bool {
         matches!(
@@ -97,8 +113,9 @@ impl<E: Environment> Teardown<E> {
 /// The types are type states: a disk is removed once, memory is closed once, and memory that was
 /// not revoked cannot be freed.
 ///
-/// [`should_retire`](Self::should_retire) and [`try_get_module`](Self::try_get_module) are called
-/// with the lock held, and must not take it. All other functions are called without the lock.
+/// [`should_wait`](Self::should_wait), [`should_retire`](Self::should_retire) and
+/// [`try_get_module`](Self::try_get_module) are called with the lock held, and must not take it.
+/// All other functions are called without the lock.
 /// [`with`](Self::with) and [`wake_up`](Self::wake_up) sleep no longer than the lock is held; the
 /// others may sleep.
 pub trait Environment: Sized {
@@ -129,6 +146,14 @@ pub trait Environment: Sized {
     ///
     /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal.
     fn wait_until<R>(&self, condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R;
+
+    /// Tells user space that the device is going to be torn down. Called once.
+    fn announce(&self);
+
+    /// Returns whether users of a device that is leaving are to be waited for now.
+    ///
+    /// False once none is left, the time of the notice has passed, or the thread was killed.
+    fn should_wait(&self, parts: &Self::Parts) -> bool;
 
     /// Starts a thread that calls [`work`]. Must not allocate.
     fn start_worker(&self);
@@ -191,12 +216,16 @@ pub enum Outcome {
     Retired,
 }
 
-/// Begins the teardown of a bound device. Returns false if it had begun already.
-pub fn begin<E: Environment>(env: &E) -> bool {
-    let begun = env.with(|teardown| {
-        match core::mem::replace(&mut teardown.state, State::RemovingDisk(None)) {
+/// Announces that a bound device is going to be torn down, unless another thread does or has done
+/// so.
+pub fn announce<E: Environment>(env: &E) {
+    let is_first = env.with(|teardown| {
+        match core::mem::replace(&mut teardown.state, State::Gone) {
             State::Bound(parts) => {
-                teardown.state = State::RemovingDisk(Some(parts));
+                teardown.state = State::Leaving {
+                    parts,
+                    announced: false,
+                };
                 true
             }
             other => {
@@ -205,9 +234,53 @@ pub fn begin<E: Environment>(env: &E) -> bool {
             }
         }
     });
+    if !is_first {
+        return;
+    }
+
+    env.announce();
+    env.with(|teardown| {
+        if let State::Leaving { announced, .. } = &mut teardown.state {
+            *announced = true;
+        }
+    });
+    env.wake_up();
+}
+
+/// Announces that a bound device is going to be torn down, and waits for its users. Returns at once
+/// when another thread begins the teardown.
+pub fn give_notice<E: Environment>(env: &E) {
+    announce(env);
+    env.wait_until(|teardown| match &teardown.state {
+        State::Leaving { parts, .. } => (!env.should_wait(parts)).then_some(()),
+        _ => Some(()),
+    });
+}
+
+/// Begins the teardown of a bound device, which is announced first. Returns false if it had begun
+/// already.
+pub fn begin<E: Environment>(env: &E) -> bool {
+    announce(env);
+    let begun = env.wait_until(|teardown| {
+        match core::mem::replace(&mut teardown.state, State::RemovingDisk(None)) {
+            State::Leaving {
+                parts,
+                announced: true,
+            } => {
+                teardown.state = State::RemovingDisk(Some(parts));
+                Some(true)
+            }
+            other => {
+                let is_announced = !matches!(other, State::Leaving { .. });
+                teardown.state = other;
+                is_announced.then_some(false)
+            }
+        }
+    });
 
     if begun {
         env.start_worker();
+        env.wake_up();
     }
     begun
 }
@@ -225,7 +298,10 @@ pub fn wait<E: Environment>(env: &E) -> Outcome {
             }
             State::Draining(user) => *user == Some(User::Keeper),
             State::Freeing { module: None } => false,
-            State::Bound(_) | State::RemovingDisk(_) | State::Revoking => return None,
+            State::Bound(_)
+            | State::Leaving { .. }
+            | State::RemovingDisk(_)
+            | State::Revoking => return None,
         };
         if !env.should_retire(has_keeper) {
             return None;

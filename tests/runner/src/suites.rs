@@ -289,6 +289,7 @@ const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("except")]),
     simple(ONE, &[Boot::off("status")]),
     simple(ONE, &[Boot::off("trace")]),
+    simple(ONE, &[Boot::off("notice")]),
     simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),

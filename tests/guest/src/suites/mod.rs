@@ -31,6 +31,7 @@ mod media;
 mod misuse;
 mod modes;
 mod namespaces;
+pub mod notice;
 mod ordering;
 mod parity;
 mod partitions;
@@ -121,6 +122,7 @@ const ALL: &[Suite] = &[
     except::SUITE,
     status::SUITE,
     trace::SUITE,
+    notice::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,

@@ -42,8 +42,16 @@ fn expect_says(device: &Device, status: &str, file: &str, wanted: &str) -> Resul
         found.starts_with(wanted),
         "the {file} of {device} is `{found}`"
     );
+    let has_state = status == "bound" && wanted != "sector";
+    if has_state {
+        let found = device.get("pmem_rs/state")?;
+        ensure!(found == "live", "the state of {device} is `{found}`");
+    }
     let files = fs::read_dir(device.path("pmem_rs"))?.count();
-    ensure!(files == 2, "{device} has {files} files");
+    ensure!(
+        files == 2 + usize::from(has_state),
+        "{device} has {files} files"
+    );
     Ok(())
 }
 

@@ -5,6 +5,12 @@
 /// A defect of the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
+    // The notice.
+    /// `announce` returns before user space was told.
+    AnnouncedLate,
+    /// Users are not waited for.
+    NoticeIgnored,
+
     // The walk over the files.
     /// The walk does not wait for entries that are locked.
     LockedEntriesIgnored,

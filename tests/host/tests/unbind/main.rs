@@ -10,6 +10,7 @@
 //!
 //! Every model asserts:
 //!
+//! - User space is told once, before anything is revoked.
 //! - The memory is freed once, and all threads have ended then. No thread sleeps for ever.
 //! - When it is freed, no page table maps it, no entry of a page cache refers to it, there is no
 //!   reference and no keeper, and every access is ordered before that.
@@ -29,6 +30,7 @@ mod keepers;
 mod kernel;
 mod model;
 mod module;
+mod notice;
 mod pins;
 mod retirement;
 mod seen;

@@ -72,5 +72,5 @@ fn unbind_waits_while_the_module_is_unloaded() {
     seen.assert(&["in time"]);
     seen.assert_never(&["retired", "retired while it is freed"]);
     UNLOADING.finds(Defect::QueuesNotDrained, "Causality violation");
-    UNLOADING.finds(Defect::WakeUpLost(1), "deadlock");
+    UNLOADING.finds(Defect::WakeUpLost(2), "deadlock");
 }

@@ -8,6 +8,10 @@ use crate::defect::Defect;
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub defect: Option<Defect>,
+    /// It is not announced yet that the device is going to be torn down.
+    pub bound: bool,
+    /// A program has opened the disk; see [`World::close_disk`].
+    pub opened: bool,
     /// A process has mapped the page, and accessed it.
     pub mapped: bool,
     /// The page is pinned; see [`World::unpin`].
@@ -20,8 +24,8 @@ pub struct Setup {
     pub stuck: bool,
     /// The file may be closed while the disk is removed; see [`World::pin_and_close`].
     pub closing: bool,
-    /// The deadline does not pass. Unbind returns early only if waiting is hopeless, or after a
-    /// fatal signal.
+    /// The deadline does not pass, nor does the time of the notice. Unbind returns early only if
+    /// waiting is hopeless, or after a fatal signal.
     pub no_deadline: bool,
     /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
@@ -38,9 +42,11 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Bound and idle.
+    /// Announced, and idle.
     pub const IDLE: Self = Self {
         defect: None,
+        bound: false,
+        opened: false,
         mapped: false,
         pinned: false,
         evicting: false,

@@ -15,6 +15,7 @@ use crate::abstractions::kernel::{
     badblocks::Badblocks,
     block::bio::Bio,
     kernfs::Dirent,
+    kobject,
     numa::Node, //
 };
 use crate::abstractions::kernel_ext::module::Registered;
@@ -272,13 +273,14 @@ unsafe extern "C" fn set_read_only_callback(
     0
 }
 
-/// Returns whether a disk or a partition of it is open.
+/// Returns whether a disk or a partition of it is open. The result changes with its `open_mutex`
+/// held.
 ///
 /// # Safety
 ///
-/// The disk must be valid, with its `open_mutex` held.
+/// The disk must be valid.
 unsafe fn is_open(disk: *mut bindings::gendisk) -> bool {
-    // SAFETY: By the safety requirements the disk is valid. The counter changes under the mutex.
+    // SAFETY: By the safety requirements the disk is valid. The counter is atomic.
     unsafe { addr_of!((*(*disk).part0).bd_openers.counter).read_volatile() != 0 }
 }
 
@@ -351,6 +353,26 @@ impl<T: Operations> Registration<T> {
             // SAFETY: The disk was added, and is not deleted during the call.
             unsafe { Dirent::of_device(self.disk.device_raw(), name) }
         })?
+    }
+
+    /// Returns whether the disk or a partition of it is open, by a program or in the kernel. It may
+    /// be opened and closed at any time.
+    pub fn is_open(&self) -> bool {
+        // SAFETY: By the type invariant of `GenDisk` the disk is valid.
+        unsafe { is_open(self.disk.as_raw()) }
+    }
+
+    /// Sends a change event of the disk ([`kobject::notify_change`]). May sleep. Fails with
+    /// [`ENXIO`] if the disk was removed.
+    pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
+        self.disk
+            .state
+            .with_added(|_| {
+                // SAFETY: The device of the disk is valid.
+                let dev = unsafe { device::Device::from_raw(self.disk.device_raw()) };
+                kobject::notify_change(dev, variables)
+            })
+            .ok_or(ENXIO)?
     }
 
     /// Removes the disk (`del_gendisk()`).
@@ -504,6 +526,8 @@ mod tests {
         assert!(data.bytes.load(Relaxed) >= 512);
         assert_eq!(data.odd.load(Relaxed), 0);
         assert!(disk.attribute(c"ro").is_some());
+        assert!(!disk.is_open());
+        disk.notify_change([c"A=b"])?;
         // It has no list of bad blocks.
         assert!(disk.attribute(c"badblocks").is_none());
         assert!(disk.attribute(c"holders").is_none());

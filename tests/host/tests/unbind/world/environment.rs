@@ -92,18 +92,44 @@ impl Environment for World {
             result = self.with(|teardown| {
                 let result = condition(teardown);
                 if result.is_some() {
-                    self.seen.note(match &teardown.state {
-                        State::Retired { .. } => "retired",
-                        State::Freeing { module: Some(_) } => "retired while it is freed",
-                        State::Gone => "in time",
-                        _ => panic!("a wait ended early"),
-                    });
+                    match &teardown.state {
+                        State::Retired { .. } => self.seen.note("retired"),
+                        State::Freeing { module: Some(_) } => {
+                            self.seen.note("retired while it is freed");
+                        }
+                        State::Gone => self.seen.note("in time"),
+                        State::Bound(_) => panic!("a wait ended early"),
+                        // The end of a notice, or the beginning.
+                        _ => {}
+                    }
                 }
                 result
             });
             result.is_some()
         });
         result.unwrap()
+    }
+
+    fn announce(&self) {
+        let tell = |this: &Self| {
+            this.announced.set(this.announced.get() + 1);
+            assert_eq!(this.announced.get(), 1, "announcements");
+        };
+        if self.has(Defect::AnnouncedLate) {
+            self.spawn(tell);
+        } else {
+            tell(self);
+        }
+    }
+
+    /// The disk is looked at again when it was closed; in the driver, by polling.
+    fn should_wait(&self, Parts(()): &Parts) -> bool {
+        let killed = self.is_killed();
+
+        self.setup.no_deadline
+            && !killed
+            && self.openers.fetch_or(0, Acquire) != 0
+            && !self.has(Defect::NoticeIgnored)
     }
 
     fn start_worker(&self) {
@@ -133,9 +159,7 @@ impl Environment for World {
         if self.has(Defect::NeverRetired) {
             return false;
         }
-        let killed = self.killable.get() == Some(thread::current().id())
-            && !self.has(Defect::SignalIgnored)
-            && self.signal.fetch_or(false, Acquire);
+        let killed = self.is_killed();
 
         !self.setup.no_deadline || killed || (has_keeper && !self.has(Defect::KeeperWaitedForever))
     }
@@ -157,6 +181,12 @@ impl Environment for World {
 
     /// `fs_dax::Pagemap::close_to_mappings`
     fn close_to_mappings(&self, _memory: &mut Open) {
+        assert_eq!(self.announced.get(), 1, "revoked before it was announced");
+        let is_open = self.openers.fetch_or(0, Acquire) != 0;
+        let may_be_open = !self.setup.no_deadline
+            || self.physical.get()
+            || self.signal.fetch_or(false, Acquire);
+        assert!(!is_open || may_be_open, "revoked while it is open");
         if self.has(Defect::WalkBeforeClose) {
             self.walk();
         }
@@ -288,6 +318,13 @@ impl Environment for World {
 }
 
 impl World {
+    /// `fatal_signal_pending()`
+    fn is_killed(&self) -> bool {
+        self.killable.get() == Some(thread::current().id())
+            && !self.has(Defect::SignalIgnored)
+            && self.signal.fetch_or(false, Acquire)
+    }
+
     /// `AccessState::close_to`
     fn close_access(&self, step: u32) {
         self.access.fetch_max(step, Relaxed);

@@ -110,6 +110,7 @@ pub struct World {
     requests: PercpuRef,
     held: AtomicBool,
     released: WaitQueue,
+    openers: AtomicU32,
     inode: AtomicU32,
     invalidate_lock: RwLock<()>,
     entry: Entry,
@@ -125,6 +126,9 @@ pub struct World {
     killable: Cell<Option<ThreadId>>,
     signal: AtomicBool,
     returned: Completion,
+    announced: Cell<u32>,
+    /// The provider is removed.
+    physical: Cell<bool>,
     workers: Cell<u32>,
     wake_ups: Cell<u32>,
     /// The DAX device refuses reads and writes, or is about to.
@@ -141,7 +145,14 @@ impl World {
             setup,
             seen,
             teardown: Mutex::new(Teardown {
-                state: State::Bound(Parts(())),
+                state: if setup.bound {
+                    State::Bound(Parts(()))
+                } else {
+                    State::Leaving {
+                        parts: Parts(()),
+                        announced: true,
+                    }
+                },
                 dax: None,
             }),
             changed: WaitQueue::default(),
@@ -158,6 +169,7 @@ impl World {
             requests: PercpuRef::new(0),
             held: AtomicBool::new(setup.held),
             released: WaitQueue::default(),
+            openers: AtomicU32::new(setup.opened.into()),
             inode: AtomicU32::new(1),
             invalidate_lock: RwLock::new(()),
             entry: Entry::new(setup.has_page()),
@@ -169,6 +181,8 @@ impl World {
             killable: Cell::new(None),
             signal: AtomicBool::new(false),
             returned: Completion::new(),
+            announced: Cell::new(u32::from(!setup.bound)),
+            physical: Cell::new(false),
             workers: Cell::new(0),
             wake_ups: Cell::new(0),
             refuses: Cell::new(false),
@@ -225,6 +239,25 @@ impl World {
         }
         self.returned.complete_all();
         end
+    }
+
+    /// `AttachedDisk::drop`
+    pub fn leave_and_unbind(&self) -> Outcome {
+        teardown::give_notice(self);
+        self.unbind()
+    }
+
+    /// The same by a thread that gets a fatal signal at some moment.
+    pub fn leave_and_unbind_killable(&self) -> Outcome {
+        self.killable.set(Some(thread::current().id()));
+        self.leave_and_unbind()
+    }
+
+    /// `Provider::provider_unbinding`
+    pub fn remove_provider(&self) {
+        self.physical.set(true);
+        teardown::announce(self);
+        teardown::begin(self);
     }
 
     /// `Unbind::run` by a thread that gets a fatal signal at some moment; see [`Self::signal`].

@@ -230,6 +230,13 @@ impl World {
         self.seen.note("evicted");
     }
 
+    /// A program closes the disk, unless it is stubborn.
+    pub fn close_disk(&self) {
+        self.hold_on();
+        self.openers.fetch_sub(1, AcqRel);
+        self.changed.wake_up();
+    }
+
     /// device-mapper uses the memory by an address of its own, and closes the disk.
     pub fn use_by_keeper(&self) {
         self.hold_on();
