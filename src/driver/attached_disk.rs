@@ -114,13 +114,7 @@ impl<'bound> AttachedDisk<'bound> {
         }
         // Allocated here: once the disk was opened, only the teardown can undo this function.
         let reserved = Registry::reserve()?;
-        let unbind = Unbind::new(
-            shared.clone(),
-            name()?,
-            reserve,
-            flusher.clone(),
-            &memory,
-        )?;
+        let unbind = Unbind::new(shared.clone(), name()?, reserve, flusher.clone(), &memory)?;
         let watch = ProviderWatch::new(
             namespace.device(),
             Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,

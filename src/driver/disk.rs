@@ -243,7 +243,7 @@ impl Pmem {
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
             if self.access.is_read_only() {
-                return Err(self.refuse(c"write", bio, self.refuse_write()));
+                return Err(self.refuse_write_of(bio));
             }
             match self.memory.find_writable(find) {
                 Some((_, memory)) if write(memory, bio).is_empty() => Ok(()),
@@ -253,13 +253,18 @@ impl Pmem {
         } else if bio.operation() == Operation::WriteZeroes {
             self.write_zeroes(bio)
         } else {
-            Err(self.refuse(c"other", bio, EOPNOTSUPP))
+            Err(EOPNOTSUPP)
         }
     }
 
-    /// Reports a request that is going to fail with `err`, and returns that.
+    /// As [`Self::refuse_write`], for a request.
     #[cold]
     #[inline(never)]
+    fn refuse_write_of(&self, bio: BioRef<'_>) -> Error {
+        self.refuse(c"write", bio, self.refuse_write())
+    }
+
+    /// Reports a request that is going to fail with `err`, and returns that.
     fn refuse(&self, op: &CStr, bio: BioRef<'_>, err: Error) -> Error {
         let offset = bio.sector() << SECTOR_SHIFT;
 

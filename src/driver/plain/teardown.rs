@@ -219,21 +219,22 @@ pub enum Outcome {
 /// Announces that a bound device is going to be torn down, unless another thread does or has done
 /// so.
 pub fn announce<E: Environment>(env: &E) {
-    let is_first = env.with(|teardown| {
-        match core::mem::replace(&mut teardown.state, State::Gone) {
-            State::Bound(parts) => {
-                teardown.state = State::Leaving {
-                    parts,
-                    announced: false,
-                };
-                true
-            }
-            other => {
-                teardown.state = other;
-                false
-            }
-        }
-    });
+    let is_first =
+        env.with(
+            |teardown| match core::mem::replace(&mut teardown.state, State::Gone) {
+                State::Bound(parts) => {
+                    teardown.state = State::Leaving {
+                        parts,
+                        announced: false,
+                    };
+                    true
+                }
+                other => {
+                    teardown.state = other;
+                    false
+                }
+            },
+        );
     if !is_first {
         return;
     }
@@ -298,10 +299,9 @@ pub fn wait<E: Environment>(env: &E) -> Outcome {
             }
             State::Draining(user) => *user == Some(User::Keeper),
             State::Freeing { module: None } => false,
-            State::Bound(_)
-            | State::Leaving { .. }
-            | State::RemovingDisk(_)
-            | State::Revoking => return None,
+            State::Bound(_) | State::Leaving { .. } | State::RemovingDisk(_) | State::Revoking => {
+                return None
+            }
         };
         if !env.should_retire(has_keeper) {
             return None;

@@ -105,12 +105,7 @@ impl<'g> Extent<'g> {
     pub(super) fn expose(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) -> Option<usize> {
         // SAFETY: By the type invariant page `pgoff` exists.
         if !unsafe { self.pages.are_exposed(self.pgoff, nr_pages) } {
-            Self::record(
-                self.pages,
-                self.pgoff,
-                nr_pages.min(self.nr_pages),
-                report,
-            );
+            Self::record(self.pages, self.pgoff, nr_pages.min(self.nr_pages), report);
         }
         if !self.pages.access.permits_mapping() {
             return None;

@@ -110,8 +110,14 @@ fn told(lab: &mut Lab) -> Result<()> {
     for of in ["SUBSYSTEM=nd", &format!("DEVNAME={disk}")] {
         let event = uevents.expect(&["ACTION=change", of, "PMEM_RS_STATE=leaving", &device])?;
         println!("uevent: {event}");
-        ensure!(value(&event, "PMEM_RS_NOTICE_MS") == Some("1000"), "{event}");
-        ensure!(value(&event, "PMEM_RS_REVOKE_TIMEOUT_MS") == Some("1500"), "{event}");
+        ensure!(
+            value(&event, "PMEM_RS_NOTICE_MS") == Some("1000"),
+            "{event}"
+        );
+        ensure!(
+            value(&event, "PMEM_RS_REVOKE_TIMEOUT_MS") == Some("1500"),
+            "{event}"
+        );
         let deadline: u64 = value(&event, "PMEM_RS_DEADLINE_MS")
             .unwrap_or_default()
             .parse()?;
@@ -155,7 +161,10 @@ fn leaves(lab: &mut Lab) -> Result<()> {
     program.expect_done(UNBIND_LIMIT)?;
     unbind.expect_done(UNBIND_LIMIT)?;
     println!("it took {} ms", start.elapsed().as_millis());
-    let revoked = messages.so_far()?.iter().any(|line| line.contains("revoked:"));
+    let revoked = messages
+        .so_far()?
+        .iter()
+        .any(|line| line.contains("revoked:"));
     ensure!(!revoked, "pages were revoked");
     reset()?;
     back_to_normal(fixture, Way::Unbind)

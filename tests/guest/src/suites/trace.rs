@@ -65,9 +65,11 @@ fn fields(lab: &mut Lab) -> Result<()> {
         let found: Vec<_> = format
             .lines()
             .filter_map(|line| line.trim_start().strip_prefix("field:")?.split(';').next())
-            .filter_map(|declaration| declaration.split([' ', '[']).rfind(|word| {
-                !word.is_empty() && *word != "]"
-            }))
+            .filter_map(|declaration| {
+                declaration
+                    .split([' ', '['])
+                    .rfind(|word| !word.is_empty() && *word != "]")
+            })
             .filter(|name| !name.starts_with("common_"))
             .collect();
         ensure!(found == *fields, "{event} has {found:?}");
@@ -104,12 +106,15 @@ fn who_exposed_what(lab: &mut Lab) -> Result<()> {
     let path = mount.path("file");
     fs::write(&path, vec![7; 2 * PMD])?;
     let name = path.to_string_lossy().into_owned();
-    let read = || run("xfs_io", &["-r", "-c", "mmap -r 0 4m", "-c", "mread -v 0 8", &name]);
+    let read = || {
+        run(
+            "xfs_io",
+            &["-r", "-c", "mmap -r 0 4m", "-c", "mread -v 0 8", &name],
+        )
+    };
 
-    let histogram = Trigger::histogram(
-        "pmem_expose",
-        "hist:keys=common_pid.execname,dev:vals=len",
-    )?;
+    let histogram =
+        Trigger::histogram("pmem_expose", "hist:keys=common_pid.execname,dev:vals=len")?;
     read()?;
     let entries = histogram.entries()?;
     println!("{entries:#?}");
@@ -138,7 +143,14 @@ fn why_unbind_takes_long(lab: &mut Lab) -> Result<()> {
     let dev = format!("dev={}", fixture.bound()?.name());
     let events = Events::start()?;
     Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
-    for step in ["close_to_mappings", "remove_disk", "close", "kill_dax", "revoke", "flush"] {
+    for step in [
+        "close_to_mappings",
+        "remove_disk",
+        "close",
+        "kill_dax",
+        "revoke",
+        "flush",
+    ] {
         let record = events.expect("pmem_step", &[&dev, &format!("step={step}")])?;
         println!("{}", record.fields);
     }

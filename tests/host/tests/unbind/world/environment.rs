@@ -183,9 +183,8 @@ impl Environment for World {
     fn close_to_mappings(&self, _memory: &mut Open) {
         assert_eq!(self.announced.get(), 1, "revoked before it was announced");
         let is_open = self.openers.fetch_or(0, Acquire) != 0;
-        let may_be_open = !self.setup.no_deadline
-            || self.physical.get()
-            || self.signal.fetch_or(false, Acquire);
+        let may_be_open =
+            !self.setup.no_deadline || self.physical.get() || self.signal.fetch_or(false, Acquire);
         assert!(!is_open || may_be_open, "revoked while it is open");
         if self.has(Defect::WalkBeforeClose) {
             self.walk();
