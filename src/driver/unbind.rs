@@ -326,9 +326,9 @@ impl Unbind {
         };
         let sent = variables().and_then(|texts| {
             let texts = texts.each_ref().map(|text| &**text);
-            self.flusher.region().notify_change(texts)?;
-            self.with_parts(|parts| parts.disk.notify_change(texts))
-                .ok_or(ENXIO)?
+            let of_device = self.flusher.region().notify_change(texts);
+            let of_disk = self.with_parts(|parts| parts.disk.notify_change(texts));
+            of_device.and(of_disk.unwrap_or(Err(ENXIO)))
         });
         self.report_unsent(sent);
     }
