@@ -262,27 +262,44 @@ pub fn give_notice<E: Environment>(env: &E) {
 /// already.
 pub fn begin<E: Environment>(env: &E) -> bool {
     announce(env);
-    let begun = env.wait_until(|teardown| {
-        match core::mem::replace(&mut teardown.state, State::RemovingDisk(None)) {
-            State::Leaving {
-                parts,
-                announced: true,
-            } => {
-                teardown.state = State::RemovingDisk(Some(parts));
-                Some(true)
-            }
-            other => {
-                let is_announced = !matches!(other, State::Leaving { .. });
-                teardown.state = other;
-                is_announced.then_some(false)
-            }
+    let begun = loop {
+        if let Some(begun) = env.with(try_begin) {
+            break begun;
         }
-    });
+        // Another thread is announcing it.
+        env.wait_until(|teardown| {
+            let announced = !matches!(
+                teardown.state,
+                State::Leaving {
+                    announced: false,
+                    ..
+                }
+            );
+            announced.then_some(())
+        });
+    };
 
     if begun {
         env.start_worker();
         env.wake_up();
     }
+    begun
+}
+
+/// Begins the teardown. Returns whether it had not begun yet, or [`None`] if the device is not
+/// announced yet.
+fn try_begin<E: Environment>(teardown: &mut Teardown<E>) -> Option<bool> {
+    let state = core::mem::replace(&mut teardown.state, State::RemovingDisk(None));
+
+    let (state, begun) = match state {
+        State::Leaving {
+            parts,
+            announced: true,
+        } => (State::RemovingDisk(Some(parts)), Some(true)),
+        State::Leaving { .. } => (state, None),
+        other => (other, Some(false)),
+    };
+    teardown.state = state;
     begun
 }
 

@@ -182,10 +182,11 @@ impl Environment for World {
     /// `fs_dax::Pagemap::close_to_mappings`
     fn close_to_mappings(&self, _memory: &mut Open) {
         assert_eq!(self.announced.get(), 1, "revoked before it was announced");
-        let is_open = self.openers.fetch_or(0, Acquire) != 0;
-        let may_be_open =
-            !self.setup.no_deadline || self.physical.get() || self.signal.fetch_or(false, Acquire);
-        assert!(!is_open || may_be_open, "revoked while it is open");
+        if self.setup.opened && self.setup.no_deadline {
+            let may_be_open = self.physical.get() || self.signal.fetch_or(false, Acquire);
+            let is_open = self.openers.fetch_or(0, Acquire) != 0;
+            assert!(!is_open || may_be_open, "revoked while it is open");
+        }
         if self.has(Defect::WalkBeforeClose) {
             self.walk();
         }
