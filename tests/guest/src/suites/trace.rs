@@ -30,7 +30,7 @@ pub const SUITE: Suite = Suite {
     tests: &[
         Test::new("each_event_has_fields", fields),
         Test::new("bind", bind),
-        Test::new("who_exposed_what", who_exposed_what),
+        Test::new("which_program_exposed_what", which_program_exposed_what),
         Test::new("why_unbind_takes_long", why_unbind_takes_long),
         Test::new("which_flushes_are_slow", which_flushes_are_slow),
         Test::new("module_goes_while_recording", module_goes_while_recording),
@@ -97,7 +97,7 @@ fn bind(lab: &mut Lab) -> Result<()> {
 }
 
 /// The first recipe. What was exposed before is not reported again.
-fn who_exposed_what(lab: &mut Lab) -> Result<()> {
+fn which_program_exposed_what(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let prepared = lab.prepare(Mode::FsdaxMem)?;
     let node = prepared.disk.node_str();

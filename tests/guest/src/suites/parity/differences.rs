@@ -68,6 +68,21 @@ const WANTED: &[Difference] = &[
         reason: "it names the driver",
     },
     Difference {
+        fact: "rebind/uevent/change BOUND",
+        modes: OWN_DISK,
+        reason: "users are told before the device is unbound",
+    },
+    Difference {
+        fact: "rebind/uevent/change DISK",
+        modes: OWN_DISK,
+        reason: "users are told before the device is unbound",
+    },
+    Difference {
+        fact: "rebind/uevents",
+        modes: OWN_DISK,
+        reason: "users are told before the device is unbound",
+    },
+    Difference {
         fact: "modinfo/parm",
         modes: ALL,
         reason: "how long unbind waits can be chosen",
