@@ -328,11 +328,17 @@ fn raw(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let prepared = lab.prepare(Mode::Raw)?;
     set_notice(LONG)?;
-    let file = fs::File::open(prepared.disk.node())?;
+    // The unbinding process must not have it open.
+    let mut opener = Child::start_ready("the opener", |link: &mut Link| {
+        let _file = fs::File::open(prepared.disk.node())?;
+        link.say("ready")?;
+        link.wait()
+    })?;
     let mut unbind = start_unbind(&prepared.bound)?;
     sleep(EFFECT);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
-    drop(file);
+    opener.go()?;
+    opener.expect_done(UNBIND_LIMIT)?;
     unbind.expect_done(UNBIND_LIMIT)?;
     reset()?;
     prepared.bound.bind(lab.driver)

@@ -40,6 +40,7 @@ pub const SUITE: Suite = Suite {
 /// The events and their fields, as in `docs/tracing.md`.
 const EVENTS: &[(&str, &[&str])] = &[
     ("pmem_bind", &["dev", "mode", "start", "len", "error"]),
+    ("pmem_leaving", &["dev", "notice_ms", "timeout_ms"]),
     ("pmem_step", &["dev", "step", "duration_us", "age_us"]),
     ("pmem_wait", &["dev", "user", "duration_us", "age_us"]),
     ("pmem_revoked", &["dev", "inodes", "pages", "age_us"]),
