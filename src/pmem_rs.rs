@@ -6,8 +6,8 @@
 //! them. `docs/architecture.md` follows a request, a fault and an unbind through both.
 
 #![deny(unsafe_code)]
-// For rustdoc, when it collects examples. Kbuild passes the option to the compiler.
-#![cfg_attr(doctest, no_std)]
+// For rustdoc, when it collects examples. Kbuild passes the options to the compiler.
+#![cfg_attr(doctest, no_std, feature(asm_goto))]
 #![doc(test(no_crate_inject))]
 
 use kernel::{

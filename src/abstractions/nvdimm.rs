@@ -69,5 +69,8 @@ pub use self::{
         FlushBarrier,
         RegionAccess, //
     },
-    status::State, //
+    status::{
+        State,
+        STATE_FILE, //
+    }, //
 };

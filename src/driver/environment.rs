@@ -116,7 +116,7 @@ impl Environment for Arc<Unbind> {
         self.announced.populate(Stopwatch::start());
         self.flusher
             .region()
-            .notify_attribute(c"pmem_rs", <dyn nvdimm::State>::FILE);
+            .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
         self.send_notice();
     }
 

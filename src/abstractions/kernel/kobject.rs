@@ -51,8 +51,8 @@ pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Res
     })
 }
 
-/// Wakes programs that poll the attribute `name` in a directory of a device (`sysfs_notify()`). Does
-/// nothing if there is no such attribute. May sleep.
+/// Wakes programs that poll the attribute `name` in a directory of a device (`sysfs_notify()`).
+/// Does nothing if there is no such attribute. May sleep.
 pub fn notify_attribute(dev: &Device, directory: &CStr, name: &CStr) {
     let dev: *const Device = dev;
     // CAST: `Device` is a transparent wrapper of `struct device`.

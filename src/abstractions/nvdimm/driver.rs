@@ -172,7 +172,7 @@ pub trait Driver {
     fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr;
 
     /// Returns the state of the device. It is shown in the same directory until the driver's data
-    /// was dropped, in the file [`State::FILE`](<dyn State>::FILE).
+    /// was dropped, in the file [`STATE_FILE`](super::STATE_FILE).
     fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn State>> {
         let _ = this;
         None
@@ -326,8 +326,8 @@ impl<T: Driver> Adapter<T> {
             };
 
             match result {
-                Ok((mode, state)) => {
-                    probe.end(Some(Shown::Bound(mode, state)), refusal);
+                Ok(shown) => {
+                    probe.end(Some(shown), refusal);
                     Ok(0)
                 }
                 Err(error) => {
@@ -350,11 +350,11 @@ impl<T: Driver> Adapter<T> {
         unsafe { &*(*RawDriver::of((*dev.as_raw()).driver)).results }
     }
 
-    /// Probes a device, and stores the driver's data in it. Returns mode and state of the device.
+    /// Probes a device, and stores the driver's data in it. Returns what is shown of the device.
     fn bind<'bound>(
         dev: &'bound Device<CoreInternal<'_>>,
         namespace: Namespace<'bound>,
-    ) -> Result<(&'static CStr, Option<Arc<dyn State>>), ProbeError> {
+    ) -> Result<Shown, ProbeError> {
         let mut failure = None;
         let data = T::probe(dev, namespace);
         let slot_init = |slot| {
@@ -373,7 +373,7 @@ impl<T: Driver> Adapter<T> {
             .map_err(|err| failure.unwrap_or(err.into()))?;
         // SAFETY: The data was just set.
         let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
-        Ok((T::mode(data), T::state(data)))
+        Ok(Shown::Bound(T::mode(data), T::state(data)))
     }
 
     extern "C" fn remove_callback(dev: *mut bindings::device) {
@@ -516,7 +516,7 @@ mod tests {
     }
 
     /// Binds a device that is not on the bus to a driver.
-    fn bind<T: Driver>(dev: *mut bindings::device) -> Result<&'static CStr, ProbeError> {
+    fn bind<T: Driver>(dev: *mut bindings::device) -> Result<Shown, ProbeError> {
         // SAFETY: The tests keep the registration of the device, so it is valid. It is on no nd bus
         // and has no namespace, and the drivers of the tests use neither.
         let (dev, namespace) = unsafe {
@@ -524,7 +524,7 @@ mod tests {
             (dev, Namespace::from_raw(dev, NonNull::dangling()))
         };
 
-        Adapter::<T>::bind(dev, namespace).map(|(mode, _)| mode)
+        Adapter::<T>::bind(dev, namespace)
     }
 
     #[test]
@@ -561,7 +561,9 @@ mod tests {
         let dev = raw(&faux);
         type Callbacks = Adapter<Recorder>;
 
-        assert!(bind::<Recorder>(dev).is_ok_and(|mode| mode == c"recorder"));
+        assert!(
+            matches!(bind::<Recorder>(dev), Ok(Shown::Bound(mode, None)) if mode == c"recorder")
+        );
         let poison = bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON;
         let region = bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION;
         Callbacks::notify_callback(dev, poison);

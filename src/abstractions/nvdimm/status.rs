@@ -16,19 +16,17 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The state of a bound device, which is shown in its file [`State::FILE`].
+/// The state of a bound device, which is shown in its file [`STATE_FILE`].
 pub trait State: Send + Sync {
     /// Returns the state. May sleep. Must not take the device lock.
     fn state(&self) -> &'static CStr;
 }
 
-impl dyn State {
-    /// The name of the file. Programs may poll it, if the driver tells them of changes
-    /// ([`RegionAccess::notify_attribute`]).
-    ///
-    /// [`RegionAccess::notify_attribute`]: super::RegionAccess::notify_attribute
-    pub const FILE: &'static CStr = c"state";
-}
+/// The name of the file. Programs may poll it, if the driver tells them of changes
+/// ([`RegionAccess::notify_attribute`]).
+///
+/// [`RegionAccess::notify_attribute`]: super::RegionAccess::notify_attribute
+pub const STATE_FILE: &CStr = c"state";
 
 /// What a file shows.
 enum Text {
@@ -121,7 +119,7 @@ impl Status {
         let mut lines = KBox::new(lines, GFP_KERNEL)?;
         let mut state = match state {
             Some(state) => {
-                let line = Line::new((<dyn State>::FILE, Text::State(state)));
+                let line = Line::new((STATE_FILE, Text::State(state)));
                 Some(KBox::new(line, GFP_KERNEL)?)
             }
             None => None,

@@ -92,8 +92,8 @@ impl Exposure {
         }
     }
 
-    /// Adds the `nr_pages` page frames from `pfn` on; at least one. Returns whether the chunk of any
-    /// of them was not in the record.
+    /// Adds the `nr_pages` page frames from `pfn` on; at least one. Returns whether the chunk of
+    /// any of them was not in the record.
     ///
     /// ORDERING: none here, nor in [`Self::has`]. A full barrier follows before the
     /// [access state](super::access_state::AccessState) is read.

@@ -63,7 +63,7 @@ pub fn reset() -> Result<()> {
     Ok(())
 }
 
-fn build<'a>(lab: &'a Lab, notice: Duration) -> Result<(Fixture<'a>, Device)> {
+fn build(lab: &Lab, notice: Duration) -> Result<(Fixture<'_>, Device)> {
     only_for_pmem_rs(lab)?;
     let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
     let bound = fixture.bound()?;
