@@ -27,10 +27,10 @@ refuse() {
     exit 77
 }
 
-# Prints the version of the source package that an installed package was built from.
+# Prints the version of the source package that an installed package was built from, or nothing.
 source_version() { # PACKAGE
     # shellcheck disable=SC2016 # these are dpkg's
-    dpkg-query -W -f '${db:Status-Abbrev}${source:Version}\n' "$1" 2>/dev/null | sed -n 's/^.[^nc].//p'
+    dpkg-query -W -f '${db:Status-Abbrev}${source:Version}\n' "$1" 2>/dev/null | sed -n 's/^.[^nc].//p' || true
 }
 
 # Returns whether the disk of a folder is full.
