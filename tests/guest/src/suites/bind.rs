@@ -158,7 +158,7 @@ fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Under lockdown the kernel opens files of debugfs only if nobody may write to them.
+/// Under lockdown the kernel opens a file of debugfs only if its mode has no write bit.
 fn debugfs_is_read_only(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let directory = Path::new("/sys/kernel/debug").join(lab.driver.name());
