@@ -67,7 +67,7 @@ secure_boot() {
 report_key() {
     local key=/var/lib/dkms/mok.pub
     secure_boot && [[ -e $key ]] || return 0
-    if command -v mokutil >/dev/null && mokutil --test-key "$key" 2>/dev/null | grep -q 'already enrolled'; then
+    if command -v mokutil >/dev/null && [[ $(mokutil --test-key "$key" 2>/dev/null) == *"already enrolled"* ]]; then
         return 0
     fi
     say "Secure Boot is on, and the key of pmem_rs.ko is not enrolled, so nd_pmem gets the devices." \
