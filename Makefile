@@ -74,6 +74,14 @@ modules: ## Build pmem_rs.ko for the stock kernel, or for a prepared tree: make 
 		kdir=$$(qemu/kdir); qemu/module "$$kdir"; \
 	fi
 
+.PHONY: deb
+deb: ## Build the Debian package pmem-rs-dkms, and check it with lintian
+	@qemu/deb
+
+.PHONY: check-package
+check-package: ## Install the Debian package in Debian trees, let things fail, upgrade and remove it (ARGS=SCENARIO)
+	@tests/package/check $(ARGS)
+
 .PHONY: stress
 stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600
 	@$(runner) check --env $(env) --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress

@@ -3,7 +3,7 @@
  * Parameters that `module!` cannot define: those that are writable while the module is loaded, and
  * strings. `src/abstractions/kernel_ext/module_param.rs` reads them. No logic here.
  */
-#include <linux/moduleparam.h>
+#include <linux/module.h>
 #include "parameters.h"
 
 unsigned int pmem_rs_revoke_timeout_ms = 10000;
@@ -20,3 +20,6 @@ char *pmem_rs_except;
 module_param_named(except, pmem_rs_except, charp, 0);
 MODULE_PARM_DESC(except,
 		 "Namespaces to leave to other drivers: UUIDs or start addresses, separated by commas");
+
+/* The version of the newest entry in CHANGELOG.md. */
+MODULE_VERSION("0.1.0");

@@ -2,9 +2,9 @@
 
 //! Bind and unbind: module aliases, sysfs, loading and removing the module.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -44,6 +44,7 @@ pub const SUITE: Suite = Suite {
             "module_stays_while_its_files_are_open",
             module_stays_while_its_files_are_open,
         ),
+        Test::new("debugfs_is_read_only", debugfs_is_read_only),
         Test::new(
             "revoke_timeout_can_be_written",
             revoke_timeout_can_be_written,
@@ -153,6 +154,19 @@ fn module_stays_while_its_files_are_open(lab: &mut Lab) -> Result<()> {
         drop(file);
         lab.driver.unload()?;
         lab.driver.load()?;
+    }
+    Ok(())
+}
+
+/// Under lockdown the kernel opens a file of debugfs only if its mode has no write bit.
+fn debugfs_is_read_only(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let directory = Path::new("/sys/kernel/debug").join(lab.driver.name());
+    let names = sysfs::names(&directory)?;
+    ensure!(!names.is_empty(), "{} is empty", directory.display());
+    for name in names {
+        let mode = fs::metadata(directory.join(&name))?.permissions().mode() & 0o7777;
+        ensure!(mode == 0o400, "{name} has mode {mode:o}");
     }
     Ok(())
 }
