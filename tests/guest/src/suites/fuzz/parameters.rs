@@ -32,12 +32,12 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let name = lab.driver.name();
     lab.driver.unload()?;
     let said = run("modprobe", &["--dry-run", "--verbose", name])?;
+    // Options of the configuration follow the path.
     let path = said
         .lines()
-        .filter_map(|line| line.strip_prefix("insmod "))
+        .filter_map(|line| line.strip_prefix("insmod ")?.split_whitespace().next())
         .next_back()
         .with_context(|| format!("modprobe says `{said}`"))?
-        .trim()
         .to_owned();
 
     let (mut loaded, mut refused) = (0_u64, 0_u64);
