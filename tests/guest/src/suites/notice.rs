@@ -47,8 +47,8 @@ pub const SUITE: Suite = Suite {
 
 /// A notice that no test waits for.
 const LONG: Duration = Duration::from_secs(45);
-/// How long the end of a notice may take to have an effect.
-const EFFECT: Duration = Duration::from_millis(1500);
+/// After this time an unbind is still waiting.
+const A_WHILE: Duration = Duration::from_millis(1500);
 const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_notice_ms";
 
 fn set_notice(notice: Duration) -> Result<()> {
@@ -185,7 +185,6 @@ fn no_longer(lab: &mut Lab) -> Result<()> {
     let took = start.elapsed();
     println!("it took {} ms", took.as_millis());
     ensure!(took >= notice, "unbind has waited for {took:?} only");
-    ensure!(took < notice + EFFECT, "unbind has waited for {took:?}");
     user.expect_gone()?;
     again.expect_gone()?;
     reset()?;
@@ -214,8 +213,8 @@ fn openers(lab: &mut Lab) -> Result<()> {
     Way::Unbind.go(&fixture, UNBIND_LIMIT + notice)?;
     let took = start.elapsed();
     ensure!(
-        took >= notice && took < notice + EFFECT,
-        "with a mount unbind has waited for {took:?}"
+        took >= notice,
+        "with a mount unbind has waited for {took:?} only"
     );
     opener.expect_done(UNBIND_LIMIT)?;
     fixture.remove_devices()?;
@@ -246,9 +245,8 @@ fn unused(lab: &mut Lab) -> Result<()> {
 /// `ndctl` reads attributes that need the device lock, so it may wait until the device is unbound.
 /// It does not delay that. What a script needs can be read meanwhile.
 fn list(lab: &mut Lab) -> Result<()> {
-    let notice = Duration::from_secs(3);
+    let notice = Duration::from_secs(4);
     let (fixture, bound) = build(lab, notice)?;
-    let start = Instant::now();
     let mut unbind = start_unbind(&bound)?;
     let mut list = Child::start("ndctl", |_| {
         println!("{}", run("ndctl", &["list", "-RNi"])?);
@@ -261,11 +259,9 @@ fn list(lab: &mut Lab) -> Result<()> {
         println!("disk: {}", bound.disk_name()?);
         Ok(())
     })?;
-    script.expect_done(EFFECT)?;
+    script.expect_done(notice)?;
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     unbind.expect_done(notice + UNBIND_LIMIT)?;
-    let took = start.elapsed();
-    ensure!(took < notice + EFFECT, "unbind has waited for {took:?}");
     list.expect_done(UNBIND_LIMIT)?;
     reset()?;
     back_to_normal(fixture, Way::Unbind)
@@ -274,7 +270,7 @@ fn list(lab: &mut Lab) -> Result<()> {
 fn writable(lab: &mut Lab) -> Result<()> {
     let (fixture, bound) = build(lab, LONG)?;
     let mut unbind = start_unbind(&bound)?;
-    sleep(EFFECT);
+    sleep(A_WHILE);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     reset()?;
     unbind.expect_done(UNBIND_LIMIT)?;
@@ -285,7 +281,7 @@ fn killed(lab: &mut Lab) -> Result<()> {
     let (fixture, bound) = build(lab, LONG)?;
     let user = User::Reader.start(&fixture)?;
     let mut unbind = start_unbind(&bound)?;
-    sleep(EFFECT);
+    sleep(A_WHILE);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     kill(unbind.pid(), Signal::SIGKILL)?;
     unbind.expect_signal(Signal::SIGKILL, UNBIND_LIMIT)?;
@@ -335,7 +331,7 @@ fn raw(lab: &mut Lab) -> Result<()> {
         link.wait()
     })?;
     let mut unbind = start_unbind(&prepared.bound)?;
-    sleep(EFFECT);
+    sleep(A_WHILE);
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     opener.go()?;
     opener.expect_done(UNBIND_LIMIT)?;
