@@ -419,6 +419,10 @@ mod tests {
             Atomic,
             Relaxed, //
         },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
     };
 
     /// A disk that fails requests, and counts its reads.
@@ -526,6 +530,13 @@ mod tests {
         assert!(data.bytes.load(Relaxed) >= 512);
         assert_eq!(data.odd.load(Relaxed), 0);
         assert!(disk.attribute(c"ro").is_some());
+        // `disk_scan_partitions()` opened the disk. A kernel thread closes a file later
+        // (`delayed_fput()`).
+        let mut tries = 0;
+        while disk.is_open() && tries < 1000 {
+            fsleep(Delta::from_millis(10));
+            tries += 1;
+        }
         assert!(!disk.is_open());
         disk.notify_change([c"A=b"])?;
         // It has no list of bad blocks.
