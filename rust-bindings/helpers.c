@@ -220,6 +220,12 @@ int pmem_rs_helper_folio_ref_count(const struct folio *folio)
 	return folio_ref_count(folio);
 }
 
+int pmem_rs_helper_folio_mapcount(const struct folio *folio);
+int pmem_rs_helper_folio_mapcount(const struct folio *folio)
+{
+	return folio_mapcount(folio);
+}
+
 unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio);
 unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio)
 {

@@ -16,6 +16,11 @@ module_param_named(revoke_notice_ms, pmem_rs_revoke_notice_ms, uint, 0644);
 MODULE_PARM_DESC(revoke_notice_ms,
 		 "How long unbind waits for the disk to be closed before it revokes, in milliseconds (default: 0)");
 
+unsigned int pmem_rs_suspend_limit_ms = 30000;
+module_param_named(suspend_limit_ms, pmem_rs_suspend_limit_ms, uint, 0644);
+MODULE_PARM_DESC(suspend_limit_ms,
+		 "How long a disk stays suspended at most, in milliseconds, up to 100000 (default: 30000)");
+
 char *pmem_rs_except;
 module_param_named(except, pmem_rs_except, charp, 0);
 MODULE_PARM_DESC(except,

@@ -3,4 +3,5 @@
 
 extern unsigned int pmem_rs_revoke_timeout_ms;
 extern unsigned int pmem_rs_revoke_notice_ms;
+extern unsigned int pmem_rs_suspend_limit_ms;
 extern char *pmem_rs_except;

@@ -6,6 +6,7 @@
 //! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
 pub mod dax;
+pub mod freeze;
 mod inode;
 mod inode_pool;
 mod super_block;

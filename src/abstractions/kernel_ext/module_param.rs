@@ -82,6 +82,20 @@ pub static REVOKE_NOTICE_MS: Uint =
     // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
     unsafe { Uint::new(&raw const bindings::pmem_rs_revoke_notice_ms) };
 
+/// The parameter `suspend_limit_ms`: how long a disk stays suspended at most, in milliseconds.
+///
+/// # Examples
+///
+/// ```
+/// use pmem_rs::abstractions::kernel_ext::module_param::SUSPEND_LIMIT_MS;
+///
+/// let limit = SUSPEND_LIMIT_MS.get().min(100_000);
+/// # let _ = limit;
+/// ```
+pub static SUSPEND_LIMIT_MS: Uint =
+    // SAFETY: `rust-bindings/parameters.c` defines this parameter of this module.
+    unsafe { Uint::new(&raw const bindings::pmem_rs_suspend_limit_ms) };
+
 /// A parameter of type `charp` that is set only when the module is loaded.
 ///
 /// # Invariants

@@ -10,4 +10,5 @@ pub mod geometry;
 pub mod infoblock;
 pub mod shared_flush;
 pub mod signature;
+pub mod suspension;
 pub mod teardown;

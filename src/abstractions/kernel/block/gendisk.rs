@@ -10,12 +10,16 @@
 
 mod attribute;
 mod block_device;
+mod frozen_device;
 mod gen_disk;
 mod holder;
 mod limits;
 mod operations;
 mod state;
 
+pub(in crate::abstractions) use block_device::BlockDevice;
+pub use frozen_device::Broken;
+pub(in crate::abstractions) use frozen_device::FrozenDevice;
 pub use gen_disk::{
     DiskName,
     GenDisk,

@@ -49,6 +49,7 @@ pub(in crate::abstractions) mod testing;
 
 pub use crate::abstractions::kernel::fs::dax::{
     owner::{
+        FileId,
         Unmapper,
         User,
         Walked, //

@@ -7,6 +7,7 @@ use core::ptr::{
     addr_of_mut,
     NonNull, //
 };
+use kernel::prelude::*;
 
 /// A reference to an inode and an active reference to its superblock.
 ///
@@ -70,6 +71,33 @@ impl Inode {
 
         // SAFETY: By the type invariant the inode is valid.
         Some(unsafe { addr_of_mut!((*inode.as_ptr()).i_sb_list) })
+    }
+
+    /// Returns the number of the inode, and the name of its superblock (`s_id`): of its device, for
+    /// most file systems.
+    pub(super) fn id(&self) -> (u64, [c_char; 32]) {
+        // SAFETY: By the type invariant both are valid.
+        unsafe {
+            let number = self.inode.map_or(0, |inode| (*inode.as_ptr()).i_ino as u64);
+            (number, (*self.sb.as_ptr()).s_id)
+        }
+    }
+
+    /// Returns whether nothing can write to the file system: it is frozen or read-only. May change
+    /// after that.
+    pub(super) fn is_frozen(&self) -> bool {
+        // SAFETY: By the type invariant the superblock is valid. The fields are read without the
+        // lock that protects them, as the C code does.
+        let (frozen, flags) = unsafe {
+            let sb = self.sb.as_ptr();
+            (
+                (&raw const (*sb).s_writers.frozen).read_volatile(),
+                (&raw const (*sb).s_flags).read_volatile(),
+            )
+        };
+
+        u32::from(frozen) == bindings::SB_FREEZE_COMPLETE
+            || flags as u64 & bindings::SB_RDONLY != 0
     }
 
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {

@@ -13,7 +13,10 @@ use super::{
     inode_pool::InodePool, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::block::gendisk::DiskState;
+use crate::abstractions::kernel::block::gendisk::{
+    BlockDevice,
+    DiskState, //
+};
 use crate::abstractions::kernel_ext::module_list::Code;
 use core::ptr::{
     addr_of,
@@ -152,23 +155,10 @@ impl<'a> Walk<'a> {
     }
 
     fn visit_type(&mut self, name: &CStr) {
-        // SAFETY: The name is a string.
-        let fs_type = unsafe { bindings::get_fs_type(name.as_char_ptr()) };
-        if fs_type.is_null() {
-            return;
-        }
+        let argument = addr_of_mut!(*self).cast();
 
-        // SAFETY: The type is valid, and its module is referenced until it is put. The callback is
-        // the one for the argument, which lives as long as the call.
-        unsafe {
-            bindings::iterate_supers_type(
-                fs_type,
-                Some(Self::visit_super_callback),
-                addr_of_mut!(*self).cast(),
-            );
-            // `put_filesystem()`
-            bindings::module_put((*fs_type).owner);
-        }
+        // SAFETY: The callback is the one for the argument, which lives as long as the call.
+        unsafe { for_each_super(name, Self::visit_super_callback, argument) };
     }
 
     /// # Safety
@@ -260,6 +250,78 @@ impl Drop for Walk<'_> {
         if let Some(inode) = self.cursor.take() {
             self.pool.put(inode, self.may_put);
         }
+    }
+}
+
+/// Calls a function for each mounted superblock of a type, with its `s_umount` held for reading.
+/// Sleeps.
+///
+/// # Safety
+///
+/// The function must be callable with any such superblock and this argument.
+unsafe fn for_each_super(
+    name: &CStr,
+    callback: unsafe extern "C" fn(*mut bindings::super_block, *mut c_void),
+    argument: *mut c_void,
+) {
+    // SAFETY: The name is a string.
+    let fs_type = unsafe { bindings::get_fs_type(name.as_char_ptr()) };
+    if fs_type.is_null() {
+        return;
+    }
+
+    // SAFETY: The type is valid, and its module is referenced until it is put. By the safety
+    // requirements the function may be called.
+    unsafe {
+        bindings::iterate_supers_type(fs_type, Some(callback), argument);
+        // `put_filesystem()`
+        bindings::module_put((*fs_type).owner);
+    }
+}
+
+/// The devices above a disk, for [`devices_above`].
+struct Above<'a> {
+    disk: &'a DiskState,
+    devices: KVec<BlockDevice>,
+    is_full: bool,
+}
+
+impl Above<'_> {
+    /// # Safety
+    ///
+    /// For [`for_each_super`] only: `above` must be an `Above` that is not used otherwise.
+    unsafe extern "C" fn add_callback(sb: *mut bindings::super_block, above: *mut c_void) {
+        // SAFETY: By the safety requirements.
+        let above = unsafe { &mut *above.cast::<Above<'_>>() };
+
+        // SAFETY: `for_each_super` calls this with a mounted superblock and its lock held.
+        if let Some(device) = unsafe { above.disk.device_above(sb) } {
+            above.is_full |= above.devices.push_within_capacity(device).is_err();
+        }
+    }
+}
+
+/// Returns the devices of superblocks that may be above a disk ([`DiskState::device_above`]).
+/// Sleeps.
+pub(super) fn devices_above(disk: &DiskState) -> Result<KVec<BlockDevice>> {
+    let mut above = Above {
+        disk,
+        devices: KVec::new(),
+        is_full: false,
+    };
+
+    loop {
+        for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_there()) {
+            let argument = addr_of_mut!(above).cast();
+            // SAFETY: The callback is the one for the argument, which lives as long as the call.
+            unsafe { for_each_super(fs_type.name, Above::add_callback, argument) };
+        }
+        if !core::mem::replace(&mut above.is_full, false) {
+            return Ok(above.devices);
+        }
+        let more = above.devices.len().saturating_add(16);
+        above.devices.clear();
+        above.devices.reserve(more, GFP_KERNEL)?;
     }
 }
 

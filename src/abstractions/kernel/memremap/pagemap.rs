@@ -346,6 +346,21 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.pages.first_used(from)
     }
 
+    /// Returns the first page frame from `from` on that has more references than page table
+    /// entries. Sleeps. Takes time in proportion to the exposed pages.
+    pub(in crate::abstractions) fn first_pinned(&self, from: u64) -> Option<u64> {
+        let mut next = from;
+
+        while let Some(chunk) = self.pages.next_exposed_chunk(next) {
+            next = chunk.end;
+            if let Some(pinned) = chunk.into_iter().find(|pfn| self.pages.is_pinned(*pfn)) {
+                return Some(pinned);
+            }
+            cond_resched();
+        }
+        None
+    }
+
     /// Counts the pages in use among `limit` exposed ones, from page `first` of the data on. Also
     /// returns the page to continue with, if there are more. Does not sleep.
     ///

@@ -157,6 +157,15 @@ impl Pages {
         }
     }
 
+    /// Returns whether a page has more references than page table entries. The result may be wrong
+    /// while the page is being mapped or unmapped.
+    pub(super) fn is_pinned(&self, pfn: u64) -> bool {
+        self.frames().contains(&pfn) && {
+            // SAFETY: By the type invariant the frame has a `struct page`.
+            unsafe { FolioUse::of(pfn as c_ulong).is_pinned() }
+        }
+    }
+
     /// Returns the first page from frame `from` on that is in use. Does not sleep. Takes time in
     /// proportion to the exposed pages. All translations must be refused: faults make and split
     /// folios.

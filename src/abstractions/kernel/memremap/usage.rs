@@ -146,6 +146,21 @@ impl FolioUse {
         }
     }
 
+    /// Returns whether the folio has more references than page table entries that map it. Both are
+    /// read one after the other.
+    ///
+    /// # Safety
+    ///
+    /// The pgmap of the folio must stay during the call.
+    pub(super) unsafe fn is_pinned(&self) -> bool {
+        if self.references == 0 {
+            return false;
+        }
+        // SAFETY: By the safety requirements the folio exists.
+        let mapped = unsafe { bindings::folio_mapcount(self.folio) };
+        i64::from(self.references) > i64::from(mapped)
+    }
+
     /// Returns whether the folio is associated with one file or with several
     /// (`dax_associate_entry()`).
     pub(super) fn is_associated(&self) -> bool {

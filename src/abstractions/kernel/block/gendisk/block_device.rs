@@ -4,6 +4,7 @@
 
 use super::holder::Holder;
 use crate::abstractions::bindings;
+use crate::abstractions::kernel_ext::device::name_of;
 use core::ptr::{
     addr_of,
     addr_of_mut,
@@ -24,7 +25,7 @@ pub(super) struct Claim {
 /// # Invariants
 ///
 /// `self` owns one reference to the device.
-pub(super) struct BlockDevice(NonNull<bindings::block_device>);
+pub(in crate::abstractions) struct BlockDevice(NonNull<bindings::block_device>);
 
 // SAFETY: References may be used and put by any thread.
 unsafe impl Send for BlockDevice {}
@@ -35,7 +36,7 @@ impl BlockDevice {
     /// # Safety
     ///
     /// `bdev` must be null, or must not be freed during the call.
-    pub(super) unsafe fn get(bdev: *mut bindings::block_device) -> Option<Self> {
+    pub(in crate::abstractions) unsafe fn get(bdev: *mut bindings::block_device) -> Option<Self> {
         let bdev = NonNull::new(bdev)?;
         // SAFETY: By the safety requirements the device is not freed during the call.
         let kobj = unsafe {
@@ -47,6 +48,16 @@ impl BlockDevice {
         }
         // INVARIANT: The reference was just taken.
         Some(Self(bdev))
+    }
+
+    pub(in crate::abstractions) fn as_raw(&self) -> *mut bindings::block_device {
+        self.0.as_ptr()
+    }
+
+    /// Returns the name of the device in `/dev`.
+    pub(in crate::abstractions) fn name(&self) -> &CStr {
+        // SAFETY: By the type invariant the device is valid. Disks and partitions keep their names.
+        unsafe { name_of(&raw const (*self.0.as_ptr()).bd_device) }
     }
 
     /// Returns the claim of the device. May sleep.

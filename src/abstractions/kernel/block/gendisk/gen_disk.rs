@@ -337,6 +337,10 @@ impl<T: Operations> Registration<T> {
         unsafe { Arc::<T>::borrow(self.disk.data) }
     }
 
+    pub(in crate::abstractions) fn state(&self) -> Arc<DiskState> {
+        self.disk.state()
+    }
+
     /// Sets the disk read-only or writable (`set_disk_ro()`). May sleep.
     ///
     /// While it is read-only, programs cannot make it writable (`BLKROSET` fails with [`EROFS`]). A

@@ -226,26 +226,100 @@ impl DiskState {
     ///
     /// The disk must be added, and must not be removed meanwhile.
     fn find_partitions(&self) {
-        let disk = self.disk.as_ptr();
         let mut partitions = self.partitions.lock();
-        let mut index: c_ulong = 0;
+        let mut index = 0;
 
         for entry in partitions.iter_mut() {
-            // SAFETY: By the type invariant the disk is valid. Its table contains block devices,
-            // which are freed only after an RCU grace period.
-            *entry = unsafe {
-                bindings::rcu_read_lock();
-                let found = bindings::xa_find_after(
-                    addr_of_mut!((*disk).part_tbl),
-                    &mut index,
-                    c_ulong::MAX,
-                    bindings::XA_PRESENT,
-                );
-                let partition = BlockDevice::get(found.cast());
-                bindings::rcu_read_unlock();
-                partition
-            };
+            *entry = self.next_partition(&mut index);
         }
+    }
+
+    /// Returns the first partition after `index`, and sets `index` to its number.
+    fn next_partition(&self, index: &mut c_ulong) -> Option<BlockDevice> {
+        // SAFETY: By the type invariant the disk is valid. Its table contains block devices, which
+        // are freed only after an RCU grace period.
+        unsafe {
+            bindings::rcu_read_lock();
+            let found = bindings::xa_find_after(
+                addr_of_mut!((*self.disk.as_ptr()).part_tbl),
+                index,
+                c_ulong::MAX,
+                bindings::XA_PRESENT,
+            );
+            let partition = BlockDevice::get(found.cast());
+            bindings::rcu_read_unlock();
+            partition
+        }
+    }
+
+    /// Adds the partitions of the disk, and then the disk, to a list. Allocates memory.
+    pub(in crate::abstractions) fn add_devices(&self, list: &mut KVec<BlockDevice>) -> Result {
+        let mut index = 0;
+
+        while let Some(partition) = self.next_partition(&mut index) {
+            list.push(partition, GFP_KERNEL)?;
+        }
+        // SAFETY: The reference keeps the device.
+        let whole = unsafe { BlockDevice::get(self.whole.as_raw()) };
+        list.push(whole.ok_or(ENXIO)?, GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Returns the device of a superblock, if it is one of device-mapper with DAX, and something
+    /// like device-mapper has ever claimed this disk. Does not sleep.
+    ///
+    /// Which disks are below a device-mapper table is not known here.
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid and mounted, with `s_umount` held.
+    pub(in crate::abstractions) unsafe fn device_above(
+        &self,
+        sb: *mut bindings::super_block,
+    ) -> Option<BlockDevice> {
+        const NAME: &[c_char] = &[b'd' as c_char, b'm' as c_char, b'-' as c_char];
+
+        if !self.indirect.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
+        // name of a disk does not change. The features are read without the lock that protects
+        // them, as the C code does.
+        unsafe {
+            let bdev = (*sb).s_bdev;
+            if bdev.is_null() {
+                return None;
+            }
+            let disk = (*bdev).bd_disk;
+            let features = (&raw const (*(*disk).queue).limits.features).read_volatile();
+            let is_above =
+                (*disk).disk_name.starts_with(NAME) && features & bindings::BLK_FEAT_DAX != 0;
+
+            is_above.then(|| BlockDevice::get(bdev))?
+        }
+    }
+
+    /// Waits for all requests whose submission has begun. Sleeps.
+    pub(in crate::abstractions) fn drain(&self) {
+        // SAFETY: By the type invariant the disk is valid, and it keeps its queue. The queue is
+        // thawed again, by the same thread.
+        unsafe {
+            let queue = (*self.disk.as_ptr()).queue;
+            bindings::blk_mq_freeze_queue_nomemsave(queue);
+            bindings::blk_mq_unfreeze_queue_nomemrestore(queue);
+        }
+    }
+
+    /// As [`Self::has_keeper`], for a disk that is not removed. The result may change.
+    pub(in crate::abstractions) fn may_have_keeper(&self) -> bool {
+        if !KEEPERS.iter().any(Code::is_there) {
+            return false;
+        }
+        let removal = self.removal.lock();
+        if removal.added && !removal.removed {
+            self.find_partitions();
+        }
+        self.has_unknown_claim(&self.partitions.lock())
     }
 
     /// Returns whether code in the kernel may keep an address or page frame number of the memory

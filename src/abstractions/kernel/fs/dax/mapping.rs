@@ -196,18 +196,49 @@ impl<'a> FileMapping<'a> {
             self.unmap_and_wait(&frames);
         }
 
+        self.write_back(pages);
+        self.delete(&frames)
+    }
+
+    /// Unmaps a file to which nothing can write, waits for the faults that are under way, and
+    /// writes dirty pages back from the CPU caches. The entries stay, and so do their dirty marks.
+    /// Returns how many pages of the memory the file has.
+    ///
+    /// Pages may be mapped again, but for reading only: a write fault waits for the file system
+    /// before it takes the invalidate lock.
+    ///
+    /// Sleeps. Takes the invalidate lock of the file, as [`Self::revoke`].
+    pub(super) fn unmap_frozen<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> u64 {
+        let Some(mapping) = self.0 else {
+            return 0;
+        };
+        let frames = pages.frames();
+        // SAFETY: By the type invariant the mapping stays for as long as `self`.
+        let _guard = unsafe { InvalidateLock::new(mapping) };
+
+        self.unmap_and_wait(&frames);
+        self.write_back(pages);
+        self.count(pages).0
+    }
+
+    /// Writes dirty pages of the memory back from the CPU caches.
+    fn write_back<T: PagemapOperations>(&self, pages: &PagemapInner<T>) {
         for mark in [
             bindings::PAGECACHE_TAG_DIRTY,
             bindings::PAGECACHE_TAG_TOWRITE,
         ] {
             for entry in self.entries(0, mark) {
-                if let Some(dirty) = entry.overlap(&frames) {
+                if let Some(dirty) = entry.overlap(&pages.frames()) {
                     pages.write_back(dirty);
                 }
             }
         }
+    }
 
-        self.delete(&frames)
+    /// Returns whether the file has the page frame.
+    pub(super) fn has_frame(&self, frame: u64) -> bool {
+        self.entries(0, bindings::XA_PRESENT)
+            .any(|entry| entry.overlaps(&(frame..frame.saturating_add(1))))
     }
 
     /// Unmaps the whole file, and waits for all locked entries.

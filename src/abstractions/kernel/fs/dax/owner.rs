@@ -33,6 +33,8 @@ use crate::abstractions::kernel_ext::{
 };
 use core::mem::ManuallyDrop;
 use kernel::{
+    fmt,
+    page::PAGE_SHIFT,
     prelude::*,
     str::CString,
     sync::Arc,
@@ -317,6 +319,85 @@ impl<T: PagemapOperations> Unmapper<T> {
         walk_files(&self.pages, &self.pool, |_, file, _| {
             file.unmap(&self.pages).0
         });
+    }
+}
+
+/// A file, for messages.
+pub struct FileId {
+    /// The number of its inode.
+    inode: u64,
+    /// The name of its file system.
+    file_system: [c_char; 32],
+}
+
+impl FileId {
+    fn of(inode: &Inode) -> Self {
+        let (inode, file_system) = inode.id();
+
+        Self { inode, file_system }
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "inode {} of ", self.inode)?;
+        for byte in self.file_system.iter().take_while(|byte| **byte != 0) {
+            write!(f, "{}", char::from(*byte as u8))?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: PagemapOperations> Unmapper<T> {
+    /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
+    /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
+    /// but only for reading.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
+    /// page faults.
+    ///
+    /// # Errors
+    ///
+    /// If a file has pages of the memory and its file system is not frozen, that file.
+    pub fn unmap_frozen_files(&self) -> Result<Walked, FileId> {
+        let mut other = None;
+
+        let walked = walk_files(&self.pages, &self.pool, |inode, file, _| {
+            if inode.is_frozen() {
+                return file.unmap_frozen(&self.pages);
+            }
+            let (count, _) = file.count(&self.pages);
+            if count != 0 {
+                other.get_or_insert(FileId::of(inode));
+            }
+            count
+        });
+        other.map_or(Ok(walked), Err)
+    }
+
+    /// Returns the offset in the data of the first page, from page `*next` on, that has more
+    /// references than page table entries, and sets `*next` to it. Both counts may change
+    /// meanwhile, so the result may be wrong if the page is being mapped or unmapped. Sleeps.
+    pub fn first_pinned(&self, next: &mut u64) -> Option<u64> {
+        let first = self.pages.frames().start;
+        let frame = self.pages.first_pinned(first.saturating_add(*next))?;
+
+        *next = frame.saturating_sub(first);
+        Some(*next << PAGE_SHIFT)
+    }
+
+    /// Returns a file that has the page at an offset in the data. Sleeps.
+    pub fn file_at(&self, offset: u64) -> Option<FileId> {
+        let frame = self.pages.frames().start.saturating_add(offset >> PAGE_SHIFT);
+        let mut found = None;
+
+        walk_files(&self.pages, &self.pool, |inode, file, _| {
+            if found.is_none() && file.has_frame(frame) {
+                found = Some(FileId::of(inode));
+            }
+            0
+        });
+        found
     }
 }
 
