@@ -39,6 +39,7 @@ pub mod error {
     pub mod code {
         #[cfg(kernel_has_errno)]
         pub use kernel::error::code::{
+            ECANCELED,
             EHWPOISON,
             ENODATA,
             EOPNOTSUPP, //
@@ -70,6 +71,8 @@ pub mod error {
             // The kernel crate makes the same of a number.
             const _: () = assert!(matches!(from_number(bindings::EIO), EIO));
 
+            /// Operation canceled.
+            pub const ECANCELED: Error = from_number(bindings::ECANCELED);
             /// Memory page has hardware error.
             pub const EHWPOISON: Error = from_number(bindings::EHWPOISON);
             /// No data available.

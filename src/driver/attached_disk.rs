@@ -21,6 +21,7 @@ use super::{
     registry::Registry,
     shared::Shared,
     sleep::Sleep,
+    suspension::StateFile,
     unbind::{
         Parts,
         Provider,
@@ -63,6 +64,7 @@ pub struct AttachedDisk<'bound> {
     _watch: ProviderWatch<'bound>,
     /// [`None`] while it is dropped, or if the provider has no device.
     sleep: Option<SleepDevice<Sleep>>,
+    state: Arc<StateFile>,
 }
 
 impl<'bound> AttachedDisk<'bound> {
@@ -128,6 +130,7 @@ impl<'bound> AttachedDisk<'bound> {
             None => None,
         };
 
+        let state = Arc::new(StateFile(unbind.clone()), GFP_KERNEL)?;
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
             write_cache: region.has_cache(),
@@ -174,16 +177,18 @@ impl<'bound> AttachedDisk<'bound> {
             data,
             _watch: watch,
             sleep,
+            state,
         })
     }
 
-    /// Returns what says whether the device is going to be unbound.
+    /// Returns what says whether the device is suspended or is going to be unbound.
     pub fn state(&self) -> Arc<dyn State> {
-        self.unbind.clone()
+        self.state.clone()
     }
 
-    /// As [`Unbind::sync`].
+    /// As [`Unbind::sync`]. Resumes the disk first, so that the writes that are held are not lost.
     pub fn sync(&self) {
+        self.unbind.end_suspension();
         self.unbind.sync();
     }
 

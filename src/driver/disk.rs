@@ -73,6 +73,9 @@ pub struct Capabilities {
     pub dax: bool,
 }
 
+/// What a transfer returns if the disk is suspended: the request is to be executed later.
+const HELD: Error = ERESTARTSYS;
+
 /// The size of the largest request for zeroes. Between two of them `BLKZEROOUT` can be killed.
 const MAX_WRITE_ZEROES: u32 = 64 << 20;
 /// How much of it is checked for bad memory and zeroed at once.
@@ -207,23 +210,49 @@ impl Pmem {
     /// Executes a request whose earlier writes are durable if they have to be.
     #[inline(always)]
     fn execute(&self, bio: Bio) {
-        let status = if bio.is_empty() {
-            Status::OK
-        } else {
+        if !bio.is_empty() {
             let result = match bio.start_accounting() {
                 Some(accounting) => self.transfer_accounted(bio.borrow(), accounting),
                 None => self.transfer(bio.borrow()),
             };
-            result.into()
-        };
+            if let Err(err) = result {
+                return self.hold_or_fail(bio, err);
+            }
+        }
 
-        if bio.is_fua() && status == Status::OK {
+        if bio.is_fua() {
             match self.access.flush_barrier {
                 Some(barrier) if !tracepoint::flush_is_on() => barrier.flush(),
                 _ => return self.flusher.flush_and_end(bio),
             }
         }
-        bio.end(status);
+        bio.end(Status::OK);
+    }
+
+    /// Ends a request that has failed, or holds it if it is to be executed later.
+    #[cold]
+    #[inline(never)]
+    fn hold_or_fail(&self, bio: Bio, err: Error) {
+        if err != HELD {
+            return bio.end(err.into());
+        }
+        if bio.is_nowait() {
+            return bio.end(Status::AGAIN);
+        }
+        // Writes may not be held any more.
+        if let Some(bio) = self.hold(bio) {
+            self.execute(bio);
+        }
+    }
+
+    /// Holds no further writes, and executes those that were held.
+    pub fn release_writes(&self) {
+        let mut held = self.stop_holding();
+
+        while let Some(bio) = held.pop() {
+            self.execute(bio);
+            cond_resched();
+        }
     }
 
     /// Copies the data of a bio. Range and badblocks are checked once, not for each segment.
@@ -242,7 +271,7 @@ impl Pmem {
             }
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
-            if self.access.is_read_only() {
+            if self.access.is_closed() {
                 return Err(self.refuse_write_of(bio));
             }
             match self.memory.find_writable(find) {
@@ -257,10 +286,13 @@ impl Pmem {
         }
     }
 
-    /// As [`Self::refuse_write`], for a request.
+    /// As [`Self::refuse_write`], for a request. Returns [`HELD`] if the disk is suspended.
     #[cold]
     #[inline(never)]
     fn refuse_write_of(&self, bio: BioRef<'_>) -> Error {
+        if !self.access.is_read_only() {
+            return HELD;
+        }
         self.refuse(c"write", bio, self.refuse_write())
     }
 
@@ -336,6 +368,9 @@ impl Pmem {
     #[cold]
     #[inline(never)]
     fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
+        if self.access.is_held() && !self.access.is_read_only() {
+            return Err(HELD);
+        }
         self.write_zeroes_by_pieces(bio)
             .map_err(|err| self.refuse(c"write_zeroes", bio, err))
     }

@@ -9,10 +9,13 @@ use super::{
         Memory,
         Revoked, //
     },
-    plain::teardown::{
-        Environment,
-        Teardown,
-        User, //
+    plain::{
+        suspension,
+        teardown::{
+            Environment,
+            Teardown,
+            User, //
+        }, //
     },
     pmem::Pmem,
     registry::RegisteredDevice,
@@ -113,6 +116,7 @@ impl Environment for Arc<Unbind> {
     }
 
     fn announce(&self) {
+        suspension::close(self);
         self.announced.populate(Stopwatch::start());
         self.flusher
             .region()
@@ -165,6 +169,7 @@ impl Environment for Arc<Unbind> {
     }
 
     fn close_to_mappings(&self, memory: &mut Memory) {
+        self.wait_resumed();
         let walked = self.step(c"close_to_mappings", || memory.close_to_mappings());
 
         self.progress.lock().walked = walked;

@@ -54,4 +54,5 @@ pub mod pmem;
 pub mod registry;
 pub mod shared;
 pub mod sleep;
+pub mod suspension;
 pub mod unbind;

@@ -13,6 +13,10 @@ use super::{
 use crate::abstractions::compat::error::code::ENODATA;
 use crate::abstractions::kernel::{
     badblocks::BadRange,
+    block::bio::{
+        Bio,
+        BioList, //
+    },
     dax,
     pmem_slice::WritableSlice,
     ratelimit::RateLimit, //
@@ -23,6 +27,7 @@ use crate::abstractions::kernel_ext::{
 };
 use crate::abstractions::nvdimm::FlushBarrier;
 use kernel::{
+    new_spinlock,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -34,7 +39,8 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        SetOnce, //
+        SetOnce,
+        SpinLock, //
     }, //
 };
 
@@ -54,6 +60,10 @@ pub struct Pmem {
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
     messages: Pin<KBox<Messages>>,
+    /// Writes that are held while the disk is suspended. Its lock also protects changes of
+    /// `access.closed`.
+    #[pin]
+    held: SpinLock<BioList>,
 }
 
 /// What each request reads. It is in the cache line of the reference to the memory.
@@ -62,14 +72,29 @@ pub struct Access {
     pub block_size: u32,
     /// The barrier that flushes the region, if no more is needed.
     pub flush_barrier: Option<FlushBarrier>,
-    read_only: Atomic<bool>,
+    /// [`Self::READ_ONLY`] or [`Self::HELD`], or both, or 0.
+    closed: Atomic<u32>,
 }
 
 impl Access {
+    const READ_ONLY: u32 = 1;
+    const HELD: u32 = 2;
+
+    /// Returns whether writes are not executed: they are refused or held.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        read_once(&self.closed) != 0
+    }
+
     /// Returns whether writes are refused, because the region is read-only.
     #[inline]
     pub fn is_read_only(&self) -> bool {
-        read_once(&self.read_only)
+        read_once(&self.closed) & Self::READ_ONLY != 0
+    }
+
+    /// Returns whether writes are held, because the disk is suspended.
+    pub fn is_held(&self) -> bool {
+        read_once(&self.closed) & Self::HELD != 0
     }
 }
 
@@ -132,18 +157,56 @@ impl Pmem {
             access: Access {
                 block_size,
                 flush_barrier,
-                read_only: Atomic::new(false),
+                closed: Atomic::new(0),
             },
             flusher,
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
+            held <- new_spinlock!(BioList::new(), "pmem_rs::Pmem::held"),
         })
+    }
+
+    /// Sets or clears a flag of `access.closed`. Returns whether that is a change.
+    fn set_closed(&self, flag: u32, set: bool) -> bool {
+        let old = self.access.closed.load(Relaxed);
+        let new = if set { old | flag } else { old & !flag };
+
+        self.access.closed.store(new, Relaxed);
+        new != old
+    }
+
+    /// Holds writes from now on. Those that are being executed are not waited for.
+    pub fn hold_writes(&self) {
+        let _held = self.held.lock();
+
+        self.set_closed(Access::HELD, true);
+    }
+
+    /// Holds no further writes, and returns those that were held.
+    pub fn stop_holding(&self) -> BioList {
+        let mut held = self.held.lock();
+
+        self.set_closed(Access::HELD, false);
+        core::mem::take(&mut *held)
+    }
+
+    /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
+    pub fn hold(&self, bio: Bio) -> Option<Bio> {
+        let mut held = self.held.lock();
+        if !self.access.is_held() {
+            return Some(bio);
+        }
+
+        held.push(bio);
+        None
     }
 
     /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may
     /// still succeed.
     pub fn set_read_only(&self, read_only: bool) -> bool {
-        self.access.read_only.xchg(read_only, Relaxed) != read_only
+        let _held = self.held.lock();
+
+        self.set_closed(Access::READ_ONLY, read_only)
     }
 
     /// Logs that a write is refused because the region is read-only, and returns the error.

@@ -38,6 +38,9 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     /// Returns whether the device was unbound, and its range is still in use.
     fn is_retired(&self) -> bool;
 
+    /// Returns whether the disk is suspended, or is being suspended or resumed.
+    fn is_suspended(&self) -> bool;
+
     /// Returns the state of the device and the users of its range. Sleeps.
     fn describe(&self) -> Description<'_>;
 }

@@ -47,8 +47,8 @@ impl Shared {
 
 /// The work queues. There are several because work on one may wait for work on another.
 ///
-/// All but `files` have a rescuer, so they make progress while memory is too short to create a
-/// thread. Putting a reference to a file may unmount a file system, which flushes queues without a
+/// All but `files` and `suspend` have a rescuer, so they make progress while memory is too short to
+/// create a thread. A suspension is one work item until its end, which needs no other thread. Putting a reference to a file may unmount a file system, which flushes queues without a
 /// rescuer; the kernel warns if a queue with one does that. Unbind waits for `files` only if very
 /// many files are in use.
 pub struct Queues {
@@ -60,6 +60,8 @@ pub struct Queues {
     pub files: Counted<OwnedQueue>,
     /// Flushes regions for requests that do not wait for the flush.
     pub flush: OwnedQueue,
+    /// Suspends disks, and resumes them. Thawing a file system may unmount it.
+    pub suspend: OwnedQueue,
 }
 
 impl Queues {
@@ -70,6 +72,7 @@ impl Queues {
             kill_dax: OwnedQueue::for_io(c"pmem_rs_kill")?,
             files: Counted::new(OwnedQueue::new(c"pmem_rs_files")?)?,
             flush: OwnedQueue::for_io(c"pmem_rs_flush")?,
+            suspend: OwnedQueue::new(c"pmem_rs_suspend")?,
         })
     }
 }

@@ -64,10 +64,44 @@ fn refuse(device: &CStr) -> Result {
     Err(EBUSY)
 }
 
-/// Refuses hibernation while `struct page`s are on a medium.
+/// The system is about to sleep, or sleeps. No disk is suspended then.
+///
+/// ORDERING: the locks of the suspensions order it: it is stored before they are taken to look for
+/// one, and it is loaded with the lock held to begin one.
+static IS_SLEEPING: Atomic<bool> = Atomic::new(false);
+
+/// Returns whether the system is about to sleep, or sleeps.
+pub fn is_system_sleeping() -> bool {
+    IS_SLEEPING.load(Relaxed)
+}
+
+/// Refuses hibernation while `struct page`s are on a medium, and any sleep while a disk is
+/// suspended: threads that wait for frozen file systems cannot be frozen themselves.
 pub struct Hibernation;
 
 impl HibernationGuard for Hibernation {
+    fn prepare_sleep() -> Result {
+        IS_SLEEPING.store(true, Relaxed);
+
+        if let Some(shared) = SHARED.get() {
+            let mut devices = shared.devices.iter();
+            if let Some(device) = devices.find(|device| device.is_suspended()) {
+                IS_SLEEPING.store(false, Relaxed);
+                pr_err!(
+                    "the system stays awake, since the disk of {} is suspended: write live to its \
+                     attribute pmem_rs/state, and try again\n",
+                    device.name()
+                );
+                return Err(EBUSY);
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep_ended() {
+        IS_SLEEPING.store(false, Relaxed);
+    }
+
     fn prepare_hibernation() -> Result {
         if let Some(shared) = SHARED.get() {
             let mut devices = shared.devices.iter();

@@ -32,7 +32,8 @@ use super::{
     },
     pmem::Pmem,
     registry::RegisteredDevice,
-    shared::Shared, //
+    shared::Shared,
+    suspension::Suspending, //
 };
 use crate::abstractions::kernel::{
     block::gendisk,
@@ -55,10 +56,7 @@ use crate::abstractions::kernel_ext::{
     },
     tracepoint, //
 };
-use crate::abstractions::nvdimm::{
-    self,
-    ProviderWatcher, //
-};
+use crate::abstractions::nvdimm::ProviderWatcher;
 use core::ops::Range;
 use kernel::{
     impl_has_work,
@@ -130,6 +128,9 @@ pub struct Unbind {
     pub(super) dax_killed: Completion,
     #[pin]
     pub(super) progress: Mutex<Progress>,
+    /// The suspension of the disk.
+    #[pin]
+    pub(super) suspending: Suspending,
     /// Runs [`teardown::work`].
     #[pin]
     work: Work<Unbind, 0>,
@@ -139,12 +140,16 @@ pub struct Unbind {
     /// Unmaps the memory from all files once, when the region has become read-only.
     #[pin]
     unmap_work: Work<Unbind, 2>,
+    /// Suspends the disk and resumes it.
+    #[pin]
+    suspend_work: Work<Unbind, 3>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Unbind { self.work }
     impl HasWork<Self, 1> for Unbind { self.kill_work }
     impl HasWork<Self, 2> for Unbind { self.unmap_work }
+    impl HasWork<Self, 3> for Unbind { self.suspend_work }
 }
 
 impl WorkItem<0> for Unbind {
@@ -204,9 +209,11 @@ impl Unbind {
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
                 progress <- new_mutex!(Progress::default(), "pmem_rs::Unbind::progress"),
+                suspending <- Suspending::new(),
                 work <- new_work!("pmem_rs::Unbind::work"),
                 kill_work <- new_work!("pmem_rs::Unbind::kill_work"),
                 unmap_work <- new_work!("pmem_rs::Unbind::unmap_work"),
+                suspend_work <- new_work!("pmem_rs::Unbind::suspend_work"),
             }),
             GFP_KERNEL,
         )
@@ -381,15 +388,6 @@ impl ProviderWatcher for Provider {
     }
 }
 
-impl nvdimm::State for Unbind {
-    fn state(&self) -> &'static CStr {
-        match self.teardown.lock().state {
-            State::Bound(_) => c"live",
-            _ => c"leaving",
-        }
-    }
-}
-
 impl RegisteredDevice for Unbind {
     fn name(&self) -> &CStr {
         &self.name
@@ -409,6 +407,10 @@ impl RegisteredDevice for Unbind {
 
     fn is_retired(&self) -> bool {
         self.teardown.lock().is_retired()
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspending.is_suspended()
     }
 
     fn describe(&self) -> Description<'_> {

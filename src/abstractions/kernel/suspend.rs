@@ -15,6 +15,16 @@ use kernel::{
 
 /// A receiver of notices.
 pub trait HibernationGuard: 'static {
+    /// Handles that the system is about to sleep, in whichever way. After an error it does not. In
+    /// the same context as [`Self::prepare_hibernation`], and before it.
+    fn prepare_sleep() -> Result {
+        Ok(())
+    }
+
+    /// Handles the end of a sleep, or that the system did not sleep, also after an error of
+    /// [`Self::prepare_hibernation`].
+    fn sleep_ended() {}
+
     /// Handles that the system is about to hibernate: to save its memory and to be switched off.
     /// After an error it does not.
     ///
@@ -98,21 +108,31 @@ impl<T: HibernationGuard> PmNotifier<T> {
     ) -> c_int {
         const PREPARE: c_ulong = bindings::PM_HIBERNATION_PREPARE as c_ulong;
         const POST: c_ulong = bindings::PM_POST_HIBERNATION as c_ulong;
+        const PREPARE_SUSPEND: c_ulong = bindings::PM_SUSPEND_PREPARE as c_ulong;
+        const POST_SUSPEND: c_ulong = bindings::PM_POST_SUSPEND as c_ulong;
 
-        match action {
-            PREPARE => match T::prepare_hibernation() {
-                Ok(()) => bindings::NOTIFY_OK as c_int,
-                // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
-                Err(err) => {
-                    let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
-                    bindings::NOTIFY_STOP_MASK as c_int | errno
-                }
-            },
+        let result = match action {
+            PREPARE_SUSPEND => T::prepare_sleep(),
+            PREPARE => T::prepare_sleep()
+                .and_then(|()| T::prepare_hibernation().inspect_err(|_| T::sleep_ended())),
+            POST_SUSPEND => {
+                T::sleep_ended();
+                Ok(())
+            }
             POST => {
                 T::hibernation_ended();
-                bindings::NOTIFY_OK as c_int
+                T::sleep_ended();
+                Ok(())
             }
-            _ => bindings::NOTIFY_DONE as c_int,
+            _ => return bindings::NOTIFY_DONE as c_int,
+        };
+        match result {
+            Ok(()) => bindings::NOTIFY_OK as c_int,
+            // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
+            Err(err) => {
+                let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
+                bindings::NOTIFY_STOP_MASK as c_int | errno
+            }
         }
     }
 }
@@ -160,9 +180,9 @@ mod tests {
     #[test]
     fn only_hibernation_is_refused() {
         assert_eq!(notify(bindings::PM_HIBERNATION_PREPARE), 0x8000 | (1 + 16));
-        for action in [bindings::PM_SUSPEND_PREPARE, bindings::PM_RESTORE_PREPARE] {
-            assert_eq!(notify(action), 0);
-        }
+        assert_eq!(notify(bindings::PM_SUSPEND_PREPARE), 1);
+        assert_eq!(notify(bindings::PM_POST_SUSPEND), 1);
+        assert_eq!(notify(bindings::PM_RESTORE_PREPARE), 0);
         assert_eq!(ENDED.load(Relaxed), 0);
         assert_eq!(notify(bindings::PM_POST_HIBERNATION), 1);
         assert_eq!(ENDED.load(Relaxed), 1);

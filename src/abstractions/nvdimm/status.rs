@@ -20,6 +20,14 @@ use kernel::{
 pub trait State: Send + Sync {
     /// Returns the state. May sleep. Must not take the device lock.
     fn state(&self) -> &'static CStr;
+
+    /// Sets the state to what a program has written to the file, without spaces around it. May
+    /// sleep. Must not take the device lock. The unbinding of the device waits for this, once the
+    /// driver's data was dropped.
+    fn set_state(&self, state: &[u8]) -> Result {
+        let _ = state;
+        Err(EINVAL)
+    }
 }
 
 /// The name of the file. Programs may poll it, if the driver tells them of changes
@@ -44,19 +52,24 @@ struct Line {
 
 impl Line {
     fn new((name, text): (&'static CStr, Text)) -> Self {
+        let is_writable = matches!(text, Text::State(_));
+
         Self {
             attr: bindings::device_attribute {
                 // Without lockdep there are no more fields.
                 #[allow(clippy::needless_update)]
                 attr: bindings::attribute {
                     name: name.as_char_ptr(),
-                    mode: 0o444,
+                    mode: if is_writable { 0o644 } else { 0o444 },
                     #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
                     key: kernel::static_lock_class!().as_ptr(),
                     ..pin_init::zeroed()
                 },
                 __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
                     show: Some(Self::show_callback),
+                },
+                __bindgen_anon_2: bindings::device_attribute__bindgen_ty_2 {
+                    store: is_writable.then_some(Self::store_callback),
                 },
                 ..pin_init::zeroed()
             },
@@ -82,6 +95,34 @@ impl Line {
         };
         // SAFETY: By the safety requirements `buf` is a page. The format takes a C string.
         unsafe { bindings::sysfs_emit(buf, c"%s\n".as_char_ptr(), text.as_char_ptr()) as isize }
+    }
+
+    /// # Safety
+    ///
+    /// Called by sysfs only. `attr` must be that of a [`Line`]. `buf` must have `len` bytes.
+    unsafe extern "C" fn store_callback(
+        _dev: *mut bindings::device,
+        attr: *mut bindings::device_attribute,
+        buf: *const c_char,
+        len: usize,
+    ) -> isize {
+        // SAFETY: By the safety requirements. The line is dropped after sysfs has removed the file,
+        // which waits for this call.
+        let (this, value) = unsafe {
+            (
+                &*container_of!(attr, Self, attr),
+                core::slice::from_raw_parts(buf.cast::<u8>(), len),
+            )
+        };
+
+        let result = match &this.text {
+            Text::State(state) => state.set_state(value.trim_ascii()),
+            Text::Fixed(_) => Err(EINVAL),
+        };
+        match result {
+            Ok(()) => len as isize,
+            Err(err) => err.to_errno() as isize,
+        }
     }
 }
 

@@ -140,7 +140,7 @@ pub trait Environment: Sized {
     fn unmap(&self, frozen: &Self::Frozen) -> Result<(), Self::Failure>;
 
     /// Holds all writes from now on, and waits for those that are being executed.
-    fn hold(&self) -> Self::Held;
+    fn hold(&self, frozen: &Self::Frozen) -> Self::Held;
 
     /// Executes the writes that are held, and no longer holds any.
     fn release(&self, held: Self::Held);
@@ -278,7 +278,7 @@ fn hold_until_end<E: Environment>(
     check()?;
     env.unmap(frozen).map_err(Failure::Failed)?;
     check()?;
-    let held = env.hold();
+    let held = env.hold(frozen);
     let suspended = env.with(|suspension| match cause(env, suspension) {
         None => {
             suspension.phase = Phase::Suspended;

@@ -162,6 +162,13 @@ impl Child {
         }
     }
 
+    /// How often the child has sent a word.
+    pub fn count_heard(&mut self, word: &str) -> Result<usize> {
+        self.listen()?;
+        let lines = self.heard.split(|&byte| byte == b'\n');
+        Ok(lines.filter(|line| *line == word.as_bytes()).count())
+    }
+
     fn listen(&mut self) -> Result<()> {
         match self.from.read_to_end(&mut self.heard) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => {

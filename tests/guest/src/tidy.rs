@@ -22,7 +22,7 @@ use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
 use crate::stacked::{detach_loops, stop_arrays};
-use crate::suites::{except, notice};
+use crate::suites::{except, notice, suspend};
 
 /// How long a step is retried: processes that used the resources have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -102,6 +102,7 @@ fn end_swap() -> Result<()> {
 fn reset_attributes() -> Result<()> {
     except::reset()?;
     notice::reset()?;
+    suspend::reset()?;
     if Path::new("/sys/module/ramoops").exists() {
         run("rmmod", &["ramoops"])?;
     }

@@ -103,6 +103,14 @@ impl Absent {
         Ok(Errno::result(read)? as usize)
     }
 
+    /// Writes the page to the start of a file, which waits until the page is served.
+    pub fn write_to(&self, file: &File) -> io::Result<usize> {
+        let page = self.page as *const libc::c_void;
+        // SAFETY: by the invariant there is a page at that address, which the kernel reads.
+        let written = unsafe { libc::pwrite(file.as_raw_fd(), page, PAGE, 0) };
+        Ok(Errno::result(written)? as usize)
+    }
+
     /// Waits until a thread waits for the page.
     pub fn await_touch(&self) -> io::Result<()> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];

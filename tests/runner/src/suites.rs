@@ -290,6 +290,7 @@ const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("status")]),
     simple(ONE, &[Boot::off("trace")]),
     simple(ONE, &[Boot::off("notice")]),
+    simple(TWO, &[Boot::off("suspend")]),
     simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),

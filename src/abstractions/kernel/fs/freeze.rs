@@ -73,7 +73,8 @@ impl Freezer {
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
         let mut devices = devices_above(&self.0)?;
         self.0.add_devices(&mut devices)?;
-        let mut frozen = Frozen(KVec::with_capacity(devices.len(), GFP_KERNEL)?);
+        let mut frozen = Frozen(KVec::new());
+        frozen.0.reserve(devices.len(), GFP_KERNEL).map_err(Error::from)?;
 
         for device in devices {
             match FrozenDevice::new(device) {

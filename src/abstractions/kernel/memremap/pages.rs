@@ -162,7 +162,7 @@ impl Pages {
     pub(super) fn is_pinned(&self, pfn: u64) -> bool {
         self.frames().contains(&pfn) && {
             // SAFETY: By the type invariant the frame has a `struct page`.
-            unsafe { FolioUse::of(pfn as c_ulong).is_pinned() }
+            unsafe { FolioUse::is_pinned(pfn as c_ulong) }
         }
     }
 

@@ -7,6 +7,10 @@
 //! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::sync::barrier::{
+    smp_mb,
+    Read, //
+};
 use core::{
     marker::PhantomData,
     ops::Range,
@@ -146,19 +150,26 @@ impl FolioUse {
         }
     }
 
-    /// Returns whether the folio has more references than page table entries that map it. Both are
-    /// read one after the other.
+    /// Returns whether the folio of a page has more references than page table entries that map it.
+    ///
+    /// The two counts are read one after the other, and the entries twice: of a page that is mapped
+    /// or unmapped meanwhile, the lower number counts.
     ///
     /// # Safety
     ///
-    /// The pgmap of the folio must stay during the call.
-    pub(super) unsafe fn is_pinned(&self) -> bool {
-        if self.references == 0 {
-            return false;
-        }
-        // SAFETY: By the safety requirements the folio exists.
-        let mapped = unsafe { bindings::folio_mapcount(self.folio) };
-        i64::from(self.references) > i64::from(mapped)
+    /// As [`Self::of`].
+    pub(super) unsafe fn is_pinned(pfn: c_ulong) -> bool {
+        // SAFETY: By the safety requirements the page exists.
+        let mapped = |found: Self| unsafe { bindings::folio_mapcount(found.folio) };
+        // SAFETY: By the safety requirements.
+        let found = || unsafe { Self::of(pfn) };
+
+        let before = mapped(found());
+        smp_mb(Read);
+        let references = found().references;
+        smp_mb(Read);
+        let after = mapped(found());
+        i64::from(references) > i64::from(before.min(after))
     }
 
     /// Returns whether the folio is associated with one file or with several

@@ -48,6 +48,7 @@ mod sequences;
 mod several;
 pub mod sleep;
 mod status;
+pub mod suspend;
 mod trace;
 mod virtio;
 
@@ -123,6 +124,7 @@ const ALL: &[Suite] = &[
     status::SUITE,
     trace::SUITE,
     notice::SUITE,
+    suspend::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,

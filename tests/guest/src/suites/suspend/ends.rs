@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What ends a suspension, or comes in between.
+
+use std::fs::File;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+
+use super::{
+    A_WHILE, Counter, LIMIT, STATE, build, end, expect_refused, expect_state, is_errno, reset,
+    resume, set_limit, suspend,
+};
+use crate::disk::Access;
+use crate::filesystem::FileSystem::Ext4;
+use crate::injector::Watch;
+use crate::lab::{Lab, Skip};
+use crate::mapping::Sharing;
+use crate::messages::Messages;
+use crate::nd::Device;
+use crate::process::{Child, Link};
+use crate::sectors::{Buffer, expect_same, stamped};
+use crate::suites::revoke::{Fixture, Fs, UNBIND_LIMIT, Under, Way, back_to_normal};
+use crate::syscall::{freeze, thaw};
+use crate::sysfs;
+use crate::userfault::Absent;
+
+/// It ends by itself, and what has waited continues.
+pub fn limit(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
+    let mut messages = Messages::from_now()?;
+    set_limit(Duration::from_secs(2))?;
+    let start = Instant::now();
+    suspend(&bound)?;
+    let mut watch = Watch::new(&bound.path(STATE))?;
+    counter.expect_waiting()?;
+    watch.expect("live")?;
+    let took = start.elapsed();
+    ensure!(took >= Duration::from_secs(2), "it has ended after {took:?}");
+    println!("{}", messages.expect(&["resumed by itself after"])?);
+    expect_refused(&bound, "live", libc::EINVAL)?;
+    counter.expect_counting()?;
+
+    // The parameter applies to the current suspension.
+    reset()?;
+    suspend(&bound)?;
+    set_limit(Duration::from_millis(1))?;
+    sleep(A_WHILE);
+    expect_state(&bound, "live")?;
+    expect_refused(&bound, "suspended", libc::ETIMEDOUT)?;
+    counter.expect_counting()?;
+    reset()?;
+    counter.finish()?;
+    end(fixture)
+}
+
+/// A call of write that does not end until it is told to, which a freeze waits for.
+fn start_endless_write(fixture: &Fixture<'_>) -> Result<Child> {
+    let path = fixture.root()?.join("endless");
+    Child::start_ready("the writer", move |link: &mut Link| {
+        let file = File::create(path)?;
+        let page = Absent::new()?;
+        std::thread::scope(|scope| -> Result<()> {
+            let writer = scope.spawn(|| page.write_to(&file));
+            page.await_touch()?;
+            link.say("ready")?;
+            link.wait()?;
+            page.serve()?;
+            let written = writer.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+            println!("the write gave {written:?}");
+            Ok(())
+        })
+    })
+}
+
+/// The freeze takes longer than the limit.
+pub fn limit_of_freeze(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let mut writer = start_endless_write(&fixture)?;
+    set_limit(Duration::from_secs(1))?;
+    let mut suspending = Child::start("the suspending process", |_| {
+        let result = bound.set(STATE, "suspended");
+        ensure!(is_errno(&result, libc::ETIMEDOUT), "it gave {result:?}");
+        Ok(())
+    })?;
+    sleep(Duration::from_secs(2));
+    ensure!(suspending.try_end()?.is_none(), "the freeze did not wait");
+    writer.go()?;
+    writer.expect_done(LIMIT)?;
+    suspending.expect_done(LIMIT)?;
+    expect_state(&bound, "live")?;
+    reset()?;
+    suspend(&bound)?;
+    resume(&bound)?;
+    end(fixture)
+}
+
+/// A process that waits for the freeze can be killed, and nothing stays frozen.
+pub fn killed(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Xfs, Under::Whole)?;
+    let mut writer = start_endless_write(&fixture)?;
+    let mut suspending = start_suspending(&bound)?;
+    kill(suspending.pid(), Signal::SIGKILL)?;
+    suspending.expect_signal(Signal::SIGKILL, LIMIT)?;
+    expect_refused(&bound, "suspended", libc::EBUSY)?;
+    writer.go()?;
+    writer.expect_done(LIMIT)?;
+    let deadline = Instant::now() + LIMIT;
+    while let Err(error) = suspend(&bound) {
+        ensure!(Instant::now() < deadline, "it is never live: {error:?}");
+    }
+    resume(&bound)?;
+    end(fixture)
+}
+
+fn start_suspending(bound: &Device) -> Result<Child> {
+    let mut suspending =
+        Child::start("the suspending process", |_| bound.set(STATE, "suspended"))?;
+    sleep(A_WHILE);
+    ensure!(suspending.try_end()?.is_none(), "the freeze did not wait");
+    Ok(suspending)
+}
+
+/// A process that waits in a store ends when the disk is resumed.
+pub fn killed_user(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
+    suspend(&bound)?;
+    counter.expect_waiting()?;
+    kill(counter.child.pid(), Signal::SIGKILL)?;
+    sleep(A_WHILE);
+    ensure!(counter.child.try_end()?.is_none(), "it has ended already");
+    resume(&bound)?;
+    counter.child.expect_signal(Signal::SIGKILL, LIMIT)?;
+    end(fixture)
+}
+
+/// The device goes while it is suspended. Writes that were held are executed before.
+pub fn goes(lab: &mut Lab, fs: Fs, way: Way) -> Result<()> {
+    let (fixture, bound) = build(lab, fs, Under::Partition)?;
+    let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
+    // The end of the disk is in no partition, and in none of its tables.
+    let disk = crate::disk::Disk::named(bound.disk_name()?);
+    let at = disk.bytes()? - (8 << 20);
+    let raw = disk.open(Access::Direct)?;
+    suspend(&bound)?;
+    counter.expect_waiting()?;
+    let mut held = Child::start("the held writer", |_| {
+        use std::os::unix::fs::FileExt;
+        Ok(raw.write_all_at(&Buffer::stamped(4096, 5), at)?)
+    })?;
+    held.await_uninterruptible()?;
+    let mut messages = Messages::from_now()?;
+    let took = way.go(&fixture, UNBIND_LIMIT)?;
+    println!("gone after {} ms", took.as_millis());
+    messages.expect(&["resumed, since the device is leaving"])?;
+    held.expect_done(LIMIT)?;
+    counter.child.expect_signal(Signal::SIGBUS, LIMIT)?;
+    drop(raw);
+    let lab = fixture.lab;
+    back_to_normal(fixture, way)?;
+    let again = lab.ready(0)?.disk.open(Access::Direct)?;
+    let mut found = Buffer::new(4096);
+    std::os::unix::fs::FileExt::read_exact_at(&again, &mut found, at)?;
+    expect_same("what was held", &found, &stamped(4096, 5))
+}
+
+/// A file system that is never frozen does not keep the device.
+pub fn unbind_while_it_freezes(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let mut writer = start_endless_write(&fixture)?;
+    let mut suspending = start_suspending(&bound)?;
+    let mut messages = Messages::from_now()?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + Duration::from_secs(15))?;
+    println!("gone after {} ms", took.as_millis());
+    messages.expect(&["is not waited for"])?;
+    ensure!(suspending.try_end()?.is_none(), "the freeze did not wait");
+    writer.go()?;
+    writer.expect_done(LIMIT)?;
+    suspending.end(LIMIT)?;
+    back_to_normal(fixture, Way::Unbind)
+}
+
+/// Resuming says so, and the next suspension freezes again.
+pub fn thawed(lab: &mut Lab) -> Result<()> {
+    for fs in [Fs::Ext4, Fs::Xfs] {
+        let (mut fixture, bound) = build(lab, fs, Under::Whole)?;
+        let root = File::open(fixture.root()?)?;
+        let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
+        suspend(&bound)?;
+        counter.expect_waiting()?;
+        thaw(&root)?;
+        counter.expect_counting()?;
+        let mut messages = Messages::from_now()?;
+        expect_refused(&bound, "live", libc::ECANCELED)?;
+        println!("{}", messages.expect(&["another program has thawed"])?);
+        expect_state(&bound, "live")?;
+
+        suspend(&bound)?;
+        counter.expect_waiting()?;
+        resume(&bound)?;
+        counter.expect_counting()?;
+        counter.finish()?;
+        drop(root);
+        // It can be mounted again.
+        fixture.unmount()?;
+        end(fixture)?;
+    }
+    Ok(())
+}
+
+/// An unmount is completed at resume. Nothing can be mounted before.
+pub fn unmounted(lab: &mut Lab) -> Result<()> {
+    for fs in [Fs::Ext4, Fs::Xfs] {
+        let (mut fixture, bound) = build(lab, fs, Under::Whole)?;
+        suspend(&bound)?;
+        let node = format!("/dev/{}", bound.disk_name()?);
+        fixture.unmount()?;
+        resume(&bound)?;
+        end(fixture)?;
+
+        suspend(&bound)?;
+        ensure!(
+            Ext4.mount(&node, "ro").is_err(),
+            "{node} can be mounted while it is suspended"
+        );
+        resume(&bound)?;
+    }
+    Ok(())
+}
+
+/// A file system that a program had frozen before stays frozen.
+pub fn frozen_before(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let root = File::open(fixture.root()?)?;
+    let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
+    freeze(&root)?;
+    suspend(&bound)?;
+    counter.expect_waiting()?;
+    resume(&bound)?;
+    counter.expect_waiting()?;
+    thaw(&root)?;
+    counter.expect_counting()?;
+    counter.finish()?;
+    drop(root);
+    end(fixture)
+}
+
+/// The system does not sleep while a disk is suspended.
+pub fn system_sleep(lab: &mut Lab) -> Result<()> {
+    if !Path::new("/sys/power/pm_test").exists() {
+        return Err(Skip("the kernel has no pm_test").into());
+    }
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    suspend(&bound)?;
+    let mut messages = Messages::from_now()?;
+    sysfs::write("/sys/power/pm_test", "freezer")?;
+    let slept = sysfs::write("/sys/power/state", "freeze");
+    ensure!(is_errno(&slept, libc::EBUSY), "it gave {slept:?}");
+    println!("{}", messages.expect(&["the system stays awake"])?);
+    expect_state(&bound, "suspended")?;
+    resume(&bound)?;
+    sysfs::write("/sys/module/suspend/parameters/pm_test_delay", "1").context("pm_test_delay")?;
+    sysfs::write("/sys/power/state", "freeze")?;
+    sysfs::write("/sys/power/pm_test", "none")?;
+    suspend(&bound)?;
+    resume(&bound)?;
+    end(fixture)
+}
