@@ -20,6 +20,7 @@
 //! holds no lock while it calls anything else. Device locks are not taken.
 
 use super::{
+    failure_handler::FailureHandler,
     plain::{
         suspension::{
             self,
@@ -31,7 +32,6 @@ use super::{
         },
         teardown::State, //
     },
-    failure_handler::FailureHandler,
     pmem::Pmem,
     sleep::is_system_sleeping,
     unbind::{

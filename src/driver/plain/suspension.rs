@@ -171,15 +171,18 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
     let result = env.wait_until(|suspension| {
         let is_current = suspension.count == number;
         match suspension.phase {
+            Phase::Suspended if is_current => Some(Ok(())),
             // It may have ended already, and another one may have begun.
-            _ if !is_current => Some(Ok(())),
-            Phase::Suspended => Some(Ok(())),
-            Phase::Live => Some(suspension.result),
+            Phase::Live => {
+                let cause = suspension.end.unwrap_or(Cause::Limit);
+                Some(suspension.result.and(Err(Failure::Ended(cause))))
+            }
+            _ if !is_current => Some(Err(Failure::Ended(Cause::Limit))),
             Phase::Suspending if env.is_killed() => {
                 suspension.end.get_or_insert(Cause::Killed);
                 Some(Err(Failure::Killed))
             }
-            Phase::Suspending | Phase::Resuming => None,
+            _ => None,
         }
     });
     if result.is_err() {
@@ -202,10 +205,9 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
     env.wake_up();
 
     env.wait_until(|suspension| {
-        if suspension.count != number {
-            return Some(Ok(()));
-        }
+        // If another one has begun, the result is that of the last one.
         match suspension.phase {
+            _ if suspension.count != number => Some(suspension.result),
             Phase::Live => Some(suspension.result),
             _ if env.is_killed() => Some(Err(Failure::Killed)),
             _ => None,
@@ -230,10 +232,7 @@ pub fn close<E: Environment>(env: &E) {
 }
 
 /// Returns why the suspension has to end, if it has.
-fn cause<E: Environment>(
-    env: &E,
-    suspension: &mut Suspension<E::Failure>,
-) -> Option<Cause> {
+fn cause<E: Environment>(env: &E, suspension: &mut Suspension<E::Failure>) -> Option<Cause> {
     if suspension.end.is_none() && !env.has_time() {
         suspension.end = Some(Cause::Limit);
     }
@@ -263,10 +262,7 @@ pub fn work<E: Environment>(env: &E) {
 
 /// Suspends the disk, whose file systems are frozen, waits until that is to end, and executes the
 /// writes that were held.
-fn hold_until_end<E: Environment>(
-    env: &E,
-    frozen: &E::Frozen,
-) -> Result<(), Failure<E::Failure>> {
+fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Failure<E::Failure>> {
     let check = || match env.with(|suspension| cause(env, suspension)) {
         Some(cause) => {
             env.report(cause, false);

@@ -47,6 +47,22 @@ impl From<Error> for FreezeError {
 }
 
 /// A reference to a disk, with which its file systems can be frozen. It may outlive the disk.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::block::gendisk;
+/// use pmem_rs::abstractions::kernel::fs::freeze::Freezer;
+///
+/// fn quiesce<T: gendisk::Operations>(disk: &gendisk::Registration<T>) -> Result {
+///     let frozen = Freezer::new(disk).freeze().map_err(|err| err.error())?;
+///
+///     // No program writes to a file system on the disk here.
+///     frozen.thaw(|device, broken| pr_warn!("{}: {:?}\n", device, broken));
+///     Ok(())
+/// }
+/// ```
 pub struct Freezer(Arc<DiskState>);
 
 impl Freezer {
@@ -74,7 +90,10 @@ impl Freezer {
         let mut devices = devices_above(&self.0)?;
         self.0.add_devices(&mut devices)?;
         let mut frozen = Frozen(KVec::new());
-        frozen.0.reserve(devices.len(), GFP_KERNEL).map_err(Error::from)?;
+        frozen
+            .0
+            .reserve(devices.len(), GFP_KERNEL)
+            .map_err(Error::from)?;
 
         for device in devices {
             match FrozenDevice::new(device) {

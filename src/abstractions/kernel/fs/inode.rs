@@ -96,8 +96,7 @@ impl Inode {
             )
         };
 
-        u32::from(frozen) == bindings::SB_FREEZE_COMPLETE
-            || flags as u64 & bindings::SB_RDONLY != 0
+        u32::from(frozen) == bindings::SB_FREEZE_COMPLETE || flags as u64 & bindings::SB_RDONLY != 0
     }
 
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {

@@ -403,6 +403,11 @@ pub struct RemovedDisk(());
 #[kunit_tests(pmem_rs_gendisk)]
 mod tests {
     use super::*;
+    use crate::abstractions::kernel::block::gendisk::{
+        BlockDevice,
+        Broken,
+        FrozenDevice, //
+    };
     use crate::abstractions::kernel::block::{
         bio::{
             Operation,
@@ -549,6 +554,27 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_freeze_that_something_else_has_put_is_not_put_again() -> Result {
+        let disk = disk(counter()?, 512)?;
+        // SAFETY: The disk is valid, and a disk always has `part0`.
+        let whole = unsafe { (*disk.as_raw()).part0 };
+        let freeze = || {
+            // SAFETY: The disk keeps its device.
+            let device = unsafe { BlockDevice::get(whole) }.ok_or(ENXIO)?;
+            FrozenDevice::new(device).map_err(|(_, err)| err)
+        };
+
+        let (mut first, mut second) = (freeze()?, freeze()?);
+        assert_eq!(first.thaw(), Ok(()));
+        assert_eq!(first.thaw(), Ok(()));
+        // SAFETY: The disk keeps its device. `emergency_thaw_all()` does this.
+        assert_eq!(unsafe { bindings::bdev_thaw(whole) }, 0);
+        assert_eq!(second.thaw(), Err(Broken::Thawed));
+        assert_eq!(freeze()?.thaw(), Ok(()));
         Ok(())
     }
 

@@ -388,7 +388,11 @@ impl<T: PagemapOperations> Unmapper<T> {
 
     /// Returns a file that has the page at an offset in the data. Sleeps.
     pub fn file_at(&self, offset: u64) -> Option<FileId> {
-        let frame = self.pages.frames().start.saturating_add(offset >> PAGE_SHIFT);
+        let frame = self
+            .pages
+            .frames()
+            .start
+            .saturating_add(offset >> PAGE_SHIFT);
         let mut found = None;
 
         walk_files(&self.pages, &self.pool, |inode, file, _| {
