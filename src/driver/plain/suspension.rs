@@ -178,6 +178,8 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
                 Some(suspension.result.and(Err(Failure::Ended(cause))))
             }
             _ if !is_current => Some(Err(Failure::Ended(Cause::Limit))),
+            // A teardown waits for this thread, and not for a worker that hangs.
+            _ if suspension.is_closed => Some(Err(Failure::Closed)),
             Phase::Suspending if env.is_killed() => {
                 suspension.end.get_or_insert(Cause::Killed);
                 Some(Err(Failure::Killed))
@@ -209,6 +211,7 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
         match suspension.phase {
             _ if suspension.count != number => Some(suspension.result),
             Phase::Live => Some(suspension.result),
+            _ if suspension.is_closed => Some(Err(Failure::Closed)),
             _ if env.is_killed() => Some(Err(Failure::Killed)),
             _ => None,
         }

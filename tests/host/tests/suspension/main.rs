@@ -104,12 +104,20 @@ fn with_teardown(world: &World) {
     });
     match suspend(world) {
         Ok(()) => match resume(world) {
-            Ok(()) | Err(Failure::Busy | Failure::Live) => {}
+            Ok(()) | Err(Failure::Busy | Failure::Live | Failure::Closed) => {}
             other => panic!("resume: {other:?}"),
         },
         Err(Failure::Closed | Failure::Ended(Cause::Leaving)) => {}
         other => panic!("suspend: {other:?}"),
     }
+}
+
+/// The same while the file system cannot be frozen. The teardown waits for the thread.
+fn with_teardown_while_it_freezes(world: &World) {
+    world.begin_call();
+    world.spawn(|world| close(world));
+    assert_eq!(suspend(world), Err(Failure::Closed));
+    world.end_call();
 }
 
 /// Two programs suspend the disk.
@@ -136,7 +144,11 @@ fn writes_are_held_and_executed_later() {
 #[test]
 fn stores_wait_and_are_executed_later() {
     explore(Defect::None, with_mapping);
-    finds(Defect::UnmappedFirst, "the medium has changed", with_mapping);
+    finds(
+        Defect::UnmappedFirst,
+        "the medium has changed",
+        with_mapping,
+    );
     finds(Defect::NotUnmapped, "the medium has changed", with_mapping);
 }
 
@@ -159,6 +171,7 @@ fn a_fatal_signal_ends_the_wait() {
 #[test]
 fn a_teardown_ends_it_for_good() {
     explore(Defect::None, with_teardown);
+    explore(Defect::None, with_teardown_while_it_freezes);
 }
 
 #[test]

@@ -32,7 +32,9 @@ pub const SUITE: Suite = Suite {
     tests: &[
         Test::new("state_is_polled", state),
         Test::new("writes_are_held", writers::writes_are_held),
-        Test::new("stores_wait_ext4", |lab| stores(lab, Fs::Ext4, Under::Whole)),
+        Test::new("stores_wait_ext4", |lab| {
+            stores(lab, Fs::Ext4, Under::Whole)
+        }),
         Test::new("stores_wait_xfs", |lab| stores(lab, Fs::Xfs, Under::Whole)),
         Test::new("stores_wait_xfs_reflink", |lab| {
             stores(lab, Fs::XfsReflink, Under::Whole)
@@ -53,7 +55,9 @@ pub const SUITE: Suite = Suite {
         Test::new("the_limit_ends_a_freeze", ends::limit_of_freeze),
         Test::new("killed_while_it_freezes", ends::killed),
         Test::new("a_killed_writer_ends_at_resume", ends::killed_user),
-        Test::new("unbind", |lab| ends::goes(lab, Fs::Ext4, super::revoke::Way::Unbind)),
+        Test::new("unbind", |lab| {
+            ends::goes(lab, Fs::Ext4, super::revoke::Way::Unbind)
+        }),
         Test::new("unbind_xfs", |lab| {
             ends::goes(lab, Fs::XfsRmap, super::revoke::Way::Unbind)
         }),

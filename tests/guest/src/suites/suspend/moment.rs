@@ -34,14 +34,12 @@ use crate::ndctl::Mode;
 use crate::process::{Child, Link};
 use crate::sectors::Buffer;
 use crate::suites::platform::only_for_pmem_rs;
-use crate::syscall::{block_of_file, freeze, thaw};
+use crate::syscall::{freeze, thaw};
 
 /// The partitions for ext4, for xfs and for the volume.
 const TABLE: &str = "label: gpt\nstart=4096, size=131072\nstart=135168, size=700416\n\
     start=860160, size=8192\n";
-/// Where they begin, in sectors.
-const EXT4_START: u64 = 4096;
-const XFS_START: u64 = 135_168;
+/// Where the last one begins, in sectors.
 const VOLUME_START: u64 = 860_160;
 const VOLUME_SECTORS: u64 = 8192;
 /// How many pages each of the places has.
@@ -56,20 +54,25 @@ const COPIES: u32 = 5;
 struct Place(Vec<u64>);
 
 impl Place {
-    /// The pages of a file on a partition.
-    fn of_file(path: &Path, start: u64) -> Result<Place> {
-        let file = File::open(path)?;
-        let page = |index| -> Result<u64> {
-            let block = block_of_file(&file, index)?;
-            ensure!(block != 0, "{} has a hole", path.display());
-            Ok(start * 512 + block * PAGE as u64)
+    /// The pages of a file, on a disk whose data begin at this physical address.
+    fn of_file(file: &File, start: u64) -> Result<Place> {
+        let mapping = Mapping::of_pages(file, LEN, Sharing::Shared, false)?;
+        let page = |page| -> Result<u64> {
+            mapping.load(page);
+            Ok(mapping.physical(page)? - start)
         };
-        Ok(Place((0..PAGES as u32).map(page).collect::<Result<_>>()?))
+        Ok(Place(
+            (0..LEN).step_by(PAGE).map(page).collect::<Result<_>>()?,
+        ))
     }
 
     fn of_volume() -> Place {
         let start = VOLUME_START * 512;
-        Place((0..PAGES as u64).map(|page| start + page * PAGE as u64).collect())
+        Place(
+            (0..PAGES as u64)
+                .map(|page| start + page * PAGE as u64)
+                .collect(),
+        )
     }
 
     /// The largest number in a copy of the place.
@@ -164,17 +167,15 @@ impl Setup {
         let third = disk.partition(3).node_str();
         let volume = Mapped::new("volume", &format!("0 {VOLUME_SECTORS} linear {third} 0"))?;
 
-        let names = [ext4.path("one"), xfs.path("one"), xfs.path("two")];
-        let [one, two, three] = [create(&names[0])?, create(&names[1])?, create(&names[2])?];
+        let (one, two) = (create(&ext4.path("one"))?, create(&xfs.path("one"))?);
+        let three = create(&xfs.path("two"))?;
         let map = |file: &File, sharing| Mapping::of_pages(file, LEN, sharing, true);
         let raw = volume.disk().open(Access::Direct)?;
         raw.write_all_at(&Buffer::new(LEN), 0)?;
+        let start = prepared.bound.resource()?;
         let places = [
-            [
-                Place::of_file(&names[0], EXT4_START)?,
-                Place::of_file(&names[1], XFS_START)?,
-            ],
-            [Place::of_file(&names[2], XFS_START)?, Place::of_volume()],
+            [Place::of_file(&one, start)?, Place::of_file(&two, start)?],
+            [Place::of_file(&three, start)?, Place::of_volume()],
         ];
         let programs = [
             Child::start_ready("program 1", |link| {

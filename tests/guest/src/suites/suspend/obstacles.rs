@@ -27,10 +27,7 @@ fn pinned(lab: &mut Lab, user: User, fs: Fs) -> Result<()> {
     let mut messages = Messages::from_now()?;
     expect_refused(&bound, "suspended", libc::EBUSY)?;
     let disk = bound.disk_name()?;
-    println!(
-        "{}",
-        messages.expect(&["is pinned (inode "])?
-    );
+    println!("{}", messages.expect(&["is pinned (inode "])?);
     messages.expect(&[&format!(" of {disk})")])?;
     expect_state(&bound, "live")?;
     counter.expect_counting()?;

@@ -31,11 +31,10 @@ impl Reader {
         Ok(Reader(Child::start_ready(
             "the reading program",
             move |link: &mut Link| {
-                let right = stamped(COUNTED, 0).len();
                 for count in 1_u64.. {
-                    let mapping = Mapping::read_only(&file, right, Sharing::Shared)?;
-                    let mapped = mapping.to_vec(0, right);
-                    let mut called = vec![0; right];
+                    let mapping = Mapping::read_only(&file, COUNTED, Sharing::Shared)?;
+                    let mapped = mapping.to_vec(0, COUNTED);
+                    let mut called = vec![0; COUNTED];
                     file.read_exact_at(&mut called, 0)?;
                     expect_same("what was read", &mapped, &called)?;
                     link.say(if count == 1 { "ready" } else { "again" })?;
