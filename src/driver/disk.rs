@@ -241,8 +241,14 @@ impl Pmem {
         }
         // Writes may not be held any more.
         if let Some(bio) = self.hold(bio) {
-            self.execute(bio);
+            self.execute_held(bio);
         }
+    }
+
+    /// As [`Self::execute`], not inlined.
+    #[inline(never)]
+    fn execute_held(&self, bio: Bio) {
+        self.execute(bio);
     }
 
     /// Holds no further writes, and executes those that were held.
@@ -250,7 +256,7 @@ impl Pmem {
         let mut held = self.stop_holding();
 
         while let Some(bio) = held.pop() {
-            self.execute(bio);
+            self.execute_held(bio);
             cond_resched();
         }
     }

@@ -56,8 +56,13 @@ pub enum Defect {
 
 /// The page, which a program has mapped: a flag, and how many stores there were.
 const MAPPED: u32 = 1 << 16;
-/// Requests cannot enter the queue.
-const DRAINING: u32 = 1 << 16;
+
+/// `q_usage_counter`
+#[derive(Default)]
+struct Usage {
+    is_frozen: bool,
+    requests: u32,
+}
 
 #[derive(Default)]
 struct Fs {
@@ -71,8 +76,9 @@ pub struct Shared {
     suspension: Mutex<Suspension<()>>,
     changed: WaitQueue,
     threads: RefCell<Vec<JoinHandle<()>>>,
-    has_time: AtomicBool,
-    is_killed: AtomicBool,
+    /// Read with the lock held, in which loom switches no threads.
+    has_time: Cell<bool>,
+    is_killed: Cell<bool>,
     fails: Cell<bool>,
     /// A call of write that the freeze waits for, and whether it has ended.
     is_writing: AtomicBool,
@@ -81,8 +87,8 @@ pub struct Shared {
     page: AtomicU32,
     fs: Mutex<Fs>,
     thawed: WaitQueue,
-    /// `q_usage_counter`, `Access::closed`, `Pmem::held`, and the writes that were executed.
-    usage: AtomicU32,
+    /// The queue, `Access::closed`, `Pmem::held`, and the writes that were executed.
+    usage: Mutex<Usage>,
     left: WaitQueue,
     is_closed: AtomicBool,
     held: Mutex<u32>,
@@ -109,15 +115,15 @@ impl World {
             suspension: Mutex::new(Suspension::new()),
             changed: WaitQueue::default(),
             threads: RefCell::new(Vec::new()),
-            has_time: AtomicBool::new(true),
-            is_killed: AtomicBool::new(false),
+            has_time: Cell::new(true),
+            is_killed: Cell::new(false),
             fails: Cell::new(false),
             is_writing: AtomicBool::new(false),
             ended: WaitQueue::default(),
             page: AtomicU32::new(MAPPED),
             fs: Mutex::new(Fs::default()),
             thawed: WaitQueue::default(),
-            usage: AtomicU32::new(0),
+            usage: Mutex::new(Usage::default()),
             left: WaitQueue::default(),
             is_closed: AtomicBool::new(false),
             held: Mutex::new(0),
@@ -165,13 +171,13 @@ impl World {
 
     /// Time passes.
     pub fn pass_time(&self) {
-        self.has_time.swap(false, AcqRel);
+        self.has_time.set(false);
         self.changed.wake_up();
     }
 
     /// A fatal signal of the thread that suspends the disk.
     pub fn signal(&self) {
-        self.is_killed.swap(true, AcqRel);
+        self.is_killed.set(true);
         self.changed.wake_up();
     }
 
@@ -225,11 +231,13 @@ impl World {
         let [writes, stores] = self.expected.get();
         self.expected.set([writes + 1, stores]);
 
-        let enter = |usage| (usage & DRAINING == 0).then_some(usage + 1);
-        self.left
-            .wait_until(|| self.usage.fetch_update(AcqRel, Acquire, enter).is_ok());
+        self.left.wait_until(|| {
+            let mut usage = self.usage.lock().unwrap();
+            usage.requests += u32::from(!usage.is_frozen);
+            !usage.is_frozen
+        });
         self.execute();
-        self.usage.fetch_sub(1, AcqRel);
+        self.usage.lock().unwrap().requests -= 1;
         self.left.wake_up();
     }
 
@@ -282,11 +290,11 @@ impl Environment for World {
     }
 
     fn has_time(&self) -> bool {
-        self.has_time.fetch_or(false, AcqRel)
+        self.has_time.get()
     }
 
     fn is_killed(&self) -> bool {
-        self.defect != Defect::SignalIgnored && self.is_killed.fetch_or(false, AcqRel)
+        self.defect != Defect::SignalIgnored && self.is_killed.get()
     }
 
     fn start_worker(&self) {
@@ -324,10 +332,10 @@ impl Environment for World {
             self.is_closed.store(true, Relaxed);
         }
         if self.defect != Defect::NotDrained {
-            self.usage.fetch_or(DRAINING, AcqRel);
+            self.usage.lock().unwrap().is_frozen = true;
             self.left
-                .wait_until(|| self.usage.fetch_or(0, AcqRel) == DRAINING);
-            self.usage.fetch_and(!DRAINING, AcqRel);
+                .wait_until(|| self.usage.lock().unwrap().requests == 0);
+            self.usage.lock().unwrap().is_frozen = false;
             self.left.wake_up();
         }
     }
