@@ -54,5 +54,6 @@ pub mod pmem;
 pub mod registry;
 pub mod shared;
 pub mod sleep;
+pub mod suspending;
 pub mod suspension;
 pub mod unbind;

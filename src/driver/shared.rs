@@ -48,9 +48,9 @@ impl Shared {
 /// The work queues. There are several because work on one may wait for work on another.
 ///
 /// All but `files` and `suspend` have a rescuer, so they make progress while memory is too short to
-/// create a thread. A suspension is one work item until its end, which needs no other thread. Putting a reference to a file may unmount a file system, which flushes queues without a
-/// rescuer; the kernel warns if a queue with one does that. Unbind waits for `files` only if very
-/// many files are in use.
+/// create a thread. Putting a reference to a file, and thawing a file system, may unmount it, which
+/// flushes queues without a rescuer; the kernel warns if a queue with one does that. Unbind waits
+/// for `files` only if very many files are in use. A suspension is one work item until its end.
 pub struct Queues {
     /// Runs the teardown of devices.
     pub teardown: OwnedQueue,
@@ -60,7 +60,7 @@ pub struct Queues {
     pub files: Counted<OwnedQueue>,
     /// Flushes regions for requests that do not wait for the flush.
     pub flush: OwnedQueue,
-    /// Suspends disks, and resumes them. Thawing a file system may unmount it.
+    /// Suspends disks, and resumes them.
     pub suspend: OwnedQueue,
 }
 

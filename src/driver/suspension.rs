@@ -16,7 +16,7 @@
 //! The contents are those of the moment at which the list begins: what was stopped before has not
 //! changed anything since.
 //!
-//! Lock order: [`Suspending::suspension`] and the lock of the held writes are innermost. The worker
+//! Lock order: `Suspending::suspension` and the lock of the held writes are innermost. The worker
 //! holds no lock while it calls anything else. Device locks are not taken.
 
 use super::{
@@ -49,10 +49,7 @@ use crate::abstractions::kernel::{
             Freezer, //
         }, //
     },
-    wait::{
-        fatal_signal_pending,
-        WaitQueue, //
-    }, //
+    wait::fatal_signal_pending, //
 };
 use crate::abstractions::kernel_ext::{
     module_param::SUSPEND_LIMIT_MS,
@@ -65,15 +62,10 @@ use crate::abstractions::kernel_ext::{
 };
 use crate::abstractions::nvdimm;
 use kernel::{
-    new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc,
-        Mutex, //
+        atomic::Relaxed,
+        Arc, //
     },
     time::Msecs,
     workqueue::WorkItem, //
@@ -89,39 +81,6 @@ const PIN_INTERVAL: Msecs = 10;
 const MAX_LIMIT: u32 = 100_000;
 /// How long a teardown waits until the disk is resumed.
 const RESUME_TIMEOUT: Msecs = 10_000;
-
-/// The data of a suspension.
-#[pin_data]
-pub struct Suspending {
-    #[pin]
-    suspension: Mutex<Suspension<Error>>,
-    /// Woken when `suspension` has changed.
-    #[pin]
-    changed: WaitQueue,
-    /// When the last suspension has begun, in milliseconds of the monotonic clock.
-    began: Atomic<u64>,
-}
-
-impl Suspending {
-    /// Creates the data of a disk that is not suspended.
-    pub fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            suspension <- new_mutex!(Suspension::new(), "pmem_rs::Suspending::suspension"),
-            changed <- WaitQueue::new(),
-            began: Atomic::new(0),
-        })
-    }
-
-    /// Returns whether the disk is suspended, or is being suspended or resumed.
-    pub fn is_suspended(&self) -> bool {
-        self.suspension.lock().phase != Phase::Live
-    }
-
-    /// Returns the time since the last suspension has begun, in milliseconds.
-    fn age(&self) -> u64 {
-        now_ms().saturating_sub(self.began.load(Relaxed))
-    }
-}
 
 /// Frozen file systems, and the parts of the device that the worker needs. The references keep
 /// them.

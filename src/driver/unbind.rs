@@ -33,7 +33,7 @@ use super::{
     pmem::Pmem,
     registry::RegisteredDevice,
     shared::Shared,
-    suspension::Suspending, //
+    suspending::Suspending, //
 };
 use crate::abstractions::kernel::{
     block::gendisk,
