@@ -34,17 +34,21 @@ pub const SUITE: Suite = Suite {
         Test::new("writes_are_held", writers::writes_are_held),
         Test::new("stores_wait_ext4", |lab| {
             stores(lab, Fs::Ext4, Under::Whole)
-        }),
-        Test::new("stores_wait_xfs", |lab| stores(lab, Fs::Xfs, Under::Whole)),
+        })
+        .within(120),
+        Test::new("stores_wait_xfs", |lab| stores(lab, Fs::Xfs, Under::Whole)).within(120),
         Test::new("stores_wait_xfs_reflink", |lab| {
             stores(lab, Fs::XfsReflink, Under::Whole)
-        }),
+        })
+        .within(120),
         Test::new("stores_wait_partition", |lab| {
             stores(lab, Fs::Ext4, Under::Partition)
-        }),
+        })
+        .within(120),
         Test::new("stores_wait_dm_linear", |lab| {
             stores(lab, Fs::Xfs, Under::Linear)
-        }),
+        })
+        .within(120),
         Test::new("readers_go_on_erofs", writers::erofs),
         Test::new("map_sync_stores_wait_xfs", writers::map_sync),
         Test::new("huge_pages", writers::huge_pages),
