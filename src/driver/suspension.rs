@@ -42,7 +42,10 @@ use super::{
 use crate::abstractions::compat::error::code::ECANCELED;
 use crate::abstractions::kernel::{
     fs::{
-        dax::Unmapper,
+        dax::{
+            Obstacle,
+            Unmapper, //
+        },
         freeze::{
             self,
             Broken,
@@ -198,13 +201,19 @@ impl Environment for Arc<Unbind> {
         };
 
         self.suspension_step(c"unmap", || {
-            unmapper.unmap_frozen_files().map_err(|file| {
-                pr_warn!(
-                    "{}: not suspended: {} has pages of the memory, and its file system is not \
-                     frozen\n",
-                    *self.name,
-                    file
-                );
+            unmapper.unmap_frozen_files().map_err(|obstacle| {
+                match obstacle {
+                    Obstacle::NotFrozen(file) => pr_warn!(
+                        "{}: not suspended: {} has pages of the memory, and its file system is not \
+                         frozen\n",
+                        *self.name,
+                        file
+                    ),
+                    Obstacle::TooManyFiles => pr_warn!(
+                        "{}: not suspended: too many files are being closed: try again\n",
+                        *self.name
+                    ),
+                }
                 EBUSY
             })?;
             self.wait_for_pins(unmapper)

@@ -50,6 +50,7 @@ pub(in crate::abstractions) mod testing;
 pub use crate::abstractions::kernel::fs::dax::{
     owner::{
         FileId,
+        Obstacle,
         Unmapper,
         User,
         Walked, //

@@ -66,6 +66,10 @@ enum Slot {
 }
 
 impl Slot {
+    fn is_free(&self) -> bool {
+        matches!(self, Self::Free)
+    }
+
     fn is_to_put(&self) -> bool {
         matches!(self, Self::ToPut(_))
     }
@@ -135,7 +139,7 @@ impl InodePool {
         loop {
             let stored = self.freed.wait_until(RETRY_INTERVAL, || {
                 let mut slots = self.slots.lock();
-                let mut free = slots.iter_mut().filter(|slot| matches!(slot, Slot::Free));
+                let mut free = slots.iter_mut().filter(|slot| slot.is_free());
                 // Before the inode is taken: an assignment evaluates its right side first.
                 let slot = free.nth(spare)?;
 
@@ -189,6 +193,33 @@ impl InodePool {
 
         self.store(rest, 0, may_put, Slot::ToPut);
         self.start();
+    }
+
+    /// Puts a reference, the last one by the worker. Does not wait for the worker, which may be
+    /// blocked by a file system that is frozen.
+    pub(super) fn put_now(self: &Arc<Self>, inode: Inode) {
+        let Some(rest) = inode.put_unless_last() else {
+            return;
+        };
+
+        let mut rest = Some(rest);
+        if let Some(slot) = self.slots.lock().iter_mut().find(|slot| slot.is_free()) {
+            if let Some(inode) = rest.take() {
+                *slot = Slot::ToPut(inode);
+            }
+        }
+        self.start();
+        if let Some(inode) = rest {
+            // Unreachable while one walk at a time has looked at `has_room`.
+            self.store(inode, 0, &|_| true, Slot::ToPut);
+        }
+    }
+
+    /// Returns whether there are slots for the two inodes that a walk may have to put.
+    pub(super) fn has_room(&self) -> bool {
+        let slots = self.slots.lock();
+
+        slots.iter().filter(|slot| slot.is_free()).nth(1).is_some()
     }
 
     fn start(self: &Arc<Self>) {

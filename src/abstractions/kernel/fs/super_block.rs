@@ -101,6 +101,10 @@ pub(super) struct Walk<'a> {
     cursor: Option<Inode>,
     /// The walk has come to the superblock of the cursor.
     is_behind_cursor: bool,
+    /// References are put without waiting for other references.
+    is_nonblocking: bool,
+    /// The walk has ended early, since it would have had to wait.
+    is_cut_short: bool,
     found: Option<Found>,
 }
 
@@ -125,7 +129,29 @@ impl<'a> Walk<'a> {
             index: 0,
             cursor: None,
             is_behind_cursor: false,
+            is_nonblocking: false,
+            is_cut_short: false,
             found: None,
+        }
+    }
+
+    /// Makes the walk end early rather than wait until references are put. Putting the last
+    /// reference to a file that was deleted waits until its file system is thawed.
+    pub(super) fn nonblocking(mut self) -> Self {
+        self.is_nonblocking = true;
+        self
+    }
+
+    /// Returns whether the walk has ended early.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.is_cut_short
+    }
+
+    fn put(&self, inode: Inode) {
+        if self.is_nonblocking {
+            self.pool.put_now(inode);
+        } else {
+            self.pool.put(inode, self.may_put);
         }
     }
 
@@ -133,6 +159,10 @@ impl<'a> Walk<'a> {
     pub(super) fn next(&mut self) -> Option<&Inode> {
         loop {
             let fs_type = DAX_TYPES.get(self.index)?;
+            if self.is_nonblocking && !self.pool.has_room() {
+                self.is_cut_short = true;
+                return None;
+            }
             self.is_behind_cursor = self.cursor.is_none();
             // `get_fs_type` would load the module.
             if fs_type.code.is_there() {
@@ -146,7 +176,7 @@ impl<'a> Walk<'a> {
             }
             let old = core::mem::replace(&mut self.cursor, found.map(|found| found.inode));
             if let Some(old) = old {
-                self.pool.put(old, self.may_put);
+                self.put(old);
             }
             if has_entries {
                 return self.cursor.as_ref();
@@ -248,7 +278,7 @@ impl<'a> Walk<'a> {
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
         if let Some(inode) = self.cursor.take() {
-            self.pool.put(inode, self.may_put);
+            self.put(inode);
         }
     }
 }

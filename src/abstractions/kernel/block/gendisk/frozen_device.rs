@@ -72,10 +72,11 @@ impl FrozenDevice {
             )
         };
 
+        let mut result = Ok(());
         loop {
             // SAFETY: As above.
             let Err(err) = to_result(unsafe { bindings::bdev_thaw(raw) }) else {
-                return Ok(());
+                return result;
             };
             if err != EINVAL {
                 return Err(Broken::Stays(err));
@@ -91,8 +92,9 @@ impl FrozenDevice {
                 bindings::mutex_unlock(mutex);
                 freezes <= 1
             };
+            result = Err(Broken::Thawed);
             if is_done {
-                return Err(Broken::Thawed);
+                return result;
             }
             // Something else has frozen the device since, so this freeze can be put.
         }

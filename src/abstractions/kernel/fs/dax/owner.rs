@@ -348,6 +348,15 @@ impl fmt::Display for FileId {
     }
 }
 
+/// Why frozen files were not unmapped.
+pub enum Obstacle {
+    /// A file has pages of the memory, and its file system is not frozen.
+    NotFrozen(FileId),
+    /// Too many files were closed meanwhile: the last reference to a file that was deleted cannot
+    /// be put while its file system is frozen, nor can those after it.
+    TooManyFiles,
+}
+
 impl<T: PagemapOperations> Unmapper<T> {
     /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
     /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
@@ -358,11 +367,11 @@ impl<T: PagemapOperations> Unmapper<T> {
     ///
     /// # Errors
     ///
-    /// If a file has pages of the memory and its file system is not frozen, that file.
-    pub fn unmap_frozen_files(&self) -> Result<Walked, FileId> {
+    /// An [`Obstacle`].
+    pub fn unmap_frozen_files(&self) -> Result<Walked, Obstacle> {
         let mut other = None;
 
-        let walked = walk_files(&self.pages, &self.pool, |inode, file, _| {
+        let walked = try_walk_files(&self.pages, &self.pool, |inode, file, _| {
             if inode.is_frozen() {
                 return file.unmap_frozen(&self.pages);
             }
@@ -372,7 +381,10 @@ impl<T: PagemapOperations> Unmapper<T> {
             }
             count
         });
-        other.map_or(Ok(walked), Err)
+        match other {
+            Some(file) => Err(Obstacle::NotFrozen(file)),
+            None => walked.ok_or(Obstacle::TooManyFiles),
+        }
     }
 
     /// Returns the offset in the data of the first page, from page `*next` on, that has more
@@ -395,7 +407,8 @@ impl<T: PagemapOperations> Unmapper<T> {
             .saturating_add(offset >> PAGE_SHIFT);
         let mut found = None;
 
-        walk_files(&self.pages, &self.pool, |inode, file, _| {
+        // If the walk ends early, the file is not found.
+        try_walk_files(&self.pages, &self.pool, |inode, file, _| {
             if found.is_none() && file.has_frame(frame) {
                 found = Some(FileId::of(inode));
             }
@@ -410,23 +423,51 @@ impl<T: PagemapOperations> Unmapper<T> {
 fn walk_files<T: PagemapOperations>(
     pages: &PagemapInner<T>,
     pool: &Arc<InodePool>,
-    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Walked {
-    let mut walked = Walked::default();
     // A translation that succeeds records the exposure first.
     if !pages.is_exposed() {
-        return walked;
+        return Walked::default();
     }
 
     let may_put = |inode: &Inode| may_put(pages, inode);
     let mut walk = Walk::new(pool, pages.host(), &may_put);
+    go(&mut walk, pages, &may_put, f)
+}
+
+/// The same without waiting for other references to be put. Returns [`None`] if the walk would have
+/// had to.
+fn try_walk_files<T: PagemapOperations>(
+    pages: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Option<Walked> {
+    if !pages.is_exposed() {
+        return Some(Walked::default());
+    }
+
+    let may_put = |inode: &Inode| may_put(pages, inode);
+    let mut walk = Walk::new(pool, pages.host(), &may_put).nonblocking();
+    let walked = go(&mut walk, pages, &may_put, f);
+    (!walk.is_cut_short()).then_some(walked)
+}
+
+/// Takes a walk to its end.
+fn go<T: PagemapOperations>(
+    walk: &mut Walk<'_>,
+    pages: &PagemapInner<T>,
+    may_put: &dyn Fn(&Inode) -> bool,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Walked {
+    let mut walked = Walked::default();
+
     while let Some(inode) = walk.next() {
         let file = FileMapping::new(inode);
         if !file.may_use(pages) {
             continue;
         }
 
-        let of_file = f(inode, file, &may_put);
+        let of_file = f(inode, file, may_put);
         walked.pages = walked.pages.saturating_add(of_file);
         walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
     }
