@@ -51,7 +51,8 @@ const LONG: Duration = Duration::from_secs(45);
 const A_WHILE: Duration = Duration::from_millis(1500);
 const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_notice_ms";
 
-fn set_notice(notice: Duration) -> Result<()> {
+/// Sets how long an unbind waits for users.
+pub fn set_notice(notice: Duration) -> Result<()> {
     sysfs::write(PARAMETER, &notice.as_millis().to_string())
 }
 
