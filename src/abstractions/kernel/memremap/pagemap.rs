@@ -24,6 +24,10 @@ use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     block::gendisk::DiskState,
+    lease::{
+        LeasedMemory,
+        Leases, //
+    },
     numa::Node,
     percpu_ref::Ref,
     pmem_slice::{
@@ -93,6 +97,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     memmap_on_media: bool,
     /// The disk through which file systems and device-mapper find the DAX device.
     host: SetOnce<Arc<DiskState>>,
+    leases: Arc<Leases>,
     // Dropped last.
     reservation: MemRegion,
 }
@@ -154,6 +159,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             ops <- ops,
             memmap_on_media,
             host: SetOnce::new(),
+            leases: Leases::new()?,
             reservation,
             // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the
             // data starts at the offset.
@@ -236,6 +242,11 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     pub(in crate::abstractions) fn host(&self) -> Option<&DiskState> {
         self.host.as_ref().map(|host| &**host)
+    }
+
+    /// Returns the leases of this memory.
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
     }
 
     /// Returns the C structure, to be compared.
@@ -461,12 +472,49 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            failed.handle(has_failed, &inner.ops, pfn, offset, len, flags)
+            let tell = || inner.leases.fail(offset, len);
+            failed.handle(has_failed, &inner.ops, pfn, offset, len, flags, tell)
         };
         match result {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }
+    }
+}
+
+impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
+    fn data(&self) -> PmemSlice<'_> {
+        self.slice()
+    }
+
+    fn offset_of(&self, addr: usize) -> Option<usize> {
+        let offset = addr.checked_sub(self.data.as_ptr().addr())?;
+
+        (offset < self.len).then_some(offset)
+    }
+
+    fn addr_of(&self, offset: usize) -> *mut u8 {
+        self.data.as_ptr().wrapping_add(offset)
+    }
+
+    fn page_of(&self, offset: usize) -> *mut bindings::page {
+        let pgoff = offset >> PAGE_SHIFT;
+        if self.pages.nr_from(pgoff).is_none() {
+            return core::ptr::null_mut();
+        }
+
+        // SAFETY: By the type invariant the page frame has a `struct page`.
+        unsafe { bindings::pfn_to_page(self.pages.pfn(pgoff) as c_ulong) }
+    }
+
+    fn is_good(&self, offset: usize, len: usize) -> bool {
+        // A failed page is known to the operations before it is repaired.
+        (self.none_failed() || !self.has_failed(offset, len))
+            && !self.ops.is_bad(offset as u64, len as u64)
+    }
+
+    fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
+        PagemapInner::writable(self, offset, len)
     }
 }
 

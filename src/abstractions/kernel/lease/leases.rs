@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The leases of one pgmap.
+
+use super::{
+    held_lease::Lease,
+    table::TABLE, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    },
+    wait::WaitQueue, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Msecs, //
+};
+
+/// A counted reference to the memory of a pgmap, whatever its operations are.
+pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
+    /// Returns the data.
+    fn data(&self) -> PmemSlice<'_>;
+
+    /// Returns the offset of a kernel address in the data.
+    fn offset_of(&self, addr: usize) -> Option<usize>;
+
+    /// Returns the kernel address of a byte of the data.
+    fn addr_of(&self, offset: usize) -> *mut u8;
+
+    /// Returns the `struct page` of a byte of the data, or null if there is none.
+    fn page_of(&self, offset: usize) -> *mut bindings::page;
+
+    /// Returns whether none of the bytes is known to be bad.
+    fn is_good(&self, offset: usize, len: usize) -> bool;
+
+    /// As [`PagemapInner::writable`](crate::abstractions::kernel::memremap::PagemapInner::writable).
+    fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
+}
+
+/// The leases of a pgmap.
+///
+/// # Invariants
+///
+/// The pieces of a lease in the list stay while it is in the list.
+#[pin_data]
+pub struct Leases {
+    #[pin]
+    state: Mutex<State>,
+    /// Woken when a lease was given back.
+    #[pin]
+    returned: WaitQueue,
+}
+
+struct State {
+    /// The memory, while new leases are accepted.
+    memory: Option<Arc<dyn LeasedMemory>>,
+    held: KVec<Arc<Lease>>,
+}
+
+impl Leases {
+    /// Creates the list of memory that cannot be leased yet. May sleep.
+    pub(in crate::abstractions) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                state <- new_mutex!(
+                    State {
+                        memory: None,
+                        held: KVec::new(),
+                    },
+                    "pmem_rs::Leases::state"
+                ),
+                returned <- WaitQueue::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Accepts leases of this memory, if there is a [`Table`](super::Table). May sleep.
+    ///
+    /// [`Self::revoke`] must be called before the references to the memory are waited for.
+    pub(in crate::abstractions) fn accept(
+        self: &Arc<Self>,
+        memory: Arc<dyn LeasedMemory>,
+    ) -> Result {
+        let Some(table) = TABLE.get() else {
+            return Ok(());
+        };
+
+        self.state.lock().memory = Some(memory);
+        table.add(self.clone()).inspect_err(|_| self.revoke())
+    }
+
+    /// Accepts no more leases, and has the holders of all told, by their work items. May sleep, but
+    /// waits for no holder. Only the first call has an effect.
+    pub fn revoke(&self) {
+        if let Some(table) = TABLE.get() {
+            table.remove(self);
+        }
+
+        let memory = {
+            let mut state = self.state.lock();
+            for lease in &state.held {
+                lease.revoke();
+            }
+            state.memory.take()
+        };
+        drop(memory);
+    }
+
+    /// Returns whether there are leases. May sleep.
+    pub fn are_held(&self) -> bool {
+        !self.state.lock().held.is_empty()
+    }
+
+    /// Waits, for at most `limit` milliseconds, until all leases were given back. Sleeps. Returns
+    /// whether that is so.
+    pub fn wait_returned(&self, limit: Msecs) -> bool {
+        self.returned
+            .wait_until(limit, || (!self.are_held()).then_some(()))
+            .is_some()
+    }
+
+    /// Logs which leases of the device `name` are held. May sleep.
+    pub fn report(&self, name: &CStr) {
+        for lease in &self.state.lock().held {
+            pr_warn!(
+                "{name}: its lease is kept by the module {}{}\n",
+                lease.owner(),
+                if lease.is_in_callback() {
+                    ", which is in a callback"
+                } else {
+                    ""
+                }
+            );
+        }
+    }
+
+    /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
+    /// May sleep. Returns whether there is any.
+    pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
+        let state = self.state.lock();
+        let mut told = false;
+
+        for lease in &state.held {
+            // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
+            // lock is held.
+            told |= unsafe { lease.fail(self, offset, len) };
+        }
+        told
+    }
+
+    /// Returns the memory and the offset in it of a kernel address, if it is one of this memory and
+    /// leases are accepted.
+    pub(super) fn find(&self, addr: usize) -> Option<(Arc<dyn LeasedMemory>, usize)> {
+        let state = self.state.lock();
+        let memory = state.memory.as_ref()?;
+        let offset = memory.offset_of(addr)?;
+
+        Some((memory.clone(), offset))
+    }
+
+    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`].
+    ///
+    /// # Safety
+    ///
+    /// The pieces of the lease must be set, and must stay until [`Self::remove`].
+    pub(super) unsafe fn add(&self, lease: &Arc<Lease>) -> Result {
+        let mut state = self.state.lock();
+
+        if state.memory.is_none() {
+            return Err(ENXIO);
+        }
+        if !state.held.iter().any(|other| Arc::ptr_eq(other, lease)) {
+            // INVARIANT: By the safety requirements.
+            state.held.push(lease.clone(), GFP_KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a lease, if it is there.
+    pub(super) fn remove(&self, lease: &Lease) {
+        let mut removed = None;
+
+        {
+            let mut state = self.state.lock();
+            let is_it = |other: &Arc<Lease>| core::ptr::eq(Arc::as_ptr(other), lease);
+            if let Some(index) = state.held.iter().position(is_it) {
+                removed = state.held.remove(index).ok();
+            }
+        }
+        if removed.is_some() {
+            self.returned.wake_up();
+        }
+    }
+}

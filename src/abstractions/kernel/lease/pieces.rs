@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a range: its pieces, and one address for all.
+
+use super::{
+    claim::DaxDevice,
+    leases::{
+        LeasedMemory,
+        Leases, //
+    },
+    table::Table, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
+use crate::abstractions::kernel_ext::task::cond_resched;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A contiguous piece of memory.
+pub(super) struct Piece {
+    pub(super) leases: Arc<Leases>,
+    memory: Arc<dyn LeasedMemory>,
+    /// Where it begins in the data of the memory.
+    at: usize,
+    /// Where it begins in the range.
+    pub(super) start: usize,
+    len: usize,
+}
+
+impl Piece {
+    /// Returns the part of the piece, in the range, that is in the `len` bytes from `offset` bytes
+    /// into the data of the memory on.
+    pub(super) fn overlap(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let at = self.at as u64;
+        let first = offset.max(at);
+        let end = offset
+            .saturating_add(len)
+            .min(at.saturating_add(self.len as u64));
+        let in_range = |offset: u64| {
+            offset
+                .saturating_sub(at)
+                .saturating_add(self.start as u64)
+        };
+
+        (first < end).then(|| in_range(first)..in_range(end))
+    }
+}
+
+/// The pieces of a range, in order, without gaps.
+///
+/// # Invariants
+///
+/// There is at least one piece. The bytes of each are in the data of its memory. If there is more
+/// than one, all begin and end with a page that has a `struct page`.
+pub(super) struct Pieces(KVVec<Piece>);
+
+impl Pieces {
+    /// Finds the memory of the `len` bytes from `start` on of a DAX device, whole pages. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if a piece is in no memory of the table. The errors of the translation.
+    pub(super) fn find(table: &Table, dax: &DaxDevice, start: u64, len: usize) -> Result<Self> {
+        let mut pieces: KVVec<Piece> = KVVec::new();
+        let first = usize::try_from(start >> PAGE_SHIFT)?;
+        let mut done: usize = 0;
+
+        while done < len {
+            let pgoff = first.checked_add(done >> PAGE_SHIFT).ok_or(ERANGE)?;
+            let rest = len.saturating_sub(done);
+            // The lock is held until there is a reference to the memory.
+            let (found, nr) = dax.with_lock(|dax| {
+                let (addr, nr) = dax.translate(pgoff, rest >> PAGE_SHIFT)?;
+                Ok::<_, Error>((table.find(addr).ok_or(EOPNOTSUPP)?, nr))
+            })?;
+            let (leases, memory, at) = found;
+            let nr_bytes = (nr << PAGE_SHIFT).min(rest);
+            memory.data().get(at, nr_bytes).ok_or(EIO)?;
+
+            let next = |piece: &Piece| piece.at.checked_add(piece.len);
+            match pieces.last_mut() {
+                Some(last) if Arc::ptr_eq(&last.leases, &leases) && next(last) == Some(at) => {
+                    last.len = last.len.saturating_add(nr_bytes);
+                }
+                _ => pieces.push(
+                    Piece {
+                        leases,
+                        memory,
+                        at,
+                        start: done,
+                        len: nr_bytes,
+                    },
+                    GFP_KERNEL,
+                )?,
+            }
+            done = done.saturating_add(nr_bytes);
+            cond_resched();
+        }
+
+        // INVARIANT: `len` is not 0, and the pieces were checked. Translations are of whole pages
+        // with `struct page`s.
+        if pieces.is_empty() {
+            return Err(EINVAL);
+        }
+        Ok(Self(pieces))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Piece> {
+        self.0.iter()
+    }
+
+    /// Calls `f` for the parts of the pieces that have the `len` bytes from `offset` on, with the
+    /// memory, the offset in it, the length, and the offset from the first of the bytes.
+    fn for_each_part(
+        &self,
+        offset: usize,
+        len: usize,
+        mut f: impl FnMut(&dyn LeasedMemory, usize, usize, usize) -> Result,
+    ) -> Result {
+        // The last piece that does not begin behind `offset`.
+        let index = self
+            .0
+            .partition_point(|piece| piece.start <= offset)
+            .saturating_sub(1);
+        let mut done: usize = 0;
+
+        for piece in self.0.iter().skip(index) {
+            if done >= len {
+                break;
+            }
+            let skipped = offset.saturating_add(done).saturating_sub(piece.start);
+            let part = piece
+                .len
+                .saturating_sub(skipped)
+                .min(len.saturating_sub(done));
+            f(&*piece.memory, piece.at.saturating_add(skipped), part, done)?;
+            done = done.saturating_add(part);
+        }
+        if done < len {
+            return Err(ERANGE);
+        }
+        Ok(())
+    }
+
+    /// Copies the bytes from `offset` on to `buffer`. Does not sleep.
+    pub(super) fn read(&self, offset: usize, buffer: &mut [u8]) -> Result {
+        self.for_each_part(offset, buffer.len(), |memory, at, len, done| {
+            if !memory.is_good(at, len) {
+                return Err(EIO);
+            }
+            let to = buffer.get_mut(done..).and_then(|rest| rest.get_mut(..len));
+            let from = memory.data().get(at, len).ok_or(ERANGE)?;
+            from.read(to.ok_or(ERANGE)?).map_err(|_| EIO)
+        })
+    }
+
+    /// Copies `buffer` to the bytes from `offset` on, past the CPU caches. Does not sleep.
+    pub(super) fn write(&self, offset: usize, buffer: &[u8]) -> Result {
+        self.for_each_part(offset, buffer.len(), |memory, at, len, done| {
+            if !memory.is_good(at, len) {
+                return Err(EIO);
+            }
+            let from = buffer.get(done..).and_then(|rest| rest.get(..len));
+            memory
+                .writable(at, len)
+                .ok_or(EIO)?
+                .write(from.ok_or(ERANGE)?);
+            Ok(())
+        })
+    }
+}
+
+/// One contiguous kernel address of all pieces of a range.
+///
+/// # Invariants
+///
+/// `Mapped` has the result of a call of `vmap`.
+pub(super) enum Address {
+    /// In the linear mapping.
+    Linear(NonNull<u8>),
+    /// The pieces were mapped again.
+    Mapped(NonNull<u8>),
+}
+
+// SAFETY: Mappings may be used and removed by any thread.
+unsafe impl Send for Address {}
+
+// SAFETY: Through a shared reference the address is only read.
+unsafe impl Sync for Address {}
+
+impl Address {
+    /// Returns an address for all pieces. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`E2BIG`] if `vmap()` does not map as many pages, [`ENOMEM`] if it fails.
+    ///
+    /// # Safety
+    ///
+    /// The pieces must stay until the result is dropped.
+    pub(super) unsafe fn new(pieces: &Pieces) -> Result<Self> {
+        let mut all = pieces.iter();
+        if let (Some(piece), None) = (all.next(), all.next()) {
+            let addr = piece.memory.addr_of(piece.at);
+            return Ok(Self::Linear(NonNull::new(addr).ok_or(ENXIO)?));
+        }
+
+        let nr_pages = pieces
+            .iter()
+            .fold(0_usize, |sum, piece| sum.saturating_add(piece.len >> PAGE_SHIFT));
+        // SAFETY: The number of pages of System RAM may be read at any time.
+        let limit = unsafe { bindings::totalram_pages() };
+        if nr_pages > limit || c_uint::try_from(nr_pages).is_err() {
+            return Err(E2BIG);
+        }
+
+        let mut pages = KVVec::with_capacity(nr_pages, GFP_KERNEL)?;
+        for piece in pieces.iter() {
+            for offset in (0..piece.len).step_by(PAGE_SIZE) {
+                let page = piece.memory.page_of(piece.at.saturating_add(offset));
+                if page.is_null() {
+                    return Err(EIO);
+                }
+                pages.push(page, GFP_KERNEL)?;
+            }
+            cond_resched();
+        }
+        // SAFETY: The pages are those of the pieces, which stay until the mapping is removed.
+        let addr = unsafe { bindings::vmap_dax_pages(pages.as_mut_ptr(), nr_pages as c_uint) };
+        // INVARIANT: The pages were just mapped.
+        Ok(Self::Mapped(NonNull::new(addr.cast()).ok_or(ENOMEM)?))
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        match self {
+            Self::Linear(addr) | Self::Mapped(addr) => addr.as_ptr(),
+        }
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        if let Self::Mapped(addr) = self {
+            // SAFETY: By the type invariant `vmap` has returned the address.
+            unsafe { bindings::vunmap(addr.as_ptr().cast()) };
+        }
+    }
+}
