@@ -256,3 +256,130 @@ impl Drop for Address {
         }
     }
 }
+
+#[kunit_tests(pmem_rs_lease)]
+mod tests {
+    use super::{
+        super::table::TABLE,
+        *, //
+    };
+    use crate::abstractions::kernel::fs::dax::testing::{
+        pages,
+        Silent,
+        TestPagemap, //
+    };
+
+    /// Makes a piece of whole pages.
+    fn piece(memory: &TestPagemap<Silent>, at: usize, start: usize, len: usize) -> Result<Piece> {
+        let reference = memory.pages.reference().ok_or(ENXIO)?;
+
+        Ok(Piece {
+            leases: memory.leases().clone(),
+            memory: Arc::new(reference, GFP_KERNEL)?,
+            at: at << PAGE_SHIFT,
+            start: start << PAGE_SHIFT,
+            len: len << PAGE_SHIFT,
+        })
+    }
+
+    fn pieces<const N: usize>(all: [Piece; N]) -> Result<Pieces> {
+        let mut pieces = KVVec::new();
+
+        for piece in all {
+            pieces.push(piece, GFP_KERNEL)?;
+        }
+        Ok(Pieces(pieces))
+    }
+
+    #[test]
+    fn one_piece_has_the_linear_address() -> Result {
+        let memory = pages()?;
+        let one = pieces([piece(&memory, 3, 0, 2)?])?;
+
+        // SAFETY: The memory is dropped last.
+        let addr = unsafe { Address::new(&one) }?;
+        assert!(matches!(addr, Address::Linear(_)));
+        assert!(one
+            .iter()
+            .all(|piece| addr.as_ptr() == piece.memory.addr_of(3 << PAGE_SHIFT)));
+        Ok(())
+    }
+
+    #[test]
+    fn several_pieces_are_mapped_one_after_the_other() -> Result {
+        let memory = pages()?;
+        let two = pieces([piece(&memory, 7, 0, 2)?, piece(&memory, 3, 2, 1)?])?;
+        // SAFETY: The memory is dropped last.
+        let addr = unsafe { Address::new(&two) }?;
+        let pages: [usize; 3] = [7, 8, 3];
+
+        assert!(matches!(addr, Address::Mapped(_)));
+        for (index, page) in pages.iter().enumerate() {
+            let mapped = addr.as_ptr().wrapping_add(index << PAGE_SHIFT);
+            // SAFETY: The page is mapped there, and is not accessed.
+            let found = unsafe { bindings::vmalloc_to_page(mapped.cast()) };
+            assert!(two
+                .iter()
+                .all(|piece| found == piece.memory.page_of(page << PAGE_SHIFT)));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_is_divided_at_the_borders_of_pieces() -> Result {
+        let memory = pages()?;
+        let two = pieces([piece(&memory, 7, 0, 2)?, piece(&memory, 3, 2, 1)?])?;
+        let mut parts = KVec::new();
+
+        two.for_each_part(2 * PAGE_SIZE - 10, 30, |_, at, len, done| {
+            Ok(parts.push((at, len, done), GFP_KERNEL)?)
+        })?;
+        assert!(*parts == [(9 * PAGE_SIZE - 10, 10, 0), (3 * PAGE_SIZE, 20, 10)]);
+        let beyond = two.for_each_part(2 * PAGE_SIZE, PAGE_SIZE + 1, |_, _, _, _| Ok(()));
+        assert!(beyond == Err(ERANGE));
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_is_found_by_its_place_in_the_range() -> Result {
+        let memory = pages()?;
+        let piece = piece(&memory, 7, 2, 2)?;
+        let page = PAGE_SIZE as u64;
+
+        assert!(piece.overlap(8 * page, page) == Some(3 * page..4 * page));
+        assert!(piece.overlap(6 * page, 2 * page) == Some(2 * page..3 * page));
+        assert!(piece.overlap(0, 100 * page) == Some(2 * page..4 * page));
+        assert!(piece.overlap(6 * page, page).is_none());
+        assert!(piece.overlap(9 * page, page).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn memory_can_be_leased_until_it_is_closed() -> Result {
+        let TestPagemap { mut pages, queue } = pages()?;
+        let table = TABLE.get().ok_or(ENXIO)?;
+        let addr = piece_addr(&pages);
+
+        let found = table.find(addr).ok_or(ENXIO)?;
+        assert!(Arc::ptr_eq(&found.0, pages.leases()));
+        assert!(found.2 == PAGE_SIZE);
+        drop(found);
+        assert!(!pages.leases().are_held() && pages.leases().wait_returned(1));
+        assert!(!pages.leases().fail(0, PAGE_SIZE as u64));
+
+        pages.close_to_mappings();
+        assert!(table.find(addr).is_none());
+        // Nothing of it has a reference.
+        let (revoked, _) = pages.close().revoke();
+        assert!(revoked.free().is_ok());
+        drop(queue);
+        Ok(())
+    }
+
+    /// Returns the address of the second page.
+    fn piece_addr(pages: &crate::abstractions::kernel::fs::dax::Pagemap<Silent>) -> usize {
+        pages
+            .reference()
+            .map_or(0, |memory| LeasedMemory::addr_of(&memory, PAGE_SIZE) as usize)
+    }
+}
