@@ -77,7 +77,9 @@ impl PagemapOperations for FailureHandler {
         let first = offset >> SECTOR_SHIFT;
         let end = offset.saturating_add(len).div_ceil(1 << SECTOR_SHIFT);
 
-        self.badblocks.check(first, end.saturating_sub(first)).is_some()
+        self.badblocks
+            .check(first, end.saturating_sub(first))
+            .is_some()
     }
 
     fn exposed(&self, offset: u64, len: u64) {

@@ -84,9 +84,7 @@ unsafe extern "C" fn pmem_rs_lease_put(lease: *mut bindings::pmem_rs_lease) {
 ///
 /// As for [`lease`], during the call.
 #[no_mangle]
-unsafe extern "C" fn pmem_rs_lease_address(
-    raw: *const bindings::pmem_rs_lease,
-) -> *mut c_void {
+unsafe extern "C" fn pmem_rs_lease_address(raw: *const bindings::pmem_rs_lease) -> *mut c_void {
     // SAFETY: By the safety requirements.
     unsafe { lease(raw).map_or(core::ptr::null_mut(), |lease| lease.addr().cast()) }
 }

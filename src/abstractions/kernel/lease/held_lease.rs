@@ -238,7 +238,9 @@ impl Lease {
     pub(super) unsafe fn read(&self, offset: u64, buffer: &mut [u8]) -> Result {
         // SAFETY: By the safety requirements.
         let parts = unsafe { self.parts() }?;
-        parts.pieces.read(parts.check(offset, buffer.len())?, buffer)
+        parts
+            .pieces
+            .read(parts.check(offset, buffer.len())?, buffer)
     }
 
     /// Copies to the memory. Does not sleep.
@@ -252,7 +254,9 @@ impl Lease {
         if parts.claim.is_read_only() {
             return Err(EROFS);
         }
-        parts.pieces.write(parts.check(offset, buffer.len())?, buffer)
+        parts
+            .pieces
+            .write(parts.check(offset, buffer.len())?, buffer)
     }
 
     /// Makes durable what was written. Sleeps.
@@ -408,7 +412,9 @@ impl Lease {
     pub(super) fn owner(&self) -> &CStr {
         match NonNull::new(self.ops.owner) {
             // SAFETY: By the type invariant it is a module. Its name ends with a null byte.
-            Some(module) => unsafe { CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast()) },
+            Some(module) => unsafe {
+                CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast())
+            },
             None => c"(built in)",
         }
     }

@@ -46,11 +46,7 @@ impl Piece {
         let end = offset
             .saturating_add(len)
             .min(at.saturating_add(self.len as u64));
-        let in_range = |offset: u64| {
-            offset
-                .saturating_sub(at)
-                .saturating_add(self.start as u64)
-        };
+        let in_range = |offset: u64| offset.saturating_sub(at).saturating_add(self.start as u64);
 
         (first < end).then(|| in_range(first)..in_range(end))
     }
@@ -215,9 +211,9 @@ impl Address {
             return Ok(Self::Linear(NonNull::new(addr).ok_or(ENXIO)?));
         }
 
-        let nr_pages = pieces
-            .iter()
-            .fold(0_usize, |sum, piece| sum.saturating_add(piece.len >> PAGE_SHIFT));
+        let nr_pages = pieces.iter().fold(0_usize, |sum, piece| {
+            sum.saturating_add(piece.len >> PAGE_SHIFT)
+        });
         // SAFETY: The number of pages of System RAM may be read at any time.
         let limit = unsafe { bindings::totalram_pages() };
         if nr_pages > limit || c_uint::try_from(nr_pages).is_err() {
@@ -378,8 +374,8 @@ mod tests {
 
     /// Returns the address of the second page.
     fn piece_addr(pages: &crate::abstractions::kernel::fs::dax::Pagemap<Silent>) -> usize {
-        pages
-            .reference()
-            .map_or(0, |memory| LeasedMemory::addr_of(&memory, PAGE_SIZE) as usize)
+        pages.reference().map_or(0, |memory| {
+            LeasedMemory::addr_of(&memory, PAGE_SIZE) as usize
+        })
     }
 }

@@ -251,7 +251,10 @@ fn defects_of_leases_are_found() {
     );
     finds("deadlock", revoked_and_unloaded(Defect::AwaitsItself, true));
     finds("deadlock", revoked_and_unloaded(Defect::WakeUpLost, false));
-    finds("Causality violation", revoked_while_taken(Defect::OpenEarly));
+    finds(
+        "Causality violation",
+        revoked_while_taken(Defect::OpenEarly),
+    );
 }
 
 #[test]
@@ -275,9 +278,8 @@ fn many_failures_are_told_in_few_calls() {
     assert_eq!(told.len(), 4);
     for place in 0..10 {
         let bytes = place * 100..place * 100 + 10;
-        let covers = |range: &std::ops::Range<u64>| {
-            range.start <= bytes.start && bytes.end <= range.end
-        };
+        let covers =
+            |range: &std::ops::Range<u64>| range.start <= bytes.start && bytes.end <= range.end;
         assert!(told.iter().any(covers), "{bytes:?} is not in {told:?}");
     }
 
