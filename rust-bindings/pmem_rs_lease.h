@@ -53,7 +53,7 @@ struct pmem_rs_lease_ops {
  * Return: the lease, to be given back by pmem_rs_lease_put(), or
  *	-EINVAL if an argument is not as described,
  *	-ENXIO if there is no such device, or it is going to be unbound,
- *	-EBUSY if it is claimed: mounted, open with O_EXCL, part of a device-mapper device, leased,
+ *	-EBUSY if it is claimed: mounted, open with O_EXCL, below device-mapper, leased,
  *	-EACCES if it is read-only,
  *	-ERANGE if the range is not all in the device,
  *	-EOPNOTSUPP if it has no DAX, or a piece belongs to another driver,
@@ -122,7 +122,7 @@ int pmem_rs_lease_read(const struct pmem_rs_lease *lease, u64 offset, void *buf,
  *
  * Context: Any. Does not sleep.
  * Return: 0, -ERANGE if the bytes are not all in the lease, -EROFS if the disk has become
- *	read-only, or -EIO if some of the bytes have failed. The bytes before these may be written.
+ *	read-only, or -EIO if some of the bytes have failed. Those before may be written.
  */
 int pmem_rs_lease_write(const struct pmem_rs_lease *lease, u64 offset, const void *buf, size_t len);
 

@@ -42,16 +42,15 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h) (`struct blk_holder_ops`)
 
-mod claim;
+mod claimed_device;
 mod exports;
 mod handover;
 mod held_lease;
 mod leases;
 mod pieces;
-mod table;
 
 pub(in crate::abstractions) use crate::abstractions::kernel::lease::leases::LeasedMemory;
-pub use crate::abstractions::kernel::lease::{
-    leases::Leases,
-    table::Table, //
+pub use crate::abstractions::kernel::lease::leases::{
+    Leases,
+    Table, //
 };

@@ -3,19 +3,20 @@
 //! A lease, from when it is taken until it is given back.
 
 use super::{
-    claim::Claim,
+    claimed_device::Claim,
     handover::{
         Call,
         Handover, //
     },
-    leases::Leases,
+    leases::{
+        Leases,
+        ListedLease,
+        Table,
+        TABLE, //
+    },
     pieces::{
         Address,
         Pieces, //
-    },
-    table::{
-        Table,
-        TABLE, //
     }, //
 };
 use crate::abstractions::bindings;
@@ -195,7 +196,7 @@ impl Lease {
         // SAFETY: The parts were just set, and are released after this.
         for piece in unsafe { self.parts() }?.pieces.iter() {
             // SAFETY: The pieces stay until the lease is removed from all lists.
-            unsafe { piece.leases.add(self) }?;
+            unsafe { piece.leases.add(self.clone()) }?;
         }
         self.table.set_held(Arc::as_ptr(self) as usize)
     }
@@ -323,44 +324,6 @@ impl Lease {
         drop(unsafe { (*self.parts.get()).take() });
     }
 
-    /// Has the holder told that the device goes. Does not wait for it.
-    pub(super) fn revoke(self: &Arc<Self>) {
-        if self.handover.lock().revoke() {
-            self.queue();
-        }
-    }
-
-    /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset` bytes
-    /// into the data of the memory of `leases` on, which have failed. Returns whether there are any.
-    ///
-    /// # Safety
-    ///
-    /// The lease must be in the list `leases`, and its lock be held.
-    pub(super) unsafe fn fail(self: &Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool {
-        // SAFETY: By the safety requirements the lease is removed from the list later.
-        let Ok(parts) = (unsafe { self.parts() }) else {
-            return false;
-        };
-        let mut handover = self.handover.lock();
-        let mut has_any = false;
-        let mut is_new = false;
-
-        for piece in parts.pieces.iter() {
-            if !core::ptr::eq(Arc::as_ptr(&piece.leases), leases) {
-                continue;
-            }
-            if let Some(bad) = piece.overlap(offset, len) {
-                has_any = true;
-                is_new |= handover.fail(bad.start, bad.end.saturating_sub(bad.start));
-            }
-        }
-        drop(handover);
-        if is_new {
-            self.queue();
-        }
-        has_any
-    }
-
     fn queue(self: &Arc<Self>) {
         // An error means that the work is queued already. It has not begun then, so it sees the new
         // call.
@@ -378,7 +341,7 @@ impl Lease {
             };
             let lease = core::ptr::from_ref(self).cast_mut().cast();
             // SAFETY: By the type invariant: the lease was not given back when the call began, and
-            // who gives it back waits for the end. The module stays.
+            // giving it back waits for the end. The module stays.
             unsafe {
                 match call {
                     Call::Revoke => {
@@ -407,19 +370,53 @@ impl Lease {
         // module, which is not freed before the lease was given back.
         unsafe { bindings::try_module_get(self.ops.owner) }.then(|| KeptModule(self.ops.owner))
     }
+}
 
-    /// Returns the name of the module of the holder. The lease must not have been given back.
-    pub(super) fn owner(&self) -> &CStr {
-        match NonNull::new(self.ops.owner) {
-            // SAFETY: By the type invariant it is a module. Its name ends with a null byte.
-            Some(module) => unsafe {
-                CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast())
-            },
-            None => c"(built in)",
+impl ListedLease for Lease {
+    fn revoke(self: Arc<Self>) {
+        let is_new = self.handover.lock().revoke();
+
+        if is_new {
+            self.queue();
         }
     }
 
-    pub(super) fn is_in_callback(&self) -> bool {
+    unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool {
+        // SAFETY: By the safety requirements the lease is removed from the list later.
+        let Ok(parts) = (unsafe { self.parts() }) else {
+            return false;
+        };
+        let mut handover = self.handover.lock();
+        let mut has_any = false;
+        let mut is_new = false;
+
+        for piece in parts.pieces.iter() {
+            if !core::ptr::eq(Arc::as_ptr(&piece.leases), leases) {
+                continue;
+            }
+            if let Some(bad) = piece.overlap(offset, len) {
+                has_any = true;
+                is_new |= handover.fail(bad.start, bad.end.saturating_sub(bad.start));
+            }
+        }
+        drop(handover);
+        if is_new {
+            self.queue();
+        }
+        has_any
+    }
+
+    fn owner(&self) -> &CStr {
+        match NonNull::new(self.ops.owner) {
+            None => c"(built in)",
+            Some(module) => {
+                // SAFETY: By the type invariant it is a module. Its name ends with a null byte.
+                unsafe { CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast()) }
+            }
+        }
+    }
+
+    fn is_in_callback(&self) -> bool {
         self.handover.lock().is_in_callback()
     }
 }

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The leases of one pgmap.
+//! The leases of one pgmap, and the table of all pgmaps that can be leased.
 
-use super::{
-    held_lease::Lease,
-    table::TABLE, //
-};
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::{
+    percpu_ref::Counted,
     pmem_slice::{
         PmemSlice,
         WritableSlice, //
     },
     wait::WaitQueue, //
+};
+use crate::abstractions::kernel_ext::{
+    module::{
+        Global,
+        Installed, //
+    },
+    workqueue::OwnedQueue, //
 };
 use kernel::{
     new_mutex,
@@ -45,6 +49,27 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
 }
 
+/// A lease in the list of a pgmap.
+pub(super) trait ListedLease: Send + Sync {
+    /// Has the holder told that the device goes. Does not wait for it.
+    fn revoke(self: Arc<Self>);
+
+    /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset`
+    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether there
+    /// are any.
+    ///
+    /// # Safety
+    ///
+    /// The lease must be in the list `leases`, and its lock be held.
+    unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
+
+    /// Returns the name of the module of the holder. The lease must not have been given back.
+    fn owner(&self) -> &CStr;
+
+    /// Returns whether a callback of the lease runs.
+    fn is_in_callback(&self) -> bool;
+}
+
 /// The leases of a pgmap.
 ///
 /// # Invariants
@@ -62,7 +87,7 @@ pub struct Leases {
 struct State {
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
-    held: KVec<Arc<Lease>>,
+    held: KVec<Arc<dyn ListedLease>>,
 }
 
 impl Leases {
@@ -83,7 +108,7 @@ impl Leases {
         )
     }
 
-    /// Accepts leases of this memory, if there is a [`Table`](super::Table). May sleep.
+    /// Accepts leases of this memory, if there is a [`Table`]. May sleep.
     ///
     /// [`Self::revoke`] must be called before the references to the memory are waited for.
     pub(in crate::abstractions) fn accept(
@@ -108,7 +133,7 @@ impl Leases {
         let memory = {
             let mut state = self.state.lock();
             for lease in &state.held {
-                lease.revoke();
+                lease.clone().revoke();
             }
             state.memory.take()
         };
@@ -152,7 +177,7 @@ impl Leases {
         for lease in &state.held {
             // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
             // lock is held.
-            told |= unsafe { lease.fail(self, offset, len) };
+            told |= unsafe { lease.clone().fail(self, offset, len) };
         }
         told
     }
@@ -172,26 +197,31 @@ impl Leases {
     /// # Safety
     ///
     /// The pieces of the lease must be set, and must stay until [`Self::remove`].
-    pub(super) unsafe fn add(&self, lease: &Arc<Lease>) -> Result {
+    pub(super) unsafe fn add(&self, lease: Arc<dyn ListedLease>) -> Result {
         let mut state = self.state.lock();
+        let is_it = |other: &Arc<dyn ListedLease>| {
+            core::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&lease))
+        };
 
         if state.memory.is_none() {
             return Err(ENXIO);
         }
-        if !state.held.iter().any(|other| Arc::ptr_eq(other, lease)) {
+        if !state.held.iter().any(is_it) {
             // INVARIANT: By the safety requirements.
-            state.held.push(lease.clone(), GFP_KERNEL)?;
+            state.held.push(lease, GFP_KERNEL)?;
         }
         Ok(())
     }
 
     /// Removes a lease, if it is there.
-    pub(super) fn remove(&self, lease: &Lease) {
+    pub(super) fn remove<L: ListedLease>(&self, lease: &L) {
         let mut removed = None;
 
         {
             let mut state = self.state.lock();
-            let is_it = |other: &Arc<Lease>| core::ptr::eq(Arc::as_ptr(other), lease);
+            let is_it = |other: &Arc<dyn ListedLease>| {
+                core::ptr::addr_eq(Arc::as_ptr(other), core::ptr::from_ref(lease))
+            };
             if let Some(index) = state.held.iter().position(is_it) {
                 removed = state.held.remove(index).ok();
             }
@@ -199,5 +229,71 @@ impl Leases {
         if removed.is_some() {
             self.returned.wake_up();
         }
+    }
+}
+
+/// Installed while the module is loaded.
+pub(super) static TABLE: Global<Table> = Global::new();
+
+/// The pgmaps that can be leased, and what all leases share.
+#[pin_data]
+pub struct Table {
+    #[pin]
+    lists: Mutex<KVec<Arc<Leases>>>,
+    /// The addresses of the leases that are held, to check what C code gives back.
+    #[pin]
+    held: Mutex<KVec<usize>>,
+    /// Callbacks may do what flushes other queues, so it has no rescuer.
+    pub(super) queue: OwnedQueue,
+}
+
+/// A memory, its leases, and an offset in it.
+pub(super) type Found = (Arc<Leases>, Arc<dyn LeasedMemory>, usize);
+
+impl Table {
+    /// Makes the table. Without it, memory cannot be leased. May sleep.
+    pub fn install() -> Result<Installed<Self>> {
+        let queue = OwnedQueue::new(c"pmem_rs_lease")?;
+
+        TABLE.install(Counted::pin_init(try_pin_init!(Self {
+            lists <- new_mutex!(KVec::new(), "pmem_rs::Table::lists"),
+            held <- new_mutex!(KVec::new(), "pmem_rs::Table::held"),
+            queue,
+        }))?)
+    }
+
+    pub(super) fn add(&self, leases: Arc<Leases>) -> Result {
+        Ok(self.lists.lock().push(leases, GFP_KERNEL)?)
+    }
+
+    pub(super) fn remove(&self, leases: &Leases) {
+        let mut lists = self.lists.lock();
+        let is_it = |other: &Arc<Leases>| core::ptr::eq(Arc::as_ptr(other), leases);
+
+        if let Some(index) = lists.iter().position(is_it) {
+            // The caller has a reference too, so nothing is dropped under the lock.
+            let _ = lists.remove(index);
+        }
+    }
+
+    /// Returns the memory that has a kernel address.
+    pub(super) fn find(&self, addr: usize) -> Option<Found> {
+        self.lists.lock().iter().find_map(|leases| {
+            let (memory, offset) = leases.find(addr)?;
+            Some((leases.clone(), memory, offset))
+        })
+    }
+
+    /// Takes note that the lease at this address is held.
+    pub(super) fn set_held(&self, addr: usize) -> Result {
+        Ok(self.held.lock().push(addr, GFP_KERNEL)?)
+    }
+
+    /// Takes note that the lease at this address is no longer held. Returns false if it was not.
+    pub(super) fn set_given_back(&self, addr: usize) -> bool {
+        let mut held = self.held.lock();
+        let index = held.iter().position(|other| *other == addr);
+
+        index.is_some_and(|index| held.remove(index).is_ok())
     }
 }

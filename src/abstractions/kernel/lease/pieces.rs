@@ -3,12 +3,12 @@
 //! The memory of a range: its pieces, and one address for all.
 
 use super::{
-    claim::DaxDevice,
+    claimed_device::DaxDevice,
     leases::{
         LeasedMemory,
-        Leases, //
-    },
-    table::Table, //
+        Leases,
+        Table, //
+    }, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
@@ -256,7 +256,7 @@ impl Drop for Address {
 #[kunit_tests(pmem_rs_lease)]
 mod tests {
     use super::{
-        super::table::TABLE,
+        super::leases::TABLE,
         *, //
     };
     use crate::abstractions::kernel::fs::dax::testing::{

@@ -198,8 +198,8 @@ impl FailedPages {
     /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
     /// [`ENOSPC`] if the pages cannot be listed.
     ///
-    /// `tell` has other users in the kernel told, and returns whether there are any. They handle the
-    /// failure of a page that is associated with no file.
+    /// `tell` has other users in the kernel told, and returns whether there are any. They handle
+    /// the failure of a page that is associated with no file.
     ///
     /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
     /// stay in the linear mapping, because only handlers of machine checks take them out.

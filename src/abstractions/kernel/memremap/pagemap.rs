@@ -24,10 +24,7 @@ use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     block::gendisk::DiskState,
-    lease::{
-        LeasedMemory,
-        Leases, //
-    },
+    lease::Leases,
     numa::Node,
     percpu_ref::Ref,
     pmem_slice::{
@@ -479,42 +476,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
             Ok(()) => 0,
             Err(err) => err.to_errno(),
         }
-    }
-}
-
-impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
-    fn data(&self) -> PmemSlice<'_> {
-        self.slice()
-    }
-
-    fn offset_of(&self, addr: usize) -> Option<usize> {
-        let offset = addr.checked_sub(self.data.as_ptr().addr())?;
-
-        (offset < self.len).then_some(offset)
-    }
-
-    fn addr_of(&self, offset: usize) -> *mut u8 {
-        self.data.as_ptr().wrapping_add(offset)
-    }
-
-    fn page_of(&self, offset: usize) -> *mut bindings::page {
-        let pgoff = offset >> PAGE_SHIFT;
-        if self.pages.nr_from(pgoff).is_none() {
-            return core::ptr::null_mut();
-        }
-
-        // SAFETY: By the type invariant the page frame has a `struct page`.
-        unsafe { bindings::pfn_to_page(self.pages.pfn(pgoff) as c_ulong) }
-    }
-
-    fn is_good(&self, offset: usize, len: usize) -> bool {
-        // A failed page is known to the operations before it is repaired.
-        (self.none_failed() || !self.has_failed(offset, len))
-            && !self.ops.is_bad(offset as u64, len as u64)
-    }
-
-    fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
-        PagemapInner::writable(self, offset, len)
     }
 }
 

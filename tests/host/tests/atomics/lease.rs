@@ -28,7 +28,7 @@ use std::rc::Rc;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Defect {
     None,
-    /// Who gives the lease back does not wait for the callback that runs.
+    /// Giving the lease back does not wait for the callback that runs.
     NotAwaited,
     /// A callback that gives the lease back waits for itself.
     AwaitsItself,
@@ -36,7 +36,7 @@ enum Defect {
     EndsEarly,
     /// The module of the holder is not kept during a call.
     NotKept,
-    /// Who waits for a callback is not woken.
+    /// The thread that waits for a callback is not woken.
     WakeUpLost,
     /// Calls begin before the lease is in all lists.
     OpenEarly,
@@ -261,7 +261,10 @@ fn defects_of_leases_are_found() {
     }
     finds("deadlock", revoked_and_put(Defect::WakeUpLost, false));
     finds("deadlock", revoked_and_put(Defect::AwaitsItself, true));
-    finds("Causality violation", revoked_and_unloaded(Defect::NotKept, true));
+    finds(
+        "Causality violation",
+        revoked_and_unloaded(Defect::NotKept, true),
+    );
     finds("deadlock", revoked_while_taken(Defect::OpenEarly));
 }
 
