@@ -285,8 +285,8 @@ impl Lease {
             return;
         }
 
-        // SAFETY: The lease was held, so the address is that of an `Arc` that `new` has made raw. It
-        // is taken back once, since it is not held any more.
+        // SAFETY: The lease was held, so the address is that of an `Arc` that `new` has made raw.
+        // It is taken back once, since it is not held any more.
         let lease = unsafe { Arc::from_raw(addr) };
         lease.handover.lock().give_back();
         lease.wait_idle();

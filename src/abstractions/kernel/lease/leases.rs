@@ -3,6 +3,7 @@
 //! The leases of one pgmap, and the table of all pgmaps that can be leased.
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     percpu_ref::Counted,
     pmem_slice::{
@@ -18,6 +19,7 @@ use crate::abstractions::kernel_ext::{
     },
     workqueue::OwnedQueue, //
 };
+use core::ops::Range;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -32,9 +34,6 @@ use kernel::{
 pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     /// Returns the data.
     fn data(&self) -> PmemSlice<'_>;
-
-    /// Returns the offset of a kernel address in the data.
-    fn offset_of(&self, addr: usize) -> Option<usize>;
 
     /// Returns the kernel address of a byte of the data.
     fn addr_of(&self, offset: usize) -> *mut u8;
@@ -85,6 +84,8 @@ pub struct Leases {
 }
 
 struct State {
+    /// The addresses of the memory.
+    addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
     held: KVec<Arc<dyn ListedLease>>,
@@ -97,6 +98,7 @@ impl Leases {
             try_pin_init!(Self {
                 state <- new_mutex!(
                     State {
+                        addresses: 0..0,
                         memory: None,
                         held: KVec::new(),
                     },
@@ -119,17 +121,26 @@ impl Leases {
             return Ok(());
         };
 
-        self.state.lock().memory = Some(memory);
-        table.add(self.clone()).inspect_err(|_| self.revoke())
+        let start = memory.addr_of(0).addr();
+        {
+            let mut state = self.state.lock();
+            state.addresses = start..start.saturating_add(memory.data().len());
+            state.memory = Some(memory);
+        }
+        table.add(self.clone())
+    }
+
+    /// Takes note that the memory is about to be freed, so that its addresses may be those of other
+    /// memory. May sleep.
+    pub(in crate::abstractions) fn forget(&self) {
+        if let Some(table) = TABLE.get() {
+            table.remove(self);
+        }
     }
 
     /// Accepts no more leases, and has the holders of all told, by their work items. May sleep, but
     /// waits for no holder. Only the first call has an effect.
     pub fn revoke(&self) {
-        if let Some(table) = TABLE.get() {
-            table.remove(self);
-        }
-
         let memory = {
             let mut state = self.state.lock();
             for lease in &state.held {
@@ -182,14 +193,17 @@ impl Leases {
         told
     }
 
-    /// Returns the memory and the offset in it of a kernel address, if it is one of this memory and
-    /// leases are accepted.
-    pub(super) fn find(&self, addr: usize) -> Option<(Arc<dyn LeasedMemory>, usize)> {
+    /// Returns the memory and the offset in it of a kernel address, if it is one of this memory.
+    /// Fails with [`ENXIO`] after [`Self::revoke`].
+    fn find(&self, addr: usize) -> Option<Result<(Arc<dyn LeasedMemory>, usize)>> {
         let state = self.state.lock();
-        let memory = state.memory.as_ref()?;
-        let offset = memory.offset_of(addr)?;
+        let offset = addr.checked_sub(state.addresses.start)?;
+        if !state.addresses.contains(&addr) {
+            return None;
+        }
 
-        Some((memory.clone(), offset))
+        let memory = state.memory.clone().ok_or(ENXIO);
+        Some(memory.map(|memory| (memory, offset)))
     }
 
     /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`].
@@ -277,11 +291,18 @@ impl Table {
     }
 
     /// Returns the memory that has a kernel address.
-    pub(super) fn find(&self, addr: usize) -> Option<Found> {
-        self.lists.lock().iter().find_map(|leases| {
-            let (memory, offset) = leases.find(addr)?;
-            Some((leases.clone(), memory, offset))
-        })
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if it is not in the table, [`ENXIO`] if it accepts no more leases.
+    pub(super) fn find(&self, addr: usize) -> Result<Found> {
+        let lists = self.lists.lock();
+        let (leases, found) = lists
+            .iter()
+            .find_map(|leases| Some((leases, leases.find(addr)?)))
+            .ok_or(EOPNOTSUPP)?;
+
+        found.map(|(memory, offset)| (leases.clone(), memory, offset))
     }
 
     /// Takes note that the lease at this address is held.

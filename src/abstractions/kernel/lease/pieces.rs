@@ -11,7 +11,6 @@ use super::{
     }, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel_ext::task::cond_resched;
 use core::{
     ops::Range,
@@ -65,7 +64,7 @@ impl Pieces {
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if a piece is in no memory of the table. The errors of the translation.
+    /// Those of [`Table::find`] and of the translation.
     pub(super) fn find(table: &Table, dax: &DaxDevice, start: u64, len: usize) -> Result<Self> {
         let mut pieces: KVVec<Piece> = KVVec::new();
         let first = usize::try_from(start >> PAGE_SHIFT)?;
@@ -77,7 +76,7 @@ impl Pieces {
             // The lock is held until there is a reference to the memory.
             let (found, nr) = dax.with_lock(|dax| {
                 let (addr, nr) = dax.translate(pgoff, rest >> PAGE_SHIFT)?;
-                Ok::<_, Error>((table.find(addr).ok_or(EOPNOTSUPP)?, nr))
+                Ok::<_, Error>((table.find(addr)?, nr))
             })?;
             let (leases, memory, at) = found;
             let nr_bytes = (nr << PAGE_SHIFT).min(rest);
@@ -259,10 +258,13 @@ mod tests {
         super::leases::TABLE,
         *, //
     };
-    use crate::abstractions::kernel::fs::dax::testing::{
-        pages,
-        Silent,
-        TestPagemap, //
+    use crate::abstractions::{
+        compat::error::code::EOPNOTSUPP,
+        kernel::fs::dax::testing::{
+            pages,
+            Silent,
+            TestPagemap, //
+        }, //
     };
 
     /// Makes a piece of whole pages.
@@ -356,7 +358,7 @@ mod tests {
         let table = TABLE.get().ok_or(ENXIO)?;
         let addr = piece_addr(&pages);
 
-        let found = table.find(addr).ok_or(ENXIO)?;
+        let found = table.find(addr)?;
         assert!(Arc::ptr_eq(&found.0, pages.leases()));
         assert!(found.2 == PAGE_SIZE);
         drop(found);
@@ -364,10 +366,11 @@ mod tests {
         assert!(!pages.leases().fail(0, PAGE_SIZE as u64));
 
         pages.close_to_mappings();
-        assert!(table.find(addr).is_none());
+        assert!(table.find(addr).is_err_and(|err| err == ENXIO));
         // Nothing of it has a reference.
         let (revoked, _) = pages.close().revoke();
         assert!(revoked.free().is_ok());
+        assert!(table.find(addr).is_err_and(|err| err == EOPNOTSUPP));
         drop(queue);
         Ok(())
     }

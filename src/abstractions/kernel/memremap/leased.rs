@@ -27,12 +27,6 @@ impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
         self.slice()
     }
 
-    fn offset_of(&self, addr: usize) -> Option<usize> {
-        let offset = addr.checked_sub(self.pages.addr(0).addr())?;
-
-        (offset < self.slice().len()).then_some(offset)
-    }
-
     fn addr_of(&self, offset: usize) -> *mut u8 {
         self.pages.addr(0).wrapping_add(offset)
     }

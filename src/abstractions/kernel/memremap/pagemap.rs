@@ -220,6 +220,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// under way or begin, and nothing may have an address of the data. The value must not be used
     /// after this, but to be dropped.
     pub(in crate::abstractions) unsafe fn free(&self) {
+        self.leases.forget();
         // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
         // requirements there is no user, and this is called once.
         unsafe {

@@ -25,7 +25,7 @@ use crate::mapping::PAGE;
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::Mode;
-use crate::process::Child;
+use crate::process::{Child, Link};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::Buffer;
 use crate::sysfs;
@@ -163,11 +163,17 @@ fn with_notice(lab: &mut Lab) -> Result<()> {
     expect_number(&prepared.disk, 0, VALUE)?;
 
     // A device that is leaving cannot be leased.
-    let opener = prepared.disk.open_read_only()?;
+    // The unbinding process must not have it open.
+    let mut opener = Child::start_ready("the opener", |link: &mut Link| {
+        let _file = prepared.disk.open_read_only()?;
+        link.say("ready")?;
+        link.wait()
+    })?;
     let mut unbind = start_unbind(&prepared.bound)?;
     sleep(Duration::from_millis(500));
-    other.expect_refused(&prepared.disk, Errno::EOPNOTSUPP)?;
-    drop(opener);
+    other.expect_refused(&prepared.disk, Errno::ENXIO)?;
+    opener.go()?;
+    opener.expect_done(UNBIND_LIMIT)?;
     unbind.expect_done(UNBIND_LIMIT)?;
     notice::reset()?;
     prepared.bound.bind(lab.driver)
