@@ -213,8 +213,7 @@ impl FailedPages {
         has_failed: &HasFailed,
         ops: &T,
         pfn: c_ulong,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
         flags: c_int,
         tell: impl FnOnce() -> bool,
     ) -> Result {

@@ -471,7 +471,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
             let tell = || inner.leases.fail(offset, len);
-            failed.handle(has_failed, &inner.ops, pfn, offset, len, flags, tell)
+            failed.handle(has_failed, &inner.ops, pfn, (offset, len), flags, tell)
         };
         match result {
             Ok(()) => 0,
