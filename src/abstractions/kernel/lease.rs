@@ -24,22 +24,6 @@
 //!
 //! None is held while a callback runs, or while a block device is opened or closed.
 //!
-//! # Examples
-//!
-//! ```no_run
-//! use kernel::prelude::*;
-//! use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
-//! use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
-//!
-//! /// Tells the holders of leases, and waits for a second.
-//! fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
-//!     pages.leases().revoke();
-//!     if !pages.leases().wait_returned(1000) {
-//!         pages.leases().report(c"pfn0.0");
-//!     }
-//! }
-//! ```
-//!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h) (`struct blk_holder_ops`)
 
 mod claimed_device;

@@ -71,6 +71,22 @@ pub(super) trait ListedLease: Send + Sync {
 
 /// The leases of a pgmap.
 ///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
+///
+/// /// Tells the holders of leases, and waits for a second.
+/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
+///     pages.leases().revoke();
+///     if !pages.leases().wait_returned(1000) {
+///         pages.leases().report(c"pfn0.0");
+///     }
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The pieces of a lease in the list stay while it is in the list.
