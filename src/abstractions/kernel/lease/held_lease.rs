@@ -11,6 +11,7 @@ use super::{
     leases::{
         Leases,
         ListedLease,
+        OwnerName,
         Table,
         TABLE, //
     },
@@ -406,14 +407,12 @@ impl ListedLease for Lease {
         has_any
     }
 
-    fn owner(&self) -> &CStr {
-        match NonNull::new(self.ops.owner) {
-            None => c"(built in)",
-            Some(module) => {
-                // SAFETY: By the type invariant it is a module. Its name ends with a null byte.
-                unsafe { CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast()) }
-            }
-        }
+    fn owner(&self) -> OwnerName<'_> {
+        // SAFETY: By the type invariant it is null or a module, which stays. Its name does not
+        // change.
+        let name = NonNull::new(self.ops.owner)
+            .map(|module| unsafe { &(*addr_of!((*module.as_ptr()).name))[..] });
+        OwnerName(name)
     }
 
     fn is_in_callback(&self) -> bool {

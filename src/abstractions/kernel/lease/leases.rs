@@ -21,8 +21,13 @@ use crate::abstractions::kernel_ext::{
 };
 use core::ops::Range;
 use kernel::{
+    fmt::{
+        self,
+        Write, //
+    },
     new_mutex,
     prelude::*,
+    rbtree::RBTree,
     sync::{
         Arc,
         Mutex, //
@@ -48,6 +53,21 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
 }
 
+/// The name of a module, if the holder is one. It ends with a null byte.
+pub(super) struct OwnerName<'a>(pub(super) Option<&'a [c_char]>);
+
+impl fmt::Display for OwnerName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(name) = self.0 else {
+            return f.write_str("(built in)");
+        };
+        for letter in name.iter().take_while(|letter| **letter != 0) {
+            f.write_char(char::from(*letter as u8))?;
+        }
+        Ok(())
+    }
+}
+
 /// A lease in the list of a pgmap.
 pub(super) trait ListedLease: Send + Sync {
     /// Has the holder told that the device goes. Does not wait for it.
@@ -63,7 +83,7 @@ pub(super) trait ListedLease: Send + Sync {
     unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
 
     /// Returns the name of the module of the holder. The lease must not have been given back.
-    fn owner(&self) -> &CStr;
+    fn owner(&self) -> OwnerName<'_>;
 
     /// Returns whether a callback of the lease runs.
     fn is_in_callback(&self) -> bool;
@@ -104,7 +124,8 @@ struct State {
     addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
-    held: KVec<Arc<dyn ListedLease>>,
+    /// The leases, by their addresses.
+    held: RBTree<usize, Arc<dyn ListedLease>>,
 }
 
 impl Leases {
@@ -116,7 +137,7 @@ impl Leases {
                     State {
                         addresses: 0..0,
                         memory: None,
-                        held: KVec::new(),
+                        held: RBTree::new(),
                     },
                     "pmem_rs::Leases::state"
                 ),
@@ -159,7 +180,7 @@ impl Leases {
     pub fn revoke(&self) {
         let memory = {
             let mut state = self.state.lock();
-            for lease in &state.held {
+            for lease in state.held.values() {
                 lease.clone().revoke();
             }
             state.memory.take()
@@ -169,7 +190,7 @@ impl Leases {
 
     /// Returns whether there are leases. May sleep.
     pub fn are_held(&self) -> bool {
-        !self.state.lock().held.is_empty()
+        self.state.lock().held.iter().next().is_some()
     }
 
     /// Waits, for at most `limit` milliseconds, until all leases were given back. Sleeps. Returns
@@ -182,7 +203,7 @@ impl Leases {
 
     /// Logs which leases of the device `name` are held. May sleep.
     pub fn report(&self, name: &CStr) {
-        for lease in &self.state.lock().held {
+        for lease in self.state.lock().held.values() {
             pr_warn!(
                 "{name}: its lease is kept by the module {}{}\n",
                 lease.owner(),
@@ -201,7 +222,7 @@ impl Leases {
         let state = self.state.lock();
         let mut told = false;
 
-        for lease in &state.held {
+        for lease in state.held.values() {
             // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
             // lock is held.
             told |= unsafe { lease.clone().fail(self, offset, len) };
@@ -228,38 +249,32 @@ impl Leases {
     ///
     /// The pieces of the lease must be set, and must stay until [`Self::remove`].
     pub(super) unsafe fn add(&self, lease: Arc<dyn ListedLease>) -> Result {
+        let key = address(Arc::as_ptr(&lease));
         let mut state = self.state.lock();
-        let is_it = |other: &Arc<dyn ListedLease>| {
-            core::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&lease))
-        };
 
         if state.memory.is_none() {
             return Err(ENXIO);
         }
-        if !state.held.iter().any(is_it) {
+        if state.held.get(&key).is_none() {
             // INVARIANT: By the safety requirements.
-            state.held.push(lease, GFP_KERNEL)?;
+            state.held.try_create_and_insert(key, lease, GFP_KERNEL)?;
         }
         Ok(())
     }
 
     /// Removes a lease, if it is there.
     pub(super) fn remove<L: ListedLease>(&self, lease: &L) {
-        let mut removed = None;
+        let removed = self.state.lock().held.remove(&address(lease));
 
-        {
-            let mut state = self.state.lock();
-            let is_it = |other: &Arc<dyn ListedLease>| {
-                core::ptr::addr_eq(Arc::as_ptr(other), core::ptr::from_ref(lease))
-            };
-            if let Some(index) = state.held.iter().position(is_it) {
-                removed = state.held.remove(index).ok();
-            }
-        }
         if removed.is_some() {
             self.returned.wake_up();
         }
     }
+}
+
+/// Returns the address of a value, as a key.
+fn address<T: ?Sized>(value: *const T) -> usize {
+    value.cast::<()>().addr()
 }
 
 /// Installed while the module is loaded.
@@ -269,10 +284,10 @@ pub(super) static TABLE: Global<Table> = Global::new();
 #[pin_data]
 pub struct Table {
     #[pin]
-    lists: Mutex<KVec<Arc<Leases>>>,
+    lists: Mutex<RBTree<usize, Arc<Leases>>>,
     /// The addresses of the leases that are held, to check what C code gives back.
     #[pin]
-    held: Mutex<KVec<usize>>,
+    held: Mutex<RBTree<usize, ()>>,
     /// Callbacks may do what flushes other queues, so it has no rescuer.
     pub(super) queue: OwnedQueue,
 }
@@ -286,24 +301,24 @@ impl Table {
         let queue = OwnedQueue::new(c"pmem_rs_lease")?;
 
         TABLE.install(Counted::pin_init(try_pin_init!(Self {
-            lists <- new_mutex!(KVec::new(), "pmem_rs::Table::lists"),
-            held <- new_mutex!(KVec::new(), "pmem_rs::Table::held"),
+            lists <- new_mutex!(RBTree::new(), "pmem_rs::Table::lists"),
+            held <- new_mutex!(RBTree::new(), "pmem_rs::Table::held"),
             queue,
         }))?)
     }
 
-    pub(super) fn add(&self, leases: Arc<Leases>) -> Result {
-        Ok(self.lists.lock().push(leases, GFP_KERNEL)?)
+    fn add(&self, leases: Arc<Leases>) -> Result {
+        let key = address(Arc::as_ptr(&leases));
+
+        self.lists
+            .lock()
+            .try_create_and_insert(key, leases, GFP_KERNEL)
+            .map(|_| ())
     }
 
-    pub(super) fn remove(&self, leases: &Leases) {
-        let mut lists = self.lists.lock();
-        let is_it = |other: &Arc<Leases>| core::ptr::eq(Arc::as_ptr(other), leases);
-
-        if let Some(index) = lists.iter().position(is_it) {
-            // The caller has a reference too, so nothing is dropped under the lock.
-            let _ = lists.remove(index);
-        }
+    fn remove(&self, leases: &Leases) {
+        // The caller has a reference too, so nothing is dropped here.
+        self.lists.lock().remove(&address(leases));
     }
 
     /// Returns the memory that has a kernel address.
@@ -314,7 +329,7 @@ impl Table {
     pub(super) fn find(&self, addr: usize) -> Result<Found> {
         let lists = self.lists.lock();
         let (leases, found) = lists
-            .iter()
+            .values()
             .find_map(|leases| Some((leases, leases.find(addr)?)))
             .ok_or(EOPNOTSUPP)?;
 
@@ -323,14 +338,12 @@ impl Table {
 
     /// Takes note that the lease at this address is held.
     pub(super) fn set_held(&self, addr: usize) -> Result {
-        Ok(self.held.lock().push(addr, GFP_KERNEL)?)
+        let inserted = self.held.lock().try_create_and_insert(addr, (), GFP_KERNEL);
+        inserted.map(|_| ())
     }
 
     /// Takes note that the lease at this address is no longer held. Returns false if it was not.
     pub(super) fn set_given_back(&self, addr: usize) -> bool {
-        let mut held = self.held.lock();
-        let index = held.iter().position(|other| *other == addr);
-
-        index.is_some_and(|index| held.remove(index).is_ok())
+        self.held.lock().remove(&addr).is_some()
     }
 }

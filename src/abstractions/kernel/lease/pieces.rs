@@ -5,22 +5,24 @@
 use super::{
     claimed_device::DaxDevice,
     leases::{
+        Found,
         LeasedMemory,
         Leases,
         Table, //
     }, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::kernel_ext::task::cond_resched;
+use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel_ext::{
+    alloc::vec_on_node,
+    task::cond_resched, //
+};
 use core::{
     ops::Range,
     ptr::NonNull, //
 };
 use kernel::{
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::Arc, //
 };
@@ -51,6 +53,34 @@ impl Piece {
     }
 }
 
+/// Translates the `len` bytes from `start` on of a DAX device, whole pages. Calls `f` for each
+/// contiguous part, with where it was found, its offset in the range, and its length.
+fn walk(
+    table: &Table,
+    dax: &DaxDevice,
+    start: u64,
+    len: usize,
+    mut f: impl FnMut(Found, usize, usize) -> Result,
+) -> Result {
+    let first = usize::try_from(start >> PAGE_SHIFT)?;
+    let mut done: usize = 0;
+
+    while done < len {
+        let pgoff = first.checked_add(done >> PAGE_SHIFT).ok_or(ERANGE)?;
+        let rest = len.saturating_sub(done);
+        // The lock is held until there is a reference to the memory.
+        let (found, nr) = dax.with_lock(|dax| {
+            let (addr, nr) = dax.translate(pgoff, rest >> PAGE_SHIFT)?;
+            Ok::<_, Error>((table.find(addr)?, nr))
+        })?;
+        let part = (nr << PAGE_SHIFT).min(rest);
+        f(found, done, part)?;
+        done = done.saturating_add(part);
+        cond_resched();
+    }
+    Ok(())
+}
+
 /// The pieces of a range, in order, without gaps.
 ///
 /// # Invariants
@@ -66,44 +96,42 @@ impl Pieces {
     ///
     /// Those of [`Table::find`] and of the translation.
     pub(super) fn find(table: &Table, dax: &DaxDevice, start: u64, len: usize) -> Result<Self> {
-        let mut pieces: KVVec<Piece> = KVVec::new();
-        let first = usize::try_from(start >> PAGE_SHIFT)?;
-        let mut done: usize = 0;
+        // The first walk counts.
+        let mut count: usize = 0;
+        walk(table, dax, start, len, |_, _, _| {
+            count = count.saturating_add(1);
+            Ok(())
+        })?;
+        let mut pieces: KVVec<Piece> = vec_on_node(count, GFP_KERNEL, Node::NONE)?;
 
-        while done < len {
-            let pgoff = first.checked_add(done >> PAGE_SHIFT).ok_or(ERANGE)?;
-            let rest = len.saturating_sub(done);
-            // The lock is held until there is a reference to the memory.
-            let (found, nr) = dax.with_lock(|dax| {
-                let (addr, nr) = dax.translate(pgoff, rest >> PAGE_SHIFT)?;
-                Ok::<_, Error>((table.find(addr)?, nr))
-            })?;
-            let (leases, memory, at) = found;
-            let nr_bytes = (nr << PAGE_SHIFT).min(rest);
-            memory.data().get(at, nr_bytes).ok_or(EIO)?;
-
-            let next = |piece: &Piece| piece.at.checked_add(piece.len);
-            match pieces.last_mut() {
-                Some(last) if Arc::ptr_eq(&last.leases, &leases) && next(last) == Some(at) => {
-                    last.len = last.len.saturating_add(nr_bytes);
+        walk(
+            table,
+            dax,
+            start,
+            len,
+            |(leases, memory, at), begin, len| {
+                memory.data().get(at, len).ok_or(EIO)?;
+                let is_next = |piece: &Piece| piece.at.checked_add(piece.len) == Some(at);
+                match pieces.last_mut() {
+                    Some(last) if Arc::ptr_eq(&last.leases, &leases) && is_next(last) => {
+                        last.len = last.len.saturating_add(len);
+                        Ok(())
+                    }
+                    // If there are more than before, the table of the device has changed.
+                    _ => pieces
+                        .push_within_capacity(Piece {
+                            leases,
+                            memory,
+                            at,
+                            start: begin,
+                            len,
+                        })
+                        .map_err(|_| EAGAIN),
                 }
-                _ => pieces.push(
-                    Piece {
-                        leases,
-                        memory,
-                        at,
-                        start: done,
-                        len: nr_bytes,
-                    },
-                    GFP_KERNEL,
-                )?,
-            }
-            done = done.saturating_add(nr_bytes);
-            cond_resched();
-        }
+            },
+        )?;
 
-        // INVARIANT: `len` is not 0, and the pieces were checked. Translations are of whole pages
-        // with `struct page`s.
+        // INVARIANT: The pieces were checked. Translations are of whole pages with `struct page`s.
         if pieces.is_empty() {
             return Err(EINVAL);
         }
@@ -114,6 +142,21 @@ impl Pieces {
         self.0.iter()
     }
 
+    /// Returns the index of the last piece that does not begin behind `offset`.
+    fn index_of(&self, offset: usize) -> usize {
+        let (mut low, mut high) = (0_usize, self.0.len());
+
+        // The piece at `low` does not begin behind it, and that at `high` does, if there is one.
+        while high.saturating_sub(low) > 1 {
+            let middle = low.saturating_add(high.saturating_sub(low) / 2);
+            match self.0.get(middle) {
+                Some(piece) if piece.start <= offset => low = middle,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+
     /// Calls `f` for the parts of the pieces that have the `len` bytes from `offset` on, with the
     /// memory, the offset in it, the length, and the offset from the first of the bytes.
     fn for_each_part(
@@ -122,14 +165,9 @@ impl Pieces {
         len: usize,
         mut f: impl FnMut(&dyn LeasedMemory, usize, usize, usize) -> Result,
     ) -> Result {
-        // The last piece that does not begin behind `offset`.
-        let index = self
-            .0
-            .partition_point(|piece| piece.start <= offset)
-            .saturating_sub(1);
         let mut done: usize = 0;
 
-        for piece in self.0.iter().skip(index) {
+        for piece in self.0.get(self.index_of(offset)..).unwrap_or_default() {
             if done >= len {
                 break;
             }
@@ -219,14 +257,15 @@ impl Address {
             return Err(E2BIG);
         }
 
-        let mut pages = KVVec::with_capacity(nr_pages, GFP_KERNEL)?;
+        let mut pages = vec_on_node(nr_pages, GFP_KERNEL, Node::NONE)?;
         for piece in pieces.iter() {
-            for offset in (0..piece.len).step_by(PAGE_SIZE) {
-                let page = piece.memory.page_of(piece.at.saturating_add(offset));
+            for index in 0..piece.len >> PAGE_SHIFT {
+                let offset = piece.at.saturating_add(index << PAGE_SHIFT);
+                let page = piece.memory.page_of(offset);
                 if page.is_null() {
                     return Err(EIO);
                 }
-                pages.push(page, GFP_KERNEL)?;
+                pages.push_within_capacity(page).map_err(|_| ENOMEM)?;
             }
             cond_resched();
         }
@@ -266,6 +305,7 @@ mod tests {
             TestPagemap, //
         }, //
     };
+    use kernel::page::PAGE_SIZE;
 
     /// Makes a piece of whole pages.
     fn piece(memory: &TestPagemap<Silent>, at: usize, start: usize, len: usize) -> Result<Piece> {
