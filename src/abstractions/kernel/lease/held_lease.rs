@@ -408,11 +408,10 @@ impl ListedLease for Lease {
     }
 
     fn owner(&self) -> OwnerName<'_> {
-        // SAFETY: By the type invariant it is null or a module, which stays. Its name does not
-        // change.
-        let name = NonNull::new(self.ops.owner)
-            .map(|module| unsafe { &(*addr_of!((*module.as_ptr()).name))[..] });
-        OwnerName(name)
+        OwnerName(NonNull::new(self.ops.owner).map(|module| {
+            // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
+            unsafe { &(*addr_of!((*module.as_ptr()).name))[..] }
+        }))
     }
 
     fn is_in_callback(&self) -> bool {

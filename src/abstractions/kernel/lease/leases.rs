@@ -62,7 +62,7 @@ impl fmt::Display for OwnerName<'_> {
             return f.write_str("(built in)");
         };
         for letter in name.iter().take_while(|letter| **letter != 0) {
-            f.write_char(char::from(*letter as u8))?;
+            f.write_char(char::from(*letter))?;
         }
         Ok(())
     }
