@@ -299,10 +299,13 @@ mod tests {
     };
     use crate::abstractions::{
         compat::error::code::EOPNOTSUPP,
-        kernel::fs::dax::testing::{
-            pages,
-            Silent,
-            TestPagemap, //
+        kernel::fs::dax::{
+            testing::{
+                pages,
+                Silent,
+                TestPagemap, //
+            },
+            User, //
         }, //
     };
     use kernel::page::PAGE_SIZE;
@@ -407,8 +410,9 @@ mod tests {
 
         pages.close_to_mappings();
         assert!(table.find(addr).is_err_and(|err| err == ENXIO));
-        // Nothing of it has a reference.
-        let (revoked, _) = pages.close().revoke();
+        // Nothing of it has a reference, once the count has ended.
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
         assert!(revoked.free().is_ok());
         assert!(table.find(addr).is_err_and(|err| err == EOPNOTSUPP));
         drop(queue);
