@@ -26,6 +26,7 @@ pub mod in_use;
 mod kdump;
 mod kernel_bugs;
 mod kernel_users;
+mod lease;
 mod legacy;
 mod media;
 mod misuse;
@@ -123,6 +124,7 @@ const ALL: &[Suite] = &[
     status::SUITE,
     trace::SUITE,
     notice::SUITE,
+    lease::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,
