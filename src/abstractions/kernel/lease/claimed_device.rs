@@ -97,9 +97,15 @@ impl Claim {
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if there is none, or if this device does not begin and end with a page.
+    /// [`EOPNOTSUPP`] if there is none, or if this device, or a target of a device-mapper table,
+    /// does not begin with a page: translations would drop the rest (`linear_dax_pgoff()`).
     pub(super) fn dax(&self) -> Result<(DaxDevice, u64)> {
         let mut start = 0;
+
+        // SAFETY: The device is open.
+        if unsafe { bindings::bdev_alignment_offset(self.bdev()) } != 0 {
+            return Err(EOPNOTSUPP);
+        }
 
         // SAFETY: The device is open. No holder is set, so no operations are needed.
         let dax =

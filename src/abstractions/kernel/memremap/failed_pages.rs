@@ -230,7 +230,11 @@ impl FailedPages {
         let is_listed = was_listed || self.add(has_failed, pages).is_ok();
 
         let mut result = ops.memory_failure(offset, len, flags);
-        let is_told = (result.is_ok() || result == Err(EOPNOTSUPP)) && tell();
+        let is_told = tell();
+        // A file system on another partition says that the page is not in it.
+        if is_told && matches!(result, Err(err) if err == ENXIO) {
+            result = Err(EOPNOTSUPP);
+        }
         // The memory management kills the users of a page that is associated with a file, and fails
         // otherwise (`mf_generic_kill_procs()`).
         // SAFETY: By the safety requirements.
