@@ -82,6 +82,14 @@ deb: ## Build the Debian package pmem-rs-dkms, and check it with lintian
 check-package: ## Install the Debian package in Debian trees, let things fail, upgrade and remove it (ARGS=SCENARIO)
 	@tests/package/check $(ARGS)
 
+.PHONY: patches
+patches: ## Export the patches for the kernel to build/patches, and apply them to Debian's source
+	@tests/patches/check
+
+.PHONY: check-patches
+check-patches: ## Build what each of these patches changes, and run checkpatch (ARGS=SERIES: some)
+	@tests/patches/build $(ARGS)
+
 .PHONY: stress
 stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600
 	@$(runner) check --env $(env) --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress

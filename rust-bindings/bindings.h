@@ -14,11 +14,13 @@
 #include <linux/libnvdimm.h>
 #include <linux/memremap.h>
 #include <linux/nd.h>
+#include <linux/vmalloc.h>
 #include "btt.h"
 #include "dax-private.h"
 #include "nd.h"
 #include "parameters.h"
 #include "pfn.h"
+#include "pmem_rs_lease.h"
 #include "tracepoints.h"
 
 /* bindgen cannot evaluate macros with casts, but it can evaluate initialised constants. */
@@ -37,6 +39,8 @@ const u8 PMEM_RS_CONST_BLK_STS_IOERR = (__force u8)BLK_STS_IOERR;
 const u8 PMEM_RS_CONST_BLK_STS_MEDIUM = (__force u8)BLK_STS_MEDIUM;
 const u8 PMEM_RS_CONST_BLK_STS_AGAIN = (__force u8)BLK_STS_AGAIN;
 const u8 PMEM_RS_CONST_BLK_STS_NOTSUPP = (__force u8)BLK_STS_NOTSUPP;
+const u32 PMEM_RS_CONST_BLK_OPEN_READ = (__force u32)BLK_OPEN_READ;
+const u32 PMEM_RS_CONST_BLK_OPEN_WRITE = (__force u32)BLK_OPEN_WRITE;
 const u32 PMEM_RS_CONST_BLK_OPEN_EXCL = (__force u32)BLK_OPEN_EXCL;
 const u32 PMEM_RS_CONST_S_DAX = S_DAX;
 const u64 PMEM_RS_CONST_SB_RDONLY = SB_RDONLY;

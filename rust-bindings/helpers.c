@@ -28,6 +28,7 @@
 #include <linux/sysfs.h>
 #include <linux/uaccess.h>
 #include <linux/uio.h>
+#include <linux/vmalloc.h>
 #include <linux/wait_bit.h>
 #include "nd.h"
 #include "pmem.h"
@@ -286,4 +287,29 @@ void pmem_rs_helper_cond_resched(void);
 void pmem_rs_helper_cond_resched(void)
 {
 	cond_resched();
+}
+
+u64 pmem_rs_helper_bdev_nr_bytes(struct block_device *bdev);
+u64 pmem_rs_helper_bdev_nr_bytes(struct block_device *bdev)
+{
+	return bdev_nr_bytes(bdev);
+}
+
+bool pmem_rs_helper_bdev_read_only(struct block_device *bdev);
+bool pmem_rs_helper_bdev_read_only(struct block_device *bdev)
+{
+	return bdev_read_only(bdev);
+}
+
+unsigned long pmem_rs_helper_totalram_pages(void);
+unsigned long pmem_rs_helper_totalram_pages(void)
+{
+	return totalram_pages();
+}
+
+void *pmem_rs_helper_vmap_dax_pages(struct page **pages, unsigned int count);
+void *pmem_rs_helper_vmap_dax_pages(struct page **pages, unsigned int count)
+{
+	/* The protection is that of memremap_pages(). */
+	return vmap(pages, count, VM_MAP, pgprot_decrypted(PAGE_KERNEL));
 }

@@ -22,7 +22,10 @@ pub mod abstractions;
 pub mod driver;
 
 use abstractions::{
-    kernel::suspend::PmNotifier,
+    kernel::{
+        lease,
+        suspend::PmNotifier, //
+    },
     kernel_ext::{
         debugfs::{
             Dir,
@@ -66,6 +69,7 @@ pub struct PmemModule {
     _platform_driver: kernel::driver::Registration<platform::Adapter<PlatformDriver>>,
     _devices: File<BoundDevices>,
     _retired: File<RetiredRanges>,
+    _leases: Installed<lease::Table>,
     _shared: Installed<Shared>,
 }
 
@@ -73,6 +77,7 @@ impl InPlaceModule for PmemModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _shared: SHARED.install(Shared::new()?)?,
+            _leases: lease::Table::install()?,
             _devices: File::new(
                 &Dir::new(c"pmem_rs")?,
                 c"devices",

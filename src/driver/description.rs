@@ -70,7 +70,7 @@ impl fmt::Display for Description<'_> {
             Stage::RemovingDisk => " (a file system on the disk that does not shut down)",
             Stage::Revoking => " (files, of which one is locked)",
             Stage::Draining(Some(User::Reference)) => {
-                " (translation: a DAX read or write that hangs somewhere in the system)"
+                " (a lease, or a DAX read or write that hangs somewhere in the system)"
             }
             Stage::Draining(Some(User::Keeper)) => " (a holder of the disk: device-mapper)",
             Stage::Draining(_) => "",

@@ -106,6 +106,9 @@ impl Environment for Arc<Unbind> {
             if let Some(found) = found {
                 return found;
             }
+            if fatal_signal_pending() {
+                self.killed.populate(());
+            }
 
             let intervals = self.age() / MESSAGE_INTERVAL;
             if intervals > messages {
@@ -122,6 +125,10 @@ impl Environment for Arc<Unbind> {
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
         self.send_notice();
+        // In use as before: the holders may still read and write.
+        if let Some(leases) = &self.leases {
+            leases.revoke();
+        }
     }
 
     fn should_wait(&self, parts: &Parts) -> bool {
@@ -176,6 +183,8 @@ impl Environment for Arc<Unbind> {
     }
 
     fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
+        // Holders of leases may use the disk until they have given them back.
+        self.wait_for_leases();
         self.step(c"remove_disk", || disk.remove())
     }
 
@@ -282,6 +291,25 @@ impl Environment for Arc<Unbind> {
 }
 
 impl Unbind {
+    /// Waits until the leases of the memory were given back, or until a range that is in use is to
+    /// be retired. The memory then stays for the holders.
+    fn wait_for_leases(&self) {
+        let Some(leases) = self.leases.as_ref().filter(|leases| leases.are_held()) else {
+            return;
+        };
+
+        self.step(c"leases", || {
+            while !leases.wait_returned(POLL_INTERVAL) {
+                // 0 means without a limit. The value may change.
+                let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
+                if self.killed.as_ref().is_some() || (limit != 0 && self.age() >= limit) {
+                    leases.report(&self.name);
+                    break;
+                }
+            }
+        });
+    }
+
     /// Takes a step of the teardown, and reports how long it took.
     fn step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
         let began = Stopwatch::start();

@@ -70,6 +70,18 @@ impl PagemapOperations for FailureHandler {
             .add(offset >> SECTOR_SHIFT, len.div_ceil(1 << SECTOR_SHIFT));
     }
 
+    fn is_bad(&self, offset: u64, len: u64) -> bool {
+        if self.badblocks.is_known_good(offset, len) {
+            return false;
+        }
+        let first = offset >> SECTOR_SHIFT;
+        let end = offset.saturating_add(len).div_ceil(1 << SECTOR_SHIFT);
+
+        self.badblocks
+            .check(first, end.saturating_sub(first))
+            .is_some()
+    }
+
     fn exposed(&self, offset: u64, len: u64) {
         tracepoint::expose(&self.name, offset, len);
     }

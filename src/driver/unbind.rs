@@ -39,6 +39,7 @@ use crate::abstractions::kernel::{
     block::gendisk,
     dax,
     fs::dax::Walked,
+    lease::Leases,
     memremap::PagesInUse,
     percpu_ref::Ref,
     wait::WaitQueue, //
@@ -114,6 +115,10 @@ pub struct Unbind {
     retired_name: Mutex<Option<CString>>,
     /// The `struct page`s are on the medium and are removed with it, so the range is never retired.
     pub(super) memmap_is_on_media: bool,
+    /// The leases of the memory. [`None`] if it has no `struct page`s.
+    pub(super) leases: Option<Arc<Leases>>,
+    /// The unbinding thread was killed. Set once.
+    pub(super) killed: SetOnce<()>,
     /// Set by [`teardown::announce`].
     pub(super) announced: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
@@ -203,6 +208,8 @@ impl Unbind {
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::Unbind::retired_name"),
                 memmap_is_on_media: memory.pages().is_some_and(|pages| pages.memmap_is_on_media()),
+                leases: memory.pages().map(|pages| pages.leases().clone()),
+                killed: SetOnce::new(),
                 announced: SetOnce::new(),
                 began: SetOnce::new(),
                 teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::Unbind::teardown"),

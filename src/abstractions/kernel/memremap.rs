@@ -23,6 +23,7 @@ mod access_state;
 mod config;
 mod exposure;
 mod failed_pages;
+mod leased;
 mod mapping;
 mod pagemap;
 mod pages;

@@ -11,6 +11,7 @@ pub mod dax;
 pub mod fs;
 pub mod kernfs;
 pub mod kobject;
+pub mod lease;
 pub mod memremap;
 pub mod numa;
 pub mod percpu_ref;

@@ -260,6 +260,18 @@ impl<'a> WritableSlice<'a> {
         };
     }
 
+    /// Copies from `buffer`, as many bytes as both have, past the CPU caches. Does not sleep.
+    ///
+    /// The bytes are durable after the next flush of the region.
+    pub fn write(&self, buffer: &[u8]) {
+        let len = self.len().min(buffer.len());
+
+        // SAFETY: By the type invariant of `PmemSlice`, `self` has `len` bytes, as has the buffer.
+        unsafe {
+            bindings::memcpy_flushcache(self.0.addr.as_ptr().cast(), buffer.as_ptr().cast(), len)
+        };
+    }
+
     /// Writes zeroes past the CPU caches. Does not sleep.
     ///
     /// The zeroes are durable after the next flush of the region.

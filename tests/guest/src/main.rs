@@ -45,6 +45,7 @@ mod ktap;
 mod kunit;
 mod lab;
 mod leaks;
+mod lessee;
 #[allow(unsafe_code)]
 mod mapping;
 mod messages;

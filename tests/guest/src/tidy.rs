@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::driver::Driver;
 use crate::init::driver_under_test;
 use crate::injection;
+use crate::lessee;
 use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
@@ -29,8 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs all steps. A failed step does not prevent the next ones.
 pub fn main() -> Result<()> {
-    let steps: [fn() -> Result<()>; 11] = [
+    let steps: [fn() -> Result<()>; 12] = [
         injection::end,
+        || patiently(lessee::unload),
         || patiently(unmount_all),
         || patiently(remove_mapped_devices),
         end_swap,

@@ -37,6 +37,8 @@ pub struct Env {
     pub window: PathBuf,
     /// The module that injects memory errors.
     pub injector: PathBuf,
+    /// The module that holds leases.
+    pub lessee: PathBuf,
 }
 
 /// How much longer everything takes on a kernel with all checkers. The guest has the same factor.
@@ -79,6 +81,7 @@ impl Env {
             planted: values.get("PLANTED").map(PathBuf::from),
             window: value("WINDOW")?.into(),
             injector: value("INJECTOR")?.into(),
+            lessee: value("LESSEE")?.into(),
         };
         for file in [&env.kernel, &env.image, &env.source] {
             ensure!(

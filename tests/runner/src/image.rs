@@ -116,6 +116,7 @@ fn add_modules(env: &Env, base: &Path) -> Result<()> {
             (Some(&env.module), "pmem_rs.ko"),
             (Some(&env.window), "window.ko"),
             (Some(&env.injector), "injector.ko"),
+            (Some(&env.lessee), "lessee.ko"),
             (env.planted.as_ref(), "planted.ko"),
         ];
         for (module, name) in ours {

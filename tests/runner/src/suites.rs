@@ -145,6 +145,11 @@ const RESERVED: Machine = Machine {
     unused_mib: Some(512),
     ..PLAIN
 };
+/// The same with two NVDIMMs, for mapped devices.
+const LEASED: Machine = Machine {
+    nvdimms: TWO.nvdimms,
+    ..RESERVED
+};
 /// An NVDIMM that is large enough for a file of 1 GiB.
 const LARGE: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(1536)],
@@ -291,6 +296,7 @@ const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("trace")]),
     simple(ONE, &[Boot::off("notice")]),
     simple(TWO, &[Boot::off("suspend")]),
+    simple(LEASED, &[Boot::off("lease")]),
     simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
     simple(ONE, &[Boot::off("block")]),

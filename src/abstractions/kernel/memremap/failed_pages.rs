@@ -46,6 +46,13 @@ pub trait PagemapOperations: Send + Sync + 'static {
     /// failure.
     fn record_failure(&self, offset: u64, len: u64);
 
+    /// Returns whether any of the `len` bytes from `offset` bytes into the data on is known to be
+    /// bad, other than as a failed page. Callable from any context.
+    fn is_bad(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
     /// Takes note that the `len` bytes from `offset` bytes into the data on, which are about to be
     /// given to the DAX core, are in a chunk of 2 MiB that no translation has exposed before.
     ///
@@ -191,6 +198,9 @@ impl FailedPages {
     /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
     /// [`ENOSPC`] if the pages cannot be listed.
     ///
+    /// `tell` has other users in the kernel told, and returns whether there are any. They handle
+    /// the failure of a page that is associated with no file.
+    ///
     /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
     /// stay in the linear mapping, because only handlers of machine checks take them out.
     ///
@@ -203,11 +213,12 @@ impl FailedPages {
         has_failed: &HasFailed,
         ops: &T,
         pfn: c_ulong,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
         flags: c_int,
+        tell: impl FnOnce() -> bool,
     ) -> Result {
         if flags & bindings::mf_flags_MF_SW_SIMULATED as c_int != 0 {
+            tell();
             return ops.memory_failure(offset, len, flags);
         }
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
@@ -219,11 +230,16 @@ impl FailedPages {
         let is_listed = was_listed || self.add(has_failed, pages).is_ok();
 
         let mut result = ops.memory_failure(offset, len, flags);
+        let is_told = tell();
+        // A file system on another partition says that the page is not in it.
+        if is_told && matches!(result, Err(err) if err == ENXIO) {
+            result = Err(EOPNOTSUPP);
+        }
         // The memory management kills the users of a page that is associated with a file, and fails
         // otherwise (`mf_generic_kill_procs()`).
         // SAFETY: By the safety requirements.
         if result == Err(EOPNOTSUPP) && !unsafe { FolioUse::of(pfn) }.has_mapping() {
-            result = Err(EBUSY);
+            result = if is_told { Ok(()) } else { Err(EBUSY) };
         }
 
         if result.is_ok() || result == Err(EOPNOTSUPP) {

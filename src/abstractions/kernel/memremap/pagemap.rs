@@ -24,6 +24,7 @@ use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     block::gendisk::DiskState,
+    lease::Leases,
     numa::Node,
     percpu_ref::Ref,
     pmem_slice::{
@@ -93,6 +94,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     memmap_on_media: bool,
     /// The disk through which file systems and device-mapper find the DAX device.
     host: SetOnce<Arc<DiskState>>,
+    leases: Arc<Leases>,
     // Dropped last.
     reservation: MemRegion,
 }
@@ -154,6 +156,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             ops <- ops,
             memmap_on_media,
             host: SetOnce::new(),
+            leases: Leases::new()?,
             reservation,
             // INVARIANT: `memremap_pages` has succeeded. By the invariant of `PagemapConfig` the
             // data starts at the offset.
@@ -217,6 +220,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// under way or begin, and nothing may have an address of the data. The value must not be used
     /// after this, but to be dropped.
     pub(in crate::abstractions) unsafe fn free(&self) {
+        self.leases.forget();
         // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
         // requirements there is no user, and this is called once.
         unsafe {
@@ -236,6 +240,11 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     pub(in crate::abstractions) fn host(&self) -> Option<&DiskState> {
         self.host.as_ref().map(|host| &**host)
+    }
+
+    /// Returns the leases of this memory.
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
     }
 
     /// Returns the C structure, to be compared.
@@ -476,7 +485,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            failed.handle(has_failed, &inner.ops, pfn, offset, len, flags)
+            let tell = || inner.leases.fail(offset, len);
+            failed.handle(has_failed, &inner.ops, pfn, (offset, len), flags, tell)
         };
         match result {
             Ok(()) => 0,

@@ -26,6 +26,7 @@ pub mod in_use;
 mod kdump;
 mod kernel_bugs;
 mod kernel_users;
+mod lease;
 mod legacy;
 mod media;
 mod misuse;
@@ -125,6 +126,7 @@ const ALL: &[Suite] = &[
     trace::SUITE,
     notice::SUITE,
     suspend::SUITE,
+    lease::SUITE,
     kdump::SUITE,
     fuzz::SUITE,
     parity::SUITE,

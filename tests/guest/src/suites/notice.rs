@@ -49,9 +49,10 @@ pub const SUITE: Suite = Suite {
 const LONG: Duration = Duration::from_secs(45);
 /// After this time an unbind is still waiting.
 const A_WHILE: Duration = Duration::from_millis(1500);
-const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_notice_ms";
+pub const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_notice_ms";
 
-fn set_notice(notice: Duration) -> Result<()> {
+/// Sets how long an unbind waits for users.
+pub fn set_notice(notice: Duration) -> Result<()> {
     sysfs::write(PARAMETER, &notice.as_millis().to_string())
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Models of shared state other than teardown, for [loom](https://docs.rs/loom): flushes, the
-//! region, the index of bad blocks, and counts of users.
+//! region, the index of bad blocks, leases, and counts of users.
 //!
 //! Each model repeats the function that the heading of its file names, and has to be changed with
 //! it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a
@@ -17,6 +17,7 @@ mod global;
 #[allow(dead_code)]
 #[path = "../unbind/kernel.rs"]
 mod kernel;
+mod lease;
 mod region;
 mod reports;
 mod shared;

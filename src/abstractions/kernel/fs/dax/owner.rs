@@ -103,27 +103,36 @@ impl<T: PagemapOperations> Owner<T> {
         let pages = Counted::pin_init(inner)?;
 
         // INVARIANT: Just mapped.
-        Ok(Self {
+        let owner = Self {
             pages: ManuallyDrop::new(pages),
             pool,
             mismatches: 0,
             registered: ManuallyDrop::new(registered),
-        })
+        };
+        let memory = owner.pages.try_get().ok_or(ENXIO)?;
+        owner.pages.leases().accept(Arc::new(memory, GFP_KERNEL)?)?;
+        Ok(owner)
     }
 
     pub(super) fn pages(&self) -> &Counted<PagemapInner<T>> {
         &self.pages
     }
 
-    /// Refuses translations that ask for a page frame number, and new references. Does not sleep.
+    /// Refuses translations that ask for a page frame number, and new references. May sleep.
     pub(super) fn refuse_mappings(&mut self) {
         self.pages.refuse_mappings();
-        self.pages.kill();
+        self.refuse_references();
     }
 
-    /// Refuses all translations and new references. Does not sleep.
+    /// Refuses all translations and new references. May sleep.
     pub(super) fn refuse_access(&mut self) {
         self.pages.refuse_access();
+        self.refuse_references();
+    }
+
+    /// Refuses new references to the pgmap, and has the holders of leases told.
+    fn refuse_references(&mut self) {
+        self.pages.leases().revoke();
         self.pages.kill();
     }
 

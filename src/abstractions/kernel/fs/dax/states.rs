@@ -140,7 +140,7 @@ impl<T: PagemapOperations> Pagemap<T> {
         self.0.unmapper()
     }
 
-    /// Refuses all translations and new references. Does not sleep.
+    /// Refuses all translations and new references. May sleep.
     pub fn close(mut self) -> Closed<T> {
         self.0.refuse_access();
         Closed(self.0)

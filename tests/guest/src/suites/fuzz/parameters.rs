@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
+use rand::seq::IndexedRandom;
 
 use super::attributes::bytes;
 use super::{cases, share};
@@ -23,7 +24,7 @@ use crate::sectors::{Buffer, expect_same};
 use crate::sysfs;
 
 const LEN: usize = 1 << 20;
-const PARAMETER: &str = "revoke_timeout_ms";
+const PARAMETERS: [&str; 2] = ["revoke_timeout_ms", "revoke_notice_ms"];
 
 pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
@@ -45,7 +46,8 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let all = cases(lab, "parameters", time, |lab, random| {
         let mut value = bytes(random);
         value.retain(|byte| *byte != 0);
-        let words = [PARAMETER.as_bytes(), b"=", &value].concat();
+        let parameter = *PARAMETERS.choose(random).context("no parameters")?;
+        let words = [parameter.as_bytes(), b"=", &value].concat();
         let module = File::open(&path)?;
         let result = finit_module(module, &CString::new(words)?, ModuleInitFlags::empty());
         if result.is_err() {
@@ -61,7 +63,7 @@ pub fn fuzz(lab: &mut Lab) -> Result<()> {
         loaded += 1;
         settle()?;
         let found: u32 =
-            sysfs::read(format!("/sys/module/{name}/parameters/{PARAMETER}"))?.parse()?;
+            sysfs::read(format!("/sys/module/{name}/parameters/{parameter}"))?.parse()?;
         // Other notations of numbers may be accepted too; these are not checked.
         let text = String::from_utf8_lossy(&value);
         if let Ok(meant) = text.trim().parse::<i128>() {

@@ -25,6 +25,7 @@ use crate::injector::Injector;
 use crate::mapping::{PAGE, Sharing};
 use crate::nd::settle;
 use crate::sectors::{Buffer, expect_same};
+use crate::suites::notice;
 use crate::sysfs;
 
 /// One operation of a process.
@@ -50,6 +51,8 @@ pub enum Step {
     Freeze,
     /// Create a device-mapper table on the disk for a moment.
     Map,
+    /// Change how long an unbind waits for the users of the device, or end that wait.
+    Notice,
     /// Unbind the device.
     Unbind,
     /// Bind the device.
@@ -93,6 +96,7 @@ pub const OF_USERS: &[Step] = &[
 ];
 /// The steps of the owners of devices.
 pub const OF_OWNERS: &[Step] = &[
+    Notice,
     Unbind,
     Bind,
     Bind,
@@ -180,6 +184,14 @@ impl Acting<'_> {
             Unmount => allowed(target.try_unmount(), &[Errno::EBUSY, Errno::EINVAL]),
             Freeze => frozen(target, pause),
             Map => mapped(target, pause),
+            Notice => {
+                let notice = if self.random.random() {
+                    pause
+                } else {
+                    Duration::ZERO
+                };
+                allowed_of(notice::set_notice(notice), ABSENT)
+            }
             Unbind => self.order(target, "unbind", &[Errno::ENODEV, Errno::ENOENT]),
             Bind => self.order(
                 target,
@@ -302,6 +314,7 @@ impl Acting<'_> {
             for name in sysfs::names(device.path("")).unwrap_or_default() {
                 paths.push(device.path(&name));
             }
+            paths.push(device.path("pmem_rs/state"));
         }
         if let Ok(disk) = target.disk() {
             for name in [

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The leases of one pgmap, and the table of all pgmaps that can be leased.
+
+use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EOPNOTSUPP;
+use crate::abstractions::kernel::{
+    percpu_ref::Counted,
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    },
+    wait::WaitQueue, //
+};
+use crate::abstractions::kernel_ext::{
+    module::{
+        Global,
+        Installed, //
+    },
+    workqueue::OwnedQueue, //
+};
+use core::ops::Range;
+use kernel::{
+    fmt::{
+        self,
+        Write, //
+    },
+    new_mutex,
+    prelude::*,
+    rbtree::RBTree,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Msecs, //
+};
+
+/// A counted reference to the memory of a pgmap, whatever its operations are.
+pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
+    /// Returns the data.
+    fn data(&self) -> PmemSlice<'_>;
+
+    /// Returns the kernel address of a byte of the data.
+    fn addr_of(&self, offset: usize) -> *mut u8;
+
+    /// Returns the `struct page` of a byte of the data, or null if there is none.
+    fn page_of(&self, offset: usize) -> *mut bindings::page;
+
+    /// Returns whether none of the bytes is known to be bad.
+    fn is_good(&self, offset: usize, len: usize) -> bool;
+
+    /// As [`PagemapInner::writable`](crate::abstractions::kernel::memremap::PagemapInner::writable).
+    fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
+}
+
+/// The name of a module, if the holder is one. It ends with a null byte.
+pub(super) struct OwnerName<'a>(pub(super) Option<&'a [c_char]>);
+
+impl fmt::Display for OwnerName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(name) = self.0 else {
+            return f.write_str("(built in)");
+        };
+        for letter in name.iter().take_while(|letter| **letter != 0) {
+            f.write_char(char::from(*letter))?;
+        }
+        Ok(())
+    }
+}
+
+/// A lease in the list of a pgmap.
+pub(super) trait ListedLease: Send + Sync {
+    /// Has the holder told that the device goes. Does not wait for it.
+    fn revoke(self: Arc<Self>);
+
+    /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset`
+    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether there
+    /// are any.
+    ///
+    /// # Safety
+    ///
+    /// The lease must be in the list `leases`, and its lock be held.
+    unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
+
+    /// Returns the name of the module of the holder. The lease must not have been given back.
+    fn owner(&self) -> OwnerName<'_>;
+
+    /// Returns whether a callback of the lease runs.
+    fn is_in_callback(&self) -> bool;
+}
+
+/// The leases of a pgmap.
+///
+/// # Examples
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
+///
+/// /// Tells the holders of leases, and waits for a second.
+/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
+///     pages.leases().revoke();
+///     if !pages.leases().wait_returned(1000) {
+///         pages.leases().report(c"pfn0.0");
+///     }
+/// }
+/// ```
+///
+/// # Invariants
+///
+/// The pieces of a lease in the list stay while it is in the list.
+#[pin_data]
+pub struct Leases {
+    #[pin]
+    state: Mutex<State>,
+    /// Woken when a lease was given back.
+    #[pin]
+    returned: WaitQueue,
+}
+
+struct State {
+    /// The addresses of the memory.
+    addresses: Range<usize>,
+    /// The memory, while new leases are accepted.
+    memory: Option<Arc<dyn LeasedMemory>>,
+    /// The leases, by their addresses.
+    held: RBTree<usize, Arc<dyn ListedLease>>,
+}
+
+impl Leases {
+    /// Creates the list of memory that cannot be leased yet. May sleep.
+    pub(in crate::abstractions) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                state <- new_mutex!(
+                    State {
+                        addresses: 0..0,
+                        memory: None,
+                        held: RBTree::new(),
+                    },
+                    "pmem_rs::Leases::state"
+                ),
+                returned <- WaitQueue::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Accepts leases of this memory, if there is a [`Table`]. May sleep.
+    ///
+    /// [`Self::revoke`] must be called before the references to the memory are waited for.
+    pub(in crate::abstractions) fn accept(
+        self: &Arc<Self>,
+        memory: Arc<dyn LeasedMemory>,
+    ) -> Result {
+        let Some(table) = TABLE.get() else {
+            return Ok(());
+        };
+
+        let start = memory.addr_of(0).addr();
+        {
+            let mut state = self.state.lock();
+            state.addresses = start..start.saturating_add(memory.data().len());
+            state.memory = Some(memory);
+        }
+        table.add(self.clone())
+    }
+
+    /// Takes note that the memory is about to be freed, so that its addresses may be those of other
+    /// memory. May sleep.
+    pub(in crate::abstractions) fn forget(&self) {
+        if let Some(table) = TABLE.get() {
+            table.remove(self);
+        }
+    }
+
+    /// Accepts no more leases, and has the holders of all told, by their work items. May sleep, but
+    /// waits for no holder. Only the first call has an effect.
+    pub fn revoke(&self) {
+        let memory = {
+            let mut state = self.state.lock();
+            for lease in state.held.values() {
+                lease.clone().revoke();
+            }
+            state.memory.take()
+        };
+        drop(memory);
+    }
+
+    /// Returns whether there are leases. May sleep.
+    pub fn are_held(&self) -> bool {
+        self.state.lock().held.iter().next().is_some()
+    }
+
+    /// Waits, for at most `limit` milliseconds, until all leases were given back. Sleeps. Returns
+    /// whether that is so.
+    pub fn wait_returned(&self, limit: Msecs) -> bool {
+        self.returned
+            .wait_until(limit, || (!self.are_held()).then_some(()))
+            .is_some()
+    }
+
+    /// Logs which leases of the device `name` are held. May sleep.
+    pub fn report(&self, name: &CStr) {
+        for lease in self.state.lock().held.values() {
+            pr_warn!(
+                "{name}: its lease is kept by the module {}{}\n",
+                lease.owner(),
+                if lease.is_in_callback() {
+                    ", which is in a callback"
+                } else {
+                    ""
+                }
+            );
+        }
+    }
+
+    /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
+    /// May sleep. Returns whether there is any.
+    pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
+        let state = self.state.lock();
+        let mut told = false;
+
+        for lease in state.held.values() {
+            // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
+            // lock is held.
+            told |= unsafe { lease.clone().fail(self, offset, len) };
+        }
+        told
+    }
+
+    /// Returns the memory and the offset in it of a kernel address, if it is one of this memory.
+    /// Fails with [`ENXIO`] after [`Self::revoke`].
+    fn find(&self, addr: usize) -> Option<Result<(Arc<dyn LeasedMemory>, usize)>> {
+        let state = self.state.lock();
+        let offset = addr.checked_sub(state.addresses.start)?;
+        if !state.addresses.contains(&addr) {
+            return None;
+        }
+
+        let memory = state.memory.clone().ok_or(ENXIO);
+        Some(memory.map(|memory| (memory, offset)))
+    }
+
+    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`].
+    ///
+    /// # Safety
+    ///
+    /// The pieces of the lease must be set, and must stay until [`Self::remove`].
+    pub(super) unsafe fn add(&self, lease: Arc<dyn ListedLease>) -> Result {
+        let key = address(Arc::as_ptr(&lease));
+        let mut state = self.state.lock();
+
+        if state.memory.is_none() {
+            return Err(ENXIO);
+        }
+        if state.held.get(&key).is_none() {
+            // INVARIANT: By the safety requirements.
+            state.held.try_create_and_insert(key, lease, GFP_KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a lease, if it is there.
+    pub(super) fn remove<L: ListedLease>(&self, lease: &L) {
+        let removed = self.state.lock().held.remove(&address(lease));
+
+        if removed.is_some() {
+            self.returned.wake_up();
+        }
+    }
+}
+
+/// Returns the address of a value, as a key.
+fn address<T: ?Sized>(value: *const T) -> usize {
+    value.cast::<()>().addr()
+}
+
+/// Installed while the module is loaded.
+pub(super) static TABLE: Global<Table> = Global::new();
+
+/// The pgmaps that can be leased, and what all leases share.
+#[pin_data]
+pub struct Table {
+    #[pin]
+    lists: Mutex<RBTree<usize, Arc<Leases>>>,
+    /// The addresses of the leases that are held, to check what C code gives back.
+    #[pin]
+    held: Mutex<RBTree<usize, ()>>,
+    /// Callbacks may do what flushes other queues, so it has no rescuer.
+    pub(super) queue: OwnedQueue,
+}
+
+/// A memory, its leases, and an offset in it.
+pub(super) type Found = (Arc<Leases>, Arc<dyn LeasedMemory>, usize);
+
+impl Table {
+    /// Makes the table. Without it, memory cannot be leased. May sleep.
+    pub fn install() -> Result<Installed<Self>> {
+        let queue = OwnedQueue::new(c"pmem_rs_lease")?;
+
+        TABLE.install(Counted::pin_init(try_pin_init!(Self {
+            lists <- new_mutex!(RBTree::new(), "pmem_rs::Table::lists"),
+            held <- new_mutex!(RBTree::new(), "pmem_rs::Table::held"),
+            queue,
+        }))?)
+    }
+
+    fn add(&self, leases: Arc<Leases>) -> Result {
+        let key = address(Arc::as_ptr(&leases));
+
+        self.lists
+            .lock()
+            .try_create_and_insert(key, leases, GFP_KERNEL)
+            .map(|_| ())
+    }
+
+    fn remove(&self, leases: &Leases) {
+        // The caller has a reference too, so nothing is dropped here.
+        self.lists.lock().remove(&address(leases));
+    }
+
+    /// Returns the memory that has a kernel address.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if it is not in the table, [`ENXIO`] if it accepts no more leases.
+    pub(super) fn find(&self, addr: usize) -> Result<Found> {
+        let lists = self.lists.lock();
+        let (leases, found) = lists
+            .values()
+            .find_map(|leases| Some((leases, leases.find(addr)?)))
+            .ok_or(EOPNOTSUPP)?;
+
+        found.map(|(memory, offset)| (leases.clone(), memory, offset))
+    }
+
+    /// Takes note that the lease at this address is held.
+    pub(super) fn set_held(&self, addr: usize) -> Result {
+        let inserted = self.held.lock().try_create_and_insert(addr, (), GFP_KERNEL);
+        inserted.map(|_| ())
+    }
+
+    /// Takes note that the lease at this address is no longer held. Returns false if it was not.
+    pub(super) fn set_given_back(&self, addr: usize) -> bool {
+        self.held.lock().remove(&addr).is_some()
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a pgmap, as [leases](crate::abstractions::kernel::lease) use it.
+
+use super::{
+    failed_pages::PagemapOperations,
+    pagemap::{
+        PagemapInner,
+        PagemapRef, //
+    }, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    lease::LeasedMemory,
+    pmem_slice::{
+        PmemSlice,
+        WritableSlice, //
+    }, //
+};
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*, //
+};
+
+impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
+    fn data(&self) -> PmemSlice<'_> {
+        self.slice()
+    }
+
+    fn addr_of(&self, offset: usize) -> *mut u8 {
+        self.pages.addr(0).wrapping_add(offset)
+    }
+
+    fn page_of(&self, offset: usize) -> *mut bindings::page {
+        let pgoff = offset >> PAGE_SHIFT;
+        if self.pages.nr_from(pgoff).is_none() {
+            return core::ptr::null_mut();
+        }
+
+        // SAFETY: The page exists, so its frame has a `struct page`.
+        unsafe { bindings::pfn_to_page(self.pages.pfn(pgoff) as c_ulong) }
+    }
+
+    fn is_good(&self, offset: usize, len: usize) -> bool {
+        // A failed page is known to the operations before it is repaired.
+        (self.none_failed() || !self.has_failed(offset, len))
+            && !self.ops().is_bad(offset as u64, len as u64)
+    }
+
+    fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
+        PagemapInner::writable(self, offset, len)
+    }
+}
