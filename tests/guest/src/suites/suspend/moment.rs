@@ -2,13 +2,14 @@
 
 //! Copies of the medium that are made while programs write.
 //!
-//! Two programs write numbers in ascending order, each of them to two places in turn. So at each
+//! Three programs write numbers in ascending order, each of them to two places in turn. So at each
 //! moment, the number at the second place is that at the first one, or one less:
 //!
 //! | program | first | second |
 //! |---|---|---|
 //! | 1 | a file on ext4 | a file on xfs, by `MAP_SYNC` |
 //! | 2 | another file on that xfs, by `MAP_SYNC` | a volume of dm-linear, by direct I/O |
+//! | 3 | another part of that volume, by direct I/O | and another one |
 //!
 //! Each number is written to one of several pages. The copy is made from the whole disk, slowly,
 //! and the first place before the second one: what is written during the copy is ahead there.
@@ -66,8 +67,9 @@ impl Place {
         ))
     }
 
-    fn of_volume() -> Place {
-        let start = VOLUME_START * 512;
+    /// A part of the volume, which begins this far into it.
+    fn of_volume(offset: usize) -> Place {
+        let start = VOLUME_START * 512 + offset as u64;
         Place(
             (0..PAGES as u64)
                 .map(|page| start + page * PAGE as u64)
@@ -88,10 +90,12 @@ impl Place {
     }
 }
 
+const PROGRAMS: usize = 3;
+
 /// A copy of all numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Copy {
-    programs: [[u64; 2]; 2],
+    programs: [[u64; 2]; PROGRAMS],
 }
 
 impl Copy {
@@ -107,8 +111,8 @@ struct Setup {
     ext4: Mount,
     xfs: Mount,
     volume: Mapped,
-    places: [[Place; 2]; 2],
-    programs: [Child; 2],
+    places: [[Place; 2]; PROGRAMS],
+    programs: [Child; PROGRAMS],
 }
 
 fn page_of(number: u64) -> usize {
@@ -171,11 +175,19 @@ impl Setup {
         let three = create(&xfs.path("two"))?;
         let map = |file: &File, sharing| Mapping::of_pages(file, LEN, sharing, true);
         let raw = volume.disk().open(Access::Direct)?;
-        raw.write_all_at(&Buffer::new(LEN), 0)?;
+        raw.write_all_at(&Buffer::new(3 * LEN), 0)?;
+        let write_raw = |offset: usize| {
+            let (raw, mut page) = (&raw, Buffer::of_pages(PAGE, 0));
+            move |number: u64| {
+                page[..8].copy_from_slice(&number.to_le_bytes());
+                Ok(raw.write_all_at(&page, (offset + page_of(number)) as u64)?)
+            }
+        };
         let start = prepared.bound.resource()?;
         let places = [
             [Place::of_file(&one, start)?, Place::of_file(&two, start)?],
-            [Place::of_file(&three, start)?, Place::of_volume()],
+            [Place::of_file(&three, start)?, Place::of_volume(0)],
+            [Place::of_volume(LEN), Place::of_volume(2 * LEN)],
         ];
         let programs = [
             Child::start_ready("program 1", |link| {
@@ -185,11 +197,10 @@ impl Setup {
             })?,
             Child::start_ready("program 2", |link| {
                 let first = map(&three, Sharing::Synchronous)?;
-                let mut page = Buffer::of_pages(PAGE, 0);
-                count(link, into(first), |number| {
-                    page[..8].copy_from_slice(&number.to_le_bytes());
-                    Ok(raw.write_all_at(&page, page_of(number) as u64)?)
-                })
+                count(link, into(first), write_raw(0))
+            })?,
+            Child::start_ready("program 3", |link| {
+                count(link, write_raw(LEN), write_raw(2 * LEN))
             })?,
         ];
         Ok(Setup {
@@ -206,7 +217,7 @@ impl Setup {
     /// Copies what is written first before what is written second.
     fn copy(&self) -> Result<Copy> {
         let disk = self.disk.open(Access::Direct)?;
-        let mut programs = [[0; 2]; 2];
+        let mut programs = [[0; 2]; PROGRAMS];
         for (numbers, places) in programs.iter_mut().zip(&self.places) {
             for (number, place) in numbers.iter_mut().zip(places) {
                 *number = place.copy(&disk)?;
@@ -235,8 +246,8 @@ impl Setup {
     }
 }
 
-/// File systems that are frozen by programs. The pages of `MAP_SYNC` are written all the same, and
-/// so is the volume.
+/// File systems that are frozen by programs. The volume is written all the same, and pages of
+/// `MAP_SYNC` may be.
 pub fn freeze_alone(lab: &mut Lab) -> Result<()> {
     let setup = Setup::new(lab)?;
     let roots = [
@@ -264,7 +275,7 @@ pub fn suspended(lab: &mut Lab) -> Result<()> {
     let setup = Setup::new(lab)?;
     let start = Instant::now();
     let mut before = Copy {
-        programs: [[0; 2]; 2],
+        programs: [[0; 2]; PROGRAMS],
     };
     let mut copies = 0;
     while copies < COPIES || start.elapsed() < lab.stress {
