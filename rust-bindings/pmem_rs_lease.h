@@ -19,15 +19,18 @@ struct pmem_rs_lease;
  * @owner: the module of the callbacks, which is not unloaded while one of them runs; NULL if it is
  *	built in
  * @revoke: The device is going to be unbound. Called once. The holder writes back what it has, and
- *	gives the lease back, here or later. Until this returns or the time limit has passed
- *	(parameter revoke_timeout_ms), the disk can be read and written. The memory stays mapped
- *	until the lease is given back. If that is after the time limit, the range is retired.
+ *	gives the lease back, here or later. Until the lease is given back, the time limit has passed
+ *	(parameter revoke_timeout_ms) or the unbind is killed, the disk can be read and written. The
+ *	memory stays mapped until the lease is given back. If that is later, the range is retired.
  * @bad_memory: The bytes from @offset on, counted from the start of the lease, have failed. They
- *	may include good bytes between two failures. May be NULL.
+ *	may include good bytes between two failures. They may have left the linear mapping by then.
+ *	May be NULL.
  *
  * The callbacks of a lease are called one at a time, from a work item, with no lock held. They may
- * sleep, and may call any function here. They may be called before pmem_rs_lease_get() has returned
- * to the holder. A callback must not wait for another thread that is in pmem_rs_lease_put().
+ * sleep, and may call any function here for their lease, except pmem_rs_lease_get(). They may be
+ * called before that has returned to the holder. A callback must not wait for another thread that is
+ * in pmem_rs_lease_put(), nor for the unbind, which holds device locks of the nd bus. If it gives
+ * back another lease, it waits for a callback of that one.
  *
  * The structure is copied by pmem_rs_lease_get().
  */
@@ -52,11 +55,12 @@ struct pmem_rs_lease_ops {
  *	keeps callbacks waiting until the result was stored.
  * Return: the lease, to be given back by pmem_rs_lease_put(), or
  *	-EINVAL if an argument is not as described,
- *	-ENXIO if there is no such device, or it is going to be unbound,
+ *	-ENXIO if there is no such device, or it is just being unbound,
  *	-EBUSY if it is claimed: mounted, open with O_EXCL, below device-mapper, leased,
  *	-EACCES if it is read-only,
  *	-ERANGE if the range is not all in the device,
- *	-EOPNOTSUPP if it has no DAX, or a piece belongs to another driver,
+ *	-EOPNOTSUPP if it has no DAX, a piece belongs to another driver or to a device that is
+ *	going to be unbound, or a target of a device-mapper table begins within a page,
  *	-E2BIG if there are more pages in several pieces than vmap() maps,
  *	-ENOMEM, or an error of the layers in between.
  */
@@ -104,7 +108,8 @@ u64 pmem_rs_lease_size(const struct pmem_rs_lease *lease);
  *
  * Survives machine checks, where the architecture can (ARCH_HAS_COPY_MC).
  *
- * Context: Any. Does not sleep.
+ * Context: Not in NMI. With PREEMPT_RT, only where a spinlock_t may be taken. Does not sleep
+ *	otherwise.
  * Return: 0, -ERANGE if the bytes are not all in the lease, or -EIO if some of them have failed.
  *	@buf then has an unspecified mix of old and new bytes.
  */
@@ -120,15 +125,18 @@ int pmem_rs_lease_read(const struct pmem_rs_lease *lease, u64 offset, void *buf,
  * The bytes are durable after the next pmem_rs_lease_flush(). A write to the disk repairs memory
  * that has failed; this function does not.
  *
- * Context: Any. Does not sleep.
+ * Context: Not in NMI. With PREEMPT_RT, only where a spinlock_t may be taken. Does not sleep
+ *	otherwise.
  * Return: 0, -ERANGE if the bytes are not all in the lease, -EROFS if the disk has become
  *	read-only, or -EIO if some of the bytes have failed. Those before may be written.
  */
 int pmem_rs_lease_write(const struct pmem_rs_lease *lease, u64 offset, const void *buf, size_t len);
 
 /**
- * pmem_rs_lease_flush() - make what was written durable
+ * pmem_rs_lease_flush() - make what pmem_rs_lease_write() has written durable
  * @lease: the lease
+ *
+ * What was stored by the address has to be written back from the CPU caches first.
  *
  * Context: May sleep.
  * Return: 0, or the error of the flush of the disk: -EIO once it was removed.
