@@ -19,18 +19,19 @@ struct pmem_rs_lease;
  * @owner: the module of the callbacks, which is not unloaded while one of them runs; NULL if it is
  *	built in
  * @revoke: The device is going to be unbound. Called once. The holder writes back what it has, and
- *	gives the lease back, here or later. Until the lease is given back, the time limit has passed
- *	(parameter revoke_timeout_ms) or the unbind is killed, the disk can be read and written. The
- *	memory stays mapped until the lease is given back. If that is later, the range is retired.
+ *	gives the lease back, here or later. Until the lease is given back, the time limit has
+ *	passed (parameter revoke_timeout_ms) or the unbind is killed, the disk can be read and
+ *	written. The memory stays mapped until the lease is given back. If that is later, the range
+ *	is retired.
  * @bad_memory: The bytes from @offset on, counted from the start of the lease, have failed. They
- *	may include good bytes between two failures. They may have left the linear mapping by then.
- *	May be NULL.
+ *	may include good bytes between two failures. They may have left the linear mapping by
+ *	then. May be NULL.
  *
  * The callbacks of a lease are called one at a time, from a work item, with no lock held. They may
  * sleep, and may call any function here for their lease, except pmem_rs_lease_get(). They may be
- * called before that has returned to the holder. A callback must not wait for another thread that is
- * in pmem_rs_lease_put(), nor for the unbind, which holds device locks of the nd bus. If it gives
- * back another lease, it waits for a callback of that one.
+ * called before that has returned to the holder. A callback must not wait for another thread that
+ * is in pmem_rs_lease_put(), nor for the unbind, which holds device locks of the nd bus. If it
+ * gives back another lease, it waits for a callback of that one.
  *
  * The structure is copied by pmem_rs_lease_get().
  */
