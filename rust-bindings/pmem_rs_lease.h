@@ -21,8 +21,8 @@ struct pmem_rs_lease;
  * @revoke: The device is going to be unbound. Called once. The holder writes back what it has, and
  *	gives the lease back, here or later. Until the lease is given back, the time limit has
  *	passed (parameter revoke_timeout_ms) or the unbind is killed, the disk can be read and
- *	written. The memory stays mapped until the lease is given back. If that is later, the range
- *	is retired.
+ *	written. The memory stays mapped until the lease is given back. If that is later, the
+ *	range is retired.
  * @bad_memory: The bytes from @offset on, counted from the start of the lease, have failed. They
  *	may include good bytes between two failures. They may have left the linear mapping by
  *	then. May be NULL.

@@ -36,7 +36,7 @@ impl Suspending {
     /// Creates the data of a disk that is not suspended.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            suspension <- new_mutex!(Suspension::new(), "pmem_rs::Suspending::suspension"),
+            suspension <- new_mutex!(Suspension::default(), "pmem_rs::Suspending::suspension"),
             changed <- WaitQueue::new(),
             began: Atomic::new(0),
         })

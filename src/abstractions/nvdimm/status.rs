@@ -71,7 +71,6 @@ impl Line {
                 __bindgen_anon_2: bindings::device_attribute__bindgen_ty_2 {
                     store: is_writable.then_some(Self::store_callback),
                 },
-                ..pin_init::zeroed()
             },
             text,
         }

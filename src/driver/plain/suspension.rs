@@ -80,9 +80,9 @@ pub struct Suspension<F> {
     result: Result<(), Failure<F>>,
 }
 
-impl<F> Suspension<F> {
+impl<F> Default for Suspension<F> {
     /// Creates the data of a disk that was never suspended.
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self {
             phase: Phase::Live,
             end: None,

@@ -46,18 +46,20 @@ mod owner;
 mod states;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(in crate::abstractions) mod testing;
+mod unmapper;
+mod walk;
 
 pub use crate::abstractions::kernel::fs::dax::{
-    owner::{
-        FileId,
-        Obstacle,
-        Unmapper,
-        User,
-        Walked, //
-    },
+    owner::User,
     states::{
         Closed,
         Pagemap,
         Revoked, //
-    }, //
+    },
+    unmapper::{
+        FileId,
+        Obstacle,
+        Unmapper, //
+    },
+    walk::Walked, //
 };

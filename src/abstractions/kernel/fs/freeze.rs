@@ -4,7 +4,7 @@
 //!
 //! C sources: [`fs/super.c`](srctree/fs/super.c), [`block/bdev.c`](srctree/block/bdev.c)
 
-use super::super_block::devices_above;
+use super::super_block::devices_of;
 use crate::abstractions::kernel::block::gendisk::{
     BlockDevice,
     DiskState,
@@ -59,7 +59,11 @@ impl From<Error> for FreezeError {
 ///     let frozen = Freezer::new(disk).freeze().map_err(|err| err.error())?;
 ///
 ///     // No program writes to a file system on the disk here.
-///     frozen.thaw(|device, broken| pr_warn!("{}: {:?}\n", device, broken));
+///     let mut was_thawed = false;
+///     frozen.thaw(|_, _| was_thawed = true);
+///     if was_thawed {
+///         return Err(EBUSY);
+///     }
 ///     Ok(())
 /// }
 /// ```
@@ -87,17 +91,16 @@ impl Freezer {
     ///
     /// If a device cannot be frozen, those that were frozen are thawed.
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
-        let mut devices = devices_above(&self.0)?;
-        self.0.add_devices(&mut devices)?;
-        let mut frozen = Frozen(KVec::new());
-        frozen
-            .0
-            .reserve(devices.len(), GFP_KERNEL)
-            .map_err(Error::from)?;
+        let devices = devices_of(&self.0)?;
+        let list = KVec::with_capacity(devices.len(), GFP_KERNEL).map_err(Error::from)?;
+        let mut frozen = Frozen(list);
 
         for device in devices {
             match FrozenDevice::new(device) {
-                Ok(device) => frozen.0.push(device, GFP_KERNEL).map_err(Error::from)?,
+                Ok(device) => frozen
+                    .0
+                    .push_within_capacity(device)
+                    .map_err(|_| Error::from(ENOMEM))?,
                 Err((device, error)) => {
                     return Err(FreezeError {
                         device: Some(device),

@@ -78,6 +78,8 @@ impl Inode {
     pub(super) fn id(&self) -> (u64, [c_char; 32]) {
         // SAFETY: By the type invariant both are valid.
         unsafe {
+            // Linux 7.2 has another type of the same size here.
+            #[allow(clippy::unnecessary_cast)]
             let number = self.inode.map_or(0, |inode| (*inode.as_ptr()).i_ino as u64);
             (number, (*self.sb.as_ptr()).s_id)
         }

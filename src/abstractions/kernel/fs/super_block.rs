@@ -309,7 +309,7 @@ unsafe fn for_each_super(
     }
 }
 
-/// The devices above a disk, for [`devices_above`].
+/// The devices above a disk, for [`devices_of`].
 struct Above<'a> {
     disk: &'a DiskState,
     devices: KVec<BlockDevice>,
@@ -331,27 +331,28 @@ impl Above<'_> {
     }
 }
 
-/// Returns the devices of superblocks that may be above a disk ([`DiskState::device_above`]).
-/// Sleeps.
-pub(super) fn devices_above(disk: &DiskState) -> Result<KVec<BlockDevice>> {
-    let mut above = Above {
-        disk,
-        devices: KVec::new(),
-        is_full: false,
-    };
+/// Returns the devices of superblocks that may be above a disk ([`DiskState::device_above`]), then
+/// its partitions, then the disk. Sleeps.
+pub(super) fn devices_of(disk: &DiskState) -> Result<KVec<BlockDevice>> {
+    let mut capacity: usize = 16;
 
     loop {
+        // A list of this size is filled, since growing one can panic, as far as the compiler can
+        // tell.
+        let mut above = Above {
+            disk,
+            devices: KVec::with_capacity(capacity, GFP_KERNEL)?,
+            is_full: false,
+        };
         for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_there()) {
             let argument = addr_of_mut!(above).cast();
             // SAFETY: The callback is the one for the argument, which lives as long as the call.
             unsafe { for_each_super(fs_type.name, Above::add_callback, argument) };
         }
-        if !core::mem::replace(&mut above.is_full, false) {
+        if !above.is_full && disk.add_devices(&mut above.devices)? {
             return Ok(above.devices);
         }
-        let more = above.devices.len().saturating_add(16);
-        above.devices.clear();
-        above.devices.reserve(more, GFP_KERNEL)?;
+        capacity = capacity.saturating_mul(2);
     }
 }
 

@@ -112,7 +112,7 @@ impl World {
     pub fn new(defect: Defect) -> Self {
         Self(Rc::new(Shared {
             defect,
-            suspension: Mutex::new(Suspension::new()),
+            suspension: Mutex::new(Suspension::default()),
             changed: WaitQueue::default(),
             threads: RefCell::new(Vec::new()),
             has_time: Cell::new(true),

@@ -252,17 +252,22 @@ impl DiskState {
         }
     }
 
-    /// Adds the partitions of the disk, and then the disk, to a list. Allocates memory.
-    pub(in crate::abstractions) fn add_devices(&self, list: &mut KVec<BlockDevice>) -> Result {
+    /// Adds the partitions of the disk, and then the disk, to a list. Returns whether the list had
+    /// room for them.
+    pub(in crate::abstractions) fn add_devices(
+        &self,
+        list: &mut KVec<BlockDevice>,
+    ) -> Result<bool> {
         let mut index = 0;
 
         while let Some(partition) = self.next_partition(&mut index) {
-            list.push(partition, GFP_KERNEL)?;
+            if list.push_within_capacity(partition).is_err() {
+                return Ok(false);
+            }
         }
         // SAFETY: The reference keeps the device.
         let whole = unsafe { BlockDevice::get(self.whole.as_raw()) };
-        list.push(whole.ok_or(ENXIO)?, GFP_KERNEL)?;
-        Ok(())
+        Ok(list.push_within_capacity(whole.ok_or(ENXIO)?).is_ok())
     }
 
     /// Returns the device of a superblock, if it is one of device-mapper with DAX, and something

@@ -2,18 +2,24 @@
 
 //! The owner of a pgmap, without its state.
 
-use super::mapping::FileMapping;
+use super::{
+    mapping::FileMapping,
+    unmapper::Unmapper,
+    walk::{
+        may_put,
+        walk_files,
+        Walked, //
+    }, //
+};
 use crate::abstractions::kernel::{
     fs::{
         inode::Inode,
-        inode_pool::InodePool,
-        super_block::Walk, //
+        inode_pool::InodePool, //
     },
     memremap::{
         PagemapConfig,
         PagemapInner,
         PagemapOperations,
-        PagemapRef,
         UsedPage, //
     },
     numa::Node,
@@ -33,8 +39,6 @@ use crate::abstractions::kernel_ext::{
 };
 use core::mem::ManuallyDrop;
 use kernel::{
-    fmt,
-    page::PAGE_SHIFT,
     prelude::*,
     str::CString,
     sync::Arc,
@@ -47,15 +51,6 @@ const DROP_TIMEOUT: Msecs = 10_000;
 const MAX_MISMATCHES: u32 = 3;
 /// The pause between two walks of a drop that waits, in milliseconds.
 const WALK_INTERVAL: Msecs = 1000;
-
-/// The result of a walk through the files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Walked {
-    /// The number of files with pages of the memory.
-    pub inodes: u64,
-    /// The number of these pages, pinned or not.
-    pub pages: u64,
-}
 
 /// A user of revoked memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,180 +307,6 @@ impl<T: PagemapOperations> Owner<T> {
         }
         self.pool.release(|_| true);
     }
-}
-
-/// A reference to a pgmap, with which its files can be unmapped without the owner.
-pub struct Unmapper<T: PagemapOperations> {
-    pages: PagemapRef<T>,
-    pool: Arc<InodePool>,
-}
-
-impl<T: PagemapOperations> Unmapper<T> {
-    /// Unmaps all files that may use the memory, once. They can be mapped again.
-    ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
-    pub fn unmap_files(&self) {
-        walk_files(&self.pages, &self.pool, |_, file, _| {
-            file.unmap(&self.pages).0
-        });
-    }
-}
-
-/// A file, for messages.
-pub struct FileId {
-    /// The number of its inode.
-    inode: u64,
-    /// The name of its file system.
-    file_system: [c_char; 32],
-}
-
-impl FileId {
-    fn of(inode: &Inode) -> Self {
-        let (inode, file_system) = inode.id();
-
-        Self { inode, file_system }
-    }
-}
-
-impl fmt::Display for FileId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "inode {} of ", self.inode)?;
-        for byte in self.file_system.iter().take_while(|byte| **byte != 0) {
-            write!(f, "{}", char::from(*byte as u8))?;
-        }
-        Ok(())
-    }
-}
-
-/// Why frozen files were not unmapped.
-pub enum Obstacle {
-    /// A file has pages of the memory, and its file system is not frozen.
-    NotFrozen(FileId),
-    /// Too many files were closed meanwhile: the last reference to a file that was deleted cannot
-    /// be put while its file system is frozen, nor can those after it.
-    TooManyFiles,
-}
-
-impl<T: PagemapOperations> Unmapper<T> {
-    /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
-    /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
-    /// but only for reading.
-    ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
-    /// page faults.
-    ///
-    /// # Errors
-    ///
-    /// An [`Obstacle`].
-    pub fn unmap_frozen_files(&self) -> Result<Walked, Obstacle> {
-        let mut other = None;
-
-        let walked = try_walk_files(&self.pages, &self.pool, |inode, file, _| {
-            if inode.is_frozen() {
-                return file.unmap_frozen(&self.pages);
-            }
-            let (count, _) = file.count(&self.pages);
-            if count != 0 {
-                other.get_or_insert(FileId::of(inode));
-            }
-            count
-        });
-        match other {
-            Some(file) => Err(Obstacle::NotFrozen(file)),
-            None => walked.ok_or(Obstacle::TooManyFiles),
-        }
-    }
-
-    /// Returns the offset in the data of the first page, from page `*next` on, that has more
-    /// references than page table entries, and sets `*next` to it. Both counts may change
-    /// meanwhile, so the result may be wrong if the page is being mapped or unmapped. Sleeps.
-    pub fn first_pinned(&self, next: &mut u64) -> Option<u64> {
-        let first = self.pages.frames().start;
-        let frame = self.pages.first_pinned(first.saturating_add(*next))?;
-
-        *next = frame.saturating_sub(first);
-        Some(*next << PAGE_SHIFT)
-    }
-
-    /// Returns a file that has the page at an offset in the data. Sleeps.
-    pub fn file_at(&self, offset: u64) -> Option<FileId> {
-        let frame = self
-            .pages
-            .frames()
-            .start
-            .saturating_add(offset >> PAGE_SHIFT);
-        let mut found = None;
-
-        // If the walk ends early, the file is not found.
-        try_walk_files(&self.pages, &self.pool, |inode, file, _| {
-            if found.is_none() && file.has_frame(frame) {
-                found = Some(FileId::of(inode));
-            }
-            0
-        });
-        found
-    }
-}
-
-/// Calls `f` for each file that may use the memory. `f` returns the number of pages that the file
-/// has.
-fn walk_files<T: PagemapOperations>(
-    pages: &PagemapInner<T>,
-    pool: &Arc<InodePool>,
-    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
-) -> Walked {
-    // A translation that succeeds records the exposure first.
-    if !pages.is_exposed() {
-        return Walked::default();
-    }
-
-    let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, pages.host(), &may_put);
-    go(&mut walk, pages, &may_put, f)
-}
-
-/// The same without waiting for other references to be put. Returns [`None`] if the walk would have
-/// had to.
-fn try_walk_files<T: PagemapOperations>(
-    pages: &PagemapInner<T>,
-    pool: &Arc<InodePool>,
-    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
-) -> Option<Walked> {
-    if !pages.is_exposed() {
-        return Some(Walked::default());
-    }
-
-    let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, pages.host(), &may_put).nonblocking();
-    let walked = go(&mut walk, pages, &may_put, f);
-    (!walk.is_cut_short()).then_some(walked)
-}
-
-/// Takes a walk to its end.
-fn go<T: PagemapOperations>(
-    walk: &mut Walk<'_>,
-    pages: &PagemapInner<T>,
-    may_put: &dyn Fn(&Inode) -> bool,
-    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
-) -> Walked {
-    let mut walked = Walked::default();
-
-    while let Some(inode) = walk.next() {
-        let file = FileMapping::new(inode);
-        if !file.may_use(pages) {
-            continue;
-        }
-
-        let of_file = f(inode, file, may_put);
-        walked.pages = walked.pages.saturating_add(of_file);
-        walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
-    }
-    walked
-}
-
-/// Returns whether the reference to a kept file may be put: the file has no pinned page.
-fn may_put<T: PagemapOperations>(pages: &PagemapInner<T>, inode: &Inode) -> bool {
-    !FileMapping::new(inode).count(pages).1
 }
 
 impl<T: PagemapOperations> Drop for Owner<T> {

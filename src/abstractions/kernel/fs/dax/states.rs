@@ -2,11 +2,13 @@
 
 //! The states of the owner of a pgmap, as types that consume each other.
 
-use super::owner::{
-    Owner,
-    Unmapper,
-    User,
-    Walked, //
+use super::{
+    owner::{
+        Owner,
+        User, //
+    },
+    unmapper::Unmapper,
+    walk::Walked, //
 };
 use crate::abstractions::kernel::{
     memremap::{

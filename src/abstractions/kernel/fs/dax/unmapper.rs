@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A reference to a pgmap with which its files are unmapped.
+
+use super::walk::{
+    try_walk_files,
+    walk_files,
+    Walked, //
+};
+use crate::abstractions::kernel::{
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool, //
+    },
+    memremap::{
+        PagemapOperations,
+        PagemapRef, //
+    }, //
+};
+use kernel::{
+    fmt,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A reference to a pgmap, with which its files can be unmapped without the owner.
+pub struct Unmapper<T: PagemapOperations> {
+    pub(super) pages: PagemapRef<T>,
+    pub(super) pool: Arc<InodePool>,
+}
+
+impl<T: PagemapOperations> Unmapper<T> {
+    /// Unmaps all files that may use the memory, once. They can be mapped again.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    pub fn unmap_files(&self) {
+        walk_files(&self.pages, &self.pool, |_, file, _| {
+            file.unmap(&self.pages).0
+        });
+    }
+}
+
+/// A file, for messages.
+pub struct FileId {
+    /// The number of its inode.
+    inode: u64,
+    /// The name of its file system.
+    file_system: [c_char; 32],
+}
+
+impl FileId {
+    fn of(inode: &Inode) -> Self {
+        let (inode, file_system) = inode.id();
+
+        Self { inode, file_system }
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "inode {} of ", self.inode)?;
+        for byte in self.file_system.iter().take_while(|byte| **byte != 0) {
+            write!(f, "{}", char::from(*byte as u8))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why frozen files were not unmapped.
+pub enum Obstacle {
+    /// A file has pages of the memory, and its file system is not frozen.
+    NotFrozen(FileId),
+    /// Too many files were closed meanwhile: the last reference to a file that was deleted cannot
+    /// be put while its file system is frozen, nor can those after it.
+    TooManyFiles,
+}
+
+impl<T: PagemapOperations> Unmapper<T> {
+    /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
+    /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
+    /// but only for reading.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
+    /// page faults.
+    ///
+    /// # Errors
+    ///
+    /// An [`Obstacle`].
+    pub fn unmap_frozen_files(&self) -> Result<Walked, Obstacle> {
+        let mut other = None;
+
+        let walked = try_walk_files(&self.pages, &self.pool, |inode, file, _| {
+            if inode.is_frozen() {
+                return file.unmap_frozen(&self.pages);
+            }
+            let (count, _) = file.count(&self.pages);
+            if count != 0 {
+                other.get_or_insert(FileId::of(inode));
+            }
+            count
+        });
+        match other {
+            Some(file) => Err(Obstacle::NotFrozen(file)),
+            None => walked.ok_or(Obstacle::TooManyFiles),
+        }
+    }
+
+    /// Returns the offset in the data of the first page, from page `*next` on, that has more
+    /// references than page table entries, and sets `*next` to it. Both counts may change
+    /// meanwhile, so the result may be wrong if the page is being mapped or unmapped. Sleeps.
+    pub fn first_pinned(&self, next: &mut u64) -> Option<u64> {
+        let first = self.pages.frames().start;
+        let frame = self.pages.first_pinned(first.saturating_add(*next))?;
+
+        *next = frame.saturating_sub(first);
+        Some(*next << PAGE_SHIFT)
+    }
+
+    /// Returns a file that has the page at an offset in the data. Sleeps.
+    pub fn file_at(&self, offset: u64) -> Option<FileId> {
+        let frame = self
+            .pages
+            .frames()
+            .start
+            .saturating_add(offset >> PAGE_SHIFT);
+        let mut found = None;
+
+        // If the walk ends early, the file is not found.
+        try_walk_files(&self.pages, &self.pool, |inode, file, _| {
+            if found.is_none() && file.has_frame(frame) {
+                found = Some(FileId::of(inode));
+            }
+            0
+        });
+        found
+    }
+}

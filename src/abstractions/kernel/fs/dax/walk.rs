@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Walks through the files that may use the memory of a pgmap.
+
+use super::mapping::FileMapping;
+use crate::abstractions::kernel::{
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool,
+        super_block::Walk, //
+    },
+    memremap::{
+        PagemapInner,
+        PagemapOperations, //
+    }, //
+};
+use kernel::sync::Arc;
+
+/// The result of a walk through the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// The number of files with pages of the memory.
+    pub inodes: u64,
+    /// The number of these pages, pinned or not.
+    pub pages: u64,
+}
+
+/// Calls `f` for each file that may use the memory. `f` returns the number of pages that the file
+/// has.
+pub(super) fn walk_files<T: PagemapOperations>(
+    pages: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Walked {
+    // A translation that succeeds records the exposure first.
+    if !pages.is_exposed() {
+        return Walked::default();
+    }
+
+    let may_put = |inode: &Inode| may_put(pages, inode);
+    let mut walk = Walk::new(pool, pages.host(), &may_put);
+    go(&mut walk, pages, &may_put, f)
+}
+
+/// The same without waiting for other references to be put. Returns [`None`] if the walk would have
+/// had to.
+pub(super) fn try_walk_files<T: PagemapOperations>(
+    pages: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Option<Walked> {
+    if !pages.is_exposed() {
+        return Some(Walked::default());
+    }
+
+    let may_put = |inode: &Inode| may_put(pages, inode);
+    let mut walk = Walk::new(pool, pages.host(), &may_put).nonblocking();
+    let walked = go(&mut walk, pages, &may_put, f);
+    (!walk.is_cut_short()).then_some(walked)
+}
+
+/// Takes a walk to its end.
+fn go<T: PagemapOperations>(
+    walk: &mut Walk<'_>,
+    pages: &PagemapInner<T>,
+    may_put: &dyn Fn(&Inode) -> bool,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Walked {
+    let mut walked = Walked::default();
+
+    while let Some(inode) = walk.next() {
+        let file = FileMapping::new(inode);
+        if !file.may_use(pages) {
+            continue;
+        }
+
+        let of_file = f(inode, file, may_put);
+        walked.pages = walked.pages.saturating_add(of_file);
+        walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
+    }
+    walked
+}
+
+/// Returns whether the reference to a kept file may be put: the file has no pinned page.
+pub(super) fn may_put<T: PagemapOperations>(pages: &PagemapInner<T>, inode: &Inode) -> bool {
+    !FileMapping::new(inode).count(pages).1
+}
