@@ -295,7 +295,6 @@ const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("status")]),
     simple(ONE, &[Boot::off("trace")]),
     simple(ONE, &[Boot::off("notice")]),
-    simple(TWO, &[Boot::off("suspend")]),
     simple(LEASED, &[Boot::off("lease")]),
     simple(KDUMP, &[Boot::off("kdump")]),
     simple(ONE, &[Boot::off("fuzz")]),
@@ -309,6 +308,8 @@ const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("several")]),
     simple(TWO, &[Boot::off("dm")]),
     simple(TWO, &[Boot::off("parity")]),
+    // After `parity`, which compares devices that were used alike.
+    simple(TWO, &[Boot::off("suspend")]),
     simple(LEGACY, &[Boot::off("legacy")]),
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),
