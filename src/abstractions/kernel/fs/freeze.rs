@@ -97,10 +97,7 @@ impl Freezer {
 
         for device in devices {
             match FrozenDevice::new(device) {
-                Ok(device) => frozen
-                    .0
-                    .push_within_capacity(device)
-                    .map_err(|_| Error::from(ENOMEM))?,
+                Ok(device) => frozen.0.push_within_capacity(device).map_err(|_| ENOMEM)?,
                 Err((device, error)) => {
                     return Err(FreezeError {
                         device: Some(device),

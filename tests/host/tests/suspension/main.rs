@@ -115,7 +115,7 @@ fn with_teardown(world: &World) {
 /// The same while the file system cannot be frozen. The teardown waits for the thread.
 fn with_teardown_while_it_freezes(world: &World) {
     world.begin_call();
-    world.spawn(|world| close(world));
+    world.spawn(close);
     assert_eq!(suspend(world), Err(Failure::Closed));
     world.end_call();
 }

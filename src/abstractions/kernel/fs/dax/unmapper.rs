@@ -61,7 +61,7 @@ impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "inode {} of ", self.inode)?;
         for byte in self.file_system.iter().take_while(|byte| **byte != 0) {
-            write!(f, "{}", char::from(*byte as u8))?;
+            write!(f, "{}", char::from(*byte))?;
         }
         Ok(())
     }
