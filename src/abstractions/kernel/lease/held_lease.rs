@@ -410,7 +410,8 @@ impl ListedLease for Lease {
     fn owner(&self) -> OwnerName<'_> {
         OwnerName(NonNull::new(self.ops.owner).map(|module| {
             // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
-            unsafe { (&*addr_of!((*module.as_ptr()).name)).as_slice() }
+            let name: &[_] = unsafe { &*addr_of!((*module.as_ptr()).name) };
+            name
         }))
     }
 
