@@ -59,7 +59,8 @@ extern "C" {
 /// What the holder of a lease is told. The functions are called one at a time, may sleep, and may
 /// drop the [`Lease`]. They may be called before [`Lease::new`] has returned.
 pub(crate) trait Holder: Send + Sync + 'static {
-    /// The device is going to be unbound. The disk can be read and written until this returns.
+    /// The device is going to be unbound. The disk can be read and written until the lease is given
+    /// back, the time limit has passed or the unbind is killed.
     fn revoke(&self);
 
     /// The `len` bytes from `offset` on have failed.
@@ -68,8 +69,6 @@ pub(crate) trait Holder: Send + Sync + 'static {
 
 /// A range of a disk that is held. Dropping it gives it back. Sleeps, and waits for a function of
 /// the [`Holder`] that runs in another thread.
-///
-/// It must not be forgotten: the module could be unloaded then, and its functions be called.
 pub(crate) struct Lease<H: Holder> {
     raw: NonNull<RawLease>,
     holder: ManuallyDrop<Arc<H>>,
@@ -83,8 +82,13 @@ unsafe impl<H: Holder> Sync for Lease<H> {}
 
 impl<H: Holder> Lease<H> {
     /// Holds the `len` bytes from `offset` on of the block device with this number; with 0 for
-    /// `len`, all up to the end. `module` is the one of the holder. May sleep.
-    pub(crate) fn new(
+    /// `len`, all up to the end. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `module` must be the one of the holder. The lease must be dropped before that is unloaded:
+    /// if it is forgotten, functions of the holder may be called when they are gone.
+    pub(crate) unsafe fn new(
         module: &'static ThisModule,
         dev: u32,
         offset: u64,
@@ -98,8 +102,9 @@ impl<H: Holder> Lease<H> {
         };
         let data = Arc::as_ptr(&holder).cast_mut().cast();
 
-        // SAFETY: The functions are those of the module, and are called with an `Arc<H>` that is
-        // dropped after the lease was given back. The module gives it back before it is unloaded.
+        // SAFETY: The functions are called with an `Arc<H>` that is dropped after the lease was
+        // given back. By the safety requirements they are those of the module, which gives it back
+        // before it is unloaded.
         let raw = from_err_ptr(unsafe { pmem_rs_lease_get(dev, offset, len, &ops, data) })?;
         Ok(Self {
             raw: NonNull::new(raw).ok_or(ENXIO)?,
@@ -124,12 +129,7 @@ impl<H: Holder> Lease<H> {
         // SAFETY: The lease is held, and the buffer has the length.
         to_result(unsafe {
             let len = buffer.len();
-            pmem_rs_lease_read(
-                self.raw.as_ptr(),
-                offset,
-                buffer.as_mut_ptr().cast(),
-                len,
-            )
+            pmem_rs_lease_read(self.raw.as_ptr(), offset, buffer.as_mut_ptr().cast(), len)
         })
     }
 

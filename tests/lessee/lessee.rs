@@ -8,7 +8,7 @@
 //!
 //! | command | |
 //! |---|---|
-//! | `answer SLOT ANSWER MS` | what the holder does when it is told that the device goes, after that time: 1 give the lease back, 0 nothing |
+//! | `answer SLOT ANSWER MS` | what to do that long after the holder was told: 1 give it back, 0 nothing |
 //! | `get SLOT MAJOR MINOR OFFSET LEN` | take a lease |
 //! | `put SLOT` | give it back |
 //! | `write SLOT` | write pages until the lease is given back |
@@ -187,7 +187,9 @@ impl Slots {
                 slot.told.store(0, Relaxed);
                 slot.answered.store(0, Relaxed);
                 slot.failures.store(0, Relaxed);
-                *lease = Some(Lease::new(self.module, dev, third, fourth, slot.clone())?);
+                // SAFETY: It is this module. Its exit drops the slots, and so the leases.
+                let taken = unsafe { Lease::new(self.module, dev, third, fourth, slot.clone()) };
+                *lease = Some(taken?);
                 Ok(())
             }
             "put" => {

@@ -117,9 +117,12 @@ impl<'a> Walk<'a> {
     /// How many inodes are passed with the list locked.
     const BATCH: u32 = 1024;
 
+    /// A walk that is not to wait until references are put ends early instead. Putting the last
+    /// reference to a file that was deleted waits until its file system is thawed.
     pub(super) fn new(
         pool: &'a Arc<InodePool>,
         disk: Option<&'a DiskState>,
+        is_nonblocking: bool,
         may_put: &'a dyn Fn(&Inode) -> bool,
     ) -> Self {
         Self {
@@ -129,17 +132,10 @@ impl<'a> Walk<'a> {
             index: 0,
             cursor: None,
             is_behind_cursor: false,
-            is_nonblocking: false,
+            is_nonblocking,
             is_cut_short: false,
             found: None,
         }
-    }
-
-    /// Makes the walk end early rather than wait until references are put. Putting the last
-    /// reference to a file that was deleted waits until its file system is thawed.
-    pub(super) fn nonblocking(mut self) -> Self {
-        self.is_nonblocking = true;
-        self
     }
 
     /// Returns whether the walk has ended early.

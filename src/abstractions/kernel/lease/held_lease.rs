@@ -11,7 +11,6 @@ use super::{
     leases::{
         Leases,
         ListedLease,
-        OwnerName,
         Table,
         TABLE, //
     },
@@ -407,12 +406,14 @@ impl ListedLease for Lease {
         has_any
     }
 
-    fn owner(&self) -> OwnerName<'_> {
-        OwnerName(NonNull::new(self.ops.owner).map(|module| {
-            // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
-            let name: &[_] = unsafe { &*addr_of!((*module.as_ptr()).name) };
-            name
-        }))
+    fn owner(&self) -> &CStr {
+        let Some(module) = NonNull::new(self.ops.owner) else {
+            return c"(built in)";
+        };
+        // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
+        let name: &[_] = unsafe { &*addr_of!((*module.as_ptr()).name) };
+
+        CStr::from_bytes_until_nul(name).unwrap_or(c"?")
     }
 
     fn is_in_callback(&self) -> bool {

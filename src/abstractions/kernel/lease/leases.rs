@@ -21,10 +21,6 @@ use crate::abstractions::kernel_ext::{
 };
 use core::ops::Range;
 use kernel::{
-    fmt::{
-        self,
-        Write, //
-    },
     new_mutex,
     prelude::*,
     rbtree::RBTree,
@@ -49,23 +45,8 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     /// Returns whether none of the bytes is known to be bad.
     fn is_good(&self, offset: usize, len: usize) -> bool;
 
-    /// As [`PagemapInner::writable`](crate::abstractions::kernel::memremap::PagemapInner::writable).
+    /// As `PagemapInner::writable`.
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
-}
-
-/// The name of a module, if the holder is one. It ends with a null byte.
-pub(super) struct OwnerName<'a>(pub(super) Option<&'a [c_char]>);
-
-impl fmt::Display for OwnerName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(name) = self.0 else {
-            return f.write_str("(built in)");
-        };
-        for letter in name.iter().take_while(|letter| **letter != 0) {
-            f.write_char(char::from(*letter))?;
-        }
-        Ok(())
-    }
 }
 
 /// A lease in the list of a pgmap.
@@ -82,8 +63,8 @@ pub(super) trait ListedLease: Send + Sync {
     /// The lease must be in the list `leases`, and its lock be held.
     unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
 
-    /// Returns the name of the module of the holder. The lease must not have been given back.
-    fn owner(&self) -> OwnerName<'_>;
+    /// Returns the name of the module of the holder, which must not have been unloaded.
+    fn owner(&self) -> &CStr;
 
     /// Returns whether a callback of the lease runs.
     fn is_in_callback(&self) -> bool;

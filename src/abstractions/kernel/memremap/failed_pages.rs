@@ -232,7 +232,7 @@ impl FailedPages {
         let mut result = ops.memory_failure(offset, len, flags);
         let is_told = tell();
         // A file system on another partition says that the page is not in it.
-        if is_told && matches!(result, Err(err) if err == ENXIO) {
+        if is_told && result == Err(ENXIO) {
             result = Err(EOPNOTSUPP);
         }
         // The memory management kills the users of a page that is associated with a file, and fails

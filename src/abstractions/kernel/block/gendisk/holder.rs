@@ -78,13 +78,15 @@ impl Holder {
     /// Returns whether an open with this mode and holder may be one that gets the DAX device for
     /// something else than a file system whose `s_bdev` is the device.
     ///
-    /// `fs_dax_get_by_bdev()` has four callers, which are vetted (`rust-bindings/vetted`). Each
-    /// opens the device first, and claims it. The holders are:
+    /// `fs_dax_get_by_bdev()` has four callers in the kernel, which are vetted
+    /// (`rust-bindings/vetted`), and leases. Each opens the device first, and claims it. These are
+    /// the holders:
     ///
     /// - a superblock that is being mounted, for its `s_bdev`;
     /// - the superblock of xfs, for its log and its realtime device: `s_bdev` is set already;
     /// - the type of erofs, for further devices;
-    /// - a string of device-mapper.
+    /// - a string of device-mapper;
+    /// - a lease.
     ///
     /// All but the first are indirect. Holders that get no DAX device may count as indirect as
     /// well. Programs must not: each run of mkfs would count for good.

@@ -24,23 +24,6 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A reference to a pgmap, with which its files can be unmapped without the owner.
-pub struct Unmapper<T: PagemapOperations> {
-    pub(super) pages: PagemapRef<T>,
-    pub(super) pool: Arc<InodePool>,
-}
-
-impl<T: PagemapOperations> Unmapper<T> {
-    /// Unmaps all files that may use the memory, once. They can be mapped again.
-    ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
-    pub fn unmap_files(&self) {
-        walk_files(&self.pages, &self.pool, |_, file, _| {
-            file.unmap(&self.pages).0
-        });
-    }
-}
-
 /// A file, for messages.
 pub struct FileId {
     /// The number of its inode.
@@ -59,11 +42,9 @@ impl FileId {
 
 impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "inode {} of ", self.inode)?;
-        for byte in self.file_system.iter().take_while(|byte| **byte != 0) {
-            write!(f, "{}", char::from(*byte))?;
-        }
-        Ok(())
+        let file_system = CStr::from_bytes_until_nul(&self.file_system).unwrap_or(c"?");
+
+        f.write_fmt(fmt!("inode {} of {}", self.inode, file_system))
     }
 }
 
@@ -76,7 +57,22 @@ pub enum Obstacle {
     TooManyFiles,
 }
 
+/// A reference to a pgmap, with which its files can be unmapped without the owner.
+pub struct Unmapper<T: PagemapOperations> {
+    pub(super) pages: PagemapRef<T>,
+    pub(super) pool: Arc<InodePool>,
+}
+
 impl<T: PagemapOperations> Unmapper<T> {
+    /// Unmaps all files that may use the memory, once. They can be mapped again.
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    pub fn unmap_files(&self) {
+        walk_files(&self.pages, &self.pool, |_, file, _| {
+            file.unmap(&self.pages).0
+        });
+    }
+
     /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
     /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
     /// but only for reading.

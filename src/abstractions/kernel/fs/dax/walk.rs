@@ -32,14 +32,7 @@ pub(super) fn walk_files<T: PagemapOperations>(
     pool: &Arc<InodePool>,
     f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Walked {
-    // A translation that succeeds records the exposure first.
-    if !pages.is_exposed() {
-        return Walked::default();
-    }
-
-    let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, pages.host(), &may_put);
-    go(&mut walk, pages, &may_put, f)
+    walk(pages, pool, false, f).0
 }
 
 /// The same without waiting for other references to be put. Returns [`None`] if the walk would have
@@ -49,36 +42,37 @@ pub(super) fn try_walk_files<T: PagemapOperations>(
     pool: &Arc<InodePool>,
     f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Option<Walked> {
+    let (walked, is_cut_short) = walk(pages, pool, true, f);
+
+    (!is_cut_short).then_some(walked)
+}
+
+/// Returns also whether the walk has ended early.
+fn walk<T: PagemapOperations>(
+    pages: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    is_nonblocking: bool,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> (Walked, bool) {
+    let mut walked = Walked::default();
+    // A translation that succeeds records the exposure first.
     if !pages.is_exposed() {
-        return Some(Walked::default());
+        return (walked, false);
     }
 
     let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, pages.host(), &may_put).nonblocking();
-    let walked = go(&mut walk, pages, &may_put, f);
-    (!walk.is_cut_short()).then_some(walked)
-}
-
-/// Takes a walk to its end.
-fn go<T: PagemapOperations>(
-    walk: &mut Walk<'_>,
-    pages: &PagemapInner<T>,
-    may_put: &dyn Fn(&Inode) -> bool,
-    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
-) -> Walked {
-    let mut walked = Walked::default();
-
+    let mut walk = Walk::new(pool, pages.host(), is_nonblocking, &may_put);
     while let Some(inode) = walk.next() {
         let file = FileMapping::new(inode);
         if !file.may_use(pages) {
             continue;
         }
 
-        let of_file = f(inode, file, may_put);
+        let of_file = f(inode, file, &may_put);
         walked.pages = walked.pages.saturating_add(of_file);
         walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
     }
-    walked
+    (walked, walk.is_cut_short())
 }
 
 /// Returns whether the reference to a kept file may be put: the file has no pinned page.
