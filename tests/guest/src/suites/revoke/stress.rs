@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Stress: devices are unbound and bound for as long as the command line says, with users of every
-//! kind, and nothing is leaked.
+//! kind, and nothing is leaked. Some are suspended meanwhile, and some are leased before.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -19,14 +19,20 @@ use super::fixture::{LEN, contents, write_files};
 use super::users::{read_all, read_for_ever, write_for_ever};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT};
 use crate::disk::Access;
+use crate::driver::Driver;
+use crate::errno;
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::leaks::Holdings;
+use crate::lessee::Lessee;
 use crate::mapping::{Mapping, PAGE, Sharing};
+use crate::nd::Device;
 use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
+use crate::suites::suspend::STATE;
 use crate::suites::{Suite, Test};
+use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "revoke_stress",
@@ -43,6 +49,13 @@ const MOST_WORK_MS: u64 = 150;
 const WARM_UP: u64 = 6;
 /// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The share of the cycles in which the device is suspended while it is used.
+const SUSPENDED: f64 = 0.5;
+/// The share of the cycles before which a holder of a lease is told that the device goes.
+const LEASED: f64 = 0.25;
+/// How long the device is suspended, and how long it is live in between.
+const SUSPENDED_FOR: Duration = Duration::from_millis(10);
 
 /// How many bytes are in a pipe at a time, and for how long.
 const PIPED: usize = 4 * PAGE;
@@ -63,12 +76,16 @@ fn goes_and_comes_back(lab: &mut Lab) -> Result<()> {
     for (region, fs) in [(0, Fs::Ext4), (1, Fs::XfsRmap)] {
         targets.push(Target::make(lab, region, fs)?);
     }
+    let holder = match lab.driver {
+        Driver::PmemRs => Some(Lessee::load()?[0]),
+        Driver::NdPmem => None,
+    };
     let (mut cycles, mut warm) = (0, None);
     let (start, mut reported) = (Instant::now(), Instant::now());
     while start.elapsed() < lab.stress || warm.is_none() {
         let target = &mut targets[(cycles % 2) as usize];
         target
-            .cycle(lab)
+            .cycle(lab, holder)
             .with_context(|| format!("in cycle {cycles}, on {:?}", target.fs))?;
         cycles += 1;
         if cycles == WARM_UP {
@@ -108,7 +125,11 @@ impl Target {
 
     /// One cycle: the device is mounted and used, removed, all users get an error, and the device
     /// is added again.
-    fn cycle(&mut self, lab: &mut Lab) -> Result<()> {
+    fn cycle(&mut self, lab: &mut Lab, holder: Option<Lessee>) -> Result<()> {
+        if let Some(holder) = holder.filter(|_| lab.random.random_bool(LEASED)) {
+            self.go_under_lease(lab, holder)
+                .context("with a holder of a lease")?;
+        }
         let (mount, logged) = self.mount_intact()?;
         let used = mount.path("used");
 
@@ -123,10 +144,16 @@ impl Target {
         })?;
         let mut pinner =
             Child::start_ready("the process that pins pages", |link| pin(&used, link))?;
+        let bound = &self.region.bound;
+        let mut suspender = None;
+        if holder.is_some() && lab.random.random_bool(SUSPENDED) {
+            suspender = Some(Child::start_ready("the suspending process", |link| {
+                suspend_for_ever(bound, link)
+            })?);
+        }
         let work = lab.random.random_range(0..MOST_WORK_MS);
         sleep(Duration::from_millis(work));
 
-        let bound = &self.region.bound;
         let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
         unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
         for user in &mut mapped {
@@ -135,8 +162,22 @@ impl Target {
         pinner.expect_done(USERS_LIMIT)?;
         self.logged = logger.hear_value("logged ", USERS_LIMIT)?.parse()?;
         logger.expect_done(USERS_LIMIT)?;
+        if let Some(mut suspender) = suspender {
+            suspender.expect_done(USERS_LIMIT)?;
+        }
 
         mount.unmount()?;
+        retired::await_none(FREE_LIMIT)?;
+        bound.bind(lab.driver)
+    }
+
+    /// The device is removed while another module has a lease of it, and added again.
+    fn go_under_lease(&self, lab: &Lab, holder: Lessee) -> Result<()> {
+        let bound = &self.region.bound;
+        holder.get(&self.region.disk)?;
+        let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
+        unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+        holder.expect_returned()?;
         retired::await_none(FREE_LIMIT)?;
         bound.bind(lab.driver)
     }
@@ -203,6 +244,25 @@ fn pin(used: &Path, link: &mut Link) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Suspends and resumes a device until it leaves.
+fn suspend_for_ever(bound: &Device, link: &mut Link) -> Result<()> {
+    let left = [Errno::ENODEV, Errno::ENOENT];
+    link.say("ready")?;
+    loop {
+        // A page is pinned; or the device leaves, which ends a suspension.
+        for (state, right) in [("suspended", Errno::EBUSY), ("live", Errno::EINVAL)] {
+            if let Err(error) = sysfs::try_write(bound.path(STATE), state) {
+                let right = [&[right][..], &left].concat();
+                let errno = errno::expect::<()>(state, Err(error), &right)?;
+                if left.contains(&errno) {
+                    return Ok(());
+                }
+            }
+            sleep(SUSPENDED_FOR);
+        }
+    }
 }
 
 /// Writes increasing numbers durably, and reports the last one that is.

@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 
 use self::steps::{Step, Worker};
 use self::target::{PATIENCE, Provider, Target};
-use super::{Suite, Test, notice};
+use super::{Suite, Test, notice, suspend};
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::injector::Injector;
 use crate::lab::Lab;
@@ -207,6 +207,7 @@ fn round(lab: &mut Lab, targets: &mut [Target], tally: &mut Tally) -> Result<()>
 /// Releases everything, and checks the final state.
 fn settle(lab: &Lab, targets: &mut [Target], logged: &[u64]) -> Result<()> {
     notice::reset()?;
+    suspend::reset()?;
     for target in targets.iter() {
         target.unmount_all()?;
     }

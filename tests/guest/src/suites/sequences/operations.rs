@@ -16,18 +16,22 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use super::outcome::{ABSENT, absent, allowed, allowed_of};
-use super::target::{GONE, LEN, Provider, Target};
+use super::target::{GONE, LEN, Provider, TAIL, Target, lock};
 use crate::disk::Access;
 use crate::dm::Mapped;
 use crate::injector::Injector;
+use crate::lessee::{self, Lessee};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
 use crate::nd::{disable_provider, enable_provider, settle};
 use crate::pci::VirtioPmem;
 use crate::process::Child;
 use crate::sectors::{Buffer, expect_same, stamped};
+use crate::suites::suspend;
 use crate::syscall::{freeze, thaw};
 use crate::sysfs;
 
+/// The number that is stored through a lease.
+const STORED: u64 = 0x1122_3344_5566_7788;
 /// How long one access to memory may take while the kernel is busy.
 const ACCESS_LIMIT: Duration = Duration::from_secs(120);
 
@@ -193,6 +197,80 @@ pub fn mapped(target: &Target, pause: Duration) -> Result<String> {
     sleep(pause);
     over.remove()?;
     allowed_of(read, GONE)
+}
+
+/// Takes a lease, writes and reads a number through it, and gives it back, unless it was told to
+/// before.
+pub fn leased(target: &Target, pause: Duration) -> Result<String> {
+    // The module of the holder keeps the driver loaded.
+    let _lock = lock("reload")?;
+    let disk = match target.disk() {
+        Ok(disk) => disk,
+        Err(error) => return absent(&error),
+    };
+    let [holder, _] = Lessee::load()?;
+    let end = (|| {
+        let Some(start) = disk.bytes()?.checked_sub(TAIL) else {
+            return Ok("absent".to_owned());
+        };
+        // The disk may be mounted, read-only, suspended, leaving or gone.
+        let right = [
+            &[
+                Errno::EBUSY,
+                Errno::EOPNOTSUPP,
+                Errno::EACCES,
+                Errno::EINVAL,
+            ],
+            GONE,
+        ]
+        .concat();
+        let end = allowed(holder.try_get_part(&disk, start, TAIL / 2), &right)?;
+        if end != "done" {
+            return Ok(end);
+        }
+        // The lease was given back, because the device leaves.
+        let right = [&[Errno::EACCES], GONE].concat();
+        let stored = allowed(holder.store(0, STORED), &right)?;
+        sleep(pause);
+        if stored == "done" {
+            allowed(holder.load_number(0, STORED), &right)?;
+            allowed(holder.peek(0, STORED), &right)?;
+        }
+        Ok(stored)
+    })();
+    lessee::unload()?;
+    match end {
+        Ok(end) => Ok(end),
+        Err(error) => allowed_of(Err(error), ABSENT),
+    }
+}
+
+/// Suspends the disk.
+pub fn suspended(target: &Target, pause: Duration) -> Result<String> {
+    let device = match target.device() {
+        Ok(device) => device,
+        Err(error) => return absent(&error),
+    };
+    let state = device.path(suspend::STATE);
+    // A page is pinned, another process has suspended or resumed it, or it took too long; a file
+    // system is shut down.
+    let right = [
+        &[
+            Errno::EBUSY,
+            Errno::ETIMEDOUT,
+            Errno::ECANCELED,
+            Errno::EINVAL,
+        ],
+        GONE,
+    ]
+    .concat();
+    let end = allowed(sysfs::try_write(&state, "suspended"), &right)?;
+    if end != "done" {
+        return Ok(end);
+    }
+    sleep(pause);
+    // Another process has resumed it or thawed its file system, or the device leaves.
+    allowed(sysfs::try_write(&state, "live"), &right)
 }
 
 /// Binds the region again, and waits for its namespaces.

@@ -14,7 +14,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::operations::{
-    calls, enable, fail, frozen, mapped, mount, pin, read_only, replug, touch, unload,
+    calls, enable, fail, frozen, leased, mapped, mount, pin, read_only, replug, suspended, touch,
+    unload,
 };
 use super::outcome::{ABSENT, NOT_READABLE, absent, allowed, allowed_of};
 use super::target::{GONE, Provider, TAIL, TAIL_TAG, Target, lock};
@@ -51,6 +52,10 @@ pub enum Step {
     Freeze,
     /// Create a device-mapper table on the disk for a moment.
     Map,
+    /// Take a lease of a part of the disk behind the file system for a moment.
+    Lease,
+    /// Suspend the disk for a moment.
+    Suspend,
     /// Change how long an unbind waits for the users of the device, or end that wait.
     Notice,
     /// Unbind the device.
@@ -97,6 +102,10 @@ pub const OF_USERS: &[Step] = &[
 /// The steps of the owners of devices.
 pub const OF_OWNERS: &[Step] = &[
     Notice,
+    Suspend,
+    Suspend,
+    Lease,
+    Lease,
     Unbind,
     Bind,
     Bind,
@@ -184,6 +193,8 @@ impl Acting<'_> {
             Unmount => allowed(target.try_unmount(), &[Errno::EBUSY, Errno::EINVAL]),
             Freeze => frozen(target, pause),
             Map => mapped(target, pause),
+            Lease => leased(target, pause),
+            Suspend => suspended(target, pause),
             Notice => {
                 let notice = if self.random.random() {
                     pause
