@@ -24,7 +24,7 @@ use crate::sectors::{Buffer, expect_same};
 use crate::sysfs;
 
 const LEN: usize = 1 << 20;
-const PARAMETERS: [&str; 2] = ["revoke_timeout_ms", "revoke_notice_ms"];
+const PARAMETERS: [&str; 3] = ["revoke_timeout_ms", "revoke_notice_ms", "suspend_limit_ms"];
 
 pub fn fuzz(lab: &mut Lab) -> Result<()> {
     let disk = lab.prepare(Mode::FsdaxMem)?.disk;
