@@ -55,7 +55,7 @@ check: ## Run host tests, lints and all guest tests on the stock kernel
 	@tests/check stock
 
 .PHONY: check-debug
-check-debug: ## Run lints and some guest tests on the debug kernel, with all checkers (first build: 15 minutes)
+check-debug: ## Run lints and some guest tests on the debug kernel, with all checkers (first build: 15 to 30 minutes)
 	@tests/check debug
 
 .PHONY: check-full

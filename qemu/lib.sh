@@ -100,13 +100,13 @@ explain() { # LOG
     local package
     package=$(grep -o -E -m 1 "Unable to locate package .*|Package .* has no installation candidate" "$1" || true)
     if [[ -n $package ]]; then
-        echo "$suite does not have a package that is wanted ($package): correct the list in qemu/config."
+        echo "$suite has no package $package, which qemu/config lists: correct the list."
     elif grep -q -i -E 'No space left on device|not enough free space' "$1"; then
         echo "Make room in $CACHE or in /tmp, or set PMEM_RS_CACHE to a folder on another disk."
     elif grep -q -E '^(Err|E: Failed to fetch)' "$1"; then
         echo "Is $mirror reachable from here? Set PMEM_RS_MIRROR for another mirror, http_proxy for a proxy."
     else
-        echo "What was complete is kept: running it again continues from there."
+        echo "Completed steps are kept. Run the command again to continue."
     fi
 }
 

@@ -84,7 +84,7 @@ impl fmt::Display for Description<'_> {
             write!(f, " (page caches: {} pages)", used.cached)?;
         }
         if used.referenced == 0 && used.cached == 0 && state.is_empty() {
-            return f.write_str(" (a user that is not counted)");
+            return f.write_str(" (unknown)");
         }
         f.write_str(state)
     }

@@ -171,8 +171,8 @@ pub fn unusable(
             dev,
             err,
             fmt!(
-                "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem shows by whom; \
-                 unbind that first",
+                "could not reserve [mem {:#x}-{:#x}]: it is in use. /proc/iomem names its user: \
+                 unbind that device first",
                 start,
                 last
             ),

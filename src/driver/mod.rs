@@ -17,12 +17,15 @@
 //! - [`flush`]: flushes of the region.
 //! - [`unbind`]: the teardown: its data and threads.
 //! - [`environment`]: the functions of the kernel that the teardown calls.
+//! - [`suspension`]: the suspension of a disk, whose data are in
+//!   - [`suspending`].
 //! - [`description`]: the state of a device as text.
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
 //! - [`sleep`]: the sleep of the system.
-//! - [`plain`]: code without the kernel: the teardown, info blocks, arithmetic.
+//! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes, info
+//!   blocks, signatures, exceptions, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(

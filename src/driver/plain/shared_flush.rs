@@ -12,7 +12,7 @@
 //! Threads wait for the flush in progress or for the next one. There is a queue for each, so that
 //! the end of a flush does not wake threads that wait for the next one, except one that starts it.
 //!
-//! While the system sleeps the host cannot be asked, and a flush fails. So none is started then.
+//! While the system sleeps, requests to the host fail. So no flush is started then.
 //!
 //! The methods are called with a lock held, and the flush itself without it. The kernel uses a
 //! mutex and condition variables (`driver/flush.rs`), and the model in `tests/host` those of loom.

@@ -8,15 +8,15 @@
 //!                                                     └─────▶ Retired ──────┘
 //! ```
 //!
-//! Two threads take part:
+//! Three kinds of threads take part:
 //!
-//! - The unbinding thread calls [`give_notice`], which announces that the device is going to be
+//! - An unbinding thread calls [`give_notice`], which announces that the device is going to be
 //!   torn down, and waits for its users. Then it calls [`begin`], which starts the worker, then
-//!   [`wait`], which returns when the range is free, or retires it at its deadline. `Draining`
-//!   becomes `Retired`; `Freeing` is given a reference to the module.
+//!   [`wait`], which returns when the range is free, or retires it at its deadline: `Draining`
+//!   becomes `Retired`. The state then has a reference to the module, whose code the worker runs.
 //! - The worker runs [`work`], which makes all other transitions: it removes the disk, revokes the
-//!   memory, waits for the last user, and frees the range. It starts a third thread, which runs
-//!   [`kill_dax`].
+//!   memory, waits for the last user, and frees the range.
+//! - A thread that the worker starts runs [`kill_dax`].
 //!
 //! The state is one value under one lock, [`Environment::with`]. Each state owns what is left of
 //! the device; between two states the worker owns it.

@@ -142,7 +142,7 @@ impl Report {
             }
         }
         for trouble in &self.troubles {
-            println!("  trouble: {trouble}");
+            println!("  error: {trouble}");
         }
     }
 }

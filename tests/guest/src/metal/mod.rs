@@ -117,7 +117,7 @@ fn select(words: &[String]) -> Result<Vec<(&'static Suite, &'static str)>> {
         .flat_map(|suite| suite.tests.iter().map(move |test| (suite, test.name)))
         .filter(|(_, name)| wanted(name))
         .collect();
-    ensure!(cases.len() > 1, "no case is called like {words:?}");
+    ensure!(cases.len() > 1, "no case matches {words:?}");
     Ok(cases)
 }
 

@@ -72,7 +72,7 @@ pub fn run(
     let counts = select(modes, Mode::Count, wanted)?;
     ensure!(
         times.is_some() || counts.is_some(),
-        "no case is called like {wanted:?}"
+        "no case matches {wanted:?}"
     );
     if let Some(cases) = times {
         for boot in 0..boots {

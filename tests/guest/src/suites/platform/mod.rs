@@ -360,7 +360,7 @@ fn busy_range(lab: &mut Lab) -> Result<()> {
 
     let mut messages = Messages::from_now()?;
     device.bind(lab.driver.name())?;
-    messages.expect(&["is in use. /proc/iomem shows by whom"])?;
+    messages.expect(&["is in use. /proc/iomem names its user"])?;
     let namespace = lab.namespace(0)?;
     namespace.expect_driver(None)?;
     lab.namespace(1)?.expect_driver(Some(lab.driver))?;
