@@ -53,7 +53,7 @@ pub struct BadRange {
 ///
 /// let list = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
 ///
-/// // The region adds bad sectors (`Region::populate_badblocks`).
+/// // The owner of the list adds bad sectors.
 /// assert!(list.is_empty());
 /// assert!(list.check(0, 8).is_none());
 ///

@@ -14,13 +14,13 @@ use kernel::prelude::*;
 ///
 /// # Examples
 ///
-/// Wakes programs that poll the attribute `badblocks` of a disk:
+/// Wakes programs that poll an attribute, such as `badblocks` of a disk:
 ///
 /// ```no_run
-/// use pmem_rs::abstractions::kernel::block::gendisk;
+/// use pmem_rs::abstractions::kernel::kernfs::Dirent;
 ///
-/// fn badblocks_changed<T: gendisk::Operations>(disk: &gendisk::Registration<T>) {
-///     if let Some(attribute) = disk.attribute(c"badblocks") {
+/// fn badblocks_changed(attribute: Option<&Dirent>) {
+///     if let Some(attribute) = attribute {
 ///         attribute.notify();
 ///     }
 /// }

@@ -11,10 +11,7 @@
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
 use crate::abstractions::bindings;
-use crate::abstractions::kernel_ext::{
-    sync::completion::Completion,
-    time::MINUTE, //
-};
+use crate::abstractions::kernel_ext::sync::completion::Completion;
 use core::{
     ops::Deref,
     pin::Pin,
@@ -27,6 +24,9 @@ use kernel::{
     time::Msecs,
     types::Opaque, //
 };
+
+/// The time between two messages of a wait.
+const MESSAGE_INTERVAL: Msecs = 60_000;
 
 /// An initialised `struct percpu_ref`.
 ///
@@ -209,7 +209,7 @@ impl<T: Send + Sync + 'static> Deref for Counted<T> {
 impl<T: Send + Sync + 'static> Drop for Counted<T> {
     fn drop(&mut self) {
         self.kill();
-        while !self.wait_timeout(MINUTE) {
+        while !self.wait_timeout(MESSAGE_INTERVAL) {
             pr_warn!(
                 "still waiting for the last reference to a {}\n",
                 core::any::type_name::<T>()

@@ -127,10 +127,6 @@ pub fn fatal_signal_pending() -> bool {
 #[kunit_tests(pmem_rs_wait)]
 mod tests {
     use super::*;
-    use crate::abstractions::kernel_ext::time::{
-        sleep,
-        Stopwatch, //
-    };
     use kernel::{
         sync::{
             atomic::{
@@ -140,16 +136,22 @@ mod tests {
             },
             Arc, //
         },
+        time::{
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
+        },
         workqueue, //
     };
 
     #[test]
     fn a_wait_ends_at_its_limit() -> Result {
         let queue = KBox::pin_init(WaitQueue::new(), GFP_KERNEL)?;
-        let began = Stopwatch::start();
+        let began = Instant::<Monotonic>::now();
 
         assert!(queue.wait_until(20, || None::<()>).is_none());
-        assert!(began.micros() >= 10_000);
+        assert!(began.elapsed().as_millis() >= 10);
         assert!(!fatal_signal_pending());
         Ok(())
     }
@@ -171,10 +173,10 @@ mod tests {
             GFP_KERNEL,
         )?;
         let other = shared.clone();
-        let began = Stopwatch::start();
+        let began = Instant::<Monotonic>::now();
 
         workqueue::system().try_spawn(GFP_KERNEL, move || {
-            sleep(30);
+            fsleep(Delta::from_millis(30));
             other.flag.store(true, Release);
             other.queue.wake_up();
         })?;
@@ -182,7 +184,7 @@ mod tests {
             .queue
             .wait_until(60_000, || shared.flag.load(Acquire).then_some(3));
         assert_eq!(found, Some(3));
-        assert!(began.micros() < 30_000_000);
+        assert!(began.elapsed().as_millis() < 30_000);
         Ok(())
     }
 }

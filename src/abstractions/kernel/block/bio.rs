@@ -44,7 +44,7 @@ pub enum Operation {
 ///
 /// # Examples
 ///
-/// Each read gets the first bytes of `memory`. Writes are not supported:
+/// Requests without data succeed. Others are not supported:
 ///
 /// ```no_run
 /// use pmem_rs::abstractions::kernel::block::bio::{
@@ -52,30 +52,22 @@ pub enum Operation {
 ///     Operation,
 ///     Status, //
 /// };
-/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
 ///
-/// fn serve(bio: Bio, memory: PmemSlice<'_>) -> Result {
-///     if bio.operation() != Operation::Read {
-///         bio.end(Status::NOTSUPP);
-///         return Ok(());
-///     }
+/// fn serve(bio: Bio) {
+///     let status = match bio.operation() {
+///         Operation::Read | Operation::Write if bio.is_empty() => Status::OK,
+///         _ => Status::NOTSUPP,
+///     };
 ///
-///     // An error drops the request, which ends it with an I/O error.
-///     for mut segment in bio.segments_to_fill() {
-///         memory.get(0, segment.len()).ok_or(EIO)?.read_into(&mut segment)?;
-///     }
-///
-///     bio.end(Status::OK);
-///     Ok(())
+///     // A request that is dropped ends with an I/O error.
+///     bio.end(status);
 /// }
 /// ```
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct bio` that was submitted to a [`GenDisk`] and has not ended. Nothing
+/// `self.0` is a valid `struct bio` that was submitted to a disk and has not ended. Nothing
 /// else uses it.
-///
-/// [`GenDisk`]: crate::abstractions::kernel::block::gendisk::GenDisk
 pub struct Bio(NonNull<bindings::bio>);
 
 // SAFETY: A `struct bio` may be used and ended by any thread.
@@ -86,7 +78,7 @@ impl Bio {
     ///
     /// # Safety
     ///
-    /// `bio` must have been submitted to a `GenDisk`, must not have ended, and must not be used by
+    /// `bio` must have been submitted to a disk, must not have ended, and must not be used by
     /// the caller after this.
     #[inline]
     pub(in crate::abstractions) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {

@@ -11,7 +11,6 @@ use crate::abstractions::compat::sync::barrier::{
     smp_mb,
     Full, //
 };
-use core::ptr::addr_of_mut;
 use kernel::{
     prelude::*,
     time::{
@@ -84,7 +83,7 @@ impl Completion {
     pub fn reinit(&self) {
         // SAFETY: By the type invariant `inner` is initialised. The volatile write may race with
         // the C side, which changes the field under the lock of the completion.
-        unsafe { addr_of_mut!((*self.inner.get()).done).write_volatile(0) };
+        unsafe { (&raw mut (*self.inner.get()).done).write_volatile(0) };
         // ORDERING: the condition is not read before the field is written.
         smp_mb(Full);
     }
