@@ -120,8 +120,10 @@ impl WaitQueue {
 
 /// Returns whether the current thread was killed and should return to user space.
 pub fn fatal_signal_pending() -> bool {
+    let task = kernel::current!().as_ptr();
+
     // SAFETY: The current task is valid.
-    unsafe { bindings::fatal_signal_pending(kernel::current!().as_ptr()) != 0 }
+    unsafe { bindings::fatal_signal_pending(task) != 0 }
 }
 
 #[kunit_tests(pmem_rs_wait)]

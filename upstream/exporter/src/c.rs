@@ -13,9 +13,14 @@ pub fn helper(helpers: &str, name: &str) -> Option<String> {
     // The first line is a prototype, which the kernel's helpers do not have.
     let (_, definition) = block.split_once('\n')?;
 
-    let text = format!("__rust_helper {}\n", definition.replace(PREFIX, "rust_helper_"));
+    let text = format!(
+        "__rust_helper {}\n",
+        definition.replace(PREFIX, "rust_helper_")
+    );
     let line = text.lines().next().unwrap_or_default();
-    let at = line.rfind("rust_helper_").filter(|_| line.len() > MAX_COLUMNS);
+    let at = line
+        .rfind("rust_helper_")
+        .filter(|_| line.len() > MAX_COLUMNS);
     match at {
         // The type has a line of its own then.
         Some(at) => Some(format!("{}\n{}", text[..at].trim_end(), &text[at..])),

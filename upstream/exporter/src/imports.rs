@@ -89,10 +89,7 @@ pub fn write(imports: &[Import], indent: &str, visibility: &str) -> String {
     for (path, alias) in imports {
         let mut node = &mut root;
         for name in path {
-            node = node
-                .children
-                .entry((rank(name), name.clone()))
-                .or_default();
+            node = node.children.entry((rank(name), name.clone())).or_default();
         }
         node.is_leaf = true;
         node.alias.clone_from(alias);
@@ -121,7 +118,11 @@ fn show(name: &str, node: &Node, indent: usize, text: &mut String) {
     if node.is_leaf {
         branches.push(("self", &own));
     }
-    branches.extend(node.children.iter().map(|((_, name), node)| (name.as_str(), node)));
+    branches.extend(
+        node.children
+            .iter()
+            .map(|((_, name), node)| (name.as_str(), node)),
+    );
     text.push_str("::");
     if let [(name, node)] = branches.as_slice() {
         show(name, node, indent, text);
@@ -133,7 +134,11 @@ fn show(name: &str, node: &Node, indent: usize, text: &mut String) {
         text.push_str(&" ".repeat(inner));
         show(name, node, inner, text);
         // The comment keeps rustfmt from joining the lines.
-        text.push_str(if position + 1 == branches.len() { ", //\n" } else { ",\n" });
+        text.push_str(if position + 1 == branches.len() {
+            ", //\n"
+        } else {
+            ",\n"
+        });
     }
     text.push_str(&" ".repeat(indent));
     text.push('}');
@@ -154,6 +159,9 @@ mod tests {
 
     #[test]
     fn a_single_path_has_no_braces() {
-        assert_eq!(write(&parse("crate::{a::{b::*}}"), "    ", "pub "), "    pub use crate::a::b::*;\n");
+        assert_eq!(
+            write(&parse("crate::{a::{b::*}}"), "    ", "pub "),
+            "    pub use crate::a::b::*;\n"
+        );
     }
 }

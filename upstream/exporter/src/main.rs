@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Each file `NNNN-TITLE.export` of a series is one patch: subject and message, `---`, and
-//! instructions (`manifest.rs`). `OUT/SERIES` gets a folder for each, with `message`, the files that the
-//! patch changes as they are before (`a/`) and after it (`b/`), and `formatted`, the list of files
-//! that rustfmt has to format. `upstream/generate` makes diffs of them.
+//! instructions (`manifest.rs`). `OUT/SERIES` gets a folder for each, with `message`, the files
+//! that the patch changes as they are before (`a/`) and after it (`b/`), and `formatted`, the list
+//! of files that rustfmt has to format. `upstream/generate` makes diffs of them.
 
 mod c;
 mod imports;
@@ -24,8 +24,8 @@ use std::{
 };
 
 use anyhow::{
-    bail,
     Result, //
+    bail,
 };
 
 fn main() -> Result<()> {

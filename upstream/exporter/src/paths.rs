@@ -5,11 +5,12 @@
 use crate::manifest::Manifest;
 
 /// What the kernel crate has under the names of `compat.rs`, and the bindings.
-const OF_THE_KERNEL: [(&str, &str); 6] = [
+const OF_THE_KERNEL: [(&str, &str); 7] = [
     ("bindings", "bindings"),
     ("compat::error", "error"),
     ("compat::module", "module"),
     ("compat::sync", "sync"),
+    ("compat::sync::new_srcu", "new_srcu"),
     ("compat::device_id", "device_id"),
     ("compat::of_device_table", "of_device_table"),
 ];
@@ -38,7 +39,12 @@ impl Paths {
     /// Paths for a test.
     #[cfg(test)]
     pub fn of(paths: &[(&str, &str)]) -> Self {
-        Self(paths.iter().map(|(old, new)| (segments(old), segments(new))).collect())
+        Self(
+            paths
+                .iter()
+                .map(|(old, new)| (segments(old), segments(new)))
+                .collect(),
+        )
     }
 
     /// The paths of the patches.

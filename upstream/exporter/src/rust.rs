@@ -57,10 +57,11 @@ pub fn rewrite(text: &str, paths: &Paths, target: Target) -> String {
 
 fn is_use(code: &str) -> bool {
     code.starts_with("use ")
-        || (code.starts_with("pub") && code.split_once("use ").is_some_and(|(start, _)| {
-            matches!(start.trim(), "pub" | "pub(crate)" | "pub(super)")
-                || start.trim() == "pub(in crate::abstractions)"
-        }))
+        || (code.starts_with("pub")
+            && code.split_once("use ").is_some_and(|(start, _)| {
+                matches!(start.trim(), "pub" | "pub(crate)" | "pub(super)")
+                    || start.trim() == "pub(in crate::abstractions)"
+            }))
 }
 
 fn flush(items: &mut Vec<String>, paths: &Paths, target: Target, out: &mut String) {
@@ -75,7 +76,9 @@ fn rewrite_uses(items: &[String], paths: &Paths, target: Target) -> String {
     let mut changed = false;
     // By visibility, root and the path of a `pub use`, so that these are not joined.
     let mut groups: BTreeMap<(String, u8, String), Vec<Import>> = BTreeMap::new();
-    let indent = items.first().map_or("", |item| &item[..item.len() - item.trim_start().len()]);
+    let indent = items
+        .first()
+        .map_or("", |item| &item[..item.len() - item.trim_start().len()]);
 
     for item in items {
         let item = item.trim();
@@ -115,7 +118,11 @@ fn rewrite_uses(items: &[String], paths: &Paths, target: Target) -> String {
 
 /// Maps a path of a `use` item.
 fn map_import(path: &[String], paths: &Paths, target: Target) -> Vec<String> {
-    let root = if target == Target::Kernel { "crate" } else { "kernel" };
+    let root = if target == Target::Kernel {
+        "crate"
+    } else {
+        "kernel"
+    };
     let below = match path {
         [first, rest @ ..] if first == "abstractions" => Some(rest),
         [first, second, rest @ ..] if first == "crate" && second == "abstractions" => Some(rest),
@@ -130,11 +137,15 @@ fn map_import(path: &[String], paths: &Paths, target: Target) -> Vec<String> {
                 return std::iter::once(root.to_owned()).chain(new).collect();
             }
             if below.len() >= 2 && below[0] == "compat" && below[1] == "pin_init" {
-                return std::iter::once("pin_init".to_owned()).chain(below[2..].to_vec()).collect();
+                return std::iter::once("pin_init".to_owned())
+                    .chain(below[2..].to_vec())
+                    .collect();
             }
         }
     } else if target == Target::Kernel && path.first().is_some_and(|first| first == "kernel") {
-        return std::iter::once(root.to_owned()).chain(path[1..].to_vec()).collect();
+        return std::iter::once(root.to_owned())
+            .chain(path[1..].to_vec())
+            .collect();
     }
     path.to_vec()
 }
@@ -302,7 +313,10 @@ mod tests {
             .collect();
         // rustfmt orders the items.
         if lines[0].starts_with("use kernel") {
-            let last = lines.iter().position(|line| line.contains("bindings")).unwrap_or(0);
+            let last = lines
+                .iter()
+                .position(|line| line.contains("bindings"))
+                .unwrap_or(0);
             let bindings = lines.remove(last);
             lines.insert(0, bindings);
         }

@@ -15,17 +15,17 @@ use std::{
 };
 
 use anyhow::{
-    bail,
     Context,
     Result, //
+    bail,
 };
 
 use crate::{
     c,
     manifest::Manifest,
     paths::{
-        destination,
         Paths, //
+        destination,
     },
     rust::{
         self,
@@ -52,7 +52,11 @@ pub struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     pub fn new(project: &'a Path, kernel: &'a Path, manifests: &[Manifest]) -> Result<Self> {
-        let all = |verb: &'static str| manifests.iter().flat_map(move |manifest| manifest.all(verb));
+        let all = |verb: &'static str| {
+            manifests
+                .iter()
+                .flat_map(move |manifest| manifest.all(verb))
+        };
 
         Ok(Self {
             project,
@@ -86,7 +90,10 @@ impl<'a> Tree<'a> {
             self.follow(verb, arguments)
                 .with_context(|| format!("{}: {verb} {arguments}", manifest.name))?;
         }
-        let public: Vec<&str> = manifest.all("public").flat_map(|names| names.split(' ')).collect();
+        let public: Vec<&str> = manifest
+            .all("public")
+            .flat_map(|names| names.split(' '))
+            .collect();
         for file in self.formatted.clone() {
             let text = self.get(&file)?;
             if file.starts_with("rust/kernel/") {
@@ -99,9 +106,14 @@ impl<'a> Tree<'a> {
         }
         for file in &self.formatted {
             let text = &self.now[file];
-            let left = text.lines().find(|line| line.contains("abstractions::") || line.contains("pmem_rs"));
+            let left = text
+                .lines()
+                .find(|line| line.contains("abstractions::") || line.contains("pmem_rs"));
             if let Some(left) = left.filter(|_| file.starts_with("rust/kernel/")) {
-                bail!("{}: {file} names what is not exported: {left}", manifest.name);
+                bail!(
+                    "{}: {file} names what is not exported: {left}",
+                    manifest.name
+                );
             }
         }
         Ok(())
@@ -134,7 +146,11 @@ impl<'a> Tree<'a> {
             ("helpers", [dest, header, names @ ..]) => self.helpers(dest, header, names),
             ("header", [header]) => self.header(header),
             ("constant", [of, name, value @ ..]) => {
-                let value = if value.is_empty() { (*name).to_owned() } else { value.join(" ") };
+                let value = if value.is_empty() {
+                    (*name).to_owned()
+                } else {
+                    value.join(" ")
+                };
                 let line = format!("const {of} RUST_CONST_HELPER_{name} = {value};");
                 let text = self.get("rust/bindings/bindings_helper.h")?;
                 let at = text.find("\nconst xa_mark_t").context("no constants")?;
@@ -149,7 +165,9 @@ impl<'a> Tree<'a> {
                 let rest = &arguments[file.len() + 1..];
                 let (before, line) = rest.split_once(" | ").context("no ` | `")?;
                 let text = self.get(file)?;
-                let at = text.find(before).with_context(|| format!("{file} has no {before}"))?;
+                let at = text
+                    .find(before)
+                    .with_context(|| format!("{file} has no {before}"))?;
                 let line = line.replace("\\n", "\n").replace("\\t", "\t");
                 self.set(file, format!("{}{line}\n{}", &text[..at], &text[at..]))
             }
@@ -210,13 +228,20 @@ impl<'a> Tree<'a> {
         let text = self.get(file)?;
         let lines: Vec<&str> = text.lines().collect();
         let name = declaration.rsplit(' ').next().unwrap_or_default();
-        let is_declaration = |line: &str| line.starts_with("pub mod ") || line.starts_with("mod ");
+        let is_declaration = |line: &str| {
+            line.ends_with(';') && (line.starts_with("pub mod ") || line.starts_with("mod "))
+        };
         let larger = lines.iter().position(|line| {
             is_declaration(line) && line.rsplit(' ').next().is_some_and(|other| other > name)
         });
         let mut at = match larger {
             Some(at) => at,
-            None => 1 + lines.iter().rposition(|line| is_declaration(line)).context("no modules")?,
+            None => {
+                1 + lines
+                    .iter()
+                    .rposition(|line| is_declaration(line))
+                    .context("no modules")?
+            }
         };
         // Attributes belong to the declaration that they precede.
         while larger.is_some() && at > 0 && lines[at - 1].starts_with("#[") {
@@ -227,7 +252,12 @@ impl<'a> Tree<'a> {
 
     fn insert_line(&mut self, file: &str, lines: &[&str], at: usize, line: &str) -> Result<()> {
         let (before, after) = lines.split_at(at);
-        let text: Vec<&str> = before.iter().copied().chain([line]).chain(after.iter().copied()).collect();
+        let text: Vec<&str> = before
+            .iter()
+            .copied()
+            .chain([line])
+            .chain(after.iter().copied())
+            .collect();
 
         self.set(file, text.join("\n") + "\n")
     }
@@ -238,7 +268,9 @@ impl<'a> Tree<'a> {
             bail!("found {} of {} methods", found.len(), names.len());
         }
         let text = self.get(dest)?;
-        let start = text.find(&format!("\nimpl {of} {{")).context("no such type")?;
+        let start = text
+            .find(&format!("\nimpl {of} {{"))
+            .context("no such type")?;
         let end = start + text[start..].find("\n}\n").context("no end")? + 1;
         let added: String = found.iter().map(|method| format!("\n{method}")).collect();
         self.set(dest, format!("{}{added}{}", &text[..end], &text[end..]))
@@ -260,7 +292,11 @@ impl<'a> Tree<'a> {
             Ok(text) => text,
             Err(_) => {
                 let file = dest.rsplit('/').next().unwrap_or_default();
-                self.sorted("rust/helpers/helpers.c", &format!("#include \"{file}\""), "#include \"")?;
+                self.sorted(
+                    "rust/helpers/helpers.c",
+                    &format!("#include \"{file}\""),
+                    "#include \"",
+                )?;
                 "// SPDX-License-Identifier: GPL-2.0\n\n".to_owned()
             }
         };
@@ -274,20 +310,28 @@ impl<'a> Tree<'a> {
                 .position(|line| line.starts_with("#include") && line > include.as_str());
             let lines: Vec<&str> = text.lines().collect();
             let at = at.unwrap_or_else(|| {
-                lines.iter().rposition(|line| line.starts_with("#include")).map_or(2, |last| last + 1)
+                lines
+                    .iter()
+                    .rposition(|line| line.starts_with("#include"))
+                    .map_or(2, |last| last + 1)
             });
             let (before, after) = lines.split_at(at);
             text = [before, &[include.as_str()], after].concat().join("\n") + "\n";
         }
         for name in names {
-            let helper = c::helper(&self.helpers, name).with_context(|| format!("no helper {name}"))?;
+            let helper =
+                c::helper(&self.helpers, name).with_context(|| format!("no helper {name}"))?;
             text = format!("{}\n\n{}", text.trim_end(), helper);
         }
         self.set(dest, text)
     }
 
     fn header(&mut self, header: &str) -> Result<()> {
-        self.sorted("rust/bindings/bindings_helper.h", &format!("#include <{header}>"), "#include <linux/")
+        self.sorted(
+            "rust/bindings/bindings_helper.h",
+            &format!("#include <{header}>"),
+            "#include <linux/",
+        )
     }
 
     /// Inserts a line before the first larger one with a prefix. Lines before `kunit/test.h` have
@@ -295,7 +339,10 @@ impl<'a> Tree<'a> {
     fn sorted(&mut self, file: &str, line: &str, prefix: &str) -> Result<()> {
         let text = self.get(file)?;
         let lines: Vec<&str> = text.lines().collect();
-        let first = lines.iter().position(|line| line.contains("<kunit/test.h>")).unwrap_or(0);
+        let first = lines
+            .iter()
+            .position(|line| line.contains("<kunit/test.h>"))
+            .unwrap_or(0);
         let larger = lines
             .iter()
             .enumerate()
@@ -310,7 +357,10 @@ impl<'a> Tree<'a> {
     /// Adds the new files of the patch to a section of MAINTAINERS.
     fn maintain(&mut self, section: &str) -> Result<()> {
         let text = self.get("MAINTAINERS")?;
-        let start = text.find(&format!("\n{section}\n")).context("no such section")? + 1;
+        let start = text
+            .find(&format!("\n{section}\n"))
+            .context("no such section")?
+            + 1;
         let end = start + text[start..].find("\n\n").context("no end")? + 1;
         let entry = &text[start..end];
         let new: Vec<String> = self
@@ -322,8 +372,11 @@ impl<'a> Tree<'a> {
                 format!("F:\t{}", folder.unwrap_or_else(|| file.clone()))
             })
             .collect();
-        let mut files: BTreeSet<String> =
-            entry.lines().filter(|line| line.starts_with("F:")).map(str::to_owned).collect();
+        let mut files: BTreeSet<String> = entry
+            .lines()
+            .filter(|line| line.starts_with("F:"))
+            .map(str::to_owned)
+            .collect();
         files.extend(new);
         let head: String = entry
             .lines()
@@ -331,18 +384,25 @@ impl<'a> Tree<'a> {
             .map(|line| format!("{line}\n"))
             .collect();
         let files: String = files.iter().map(|file| format!("{file}\n")).collect();
-        self.set("MAINTAINERS", format!("{}{head}{files}{}", &text[..start], &text[end..]))
+        self.set(
+            "MAINTAINERS",
+            format!("{}{head}{files}{}", &text[..start], &text[end..]),
+        )
     }
 
     /// Adds a file or a folder of the checkout to the driver, without what is in the kernel crate.
     fn driver(&mut self, path: &str) -> Result<()> {
         let full = self.project.join(path);
         if full.is_dir() {
-            let mut entries: Vec<PathBuf> =
-                fs::read_dir(&full)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+            let mut entries: Vec<PathBuf> = fs::read_dir(&full)?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<Result<_>>()?;
             entries.sort();
             return entries.iter().try_for_each(|entry| {
-                let entry = entry.strip_prefix(self.project)?.to_string_lossy().into_owned();
+                let entry = entry
+                    .strip_prefix(self.project)?
+                    .to_string_lossy()
+                    .into_owned();
                 self.driver(&entry)
             });
         }
@@ -374,7 +434,11 @@ impl<'a> Tree<'a> {
         };
         text.lines()
             .filter(|line| {
-                let module = line.trim_end_matches(';').rsplit("mod ").next().unwrap_or_default();
+                let module = line
+                    .trim_end_matches(';')
+                    .rsplit("mod ")
+                    .next()
+                    .unwrap_or_default();
                 !(line.ends_with(';')
                     && line.contains("mod ")
                     && self.exported.contains(&format!("{folder}{module}.rs")))
@@ -399,7 +463,11 @@ impl<'a> Tree<'a> {
             }
             put(out.join("b").join(file), &self.now[file])?;
         }
-        let formatted: String = self.formatted.iter().map(|file| format!("{file}\n")).collect();
+        let formatted: String = self
+            .formatted
+            .iter()
+            .map(|file| format!("{file}\n"))
+            .collect();
         put(out.join("formatted"), &formatted)?;
         put(out.join("message"), &manifest.message)
     }

@@ -147,6 +147,7 @@ impl Segment<'_> {
         self.len == 0
     }
 
+    /// Returns the address of the first byte.
     #[inline]
     pub(in crate::abstractions) fn as_ptr(&self) -> *const u8 {
         // SAFETY: By the type invariant the page is valid, and without highmem it has an address.
@@ -194,6 +195,7 @@ impl SegmentToFill<'_> {
         self.0.is_empty()
     }
 
+    /// Returns the address of the first byte.
     #[inline]
     pub(in crate::abstractions) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.0.as_ptr().cast_mut()
