@@ -40,12 +40,12 @@ fn main() -> Result<()> {
     let mut tree = tree::Tree::new(project, kernel, &all)?;
     let mut current = None;
 
-    for manifest in &all {
+    for (last, manifest) in all.iter().enumerate() {
         if current != Some(&manifest.series) {
             current = Some(&manifest.series);
             tree.begin_series();
         }
-        tree.apply(manifest)?;
+        tree.apply(manifest, &all[..=last])?;
         tree.write(&out.join(&manifest.series).join(&manifest.name), manifest)?;
     }
     Ok(())

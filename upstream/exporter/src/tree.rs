@@ -61,7 +61,7 @@ impl<'a> Tree<'a> {
         Ok(Self {
             project,
             kernel,
-            paths: Paths::new(manifests),
+            paths: Paths::new(&[]),
             helpers: fs::read_to_string(project.join("rust-bindings/helpers.c"))?,
             exported: ["file", "append", "methods", "skip"]
                 .into_iter()
@@ -82,8 +82,10 @@ impl<'a> Tree<'a> {
         self.now.clear();
     }
 
-    /// Applies the instructions of a patch.
-    pub fn apply(&mut self, manifest: &Manifest) -> Result<()> {
+    /// Applies the instructions of a patch, which is the last of `patches`. It can only use what
+    /// these export.
+    pub fn apply(&mut self, manifest: &Manifest, patches: &[Manifest]) -> Result<()> {
+        self.paths = Paths::new(patches);
         self.before.clear();
         self.formatted.clear();
         for (verb, arguments) in &manifest.instructions {
