@@ -579,6 +579,42 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_is_being_deleted_hides_no_other() -> Result {
+        let disk = disk(counter()?, 512)?;
+        let dying = KBox::<bindings::block_device>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        // SAFETY: The disk is valid, and nothing else uses its table. Its own device stands for a
+        // partition. The other one has no references, as when it is being deleted.
+        unsafe {
+            let table = addr_of_mut!((*disk.as_raw()).part_tbl);
+            let store = |index, device: *const bindings::block_device| {
+                let entry = device.cast_mut().cast();
+                bindings::xa_err(bindings::xa_store(
+                    table,
+                    index,
+                    entry,
+                    bindings::GFP_KERNEL,
+                ))
+            };
+            assert_eq!(store(1, dying.as_ptr()), 0);
+            assert_eq!(store(2, (*disk.as_raw()).part0), 0);
+        }
+
+        let mut devices = KVec::with_capacity(2, GFP_KERNEL)?;
+        let had_room = disk.state().add_devices(&mut devices);
+        let found = devices.len();
+        // SAFETY: As above.
+        unsafe {
+            let table = addr_of_mut!((*disk.as_raw()).part_tbl);
+            bindings::xa_erase(table, 1);
+            bindings::xa_erase(table, 2);
+        }
+        // The partition, and the disk.
+        assert_eq!(had_room, Ok(true));
+        assert_eq!(found, 2);
+        Ok(())
+    }
+
+    #[test]
     fn an_attribute_is_shown_and_stored() -> Result {
         let disk = disk(counter()?, 512)?;
         let dev = disk.device_raw();

@@ -234,21 +234,27 @@ impl DiskState {
         }
     }
 
-    /// Returns the first partition after `index`, and sets `index` to its number.
+    /// Returns the first partition after `index`, and sets `index` to its number. Passes over
+    /// partitions that are being deleted.
     fn next_partition(&self, index: &mut c_ulong) -> Option<BlockDevice> {
-        // SAFETY: By the type invariant the disk is valid. Its table contains block devices, which
-        // are freed only after an RCU grace period.
-        unsafe {
-            bindings::rcu_read_lock();
-            let found = bindings::xa_find_after(
-                addr_of_mut!((*self.disk.as_ptr()).part_tbl),
-                index,
-                c_ulong::MAX,
-                bindings::XA_PRESENT,
-            );
-            let partition = BlockDevice::get(found.cast());
-            bindings::rcu_read_unlock();
-            partition
+        loop {
+            // SAFETY: By the type invariant the disk is valid. Its table contains block devices,
+            // which are freed only after an RCU grace period.
+            let (is_end, partition) = unsafe {
+                bindings::rcu_read_lock();
+                let found = bindings::xa_find_after(
+                    addr_of_mut!((*self.disk.as_ptr()).part_tbl),
+                    index,
+                    c_ulong::MAX,
+                    bindings::XA_PRESENT,
+                );
+                let partition = BlockDevice::get(found.cast());
+                bindings::rcu_read_unlock();
+                (found.is_null(), partition)
+            };
+            if is_end || partition.is_some() {
+                return partition;
+            }
         }
     }
 
