@@ -25,7 +25,8 @@ struct pmem_rs_lease;
  *	range is retired.
  * @bad_memory: The bytes from @offset on, counted from the start of the lease, have failed. They
  *	may include good bytes between two failures. They may have left the linear mapping by
- *	then. May be NULL.
+ *	then. The failure counts as handled. May be NULL; then it does not, unless a file has the
+ *	memory.
  *
  * The callbacks of a lease are called one at a time, from a work item, with no lock held. They may
  * sleep, and may call any function here for their lease, except pmem_rs_lease_get(). They may be

@@ -73,6 +73,11 @@ impl Lessee {
         Ok(self.command("answer", &[returns, delay])?)
     }
 
+    /// Sets whether the holder of the next lease is told of bad memory.
+    pub fn set_hearing(self, hears: bool) -> Result<()> {
+        Ok(self.command("hear", &[u64::from(hears)])?)
+    }
+
     /// Takes a lease of a whole disk, and returns the kernel's error unchanged.
     pub fn try_get(self, disk: &Disk) -> io::Result<()> {
         self.try_get_part(disk, 0, 0)

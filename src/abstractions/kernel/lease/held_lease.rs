@@ -387,15 +387,17 @@ impl ListedLease for Lease {
             return false;
         };
         let mut handover = self.handover.lock();
-        let mut has_any = false;
         let mut is_new = false;
 
         for piece in parts.pieces.iter() {
+        // Without a callback nobody handles the failure, nor if the module is going.
+        if self.ops.bad_memory.is_none() || self.pin().is_none() {
+            return false;
+        }
             if !core::ptr::eq(Arc::as_ptr(&piece.leases), leases) {
                 continue;
             }
             if let Some(bad) = piece.overlap(offset, len) {
-                has_any = true;
                 is_new |= handover.fail(bad.start, bad.end.saturating_sub(bad.start));
             }
         }
@@ -403,7 +405,7 @@ impl ListedLease for Lease {
         if is_new {
             self.queue();
         }
-        has_any
+        is_new
     }
 
     fn owner(&self) -> &CStr {

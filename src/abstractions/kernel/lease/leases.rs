@@ -55,8 +55,8 @@ pub(super) trait ListedLease: Send + Sync {
     fn revoke(self: Arc<Self>);
 
     /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset`
-    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether there
-    /// are any.
+    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether the
+    /// holder is going to be told of any.
     ///
     /// # Safety
     ///
@@ -198,7 +198,7 @@ impl Leases {
     }
 
     /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
-    /// May sleep. Returns whether there is any.
+    /// May sleep. Returns whether any is going to be told.
     pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
         let state = self.state.lock();
         let mut told = false;

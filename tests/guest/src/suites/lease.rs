@@ -12,6 +12,7 @@ use nix::errno::Errno;
 
 use super::platform::only_for_pmem_rs;
 use super::revoke::{FREE_LIMIT, UNBIND_LIMIT};
+use super::suspend::is_errno;
 use super::{Suite, Test, notice};
 use crate::command::run_expecting_failure;
 use crate::disk::{Access, Disk};
@@ -52,6 +53,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
+        Test::new("failing_memory_without_a_callback", failing_unheard),
 const LONG: Duration = Duration::from_secs(30);
 const VALUE: u64 = 0x1122_3344_5566_7788;
 const HALVES: &str = "label: gpt\nstart=4096, size=204800\nstart=409600, size=204800\n";
@@ -552,6 +554,36 @@ fn failing(lab: &mut Lab) -> Result<()> {
     cache.load_number(6 * page, VALUE)?;
     cache.put()?;
     other.put()?;
+    prepared.bound.unbind()?;
+    prepared.bound.bind(lab.driver)
+}
+
+/// A failure of which the holder is not told is not handled.
+fn failing_unheard(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let injector = Injector::new()?;
+    let (prepared, [cache, _]) = build(lab)?;
+    let page = PAGE as u64;
+    let start = prepared.bound.resource()?;
+    for hears in [true, false] {
+        cache.set_hearing(hears)?;
+        cache.get(&prepared.disk)?;
+        let failed = injector.fail(start + 5 * page);
+        if hears {
+            failed?;
+            cache.await_state("not told", |state| state.failures == 1)?;
+        } else {
+            ensure!(is_errno(&failed, libc::EBUSY), "it gave {failed:?}");
+            ensure!(cache.state()?.failures == 0, "it was told");
+        }
+        cache.put()?;
+        // A write to the disk repairs it.
+        let repaired = Buffer::of_pages(PAGE, 3);
+        prepared
+            .disk
+            .open(Access::Direct)?
+            .write_all_at(&repaired, 5 * page)?;
+    }
     prepared.bound.unbind()?;
     prepared.bound.bind(lab.driver)
 }
