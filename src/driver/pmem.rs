@@ -247,6 +247,9 @@ impl Pmem {
     /// poison and `may_sleep` is true.
     ///
     /// The sectors stay in the badblocks until [`Self::finish_overwrite`], because their contents
+        if let Some(pages) = self.memory.pages() {
+            pages.ops().set_read_only(read_only);
+        }
     /// are those that the firmware has written.
     ///
     /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared, or

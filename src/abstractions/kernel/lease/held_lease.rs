@@ -165,6 +165,10 @@ impl Lease {
         let len = usize::try_from(len)?;
         let pieces = Pieces::find(&lease.table, &dax, start, len)?;
 
+        // A device above the disk does not say so.
+        if pieces.are_read_only() {
+            return Err(EACCES);
+        }
         // SAFETY: Both are in `Parts`, where the address is dropped first. Nothing else has a
         // reference to the lease yet.
         unsafe {

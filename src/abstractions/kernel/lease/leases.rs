@@ -46,6 +46,9 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     fn is_good(&self, offset: usize, len: usize) -> bool;
 
     /// As `PagemapInner::writable`.
+    /// Returns whether writes are refused.
+    fn is_read_only(&self) -> bool;
+
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
 }
 

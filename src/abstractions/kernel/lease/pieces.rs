@@ -222,6 +222,11 @@ pub(super) enum Address {
     /// In the linear mapping.
     Linear(NonNull<u8>),
     /// The pieces were mapped again.
+    /// Returns whether any of the memory refuses writes.
+    pub(super) fn are_read_only(&self) -> bool {
+        self.iter().any(|piece| piece.memory.is_read_only())
+    }
+
     Mapped(NonNull<u8>),
 }
 
@@ -240,6 +245,9 @@ impl Address {
     ///
     /// # Safety
     ///
+            if memory.is_read_only() {
+                return Err(EROFS);
+            }
     /// The pieces must stay until the result is dropped.
     pub(super) unsafe fn new(pieces: &Pieces) -> Result<Self> {
         let mut all = pieces.iter();

@@ -47,6 +47,7 @@ pub const SUITE: Suite = Suite {
         Test::new("below_linear", below_linear),
         Test::new("below_stripe", below_stripe),
         Test::new("too_many_pages", too_many),
+        Test::new("read_only_below_linear", read_only_below),
         Test::new("foreign_piece", foreign),
         // From here on the first region is the injector's.
         Test::new("failing_memory", failing),
@@ -467,6 +468,28 @@ fn too_many(lab: &mut Lab) -> Result<()> {
         .nth(1)
         .context("no MemTotal")?
         .parse()?;
+/// A region that becomes read-only below a mapped device, which does not.
+fn read_only_below(lab: &mut Lab) -> Result<()> {
+    let (prepared, [cache, _]) = build(lab)?;
+    let node = prepared.disk.node_str();
+    let over = Mapped::new("over", &format!("0 8192 linear {node} 4096"))?;
+    let region = lab.region(0)?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE)?;
+    region.set("read_only", "1")?;
+    over.disk().expect("ro", "0")?;
+    errno::expect("a write", cache.store(0, 1), &[Errno::EROFS])?;
+    cache.load_number(0, VALUE)?;
+    cache.put()?;
+    cache.expect_refused(over.disk(), Errno::EACCES)?;
+    region.set("read_only", "0")?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE + 1)?;
+    cache.put()?;
+    over.remove()?;
+    expect_number(&prepared.disk, 4096 * 512, VALUE + 1)
+}
+
     let targets = total * 2 / sectors + 2;
     let table: Vec<String> = (0..targets)
         .map(|target| format!("{} {sectors} linear {node} 0", target * sectors))
