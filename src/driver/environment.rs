@@ -302,8 +302,11 @@ impl Unbind {
             while !leases.wait_returned(POLL_INTERVAL) {
                 // 0 means without a limit. The value may change.
                 let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
-                if self.killed.as_ref().is_some() || (limit != 0 && self.age() >= limit) {
-                    leases.report(&self.name);
+                let is_over = limit != 0 && self.time_for_users() >= limit;
+                if self.killed.as_ref().is_some() || is_over {
+                    if let Some(holders) = leases.holders() {
+                        pr_warn!("{}: its lease is kept by {}\n", *self.name, holders);
+                    }
                     break;
                 }
             }

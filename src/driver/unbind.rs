@@ -459,6 +459,7 @@ impl Unbind {
                 break;
             };
             exposed = pages.exposed_bytes();
+            holders: self.leases.as_ref().and_then(|leases| leases.holders()),
             let (used, rest) = pages.count_used(next, COUNT_BATCH);
             sum.referenced = sum.referenced.saturating_add(used.referenced);
             sum.cached = sum.cached.saturating_add(used.cached);

@@ -11,6 +11,7 @@ use super::{
     leases::{
         Leases,
         ListedLease,
+        ModuleName,
         Table,
         TABLE, //
     },
@@ -164,11 +165,11 @@ impl Lease {
         let start = start.checked_add(offset).ok_or(ERANGE)?;
         let len = usize::try_from(len)?;
         let pieces = Pieces::find(&lease.table, &dax, start, len)?;
-
         // A device above the disk does not say so.
         if pieces.are_read_only() {
             return Err(EACCES);
         }
+
         // SAFETY: Both are in `Parts`, where the address is dropped first. Nothing else has a
         // reference to the lease yet.
         unsafe {
@@ -307,7 +308,7 @@ impl Lease {
         while self.idle.wait_until(MINUTE, may_end).is_none() {
             pr_warn!(
                 "a lease of the module {} is not given back before its callback returns\n",
-                self.owner()
+                CStr::from_bytes_until_nul(&self.owner()).unwrap_or(c"?")
             );
         }
     }
@@ -390,14 +391,14 @@ impl ListedLease for Lease {
         let Ok(parts) = (unsafe { self.parts() }) else {
             return false;
         };
-        let mut handover = self.handover.lock();
-        let mut is_new = false;
-
-        for piece in parts.pieces.iter() {
         // Without a callback nobody handles the failure, nor if the module is going.
         if self.ops.bad_memory.is_none() || self.pin().is_none() {
             return false;
         }
+        let mut handover = self.handover.lock();
+        let mut is_new = false;
+
+        for piece in parts.pieces.iter() {
             if !core::ptr::eq(Arc::as_ptr(&piece.leases), leases) {
                 continue;
             }
@@ -412,14 +413,21 @@ impl ListedLease for Lease {
         is_new
     }
 
-    fn owner(&self) -> &CStr {
-        let Some(module) = NonNull::new(self.ops.owner) else {
-            return c"(built in)";
+    fn owner(&self) -> ModuleName {
+        let mut copy = [0; size_of::<ModuleName>()];
+        let name = match NonNull::new(self.ops.owner) {
+            // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
+            Some(module) => unsafe {
+                CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast::<c_char>())
+            },
+            None => c"(built in)",
         };
-        // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
-        let name: &[_] = unsafe { &*addr_of!((*module.as_ptr()).name) };
 
-        CStr::from_bytes_until_nul(name).unwrap_or(c"?")
+        // The name of a module is shorter than the copy.
+        for (to, from) in copy.iter_mut().zip(name.to_bytes()) {
+            *to = *from as c_char;
+        }
+        copy
     }
 
     fn is_in_callback(&self) -> bool {

@@ -21,6 +21,7 @@ use crate::abstractions::kernel_ext::{
 };
 use core::ops::Range;
 use kernel::{
+    fmt,
     new_mutex,
     prelude::*,
     rbtree::RBTree,
@@ -45,10 +46,10 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     /// Returns whether none of the bytes is known to be bad.
     fn is_good(&self, offset: usize, len: usize) -> bool;
 
-    /// As `PagemapInner::writable`.
     /// Returns whether writes are refused.
     fn is_read_only(&self) -> bool;
 
+    /// As `PagemapInner::writable`.
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
 }
 
@@ -67,7 +68,7 @@ pub(super) trait ListedLease: Send + Sync {
     unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
 
     /// Returns the name of the module of the holder, which must not have been unloaded.
-    fn owner(&self) -> &CStr;
+    fn owner(&self) -> ModuleName;
 
     /// Returns whether a callback of the lease runs.
     fn is_in_callback(&self) -> bool;
@@ -86,7 +87,9 @@ pub(super) trait ListedLease: Send + Sync {
 /// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
 ///     pages.leases().revoke();
 ///     if !pages.leases().wait_returned(1000) {
-///         pages.leases().report(c"pfn0.0");
+///         if let Some(holders) = pages.leases().holders() {
+///             pr_warn!("leased by {holders}\n");
+///         }
 ///     }
 /// }
 /// ```

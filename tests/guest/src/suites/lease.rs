@@ -58,6 +58,8 @@ pub const SUITE: Suite = Suite {
 const LONG: Duration = Duration::from_secs(30);
 const VALUE: u64 = 0x1122_3344_5566_7788;
 const HALVES: &str = "label: gpt\nstart=4096, size=204800\nstart=409600, size=204800\n";
+/// How messages name the holder.
+const KEEPER: &str = "(a lease of the module lessee)";
 
 /// The first disk, and the holders.
 fn build(lab: &Lab) -> Result<(Prepared, [Lessee; 2])> {
@@ -310,7 +312,8 @@ fn silent(lab: &mut Lab) -> Result<()> {
         messages.expect(&["its lease is kept by the module lessee"])?
     );
     for line in retired::expect(1)? {
-        println!("retired: {line}");
+        ensure!(line.contains(KEEPER), "the list says: {line}");
+    println!("{}", messages.expect(&["retired ", KEEPER])?);
     }
     // The memory is there, but there is no way to make it durable.
     cache.load_number(0, VALUE)?;
@@ -334,18 +337,60 @@ fn killed(lab: &mut Lab) -> Result<()> {
     cache.get(&prepared.disk)?;
     let mut unbind = start_unbind(&prepared.bound)?;
     cache.await_state("not told", |state| state.answered == 1)?;
+    let mut messages = Messages::from_now()?;
     sleep(Duration::from_millis(500));
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     nix::sys::signal::kill(unbind.pid(), nix::sys::signal::Signal::SIGKILL)?;
     unbind.expect_signal(nix::sys::signal::Signal::SIGKILL, UNBIND_LIMIT)?;
     retired::expect(1)?;
     cache.put()?;
+    messages.expect(&["retired ", KEEPER])?;
     retired::await_none(FREE_LIMIT)?;
     prepared.bound.bind(lab.driver)
 }
 
 /// The module of the holder cannot be unloaded in a callback. Its exit gives the lease back.
 fn unloaded(lab: &mut Lab) -> Result<()> {
+/// Without a limit the unbind waits for the holder, and says so.
+fn without_limit(lab: &mut Lab) -> Result<()> {
+    let (prepared, [cache, _]) = build(lab)?;
+    retired::set_timeout(lab.driver, Duration::ZERO)?;
+    cache.set_answer(Answer::Keeps)?;
+    cache.get(&prepared.disk)?;
+    let mut messages = Messages::from_now()?;
+    let mut unbind = start_unbind(&prepared.bound)?;
+    // The time between two messages.
+    sleep(Duration::from_secs(33));
+    println!("{}", messages.expect(&["still waiting to unbind", KEEPER])?);
+    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+    cache.put()?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    prepared.bound.bind(lab.driver)
+}
+
+/// A range whose `struct page`s are on the medium is not retired. Unbind waits for the holder, with
+/// the disk removed after the limit.
+fn on_medium(lab: &mut Lab) -> Result<()> {
+    let (_, [cache, _]) = build(lab)?;
+    let prepared = lab.prepare(Mode::FsdaxDev)?;
+    cache.set_answer(Answer::Keeps)?;
+    cache.get(&prepared.disk)?;
+    cache.store(0, VALUE)?;
+    let mut messages = Messages::from_now()?;
+    let mut unbind = start_unbind(&prepared.bound)?;
+    sleep(2 * TIMEOUT);
+    messages.expect(&["its lease is kept by the module lessee"])?;
+    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+    ensure!(!prepared.disk.exists(), "the disk was not removed");
+    cache.load_number(0, VALUE)?;
+    cache.put()?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    prepared.bound.bind(lab.driver)?;
+    expect_number(&prepared.disk, 0, VALUE)
+}
+
     let (prepared, [cache, _]) = build(lab)?;
     retired::set_timeout(lab.driver, LONG)?;
     cache.get(&prepared.disk)?;
