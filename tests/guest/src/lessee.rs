@@ -162,14 +162,13 @@ impl Lessee {
         }
     }
 
-    /// Checks that the holder was told once, and has given its lease back.
+    /// Checks that the holder was told once, and has given its lease back. Its callback may return
+    /// a moment later.
     pub fn expect_returned(self) -> Result<()> {
-        let state = self.state()?;
-        ensure!(
-            (state.told, state.answered, state.held) == (1, 1, 0),
-            "{state:?}"
-        );
-        Ok(())
+        self.await_state("not returned", |state| {
+            (state.told, state.answered, state.held) == (1, 1, 0)
+        })
+        .map(drop)
     }
 }
 

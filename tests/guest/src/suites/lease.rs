@@ -42,24 +42,26 @@ pub const SUITE: Suite = Suite {
         Test::new("two_partitions", partitions),
         Test::new("holder_does_not_answer", silent),
         Test::new("killed_writer", killed),
+        Test::new("without_a_limit", without_limit).within(120),
+        Test::new("struct_pages_on_the_medium", on_medium),
         Test::new("holder_is_unloaded", unloaded),
         Test::new("region_goes", region_goes),
         Test::new("below_linear", below_linear),
+        Test::new("read_only_below_linear", read_only_below),
         Test::new("below_stripe", below_stripe),
         Test::new("too_many_pages", too_many),
-        Test::new("read_only_below_linear", read_only_below),
         Test::new("foreign_piece", foreign),
         // From here on the first region is the injector's.
         Test::new("failing_memory", failing),
+        Test::new("failing_memory_without_a_callback", failing_unheard),
     ],
 };
 
-        Test::new("failing_memory_without_a_callback", failing_unheard),
 const LONG: Duration = Duration::from_secs(30);
-const VALUE: u64 = 0x1122_3344_5566_7788;
-const HALVES: &str = "label: gpt\nstart=4096, size=204800\nstart=409600, size=204800\n";
 /// How messages name the holder.
 const KEEPER: &str = "(a lease of the module lessee)";
+const VALUE: u64 = 0x1122_3344_5566_7788;
+const HALVES: &str = "label: gpt\nstart=4096, size=204800\nstart=409600, size=204800\n";
 
 /// The first disk, and the holders.
 fn build(lab: &Lab) -> Result<(Prepared, [Lessee; 2])> {
@@ -311,9 +313,9 @@ fn silent(lab: &mut Lab) -> Result<()> {
         "{}",
         messages.expect(&["its lease is kept by the module lessee"])?
     );
+    println!("{}", messages.expect(&["retired ", KEEPER])?);
     for line in retired::expect(1)? {
         ensure!(line.contains(KEEPER), "the list says: {line}");
-    println!("{}", messages.expect(&["retired ", KEEPER])?);
     }
     // The memory is there, but there is no way to make it durable.
     cache.load_number(0, VALUE)?;
@@ -335,22 +337,20 @@ fn killed(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, LONG)?;
     cache.set_answer(Answer::Keeps)?;
     cache.get(&prepared.disk)?;
+    let mut messages = Messages::from_now()?;
     let mut unbind = start_unbind(&prepared.bound)?;
     cache.await_state("not told", |state| state.answered == 1)?;
-    let mut messages = Messages::from_now()?;
     sleep(Duration::from_millis(500));
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     nix::sys::signal::kill(unbind.pid(), nix::sys::signal::Signal::SIGKILL)?;
     unbind.expect_signal(nix::sys::signal::Signal::SIGKILL, UNBIND_LIMIT)?;
+    messages.expect(&["retired ", KEEPER])?;
     retired::expect(1)?;
     cache.put()?;
-    messages.expect(&["retired ", KEEPER])?;
     retired::await_none(FREE_LIMIT)?;
     prepared.bound.bind(lab.driver)
 }
 
-/// The module of the holder cannot be unloaded in a callback. Its exit gives the lease back.
-fn unloaded(lab: &mut Lab) -> Result<()> {
 /// Without a limit the unbind waits for the holder, and says so.
 fn without_limit(lab: &mut Lab) -> Result<()> {
     let (prepared, [cache, _]) = build(lab)?;
@@ -391,6 +391,8 @@ fn on_medium(lab: &mut Lab) -> Result<()> {
     expect_number(&prepared.disk, 0, VALUE)
 }
 
+/// The module of the holder cannot be unloaded in a callback. Its exit gives the lease back.
+fn unloaded(lab: &mut Lab) -> Result<()> {
     let (prepared, [cache, _]) = build(lab)?;
     retired::set_timeout(lab.driver, LONG)?;
     cache.get(&prepared.disk)?;
@@ -466,6 +468,28 @@ fn below_linear(lab: &mut Lab) -> Result<()> {
     expect_number(below, 4096 * 512 + PAGE as u64, VALUE)
 }
 
+/// A region that becomes read-only below a mapped device, which does not.
+fn read_only_below(lab: &mut Lab) -> Result<()> {
+    let (prepared, [cache, _]) = build(lab)?;
+    let node = prepared.disk.node_str();
+    let over = Mapped::new("over", &format!("0 8192 linear {node} 4096"))?;
+    let region = lab.region(0)?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE)?;
+    region.set("read_only", "1")?;
+    over.disk().expect("ro", "0")?;
+    errno::expect("a write", cache.store(0, 1), &[Errno::EROFS])?;
+    cache.load_number(0, VALUE)?;
+    cache.put()?;
+    cache.expect_refused(over.disk(), Errno::EACCES)?;
+    region.set("read_only", "0")?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE + 1)?;
+    cache.put()?;
+    over.remove()?;
+    expect_number(&prepared.disk, 4096 * 512, VALUE + 1)
+}
+
 /// The pieces of a stripe are at one address. Whichever disk goes, the holder is told once.
 fn below_stripe(lab: &mut Lab) -> Result<()> {
     const CHUNK: u64 = 128;
@@ -513,28 +537,6 @@ fn too_many(lab: &mut Lab) -> Result<()> {
         .nth(1)
         .context("no MemTotal")?
         .parse()?;
-/// A region that becomes read-only below a mapped device, which does not.
-fn read_only_below(lab: &mut Lab) -> Result<()> {
-    let (prepared, [cache, _]) = build(lab)?;
-    let node = prepared.disk.node_str();
-    let over = Mapped::new("over", &format!("0 8192 linear {node} 4096"))?;
-    let region = lab.region(0)?;
-    cache.get(over.disk())?;
-    cache.store(0, VALUE)?;
-    region.set("read_only", "1")?;
-    over.disk().expect("ro", "0")?;
-    errno::expect("a write", cache.store(0, 1), &[Errno::EROFS])?;
-    cache.load_number(0, VALUE)?;
-    cache.put()?;
-    cache.expect_refused(over.disk(), Errno::EACCES)?;
-    region.set("read_only", "0")?;
-    cache.get(over.disk())?;
-    cache.store(0, VALUE + 1)?;
-    cache.put()?;
-    over.remove()?;
-    expect_number(&prepared.disk, 4096 * 512, VALUE + 1)
-}
-
     let targets = total * 2 / sectors + 2;
     let table: Vec<String> = (0..targets)
         .map(|target| format!("{} {sectors} linear {node} 0", target * sectors))
@@ -603,8 +605,8 @@ fn failing(lab: &mut Lab) -> Result<()> {
     }
     cache.load_number(4 * page, VALUE)?;
     cache.load_number(6 * page, VALUE)?;
-    disk.expect("badblocks", &format!("{} 8", 409_600 + 5 * page / 512))
-        .or_else(|error| if PAGE == 4096 { Err(error) } else { Ok(()) })?;
+    let sectors = page / 512;
+    disk.expect("badblocks", &format!("{} {sectors}", 409_600 + 5 * sectors))?;
 
     // A write to the disk repairs it.
     let repaired = Buffer::of_pages(PAGE, 3);
