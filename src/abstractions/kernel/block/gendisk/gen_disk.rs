@@ -234,7 +234,11 @@ unsafe extern "C" fn open_callback(
     if holder.is_indirect(mode, number) {
         // SAFETY: By the safety requirements the disk is added. So by the type invariant of
         // `GenDisk` the data of its queue is a `DiskState`.
-        unsafe { (*(*(*disk).queue).queuedata.cast::<DiskState>()).set_indirect() };
+        let state = unsafe { &*(*(*disk).queue).queuedata.cast::<DiskState>() };
+        if state.refuses_indirect() {
+            return EBUSY.to_errno();
+        }
+        state.set_indirect();
     }
     0
 }
@@ -405,7 +409,6 @@ mod tests {
     use super::*;
     use crate::abstractions::kernel::block::gendisk::{
         BlockDevice,
-        Broken,
         FrozenDevice, //
     };
     use crate::abstractions::kernel::block::{
@@ -573,7 +576,9 @@ mod tests {
         assert_eq!(first.thaw(), Ok(()));
         // SAFETY: The disk keeps its device. `emergency_thaw_all()` does this.
         assert_eq!(unsafe { bindings::bdev_thaw(whole) }, 0);
-        assert_eq!(second.thaw(), Err(Broken::Thawed));
+        assert_eq!(second.thaw(), Ok(()));
+        // SAFETY: As above. Nothing is left to be thawed.
+        assert_eq!(unsafe { bindings::bdev_thaw(whole) }, EINVAL.to_errno());
         assert_eq!(freeze()?.thaw(), Ok(()));
         Ok(())
     }
