@@ -162,7 +162,7 @@ impl Environment for Arc<Unbind> {
         // 0 means without a limit. The value may change while an unbind waits.
         let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
 
-        fatal_signal_pending() || (limit != 0 && (has_keeper || self.age() >= limit))
+        fatal_signal_pending() || (limit != 0 && (has_keeper || self.time_for_users() >= limit))
     }
 
     fn try_get_module(&self) -> Option<ModuleRef> {

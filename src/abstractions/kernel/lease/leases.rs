@@ -74,6 +74,43 @@ pub(super) trait ListedLease: Send + Sync {
     fn is_in_callback(&self) -> bool;
 }
 
+/// The name of a module, and zeroes.
+pub(super) type ModuleName = [c_char; 64];
+
+/// Who holds leases, for messages. Displayed as `the module …`.
+#[derive(Clone, Copy)]
+pub struct Holders {
+    module: ModuleName,
+    /// A callback of it runs.
+    is_in_callback: bool,
+    /// How many leases there are besides.
+    others: usize,
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let module = CStr::from_bytes_until_nul(&self.module).unwrap_or(c"?");
+
+        f.write_fmt(fmt!("the module {}", module))?;
+        if self.is_in_callback {
+            f.write_str(", which is in a callback")?;
+        }
+        if self.others != 0 {
+            f.write_fmt(fmt!(", and {} more", self.others))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses leases of some memory ([`Leases::pause`]).
+pub struct Pause(Arc<Leases>);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.state.lock().is_paused = false;
+    }
+}
+
 /// The leases of a pgmap.
 ///
 /// # Examples
@@ -111,6 +148,8 @@ struct State {
     addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
+    /// No lease is accepted now.
+    is_paused: bool,
     /// The leases, by their addresses.
     held: RBTree<usize, Arc<dyn ListedLease>>,
 }
@@ -124,6 +163,7 @@ impl Leases {
                     State {
                         addresses: 0..0,
                         memory: None,
+                        is_paused: false,
                         held: RBTree::new(),
                     },
                     "pmem_rs::Leases::state"
@@ -188,18 +228,28 @@ impl Leases {
             .is_some()
     }
 
-    /// Logs which leases of the device `name` are held. May sleep.
-    pub fn report(&self, name: &CStr) {
-        for lease in self.state.lock().held.values() {
-            pr_warn!(
-                "{name}: its lease is kept by the module {}{}\n",
-                lease.owner(),
-                if lease.is_in_callback() {
-                    ", which is in a callback"
-                } else {
-                    ""
-                }
-            );
+    /// Returns who holds leases, or [`None`] if there are none. May sleep.
+    pub fn holders(&self) -> Option<Holders> {
+        let state = self.state.lock();
+        let mut leases = state.held.values();
+
+        let first = leases.next()?;
+        Some(Holders {
+            module: first.owner(),
+            is_in_callback: first.is_in_callback(),
+            others: leases.count(),
+        })
+    }
+
+    /// Accepts no lease ([`EBUSY`]) until the result is dropped. May sleep. Fails with the holders
+    /// if there are any. Only one thread may do this at a time.
+    pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
+        self.state.lock().is_paused = true;
+        let pause = Pause(self.clone());
+
+        match self.holders() {
+            Some(holders) => Err(holders),
+            None => Ok(pause),
         }
     }
 
@@ -230,7 +280,8 @@ impl Leases {
         Some(memory.map(|memory| (memory, offset)))
     }
 
-    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`].
+    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`], and
+    /// with [`EBUSY`] after [`Self::pause`].
     ///
     /// # Safety
     ///
@@ -241,6 +292,9 @@ impl Leases {
 
         if state.memory.is_none() {
             return Err(ENXIO);
+        }
+        if state.is_paused {
+            return Err(EBUSY);
         }
         if state.held.get(&key).is_none() {
             // INVARIANT: By the safety requirements.
