@@ -93,6 +93,14 @@ fn expect_number(disk: &Disk, offset: u64, right: u64) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a message names the holder.
+fn expect_named(messages: &mut Messages, text: &str) -> Result<()> {
+    let line = messages.expect(&[text])?;
+    ensure!(line.contains(KEEPER), "the message says: {line}");
+    println!("{line}");
+    Ok(())
+}
+
 /// A write cache writes while the device goes. All that it has flushed is there.
 fn told(lab: &mut Lab) -> Result<()> {
     let (prepared, [cache, _]) = build(lab)?;
@@ -313,7 +321,7 @@ fn silent(lab: &mut Lab) -> Result<()> {
         "{}",
         messages.expect(&["its lease is kept by the module lessee"])?
     );
-    println!("{}", messages.expect(&["retired ", KEEPER])?);
+    expect_named(&mut messages, "retired ")?;
     for line in retired::expect(1)? {
         ensure!(line.contains(KEEPER), "the list says: {line}");
     }
@@ -344,7 +352,7 @@ fn killed(lab: &mut Lab) -> Result<()> {
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     nix::sys::signal::kill(unbind.pid(), nix::sys::signal::Signal::SIGKILL)?;
     unbind.expect_signal(nix::sys::signal::Signal::SIGKILL, UNBIND_LIMIT)?;
-    messages.expect(&["retired ", KEEPER])?;
+    expect_named(&mut messages, "retired ")?;
     retired::expect(1)?;
     cache.put()?;
     retired::await_none(FREE_LIMIT)?;
@@ -361,7 +369,7 @@ fn without_limit(lab: &mut Lab) -> Result<()> {
     let mut unbind = start_unbind(&prepared.bound)?;
     // The time between two messages.
     sleep(Duration::from_secs(33));
-    println!("{}", messages.expect(&["still waiting to unbind", KEEPER])?);
+    expect_named(&mut messages, "still waiting to unbind")?;
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     cache.put()?;
     unbind.expect_done(UNBIND_LIMIT)?;

@@ -130,8 +130,8 @@ pub fn mounted_meanwhile(lab: &mut Lab) -> Result<()> {
     writer.go()?;
     writer.expect_done(LIMIT)?;
     suspending.expect_done(LIMIT)?;
-    let name = over.disk().name();
-    println!("{}", messages.expect(&[name, "was mounted meanwhile"])?);
+    let line = messages.expect(&["was mounted meanwhile"])?;
+    ensure!(line.contains(over.disk().name()), "it says: {line}");
     std::fs::write(mount.path("file"), "written")?;
     suspend(&bound)?;
     resume(&bound)?;
