@@ -50,7 +50,7 @@ pub enum Failure<F> {
     /// A step of the worker has failed.
     Failed(F),
     /// A file system was thawed by something else while the disk was suspended. Or that is not
-    /// known any more, because later suspensions have been resumed since.
+    /// known any more, because [`RESULTS`] suspensions have ended since.
     Thawed,
 }
 
@@ -77,11 +77,12 @@ pub struct Suspension<F> {
     is_closed: bool,
     /// How many suspensions have begun.
     count: u64,
-    /// How the last suspension that has ended went, for the thread in [`suspend`].
-    ended: Option<Ended<F>>,
-    /// How the last one that was ended by [`resume`] went, for the thread in it.
-    resumed: Option<Ended<F>>,
+    /// How the last suspensions that have ended went, by their numbers.
+    ended: [Option<Ended<F>>; RESULTS],
 }
+
+/// How many results are kept, for threads that look late.
+const RESULTS: usize = 8;
 
 /// How a suspension went.
 #[derive(Clone, Copy)]
@@ -101,9 +102,29 @@ impl<F> Default for Suspension<F> {
             end: None,
             is_closed: false,
             count: 0,
-            ended: None,
-            resumed: None,
+            ended: [const { None }; RESULTS],
         }
+    }
+}
+
+impl<F: Copy> Suspension<F> {
+    /// Returns how a suspension went, if it has ended and that is known.
+    fn ended(&self, number: u64) -> Option<Ended<F>> {
+        let entry = self.ended.get((number % RESULTS as u64) as usize)?;
+
+        entry.filter(|ended| ended.number == number)
+    }
+
+    /// Records how the current suspension went.
+    fn end_with(&mut self, result: Result<(), Failure<F>>) {
+        if let Some(entry) = self.ended.get_mut((self.count % RESULTS as u64) as usize) {
+            *entry = Some(Ended {
+                number: self.count,
+                cause: self.end,
+                result,
+            });
+        }
+        self.phase = Phase::Live;
     }
 }
 
@@ -193,7 +214,7 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
             Phase::Suspended if is_current => Some(Ok(())),
             // It may have ended already, and another one may have begun.
             _ if !is_current || suspension.phase == Phase::Live => {
-                let own = suspension.ended.filter(|ended| ended.number == number);
+                let own = suspension.ended(number);
                 let cause = own.and_then(|ended| ended.cause).unwrap_or(Cause::Limit);
                 let result = own.map_or(Ok(()), |ended| ended.result);
                 Some(result.and(Err(Failure::Ended(cause))))
@@ -227,8 +248,7 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
 
     env.wait_until(|suspension| {
         if suspension.phase == Phase::Live || suspension.count != number {
-            let own = suspension.resumed.filter(|ended| ended.number == number);
-            return Some(match own.map(|ended| ended.result) {
+            return Some(match suspension.ended(number).map(|ended| ended.result) {
                 // It had not been suspended yet, and is not going to be.
                 Some(Err(Failure::Ended(Cause::Resumed))) => Ok(()),
                 // It was not suspended, which the other thread is told.
@@ -281,18 +301,7 @@ pub fn work<E: Environment>(env: &E) {
         }
     });
 
-    env.with(|suspension| {
-        let ended = Some(Ended {
-            number: suspension.count,
-            cause: suspension.end,
-            result,
-        });
-        suspension.phase = Phase::Live;
-        suspension.ended = ended;
-        if suspension.end == Some(Cause::Resumed) {
-            suspension.resumed = ended;
-        }
-    });
+    env.with(|suspension| suspension.end_with(result));
     env.announce();
     env.wake_up();
 }
