@@ -89,6 +89,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
+/// The attribute of a device that suspends and resumes it.
 pub const STATE: &str = "pmem_rs/state";
 const PARAMETER: &str = "/sys/module/pmem_rs/parameters/suspend_limit_ms";
 /// How long it takes to suspend or resume a disk, on a busy machine under emulation.
