@@ -116,18 +116,15 @@ impl Drop for Pause {
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::lease::Holders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Tells the holders of leases, and waits for a second.
-/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
+/// /// Tells the holders of leases, and waits for a second. Returns who has kept one.
+/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<Holders> {
 ///     pages.leases().revoke();
-///     if !pages.leases().wait_returned(1000) {
-///         if let Some(holders) = pages.leases().holders() {
-///             pr_warn!("leased by {holders}\n");
-///         }
-///     }
+///     pages.leases().wait_returned(1000);
+///     pages.leases().holders()
 /// }
 /// ```
 ///
