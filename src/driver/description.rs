@@ -28,7 +28,7 @@ pub struct Description<'a> {
     pub used: PagesInUse,
     /// How much of a bound device was exposed, in bytes.
     pub exposed: u64,
-    /// Who holds leases.
+    /// The holders of leases.
     pub holders: Option<Holders>,
 }
 

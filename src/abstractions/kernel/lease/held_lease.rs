@@ -391,7 +391,7 @@ impl ListedLease for Lease {
         let Ok(parts) = (unsafe { self.parts() }) else {
             return false;
         };
-        // Without a callback nobody handles the failure, nor if the module is going.
+        // Without a callback the failure is not handled, nor if the module is going.
         if self.ops.bad_memory.is_none() || self.pin().is_none() {
             return false;
         }

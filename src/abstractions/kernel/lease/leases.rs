@@ -77,7 +77,7 @@ pub(super) trait ListedLease: Send + Sync {
 /// The name of a module, and zeroes.
 pub(super) type ModuleName = [c_char; 64];
 
-/// Who holds leases, for messages. Displayed as `the module …`.
+/// The holders of leases, for messages. Displayed as `the module …`.
 #[derive(Clone, Copy)]
 pub struct Holders {
     module: ModuleName,
@@ -120,7 +120,7 @@ impl Drop for Pause {
 /// use pmem_rs::abstractions::kernel::lease::Holders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Tells the holders of leases, and waits for a second. Returns who has kept one.
+/// /// Tells the holders of leases, and waits for a second. Returns those with one.
 /// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<Holders> {
 ///     pages.leases().revoke();
 ///     pages.leases().wait_returned(1000);
@@ -225,7 +225,7 @@ impl Leases {
             .is_some()
     }
 
-    /// Returns who holds leases, or [`None`] if there are none. May sleep.
+    /// Returns the holders of leases, or [`None`] if there are none. May sleep.
     pub fn holders(&self) -> Option<Holders> {
         let state = self.state.lock();
         let mut leases = state.held.values();
