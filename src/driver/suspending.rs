@@ -3,13 +3,20 @@
 //! The data of the suspension of a disk. `suspension.rs` has its functions.
 
 use super::{
+    failure_handler::FailureHandler,
     plain::suspension::{
         Phase,
         Suspension, //
     },
-    suspension::Tools, //
+    pmem::Pmem, //
 };
-use crate::abstractions::kernel::wait::WaitQueue;
+use crate::abstractions::kernel::{
+    fs::{
+        dax::Unmapper,
+        freeze::Freezer, //
+    },
+    wait::WaitQueue, //
+};
 use crate::abstractions::kernel_ext::time::now_ms;
 use kernel::{
     new_mutex,
@@ -23,6 +30,14 @@ use kernel::{
         Mutex, //
     }, //
 };
+
+/// The parts of the device that the steps need. The references keep them.
+pub struct Tools {
+    pub(super) freezer: Freezer,
+    pub(super) pmem: Arc<Pmem>,
+    /// [`None`] if the memory cannot be mapped.
+    pub(super) unmapper: Option<Unmapper<FailureHandler>>,
+}
 
 /// A step of a suspension that may wait for threads which wait for the end of the suspension.
 #[derive(Clone, Copy)]

@@ -39,7 +39,10 @@ use super::{
     },
     pmem::Pmem,
     sleep::is_system_sleeping,
-    suspending::Step,
+    suspending::{
+        Step,
+        Tools, //
+    },
     unbind::{
         Parts,
         Unbind, //
@@ -98,14 +101,6 @@ pub struct FrozenDisk {
     tools: Arc<Tools>,
     /// [`None`] if the memory cannot be leased.
     _no_leases: Option<lease::Pause>,
-}
-
-/// The parts of the device that the steps need. The references keep them.
-pub struct Tools {
-    freezer: Freezer,
-    pmem: Arc<Pmem>,
-    /// [`None`] if the memory cannot be mapped.
-    unmapper: Option<Unmapper<FailureHandler>>,
 }
 
 /// Writes that are held until this is dropped.
