@@ -25,7 +25,8 @@ struct pmem_rs_lease;
  *	range is retired.
  * @bad_memory: The bytes from @offset on, counted from the start of the lease, have failed. They
  *	may include good bytes between two failures. They may have left the linear mapping by
- *	then. May be NULL.
+ *	then. The failure counts as handled. May be NULL; then it does not, unless a file has the
+ *	memory.
  *
  * The callbacks of a lease are called one at a time, from a work item, with no lock held. They may
  * sleep, and may call any function here for their lease, except pmem_rs_lease_get(). They may be
@@ -57,8 +58,9 @@ struct pmem_rs_lease_ops {
  * Return: the lease, to be given back by pmem_rs_lease_put(), or
  *	-EINVAL if an argument is not as described,
  *	-ENXIO if there is no such device, or it is just being unbound,
- *	-EBUSY if it is claimed: mounted, open with O_EXCL, below device-mapper, leased,
- *	-EACCES if it is read-only,
+ *	-EBUSY if it is claimed: mounted, open with O_EXCL, below device-mapper, leased; or if a
+ *	disk is suspended,
+ *	-EACCES if it is read-only, or a disk below device-mapper is,
  *	-ERANGE if the range is not all in the device,
  *	-EOPNOTSUPP if it has no DAX, a piece belongs to another driver or to a device that is
  *	going to be unbound, or a target of a device-mapper table begins within a page,
@@ -128,8 +130,9 @@ int pmem_rs_lease_read(const struct pmem_rs_lease *lease, u64 offset, void *buf,
  *
  * Context: Not in NMI. With PREEMPT_RT, only where a spinlock_t may be taken. Does not sleep
  *	otherwise.
- * Return: 0, -ERANGE if the bytes are not all in the lease, -EROFS if the disk has become
- *	read-only, or -EIO if some of the bytes have failed. Those before may be written.
+ * Return: 0, -ERANGE if the bytes are not all in the lease, -EROFS if the disk, or one below
+ *	device-mapper that has some of the bytes, has become read-only, or -EIO if some of the
+ *	bytes have failed. After the last two, those before may be written.
  */
 int pmem_rs_lease_write(const struct pmem_rs_lease *lease, u64 offset, const void *buf, size_t len);
 

@@ -65,6 +65,12 @@ pub(crate) trait Holder: Send + Sync + 'static {
 
     /// The `len` bytes from `offset` on have failed.
     fn bad_memory(&self, offset: u64, len: u64);
+
+    /// Returns whether [`Self::bad_memory`] is to be called. If not, a failure is handled as if
+    /// there was no lease. Called once, by [`Lease::new`].
+    fn hears_of_bad_memory(&self) -> bool {
+        true
+    }
 }
 
 /// A range of a disk that is held. Dropping it gives it back. Sleeps, and waits for a function of
@@ -95,11 +101,14 @@ impl<H: Holder> Lease<H> {
         len: u64,
         holder: Arc<H>,
     ) -> Result<Self> {
-        let ops = Ops {
+        let mut ops = Ops {
             owner: module.as_ptr().cast(),
             revoke: Some(Self::revoke_callback),
-            bad_memory: Some(Self::bad_memory_callback),
+            bad_memory: None,
         };
+        if holder.hears_of_bad_memory() {
+            ops.bad_memory = Some(Self::bad_memory_callback);
+        }
         let data = Arc::as_ptr(&holder).cast_mut().cast();
 
         // SAFETY: The functions are called with an `Arc<H>` that is dropped after the lease was

@@ -188,7 +188,7 @@ impl<'bound> AttachedDisk<'bound> {
 
     /// As [`Unbind::sync`]. Resumes the disk first, so that the writes that are held are not lost.
     pub fn sync(&self) {
-        self.unbind.end_suspension();
+        self.unbind.end_suspensions();
         self.unbind.sync();
     }
 

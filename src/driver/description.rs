@@ -3,7 +3,10 @@
 //! The description of a device for messages and debugfs.
 
 use super::plain::teardown::User;
-use crate::abstractions::kernel::memremap::PagesInUse;
+use crate::abstractions::kernel::{
+    lease::Holders,
+    memremap::PagesInUse, //
+};
 use core::ops::Range;
 use kernel::{
     fmt,
@@ -25,6 +28,8 @@ pub struct Description<'a> {
     pub used: PagesInUse,
     /// How much of a bound device was exposed, in bytes.
     pub exposed: u64,
+    /// The holders of leases.
+    pub holders: Option<Holders>,
 }
 
 /// The states of a device that messages distinguish.
@@ -50,6 +55,7 @@ impl fmt::Display for Description<'_> {
             stage,
             used,
             exposed,
+            holders,
         } = self;
         f.write_fmt(fmt!(
             "{} [mem {:#x}-{:#x}], ",
@@ -67,10 +73,13 @@ impl fmt::Display for Description<'_> {
                     used.cached
                 ));
             }
+            Stage::RemovingDisk if holders.is_some() => "",
             Stage::RemovingDisk => " (a file system on the disk that does not shut down)",
             Stage::Revoking => " (files, of which one is locked)",
+            // A lease has a reference.
+            Stage::Draining(Some(User::Reference)) if holders.is_some() => "",
             Stage::Draining(Some(User::Reference)) => {
-                " (a lease, or a DAX read or write that hangs somewhere in the system)"
+                " (a DAX read or write that hangs somewhere in the system)"
             }
             Stage::Draining(Some(User::Keeper)) => " (a holder of the disk: device-mapper)",
             Stage::Draining(_) => "",
@@ -83,7 +92,10 @@ impl fmt::Display for Description<'_> {
         if used.cached != 0 {
             write!(f, " (page caches: {} pages)", used.cached)?;
         }
-        if used.referenced == 0 && used.cached == 0 && state.is_empty() {
+        if let Some(holders) = holders {
+            f.write_fmt(fmt!(" (a lease of {})", holders))?;
+        }
+        if used.referenced == 0 && used.cached == 0 && holders.is_none() && state.is_empty() {
             return f.write_str(" (unknown)");
         }
         f.write_str(state)

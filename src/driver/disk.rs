@@ -162,7 +162,13 @@ impl WorkItem for Preflush {
         let this = this.as_mut().project();
 
         if let Some(bio) = this.bio.take() {
-            this.pmem.flush_and_execute(bio);
+            match this.pmem.flusher.flush() {
+                Ok(()) => {
+                    let pmem = &*this.pmem;
+                    pmem.execute_deferred(bio, |bio| pmem.execute_later(bio));
+                }
+                Err(err) => bio.end(err.into()),
+            }
         }
     }
 }
@@ -241,13 +247,13 @@ impl Pmem {
         }
         // Writes may not be held any more.
         if let Some(bio) = self.hold(bio) {
-            self.execute_held(bio);
+            self.execute_later(bio);
         }
     }
 
     /// As [`Self::execute`], not inlined.
     #[inline(never)]
-    fn execute_held(&self, bio: Bio) {
+    fn execute_later(&self, bio: Bio) {
         self.execute(bio);
     }
 
@@ -256,7 +262,7 @@ impl Pmem {
         let mut held = self.stop_holding();
 
         while let Some(bio) = held.pop() {
-            self.execute_held(bio);
+            self.execute_later(bio);
             cond_resched();
         }
     }

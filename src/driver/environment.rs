@@ -162,7 +162,7 @@ impl Environment for Arc<Unbind> {
         // 0 means without a limit. The value may change while an unbind waits.
         let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
 
-        fatal_signal_pending() || (limit != 0 && (has_keeper || self.age() >= limit))
+        fatal_signal_pending() || (limit != 0 && (has_keeper || self.time_for_users() >= limit))
     }
 
     fn try_get_module(&self) -> Option<ModuleRef> {
@@ -302,8 +302,11 @@ impl Unbind {
             while !leases.wait_returned(POLL_INTERVAL) {
                 // 0 means without a limit. The value may change.
                 let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
-                if self.killed.as_ref().is_some() || (limit != 0 && self.age() >= limit) {
-                    leases.report(&self.name);
+                let is_over = limit != 0 && self.time_for_users() >= limit;
+                if self.killed.as_ref().is_some() || is_over {
+                    if let Some(holders) = leases.holders() {
+                        pr_warn!("{}: its lease is kept by {}\n", *self.name, holders);
+                    }
                     break;
                 }
             }

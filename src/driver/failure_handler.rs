@@ -9,11 +9,18 @@ use crate::abstractions::kernel::{
     dax,
     memremap::PagemapOperations, //
 };
-use crate::abstractions::kernel_ext::tracepoint;
+use crate::abstractions::kernel_ext::{
+    sync::atomic::read_once,
+    tracepoint, //
+};
 use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         SetOnce, //
     }, //
@@ -29,6 +36,8 @@ pub struct FailureHandler {
     #[pin]
     pub badblocks: Badblocks,
     dax: SetOnce<Arc<dax::Handle>>,
+    /// Writes are refused. A copy of the flag of the disk, for leases.
+    read_only: Atomic<bool>,
     /// The name of the device, for tracepoints.
     name: CString,
 }
@@ -39,6 +48,7 @@ impl FailureHandler {
         try_pin_init!(Self {
             badblocks <- Badblocks::new(),
             dax: SetOnce::new(),
+            read_only: Atomic::new(false),
             name,
         })
     }
@@ -48,6 +58,11 @@ impl FailureHandler {
     /// The handle is put when the pages are freed, since a failure may be reported until then.
     pub fn set_dax(&self, dax: Arc<dax::Handle>) {
         self.dax.populate(dax);
+    }
+
+    /// Refuses or permits writes by leases.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Relaxed);
     }
 }
 
@@ -80,6 +95,10 @@ impl PagemapOperations for FailureHandler {
         self.badblocks
             .check(first, end.saturating_sub(first))
             .is_some()
+    }
+
+    fn is_read_only(&self) -> bool {
+        read_once(&self.read_only)
     }
 
     fn exposed(&self, offset: u64, len: u64) {

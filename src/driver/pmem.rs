@@ -19,10 +19,12 @@ use crate::abstractions::kernel::{
     },
     dax,
     pmem_slice::WritableSlice,
-    ratelimit::RateLimit, //
+    ratelimit::RateLimit,
+    wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::{
     sync::atomic::read_once,
+    time::MINUTE,
     tracepoint, //
 };
 use crate::abstractions::nvdimm::FlushBarrier;
@@ -60,10 +62,22 @@ pub struct Pmem {
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
     messages: Pin<KBox<Messages>>,
-    /// Writes that are held while the disk is suspended. Its lock also protects changes of
-    /// `access.closed`.
+    /// Its lock also protects changes of `access.closed`.
     #[pin]
-    held: SpinLock<BioList>,
+    held: SpinLock<Held>,
+    /// Woken when no deferred write is being executed any more while writes are held.
+    #[pin]
+    executed: WaitQueue,
+}
+
+/// Writes, for the suspension of the disk.
+#[derive(Default)]
+struct Held {
+    /// Those that are held.
+    bios: BioList,
+    /// How many deferred ones are being executed. The block layer does not wait for them, since
+    /// their submission has ended.
+    executing: u32,
 }
 
 /// What each request reads. It is in the cache line of the reference to the memory.
@@ -162,7 +176,8 @@ impl Pmem {
             flusher,
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
-            held <- new_spinlock!(BioList::new(), "pmem_rs::Pmem::held"),
+            held <- new_spinlock!(Held::default(), "pmem_rs::Pmem::held"),
+            executed <- WaitQueue::new(),
         })
     }
 
@@ -187,7 +202,7 @@ impl Pmem {
         let mut held = self.held.lock();
 
         self.set_closed(Access::HELD, false);
-        core::mem::take(&mut *held)
+        core::mem::take(&mut held.bios)
     }
 
     /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
@@ -197,8 +212,34 @@ impl Pmem {
             return Some(bio);
         }
 
-        held.push(bio);
+        held.bios.push(bio);
         None
+    }
+
+    /// Executes a write whose submission has ended by `execute`, or keeps it as [`Self::hold`].
+    pub fn execute_deferred(&self, bio: Bio, execute: impl FnOnce(Bio)) {
+        {
+            let mut held = self.held.lock();
+            if self.access.is_held() {
+                return held.bios.push(bio);
+            }
+            held.executing = held.executing.saturating_add(1);
+        }
+
+        execute(bio);
+        let mut held = self.held.lock();
+        held.executing = held.executing.saturating_sub(1);
+        if held.executing == 0 && self.access.is_held() {
+            drop(held);
+            self.executed.wake_up();
+        }
+    }
+
+    /// Waits for the deferred writes that are being executed. Writes must be held. Sleeps.
+    pub fn wait_executed(&self) {
+        let is_done = || (self.held.lock().executing == 0).then_some(());
+
+        while self.executed.wait_until(MINUTE, is_done).is_none() {}
     }
 
     /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may
@@ -206,6 +247,9 @@ impl Pmem {
     pub fn set_read_only(&self, read_only: bool) -> bool {
         let _held = self.held.lock();
 
+        if let Some(pages) = self.memory.pages() {
+            pages.ops().set_read_only(read_only);
+        }
         self.set_closed(Access::READ_ONLY, read_only)
     }
 

@@ -88,8 +88,8 @@ impl HibernationGuard for Hibernation {
             if let Some(device) = devices.find(|device| device.is_suspended()) {
                 IS_SLEEPING.store(false, Relaxed);
                 pr_err!(
-                    "the system stays awake, since the disk of {} is suspended: write live to its \
-                     attribute pmem_rs/state, and try again\n",
+                    "the system stays awake, since the disk of {} is suspended, or is being \
+                     suspended: write live to its attribute pmem_rs/state, and try again\n",
                     device.name()
                 );
                 return Err(EBUSY);

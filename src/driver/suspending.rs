@@ -2,11 +2,21 @@
 
 //! The data of the suspension of a disk. `suspension.rs` has its functions.
 
-use super::plain::suspension::{
-    Phase,
-    Suspension, //
+use super::{
+    failure_handler::FailureHandler,
+    plain::suspension::{
+        Phase,
+        Suspension, //
+    },
+    pmem::Pmem, //
 };
-use crate::abstractions::kernel::wait::WaitQueue;
+use crate::abstractions::kernel::{
+    fs::{
+        dax::Unmapper,
+        freeze::Freezer, //
+    },
+    wait::WaitQueue, //
+};
 use crate::abstractions::kernel_ext::time::now_ms;
 use kernel::{
     new_mutex,
@@ -16,16 +26,47 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
+        Arc,
         Mutex, //
     }, //
 };
+
+/// The parts of the device that the steps need. The references keep them.
+pub struct Tools {
+    pub(super) freezer: Freezer,
+    pub(super) pmem: Arc<Pmem>,
+    /// [`None`] if the memory cannot be mapped.
+    pub(super) unmapper: Option<Unmapper<FailureHandler>>,
+}
+
+/// A step of a suspension that may wait for threads which wait for the end of the suspension.
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// Unmaps all files, and waits for pins.
+    Unmap,
+    /// Waits for the writes that are being executed, and looks for new users.
+    Settle,
+}
+
+/// The step that another thread takes, so that the limit ends a suspension while it hangs.
+#[derive(Default)]
+pub struct Aside {
+    /// The number of the last step.
+    pub(super) number: u64,
+    /// The step, until the thread takes it.
+    pub(super) wanted: Option<(Step, Arc<Tools>)>,
+    /// The number and the result of the last step that was taken.
+    pub(super) done: Option<(u64, Result)>,
+}
 
 /// The data of a suspension.
 #[pin_data]
 pub struct Suspending {
     #[pin]
     pub(super) suspension: Mutex<Suspension<Error>>,
-    /// Woken when `suspension` has changed.
+    #[pin]
+    pub(super) aside: Mutex<Aside>,
+    /// Woken when `suspension` or `aside` has changed.
     #[pin]
     pub(super) changed: WaitQueue,
     /// When the last suspension has begun, in milliseconds of the monotonic clock.
@@ -37,6 +78,7 @@ impl Suspending {
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             suspension <- new_mutex!(Suspension::default(), "pmem_rs::Suspending::suspension"),
+            aside <- new_mutex!(Aside::default(), "pmem_rs::Suspending::aside"),
             changed <- WaitQueue::new(),
             began: Atomic::new(0),
         })

@@ -16,8 +16,12 @@
 //! The contents are those of the moment at which the list begins: what was stopped before has not
 //! changed anything since.
 //!
-//! Lock order: `Suspending::suspension` and the lock of the held writes are innermost. The worker
-//! holds no lock while it calls anything else. Device locks are not taken.
+//! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
+//! of the suspension, such as one that mounts a file system. So another thread takes these steps
+//! ([`Unbind::aside`]), and is left alone when the suspension has to end.
+//!
+//! Lock order: `Suspending::suspension`, `Suspending::aside` and the lock of the held writes are
+//! innermost. Neither thread holds a lock while it calls anything else. Device locks are not taken.
 
 use super::{
     failure_handler::FailureHandler,
@@ -27,6 +31,7 @@ use super::{
             Cause,
             Environment,
             Failure,
+            Patience,
             Phase,
             Suspension, //
         },
@@ -34,6 +39,10 @@ use super::{
     },
     pmem::Pmem,
     sleep::is_system_sleeping,
+    suspending::{
+        Step,
+        Tools, //
+    },
     unbind::{
         Parts,
         Unbind, //
@@ -52,6 +61,7 @@ use crate::abstractions::kernel::{
             Freezer, //
         }, //
     },
+    lease,
     wait::fatal_signal_pending, //
 };
 use crate::abstractions::kernel_ext::{
@@ -85,14 +95,12 @@ const MAX_LIMIT: u32 = 100_000;
 /// How long a teardown waits until the disk is resumed.
 const RESUME_TIMEOUT: Msecs = 10_000;
 
-/// Frozen file systems, and the parts of the device that the worker needs. The references keep
-/// them.
+/// Frozen file systems, and what the steps need.
 pub struct FrozenDisk {
     frozen: freeze::Frozen,
-    freezer: Freezer,
-    pmem: Arc<Pmem>,
-    /// [`None`] if the memory cannot be mapped.
-    unmapper: Option<Unmapper<FailureHandler>>,
+    tools: Arc<Tools>,
+    /// [`None`] if the memory cannot be leased.
+    _no_leases: Option<lease::Pause>,
 }
 
 /// Writes that are held until this is dropped.
@@ -158,80 +166,51 @@ impl Environment for Arc<Unbind> {
     }
 
     fn freeze(&self) -> Result<FrozenDisk> {
-        let (freezer, pmem, unmapper) = self
-            .with_parts(|Parts { disk, memory, .. }| {
-                (
-                    Freezer::new(disk),
-                    Arc::from(disk.data()),
-                    memory.unmapper(),
-                )
+        let tools = self
+            .with_parts(|Parts { disk, memory, .. }| Tools {
+                freezer: Freezer::new(disk),
+                pmem: Arc::from(disk.data()),
+                unmapper: memory.unmapper(),
             })
             .ok_or(ENODEV)?;
+        let tools = Arc::new(tools, GFP_KERNEL)?;
+        let no_leases = match self.leases.as_ref().map(lease::Leases::pause) {
+            None => None,
+            Some(Ok(pause)) => Some(pause),
+            Some(Err(holders)) => {
+                pr_warn!(
+                    "{}: not suspended: it is leased by {}\n",
+                    *self.name,
+                    holders
+                );
+                return Err(EBUSY);
+            }
+        };
 
         let frozen = self
-            .suspension_step(c"freeze", || freezer.freeze())
+            .suspension_step(c"freeze", || tools.freezer.freeze())
             .map_err(|err| {
-                pr_warn!(
-                    "{}: not suspended: {} cannot be frozen (error {})\n",
-                    *self.name,
-                    err.name(),
-                    err.error().to_errno()
-                );
+                pr_warn!("{}: not suspended: {}\n", *self.name, err);
                 err.error()
             })?;
-        if freezer.has_keeper() {
-            pr_warn!(
-                "{}: not suspended: a holder of the disk may keep an address of its memory \
-                 (device-mapper with dm-writecache or dm-pcache)\n",
-                *self.name
-            );
-            return Err(EBUSY);
-        }
         Ok(FrozenDisk {
             frozen,
-            freezer,
-            pmem,
-            unmapper,
+            tools,
+            _no_leases: no_leases,
         })
     }
 
     fn unmap(&self, frozen: &FrozenDisk) -> Result {
-        let Some(unmapper) = &frozen.unmapper else {
-            return Ok(());
-        };
-
-        self.suspension_step(c"unmap", || {
-            unmapper.unmap_frozen_files().map_err(|obstacle| {
-                match obstacle {
-                    Obstacle::NotFrozen(file) => pr_warn!(
-                        "{}: not suspended: {} has pages of the memory, and its file system is not \
-                         frozen\n",
-                        *self.name,
-                        file
-                    ),
-                    Obstacle::TooManyFiles => pr_warn!(
-                        "{}: not suspended: too many files are being closed: try again\n",
-                        *self.name
-                    ),
-                }
-                EBUSY
-            })?;
-            self.wait_for_pins(unmapper)
-        })
+        self.suspension_step(c"unmap", || self.aside(Step::Unmap, &frozen.tools))
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
-        self.suspension_step(c"hold", || {
-            frozen.pmem.hold_writes();
-            let held = HeldWrites(frozen.pmem.clone());
-            frozen.freezer.drain();
-            if self.flusher.is_asynchronous() {
-                // Writes that have waited for a flush.
-                self.shared.queues.flush.flush();
-            }
-            self.flush();
-            held
-        })
+        frozen.tools.pmem.hold_writes();
+        HeldWrites(frozen.tools.pmem.clone())
+    }
+
+    fn settle(&self, frozen: &FrozenDisk) -> Result {
+        self.suspension_step(c"hold", || self.aside(Step::Settle, &frozen.tools))
     }
 
     fn release(&self, held: HeldWrites) {
@@ -246,8 +225,8 @@ impl Environment for Arc<Unbind> {
                 Broken::Thawed => {
                     stayed_frozen = false;
                     pr_warn!(
-                        "{}: another program has thawed {} while the disk was suspended: what was \
-                         read meanwhile may not be of one moment\n",
+                        "{}: something has thawed {} while the disk was suspended: what was read \
+                         meanwhile may not be of one moment\n",
                         *self.name,
                         device
                     );
@@ -297,13 +276,124 @@ impl Unbind {
         result
     }
 
-    /// Waits until no page is pinned. A pin may be that of a device that writes.
-    fn wait_for_pins(&self, unmapper: &Unmapper<FailureHandler>) -> Result {
-        let began = Stopwatch::start();
+    /// Has another thread take a step, and waits for it. Returns early, and leaves it to that
+    /// thread, if the suspension has to end.
+    fn aside(self: &Arc<Self>, step: Step, tools: &Arc<Tools>) -> Result {
+        let number = {
+            let mut aside = self.suspending.aside.lock();
+            aside.number = aside.number.wrapping_add(1);
+            aside.wanted = Some((step, tools.clone()));
+            aside.number
+        };
+        // Work that is queued already has not taken the step yet.
+        let _ = self.shared.queues.suspend.enqueue::<_, 4>(self.clone());
+
+        loop {
+            let done = self.suspending.changed.wait_until(POLL_INTERVAL, || {
+                let done = self.suspending.aside.lock().done;
+                done.filter(|(of, _)| *of == number)
+            });
+            if let Some((_, result)) = done {
+                return result;
+            }
+            if suspension::is_ending(self) {
+                // It may still hang in an earlier one.
+                let wanted = self.suspending.aside.lock().wanted.take();
+                drop(wanted);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the step that the worker waits for.
+    fn step_aside(self: &Arc<Self>) {
+        let (number, wanted) = {
+            let mut aside = self.suspending.aside.lock();
+            (aside.number, aside.wanted.take())
+        };
+        let Some((step, tools)) = wanted else {
+            return;
+        };
+
+        let result = match step {
+            Step::Unmap => self.unmap_files(&tools),
+            Step::Settle => self.settle_writes(&tools),
+        };
+        // First: the worker is to have the last reference.
+        drop(tools);
+        self.suspending.aside.lock().done = Some((number, result));
+        self.suspending.changed.wake_up();
+    }
+
+    /// Unmaps all files, and waits for pins.
+    fn unmap_files(self: &Arc<Self>, tools: &Tools) -> Result {
+        self.expect_no_keeper(&tools.freezer)?;
+        let Some(unmapper) = &tools.unmapper else {
+            return Ok(());
+        };
+
+        unmapper
+            .unmap_frozen_files(|| !suspension::is_ending(self))
+            .map_err(|obstacle| {
+                match obstacle {
+                    Obstacle::NotFrozen(file) => pr_warn!(
+                        "{}: not suspended: {} has pages of the memory, and its file system is not \
+                         frozen\n",
+                        *self.name,
+                        file
+                    ),
+                    Obstacle::TooManyFiles => pr_warn!(
+                        "{}: not suspended: too many files are being closed: try again\n",
+                        *self.name
+                    ),
+                }
+                EBUSY
+            })?;
+        self.wait_for_pins(unmapper)
+    }
+
+    /// Waits for the writes that are being executed, and makes them durable. Then looks for users
+    /// that have come since the file systems were frozen.
+    fn settle_writes(&self, tools: &Tools) -> Result {
+        tools.freezer.drain();
+        tools.pmem.wait_executed();
+        self.flush();
+
+        self.expect_no_keeper(&tools.freezer)?;
+        if let Some(name) = tools.freezer.first_unfrozen() {
+            pr_warn!(
+                "{}: not suspended: {} was mounted meanwhile: try again\n",
+                *self.name,
+                name
+            );
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+
+    fn expect_no_keeper(&self, freezer: &Freezer) -> Result {
+        if freezer.has_keeper() {
+            pr_warn!(
+                "{}: not suspended: a holder of the disk may keep an address of its memory \
+                 (device-mapper with dm-writecache or dm-pcache)\n",
+                *self.name
+            );
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+
+    /// Waits until no page is pinned, or the suspension has to end. A pin may be that of a device
+    /// that writes.
+    fn wait_for_pins(self: &Arc<Self>, unmapper: &Unmapper<FailureHandler>) -> Result {
+        let mut patience = Patience::default();
         let mut next = 0;
 
         while let Some(offset) = unmapper.first_pinned(&mut next) {
-            if began.micros() < u64::from(PIN_TIMEOUT).saturating_mul(1000) {
+            if suspension::is_ending(self) {
+                break;
+            }
+            if !patience.is_over(offset, now_ms(), PIN_TIMEOUT.into()) {
                 sleep(PIN_INTERVAL);
                 continue;
             }
@@ -330,6 +420,7 @@ impl Unbind {
     /// If the worker hangs, because a file system cannot be frozen or thawed, the caller goes on
     /// without it. The worker has references to all that it uses.
     pub(super) fn wait_resumed(&self) {
+        let began = Stopwatch::start();
         let resumed = self.suspending.changed.wait_until(RESUME_TIMEOUT, || {
             (!self.suspending.is_suspended()).then_some(())
         });
@@ -340,11 +431,13 @@ impl Unbind {
                 *self.name
             );
         }
+        self.waited_for_resume.store(began.micros(), Relaxed);
     }
 
-    /// Resumes the disk, if it is suspended. Sleeps for a limited time.
-    pub(super) fn end_suspension(self: &Arc<Self>) {
-        suspension::end(self);
+    /// Resumes the disk, if it is suspended, and lets it be suspended no more. Sleeps for a limited
+    /// time.
+    pub(super) fn end_suspensions(self: &Arc<Self>) {
+        suspension::close(self);
         self.wait_resumed();
     }
 }
@@ -354,6 +447,14 @@ impl WorkItem<3> for Unbind {
 
     fn run(this: Arc<Self>) {
         suspension::work(&this);
+    }
+}
+
+impl WorkItem<4> for Unbind {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.step_aside();
     }
 }
 

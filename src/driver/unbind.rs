@@ -67,6 +67,10 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex,
         SetOnce, //
@@ -123,6 +127,8 @@ pub struct Unbind {
     pub(super) announced: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
     pub(super) began: SetOnce<Stopwatch>,
+    /// How long the teardown has waited for the end of a suspension, in microseconds.
+    pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<Unbind>>>,
     /// Woken when `teardown` has changed.
@@ -148,6 +154,9 @@ pub struct Unbind {
     /// Suspends the disk and resumes it.
     #[pin]
     suspend_work: Work<Unbind, 3>,
+    /// Takes steps of a suspension that may hang.
+    #[pin]
+    aside_work: Work<Unbind, 4>,
 }
 
 impl_has_work! {
@@ -155,6 +164,7 @@ impl_has_work! {
     impl HasWork<Self, 1> for Unbind { self.kill_work }
     impl HasWork<Self, 2> for Unbind { self.unmap_work }
     impl HasWork<Self, 3> for Unbind { self.suspend_work }
+    impl HasWork<Self, 4> for Unbind { self.aside_work }
 }
 
 impl WorkItem<0> for Unbind {
@@ -212,6 +222,7 @@ impl Unbind {
                 killed: SetOnce::new(),
                 announced: SetOnce::new(),
                 began: SetOnce::new(),
+                waited_for_resume: Atomic::new(0),
                 teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::Unbind::teardown"),
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
@@ -221,6 +232,7 @@ impl Unbind {
                 kill_work <- new_work!("pmem_rs::Unbind::kill_work"),
                 unmap_work <- new_work!("pmem_rs::Unbind::unmap_work"),
                 suspend_work <- new_work!("pmem_rs::Unbind::suspend_work"),
+                aside_work <- new_work!("pmem_rs::Unbind::aside_work"),
             }),
             GFP_KERNEL,
         )
@@ -373,6 +385,13 @@ impl Unbind {
     pub(super) fn age(&self) -> u64 {
         self.began.as_ref().map_or(0, Stopwatch::micros)
     }
+
+    /// Returns the part of it that counts for the deadline: without the wait for a suspension.
+    pub(super) fn time_for_users(&self) -> u64 {
+        let waited = self.waited_for_resume.load(Relaxed);
+
+        self.age().saturating_sub(waited)
+    }
 }
 
 /// Begins the teardown of a device when the region or the bus above it is being unbound. The memory
@@ -440,6 +459,7 @@ impl RegisteredDevice for Unbind {
             stage,
             used,
             exposed,
+            holders: self.leases.as_ref().and_then(|leases| leases.holders()),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | command | |
 //! |---|---|
 //! | `answer SLOT ANSWER MS` | what to do that long after the holder was told: 1 give it back, 0 nothing |
+//! | `hear SLOT HEARS` | whether to be told of bad memory; applies to the next lease |
 //! | `get SLOT MAJOR MINOR OFFSET LEN` | take a lease |
 //! | `put SLOT` | give it back |
 //! | `write SLOT` | write pages until the lease is given back |
@@ -63,6 +64,8 @@ struct Slot {
     lease: Mutex<Option<Lease<Slot>>>,
     /// Whether it gives the lease back when it is told.
     answers: Atomic<bool>,
+    /// Whether it is told of bad memory.
+    hears: Atomic<bool>,
     /// How long it takes to answer, in milliseconds.
     delay: Atomic<u64>,
     told: Atomic<u64>,
@@ -81,6 +84,7 @@ impl Slot {
             pin_init!(Self {
                 lease <- new_mutex!(None, "lessee::lease"),
                 answers: Atomic::new(true),
+                hears: Atomic::new(true),
                 delay: Atomic::new(0),
                 told: Atomic::new(0),
                 answered: Atomic::new(0),
@@ -158,6 +162,10 @@ impl Holder for Slot {
         self.failed_len.store(len, Relaxed);
         self.failures.fetch_add(1, Relaxed);
     }
+
+    fn hears_of_bad_memory(&self) -> bool {
+        self.hears.load(Relaxed)
+    }
 }
 
 /// All holders, and their module.
@@ -175,6 +183,10 @@ impl Slots {
             "answer" => {
                 slot.answers.store(first != 0, Relaxed);
                 slot.delay.store(second, Relaxed);
+                Ok(())
+            }
+            "hear" => {
+                slot.hears.store(first != 0, Relaxed);
                 Ok(())
             }
             "get" => {

@@ -7,6 +7,7 @@
 
 pub mod dax;
 pub mod freeze;
+mod frozen_super;
 mod inode;
 mod inode_pool;
 mod super_block;

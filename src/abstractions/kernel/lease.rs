@@ -35,6 +35,8 @@ mod pieces;
 
 pub(in crate::abstractions) use crate::abstractions::kernel::lease::leases::LeasedMemory;
 pub use crate::abstractions::kernel::lease::leases::{
+    Holders,
     Leases,
+    Pause,
     Table, //
 };

@@ -71,13 +71,6 @@ impl OwnedQueue {
         Self::with(name, flags)
     }
 
-    /// Waits for all work that is queued or running now (`flush_workqueue()`). Sleeps. Must not be
-    /// called by work on this queue.
-    pub fn flush(&self) {
-        // SAFETY: By the type invariant the queue is valid.
-        unsafe { bindings::__flush_workqueue(self.queue.as_ptr()) };
-    }
-
     fn with(name: &'static CStr, flags: bindings::wq_flags) -> Result<Self> {
         let registered = Registered::new()?;
         // SAFETY: The format takes one string, which follows. 0 is the default for the number of

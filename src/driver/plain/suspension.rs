@@ -14,7 +14,7 @@
 //!   until the disk is suspended. [`resume`] ends a suspension, and waits until the disk is live.
 //! - The worker runs [`work`], from the freeze of the file systems until they are thawed. So what
 //!   ends a suspension needs no memory and no other thread.
-//! - [`end`] ends a suspension without a wait. [`close`] does that for good, before a teardown.
+//! - [`close`] ends a suspension for good, before a teardown or a shutdown, without a wait.
 //!
 //! The state is one value under one lock, [`Environment::with`].
 //!
@@ -49,7 +49,8 @@ pub enum Failure<F> {
     Ended(Cause),
     /// A step of the worker has failed.
     Failed(F),
-    /// A file system was thawed by another program while the disk was suspended.
+    /// A file system was thawed by something else while the disk was suspended. Or that is not
+    /// known any more, because [`RESULTS`] suspensions have ended since.
     Thawed,
 }
 
@@ -76,7 +77,20 @@ pub struct Suspension<F> {
     is_closed: bool,
     /// How many suspensions have begun.
     count: u64,
-    /// How the last suspension that has ended went.
+    /// How the last suspensions that have ended went, by their numbers.
+    ended: [Option<Ended<F>>; RESULTS],
+}
+
+/// How many results are kept, for threads that look late.
+const RESULTS: usize = 8;
+
+/// How a suspension went.
+#[derive(Clone, Copy)]
+struct Ended<F> {
+    /// The number of the suspension.
+    number: u64,
+    /// Why it has ended, if it was not by a failure.
+    cause: Option<Cause>,
     result: Result<(), Failure<F>>,
 }
 
@@ -88,8 +102,29 @@ impl<F> Default for Suspension<F> {
             end: None,
             is_closed: false,
             count: 0,
-            result: Ok(()),
+            ended: [const { None }; RESULTS],
         }
+    }
+}
+
+impl<F: Copy> Suspension<F> {
+    /// Returns how a suspension went, if it has ended and that is known.
+    fn ended(&self, number: u64) -> Option<Ended<F>> {
+        let entry = self.ended.get((number % RESULTS as u64) as usize)?;
+
+        entry.filter(|ended| ended.number == number)
+    }
+
+    /// Records how the current suspension went.
+    fn end_with(&mut self, result: Result<(), Failure<F>>) {
+        if let Some(entry) = self.ended.get_mut((self.count % RESULTS as u64) as usize) {
+            *entry = Some(Ended {
+                number: self.count,
+                cause: self.end,
+                result,
+            });
+        }
+        self.phase = Phase::Live;
     }
 }
 
@@ -136,11 +171,16 @@ pub trait Environment: Sized {
     /// Freezes all file systems on the disk.
     fn freeze(&self) -> Result<Self::Frozen, Self::Failure>;
 
-    /// Unmaps all pages, waits for pins, and writes back what mappings have stored.
+    /// Unmaps all pages, waits for pins, and writes back what mappings have stored. May stop early
+    /// once [`is_ending`].
     fn unmap(&self, frozen: &Self::Frozen) -> Result<(), Self::Failure>;
 
-    /// Holds all writes from now on, and waits for those that are being executed.
+    /// Holds all writes from now on. Those that are being executed are not waited for.
     fn hold(&self, frozen: &Self::Frozen) -> Self::Held;
+
+    /// Waits for the writes that are being executed, and checks that no user has come since the
+    /// freeze that can write without requests. May stop early once [`is_ending`].
+    fn settle(&self, frozen: &Self::Frozen) -> Result<(), Self::Failure>;
 
     /// Executes the writes that are held, and no longer holds any.
     fn release(&self, held: Self::Held);
@@ -173,11 +213,12 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
         match suspension.phase {
             Phase::Suspended if is_current => Some(Ok(())),
             // It may have ended already, and another one may have begun.
-            Phase::Live => {
-                let cause = suspension.end.unwrap_or(Cause::Limit);
-                Some(suspension.result.and(Err(Failure::Ended(cause))))
+            _ if !is_current || suspension.phase == Phase::Live => {
+                let own = suspension.ended(number);
+                let cause = own.and_then(|ended| ended.cause).unwrap_or(Cause::Limit);
+                let result = own.map_or(Ok(()), |ended| ended.result);
+                Some(result.and(Err(Failure::Ended(cause))))
             }
-            _ if !is_current => Some(Err(Failure::Ended(Cause::Limit))),
             // A teardown waits for this thread, and not for a worker that hangs.
             _ if suspension.is_closed => Some(Err(Failure::Closed)),
             Phase::Suspending if env.is_killed() => {
@@ -193,8 +234,7 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
     result
 }
 
-/// Ends a suspension, and waits until the disk is live. Returns whether it was suspended all the
-/// time.
+/// Ends a suspension, and waits until the disk is live. Fails if it was not suspended all the time.
 pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
     let number = env.with(|suspension| match suspension.phase {
         Phase::Live => Err(Failure::Live),
@@ -207,20 +247,27 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
     env.wake_up();
 
     env.wait_until(|suspension| {
-        // If another one has begun, the result is that of the last one.
-        match suspension.phase {
-            _ if suspension.count != number => Some(suspension.result),
-            Phase::Live => Some(suspension.result),
-            _ if suspension.is_closed => Some(Err(Failure::Closed)),
-            _ if env.is_killed() => Some(Err(Failure::Killed)),
-            _ => None,
+        if suspension.phase == Phase::Live || suspension.count != number {
+            return Some(match suspension.ended(number).map(|ended| ended.result) {
+                // It had not been suspended yet, and is not going to be.
+                Some(Err(Failure::Ended(Cause::Resumed))) => Ok(()),
+                // It was not suspended, which the other thread is told.
+                Some(Err(Failure::Failed(_))) => Err(Failure::Live),
+                Some(result) => result,
+                None => Err(Failure::Thawed),
+            });
         }
+        if suspension.is_closed {
+            return Some(Err(Failure::Closed));
+        }
+        env.is_killed().then_some(Err(Failure::Killed))
     })
 }
 
-/// Lets a suspension end, and does not wait for it.
-pub fn end<E: Environment>(env: &E) {
+/// Lets a suspension end, and no other begin. Does not wait.
+pub fn close<E: Environment>(env: &E) {
     env.with(|suspension| {
+        suspension.is_closed = true;
         if suspension.phase != Phase::Live {
             suspension.end.get_or_insert(Cause::Leaving);
         }
@@ -228,10 +275,9 @@ pub fn end<E: Environment>(env: &E) {
     env.wake_up();
 }
 
-/// Lets a suspension end, and no other begin. Does not wait.
-pub fn close<E: Environment>(env: &E) {
-    env.with(|suspension| suspension.is_closed = true);
-    end(env);
+/// Returns whether the suspension has to end, for steps that take long.
+pub fn is_ending<E: Environment>(env: &E) -> bool {
+    env.with(|suspension| cause(env, suspension)).is_some()
 }
 
 /// Returns why the suspension has to end, if it has.
@@ -255,10 +301,7 @@ pub fn work<E: Environment>(env: &E) {
         }
     });
 
-    env.with(|suspension| {
-        suspension.phase = Phase::Live;
-        suspension.result = result;
-    });
+    env.with(|suspension| suspension.end_with(result));
     env.announce();
     env.wake_up();
 }
@@ -278,6 +321,11 @@ fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Fai
     env.unmap(frozen).map_err(Failure::Failed)?;
     check()?;
     let held = env.hold(frozen);
+    if let Err(failure) = env.settle(frozen) {
+        env.with(|suspension| suspension.phase = Phase::Resuming);
+        env.release(held);
+        return Err(Failure::Failed(failure));
+    }
     let suspended = env.with(|suspension| match cause(env, suspension) {
         None => {
             suspension.phase = Phase::Suspended;
@@ -301,5 +349,29 @@ fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Fai
         Ok(())
     } else {
         Err(Failure::Ended(cause))
+    }
+}
+
+/// How long the same pinned page has been waited for.
+///
+/// The time begins when a page is found, not when it is looked for: that takes long if the memory
+/// is large.
+#[derive(Default)]
+pub struct Patience {
+    /// The page that was found last, and when it was found first.
+    page: Option<(u64, u64)>,
+}
+
+impl Patience {
+    /// Takes note that a page is pinned now. Returns whether it has been for longer than `limit`,
+    /// in the unit of `now`.
+    pub fn is_over(&mut self, page: u64, now: u64, limit: u64) -> bool {
+        let since = match self.page {
+            Some((last, since)) if last == page => since,
+            _ => now,
+        };
+
+        self.page = Some((page, since));
+        now.saturating_sub(since) > limit
     }
 }

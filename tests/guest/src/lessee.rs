@@ -73,6 +73,11 @@ impl Lessee {
         Ok(self.command("answer", &[returns, delay])?)
     }
 
+    /// Sets whether the holder of the next lease is told of bad memory.
+    pub fn set_hearing(self, hears: bool) -> Result<()> {
+        Ok(self.command("hear", &[u64::from(hears)])?)
+    }
+
     /// Takes a lease of a whole disk, and returns the kernel's error unchanged.
     pub fn try_get(self, disk: &Disk) -> io::Result<()> {
         self.try_get_part(disk, 0, 0)
@@ -157,14 +162,13 @@ impl Lessee {
         }
     }
 
-    /// Checks that the holder was told once, and has given its lease back.
+    /// Checks that the holder was told once, and has given its lease back. Its callback may return
+    /// a moment later.
     pub fn expect_returned(self) -> Result<()> {
-        let state = self.state()?;
-        ensure!(
-            (state.told, state.answered, state.held) == (1, 1, 0),
-            "{state:?}"
-        );
-        Ok(())
+        self.await_state("not returned", |state| {
+            (state.told, state.answered, state.held) == (1, 1, 0)
+        })
+        .map(drop)
     }
 }
 

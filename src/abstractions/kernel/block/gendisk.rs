@@ -18,7 +18,6 @@ mod operations;
 mod state;
 
 pub(in crate::abstractions) use block_device::BlockDevice;
-pub use frozen_device::Broken;
 pub(in crate::abstractions) use frozen_device::FrozenDevice;
 pub use gen_disk::{
     DiskName,

@@ -4,7 +4,18 @@
 //!
 //! C sources: [`fs/super.c`](srctree/fs/super.c), [`block/bdev.c`](srctree/block/bdev.c)
 
-use super::super_block::devices_of;
+use super::{
+    frozen_super::{
+        name_of,
+        ActiveSuper,
+        SuperName, //
+    },
+    super_block::{
+        first_unfrozen,
+        users_of,
+        Users, //
+    }, //
+};
 use crate::abstractions::kernel::block::gendisk::{
     BlockDevice,
     DiskState,
@@ -13,36 +24,72 @@ use crate::abstractions::kernel::block::gendisk::{
     Registration, //
 };
 use kernel::{
+    fmt,
     prelude::*,
     sync::Arc, //
 };
 
-pub use crate::abstractions::kernel::block::gendisk::Broken;
+/// Why a file system was not frozen until it was thawed, or why it still is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Something else has thawed it.
+    Thawed,
+    /// It cannot be thawed.
+    Stays(Error),
+}
 
-/// A device that could not be frozen. [`None`] if memory was too short to find the devices.
+/// Why file systems could not be frozen.
 pub struct FreezeError {
-    device: Option<BlockDevice>,
+    culprit: Culprit,
     error: Error,
 }
 
-impl FreezeError {
-    /// Returns the name of the device.
-    pub fn name(&self) -> &CStr {
-        self.device.as_ref().map_or(c"?", BlockDevice::name)
-    }
+enum Culprit {
+    /// Memory was too short to list the devices.
+    List,
+    Device(BlockDevice),
+    Super(SuperName),
+}
 
+impl FreezeError {
     /// Returns the error.
     pub fn error(&self) -> Error {
         self.error
     }
 }
 
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match &self.culprit {
+            Culprit::List => {
+                return f.write_str("the file systems on the disk could not be listed")
+            }
+            Culprit::Device(device) => device.name(),
+            Culprit::Super(name) => name_of(name),
+        };
+        f.write_fmt(fmt!(
+            "{} could not be frozen (error {}). If it is frozen nevertheless, thaw it by fsfreeze -u",
+            name,
+            self.error.to_errno()
+        ))
+    }
+}
+
 impl From<Error> for FreezeError {
     fn from(error: Error) -> Self {
         Self {
-            device: None,
+            culprit: Culprit::List,
             error,
         }
+    }
+}
+
+/// The name of a file system, for messages.
+pub struct FileSystemName(SuperName);
+
+impl fmt::Display for FileSystemName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!("{}", name_of(&self.0)))
     }
 }
 
@@ -85,28 +132,56 @@ impl Freezer {
     /// claimed the disk, also freezes each mounted file system whose type uses DAX, and whose
     /// device is one of device-mapper with DAX: below such a device may be this disk.
     ///
+    /// Until the result is dropped, programs cannot thaw the file systems with DAX, and nothing but
+    /// programs and file systems on the disk itself can claim the disk ([`EBUSY`]).
+    ///
     /// Sleeps. Waits for threads that write to a file system, without a limit.
     ///
     /// # Errors
     ///
     /// If a device cannot be frozen, those that were frozen are thawed.
     pub fn freeze(&self) -> Result<Frozen, FreezeError> {
-        let devices = devices_of(&self.0)?;
-        let list = KVec::with_capacity(devices.len(), GFP_KERNEL).map_err(Error::from)?;
-        let mut frozen = Frozen(list);
+        let refusal = Refusal::new(self.0.clone());
+        let Users { devices, supers } = users_of(&self.0)?;
+        let mut frozen = Frozen {
+            supers: KVec::with_capacity(supers.len(), GFP_KERNEL).map_err(Error::from)?,
+            devices: KVec::with_capacity(devices.len(), GFP_KERNEL).map_err(Error::from)?,
+            _refusal: refusal,
+        };
 
         for device in devices {
             match FrozenDevice::new(device) {
-                Ok(device) => frozen.0.push_within_capacity(device).map_err(|_| ENOMEM)?,
+                Ok(device) => frozen
+                    .devices
+                    .push_within_capacity(device)
+                    .map_err(|_| ENOMEM)?,
                 Err((device, error)) => {
                     return Err(FreezeError {
-                        device: Some(device),
+                        culprit: Culprit::Device(device),
                         error,
                     })
                 }
             }
         }
+        for active in supers {
+            active.freeze().map_err(|error| FreezeError {
+                culprit: Culprit::Super(active.name()),
+                error,
+            })?;
+            // Unreachable, since the list has the capacity.
+            if let Err(rejected) = frozen.supers.push_within_capacity(active) {
+                let _ = rejected.0.thaw();
+                return Err(ENOMEM.into());
+            }
+        }
         Ok(frozen)
+    }
+
+    /// Returns a file system that [`Self::freeze`] would freeze now and that is not frozen, if
+    /// there is one. Sleeps. Waits for mounts and unmounts of file systems with DAX that are under
+    /// way.
+    pub fn first_unfrozen(&self) -> Option<FileSystemName> {
+        first_unfrozen(&self.0).map(FileSystemName)
     }
 
     /// Waits for all requests whose submission to the disk has begun. Requests that are submitted
@@ -116,20 +191,62 @@ impl Freezer {
     }
 }
 
+/// Refuses claims of a disk that are indirect ([`DiskState::set_refuses_indirect`]).
+struct Refusal(Arc<DiskState>);
+
+impl Refusal {
+    fn new(disk: Arc<DiskState>) -> Self {
+        disk.set_refuses_indirect(true);
+        Self(disk)
+    }
+}
+
+impl Drop for Refusal {
+    fn drop(&mut self) {
+        self.0.set_refuses_indirect(false);
+    }
+}
+
 /// Frozen file systems, and devices that cannot be mounted. Dropping it thaws them.
-pub struct Frozen(KVec<FrozenDevice>);
+pub struct Frozen {
+    /// The file systems with DAX, which programs must not thaw. Each was frozen once.
+    supers: KVec<ActiveSuper>,
+    devices: KVec<FrozenDevice>,
+    _refusal: Refusal,
+}
 
 impl Frozen {
-    /// Thaws all. Calls `broken` with the name of each device that was not frozen until now, or
-    /// that stays frozen. Sleeps. A file system that was unmounted meanwhile is shut down.
-    pub fn thaw(self, mut broken: impl FnMut(&CStr, Broken)) {
-        let mut devices = self.0;
+    /// Thaws all. Calls `broken` with the name of each file system or device that was not frozen
+    /// until now, or that stays frozen. Sleeps. A file system that was unmounted meanwhile is shut
+    /// down.
+    pub fn thaw(mut self, broken: impl FnMut(&CStr, Broken)) {
+        self.undo(broken);
+    }
 
-        // In reverse order: what is below first.
-        while let Some(mut device) = devices.pop() {
-            if let Err(why) = device.thaw() {
-                broken(device.name(), why);
+    fn undo(&mut self, mut broken: impl FnMut(&CStr, Broken)) {
+        // First: if a file system cannot be thawed, a program can undo the freeze that is left.
+        for active in &self.supers {
+            if let Err(err) = active.thaw() {
+                let why = if err == EINVAL {
+                    Broken::Thawed
+                } else {
+                    Broken::Stays(err)
+                };
+                broken(name_of(&active.name()), why);
             }
         }
+        // In reverse order: what is below first.
+        while let Some(mut device) = self.devices.pop() {
+            if let Err(err) = device.thaw() {
+                broken(device.name(), Broken::Stays(err));
+            }
+        }
+        self.supers.clear();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.undo(|_, _| {});
     }
 }

@@ -9,6 +9,11 @@
 //! of `i_lock`. Neither is held while an inode is returned to the caller.
 
 use super::{
+    frozen_super::{
+        is_held,
+        ActiveSuper,
+        SuperName, //
+    },
     inode::Inode,
     inode_pool::InodePool, //
 };
@@ -305,50 +310,122 @@ unsafe fn for_each_super(
     }
 }
 
-/// The devices above a disk, for [`devices_of`].
-struct Above<'a> {
+/// What has to be frozen for nothing to be written to a disk.
+pub(super) struct Users {
+    /// The devices above the disk ([`DiskState::device_above`]), then its partitions, then the
+    /// disk.
+    pub(super) devices: KVec<BlockDevice>,
+    /// The file systems with DAX on these devices.
+    pub(super) supers: KVec<ActiveSuper>,
+}
+
+/// The list that [`users_of`] fills.
+struct Listing<'a> {
     disk: &'a DiskState,
-    devices: KVec<BlockDevice>,
+    users: Users,
     is_full: bool,
 }
 
-impl Above<'_> {
+impl Listing<'_> {
     /// # Safety
     ///
-    /// For [`for_each_super`] only: `above` must be an `Above` that is not used otherwise.
-    unsafe extern "C" fn add_callback(sb: *mut bindings::super_block, above: *mut c_void) {
+    /// For [`for_each_super`] only: `listing` must be a `Listing` that is not used otherwise.
+    unsafe extern "C" fn add_callback(sb: *mut bindings::super_block, listing: *mut c_void) {
         // SAFETY: By the safety requirements.
-        let above = unsafe { &mut *above.cast::<Above<'_>>() };
+        let listing = unsafe { &mut *listing.cast::<Listing<'_>>() };
+        let Users { devices, supers } = &mut listing.users;
 
         // SAFETY: `for_each_super` calls this with a mounted superblock and its lock held.
-        if let Some(device) = unsafe { above.disk.device_above(sb) } {
-            above.is_full |= above.devices.push_within_capacity(device).is_err();
+        unsafe {
+            if !listing.disk.may_be_below(sb) {
+                return;
+            }
+            if let Some(device) = listing.disk.device_above(sb) {
+                listing.is_full |= devices.push_within_capacity(device).is_err();
+            }
+            // A reference that was taken could not be put with the lock held.
+            if supers.len() >= supers.capacity() {
+                listing.is_full = true;
+            } else if let Some(active) = ActiveSuper::try_get(sb) {
+                listing.is_full |= supers.push_within_capacity(active).is_err();
+            }
         }
     }
 }
 
-/// Returns the devices of superblocks that may be above a disk ([`DiskState::device_above`]), then
-/// its partitions, then the disk. Sleeps.
-pub(super) fn devices_of(disk: &DiskState) -> Result<KVec<BlockDevice>> {
+/// Lists what has to be frozen. Sleeps. Waits for mounts and unmounts of file systems with DAX that
+/// are under way.
+pub(super) fn users_of(disk: &DiskState) -> Result<Users> {
     let mut capacity: usize = 16;
 
     loop {
         // A list of this size is filled, since growing one can panic, as far as the compiler can
         // tell.
-        let mut above = Above {
+        let mut listing = Listing {
             disk,
-            devices: KVec::with_capacity(capacity, GFP_KERNEL)?,
+            users: Users {
+                devices: KVec::with_capacity(capacity, GFP_KERNEL)?,
+                supers: KVec::with_capacity(capacity, GFP_KERNEL)?,
+            },
             is_full: false,
         };
-        for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_there()) {
-            let argument = addr_of_mut!(above).cast();
-            // SAFETY: The callback is the one for the argument, which lives as long as the call.
-            unsafe { for_each_super(fs_type.name, Above::add_callback, argument) };
-        }
-        if !above.is_full && disk.add_devices(&mut above.devices)? {
-            return Ok(above.devices);
+        let argument = addr_of_mut!(listing).cast();
+        // SAFETY: The callback is the one for the argument, which lives as long as the call.
+        unsafe { for_each_dax_super(Listing::add_callback, argument) };
+
+        if !listing.is_full && disk.add_devices(&mut listing.users.devices)? {
+            return Ok(listing.users);
         }
         capacity = capacity.saturating_mul(2);
+    }
+}
+
+/// What [`first_unfrozen`] looks for.
+struct Search<'a> {
+    disk: &'a DiskState,
+    found: Option<SuperName>,
+}
+
+impl Search<'_> {
+    /// # Safety
+    ///
+    /// For [`for_each_super`] only: `search` must be a `Search` that is not used otherwise.
+    unsafe extern "C" fn look_callback(sb: *mut bindings::super_block, search: *mut c_void) {
+        // SAFETY: By the safety requirements.
+        let search = unsafe { &mut *search.cast::<Search<'_>>() };
+
+        // SAFETY: `for_each_super` calls this with a mounted superblock and its lock held.
+        unsafe {
+            if search.disk.may_be_below(sb) && !is_held(sb) {
+                search.found = Some((*sb).s_id);
+            }
+        }
+    }
+}
+
+/// Returns the name of a file system with DAX on a disk that the kernel has not frozen, if there is
+/// one. Sleeps, as [`users_of`].
+pub(super) fn first_unfrozen(disk: &DiskState) -> Option<SuperName> {
+    let mut search = Search { disk, found: None };
+    let argument = addr_of_mut!(search).cast();
+
+    // SAFETY: The callback is the one for the argument, which lives as long as the call.
+    unsafe { for_each_dax_super(Search::look_callback, argument) };
+    search.found
+}
+
+/// As [`for_each_super`], for all types of [`DAX_TYPES`].
+///
+/// # Safety
+///
+/// As for [`for_each_super`].
+unsafe fn for_each_dax_super(
+    callback: unsafe extern "C" fn(*mut bindings::super_block, *mut c_void),
+    argument: *mut c_void,
+) {
+    for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_there()) {
+        // SAFETY: By the safety requirements.
+        unsafe { for_each_super(fs_type.name, callback, argument) };
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     leases::{
         Leases,
         ListedLease,
+        ModuleName,
         Table,
         TABLE, //
     },
@@ -164,6 +165,10 @@ impl Lease {
         let start = start.checked_add(offset).ok_or(ERANGE)?;
         let len = usize::try_from(len)?;
         let pieces = Pieces::find(&lease.table, &dax, start, len)?;
+        // A device above the disk does not say so.
+        if pieces.are_read_only() {
+            return Err(EACCES);
+        }
 
         // SAFETY: Both are in `Parts`, where the address is dropped first. Nothing else has a
         // reference to the lease yet.
@@ -303,7 +308,7 @@ impl Lease {
         while self.idle.wait_until(MINUTE, may_end).is_none() {
             pr_warn!(
                 "a lease of the module {} is not given back before its callback returns\n",
-                self.owner()
+                CStr::from_bytes_until_nul(&self.owner()).unwrap_or(c"?")
             );
         }
     }
@@ -386,8 +391,11 @@ impl ListedLease for Lease {
         let Ok(parts) = (unsafe { self.parts() }) else {
             return false;
         };
+        // Without a callback the failure is not handled, nor if the module is going.
+        if self.ops.bad_memory.is_none() || self.pin().is_none() {
+            return false;
+        }
         let mut handover = self.handover.lock();
-        let mut has_any = false;
         let mut is_new = false;
 
         for piece in parts.pieces.iter() {
@@ -395,7 +403,6 @@ impl ListedLease for Lease {
                 continue;
             }
             if let Some(bad) = piece.overlap(offset, len) {
-                has_any = true;
                 is_new |= handover.fail(bad.start, bad.end.saturating_sub(bad.start));
             }
         }
@@ -403,17 +410,24 @@ impl ListedLease for Lease {
         if is_new {
             self.queue();
         }
-        has_any
+        is_new
     }
 
-    fn owner(&self) -> &CStr {
-        let Some(module) = NonNull::new(self.ops.owner) else {
-            return c"(built in)";
+    fn owner(&self) -> ModuleName {
+        let mut copy = [0; size_of::<ModuleName>()];
+        let name = match NonNull::new(self.ops.owner) {
+            // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
+            Some(module) => unsafe {
+                CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast::<c_char>())
+            },
+            None => c"(built in)",
         };
-        // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
-        let name: &[_] = unsafe { &*addr_of!((*module.as_ptr()).name) };
 
-        CStr::from_bytes_until_nul(name).unwrap_or(c"?")
+        // The name of a module is shorter than the copy.
+        for (to, from) in copy.iter_mut().zip(name.to_bytes()) {
+            *to = *from as c_char;
+        }
+        copy
     }
 
     fn is_in_callback(&self) -> bool {

@@ -21,6 +21,7 @@ use crate::abstractions::kernel_ext::{
 };
 use core::ops::Range;
 use kernel::{
+    fmt,
     new_mutex,
     prelude::*,
     rbtree::RBTree,
@@ -45,6 +46,9 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
     /// Returns whether none of the bytes is known to be bad.
     fn is_good(&self, offset: usize, len: usize) -> bool;
 
+    /// Returns whether writes are refused.
+    fn is_read_only(&self) -> bool;
+
     /// As `PagemapInner::writable`.
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
 }
@@ -55,8 +59,8 @@ pub(super) trait ListedLease: Send + Sync {
     fn revoke(self: Arc<Self>);
 
     /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset`
-    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether there
-    /// are any.
+    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether the
+    /// holder is going to be told of any.
     ///
     /// # Safety
     ///
@@ -64,10 +68,47 @@ pub(super) trait ListedLease: Send + Sync {
     unsafe fn fail(self: Arc<Self>, leases: &Leases, offset: u64, len: u64) -> bool;
 
     /// Returns the name of the module of the holder, which must not have been unloaded.
-    fn owner(&self) -> &CStr;
+    fn owner(&self) -> ModuleName;
 
     /// Returns whether a callback of the lease runs.
     fn is_in_callback(&self) -> bool;
+}
+
+/// The name of a module, and zeroes.
+pub(super) type ModuleName = [c_char; 64];
+
+/// The holders of leases, for messages. Displayed as `the module …`.
+#[derive(Clone, Copy)]
+pub struct Holders {
+    module: ModuleName,
+    /// A callback of it runs.
+    is_in_callback: bool,
+    /// How many leases there are besides.
+    others: usize,
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let module = CStr::from_bytes_until_nul(&self.module).unwrap_or(c"?");
+
+        f.write_fmt(fmt!("the module {}", module))?;
+        if self.is_in_callback {
+            f.write_str(", which is in a callback")?;
+        }
+        if self.others != 0 {
+            f.write_fmt(fmt!(", and {} more", self.others))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses leases of some memory ([`Leases::pause`]).
+pub struct Pause(Arc<Leases>);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.state.lock().is_paused = false;
+    }
 }
 
 /// The leases of a pgmap.
@@ -75,16 +116,15 @@ pub(super) trait ListedLease: Send + Sync {
 /// # Examples
 ///
 /// ```no_run
-/// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
+/// use pmem_rs::abstractions::kernel::lease::Holders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Tells the holders of leases, and waits for a second.
-/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) {
+/// /// Tells the holders of leases, and waits for a second. Returns those with one.
+/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<Holders> {
 ///     pages.leases().revoke();
-///     if !pages.leases().wait_returned(1000) {
-///         pages.leases().report(c"pfn0.0");
-///     }
+///     pages.leases().wait_returned(1000);
+///     pages.leases().holders()
 /// }
 /// ```
 ///
@@ -105,6 +145,8 @@ struct State {
     addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
+    /// No lease is accepted now.
+    is_paused: bool,
     /// The leases, by their addresses.
     held: RBTree<usize, Arc<dyn ListedLease>>,
 }
@@ -118,6 +160,7 @@ impl Leases {
                     State {
                         addresses: 0..0,
                         memory: None,
+                        is_paused: false,
                         held: RBTree::new(),
                     },
                     "pmem_rs::Leases::state"
@@ -182,23 +225,33 @@ impl Leases {
             .is_some()
     }
 
-    /// Logs which leases of the device `name` are held. May sleep.
-    pub fn report(&self, name: &CStr) {
-        for lease in self.state.lock().held.values() {
-            pr_warn!(
-                "{name}: its lease is kept by the module {}{}\n",
-                lease.owner(),
-                if lease.is_in_callback() {
-                    ", which is in a callback"
-                } else {
-                    ""
-                }
-            );
+    /// Returns the holders of leases, or [`None`] if there are none. May sleep.
+    pub fn holders(&self) -> Option<Holders> {
+        let state = self.state.lock();
+        let mut leases = state.held.values();
+
+        let first = leases.next()?;
+        Some(Holders {
+            module: first.owner(),
+            is_in_callback: first.is_in_callback(),
+            others: leases.count(),
+        })
+    }
+
+    /// Accepts no lease ([`EBUSY`]) until the result is dropped. May sleep. Fails with the holders
+    /// if there are any. Only one thread may do this at a time.
+    pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
+        self.state.lock().is_paused = true;
+        let pause = Pause(self.clone());
+
+        match self.holders() {
+            Some(holders) => Err(holders),
+            None => Ok(pause),
         }
     }
 
     /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
-    /// May sleep. Returns whether there is any.
+    /// May sleep. Returns whether any is going to be told.
     pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
         let state = self.state.lock();
         let mut told = false;
@@ -224,7 +277,8 @@ impl Leases {
         Some(memory.map(|memory| (memory, offset)))
     }
 
-    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`].
+    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`], and
+    /// with [`EBUSY`] after [`Self::pause`].
     ///
     /// # Safety
     ///
@@ -235,6 +289,9 @@ impl Leases {
 
         if state.memory.is_none() {
             return Err(ENXIO);
+        }
+        if state.is_paused {
+            return Err(EBUSY);
         }
         if state.held.get(&key).is_none() {
             // INVARIANT: By the safety requirements.

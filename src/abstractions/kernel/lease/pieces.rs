@@ -81,6 +81,42 @@ fn walk(
     Ok(())
 }
 
+/// The largest copy that survives machine checks: its result is a 32-bit number.
+const MAX_COPY: usize = 1 << 30;
+/// The largest allocation that the kernel makes without a warning (`kvmalloc()`).
+const MAX_ALLOCATION: usize = c_int::MAX as usize;
+
+/// Calls `f` for parts of `len` bytes that are at most `max` bytes long, with where each begins,
+/// and its length.
+fn for_each_copy(len: usize, max: usize, mut f: impl FnMut(usize, usize) -> Result) -> Result {
+    let mut done = 0;
+
+    while done < len {
+        let part = len.saturating_sub(done).min(max);
+        f(done, part)?;
+        done = done.saturating_add(part);
+    }
+    Ok(())
+}
+
+/// Returns the number of pages of System RAM. `vmap()` does not map more.
+fn total_ram_pages() -> usize {
+    // SAFETY: The number may be read at any time.
+    unsafe { bindings::totalram_pages() }
+}
+
+/// Checks whether a range of so many pages in so many pieces can be mapped, and listed. A range in
+/// one piece always can.
+fn check_size(pieces: usize, nr_pages: usize, ram_pages: usize) -> Result {
+    let of_pages = nr_pages.saturating_mul(size_of::<*mut bindings::page>());
+    let of_pieces = pieces.saturating_mul(size_of::<Piece>());
+
+    if pieces > 1 && (nr_pages > ram_pages || of_pages.max(of_pieces) > MAX_ALLOCATION) {
+        return Err(E2BIG);
+    }
+    Ok(())
+}
+
 /// The pieces of a range, in order, without gaps.
 ///
 /// # Invariants
@@ -94,13 +130,14 @@ impl Pieces {
     ///
     /// # Errors
     ///
-    /// Those of [`Table::find`] and of the translation.
+    /// Those of [`Table::find`] and of the translation, and [`E2BIG`] if several pieces are too
+    /// large for [`Address::new`].
     pub(super) fn find(table: &Table, dax: &DaxDevice, start: u64, len: usize) -> Result<Self> {
         // The first walk counts.
         let mut count: usize = 0;
         walk(table, dax, start, len, |_, _, _| {
             count = count.saturating_add(1);
-            Ok(())
+            check_size(count, len >> PAGE_SHIFT, total_ram_pages())
         })?;
         let mut pieces: KVVec<Piece> = vec_on_node(count, GFP_KERNEL, Node::NONE)?;
 
@@ -185,21 +222,32 @@ impl Pieces {
         Ok(())
     }
 
+    /// Returns whether any of the memory refuses writes.
+    pub(super) fn are_read_only(&self) -> bool {
+        self.iter().any(|piece| piece.memory.is_read_only())
+    }
+
     /// Copies the bytes from `offset` on to `buffer`. Does not sleep.
     pub(super) fn read(&self, offset: usize, buffer: &mut [u8]) -> Result {
         self.for_each_part(offset, buffer.len(), |memory, at, len, done| {
             if !memory.is_good(at, len) {
                 return Err(EIO);
             }
-            let to = buffer.get_mut(done..).and_then(|rest| rest.get_mut(..len));
-            let from = memory.data().get(at, len).ok_or(ERANGE)?;
-            from.read(to.ok_or(ERANGE)?).map_err(|_| EIO)
+            for_each_copy(len, MAX_COPY, |first, len| {
+                let to = done.saturating_add(first);
+                let to = buffer.get_mut(to..).and_then(|rest| rest.get_mut(..len));
+                let from = memory.data().get(at.saturating_add(first), len);
+                from.ok_or(ERANGE)?.read(to.ok_or(ERANGE)?).map_err(|_| EIO)
+            })
         })
     }
 
     /// Copies `buffer` to the bytes from `offset` on, past the CPU caches. Does not sleep.
     pub(super) fn write(&self, offset: usize, buffer: &[u8]) -> Result {
         self.for_each_part(offset, buffer.len(), |memory, at, len, done| {
+            if memory.is_read_only() {
+                return Err(EROFS);
+            }
             if !memory.is_good(at, len) {
                 return Err(EIO);
             }
@@ -251,11 +299,7 @@ impl Address {
         let nr_pages = pieces.iter().fold(0_usize, |sum, piece| {
             sum.saturating_add(piece.len >> PAGE_SHIFT)
         });
-        // SAFETY: The number of pages of System RAM may be read at any time.
-        let limit = unsafe { bindings::totalram_pages() };
-        if nr_pages > limit || c_uint::try_from(nr_pages).is_err() {
-            return Err(E2BIG);
-        }
+        check_size(pieces.iter().count(), nr_pages, total_ram_pages())?;
 
         let mut pages = vec_on_node(nr_pages, GFP_KERNEL, Node::NONE)?;
         for piece in pieces.iter() {
@@ -379,6 +423,31 @@ mod tests {
         let beyond = two.for_each_part(2 * PAGE_SIZE, PAGE_SIZE + 1, |_, _, _, _| Ok(()));
         assert!(beyond == Err(ERANGE));
         Ok(())
+    }
+
+    #[test]
+    fn a_copy_of_four_gibibytes_is_made_in_parts() -> Result {
+        let mut parts = KVec::new();
+
+        for_each_copy((4 << 30) + 1, MAX_COPY, |first, len| {
+            c_uint::try_from(len)?;
+            Ok(parts.push((first, len), GFP_KERNEL)?)
+        })?;
+        assert!(parts.len() == 5);
+        assert!(parts.last() == Some(&(4 << 30, 1)));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_or_listed_is_too_large() {
+        let most = MAX_ALLOCATION / size_of::<usize>();
+
+        assert!(check_size(1, usize::MAX, 1).is_ok());
+        assert!(check_size(2, 100, 100).is_ok());
+        assert!(check_size(2, 101, 100) == Err(E2BIG));
+        assert!(check_size(2, most, usize::MAX).is_ok());
+        assert!(check_size(2, most + 1, usize::MAX) == Err(E2BIG));
+        assert!(check_size(most, most, usize::MAX) == Err(E2BIG));
     }
 
     #[test]

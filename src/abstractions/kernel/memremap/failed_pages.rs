@@ -53,6 +53,11 @@ pub trait PagemapOperations: Send + Sync + 'static {
         false
     }
 
+    /// Returns whether writes to the memory are refused. Callable from any context.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Takes note that the `len` bytes from `offset` bytes into the data on, which are about to be
     /// given to the DAX core, are in a chunk of 2 MiB that no translation has exposed before.
     ///

@@ -47,6 +47,10 @@ impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
             && !self.ops().is_bad(offset as u64, len as u64)
     }
 
+    fn is_read_only(&self) -> bool {
+        self.ops().is_read_only()
+    }
+
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
         PagemapInner::writable(self, offset, len)
     }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 
 use super::platform::only_for_pmem_rs;
 use super::revoke::{FREE_LIMIT, UNBIND_LIMIT};
+use super::suspend::is_errno;
 use super::{Suite, Test, notice};
 use crate::command::run_expecting_failure;
 use crate::disk::{Access, Disk};
@@ -41,18 +42,24 @@ pub const SUITE: Suite = Suite {
         Test::new("two_partitions", partitions),
         Test::new("holder_does_not_answer", silent),
         Test::new("killed_writer", killed),
+        Test::new("without_a_limit", without_limit).within(120),
+        Test::new("struct_pages_on_the_medium", on_medium),
         Test::new("holder_is_unloaded", unloaded),
         Test::new("region_goes", region_goes),
         Test::new("below_linear", below_linear),
+        Test::new("read_only_below_linear", read_only_below),
         Test::new("below_stripe", below_stripe),
         Test::new("too_many_pages", too_many),
         Test::new("foreign_piece", foreign),
         // From here on the first region is the injector's.
         Test::new("failing_memory", failing),
+        Test::new("failing_memory_without_a_callback", failing_unheard),
     ],
 };
 
 const LONG: Duration = Duration::from_secs(30);
+/// How messages name the holder.
+const KEEPER: &str = "(a lease of the module lessee)";
 const VALUE: u64 = 0x1122_3344_5566_7788;
 const HALVES: &str = "label: gpt\nstart=4096, size=204800\nstart=409600, size=204800\n";
 
@@ -83,6 +90,14 @@ fn expect_number(disk: &Disk, offset: u64, right: u64) -> Result<()> {
         found == right,
         "{disk} has {found:#x} at {offset}, not {right:#x}"
     );
+    Ok(())
+}
+
+/// Checks that a message names the holder.
+fn expect_named(messages: &mut Messages, text: &str) -> Result<()> {
+    let line = messages.expect(&[text])?;
+    ensure!(line.contains(KEEPER), "the message says: {line}");
+    println!("{line}");
     Ok(())
 }
 
@@ -306,8 +321,9 @@ fn silent(lab: &mut Lab) -> Result<()> {
         "{}",
         messages.expect(&["its lease is kept by the module lessee"])?
     );
+    expect_named(&mut messages, "retired ")?;
     for line in retired::expect(1)? {
-        println!("retired: {line}");
+        ensure!(line.contains(KEEPER), "the list says: {line}");
     }
     // The memory is there, but there is no way to make it durable.
     cache.load_number(0, VALUE)?;
@@ -329,16 +345,58 @@ fn killed(lab: &mut Lab) -> Result<()> {
     retired::set_timeout(lab.driver, LONG)?;
     cache.set_answer(Answer::Keeps)?;
     cache.get(&prepared.disk)?;
+    let mut messages = Messages::from_now()?;
     let mut unbind = start_unbind(&prepared.bound)?;
     cache.await_state("not told", |state| state.answered == 1)?;
     sleep(Duration::from_millis(500));
     ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
     nix::sys::signal::kill(unbind.pid(), nix::sys::signal::Signal::SIGKILL)?;
     unbind.expect_signal(nix::sys::signal::Signal::SIGKILL, UNBIND_LIMIT)?;
+    expect_named(&mut messages, "retired ")?;
     retired::expect(1)?;
     cache.put()?;
     retired::await_none(FREE_LIMIT)?;
     prepared.bound.bind(lab.driver)
+}
+
+/// Without a limit the unbind waits for the holder, and says so.
+fn without_limit(lab: &mut Lab) -> Result<()> {
+    let (prepared, [cache, _]) = build(lab)?;
+    retired::set_timeout(lab.driver, Duration::ZERO)?;
+    cache.set_answer(Answer::Keeps)?;
+    cache.get(&prepared.disk)?;
+    let mut messages = Messages::from_now()?;
+    let mut unbind = start_unbind(&prepared.bound)?;
+    // The time between two messages.
+    sleep(Duration::from_secs(33));
+    expect_named(&mut messages, "still waiting to unbind")?;
+    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+    cache.put()?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    prepared.bound.bind(lab.driver)
+}
+
+/// A range whose `struct page`s are on the medium is not retired. Unbind waits for the holder, with
+/// the disk removed after the limit.
+fn on_medium(lab: &mut Lab) -> Result<()> {
+    let (_, [cache, _]) = build(lab)?;
+    let prepared = lab.prepare(Mode::FsdaxDev)?;
+    cache.set_answer(Answer::Keeps)?;
+    cache.get(&prepared.disk)?;
+    cache.store(0, VALUE)?;
+    let mut messages = Messages::from_now()?;
+    let mut unbind = start_unbind(&prepared.bound)?;
+    sleep(2 * TIMEOUT);
+    messages.expect(&["its lease is kept by the module lessee"])?;
+    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+    ensure!(!prepared.disk.exists(), "the disk was not removed");
+    cache.load_number(0, VALUE)?;
+    cache.put()?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    prepared.bound.bind(lab.driver)?;
+    expect_number(&prepared.disk, 0, VALUE)
 }
 
 /// The module of the holder cannot be unloaded in a callback. Its exit gives the lease back.
@@ -416,6 +474,28 @@ fn below_linear(lab: &mut Lab) -> Result<()> {
     over.remove()?;
     prepared.bound.bind(lab.driver)?;
     expect_number(below, 4096 * 512 + PAGE as u64, VALUE)
+}
+
+/// A region that becomes read-only below a mapped device, which does not.
+fn read_only_below(lab: &mut Lab) -> Result<()> {
+    let (prepared, [cache, _]) = build(lab)?;
+    let node = prepared.disk.node_str();
+    let over = Mapped::new("over", &format!("0 8192 linear {node} 4096"))?;
+    let region = lab.region(0)?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE)?;
+    region.set("read_only", "1")?;
+    over.disk().expect("ro", "0")?;
+    errno::expect("a write", cache.store(0, 1), &[Errno::EROFS])?;
+    cache.load_number(0, VALUE)?;
+    cache.put()?;
+    cache.expect_refused(over.disk(), Errno::EACCES)?;
+    region.set("read_only", "0")?;
+    cache.get(over.disk())?;
+    cache.store(0, VALUE + 1)?;
+    cache.put()?;
+    over.remove()?;
+    expect_number(&prepared.disk, 4096 * 512, VALUE + 1)
 }
 
 /// The pieces of a stripe are at one address. Whichever disk goes, the holder is told once.
@@ -533,8 +613,8 @@ fn failing(lab: &mut Lab) -> Result<()> {
     }
     cache.load_number(4 * page, VALUE)?;
     cache.load_number(6 * page, VALUE)?;
-    disk.expect("badblocks", &format!("{} 8", 409_600 + 5 * page / 512))
-        .or_else(|error| if PAGE == 4096 { Err(error) } else { Ok(()) })?;
+    let sectors = page / 512;
+    disk.expect("badblocks", &format!("{} {sectors}", 409_600 + 5 * sectors))?;
 
     // A write to the disk repairs it.
     let repaired = Buffer::of_pages(PAGE, 3);
@@ -552,6 +632,36 @@ fn failing(lab: &mut Lab) -> Result<()> {
     cache.load_number(6 * page, VALUE)?;
     cache.put()?;
     other.put()?;
+    prepared.bound.unbind()?;
+    prepared.bound.bind(lab.driver)
+}
+
+/// A failure of which the holder is not told is not handled.
+fn failing_unheard(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let injector = Injector::new()?;
+    let (prepared, [cache, _]) = build(lab)?;
+    let page = PAGE as u64;
+    let start = prepared.bound.resource()?;
+    for hears in [true, false] {
+        cache.set_hearing(hears)?;
+        cache.get(&prepared.disk)?;
+        let failed = injector.fail(start + 5 * page);
+        if hears {
+            failed?;
+            cache.await_state("not told", |state| state.failures == 1)?;
+        } else {
+            ensure!(is_errno(&failed, libc::EBUSY), "it gave {failed:?}");
+            ensure!(cache.state()?.failures == 0, "it was told");
+        }
+        cache.put()?;
+        // A write to the disk repairs it.
+        let repaired = Buffer::of_pages(PAGE, 3);
+        prepared
+            .disk
+            .open(Access::Direct)?
+            .write_all_at(&repaired, 5 * page)?;
+    }
     prepared.bound.unbind()?;
     prepared.bound.bind(lab.driver)
 }

@@ -27,7 +27,8 @@ use host::suspension::{
     resume,
     suspend,
     Cause,
-    Failure, //
+    Failure,
+    Patience, //
 };
 use world::{
     Defect,
@@ -50,6 +51,14 @@ fn finds(defect: Defect, expected: &str, run: impl Fn(&World) + Sync + Send + 's
 /// A program writes a block.
 fn with_writer(world: &World) {
     world.spawn(|world| world.write());
+    assert_eq!(suspend(world), Ok(()));
+    world.expect_still();
+    assert_eq!(resume(world), Ok(()));
+}
+
+/// A program writes a block, for which its device flushes first.
+fn with_flushing_writer(world: &World) {
+    world.spawn(|world| world.write_after_flush());
     assert_eq!(suspend(world), Ok(()));
     world.expect_still();
     assert_eq!(resume(world), Ok(()));
@@ -134,9 +143,42 @@ fn with_two(world: &World) {
     attempt(world);
 }
 
+/// Something else has thawed a file system. Another program suspends the disk and resumes it
+/// meanwhile, without that.
+fn with_later_suspension(world: &World) {
+    assert_eq!(suspend(world), Ok(()));
+    world.thaw_by_another();
+    world.spawn(|world| match suspend(world) {
+        Ok(()) => assert_eq!(resume(world), Ok(())),
+        other => assert_eq!(other, Err(Failure::Busy)),
+    });
+    assert_eq!(resume(world), Err(Failure::Thawed));
+}
+
+/// Another program resumes the disk while it is being suspended.
+fn with_early_resume(world: &World) {
+    world.spawn(|world| match resume(world) {
+        Ok(()) | Err(Failure::Busy | Failure::Live) => {}
+        other => panic!("early: {other:?}"),
+    });
+    match suspend(world) {
+        Ok(()) => match resume(world) {
+            Ok(()) | Err(Failure::Busy | Failure::Live) => {}
+            other => panic!("resume: {other:?}"),
+        },
+        other => assert_eq!(other, Err(Failure::Ended(Cause::Resumed))),
+    }
+}
+
 #[test]
 fn writes_are_held_and_executed_later() {
     explore(Defect::None, with_writer);
+    explore(Defect::None, with_flushing_writer);
+    finds(
+        Defect::NotSettled,
+        "the medium has changed",
+        with_flushing_writer,
+    );
     finds(Defect::NotDrained, "the medium has changed", with_writer);
     finds(Defect::CheckedOnce, "is not executed", with_writer);
 }
@@ -197,4 +239,35 @@ fn a_thaw_by_another_program_is_told() {
         world.thaw_by_another();
         assert_eq!(resume(world), Err(Failure::Thawed));
     });
+}
+
+#[test]
+fn each_thread_gets_the_result_of_its_own_suspension() {
+    explore(Defect::None, with_later_suspension);
+    explore(Defect::None, with_early_resume);
+}
+
+#[test]
+fn a_user_that_has_come_meanwhile_ends_it() {
+    explore(Defect::None, |world| {
+        world.spawn(|world| world.write());
+        world.set_other_user(true);
+        assert_eq!(suspend(world), Err(Failure::Failed(())));
+        world.set_other_user(false);
+        assert_eq!(suspend(world), Ok(()));
+        assert_eq!(resume(world), Ok(()));
+    });
+}
+
+#[test]
+fn the_time_of_a_pin_begins_when_it_is_found() {
+    let mut patience = Patience::default();
+
+    // A scan that takes long is not counted.
+    assert!(!patience.is_over(7, 5000, 1000));
+    assert!(!patience.is_over(7, 6000, 1000));
+    // Nor is the time of a page before it.
+    assert!(!patience.is_over(8, 6500, 1000));
+    assert!(!patience.is_over(8, 7500, 1000));
+    assert!(patience.is_over(8, 7501, 1000));
 }

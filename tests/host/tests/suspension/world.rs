@@ -44,6 +44,8 @@ pub enum Defect {
     None,
     /// Writes that are being executed are not waited for.
     NotDrained,
+    /// A write that has waited for a flush is not waited for.
+    NotSettled,
     /// A write is added to the list although writes are no longer held.
     CheckedOnce,
     /// Pages are unmapped before the file system is frozen.
@@ -64,6 +66,13 @@ struct Usage {
     requests: u32,
 }
 
+/// `Held` of `Pmem`
+#[derive(Default)]
+struct Held {
+    bios: u32,
+    executing: u32,
+}
+
 #[derive(Default)]
 struct Fs {
     is_frozen: bool,
@@ -80,6 +89,7 @@ pub struct Shared {
     has_time: Cell<bool>,
     is_killed: Cell<bool>,
     fails: Cell<bool>,
+    has_other_user: Cell<bool>,
     /// A call of write that the freeze waits for, and whether it has ended.
     is_writing: AtomicBool,
     ended: WaitQueue,
@@ -91,7 +101,8 @@ pub struct Shared {
     usage: Mutex<Usage>,
     left: WaitQueue,
     is_closed: AtomicBool,
-    held: Mutex<u32>,
+    held: Mutex<Held>,
+    settled: WaitQueue,
     written: AtomicU32,
     /// How many writes and stores there are at the end.
     expected: Cell<[u32; 2]>,
@@ -118,6 +129,7 @@ impl World {
             has_time: Cell::new(true),
             is_killed: Cell::new(false),
             fails: Cell::new(false),
+            has_other_user: Cell::new(false),
             is_writing: AtomicBool::new(false),
             ended: WaitQueue::default(),
             page: AtomicU32::new(MAPPED),
@@ -126,7 +138,8 @@ impl World {
             usage: Mutex::new(Usage::default()),
             left: WaitQueue::default(),
             is_closed: AtomicBool::new(false),
-            held: Mutex::new(0),
+            held: Mutex::new(Held::default()),
+            settled: WaitQueue::default(),
             written: AtomicU32::new(0),
             expected: Cell::new([0, 0]),
         }))
@@ -150,7 +163,7 @@ impl World {
         assert_eq!(self.suspension.lock().unwrap().phase, Phase::Live);
         assert!(!self.fs.lock().unwrap().is_frozen, "it stays frozen");
         let [writes, stores] = self.expected.get();
-        assert_eq!(*self.held.lock().unwrap(), 0, "a write is not executed");
+        assert_eq!(self.held.lock().unwrap().bios, 0, "a write is not executed");
         assert_eq!(self.written.load(Acquire), writes, "writes");
         assert_eq!(self.page.load(Acquire) & !MAPPED, stores, "stores");
     }
@@ -184,6 +197,11 @@ impl World {
     /// The next step fails.
     pub fn fail(&self) {
         self.fails.set(true);
+    }
+
+    /// There is a file system that is not frozen, or that there is none any more.
+    pub fn set_other_user(&self, is_there: bool) {
+        self.has_other_user.set(is_there);
     }
 
     /// A call of write is under way.
@@ -246,11 +264,30 @@ impl World {
             // `Pmem::hold`
             let mut held = self.held.lock().unwrap();
             if self.defect == Defect::CheckedOnce || self.is_closed.load(Relaxed) {
-                *held += 1;
+                held.bios += 1;
                 return;
             }
         }
         self.written.fetch_add(1, AcqRel);
+    }
+
+    /// `Preflush::run` of a write, which was submitted before.
+    pub fn write_after_flush(&self) {
+        let [writes, stores] = self.expected.get();
+        self.expected.set([writes + 1, stores]);
+
+        // `Pmem::execute_deferred`
+        {
+            let mut held = self.held.lock().unwrap();
+            if self.is_closed.load(Relaxed) {
+                held.bios += 1;
+                return;
+            }
+            held.executing += 1;
+        }
+        self.written.fetch_add(1, AcqRel);
+        self.held.lock().unwrap().executing -= 1;
+        self.settled.wake_up();
     }
 
     fn unmap_page(&self) {
@@ -325,12 +362,15 @@ impl Environment for World {
         Ok(())
     }
 
-    /// `Pmem::hold_writes`, `Freezer::drain`
+    /// `Pmem::hold_writes`
     fn hold(&self, _frozen: &()) {
-        {
-            let _held = self.held.lock().unwrap();
-            self.is_closed.store(true, Relaxed);
-        }
+        let _held = self.held.lock().unwrap();
+
+        self.is_closed.store(true, Relaxed);
+    }
+
+    /// `Freezer::drain`, `Pmem::wait_executed`, `Freezer::first_unfrozen`
+    fn settle(&self, _frozen: &()) -> Result<(), ()> {
         if self.defect != Defect::NotDrained {
             self.usage.lock().unwrap().is_frozen = true;
             self.left
@@ -338,6 +378,14 @@ impl Environment for World {
             self.usage.lock().unwrap().is_frozen = false;
             self.left.wake_up();
         }
+        if self.defect != Defect::NotSettled {
+            self.settled
+                .wait_until(|| self.held.lock().unwrap().executing == 0);
+        }
+        if self.has_other_user.get() {
+            return Err(());
+        }
+        Ok(())
     }
 
     /// `Pmem::release_writes`
@@ -345,7 +393,7 @@ impl Environment for World {
         let held = {
             let mut held = self.held.lock().unwrap();
             self.is_closed.store(false, Relaxed);
-            std::mem::take(&mut *held)
+            std::mem::take(&mut held.bios)
         };
         for _ in 0..held {
             self.execute();

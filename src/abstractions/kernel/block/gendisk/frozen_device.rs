@@ -12,15 +12,6 @@ use kernel::{
     prelude::*, //
 };
 
-/// Why a device was not frozen until it was thawed, or why it still is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// Something else has thawed its file system.
-    Thawed,
-    /// The file system cannot be thawed.
-    Stays(Error),
-}
-
 /// A block device with a freeze (`bdev_freeze()`). It cannot be mounted. Dropping it thaws it.
 ///
 /// # Invariants
@@ -53,13 +44,13 @@ impl FrozenDevice {
         self.bdev.name()
     }
 
-    /// Thaws the device, once. Sleeps. If the file system was unmounted meanwhile, it is shut down
-    /// here.
+    /// Thaws the device, once. Sleeps. If the file system was unmounted meanwhile, it may be shut
+    /// down here. On failure the file system stays frozen.
     ///
     /// If something else has thawed the file system (`FITHAW`), `bdev_thaw()` fails and keeps the
     /// freeze. With a count that never becomes 0, the device could not be mounted any more, and the
     /// next freeze would do nothing.
-    pub(in crate::abstractions) fn thaw(&mut self) -> Result<(), Broken> {
+    pub(in crate::abstractions) fn thaw(&mut self) -> Result {
         if !core::mem::replace(&mut self.is_frozen, false) {
             return Ok(());
         }
@@ -72,14 +63,11 @@ impl FrozenDevice {
             )
         };
 
-        let mut result = Ok(());
         loop {
             // SAFETY: As above.
-            let Err(err) = to_result(unsafe { bindings::bdev_thaw(raw) }) else {
-                return result;
-            };
-            if err != EINVAL {
-                return Err(Broken::Stays(err));
+            match to_result(unsafe { bindings::bdev_thaw(raw) }) {
+                Err(err) if err == EINVAL => {}
+                other => return other,
             }
 
             // SAFETY: As above. The mutex protects a count that is greater than 0.
@@ -92,9 +80,8 @@ impl FrozenDevice {
                 bindings::mutex_unlock(mutex);
                 freezes <= 1
             };
-            result = Err(Broken::Thawed);
             if is_done {
-                return result;
+                return Ok(());
             }
             // Something else has frozen the device since, so this freeze can be put.
         }

@@ -234,7 +234,11 @@ unsafe extern "C" fn open_callback(
     if holder.is_indirect(mode, number) {
         // SAFETY: By the safety requirements the disk is added. So by the type invariant of
         // `GenDisk` the data of its queue is a `DiskState`.
-        unsafe { (*(*(*disk).queue).queuedata.cast::<DiskState>()).set_indirect() };
+        let state = unsafe { &*(*(*disk).queue).queuedata.cast::<DiskState>() };
+        if state.refuses_indirect() {
+            return EBUSY.to_errno();
+        }
+        state.set_indirect();
     }
     0
 }
@@ -405,7 +409,6 @@ mod tests {
     use super::*;
     use crate::abstractions::kernel::block::gendisk::{
         BlockDevice,
-        Broken,
         FrozenDevice, //
     };
     use crate::abstractions::kernel::block::{
@@ -573,8 +576,46 @@ mod tests {
         assert_eq!(first.thaw(), Ok(()));
         // SAFETY: The disk keeps its device. `emergency_thaw_all()` does this.
         assert_eq!(unsafe { bindings::bdev_thaw(whole) }, 0);
-        assert_eq!(second.thaw(), Err(Broken::Thawed));
+        assert_eq!(second.thaw(), Ok(()));
+        // SAFETY: As above. Nothing is left to be thawed.
+        assert_eq!(unsafe { bindings::bdev_thaw(whole) }, EINVAL.to_errno());
         assert_eq!(freeze()?.thaw(), Ok(()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_partition_that_is_being_deleted_hides_no_other() -> Result {
+        let disk = disk(counter()?, 512)?;
+        let dying = KBox::<bindings::block_device>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        // SAFETY: The disk is valid, and nothing else uses its table. Its own device stands for a
+        // partition. The other one has no references, as when it is being deleted.
+        unsafe {
+            let table = addr_of_mut!((*disk.as_raw()).part_tbl);
+            let store = |index, device: *const bindings::block_device| {
+                let entry = device.cast_mut().cast();
+                bindings::xa_err(bindings::xa_store(
+                    table,
+                    index,
+                    entry,
+                    bindings::GFP_KERNEL,
+                ))
+            };
+            assert_eq!(store(1, dying.as_ptr()), 0);
+            assert_eq!(store(2, (*disk.as_raw()).part0), 0);
+        }
+
+        let mut devices = KVec::with_capacity(2, GFP_KERNEL)?;
+        let had_room = disk.state().add_devices(&mut devices);
+        let found = devices.len();
+        // SAFETY: As above.
+        unsafe {
+            let table = addr_of_mut!((*disk.as_raw()).part_tbl);
+            bindings::xa_erase(table, 1);
+            bindings::xa_erase(table, 2);
+        }
+        // The partition, and the disk.
+        assert_eq!(had_room, Ok(true));
+        assert_eq!(found, 2);
         Ok(())
     }
 

@@ -9,6 +9,8 @@
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
 //! 2. `partitions`.
 //! 3. `bd_holder_lock` of the disk or a partition.
+//!
+//! `open_mutex` of the disk is inside of the first, and the other two are not taken with it held.
 
 use super::block_device::BlockDevice;
 use crate::abstractions::bindings;
@@ -76,6 +78,8 @@ pub(in crate::abstractions) struct DiskState {
     /// Something that is not a file system on the disk itself may have got the DAX device: a
     /// device-mapper table, or a file system for a further device. Never reset.
     indirect: Atomic<bool>,
+    /// Nothing of that kind may claim the disk now. Set with `open_mutex` of the disk held.
+    refuses_indirect: Atomic<bool>,
     #[pin]
     removal: Mutex<Removal>,
     #[pin]
@@ -111,6 +115,7 @@ impl DiskState {
                 closed <- Completion::new(),
                 read_only: Atomic::new(false),
                 indirect: Atomic::new(false),
+                refuses_indirect: Atomic::new(false),
                 removal <- new_mutex!(
                     Removal {
                         added: false,
@@ -179,6 +184,23 @@ impl DiskState {
         self.indirect.store(true, Relaxed);
     }
 
+    /// Refuses or permits claims by something else than programs and file systems on the disk
+    /// itself. When this returns, those that were not refused are complete. Sleeps.
+    pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
+        // SAFETY: By the type invariant the disk is valid. No `open_mutex` is held by the caller.
+        unsafe {
+            let mutex = addr_of_mut!((*self.disk.as_ptr()).open_mutex);
+            bindings::mutex_lock(mutex);
+            self.refuses_indirect.store(refuses, Relaxed);
+            bindings::mutex_unlock(mutex);
+        }
+    }
+
+    /// Returns whether such a claim is to be refused. Called with `open_mutex` of the disk held.
+    pub(super) fn refuses_indirect(&self) -> bool {
+        self.refuses_indirect.load(Relaxed)
+    }
+
     /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is
     /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
@@ -234,21 +256,27 @@ impl DiskState {
         }
     }
 
-    /// Returns the first partition after `index`, and sets `index` to its number.
+    /// Returns the first partition after `index`, and sets `index` to its number. Passes over
+    /// partitions that are being deleted.
     fn next_partition(&self, index: &mut c_ulong) -> Option<BlockDevice> {
-        // SAFETY: By the type invariant the disk is valid. Its table contains block devices, which
-        // are freed only after an RCU grace period.
-        unsafe {
-            bindings::rcu_read_lock();
-            let found = bindings::xa_find_after(
-                addr_of_mut!((*self.disk.as_ptr()).part_tbl),
-                index,
-                c_ulong::MAX,
-                bindings::XA_PRESENT,
-            );
-            let partition = BlockDevice::get(found.cast());
-            bindings::rcu_read_unlock();
-            partition
+        loop {
+            // SAFETY: By the type invariant the disk is valid. Its table contains block devices,
+            // which are freed only after an RCU grace period.
+            let (is_end, partition) = unsafe {
+                bindings::rcu_read_lock();
+                let found = bindings::xa_find_after(
+                    addr_of_mut!((*self.disk.as_ptr()).part_tbl),
+                    index,
+                    c_ulong::MAX,
+                    bindings::XA_PRESENT,
+                );
+                let partition = BlockDevice::get(found.cast());
+                bindings::rcu_read_unlock();
+                (found.is_null(), partition)
+            };
+            if is_end || partition.is_some() {
+                return partition;
+            }
         }
     }
 
@@ -268,6 +296,25 @@ impl DiskState {
         // SAFETY: The reference keeps the device.
         let whole = unsafe { BlockDevice::get(self.whole.as_raw()) };
         Ok(list.push_within_capacity(whole.ok_or(ENXIO)?).is_ok())
+    }
+
+    /// Returns whether this disk may be below a superblock, which then is on the disk, on a
+    /// partition of it, or on a device that [`Self::device_above`] returns. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid and mounted, with `s_umount` held.
+    pub(in crate::abstractions) unsafe fn may_be_below(
+        &self,
+        sb: *mut bindings::super_block,
+    ) -> bool {
+        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
+        // disk of a device does not change.
+        unsafe {
+            let bdev = (*sb).s_bdev;
+            !bdev.is_null() && (*bdev).bd_disk == self.disk.as_ptr()
+                || self.device_above(sb).is_some()
+        }
     }
 
     /// Returns the device of a superblock, if it is one of device-mapper with DAX, and something

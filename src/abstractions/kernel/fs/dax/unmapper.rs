@@ -4,8 +4,7 @@
 
 use super::walk::{
     try_walk_files,
-    walk_files,
-    Walked, //
+    walk_files, //
 };
 use crate::abstractions::kernel::{
     fs::{
@@ -17,6 +16,7 @@ use crate::abstractions::kernel::{
         PagemapRef, //
     }, //
 };
+use core::ops::ControlFlow;
 use kernel::{
     fmt,
     page::PAGE_SHIFT,
@@ -75,7 +75,8 @@ impl<T: PagemapOperations> Unmapper<T> {
 
     /// Unmaps all files that may use the memory, and writes back from the CPU caches what was
     /// stored to them. To be called with the file systems frozen. The memory can be mapped again,
-    /// but only for reading.
+    /// but only for reading. Before each file `may_go_on` is called; the rest is left if it returns
+    /// false.
     ///
     /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
     /// page faults.
@@ -83,22 +84,25 @@ impl<T: PagemapOperations> Unmapper<T> {
     /// # Errors
     ///
     /// An [`Obstacle`].
-    pub fn unmap_frozen_files(&self) -> Result<Walked, Obstacle> {
+    pub fn unmap_frozen_files(&self, may_go_on: impl Fn() -> bool) -> Result<(), Obstacle> {
         let mut other = None;
 
         let walked = try_walk_files(&self.pages, &self.pool, |inode, file, _| {
+            if !may_go_on() {
+                return ControlFlow::Break(());
+            }
             if inode.is_frozen() {
-                return file.unmap_frozen(&self.pages);
+                return ControlFlow::Continue(file.unmap_frozen(&self.pages));
             }
             let (count, _) = file.count(&self.pages);
             if count != 0 {
                 other.get_or_insert(FileId::of(inode));
             }
-            count
+            ControlFlow::Continue(count)
         });
         match other {
             Some(file) => Err(Obstacle::NotFrozen(file)),
-            None => walked.ok_or(Obstacle::TooManyFiles),
+            None => walked.map(|_| ()).ok_or(Obstacle::TooManyFiles),
         }
     }
 
@@ -124,10 +128,11 @@ impl<T: PagemapOperations> Unmapper<T> {
 
         // If the walk ends early, the file is not found.
         try_walk_files(&self.pages, &self.pool, |inode, file, _| {
-            if found.is_none() && file.has_frame(frame) {
+            if file.has_frame(frame) {
                 found = Some(FileId::of(inode));
+                return ControlFlow::Break(());
             }
-            0
+            ControlFlow::Continue(0)
         });
         found
     }

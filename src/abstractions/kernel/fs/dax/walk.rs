@@ -14,6 +14,7 @@ use crate::abstractions::kernel::{
         PagemapOperations, //
     }, //
 };
+use core::ops::ControlFlow;
 use kernel::sync::Arc;
 
 /// The result of a walk through the files.
@@ -30,17 +31,21 @@ pub struct Walked {
 pub(super) fn walk_files<T: PagemapOperations>(
     pages: &PagemapInner<T>,
     pool: &Arc<InodePool>,
-    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Walked {
+    let f = |inode: &Inode, file: FileMapping<'_>, may_put: &dyn Fn(&Inode) -> bool| {
+        ControlFlow::Continue(f(inode, file, may_put))
+    };
+
     walk(pages, pool, false, f).0
 }
 
 /// The same without waiting for other references to be put. Returns [`None`] if the walk would have
-/// had to.
+/// had to. `f` may end it.
 pub(super) fn try_walk_files<T: PagemapOperations>(
     pages: &PagemapInner<T>,
     pool: &Arc<InodePool>,
-    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> Option<Walked> {
     let (walked, is_cut_short) = walk(pages, pool, true, f);
 
@@ -52,7 +57,7 @@ fn walk<T: PagemapOperations>(
     pages: &PagemapInner<T>,
     pool: &Arc<InodePool>,
     is_nonblocking: bool,
-    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+    mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> (Walked, bool) {
     let mut walked = Walked::default();
     // A translation that succeeds records the exposure first.
@@ -68,7 +73,9 @@ fn walk<T: PagemapOperations>(
             continue;
         }
 
-        let of_file = f(inode, file, &may_put);
+        let ControlFlow::Continue(of_file) = f(inode, file, &may_put) else {
+            break;
+        };
         walked.pages = walked.pages.saturating_add(of_file);
         walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
     }

@@ -8,20 +8,23 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
 use super::{
     A_WHILE, Counter, LIMIT, STATE, build, end, expect_refused, expect_state, is_errno, reset,
     resume, set_limit, suspend,
 };
+use crate::command::{run, run_expecting_failure};
 use crate::disk::Access;
-use crate::filesystem::FileSystem::Ext4;
+use crate::errno;
 use crate::injector::Watch;
 use crate::lab::{Lab, Skip};
 use crate::mapping::Sharing;
 use crate::messages::Messages;
 use crate::nd::Device;
 use crate::process::{Child, Link};
+use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::revoke::{Fixture, Fs, UNBIND_LIMIT, Under, Way, back_to_normal};
 use crate::syscall::{freeze, thaw};
@@ -61,7 +64,7 @@ pub fn limit(lab: &mut Lab) -> Result<()> {
 }
 
 /// A call of write that does not end until it is told to, which a freeze waits for.
-fn start_endless_write(fixture: &Fixture<'_>) -> Result<Child> {
+pub fn start_endless_write(fixture: &Fixture<'_>) -> Result<Child> {
     let path = fixture.root()?.join("endless");
     Child::start_ready("the writer", move |link: &mut Link| {
         let file = File::create(path)?;
@@ -119,7 +122,7 @@ pub fn killed(lab: &mut Lab) -> Result<()> {
     end(fixture)
 }
 
-fn start_suspending(bound: &Device) -> Result<Child> {
+pub fn start_suspending(bound: &Device) -> Result<Child> {
     let mut suspending = Child::start("the suspending process", |_| bound.set(STATE, "suspended"))?;
     sleep(A_WHILE);
     ensure!(suspending.try_end()?.is_none(), "the freeze did not wait");
@@ -186,33 +189,79 @@ pub fn unbind_while_it_freezes(lab: &mut Lab) -> Result<()> {
     back_to_normal(fixture, Way::Unbind)
 }
 
-/// Resuming says so, and the next suspension freezes again. To thaw, ext4 writes to its superblock,
-/// which waits until resume.
+/// The time that an unbind waits for a freeze does not count for the users of the memory.
+pub fn unbind_waits_twice(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    retired::set_timeout(fixture.lab.driver, Duration::from_secs(6))?;
+    // A call of write is a user of the memory, too.
+    let mut writer = start_endless_write(&fixture)?;
+    let mut suspending = start_suspending(&bound)?;
+    let mut messages = Messages::from_now()?;
+    let start = Instant::now();
+    let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
+    while !messages
+        .so_far()?
+        .iter()
+        .any(|line| line.contains("is not waited for"))
+    {
+        ensure!(start.elapsed() < 2 * LIMIT, "it waits for the freeze");
+        sleep(Duration::from_millis(100));
+    }
+    sleep(2 * A_WHILE);
+    ensure!(unbind.try_end()?.is_none(), "it does not wait for the call");
+    writer.go()?;
+    writer.expect_done(LIMIT)?;
+    unbind.expect_done(UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    suspending.end(LIMIT)?;
+    back_to_normal(fixture, Way::Unbind)
+}
+
+/// A process that writes `live` before the disk is suspended has success, and the other one has
+/// not.
+pub fn resumed_early(lab: &mut Lab) -> Result<()> {
+    let (fixture, bound) = build(lab, Fs::Ext4, Under::Whole)?;
+    let mut writer = start_endless_write(&fixture)?;
+    let mut suspending = Child::start("the suspending process", |_| {
+        let result = bound.set(STATE, "suspended");
+        ensure!(is_errno(&result, libc::ECANCELED), "it gave {result:?}");
+        Ok(())
+    })?;
+    sleep(A_WHILE);
+    ensure!(suspending.try_end()?.is_none(), "the freeze did not wait");
+    let mut resuming = Child::start("the resuming process", |_| bound.set(STATE, "live"))?;
+    sleep(A_WHILE);
+    ensure!(resuming.try_end()?.is_none(), "resuming did not wait");
+    writer.go()?;
+    writer.expect_done(LIMIT)?;
+    suspending.expect_done(LIMIT)?;
+    resuming.expect_done(LIMIT)?;
+    suspend(&bound)?;
+    resume(&bound)?;
+    end(fixture)
+}
+
+/// A program that thaws a file system, and freezes it again, does not make it writable before
+/// resume. After that it is as if the program had done nothing.
 pub fn thawed(lab: &mut Lab) -> Result<()> {
     for fs in [Fs::Ext4, Fs::Xfs] {
         let (mut fixture, bound) = build(lab, fs, Under::Whole)?;
         let root = File::open(fixture.root()?)?;
         let mut counter = Counter::start(&fixture.root()?, Sharing::Shared)?;
-        suspend(&bound)?;
-        counter.expect_waiting()?;
-        let mut thawing = Child::start("the thawing process", |_| Ok(thaw(&root)?))?;
-        if fs == Fs::Ext4 {
-            thawing.await_uninterruptible()?;
+        for is_frozen_again in [false, true] {
+            suspend(&bound)?;
             counter.expect_waiting()?;
-        } else {
-            thawing.expect_done(LIMIT)?;
+            Child::start("the thawing process", |_| Ok(thaw(&root)?))?.expect_done(LIMIT)?;
+            counter.expect_waiting()?;
+            if is_frozen_again {
+                freeze(&root)?;
+                counter.expect_waiting()?;
+            } else {
+                errno::expect("thawing again", thaw(&root), &[Errno::EINVAL])?;
+            }
+            resume(&bound)?;
             counter.expect_counting()?;
         }
-        let mut messages = Messages::from_now()?;
-        expect_refused(&bound, "live", libc::ECANCELED)?;
-        println!("{}", messages.expect(&["another program has thawed"])?);
-        expect_state(&bound, "live")?;
-        thawing.expect_done(LIMIT)?;
-
-        suspend(&bound)?;
-        counter.expect_waiting()?;
-        resume(&bound)?;
-        counter.expect_counting()?;
         counter.finish()?;
         drop(root);
         // It can be mounted again.
@@ -233,11 +282,15 @@ pub fn unmounted(lab: &mut Lab) -> Result<()> {
         end(fixture)?;
 
         suspend(&bound)?;
+        let kind = if fs == Fs::Xfs { "xfs" } else { "ext4" };
+        let said = run_expecting_failure("mount", &["-t", kind, "-o", "ro", &node, "/mnt"])?;
         ensure!(
-            Ext4.mount(&node, "ro").is_err(),
-            "{node} can be mounted while it is suspended"
+            said.contains("already mounted or mount point busy") || said.contains("busy"),
+            "mounting {node} gave: {said}"
         );
         resume(&bound)?;
+        run("mount", &["-t", kind, &node, "/mnt"])?;
+        run("umount", &["/mnt"])?;
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ pub const SUITE: Suite = Suite {
     tests: &[
         Test::new("state_is_polled", state),
         Test::new("writes_are_held", writers::writes_are_held),
+        Test::new("all_kinds_of_writes_are_held", writers::all_kinds),
         Test::new("stores_wait_ext4", |lab| {
             stores(lab, Fs::Ext4, Under::Whole)
         })
@@ -55,6 +56,9 @@ pub const SUITE: Suite = Suite {
         Test::new("a_pin_is_named", obstacles::pipe),
         Test::new("direct_io_is_named", obstacles::direct),
         Test::new("a_keeper_is_named", obstacles::keeper),
+        Test::new("a_pin_until_the_limit", obstacles::pinned_at_the_limit),
+        Test::new("new_holders_are_refused", obstacles::newcomers),
+        Test::new("mounted_while_it_freezes", obstacles::mounted_meanwhile),
         Test::new("the_limit_ends_it", ends::limit),
         Test::new("the_limit_ends_a_freeze", ends::limit_of_freeze),
         Test::new("killed_while_it_freezes", ends::killed),
@@ -72,6 +76,8 @@ pub const SUITE: Suite = Suite {
             ends::goes(lab, Fs::Xfs, super::revoke::Way::Provider)
         }),
         Test::new("unbind_while_it_freezes", ends::unbind_while_it_freezes),
+        Test::new("unbind_waits_for_users_after_it", ends::unbind_waits_twice),
+        Test::new("resumed_while_it_freezes", ends::resumed_early),
         Test::new("thawed_by_another_program", ends::thawed),
         Test::new("unmounted_meanwhile", ends::unmounted),
         Test::new("frozen_before", ends::frozen_before),
@@ -93,7 +99,7 @@ const A_WHILE: Duration = Duration::from_millis(700);
 /// The size of the file in which a program counts.
 const COUNTED: usize = 16 * PAGE;
 
-fn set_limit(limit: Duration) -> Result<()> {
+pub fn set_limit(limit: Duration) -> Result<()> {
     sysfs::write(PARAMETER, &limit.as_millis().to_string())
 }
 
@@ -119,14 +125,14 @@ fn build(lab: &Lab, fs: Fs, under: Under) -> Result<(Fixture<'_>, Device)> {
     Ok((fixture, bound))
 }
 
-fn expect_state(bound: &Device, state: &str) -> Result<()> {
+pub fn expect_state(bound: &Device, state: &str) -> Result<()> {
     let found = bound.get(STATE)?;
     ensure!(found == state, "{bound} is {found}, expected {state}");
     Ok(())
 }
 
 /// Suspends a disk in another process, since it may hang.
-fn suspend(bound: &Device) -> Result<()> {
+pub fn suspend(bound: &Device) -> Result<()> {
     let start = Instant::now();
     Child::start("the suspending process", |_| bound.set(STATE, "suspended"))?
         .expect_done(LIMIT)?;
@@ -134,7 +140,7 @@ fn suspend(bound: &Device) -> Result<()> {
     expect_state(bound, "suspended")
 }
 
-fn resume(bound: &Device) -> Result<()> {
+pub fn resume(bound: &Device) -> Result<()> {
     Child::start("the resuming process", |_| bound.set(STATE, "live"))?.expect_done(LIMIT)?;
     expect_state(bound, "live")
 }
@@ -267,7 +273,7 @@ fn stores(lab: &mut Lab, fs: Fs, under: Under) -> Result<()> {
 }
 
 /// Whether a call has failed with an error number.
-fn is_errno(result: &Result<()>, number: i32) -> bool {
+pub fn is_errno(result: &Result<()>, number: i32) -> bool {
     result
         .as_ref()
         .err()

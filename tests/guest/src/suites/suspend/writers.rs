@@ -7,9 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 
 use super::{COUNTED, Counter, LIMIT, build, end, expect_state, resume, suspend};
 use crate::disk::Access;
+use crate::errno;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PMD, Sharing, need_huge_pages};
 use crate::ndctl::Mode;
@@ -18,6 +20,7 @@ use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::platform::only_for_pmem_rs;
 use crate::suites::revoke::{Fixture, Fs, Under};
 use crate::syscall::{pwritev2, zero_out};
+use crate::sysfs;
 
 /// The size of a request.
 const REQUEST: usize = 64 << 10;
@@ -65,14 +68,14 @@ impl Reader {
     }
 }
 
-/// Block requests that write wait, and those that read do not. A request that must not wait fails.
+/// Direct writes wait in the driver, and reads do not. A request that must not wait fails.
 pub fn writes_are_held(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     for mode in [Mode::Raw, Mode::FsdaxMem] {
         let prepared = lab.prepare(mode)?;
         let (bound, disk) = (&prepared.bound, &prepared.disk);
         let file = disk.open(Access::Direct)?;
-        file.write_all_at(&Buffer::stamped(4 * REQUEST, 1), 0)?;
+        file.write_all_at(&Buffer::stamped(3 * REQUEST, 1), 0)?;
         suspend(bound)?;
 
         let mut writers = Vec::new();
@@ -82,28 +85,16 @@ pub fn writes_are_held(lab: &mut Lab) -> Result<()> {
                 Ok(writer.write_all_at(&Buffer::stamped(REQUEST, 2), index * REQUEST as u64)?)
             })?);
         }
-        let zeroer = disk.open(Access::Direct)?;
-        writers.push(Child::start("the zeroing program", move |_| {
-            Ok(zero_out(&zeroer, 2 * REQUEST as u64, REQUEST as u64)?)
-        })?);
-        let buffered = disk.open(Access::Buffered)?;
-        writers.push(Child::start("the syncing program", move |_| {
-            buffered.write_all_at(&stamped(REQUEST, 3), 3 * REQUEST as u64)?;
-            Ok(buffered.sync_all()?)
-        })?);
         for writer in &mut writers {
             writer.await_uninterruptible()?;
         }
-        let direct = disk.open(Access::Direct)?;
         let buffer = Buffer::of_pages(REQUEST, 9);
-        let nowait = pwritev2(&direct, &[IoSlice::new(&buffer)], 0, libc::RWF_NOWAIT);
-        ensure!(
-            nowait.as_ref().err().and_then(std::io::Error::raw_os_error) == Some(libc::EAGAIN),
-            "a write that must not wait gave {nowait:?}"
-        );
-        let mut found = Buffer::new(4 * REQUEST);
+        let at = 2 * REQUEST as u64;
+        let nowait = pwritev2(&file, &[IoSlice::new(&buffer)], at, libc::RWF_NOWAIT);
+        errno::expect("a write that must not wait", nowait, &[Errno::EAGAIN])?;
+        let mut found = Buffer::new(3 * REQUEST);
         file.read_exact_at(&mut found, 0)?;
-        expect_same("what the disk has", &found, &stamped(4 * REQUEST, 1))?;
+        expect_same("what the disk has", &found, &stamped(3 * REQUEST, 1))?;
 
         resume(bound)?;
         for writer in &mut writers {
@@ -114,12 +105,80 @@ pub fn writes_are_held(lab: &mut Lab) -> Result<()> {
             let part = &found[index * REQUEST..][..REQUEST];
             expect_same("what was written", part, &stamped(REQUEST, 2))?;
         }
-        let zeroed = &found[2 * REQUEST..][..REQUEST];
-        expect_same("what was zeroed", zeroed, &vec![0; REQUEST])?;
-        let synced = &found[3 * REQUEST..];
-        expect_same("what was synced", synced, &stamped(REQUEST, 3))?;
+        let rest = &stamped(3 * REQUEST, 1)[2 * REQUEST..];
+        expect_same("what was not written", &found[2 * REQUEST..], rest)?;
     }
     Ok(())
+}
+
+/// How a program writes to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Direct,
+    /// Each write is durable when it ends (`REQ_FUA`).
+    Durable,
+    /// `BLKZEROOUT`
+    Zero,
+    /// By the page cache of the disk, whose pages are then written back.
+    Sync,
+}
+
+/// Each kind of write has come to the driver, and is held there. A request that was held is counted
+/// in the statistics of the disk.
+pub fn all_kinds(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let prepared = lab.prepare(Mode::FsdaxMem)?;
+    let (bound, disk) = (&prepared.bound, &prepared.disk);
+    let file = disk.open(Access::Direct)?;
+    sysfs::write(disk.path("queue/iostats"), "1")?;
+    for kind in [Kind::Direct, Kind::Durable, Kind::Zero, Kind::Sync] {
+        file.write_all_at(&Buffer::stamped(REQUEST, 1), 0)?;
+        suspend(bound)?;
+        let before = disk.statistics()?;
+        let access = match kind {
+            Kind::Sync => Access::Buffered,
+            _ => Access::Direct,
+        };
+        let writer = disk.open(access)?;
+        let mut writer = Child::start(format!("a program ({kind:?})"), move |_| {
+            match kind {
+                Kind::Direct => writer.write_all_at(&Buffer::stamped(REQUEST, 2), 0)?,
+                Kind::Durable => {
+                    let buffer = Buffer::stamped(REQUEST, 2);
+                    let slices = [IoSlice::new(&buffer)];
+                    let written = pwritev2(&writer, &slices, 0, libc::RWF_DSYNC)?;
+                    ensure!(written == REQUEST, "{written} bytes were written");
+                }
+                Kind::Zero => zero_out(&writer, 0, REQUEST as u64)?,
+                Kind::Sync => {
+                    writer.write_all_at(&stamped(REQUEST, 2), 0)?;
+                    writer.sync_all()?;
+                }
+            }
+            Ok(())
+        })?;
+        let deadline = Instant::now() + LIMIT;
+        while disk.statistics()?.since(before).writes == 0 {
+            ensure!(Instant::now() < deadline, "{kind:?}: no request has come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        writer.await_uninterruptible()?;
+        let mut found = Buffer::new(REQUEST);
+        // A direct read waits for dirty pages of the page cache.
+        if kind != Kind::Sync {
+            file.read_exact_at(&mut found, 0)?;
+            expect_same("what the disk has", &found, &stamped(REQUEST, 1))?;
+        }
+        resume(bound)?;
+        writer.expect_done(LIMIT)?;
+        file.read_exact_at(&mut found, 0)?;
+        let right = match kind {
+            Kind::Zero => vec![0; REQUEST],
+            _ => stamped(REQUEST, 2),
+        };
+        expect_same(&format!("what was written ({kind:?})"), &found, &right)?;
+    }
+    sysfs::write(disk.path("queue/iostats"), "0")
 }
 
 /// A read-only file system is read.

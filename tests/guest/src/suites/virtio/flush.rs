@@ -27,6 +27,7 @@ use crate::process::Child;
 use crate::retired;
 use crate::sectors::{Buffer, expect_same, stamped};
 use crate::suites::platform::only_for_pmem_rs;
+use crate::suites::suspend;
 use crate::syscall::pwritev2;
 use crate::sysfs;
 use crate::tracing::CallCount;
@@ -197,6 +198,56 @@ pub fn unbind_before_a_write(lab: &mut Lab) -> Result<()> {
     let node = disk.node_str();
     Ext4.mount(&node, "dax=always")?.unmount()?;
     Ext4.check(&node)
+}
+
+/// The host does not flush: the limit ends the suspension of the disk. Then it flushes: a durable
+/// write is held, and flushes are executed.
+pub fn suspended(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let Prepared { bound, disk, .. } = prepare(lab, Mode::FsdaxMem)?;
+    let file = disk.open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(2 * PAGE, 1), 0)?;
+    file.sync_all()?;
+    let durable = |tag| {
+        Child::start("the durable writer", |_| {
+            write_durably(&disk, tag)?;
+            Ok(())
+        })
+    };
+
+    let held = Disturbed::held()?;
+    let mut writer = durable(2)?;
+    sleep(HELD);
+    suspend::set_limit(HELD)?;
+    let start = Instant::now();
+    let mut suspending = Child::start("the suspending process", |_| {
+        let result = bound.set(suspend::STATE, "suspended");
+        ensure!(
+            suspend::is_errno(&result, Errno::ETIMEDOUT as i32),
+            "it gave {result:?}"
+        );
+        Ok(())
+    })?;
+    suspending.expect_done(SOON)?;
+    println!("ended after {} ms", start.elapsed().as_millis());
+    suspend::expect_state(&bound, "live")?;
+    ensure!(writer.try_end()?.is_none(), "the host has flushed");
+    held.end()?;
+    writer.expect_done(SOON)?;
+    suspend::reset()?;
+
+    suspend::suspend(&bound)?;
+    let mut writer = durable(3)?;
+    writer.await_uninterruptible()?;
+    file.sync_all()?;
+    let mut found = Buffer::new(PAGE);
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("what the disk has", &found, &stamped(PAGE, 2))?;
+    ensure!(writer.try_end()?.is_none(), "the write was not held");
+    suspend::resume(&bound)?;
+    writer.expect_done(SOON)?;
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("what was written", &found, &stamped(PAGE, 3))
 }
 
 /// How long each number of threads flushes.

@@ -30,7 +30,7 @@ use crate::pci::VirtioPmem;
 use crate::sectors::{Buffer, expect_same, stamped};
 use flush::{
     durable_write_waits, failed_flush, failed_on_ext4, flushes_are_shared, fsync_of_a_file_waits,
-    fsync_waits, fua_writes, unbind_before_a_write, unbind_waits, write_after_a_flush,
+    fsync_waits, fua_writes, suspended, unbind_before_a_write, unbind_waits, write_after_a_flush,
 };
 use removal::{
     goes_while_flushing, plugged_in, provider_goes, unaligned_size, unbind_in_use,
@@ -52,6 +52,7 @@ pub const SUITE: Suite = Suite {
         Test::new("failed_flush_is_an_error", failed_flush),
         Test::new("failed_flush_is_an_error_of_fsync_on_ext4", failed_on_ext4),
         Test::new("unbind_waits_for_the_host", unbind_waits),
+        Test::new("suspended_while_the_host_flushes", suspended),
         Test::new("provider_goes_under_load", |lab| {
             provider_goes(lab, Mode::FsdaxMem)
         }),
