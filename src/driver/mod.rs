@@ -11,6 +11,7 @@
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.
 //! - [`failure_handler`]: memory failures.
+//! - [`access`]: what each request reads.
 //! - [`pmem`]: reads and writes, badblocks and poison; shared by
 //!   - [`disk`]: the block device, and
 //!   - [`dax_device`]: the DAX device.
@@ -37,6 +38,7 @@
     clippy::unwrap_used
 )]
 
+pub mod access;
 pub mod attached_disk;
 pub mod binding;
 pub mod claim;

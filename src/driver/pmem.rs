@@ -3,6 +3,7 @@
 //! Reads and writes of the memory of a device, for block I/O and DAX.
 
 use super::{
+    access::Access,
     flush::Flusher,
     memory::MemoryRef,
     plain::geometry::{
@@ -23,11 +24,9 @@ use crate::abstractions::kernel::{
     wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::{
-    sync::atomic::read_once,
     time::MINUTE,
     tracepoint, //
 };
-use crate::abstractions::nvdimm::FlushBarrier;
 use kernel::{
     new_spinlock,
     page::{
@@ -36,10 +35,6 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         Arc,
         SetOnce,
         SpinLock, //
@@ -78,38 +73,6 @@ struct Held {
     /// How many deferred ones are being executed. The block layer does not wait for them, since
     /// their submission has ended.
     executing: u32,
-}
-
-/// What each request reads. It is in the cache line of the reference to the memory.
-pub struct Access {
-    /// The logical block size of the disk, a power of two.
-    pub block_size: u32,
-    /// The barrier that flushes the region, if no more is needed.
-    pub flush_barrier: Option<FlushBarrier>,
-    /// [`Self::READ_ONLY`] or [`Self::HELD`], or both, or 0.
-    closed: Atomic<u32>,
-}
-
-impl Access {
-    const READ_ONLY: u32 = 1;
-    const HELD: u32 = 2;
-
-    /// Returns whether writes are not executed: they are refused or held.
-    #[inline]
-    pub fn is_closed(&self) -> bool {
-        read_once(&self.closed) != 0
-    }
-
-    /// Returns whether writes are refused, because the region is read-only.
-    #[inline]
-    pub fn is_read_only(&self) -> bool {
-        read_once(&self.closed) & Self::READ_ONLY != 0
-    }
-
-    /// Returns whether writes are held, because the disk is suspended.
-    pub fn is_held(&self) -> bool {
-        read_once(&self.closed) & Self::HELD != 0
-    }
 }
 
 /// How often the messages of a device are logged. Each has a limit of its own, so that one does not
@@ -168,11 +131,7 @@ impl Pmem {
 
         try_pin_init!(Self {
             memory,
-            access: Access {
-                block_size,
-                flush_barrier,
-                closed: Atomic::new(0),
-            },
+            access: Access::new(block_size, flush_barrier),
             flusher,
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
@@ -181,27 +140,18 @@ impl Pmem {
         })
     }
 
-    /// Sets or clears a flag of `access.closed`. Returns whether that is a change.
-    fn set_closed(&self, flag: u32, set: bool) -> bool {
-        let old = self.access.closed.load(Relaxed);
-        let new = if set { old | flag } else { old & !flag };
-
-        self.access.closed.store(new, Relaxed);
-        new != old
-    }
-
     /// Holds writes from now on. Those that are being executed are not waited for.
     pub fn hold_writes(&self) {
         let _held = self.held.lock();
 
-        self.set_closed(Access::HELD, true);
+        self.access.set_closed(Access::HELD, true);
     }
 
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
 
-        self.set_closed(Access::HELD, false);
+        self.access.set_closed(Access::HELD, false);
         core::mem::take(&mut held.bios)
     }
 
@@ -250,7 +200,7 @@ impl Pmem {
         if let Some(pages) = self.memory.pages() {
             pages.ops().set_read_only(read_only);
         }
-        self.set_closed(Access::READ_ONLY, read_only)
+        self.access.set_closed(Access::READ_ONLY, read_only)
     }
 
     /// Logs that a write is refused because the region is read-only, and returns the error.
