@@ -57,13 +57,14 @@ struct pmem_rs_lease_ops {
  *	keeps callbacks waiting until the result was stored.
  * Return: the lease, to be given back by pmem_rs_lease_put(), or
  *	-EINVAL if an argument is not as described,
- *	-ENXIO if there is no such device, or it is just being unbound,
+ *	-ENXIO if there is no such device, or it is being unbound,
  *	-EBUSY if it is claimed: mounted, open with O_EXCL, below device-mapper, leased; or if a
  *	disk is suspended,
  *	-EACCES if it is read-only, or a disk below device-mapper is,
  *	-ERANGE if the range is not all in the device,
- *	-EOPNOTSUPP if it has no DAX, a piece belongs to another driver or to a device that is
- *	going to be unbound, or a target of a device-mapper table begins within a page,
+ *	-EOPNOTSUPP if it has no DAX, a piece belongs to another driver, or a target of a
+ *	device-mapper table begins within a page,
+ *	-EAGAIN if the table of a device-mapper device has changed meanwhile,
  *	-E2BIG if there are more pages in several pieces than vmap() maps,
  *	-ENOMEM, or an error of the layers in between.
  */

@@ -21,7 +21,8 @@
 //! ([`Unbind::aside`]), and is left alone when the suspension has to end.
 //!
 //! Lock order: `Suspending::suspension`, `Suspending::aside` and the lock of the held writes are
-//! innermost. Neither thread holds a lock while it calls anything else. Device locks are not taken.
+//! innermost. The worker takes `Unbind::teardown` to get the parts of the device. Neither thread
+//! holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
 
 use super::{
     failure_handler::FailureHandler,

@@ -10,8 +10,8 @@
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
 //! 2. [`Unbind::teardown`]. It protects the state. The only calls under it that may sleep set the
 //!    disk read-only, and send its events.
-//! 3. [`Unbind::progress`], [`Unbind::retired_name`], and the mutex of the registry. None is taken
-//!    inside of another.
+//! 3. [`Unbind::progress`], [`Unbind::retired_name`], the mutex of the registry, and the locks of
+//!    [`Unbind::suspending`]. None is taken inside of another.
 
 use super::{
     description::{

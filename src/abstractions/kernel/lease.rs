@@ -11,8 +11,8 @@
 //! - [`Table`] has the lists of all pgmaps that can be leased. A piece of a range whose address is
 //!   in none of these belongs to another driver.
 //!
-//! A callback is called from a work item of its lease, one at a time ([`handover`]). So nothing
-//! waits for a holder but what says so: [`Leases::wait_returned`], and the end of the lease.
+//! A callback is called from a work item of its lease, one at a time ([`handover`]). Only
+//! [`Leases::wait_returned`] and the end of the lease wait for a holder.
 //!
 //! Lock order, outermost first:
 //!
@@ -21,6 +21,8 @@
 //! 2. `Table::lists`.
 //! 3. `Leases::state`.
 //! 4. `Lease::handover`.
+//!
+//! `Table::held` is taken alone.
 //!
 //! None is held while a callback runs, or while a block device is opened or closed.
 //!

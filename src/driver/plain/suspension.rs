@@ -5,13 +5,15 @@
 //! ```text
 //!  Live ─▶ Suspending ─▶ Suspended ─▶ Resuming ─▶ Live
 //!              │                         ▲
-//!              └─────────────────────────┘
+//!              ├─────────────────────────┘  writes are held already
+//!              └▶ Live                      they are not
 //! ```
 //!
-//! Two threads take part, and others may end the suspension:
+//! Several threads take part:
 //!
 //! - A thread that writes to the attribute calls [`suspend`], which starts the worker and waits
-//!   until the disk is suspended. [`resume`] ends a suspension, and waits until the disk is live.
+//!   until the disk is suspended. Another one calls [`resume`], which ends the suspension, and waits
+//!   until the disk is live.
 //! - The worker runs [`work`], from the freeze of the file systems until they are thawed. So what
 //!   ends a suspension needs no memory and no other thread.
 //! - [`close`] ends a suspension for good, before a teardown or a shutdown, without a wait.

@@ -10,7 +10,7 @@
 /// How many ranges that have failed are kept apart until the holder is told.
 const RANGES: usize = 4;
 
-/// A call of the holder.
+/// A call to the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     /// The device is going to be unbound.
@@ -63,7 +63,8 @@ impl<T: Copy + PartialEq> Handover<T> {
         self.revoke == Revoke::ToBeTold || self.used != 0
     }
 
-    /// Takes note that the device goes. Returns whether there is a new call to be made.
+    /// Requests the call that the device is going to be unbound. Returns whether that is a new
+    /// request.
     pub(super) fn revoke(&mut self) -> bool {
         if self.given_back || self.revoke != Revoke::No {
             return false;
@@ -72,8 +73,8 @@ impl<T: Copy + PartialEq> Handover<T> {
         true
     }
 
-    /// Takes note that the `len` bytes from `offset` on have failed. Returns whether there is a new
-    /// call to be made. If there are many ranges, the last one grows.
+    /// Requests the call that the `len` bytes from `offset` on have failed. Returns whether that is
+    /// a new request. If there are many ranges, the last one grows.
     pub(super) fn fail(&mut self, offset: u64, len: u64) -> bool {
         if self.given_back {
             return false;
@@ -128,12 +129,12 @@ impl<T: Copy + PartialEq> Handover<T> {
         self.caller = None;
     }
 
-    /// Takes note that the lease was given back: no call begins after this.
+    /// Records that the lease was given back. No call begins after this.
     pub(super) fn give_back(&mut self) {
         self.given_back = true;
     }
 
-    /// Returns whether a thread that has given the lease back need not wait for a callback.
+    /// Returns whether no callback runs, other than in `thread`.
     pub(super) fn may_end(&self, thread: T) -> bool {
         self.caller.is_none_or(|caller| caller == thread)
     }

@@ -186,8 +186,8 @@ impl Lease {
             unsafe { lease.release() };
         })?;
 
-        // Of the reference that the caller gets. From here on the lease may be given back, in a
-        // callback.
+        // The caller owns this reference until it gives the lease back. From here on, a callback
+        // may do that.
         let raw = Arc::into_raw(lease.clone());
         let has_calls = lease.handover.lock().open();
         if has_calls {

@@ -55,12 +55,13 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 
 /// A lease in the list of a pgmap.
 pub(super) trait ListedLease: Send + Sync {
-    /// Has the holder told that the device goes. Does not wait for it.
+    /// Queues the callback that tells the holder that the device is going to be unbound. Does not
+    /// wait for it.
     fn revoke(self: Arc<Self>);
 
-    /// Has the holder told of the bytes in the lease that are in the `len` bytes from `offset`
-    /// bytes into the data of the memory of `leases` on, which have failed. Returns whether the
-    /// holder is going to be told of any.
+    /// Reports a memory failure to the holder. The `len` bytes from `offset` bytes into the data of
+    /// the pgmap of `leases` on have failed. Returns whether the callback is going to be called,
+    /// which it is not if none of them is in the lease.
     ///
     /// # Safety
     ///
@@ -191,16 +192,16 @@ impl Leases {
         table.add(self.clone())
     }
 
-    /// Takes note that the memory is about to be freed, so that its addresses may be those of other
-    /// memory. May sleep.
+    /// Removes the memory from the table. It is about to be freed, and its addresses may then be
+    /// those of other memory. May sleep.
     pub(in crate::abstractions) fn forget(&self) {
         if let Some(table) = TABLE.get() {
             table.remove(self);
         }
     }
 
-    /// Accepts no more leases, and has the holders of all told, by their work items. May sleep, but
-    /// waits for no holder. Only the first call has an effect.
+    /// Closes the list to new leases, and queues the `revoke` callback of each lease. May sleep, but
+    /// does not wait for a callback. Only the first call has an effect.
     pub fn revoke(&self) {
         let memory = {
             let mut state = self.state.lock();
@@ -374,13 +375,13 @@ impl Table {
         found.map(|(memory, offset)| (leases.clone(), memory, offset))
     }
 
-    /// Takes note that the lease at this address is held.
+    /// Records that the lease at this address is held.
     pub(super) fn set_held(&self, addr: usize) -> Result {
         let inserted = self.held.lock().try_create_and_insert(addr, (), GFP_KERNEL);
         inserted.map(|_| ())
     }
 
-    /// Takes note that the lease at this address is no longer held. Returns false if it was not.
+    /// Records that the lease at this address is no longer held. Returns false if it was not.
     pub(super) fn set_given_back(&self, addr: usize) -> bool {
         self.held.lock().remove(&addr).is_some()
     }
