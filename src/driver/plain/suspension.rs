@@ -12,7 +12,7 @@
 //! Several threads take part:
 //!
 //! - A thread that writes to the attribute calls [`suspend`], which starts the worker and waits
-//!   until the disk is suspended. Another one calls [`resume`], which ends the suspension, and waits
+//!   until the disk is suspended. Another one calls [`resume`], which ends the suspension and waits
 //!   until the disk is live.
 //! - The worker runs [`work`], from the freeze of the file systems until they are thawed. So what
 //!   ends a suspension needs no memory and no other thread.

@@ -200,8 +200,8 @@ impl Leases {
         }
     }
 
-    /// Closes the list to new leases, and queues the `revoke` callback of each lease. May sleep, but
-    /// does not wait for a callback. Only the first call has an effect.
+    /// Closes the list to new leases, and queues the `revoke` callback of each lease. Does not wait
+    /// for a callback, but may sleep. Only the first call has an effect.
     pub fn revoke(&self) {
         let memory = {
             let mut state = self.state.lock();
