@@ -12,6 +12,8 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 # Here each kernel has a folder with its metadata, and a file with the reason if it has no module.
 state=/var/lib/pmem-rs-dkms
 library=/usr/lib/pmem-rs-dkms
+# Installs a kernel that the module can be built for.
+install_kernel="apt install -t trixie-backports linux-image-amd64 linux-headers-amd64 linux-source"
 
 # refuse RELEASE PROBLEM [REMEDY…]: ends a build with the status that means to dkms that the module
 # is not for this kernel, so that apt goes on. install-modules shows the text to the user.
