@@ -25,6 +25,8 @@ enum Need {
     VirtioPmem,
     /// Persistent memory behind CXL.
     Cxl,
+    /// A kernel that can be locked down.
+    Lockdown,
     /// Sleep with the firmware's help (S3), and hibernation.
     Sleep,
     /// Pages as large as the blocks of an erofs.
@@ -50,6 +52,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("device_tree", &[DeviceTree]),
     ("device_tree_reserved", &[DeviceTree, ReservedNode]),
     ("legacy", &[DeclaredMemory]),
+    ("lockdown", &[Lockdown]),
     ("platform", &[DeclaredMemory]),
     ("bench_metal", &[DeclaredMemory]),
     ("cxl", &[Cxl]),
@@ -115,6 +118,10 @@ impl Platform {
                 "the kernel has no CONFIG_CXL_PMEM",
             ),
             Cxl => (false, "QEMU's virt has no CXL host bridge"),
+            Lockdown => (
+                self.has("CONFIG_SECURITY_LOCKDOWN_LSM"),
+                "the kernel has no CONFIG_SECURITY_LOCKDOWN_LSM",
+            ),
             Sleep if pc => (
                 self.has("CONFIG_SUSPEND") && self.has("CONFIG_HIBERNATION"),
                 "the kernel has no CONFIG_SUSPEND or no CONFIG_HIBERNATION",

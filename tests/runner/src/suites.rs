@@ -122,6 +122,11 @@ const TWO: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512), Nvdimm::volatile(512)],
     ..PLAIN
 };
+/// A machine of its own, since a boot that was locked down stays so.
+const LOCKED_DOWN: Machine = Machine {
+    nvdimms: &[Nvdimm::volatile(496)],
+    ..PLAIN
+};
 /// Memory that the command line declares persistent, in the middle of the guest's, and a range
 /// whose size is no multiple of 16 MiB.
 const LEGACY: Machine = Machine {
@@ -311,6 +316,7 @@ const ALL: &[Suite] = &[
     // After `parity`, which compares devices that were used alike.
     simple(TWO, &[Boot::off("suspend")]),
     simple(LEGACY, &[Boot::off("legacy")]),
+    simple(LOCKED_DOWN, &[Boot::off("lockdown")]),
     simple(RESERVED, &[Boot::off("media")]),
     simple(TWO_LEGACY, &[Boot::off("platform")]),
     simple(METAL, &[Boot::off("bench_metal")]),

@@ -28,6 +28,7 @@ mod kernel_bugs;
 mod kernel_users;
 mod lease;
 mod legacy;
+mod lockdown;
 mod media;
 mod misuse;
 mod modes;
@@ -131,6 +132,7 @@ const ALL: &[Suite] = &[
     fuzz::SUITE,
     parity::SUITE,
     legacy::SUITE,
+    lockdown::SUITE,
     media::SUITE,
     platform::SUITE,
     kunit::SUITE,
