@@ -2,8 +2,8 @@
 
 //! The driver under lockdown, which Debian's kernel has with Secure Boot.
 //!
-//! The module is loaded before, because this one has no signature. A boot cannot leave a level, so
-//! the levels come in their order.
+//! The modules of this guest have no signatures, so they are loaded before. A boot cannot leave a
+//! level, so the levels come in their order.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,6 +16,7 @@ use nix::mount::{MsFlags, mount};
 use super::platform::only_for_pmem_rs;
 use super::revoke::{Fixture, Fs, UNBIND_LIMIT, Under, User, Way, back_to_normal};
 use super::{Suite, Test};
+use crate::command::run;
 use crate::errno;
 use crate::lab::Lab;
 use crate::sysfs;
@@ -36,6 +37,7 @@ fn lock_down(level: &str) -> Result<()> {
         let kind = Some("securityfs");
         mount(kind, directory, kind, MsFlags::empty(), None::<&str>)?;
     }
+    run("modprobe", &["ext4"])?;
     sysfs::write(&file, level)?;
     let found = sysfs::read(&file)?;
     ensure!(found.contains(&format!("[{level}]")), "it is {found}");
