@@ -83,8 +83,13 @@ pub struct Suspension<F> {
     ended: [Option<Ended<F>>; RESULTS],
 }
 
-/// How many results are kept, for threads that look late.
+/// How many results are kept, for threads that look late. A power of two.
 const RESULTS: usize = 8;
+
+/// Returns where the result of a suspension is kept.
+fn place(number: u64) -> usize {
+    number as usize & (RESULTS - 1)
+}
 
 /// How a suspension went.
 #[derive(Clone, Copy)]
@@ -112,14 +117,14 @@ impl<F> Default for Suspension<F> {
 impl<F: Copy> Suspension<F> {
     /// Returns how a suspension went, if it has ended and that is known.
     fn ended(&self, number: u64) -> Option<Ended<F>> {
-        let entry = self.ended.get((number % RESULTS as u64) as usize)?;
+        let entry = self.ended.get(place(number))?;
 
         entry.filter(|ended| ended.number == number)
     }
 
     /// Records how the current suspension went.
     fn end_with(&mut self, result: Result<(), Failure<F>>) {
-        if let Some(entry) = self.ended.get_mut((self.count % RESULTS as u64) as usize) {
+        if let Some(entry) = self.ended.get_mut(place(self.count)) {
             *entry = Some(Ended {
                 number: self.count,
                 cause: self.end,

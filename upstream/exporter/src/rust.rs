@@ -106,7 +106,10 @@ fn rewrite_uses(items: &[String], paths: &Paths, target: Target) -> String {
         }
     }
     if !changed {
-        return items.iter().map(|item| format!("{item}\n")).collect();
+        return items
+            .iter()
+            .flat_map(|item| [item.as_str(), "\n"])
+            .collect();
     }
     let separator = if target == Target::Kernel { "\n" } else { "" };
     groups

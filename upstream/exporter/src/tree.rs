@@ -274,7 +274,10 @@ impl<'a> Tree<'a> {
             .find(&format!("\nimpl {of} {{"))
             .context("no such type")?;
         let end = start + text[start..].find("\n}\n").context("no end")? + 1;
-        let added: String = found.iter().map(|method| format!("\n{method}")).collect();
+        let added: String = found
+            .iter()
+            .flat_map(|method| ["\n", method.as_str()])
+            .collect();
         self.set(dest, format!("{}{added}{}", &text[..end], &text[end..]))
     }
 
@@ -383,9 +386,12 @@ impl<'a> Tree<'a> {
         let head: String = entry
             .lines()
             .filter(|line| !line.starts_with("F:"))
-            .map(|line| format!("{line}\n"))
+            .flat_map(|line| [line, "\n"])
             .collect();
-        let files: String = files.iter().map(|file| format!("{file}\n")).collect();
+        let files: String = files
+            .iter()
+            .flat_map(|file| [file.as_str(), "\n"])
+            .collect();
         self.set(
             "MAINTAINERS",
             format!("{}{head}{files}{}", &text[..start], &text[end..]),
@@ -445,7 +451,7 @@ impl<'a> Tree<'a> {
                     && line.contains("mod ")
                     && self.exported.contains(&format!("{folder}{module}.rs")))
             })
-            .map(|line| format!("{line}\n"))
+            .flat_map(|line| [line, "\n"])
             .collect()
     }
 
@@ -468,7 +474,7 @@ impl<'a> Tree<'a> {
         let formatted: String = self
             .formatted
             .iter()
-            .map(|file| format!("{file}\n"))
+            .flat_map(|file| [file.as_str(), "\n"])
             .collect();
         put(out.join("formatted"), &formatted)?;
         put(out.join("message"), &manifest.message)

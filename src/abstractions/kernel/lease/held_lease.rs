@@ -32,7 +32,6 @@ use crate::abstractions::kernel_ext::{
 use core::{
     cell::UnsafeCell,
     ptr::{
-        addr_of,
         NonNull, //
     }, //
 };
@@ -415,17 +414,18 @@ impl ListedLease for Lease {
 
     fn owner(&self) -> ModuleName {
         let mut copy = [0; size_of::<ModuleName>()];
-        let name = match NonNull::new(self.ops.owner) {
-            // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
-            Some(module) => unsafe {
-                CStr::from_char_ptr(addr_of!((*module.as_ptr()).name).cast::<c_char>())
-            },
-            None => c"(built in)",
+        let Some(module) = NonNull::new(self.ops.owner) else {
+            for (to, from) in copy.iter_mut().zip(b"(built in)") {
+                *to = *from as c_char;
+            }
+            return copy;
         };
 
-        // The name of a module is shorter than the copy.
-        for (to, from) in copy.iter_mut().zip(name.to_bytes()) {
-            *to = *from as c_char;
+        // SAFETY: By the type invariant it is a module, which stays. Its name does not change.
+        let name = unsafe { (*module.as_ptr()).name };
+        // It ends with a zero, and is shorter than the copy.
+        for (to, from) in copy.iter_mut().zip(name) {
+            *to = from;
         }
         copy
     }

@@ -235,7 +235,8 @@ impl Leases {
         Some(Holders {
             module: first.owner(),
             is_in_callback: first.is_in_callback(),
-            others: leases.count(),
+            // `count()` could overflow, as far as the compiler can tell.
+            others: leases.fold(0, |others: usize, _| others.saturating_add(1)),
         })
     }
 
