@@ -159,7 +159,6 @@ fn into(mapping: Mapping) -> impl FnMut(u64) -> Result<()> {
 
 impl Setup {
     fn new(lab: &Lab) -> Result<Setup> {
-        only_for_pmem_rs(lab)?;
         let prepared = lab.prepare(Mode::FsdaxMem)?;
         let disk = prepared.disk;
         disk.cut(TABLE)?;
@@ -272,6 +271,7 @@ pub fn freeze_alone(lab: &mut Lab) -> Result<()> {
 }
 
 pub fn suspended(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
     let setup = Setup::new(lab)?;
     let start = Instant::now();
     let mut before = Copy {
