@@ -68,7 +68,7 @@ pub(crate) trait Holder: Send + Sync + 'static {
 
     /// Returns whether [`Self::bad_memory`] is to be called. If not, a failure is handled as if
     /// there was no lease. Called once, by [`Lease::new`].
-    fn hears_of_bad_memory(&self) -> bool {
+    fn handles_bad_memory(&self) -> bool {
         true
     }
 }
@@ -106,7 +106,7 @@ impl<H: Holder> Lease<H> {
             revoke: Some(Self::revoke_callback),
             bad_memory: None,
         };
-        if holder.hears_of_bad_memory() {
+        if holder.handles_bad_memory() {
             ops.bad_memory = Some(Self::bad_memory_callback);
         }
         let data = Arc::as_ptr(&holder).cast_mut().cast();

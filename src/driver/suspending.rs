@@ -32,7 +32,7 @@ use kernel::{
 };
 
 /// The parts of the device that the steps need. The references keep them.
-pub struct Tools {
+pub struct StepParts {
     pub(super) freezer: Freezer,
     pub(super) pmem: Arc<Pmem>,
     /// [`None`] if the memory cannot be mapped.
@@ -50,11 +50,11 @@ pub enum Step {
 
 /// The step that another thread takes, so that the limit ends a suspension while it hangs.
 #[derive(Default)]
-pub struct Aside {
+pub struct PendingStep {
     /// The number of the last step.
     pub(super) number: u64,
     /// The step, until the thread takes it.
-    pub(super) wanted: Option<(Step, Arc<Tools>)>,
+    pub(super) wanted: Option<(Step, Arc<StepParts>)>,
     /// The number and the result of the last step that was taken.
     pub(super) done: Option<(u64, Result)>,
 }
@@ -65,8 +65,8 @@ pub struct Suspending {
     #[pin]
     pub(super) suspension: Mutex<Suspension<Error>>,
     #[pin]
-    pub(super) aside: Mutex<Aside>,
-    /// Woken when `suspension` or `aside` has changed.
+    pub(super) step: Mutex<PendingStep>,
+    /// Woken when `suspension` or `step` has changed.
     #[pin]
     pub(super) changed: WaitQueue,
     /// When the last suspension has begun, in milliseconds of the monotonic clock.
@@ -78,7 +78,7 @@ impl Suspending {
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             suspension <- new_mutex!(Suspension::default(), "pmem_rs::Suspending::suspension"),
-            aside <- new_mutex!(Aside::default(), "pmem_rs::Suspending::aside"),
+            step <- new_mutex!(PendingStep::default(), "pmem_rs::Suspending::step"),
             changed <- WaitQueue::new(),
             began: Atomic::new(0),
         })

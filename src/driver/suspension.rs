@@ -18,9 +18,9 @@
 //!
 //! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
 //! of the suspension, such as one that mounts a file system. So another thread takes these steps
-//! ([`Unbind::aside`]), and is left alone when the suspension has to end.
+//! ([`Unbind::delegate`]), and is left alone when the suspension has to end.
 //!
-//! Lock order: `Suspending::suspension`, `Suspending::aside` and the lock of the held writes are
+//! Lock order: `Suspending::suspension`, `Suspending::step` and the lock of the held writes are
 //! innermost. The worker takes `Unbind::teardown` to get the parts of the device. Neither thread
 //! holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
 
@@ -32,8 +32,8 @@ use super::{
             Cause,
             Environment,
             Failure,
-            Patience,
             Phase,
+            PinTimer,
             Suspension, //
         },
         teardown::State, //
@@ -42,7 +42,7 @@ use super::{
     sleep::is_system_sleeping,
     suspending::{
         Step,
-        Tools, //
+        StepParts, //
     },
     unbind::{
         Parts,
@@ -99,7 +99,7 @@ const RESUME_TIMEOUT: Msecs = 10_000;
 /// Frozen file systems, and what the steps need.
 pub struct FrozenDisk {
     frozen: freeze::Frozen,
-    tools: Arc<Tools>,
+    parts: Arc<StepParts>,
     /// [`None`] if the memory cannot be leased.
     _no_leases: Option<lease::Pause>,
 }
@@ -167,14 +167,14 @@ impl Environment for Arc<Unbind> {
     }
 
     fn freeze(&self) -> Result<FrozenDisk> {
-        let tools = self
-            .with_parts(|Parts { disk, memory, .. }| Tools {
+        let parts = self
+            .with_parts(|Parts { disk, memory, .. }| StepParts {
                 freezer: Freezer::new(disk),
                 pmem: Arc::from(disk.data()),
                 unmapper: memory.unmapper(),
             })
             .ok_or(ENODEV)?;
-        let tools = Arc::new(tools, GFP_KERNEL)?;
+        let parts = Arc::new(parts, GFP_KERNEL)?;
         let no_leases = match self.leases.as_ref().map(lease::Leases::pause) {
             None => None,
             Some(Ok(pause)) => Some(pause),
@@ -189,29 +189,29 @@ impl Environment for Arc<Unbind> {
         };
 
         let frozen = self
-            .suspension_step(c"freeze", || tools.freezer.freeze())
+            .suspension_step(c"freeze", || parts.freezer.freeze())
             .map_err(|err| {
                 pr_warn!("{}: not suspended: {}\n", *self.name, err);
                 err.error()
             })?;
         Ok(FrozenDisk {
             frozen,
-            tools,
+            parts,
             _no_leases: no_leases,
         })
     }
 
     fn unmap(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"unmap", || self.aside(Step::Unmap, &frozen.tools))
+        self.suspension_step(c"unmap", || self.delegate(Step::Unmap, &frozen.parts))
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
-        frozen.tools.pmem.hold_writes();
-        HeldWrites(frozen.tools.pmem.clone())
+        frozen.parts.pmem.hold_writes();
+        HeldWrites(frozen.parts.pmem.clone())
     }
 
     fn settle(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"hold", || self.aside(Step::Settle, &frozen.tools))
+        self.suspension_step(c"hold", || self.delegate(Step::Settle, &frozen.parts))
     }
 
     fn release(&self, held: HeldWrites) {
@@ -279,19 +279,19 @@ impl Unbind {
 
     /// Has another thread take a step, and waits for it. Returns early, and leaves it to that
     /// thread, if the suspension has to end.
-    fn aside(self: &Arc<Self>, step: Step, tools: &Arc<Tools>) -> Result {
+    fn delegate(self: &Arc<Self>, step: Step, parts: &Arc<StepParts>) -> Result {
         let number = {
-            let mut aside = self.suspending.aside.lock();
-            aside.number = aside.number.wrapping_add(1);
-            aside.wanted = Some((step, tools.clone()));
-            aside.number
+            let mut pending = self.suspending.step.lock();
+            pending.number = pending.number.wrapping_add(1);
+            pending.wanted = Some((step, parts.clone()));
+            pending.number
         };
         // Work that is queued already has not taken the step yet.
         let _ = self.shared.queues.suspend.enqueue::<_, 4>(self.clone());
 
         loop {
             let done = self.suspending.changed.wait_until(POLL_INTERVAL, || {
-                let done = self.suspending.aside.lock().done;
+                let done = self.suspending.step.lock().done;
                 done.filter(|(of, _)| *of == number)
             });
             if let Some((_, result)) = done {
@@ -299,7 +299,7 @@ impl Unbind {
             }
             if suspension::is_ending(self) {
                 // It may still hang in an earlier one.
-                let wanted = self.suspending.aside.lock().wanted.take();
+                let wanted = self.suspending.step.lock().wanted.take();
                 drop(wanted);
                 return Ok(());
             }
@@ -307,29 +307,29 @@ impl Unbind {
     }
 
     /// Takes the step that the worker waits for.
-    fn step_aside(self: &Arc<Self>) {
+    fn run_step(self: &Arc<Self>) {
         let (number, wanted) = {
-            let mut aside = self.suspending.aside.lock();
-            (aside.number, aside.wanted.take())
+            let mut pending = self.suspending.step.lock();
+            (pending.number, pending.wanted.take())
         };
-        let Some((step, tools)) = wanted else {
+        let Some((step, parts)) = wanted else {
             return;
         };
 
         let result = match step {
-            Step::Unmap => self.unmap_files(&tools),
-            Step::Settle => self.settle_writes(&tools),
+            Step::Unmap => self.unmap_files(&parts),
+            Step::Settle => self.settle_writes(&parts),
         };
         // First: the worker is to have the last reference.
-        drop(tools);
-        self.suspending.aside.lock().done = Some((number, result));
+        drop(parts);
+        self.suspending.step.lock().done = Some((number, result));
         self.suspending.changed.wake_up();
     }
 
     /// Unmaps all files, and waits for pins.
-    fn unmap_files(self: &Arc<Self>, tools: &Tools) -> Result {
-        self.expect_no_keeper(&tools.freezer)?;
-        let Some(unmapper) = &tools.unmapper else {
+    fn unmap_files(self: &Arc<Self>, parts: &StepParts) -> Result {
+        self.expect_no_keeper(&parts.freezer)?;
+        let Some(unmapper) = &parts.unmapper else {
             return Ok(());
         };
 
@@ -355,13 +355,13 @@ impl Unbind {
 
     /// Waits for the writes that are being executed, and makes them durable. Then looks for users
     /// that have come since the file systems were frozen.
-    fn settle_writes(&self, tools: &Tools) -> Result {
-        tools.freezer.drain();
-        tools.pmem.wait_executed();
+    fn settle_writes(&self, parts: &StepParts) -> Result {
+        parts.freezer.drain();
+        parts.pmem.wait_executed();
         self.flush();
 
-        self.expect_no_keeper(&tools.freezer)?;
-        if let Some(name) = tools.freezer.first_unfrozen() {
+        self.expect_no_keeper(&parts.freezer)?;
+        if let Some(name) = parts.freezer.first_unfrozen() {
             pr_warn!(
                 "{}: not suspended: {} was mounted meanwhile: try again\n",
                 *self.name,
@@ -387,14 +387,14 @@ impl Unbind {
     /// Waits until no page is pinned, or the suspension has to end. A pin may be that of a device
     /// that writes.
     fn wait_for_pins(self: &Arc<Self>, unmapper: &Unmapper<FailureHandler>) -> Result {
-        let mut patience = Patience::default();
+        let mut timer = PinTimer::default();
         let mut next = 0;
 
         while let Some(offset) = unmapper.first_pinned(&mut next) {
             if suspension::is_ending(self) {
                 break;
             }
-            if !patience.is_over(offset, now_ms(), PIN_TIMEOUT.into()) {
+            if !timer.is_over(offset, now_ms(), PIN_TIMEOUT.into()) {
                 sleep(PIN_INTERVAL);
                 continue;
             }
@@ -455,7 +455,7 @@ impl WorkItem<4> for Unbind {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.step_aside();
+        this.run_step();
     }
 }
 

@@ -128,6 +128,8 @@ pub struct Unbind {
     /// Set by [`teardown::begin`].
     pub(super) began: SetOnce<Stopwatch>,
     /// How long the teardown has waited for the end of a suspension, in microseconds.
+    ///
+    /// ORDERING: none is needed. A thread that does not see it yet waits for less long.
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<Unbind>>>,
@@ -156,7 +158,7 @@ pub struct Unbind {
     suspend_work: Work<Unbind, 3>,
     /// Takes steps of a suspension that may hang.
     #[pin]
-    aside_work: Work<Unbind, 4>,
+    step_work: Work<Unbind, 4>,
 }
 
 impl_has_work! {
@@ -164,7 +166,7 @@ impl_has_work! {
     impl HasWork<Self, 1> for Unbind { self.kill_work }
     impl HasWork<Self, 2> for Unbind { self.unmap_work }
     impl HasWork<Self, 3> for Unbind { self.suspend_work }
-    impl HasWork<Self, 4> for Unbind { self.aside_work }
+    impl HasWork<Self, 4> for Unbind { self.step_work }
 }
 
 impl WorkItem<0> for Unbind {
@@ -232,7 +234,7 @@ impl Unbind {
                 kill_work <- new_work!("pmem_rs::Unbind::kill_work"),
                 unmap_work <- new_work!("pmem_rs::Unbind::unmap_work"),
                 suspend_work <- new_work!("pmem_rs::Unbind::suspend_work"),
-                aside_work <- new_work!("pmem_rs::Unbind::aside_work"),
+                step_work <- new_work!("pmem_rs::Unbind::step_work"),
             }),
             GFP_KERNEL,
         )

@@ -9,7 +9,7 @@
 //! | command | |
 //! |---|---|
 //! | `answer SLOT ANSWER MS` | what to do that long after the holder was told: 1 give it back, 0 nothing |
-//! | `hear SLOT HEARS` | whether to be told of bad memory; applies to the next lease |
+//! | `bad_memory SLOT 0\|1` | whether the next lease has the callback |
 //! | `get SLOT MAJOR MINOR OFFSET LEN` | take a lease |
 //! | `put SLOT` | give it back |
 //! | `write SLOT` | write pages until the lease is given back |
@@ -65,7 +65,7 @@ struct Slot {
     /// Whether it gives the lease back when it is told.
     answers: Atomic<bool>,
     /// Whether it is told of bad memory.
-    hears: Atomic<bool>,
+    handles_bad_memory: Atomic<bool>,
     /// How long it takes to answer, in milliseconds.
     delay: Atomic<u64>,
     told: Atomic<u64>,
@@ -84,7 +84,7 @@ impl Slot {
             pin_init!(Self {
                 lease <- new_mutex!(None, "lessee::lease"),
                 answers: Atomic::new(true),
-                hears: Atomic::new(true),
+                handles_bad_memory: Atomic::new(true),
                 delay: Atomic::new(0),
                 told: Atomic::new(0),
                 answered: Atomic::new(0),
@@ -163,8 +163,8 @@ impl Holder for Slot {
         self.failures.fetch_add(1, Relaxed);
     }
 
-    fn hears_of_bad_memory(&self) -> bool {
-        self.hears.load(Relaxed)
+    fn handles_bad_memory(&self) -> bool {
+        self.handles_bad_memory.load(Relaxed)
     }
 }
 
@@ -185,8 +185,8 @@ impl Slots {
                 slot.delay.store(second, Relaxed);
                 Ok(())
             }
-            "hear" => {
-                slot.hears.store(first != 0, Relaxed);
+            "bad_memory" => {
+                slot.handles_bad_memory.store(first != 0, Relaxed);
                 Ok(())
             }
             "get" => {

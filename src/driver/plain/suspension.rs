@@ -364,13 +364,13 @@ fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Fai
 /// The time begins when a page is found, not when it is looked for: that takes long if the memory
 /// is large.
 #[derive(Default)]
-pub struct Patience {
+pub struct PinTimer {
     /// The page that was found last, and when it was found first.
     page: Option<(u64, u64)>,
 }
 
-impl Patience {
-    /// Takes note that a page is pinned now. Returns whether it has been for longer than `limit`,
+impl PinTimer {
+    /// Records that a page is pinned now. Returns whether it has been for longer than `limit`,
     /// in the unit of `now`.
     pub fn is_over(&mut self, page: u64, now: u64, limit: u64) -> bool {
         let since = match self.page {

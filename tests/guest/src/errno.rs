@@ -14,6 +14,12 @@ pub fn of(error: &anyhow::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw)
 }
 
+/// Whether a call has failed with an error number.
+pub fn is(result: &Result<()>, number: i32) -> bool {
+    let found = result.as_ref().err().and_then(of);
+    found.is_some_and(|errno| errno as i32 == number)
+}
+
 /// Checks that an operation failed with one of the expected errors.
 pub fn expect<T: Debug>(what: &str, result: io::Result<T>, right: &[Errno]) -> Result<Errno> {
     match result {

@@ -73,9 +73,9 @@ impl Lessee {
         Ok(self.command("answer", &[returns, delay])?)
     }
 
-    /// Sets whether the holder of the next lease is told of bad memory.
-    pub fn set_hearing(self, hears: bool) -> Result<()> {
-        Ok(self.command("hear", &[u64::from(hears)])?)
+    /// Sets whether the next lease has the callback for bad memory.
+    pub fn set_handles_bad_memory(self, handles: bool) -> Result<()> {
+        Ok(self.command("bad_memory", &[u64::from(handles)])?)
     }
 
     /// Takes a lease of a whole disk, and returns the kernel's error unchanged.

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 
 use super::platform::only_for_pmem_rs;
 use super::revoke::{FREE_LIMIT, UNBIND_LIMIT};
-use super::suspend::is_errno;
 use super::{Suite, Test, notice};
 use crate::command::run_expecting_failure;
 use crate::disk::{Access, Disk};
@@ -53,7 +52,10 @@ pub const SUITE: Suite = Suite {
         Test::new("foreign_piece", foreign),
         // From here on the first region is the injector's.
         Test::new("failing_memory", failing),
-        Test::new("failing_memory_without_a_callback", failing_unheard),
+        Test::new(
+            "failing_memory_without_a_callback",
+            failing_without_callback,
+        ),
     ],
 };
 
@@ -637,21 +639,21 @@ fn failing(lab: &mut Lab) -> Result<()> {
 }
 
 /// A failure of which the holder is not told is not handled.
-fn failing_unheard(lab: &mut Lab) -> Result<()> {
+fn failing_without_callback(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let injector = Injector::new()?;
     let (prepared, [cache, _]) = build(lab)?;
     let page = PAGE as u64;
     let start = prepared.bound.resource()?;
-    for hears in [true, false] {
-        cache.set_hearing(hears)?;
+    for handles in [true, false] {
+        cache.set_handles_bad_memory(handles)?;
         cache.get(&prepared.disk)?;
         let failed = injector.fail(start + 5 * page);
-        if hears {
+        if handles {
             failed?;
             cache.await_state("not told", |state| state.failures == 1)?;
         } else {
-            ensure!(is_errno(&failed, libc::EBUSY), "it gave {failed:?}");
+            ensure!(errno::is(&failed, libc::EBUSY), "it gave {failed:?}");
             ensure!(cache.state()?.failures == 0, "it was told");
         }
         cache.put()?;

@@ -28,7 +28,7 @@ use host::suspension::{
     suspend,
     Cause,
     Failure,
-    Patience, //
+    PinTimer, //
 };
 use world::{
     Defect,
@@ -261,13 +261,13 @@ fn a_user_that_has_come_meanwhile_ends_it() {
 
 #[test]
 fn the_time_of_a_pin_begins_when_it_is_found() {
-    let mut patience = Patience::default();
+    let mut timer = PinTimer::default();
 
     // A scan that takes long is not counted.
-    assert!(!patience.is_over(7, 5000, 1000));
-    assert!(!patience.is_over(7, 6000, 1000));
+    assert!(!timer.is_over(7, 5000, 1000));
+    assert!(!timer.is_over(7, 6000, 1000));
     // Nor is the time of a page before it.
-    assert!(!patience.is_over(8, 6500, 1000));
-    assert!(!patience.is_over(8, 7500, 1000));
-    assert!(patience.is_over(8, 7501, 1000));
+    assert!(!timer.is_over(8, 6500, 1000));
+    assert!(!timer.is_over(8, 7500, 1000));
+    assert!(timer.is_over(8, 7501, 1000));
 }

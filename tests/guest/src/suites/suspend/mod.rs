@@ -19,7 +19,6 @@ use anyhow::{Result, ensure};
 use super::platform::only_for_pmem_rs;
 use super::revoke::{Fixture, Fs, Under};
 use super::{Suite, Test};
-use crate::errno;
 use crate::injector::Watch;
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
@@ -270,13 +269,4 @@ fn stores(lab: &mut Lab, fs: Fs, under: Under) -> Result<()> {
     counter.finish()?;
     reader.finish()?;
     end(fixture)
-}
-
-/// Whether a call has failed with an error number.
-pub fn is_errno(result: &Result<()>, number: i32) -> bool {
-    result
-        .as_ref()
-        .err()
-        .and_then(errno::of)
-        .is_some_and(|found| found as i32 == number)
 }

@@ -12,11 +12,12 @@ use nix::errno::Errno;
 
 use super::ends::start_endless_write;
 use super::{
-    A_WHILE, Counter, LIMIT, STATE, build, end, expect_refused, expect_state, is_errno, reset,
-    resume, set_limit, suspend,
+    A_WHILE, Counter, LIMIT, STATE, build, end, expect_refused, expect_state, reset, resume,
+    set_limit, suspend,
 };
 use crate::command::run_expecting_failure;
 use crate::dm::Mapped;
+use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
 use crate::lab::Lab;
 use crate::lessee::{self, Lessee};
@@ -120,7 +121,7 @@ pub fn mounted_meanwhile(lab: &mut Lab) -> Result<()> {
     let mut writer = start_endless_write(&fixture)?;
     let mut suspending = Child::start("the suspending process", |_| {
         let result = bound.set(STATE, "suspended");
-        ensure!(is_errno(&result, libc::EBUSY), "it gave {result:?}");
+        ensure!(errno::is(&result, libc::EBUSY), "it gave {result:?}");
         Ok(())
     })?;
     sleep(A_WHILE);

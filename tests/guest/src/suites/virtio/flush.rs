@@ -223,7 +223,7 @@ pub fn suspended(lab: &mut Lab) -> Result<()> {
     let mut suspending = Child::start("the suspending process", |_| {
         let result = bound.set(suspend::STATE, "suspended");
         ensure!(
-            suspend::is_errno(&result, Errno::ETIMEDOUT as i32),
+            errno::is(&result, Errno::ETIMEDOUT as i32),
             "it gave {result:?}"
         );
         Ok(())
