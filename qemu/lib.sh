@@ -238,11 +238,13 @@ need_namespaces() {
 }
 
 # The crates that cargo has compiled are kept in the cache for the next checkout, which does not
-# compile them again if lock file and compiler are the same.
+# compile them again if lock file and compiler are the same. The packages of the workspace are not
+# kept: cargo would look at the sources of the checkout that compiled them.
 #
 # crates_key COMPILER: the folder in the cache for a compiler.
 crates_key() {
-    echo "$CACHE/crates-$(hash "$1" "$(<"$PROJECT/Cargo.lock")" "$(<"$PROJECT/Cargo.toml")")"
+    echo "$CACHE/crates-$(hash "$1" "$(<"$PROJECT/Cargo.lock")" "$(<"$PROJECT/Cargo.toml")" \
+        "$(declare -f keep_crates)")"
 }
 
 # seed_crates KEPT TARGET: fills an empty target folder of cargo.
@@ -259,7 +261,7 @@ seed_crates() {
 
 # keep_crates KEPT TARGET: keeps what is not there yet. What was not used for a month is removed.
 keep_crates() {
-    local profile
+    local profile package packages
     open_cache
     mkdir -p "$1"
     touch "$1"
@@ -268,6 +270,11 @@ keep_crates() {
             rm -rf "$1/$profile.partial"
             cp -a --reflink=auto "$2/$profile" "$1/$profile.partial"
             rm -rf "$1/$profile.partial/incremental"
+            mapfile -t packages < <(sed -n 's/^name = "\(.*\)"$/\1/p' "$PROJECT"/*/*/Cargo.toml)
+            for package in "${packages[@]}"; do
+                rm -rf "$1/$profile.partial/"{.fingerprint,build}/"$package"-* \
+                    "$1/$profile.partial/deps/"{,lib}"${package//-/_}"-*
+            done
             mv -T "$1/$profile.partial" "$1/$profile" 2>/dev/null || rm -rf "$1/$profile.partial"
         fi
     done
