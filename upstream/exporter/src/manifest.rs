@@ -7,6 +7,7 @@
 //! | `file FILE [DEST]` | adds a file of `src/abstractions`, by default at its path in `rust/kernel` |
 //! | `module FILE DECLARATION` | adds a `pub mod` declaration to a file of the kernel |
 //! | `methods FILE DEST TYPE NAME…` | adds methods of a file to the `impl` of a type of the kernel |
+//! | `remove FILE TYPE NAME…` | removes methods of a type from an exported file |
 //! | `append FILE DEST` | adds the items of a file to one of the kernel |
 //! | `use DEST PATH` | adds an import to a file of the kernel |
 //! | `path OLD NEW` | maps a path of `crate::abstractions` to one of the kernel crate |

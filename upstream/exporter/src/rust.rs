@@ -270,8 +270,10 @@ pub fn methods(text: &str, of: &str, names: &[&str]) -> Vec<String> {
         }
         current.push_str(line);
         current.push('\n');
-        if let Some(rest) = line.strip_prefix("    pub fn ") {
-            name = rest.split('(').next();
+        // With or without a path after `pub`.
+        let signature = line.strip_prefix("    pub");
+        if let Some((_, rest)) = signature.and_then(|line| line.split_once(" fn ")) {
+            name = rest.split(['(', '<']).next();
         }
         if line == "    }" {
             if name.is_some_and(|name| names.contains(&name)) {
@@ -329,11 +331,11 @@ mod tests {
     #[test]
     fn methods_are_found_with_their_comments() {
         let text = "impl A {\n    /// One.\n    pub fn one(&self) {\n        x();\n    }\n\n    \
-            /// Two.\n    pub fn two(&self) {\n\n        y();\n    }\n}\n";
+            /// Two.\n    pub(super) fn two(&self) {\n\n        y();\n    }\n}\n";
 
         assert_eq!(
             methods(text, "A", &["two"]),
-            ["    /// Two.\n    pub fn two(&self) {\n\n        y();\n    }\n"]
+            ["    /// Two.\n    pub(super) fn two(&self) {\n\n        y();\n    }\n"]
         );
     }
 }

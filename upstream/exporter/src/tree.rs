@@ -138,6 +138,13 @@ impl<'a> Tree<'a> {
                 let text = rust::rewrite(&text, &self.paths, Target::Kernel);
                 self.methods(&text, dest, of, names)
             }
+            ("remove", [file, of, names @ ..]) => {
+                let mut text = self.get(file)?;
+                for method in found(&text, of, names)? {
+                    text = text.replace(&format!("{method}\n"), "");
+                }
+                self.set(file, text)
+            }
             ("append", [file, dest]) => {
                 let text = self.source(&format!("src/abstractions/{file}"))?;
                 let text = rust::rewrite(&text, &self.paths, Target::Kernel);
@@ -265,10 +272,7 @@ impl<'a> Tree<'a> {
     }
 
     fn methods(&mut self, text: &str, dest: &str, of: &str, names: &[&str]) -> Result<()> {
-        let found = rust::methods(text, of, names);
-        if found.len() != names.len() {
-            bail!("found {} of {} methods", found.len(), names.len());
-        }
+        let found = found(text, of, names)?;
         let text = self.get(dest)?;
         let start = text
             .find(&format!("\nimpl {of} {{"))
@@ -479,4 +483,14 @@ impl<'a> Tree<'a> {
         put(out.join("formatted"), &formatted)?;
         put(out.join("message"), &manifest.message)
     }
+}
+
+/// Returns the texts of these public methods, all of which have to be there.
+fn found(text: &str, of: &str, names: &[&str]) -> Result<Vec<String>> {
+    let found = rust::methods(text, of, names);
+
+    if found.len() != names.len() {
+        bail!("found {} of {} methods", found.len(), names.len());
+    }
+    Ok(found)
 }

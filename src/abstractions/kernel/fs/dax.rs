@@ -43,6 +43,7 @@
 mod entry;
 mod mapping;
 mod owner;
+mod revocation;
 mod states;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(in crate::abstractions) mod testing;

@@ -26,7 +26,6 @@ use crate::abstractions::kernel::{
         PagemapOperations, //
     }, //
 };
-use crate::abstractions::kernel_ext::task::cond_resched;
 use core::{
     marker::PhantomData,
     ops::Range,
@@ -51,29 +50,37 @@ pub(super) struct FileMapping<'a>(
     PhantomData<&'a ()>,
 );
 
-/// The result of [`FileMapping::revoke`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FileRevoked {
-    /// Pages whose entries were deleted.
-    pub(super) pages: u64,
-    /// Pages whose entries were kept, because they are pinned.
-    pub(super) pinned: u64,
-    /// An entry and its folio disagree about the association. The two are read one after the other,
-    /// so a mismatch may be transient.
-    pub(super) mismatch: bool,
-}
-
-/// How many pages are deleted at once, for which the C function holds a spinlock.
-const BATCH: u64 = 512;
-
 impl<'a> FileMapping<'a> {
     pub(super) fn new(inode: &'a Inode) -> Self {
         // INVARIANT: `mapping` returns null if there is no reference to the inode.
         Self(NonNull::new(inode.mapping()), PhantomData)
     }
 
-    fn as_raw(&self) -> *mut bindings::address_space {
+    pub(super) fn as_raw(&self) -> *mut bindings::address_space {
         self.0.map_or(core::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    /// Takes the invalidate lock of the file, unless it is held or there is no page cache.
+    fn try_lock(self) -> Option<InvalidateLock<'a>> {
+        let mapping = self.0?;
+        // SAFETY: By the type invariant the mapping is valid.
+        let taken = unsafe { bindings::filemap_invalidate_trylock(mapping.as_ptr()) };
+
+        if !taken {
+            return None;
+        }
+        // INVARIANT: Just taken. The mapping is valid for `'a`.
+        Some(InvalidateLock(mapping, PhantomData))
+    }
+
+    /// Takes the invalidate lock of the file, if there is a page cache. Sleeps.
+    pub(super) fn lock(self) -> Option<InvalidateLock<'a>> {
+        let mapping = self.0?;
+        // SAFETY: By the type invariant the mapping is valid.
+        unsafe { bindings::filemap_invalidate_lock(mapping.as_ptr()) };
+
+        // INVARIANT: Just taken. The mapping is valid for `'a`.
+        Some(InvalidateLock(mapping, PhantomData))
     }
 
     /// Returns the first entry with a mark, at or after a page of the file.
@@ -94,7 +101,7 @@ impl<'a> FileMapping<'a> {
 
     /// Returns the entries with a mark from a page of the file on, in order. Entries that are made
     /// or deleted meanwhile may be missed.
-    fn entries(&self, from: u64, mark: u32) -> impl Iterator<Item = Entry> + '_ {
+    pub(super) fn entries(&self, from: u64, mark: u32) -> impl Iterator<Item = Entry> + '_ {
         let mut next = Some(from);
 
         core::iter::from_fn(move || {
@@ -145,8 +152,7 @@ impl<'a> FileMapping<'a> {
 
         // A fault of ext4 or xfs holds the lock until it ends. Its entry is not locked all the time
         // (`MAP_SYNC`), and the page may not be mapped yet.
-        // SAFETY: By the type invariant the mapping stays for as long as `self`.
-        let guard = unsafe { InvalidateLock::try_new(mapping) };
+        let guard = self.try_lock();
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
         unsafe { bindings::unmap_mapping_pages(mapping.as_ptr(), 0, 0, false) };
         let (count, is_pinned) = self.count(pages);
@@ -173,33 +179,6 @@ impl<'a> FileMapping<'a> {
         (count, is_pinned)
     }
 
-    /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
-    /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
-    /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
-    /// marks.
-    ///
-    /// This is only complete if translations are refused.
-    ///
-    /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
-    /// page faults may be held.
-    pub(super) fn revoke<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> FileRevoked {
-        let Some(mapping) = self.0 else {
-            return FileRevoked::default();
-        };
-        let frames = pages.frames();
-        // SAFETY: By the type invariant the mapping stays for as long as `self`.
-        let _guard = unsafe { InvalidateLock::new(mapping) };
-
-        // Each round unmaps first, then waits for locked entries. So the second round unmaps the
-        // pages that faults have inserted in the first.
-        for _ in 0..2 {
-            self.unmap_and_wait(&frames);
-        }
-
-        self.write_back(pages);
-        self.delete(&frames)
-    }
-
     /// Unmaps a file to which nothing can write, waits for the faults that are under way, and
     /// writes dirty pages back from the CPU caches. The entries stay, and so do their dirty marks.
     /// Returns how many pages of the memory the file has.
@@ -207,22 +186,20 @@ impl<'a> FileMapping<'a> {
     /// Pages may be mapped again, but for reading only: a write fault waits for the file system
     /// before it takes the invalidate lock.
     ///
-    /// Sleeps. Takes the invalidate lock of the file, as [`Self::revoke`].
+    /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
+    /// page faults may be held.
     pub(super) fn unmap_frozen<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> u64 {
-        let Some(mapping) = self.0 else {
+        let Some(_guard) = self.lock() else {
             return 0;
         };
-        let frames = pages.frames();
-        // SAFETY: By the type invariant the mapping stays for as long as `self`.
-        let _guard = unsafe { InvalidateLock::new(mapping) };
 
-        self.unmap_and_wait(&frames);
+        self.unmap_and_wait(&pages.frames());
         self.write_back(pages);
         self.count(pages).0
     }
 
     /// Writes dirty pages of the memory back from the CPU caches.
-    fn write_back<T: PagemapOperations>(&self, pages: &PagemapInner<T>) {
+    pub(super) fn write_back<T: PagemapOperations>(&self, pages: &PagemapInner<T>) {
         for mark in [
             bindings::PAGECACHE_TAG_DIRTY,
             bindings::PAGECACHE_TAG_TOWRITE,
@@ -242,7 +219,7 @@ impl<'a> FileMapping<'a> {
     }
 
     /// Unmaps the whole file, and waits for all locked entries.
-    fn unmap_and_wait(&self, pfns: &Range<u64>) {
+    pub(super) fn unmap_and_wait(&self, pfns: &Range<u64>) {
         let mut from = 0_u64;
 
         while let Ok(start) = i64::try_from(u128::from(from) << PAGE_SHIFT) {
@@ -271,59 +248,6 @@ impl<'a> FileMapping<'a> {
             }
         }
     }
-
-    /// Deletes the entries of idle pages.
-    fn delete(&self, pfns: &Range<u64>) -> FileRevoked {
-        let mut revoked = FileRevoked::default();
-        let mut run: Option<Range<u64>> = None;
-
-        for entry in self.entries(0, bindings::XA_PRESENT) {
-            let (start, end) = (entry.start(), entry.end());
-
-            let idle = entry.overlap(pfns).is_some_and(|own| {
-                let matches = is_associated(&own, self.as_raw());
-                revoked.mismatch |= !matches;
-                let idle = matches && is_idle(&own);
-                let pages = if idle {
-                    &mut revoked.pages
-                } else {
-                    &mut revoked.pinned
-                };
-                *pages = pages.saturating_add(entry.pages());
-                idle
-            });
-
-            // A run ends before an entry that is kept, before a hole, where an entry may be made at
-            // any moment, and at its full length.
-            run = match (run, idle) {
-                (Some(run), true) if run.end == start && end.saturating_sub(run.start) <= BATCH => {
-                    Some(run.start..end)
-                }
-                (run, idle) => {
-                    self.delete_run(run);
-                    idle.then_some(start..end)
-                }
-            };
-        }
-        self.delete_run(run);
-
-        revoked
-    }
-
-    fn delete_run(&self, run: Option<Range<u64>>) {
-        let Some(run) = run else {
-            return;
-        };
-        let start = i64::try_from(u128::from(run.start) << PAGE_SHIFT).unwrap_or(i64::MAX);
-        // The last byte: the range of the C function includes its end.
-        let end = i64::try_from((u128::from(run.end) << PAGE_SHIFT).saturating_sub(1))
-            .unwrap_or(i64::MAX);
-
-        // SAFETY: By the type invariant the mapping is valid. The entries are those of idle pages
-        // that cannot be mapped any more, as the function requires.
-        unsafe { bindings::dax_delete_mapping_range(self.as_raw(), start, end) };
-        cond_resched();
-    }
 }
 
 /// The invalidate lock of a file, held for writing. Page faults of ext4 and xfs hold it for
@@ -331,38 +255,10 @@ impl<'a> FileMapping<'a> {
 ///
 /// # Invariants
 ///
-/// The mapping is valid, and the lock is held.
-pub(super) struct InvalidateLock(NonNull<bindings::address_space>);
+/// For `'a` the mapping is valid. The lock is held.
+pub(super) struct InvalidateLock<'a>(NonNull<bindings::address_space>, PhantomData<&'a ()>);
 
-impl InvalidateLock {
-    /// Takes the lock, unless it is held.
-    ///
-    /// # Safety
-    ///
-    /// The mapping must be valid for as long as the result lives.
-    pub(super) unsafe fn try_new(mapping: NonNull<bindings::address_space>) -> Option<Self> {
-        // SAFETY: By the safety requirements.
-        if !unsafe { bindings::filemap_invalidate_trylock(mapping.as_ptr()) } {
-            return None;
-        }
-        // INVARIANT: Just taken.
-        Some(Self(mapping))
-    }
-
-    /// Takes the lock. Sleeps.
-    ///
-    /// # Safety
-    ///
-    /// The mapping must be valid for as long as the result lives.
-    pub(super) unsafe fn new(mapping: NonNull<bindings::address_space>) -> Self {
-        // SAFETY: By the safety requirements.
-        unsafe { bindings::filemap_invalidate_lock(mapping.as_ptr()) };
-        // INVARIANT: Just taken.
-        Self(mapping)
-    }
-}
-
-impl Drop for InvalidateLock {
+impl Drop for InvalidateLock<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the lock is held.
         unsafe { bindings::filemap_invalidate_unlock(self.0.as_ptr()) };
@@ -371,15 +267,9 @@ impl Drop for InvalidateLock {
 
 /// Returns whether the folio of these page frames has no reference. They must be those of one
 /// folio, and of the memory that is being revoked.
-fn is_idle(frames: &Range<u64>) -> bool {
+pub(super) fn is_idle(frames: &Range<u64>) -> bool {
     // SAFETY: The frames are those of a pgmap whose owner is borrowed.
     unsafe { FolioUse::of(frames.start as c_ulong) }.references == 0
-}
-
-/// Returns whether the folio of such page frames is associated with this file, or with several.
-fn is_associated(frames: &Range<u64>, mapping: *mut bindings::address_space) -> bool {
-    // SAFETY: The frames are those of a pgmap whose owner is borrowed.
-    unsafe { FolioUse::of(frames.start as c_ulong) }.is_in(mapping)
 }
 
 #[kunit_tests(pmem_rs_fs_dax_mapping)]

@@ -3,7 +3,7 @@
 //! The owner of a pgmap, without its state.
 
 use super::{
-    mapping::FileMapping,
+    revocation::Revocation,
     unmapper::Unmapper,
     walk::{
         may_put,
@@ -12,10 +12,7 @@ use super::{
     }, //
 };
 use crate::abstractions::kernel::{
-    fs::{
-        inode::Inode,
-        inode_pool::InodePool, //
-    },
+    fs::inode_pool::InodePool,
     memremap::{
         PagemapConfig,
         PagemapInner,
@@ -47,8 +44,6 @@ use kernel::{
 
 /// How long a drop waits for references that are about to be put, in milliseconds.
 const DROP_TIMEOUT: Msecs = 10_000;
-/// After how many walks in a row with a mismatch the memory stays mapped for good.
-const MAX_MISMATCHES: u32 = 3;
 /// The pause between two walks of a drop that waits, in milliseconds.
 const WALK_INTERVAL: Msecs = 1000;
 
@@ -70,13 +65,11 @@ pub enum User {
 ///
 /// # Invariants
 ///
-/// The value of `pages` is not freed. `mismatches` is the number of the latest walks in a row in
-/// which an entry of a page cache and its folio did not match. It stays once it has reached
-/// [`MAX_MISMATCHES`], and `pages` is never freed then.
+/// The value of `pages` is not freed.
 pub(super) struct Owner<T: PagemapOperations> {
-    pages: ManuallyDrop<Counted<PagemapInner<T>>>,
-    pool: Arc<InodePool>,
-    mismatches: u32,
+    pub(super) pages: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pub(super) pool: Arc<InodePool>,
+    pub(super) revocation: Revocation,
     registered: ManuallyDrop<Registered>,
 }
 
@@ -101,7 +94,7 @@ impl<T: PagemapOperations> Owner<T> {
         let owner = Self {
             pages: ManuallyDrop::new(pages),
             pool,
-            mismatches: 0,
+            revocation: Revocation::default(),
             registered: ManuallyDrop::new(registered),
         };
         let memory = owner.pages.try_get().ok_or(ENXIO)?;
@@ -151,64 +144,6 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
-    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
-    /// again.
-    pub(super) fn revoke_files(&mut self) -> Walked {
-        let mut mismatch = false;
-        let walked = walk_files(&self.pages, &self.pool, |_, file, _| {
-            let revoked = file.revoke(&self.pages);
-            mismatch |= revoked.mismatch;
-            revoked.pages.saturating_add(revoked.pinned)
-        });
-        self.release_files();
-
-        if mismatch {
-            self.mismatches = self.mismatches.saturating_add(1);
-            if self.mismatches == MAX_MISMATCHES {
-                pr_err!(
-                    "{}: entries of page caches do not match their folios. The range stays mapped \
-                     and reserved until reboot\n",
-                    self.pages.reservation_name().first()
-                );
-            }
-        } else if self.mismatches < MAX_MISMATCHES {
-            self.mismatches = 0;
-        }
-        walked
-    }
-
-    /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
-    /// `walk_needed` is whether all files have to be walked through, and is updated.
-    ///
-    /// The kept files are enough if all files were walked through since the last translation has
-    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
-    /// and all pins are older than the closing: files with such pins, or with faults that may have
-    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
-    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
-    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        if !*walk_needed && self.mismatches == 0 && self.revoke_kept_files() {
-            return Walked::default();
-        }
-        *walk_needed = !self.pages.is_unused();
-        self.revoke_files()
-    }
-
-    /// Revokes the memory from the kept files. Returns whether a page was deleted and all entries
-    /// match their folios.
-    fn revoke_kept_files(&self) -> bool {
-        let may_put = |inode: &Inode| may_put(&self.pages, inode);
-        let mut deleted = false;
-        let mut mismatch = false;
-
-        self.pool.for_each_kept(&may_put, |inode| {
-            let revoked = FileMapping::new(inode).revoke(&self.pages);
-            deleted |= revoked.pages != 0;
-            mismatch |= revoked.mismatch;
-        });
-        self.release_files();
-        deleted && !mismatch
-    }
-
     /// Puts the references to kept files that have no pinned page.
     pub(super) fn release_files(&self) {
         self.pool.release(|inode| may_put(&self.pages, inode));
@@ -233,7 +168,7 @@ impl<T: PagemapOperations> Owner<T> {
         if self.pages.host().is_some_and(|host| host.has_keeper()) {
             return Some(User::Keeper);
         }
-        if walk_needed || self.mismatches != 0 {
+        if walk_needed || self.revocation.is_incomplete() {
             return Some(User::PageCache);
         }
         let page = self.first_used(next)?;

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Revoking memory from files, by a walk through all that may use it.
+//!
+//! `upstream/dax-revoke` adds `dax_revoke_pgmap()` to the kernel, which does the same in C. The
+//! driver that is exported for the kernel's tree has a file that calls it in place of this one.
+//!
+//! C source: [`fs/dax.c`](srctree/fs/dax.c)
+
+use super::{
+    mapping::{
+        is_idle,
+        FileMapping, //
+    },
+    owner::Owner,
+    walk::{
+        may_put,
+        walk_files,
+        Walked, //
+    }, //
+};
+use crate::abstractions::bindings;
+use crate::abstractions::kernel::{
+    fs::inode::Inode,
+    memremap::{
+        FolioUse,
+        PagemapInner,
+        PagemapOperations, //
+    }, //
+};
+use crate::abstractions::kernel_ext::task::cond_resched;
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SHIFT,
+    prelude::*, //
+};
+
+/// After how many walks in a row with a mismatch the memory stays mapped for good.
+const MAX_MISMATCHES: u32 = 3;
+/// How many pages are deleted at once, for which the C function holds a spinlock.
+const BATCH: u64 = 512;
+
+/// What the latest walks have found.
+#[derive(Default)]
+pub(super) struct Revocation {
+    /// In how many walks in a row an entry of a page cache and its folio did not match.
+    mismatches: u32,
+}
+
+impl Revocation {
+    /// Returns whether another walk is needed. Always true once [`MAX_MISMATCHES`] walks in a row
+    /// had a mismatch.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.mismatches != 0
+    }
+
+    /// Records a walk. Returns whether the memory has to stay mapped from now on.
+    fn record(&mut self, mismatch: bool) -> bool {
+        let before = self.mismatches;
+
+        if mismatch {
+            self.mismatches = before.saturating_add(1);
+        } else if before < MAX_MISMATCHES {
+            self.mismatches = 0;
+        }
+        before < MAX_MISMATCHES && self.mismatches == MAX_MISMATCHES
+    }
+}
+
+impl<T: PagemapOperations> Owner<T> {
+    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
+    /// again.
+    pub(super) fn revoke_files(&mut self) -> Walked {
+        let mut mismatch = false;
+        let walked = walk_files(&self.pages, &self.pool, |_, file, _| {
+            let revoked = file.revoke(&self.pages);
+            mismatch |= revoked.mismatch;
+            revoked.pages.saturating_add(revoked.pinned)
+        });
+        self.release_files();
+
+        if self.revocation.record(mismatch) {
+            pr_err!(
+                "{}: entries of page caches do not match their folios. The range stays mapped and \
+                 reserved until reboot\n",
+                self.pages.reservation_name().first()
+            );
+        }
+        walked
+    }
+
+    /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
+    /// `walk_needed` is whether all files have to be walked through, and is updated.
+    ///
+    /// The kept files are enough if all files were walked through since the last translation has
+    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
+    /// and all pins are older than the closing: files with such pins, or with faults that may have
+    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
+    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
+    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
+        if !*walk_needed && !self.revocation.is_incomplete() && self.revoke_kept_files() {
+            return Walked::default();
+        }
+        *walk_needed = !self.pages.is_unused();
+        self.revoke_files()
+    }
+
+    /// Revokes the memory from the kept files. Returns whether a page was deleted and all entries
+    /// match their folios.
+    fn revoke_kept_files(&self) -> bool {
+        let may_put = |inode: &Inode| may_put(&self.pages, inode);
+        let mut deleted = false;
+        let mut mismatch = false;
+
+        self.pool.for_each_kept(&may_put, |inode| {
+            let revoked = FileMapping::new(inode).revoke(&self.pages);
+            deleted |= revoked.pages != 0;
+            mismatch |= revoked.mismatch;
+        });
+        self.release_files();
+        deleted && !mismatch
+    }
+}
+
+/// The result of [`FileMapping::revoke`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct FileRevoked {
+    /// Pages whose entries were deleted.
+    pages: u64,
+    /// Pages whose entries were kept, because they are pinned.
+    pinned: u64,
+    /// An entry and its folio disagree about the association. The two are read one after the other,
+    /// so a mismatch may be transient.
+    mismatch: bool,
+}
+
+impl FileMapping<'_> {
+    /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
+    /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
+    /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
+    /// marks.
+    ///
+    /// This is only complete if translations are refused.
+    ///
+    /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
+    /// page faults may be held.
+    fn revoke<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> FileRevoked {
+        let Some(_guard) = self.lock() else {
+            return FileRevoked::default();
+        };
+        let frames = pages.frames();
+
+        // Each round unmaps first, then waits for locked entries. So the second round unmaps the
+        // pages that faults have inserted in the first.
+        for _ in 0..2 {
+            self.unmap_and_wait(&frames);
+        }
+
+        self.write_back(pages);
+        self.delete(&frames)
+    }
+
+    /// Deletes the entries of idle pages.
+    fn delete(&self, pfns: &Range<u64>) -> FileRevoked {
+        let mut revoked = FileRevoked::default();
+        let mut run: Option<Range<u64>> = None;
+
+        for entry in self.entries(0, bindings::XA_PRESENT) {
+            let (start, end) = (entry.start(), entry.end());
+
+            let idle = entry.overlap(pfns).is_some_and(|own| {
+                let matches = is_associated(&own, self.as_raw());
+                revoked.mismatch |= !matches;
+                let idle = matches && is_idle(&own);
+                let pages = if idle {
+                    &mut revoked.pages
+                } else {
+                    &mut revoked.pinned
+                };
+                *pages = pages.saturating_add(entry.pages());
+                idle
+            });
+
+            // A run ends before an entry that is kept, before a hole, where an entry may be made at
+            // any moment, and at its full length.
+            run = match (run, idle) {
+                (Some(run), true) if run.end == start && end.saturating_sub(run.start) <= BATCH => {
+                    Some(run.start..end)
+                }
+                (run, idle) => {
+                    self.delete_run(run);
+                    idle.then_some(start..end)
+                }
+            };
+        }
+        self.delete_run(run);
+
+        revoked
+    }
+
+    fn delete_run(&self, run: Option<Range<u64>>) {
+        let Some(run) = run else {
+            return;
+        };
+        let start = i64::try_from(u128::from(run.start) << PAGE_SHIFT).unwrap_or(i64::MAX);
+        // The last byte: the range of the C function includes its end.
+        let end = i64::try_from((u128::from(run.end) << PAGE_SHIFT).saturating_sub(1))
+            .unwrap_or(i64::MAX);
+
+        // SAFETY: By the type invariant the mapping is valid. The entries are those of idle pages
+        // that cannot be mapped any more, as the function requires.
+        unsafe { bindings::dax_delete_mapping_range(self.as_raw(), start, end) };
+        cond_resched();
+    }
+}
+
+/// Returns whether the folio of these page frames is associated with this file, or with several.
+/// They must be those of one folio, and of the memory that is being revoked.
+fn is_associated(frames: &Range<u64>, mapping: *mut bindings::address_space) -> bool {
+    // SAFETY: The frames are those of a pgmap whose owner is borrowed.
+    unsafe { FolioUse::of(frames.start as c_ulong) }.is_in(mapping)
+}
