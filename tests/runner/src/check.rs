@@ -203,7 +203,11 @@ fn keep_times(report: &Report) -> Result<()> {
     let Ok(path) = env::var(TIMES) else {
         return Ok(());
     };
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("{TIMES} is `{path}`"))?;
     writeln!(file, "suite\t{:.1}\t{}", report.seconds, report.suite)?;
     for (test, seconds) in &report.times {
         writeln!(file, "test\t{seconds:.1}\t{}.{test}", report.suite)?;
