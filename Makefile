@@ -22,6 +22,9 @@ KDIR ?=
 # Additional arguments for the program that a verb runs.
 ARGS ?=
 
+# `debug` for the debug kernel in `make guests`.
+KERNEL_BUILD ?=
+
 # The namespaces that `make bench-metal` uses, and `yes` if it may overwrite data on them.
 NAMESPACES ?=
 OVERWRITE ?=
@@ -89,6 +92,13 @@ patches: ## Export the patches for the kernel to build/patches, and apply them t
 .PHONY: check-patches
 check-patches: ## Build what each of these patches changes, and run checkpatch (ARGS=SERIES: some)
 	@tests/patches/build $(ARGS)
+
+.PHONY: guests
+guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=debug: on the debug kernel)
+	@tests/programs
+	@mkdir -p build
+	@qemu/env $(KERNEL_BUILD) >/dev/null
+	@$(runner) check --env $(env)$(KERNEL_BUILD:%=-%) --results $(results)$(KERNEL_BUILD:%=-%) $(ARGS)
 
 .PHONY: stress
 stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600

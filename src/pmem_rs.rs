@@ -50,7 +50,7 @@ use driver::{
         Shared, //
         SHARED,
     },
-    sleep::Hibernation, //
+    sleep::SleepPolicy, //
 };
 use kernel::sync::Arc;
 
@@ -61,7 +61,7 @@ pub struct PmemModule {
     #[pin]
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<NdDriver>>,
     #[pin]
-    _pm_notifier: PmNotifier<Hibernation>,
+    _pm_notifier: PmNotifier<SleepPolicy>,
     // Dropped after `_nd_driver`, which unbinds the devices on the nd buses of this driver one by
     // one, each with only its own device lock held. Dropping the buses then unbinds the devices
     // that other drivers have, whether they are in use or not.

@@ -70,7 +70,7 @@ pub use self::{
         RegionAccess, //
     },
     status::{
-        State,
+        StateAttribute,
         STATE_FILE, //
     }, //
 };

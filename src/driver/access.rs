@@ -16,7 +16,7 @@ pub struct Access {
     /// The barrier that flushes the region, if no more is needed.
     pub flush_barrier: Option<FlushBarrier>,
     /// [`Self::READ_ONLY`] or [`Self::HELD`], or both, or 0.
-    closed: Atomic<u32>,
+    blocked: Atomic<u32>,
 }
 
 impl Access {
@@ -30,34 +30,34 @@ impl Access {
         Self {
             block_size,
             flush_barrier,
-            closed: Atomic::new(0),
+            blocked: Atomic::new(0),
         }
     }
 
     /// Sets or clears a flag. Returns whether that is a change. Called with the lock of
     /// `Pmem::held`.
-    pub fn set_closed(&self, flag: u32, set: bool) -> bool {
-        let old = self.closed.load(Relaxed);
+    pub fn set_blocked(&self, flag: u32, set: bool) -> bool {
+        let old = self.blocked.load(Relaxed);
         let new = if set { old | flag } else { old & !flag };
 
-        self.closed.store(new, Relaxed);
+        self.blocked.store(new, Relaxed);
         new != old
     }
 
     /// Returns whether writes are not executed: they are refused or held.
     #[inline]
-    pub fn is_closed(&self) -> bool {
-        read_once(&self.closed) != 0
+    pub fn is_blocked(&self) -> bool {
+        read_once(&self.blocked) != 0
     }
 
     /// Returns whether writes are refused, because the region is read-only.
     #[inline]
     pub fn is_read_only(&self) -> bool {
-        read_once(&self.closed) & Self::READ_ONLY != 0
+        read_once(&self.blocked) & Self::READ_ONLY != 0
     }
 
     /// Returns whether writes are held, because the disk is suspended.
     pub fn is_held(&self) -> bool {
-        read_once(&self.closed) & Self::HELD != 0
+        read_once(&self.blocked) & Self::HELD != 0
     }
 }

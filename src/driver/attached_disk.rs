@@ -3,6 +3,11 @@
 //! The disk, the DAX device and the memory of a bound device.
 
 use super::{
+    device_state::{
+        DeviceState, //
+        Parts,
+        RemovalWatcher, //
+    }, //
     disk::{
         self,
         Capabilities, //
@@ -21,12 +26,7 @@ use super::{
     registry::Registry,
     shared::Shared,
     sleep::Sleep,
-    suspension::StateFile,
-    unbind::{
-        Parts,
-        Provider,
-        Unbind, //
-    }, //
+    suspension_state::StateFile, //
 };
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
@@ -40,7 +40,7 @@ use crate::abstractions::nvdimm::{
     Namespace,
     ProbeError,
     ProviderWatch,
-    State, //
+    StateAttribute, //
 };
 use core::ops::Range;
 use kernel::{
@@ -56,9 +56,9 @@ use kernel::{
 
 /// The disk, the DAX device and the memory of a bound device.
 ///
-/// Dropping it tears the device down; see [`unbind`](super::unbind).
+/// Dropping it tears the device down; see [`DeviceState`].
 pub struct AttachedDisk<'bound> {
-    unbind: Arc<Unbind>,
+    device: Arc<DeviceState>,
     /// The physical range of the data.
     data: Range<PhysAddr>,
     _watch: ProviderWatch<'bound>,
@@ -114,23 +114,24 @@ impl<'bound> AttachedDisk<'bound> {
         if pmem.set_read_only(read_only) {
             report_read_only(dev, read_only);
         }
-        // Allocated here: once the disk was opened, only the teardown can undo this function.
+        // Allocated before the disk is added. After that, a failure could only be undone by a
+        // teardown, since the disk may be in use.
         let reserved = Registry::reserve()?;
-        let unbind = Unbind::new(shared.clone(), name()?, reserve, flusher.clone(), &memory)?;
+        let device = DeviceState::new(shared.clone(), name()?, reserve, flusher.clone(), &memory)?;
         let watch = ProviderWatch::new(
             namespace.device(),
-            Arc::new(Provider(unbind.clone()), GFP_KERNEL)?,
+            Arc::new(RemovalWatcher(device.clone()), GFP_KERNEL)?,
         )?;
         let sleep = match dev.provider() {
             Some(provider) => Some(SleepDevice::new(
                 provider,
                 &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
-                Arc::new(Sleep(unbind.clone()), GFP_KERNEL)?,
+                Arc::new(Sleep(device.clone()), GFP_KERNEL)?,
             )?),
             None => None,
         };
 
-        let state = Arc::new(StateFile(unbind.clone()), GFP_KERNEL)?;
+        let state = Arc::new(StateFile(device.clone()), GFP_KERNEL)?;
         let properties = dax::Properties {
             synchronous: region.is_synchronous(),
             write_cache: region.has_cache(),
@@ -170,10 +171,10 @@ impl<'bound> AttachedDisk<'bound> {
         }
 
         // Added before `set_bound`: from then on the worker may remove it.
-        shared.devices.add(reserved, unbind.clone());
-        unbind.set_bound(Parts { disk, dax, memory });
+        shared.devices.add(reserved, device.clone());
+        device.set_bound(Parts { disk, dax, memory });
         Ok(Self {
-            unbind,
+            device,
             data,
             _watch: watch,
             sleep,
@@ -181,20 +182,20 @@ impl<'bound> AttachedDisk<'bound> {
         })
     }
 
-    /// Returns what says whether the device is suspended or is going to be unbound.
-    pub fn state(&self) -> Arc<dyn State> {
+    /// Returns the contents of the attribute `pmem_rs/state`.
+    pub fn state(&self) -> Arc<dyn StateAttribute> {
         self.state.clone()
     }
 
-    /// As [`Unbind::sync`]. Resumes the disk first, so that the writes that are held are not lost.
+    /// As [`DeviceState::sync`]. Resumes the disk first, so that the writes that are held are not lost.
     pub fn sync(&self) {
-        self.unbind.end_suspensions();
-        self.unbind.sync();
+        self.device.end_suspensions();
+        self.device.sync();
     }
 
     /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
     pub fn revalidate_poison(&self, dev: &Device<Bound>) {
-        let pmem = self.unbind.with_parts(|parts| Arc::from(parts.disk.data()));
+        let pmem = self.device.with_parts(|parts| Arc::from(parts.disk.data()));
         let Some(pmem) = pmem else {
             return;
         };
@@ -210,7 +211,7 @@ impl<'bound> AttachedDisk<'bound> {
     /// mapping that is made after that cannot be refused.
     pub fn sync_read_only(&self, dev: &Device<Bound>) {
         let read_only = dev.region().is_read_only();
-        let has_changed = self.unbind.with_parts(|Parts { disk, .. }| {
+        let has_changed = self.device.with_parts(|Parts { disk, .. }| {
             disk.set_read_only(read_only);
             disk.data().set_read_only(read_only)
         });
@@ -218,7 +219,7 @@ impl<'bound> AttachedDisk<'bound> {
         if has_changed == Some(true) {
             report_read_only(dev, read_only);
             if read_only {
-                self.unbind.start_unmapping();
+                self.device.start_unmapping();
             }
         }
     }
@@ -226,9 +227,10 @@ impl<'bound> AttachedDisk<'bound> {
 
 impl Drop for AttachedDisk<'_> {
     fn drop(&mut self) {
-        // The device is in use meanwhile, as before.
-        self.unbind.give_notice();
-        end_sleep(self.sleep.take(), || self.unbind.flusher.resume());
-        self.unbind.run();
+        // The device stays in use meanwhile.
+        self.device.give_notice();
+        // The teardown flushes, also if the system is going to sleep.
+        end_sleep(self.sleep.take(), || self.device.flusher.unpause());
+        self.device.tear_down();
     }
 }

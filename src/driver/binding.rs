@@ -26,7 +26,7 @@ use crate::abstractions::nvdimm::{
     Kind,
     Namespace,
     ProbeError,
-    State, //
+    StateAttribute, //
 };
 use kernel::{
     device::{
@@ -79,7 +79,11 @@ impl<'bound> Binding<'bound> {
                 let data = data_of_pfn(dev, &enabled, &range)?;
                 dev_info!(dev, "a disk without DAX, since this is a kdump kernel\n");
 
-                (enabled.disable(), Layout::Plain(data), c"fsdax without DAX")
+                (
+                    enabled.disable(),
+                    Layout::WithoutPages(data),
+                    c"fsdax without DAX",
+                )
             }
             Kind::Pfn => {
                 let (enabled, pages) = setup_pfn(dev, enable(namespace)?, &range)?;
@@ -106,7 +110,7 @@ impl<'bound> Binding<'bound> {
                     let pages = PagemapConfig::new(range.start, len)?;
                     (namespace, Layout::Pages(pages), c"raw map=mem")
                 } else {
-                    (namespace, Layout::Plain(range.clone()), c"raw")
+                    (namespace, Layout::WithoutPages(range.clone()), c"raw")
                 }
             }
         };
@@ -123,9 +127,9 @@ impl<'bound> Binding<'bound> {
         }
     }
 
-    /// Returns what says whether the device is going to be unbound. [`None`] if it has no disk of
+    /// Returns the contents of the attribute `pmem_rs/state`. [`None`] if the device has no disk of
     /// this driver.
-    pub fn state(&self) -> Option<Arc<dyn State>> {
+    pub fn state(&self) -> Option<Arc<dyn StateAttribute>> {
         match self {
             Self::Btt(..) => None,
             Self::Disk(disk, _) => Some(disk.state()),

@@ -3,7 +3,7 @@
 //! The DAX device, through which file systems map the memory to user space.
 
 use super::{
-    failure_handler::FailureHandler,
+    pagemap_data::PagemapData,
     plain::geometry::Span,
     pmem::Pmem, //
 };
@@ -29,9 +29,9 @@ use kernel::{
     prelude::*, //
 };
 
-impl dax::Operations<FailureHandler> for Pmem {
+impl dax::Operations<PagemapData> for Pmem {
     #[inline(always)]
-    fn are_known_good(pages: &PagemapInner<FailureHandler>, pgoff: usize, nr_pages: usize) -> bool {
+    fn are_known_good(pages: &PagemapInner<PagemapData>, pgoff: usize, nr_pages: usize) -> bool {
         let badblocks = &pages.ops().badblocks;
 
         // Failed pages are looked for first: a failed page is added to the badblocks before it is
@@ -41,7 +41,7 @@ impl dax::Operations<FailureHandler> for Pmem {
 
     fn direct_access<'g>(
         &'g self,
-        _pages: &'g PagemapInner<FailureHandler>,
+        _pages: &'g PagemapInner<PagemapData>,
         extent: Extent<'g>,
         nr_pages: usize,
         mode: AccessMode,

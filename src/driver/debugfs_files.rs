@@ -13,7 +13,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// The file `devices`: bound devices, how much of each was exposed, and the pages in use.
+/// The file `devices`: bound devices, how much of each was exposed, and the pages in use; and those
+/// that are being torn down, and what is waited for.
 pub struct BoundDevices;
 
 impl Contents for BoundDevices {
@@ -21,7 +22,7 @@ impl Contents for BoundDevices {
     type OwnerModule = crate::LocalModule;
 
     fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        list(shared, f, |device| device.is_bound())
+        list(shared, f, |device| device.is_attached())
     }
 }
 

@@ -37,14 +37,60 @@ pub struct Description<'a> {
 pub enum Stage {
     /// The device is bound.
     Bound,
-    /// The disk is being removed.
-    RemovingDisk,
-    /// The memory is being revoked from files.
-    Revoking,
+    /// A step of the teardown. [`None`] until the worker begins.
+    TearingDown(Option<Step>),
     /// The range may have a user.
     Draining(Option<User>),
     /// The range is being freed.
     Freeing,
+}
+
+/// The steps of a teardown before the worker waits for single users.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The disk is resumed, if it is suspended.
+    Resume,
+    /// Translations to page frame numbers are refused, and files are unmapped.
+    CloseToMappings,
+    /// Leases are waited for.
+    Leases,
+    /// The disk is removed.
+    RemoveDisk,
+    /// Translations are refused.
+    Close,
+    /// The memory is revoked from files.
+    Revoke,
+    /// The region is flushed.
+    Flush,
+}
+
+impl Step {
+    /// Returns the name in the tracepoint.
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Self::Resume => c"resume",
+            Self::CloseToMappings => c"close_to_mappings",
+            Self::Leases => c"leases",
+            Self::RemoveDisk => c"remove_disk",
+            Self::Close => c"close",
+            Self::Revoke => c"revoke",
+            Self::Flush => c"flush",
+        }
+    }
+
+    /// Returns what the step waits for if it takes long. Empty for what is named by other means.
+    fn obstacle(self) -> &'static str {
+        match self {
+            Self::Resume => " (a file system that is being frozen or thawed)",
+            Self::CloseToMappings => {
+                " (a mount or unmount that does not end, or pins of more files than can be kept)"
+            }
+            Self::Leases | Self::Close => "",
+            Self::RemoveDisk => " (a file system on the disk that does not shut down)",
+            Self::Revoke => " (files, of which one is locked, or a mount or unmount)",
+            Self::Flush => " (a flush of the region that does not end)",
+        }
+    }
 }
 
 impl fmt::Display for Description<'_> {
@@ -73,9 +119,7 @@ impl fmt::Display for Description<'_> {
                     used.cached
                 ));
             }
-            Stage::RemovingDisk if holders.is_some() => "",
-            Stage::RemovingDisk => " (a file system on the disk that does not shut down)",
-            Stage::Revoking => " (files, of which one is locked)",
+            Stage::TearingDown(step) => step.map_or("", Step::obstacle),
             // A lease has a reference.
             Stage::Draining(Some(User::Reference)) if holders.is_some() => "",
             Stage::Draining(Some(User::Reference)) => {

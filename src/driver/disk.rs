@@ -165,7 +165,7 @@ impl WorkItem for Preflush {
             match this.pmem.flusher.flush() {
                 Ok(()) => {
                     let pmem = &*this.pmem;
-                    pmem.execute_deferred(bio, |bio| pmem.execute_later(bio));
+                    pmem.execute_deferred(bio, |bio| pmem.execute_noinline(bio));
                 }
                 Err(err) => bio.end(err.into()),
             }
@@ -247,13 +247,13 @@ impl Pmem {
         }
         // Writes may not be held any more.
         if let Some(bio) = self.hold(bio) {
-            self.execute_later(bio);
+            self.execute_noinline(bio);
         }
     }
 
     /// As [`Self::execute`], not inlined.
     #[inline(never)]
-    fn execute_later(&self, bio: Bio) {
+    fn execute_noinline(&self, bio: Bio) {
         self.execute(bio);
     }
 
@@ -262,7 +262,7 @@ impl Pmem {
         let mut held = self.stop_holding();
 
         while let Some(bio) = held.pop() {
-            self.execute_later(bio);
+            self.execute_noinline(bio);
             cond_resched();
         }
     }
@@ -283,7 +283,7 @@ impl Pmem {
             }
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
-            if self.access.is_closed() {
+            if self.access.is_blocked() {
                 return Err(self.refuse_write_of(bio));
             }
             match self.memory.find_writable(find) {

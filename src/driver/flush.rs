@@ -68,7 +68,7 @@ use kernel::{
 };
 
 /// How long the sleep of the system waits for a flush in progress, in milliseconds.
-const SUSPEND_TIMEOUT: Msecs = 10_000;
+const PAUSE_TIMEOUT: Msecs = 10_000;
 
 /// The flushes of a device.
 ///
@@ -89,7 +89,7 @@ pub struct Flusher {
     even: CondVar,
     #[pin]
     odd: CondVar,
-    /// Woken at the end of a flush while the device is suspended.
+    /// Woken at the end of a flush while flushes are paused.
     #[pin]
     idle: WaitQueue,
     /// Bios whose data was written, and which end after the next flush.
@@ -190,32 +190,32 @@ impl Flusher {
         }
     }
 
-    /// Lets no flush of an asynchronous region start until [`Self::resume`], and waits for one that
+    /// Lets no flush of an asynchronous region start until [`Self::unpause`], and waits for one that
     /// is in progress. Sleeps. Does nothing for other regions.
     ///
     /// Fails with [`EBUSY`] if that flush takes too long. Then flushes can start as before.
-    pub fn suspend(&self) -> Result {
+    pub fn pause(&self) -> Result {
         if !self.is_asynchronous {
             return Ok(());
         }
-        self.shared_flush.lock().suspend();
+        self.shared_flush.lock().pause();
 
-        let idle = self.idle.wait_until(SUSPEND_TIMEOUT, || {
+        let idle = self.idle.wait_until(PAUSE_TIMEOUT, || {
             (!self.shared_flush.lock().is_flushing()).then_some(())
         });
         idle.ok_or_else(|| {
-            self.resume();
+            self.unpause();
             self.region.err(fmt!(
-                "the system stays awake, since the host has not flushed within {SUSPEND_TIMEOUT} \
+                "the system stays awake, since the host has not flushed within {PAUSE_TIMEOUT} \
                  ms: wait until its storage is less busy, and try again\n"
             ));
             EBUSY
         })
     }
 
-    /// Lets flushes start again. Callable without [`Self::suspend`] before it.
-    pub fn resume(&self) {
-        self.shared_flush.lock().resume();
+    /// Lets flushes start again. Callable without [`Self::pause`] before it.
+    pub fn unpause(&self) {
+        self.shared_flush.lock().unpause();
         self.even.notify_all();
         self.odd.notify_all();
     }
@@ -258,13 +258,13 @@ impl Flusher {
                     let result = self.flush_alone();
                     shared = self.shared_flush.lock();
                     let ended = shared.end(result);
-                    let is_suspended = shared.is_suspended();
+                    let is_paused = shared.is_paused();
                     drop(shared);
 
                     // The next flush starts before the other threads need the CPU and the lock.
                     self.queue(ended.next()).notify_one();
                     self.queue(ended).notify_all();
-                    if is_suspended {
+                    if is_paused {
                         self.idle.wake_up();
                     }
                     shared = self.shared_flush.lock();

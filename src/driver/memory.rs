@@ -7,7 +7,7 @@
 //! [`MemoryRef`].
 
 use super::{
-    failure_handler::FailureHandler,
+    pagemap_data::PagemapData,
     plain::geometry::Span, //
 };
 use crate::abstractions::kernel::{
@@ -52,19 +52,19 @@ pub enum Layout {
     /// With `struct page`s.
     Pages(PagemapConfig),
     /// Without `struct page`s, so without DAX. The addresses are those of the data.
-    Plain(Range<PhysAddr>),
+    WithoutPages(Range<PhysAddr>),
 }
 
 /// A mapping without `struct page`s, and its bad sectors.
 #[pin_data]
-pub struct PlainMemory {
+pub struct MemoryWithoutPages {
     mapping: Memremap,
     #[pin]
     badblocks: Badblocks,
 }
 
 // Not inlined: then the path of memory with pages has no instructions for this one.
-impl PlainMemory {
+impl MemoryWithoutPages {
     #[inline(never)]
     fn slice(&self) -> PmemSlice<'_> {
         self.mapping.slice()
@@ -82,26 +82,26 @@ impl PlainMemory {
 }
 
 /// Memory with `struct page`s, or without.
-pub enum Backing<P, M = Counted<PlainMemory>> {
+pub enum Backing<P, M = Counted<MemoryWithoutPages>> {
     /// With `struct page`s.
     Pages(P),
     /// Without.
-    Plain(M),
+    WithoutPages(M),
 }
 
 /// The owner of a reserved and mapped range of persistent memory.
-pub type Memory = Backing<Pagemap<FailureHandler>>;
+pub type Memory = Backing<Pagemap<PagemapData>>;
 
 /// The owner of memory that cannot be translated any more.
-pub type Closed = Backing<fs_dax::Closed<FailureHandler>>;
+pub type Closed = Backing<fs_dax::Closed<PagemapData>>;
 
 /// The owner of memory that was revoked from all files.
-pub type Revoked = Backing<fs_dax::Revoked<FailureHandler>>;
+pub type Revoked = Backing<fs_dax::Revoked<PagemapData>>;
 
 /// A reference that keeps the memory of a device.
 ///
 /// Offsets count from the start of the data. Metadata before the data is not accessible.
-pub type MemoryRef = Backing<PagemapRef<FailureHandler>, Ref<PlainMemory>>;
+pub type MemoryRef = Backing<PagemapRef<PagemapData>, Ref<MemoryWithoutPages>>;
 
 impl<P, M> Backing<P, M> {
     /// Returns the owner of the `struct page`s, or the reference to them, if there are any.
@@ -109,7 +109,7 @@ impl<P, M> Backing<P, M> {
     pub fn pages(&self) -> Option<&P> {
         match self {
             Self::Pages(pages) => Some(pages),
-            Self::Plain(_) => None,
+            Self::WithoutPages(_) => None,
         }
     }
 }
@@ -130,13 +130,15 @@ impl Memory {
                 config,
                 reservation,
                 node,
-                FailureHandler::new(name),
+                PagemapData::new(name),
                 queue,
             )?),
-            Layout::Plain(data) => Self::Plain(Counted::pin_init(try_pin_init!(PlainMemory {
-                mapping: Memremap::new(reservation, &data)?,
-                badblocks <- Badblocks::new(),
-            }))?),
+            Layout::WithoutPages(data) => {
+                Self::WithoutPages(Counted::pin_init(try_pin_init!(MemoryWithoutPages {
+                    mapping: Memremap::new(reservation, &data)?,
+                    badblocks <- Badblocks::new(),
+                }))?)
+            }
         })
     }
 
@@ -144,7 +146,7 @@ impl Memory {
     pub fn reference(&self) -> Option<MemoryRef> {
         Some(match self {
             Self::Pages(pages) => Backing::Pages(pages.reference()?),
-            Self::Plain(plain) => Backing::Plain(plain.try_get()?),
+            Self::WithoutPages(plain) => Backing::WithoutPages(plain.try_get()?),
         })
     }
 
@@ -152,7 +154,7 @@ impl Memory {
     pub fn reservation_name(&self) -> &Arc<RegionName> {
         match self {
             Self::Pages(pages) => pages.reservation_name(),
-            Self::Plain(plain) => plain.mapping.reservation_name(),
+            Self::WithoutPages(plain) => plain.mapping.reservation_name(),
         }
     }
 
@@ -160,7 +162,7 @@ impl Memory {
     pub fn close_to_mappings(&mut self) -> fs_dax::Walked {
         match self {
             Self::Pages(pages) => pages.close_to_mappings(),
-            Self::Plain(plain) => {
+            Self::WithoutPages(plain) => {
                 plain.kill();
                 fs_dax::Walked::default()
             }
@@ -168,7 +170,7 @@ impl Memory {
     }
 
     /// As [`Pagemap::unmapper`]. Memory without `struct page`s has no files.
-    pub fn unmapper(&self) -> Option<fs_dax::Unmapper<FailureHandler>> {
+    pub fn unmapper(&self) -> Option<fs_dax::Unmapper<PagemapData>> {
         self.pages()?.unmapper()
     }
 
@@ -176,7 +178,7 @@ impl Memory {
     pub fn close(self) -> Closed {
         match self {
             Self::Pages(pages) => Backing::Pages(pages.close()),
-            Self::Plain(plain) => Backing::Plain(plain),
+            Self::WithoutPages(plain) => Backing::WithoutPages(plain),
         }
     }
 }
@@ -189,7 +191,7 @@ impl Closed {
                 let (pages, walked) = pages.revoke();
                 (Backing::Pages(pages), walked)
             }
-            Self::Plain(plain) => (Backing::Plain(plain), fs_dax::Walked::default()),
+            Self::WithoutPages(plain) => (Backing::WithoutPages(plain), fs_dax::Walked::default()),
         }
     }
 }
@@ -206,7 +208,7 @@ impl Revoked {
     pub fn first_user(&mut self) -> Option<fs_dax::User> {
         match self {
             Self::Pages(pages) => pages.first_user(),
-            Self::Plain(plain) => (!plain.is_unused()).then_some(fs_dax::User::Reference),
+            Self::WithoutPages(plain) => (!plain.is_unused()).then_some(fs_dax::User::Reference),
         }
     }
 
@@ -214,7 +216,7 @@ impl Revoked {
     pub fn wait_for(&mut self, user: fs_dax::User, limit: Msecs) {
         match self {
             Self::Pages(pages) => pages.wait_for(user, limit),
-            Self::Plain(plain) => {
+            Self::WithoutPages(plain) => {
                 plain.wait_timeout(limit);
             }
         }
@@ -228,7 +230,7 @@ impl Revoked {
                 pages.wait_put(limit);
                 pages.free().map_err(Self::Pages)
             }
-            Self::Plain(plain) => {
+            Self::WithoutPages(plain) => {
                 drop(plain);
                 Ok(())
             }
@@ -241,7 +243,7 @@ impl MemoryRef {
     fn slice(&self) -> PmemSlice<'_> {
         match self {
             Self::Pages(pages) => pages.slice(),
-            Self::Plain(plain) => plain.slice(),
+            Self::WithoutPages(plain) => plain.slice(),
         }
     }
 
@@ -250,7 +252,7 @@ impl MemoryRef {
     pub fn badblocks(&self) -> &Badblocks {
         match self {
             Self::Pages(pages) => &pages.ops().badblocks,
-            Self::Plain(plain) => plain.badblocks(),
+            Self::WithoutPages(plain) => plain.badblocks(),
         }
     }
 
@@ -264,35 +266,40 @@ impl MemoryRef {
     pub fn phys(&self) -> Range<PhysAddr> {
         let start = match self {
             Self::Pages(pages) => pages.phys(),
-            Self::Plain(plain) => plain.mapping.phys(),
+            Self::WithoutPages(plain) => plain.mapping.phys(),
         };
 
         start..start.saturating_add(self.size() as u64)
     }
 
-    /// Returns the span that `find` computes from the size of the data, and its memory. [`None`] if
+    /// Calls `span_in` with the size of the data, and returns the span and its memory. [`None`] if
     /// the span is not within the data.
+    ///
+    /// The size is an argument, so that the fast path reads address and size once.
     #[inline]
-    pub fn find(&self, find: impl FnOnce(usize) -> Option<Span>) -> Option<(Span, PmemSlice<'_>)> {
+    pub fn find(
+        &self,
+        span_in: impl FnOnce(usize) -> Option<Span>,
+    ) -> Option<(Span, PmemSlice<'_>)> {
         let data = self.slice();
-        let span = find(data.len())?;
+        let span = span_in(data.len())?;
 
         Some((span, data.get(span.offset, span.len)?))
     }
 
-    /// Returns the span that `find` computes from the size of the data, and its memory for writing.
+    /// Calls `span_in` with the size of the data, and returns the span and its memory for writing.
     /// [`None`] if the span is not within the data, any page of the data has failed, or the span is
     /// not known to have no bad sector ([`Badblocks::is_known_good`]).
     #[inline(always)]
     pub fn find_writable(
         &self,
-        find: impl FnOnce(usize) -> Option<Span>,
+        span_in: impl FnOnce(usize) -> Option<Span>,
     ) -> Option<(Span, WritableSlice<'_>)> {
         let (data, badblocks) = match self {
             Self::Pages(pages) => (pages.writable_all()?, &pages.ops().badblocks),
-            Self::Plain(plain) => plain.writable(),
+            Self::WithoutPages(plain) => plain.writable(),
         };
-        let span = find(data.len())?;
+        let span = span_in(data.len())?;
         if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
             return None;
         }
@@ -300,20 +307,20 @@ impl MemoryRef {
         Some((span, data.get(span.offset, span.len)?))
     }
 
-    /// Returns the span that `find` computes from the size of the data, and its memory. [`None`] if
+    /// Calls `span_in` with the size of the data, and returns the span and its memory. [`None`] if
     /// the span is not within the data, any page of the data has failed, or the span is not known
     /// to have no bad sector.
     #[inline(always)]
     pub fn find_good(
         &self,
-        find: impl FnOnce(usize) -> Option<Span>,
+        span_in: impl FnOnce(usize) -> Option<Span>,
     ) -> Option<(Span, PmemSlice<'_>)> {
         let (data, badblocks) = match self {
             Self::Pages(pages) if pages.none_failed() => (pages.slice(), &pages.ops().badblocks),
             Self::Pages(_) => return None,
-            Self::Plain(plain) => (plain.slice(), plain.badblocks()),
+            Self::WithoutPages(plain) => (plain.slice(), plain.badblocks()),
         };
-        let span = find(data.len())?;
+        let span = span_in(data.len())?;
         if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
             return None;
         }
@@ -326,7 +333,7 @@ impl MemoryRef {
     pub fn writable(&self, span: Span) -> Option<WritableSlice<'_>> {
         match self {
             Self::Pages(pages) => pages.writable(span.offset, span.len),
-            Self::Plain(plain) => plain.mapping.writable().get(span.offset, span.len),
+            Self::WithoutPages(plain) => plain.mapping.writable().get(span.offset, span.len),
         }
     }
 

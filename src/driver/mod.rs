@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver, on top of the abstractions.
+//! The driver, on top of the abstractions. `docs/architecture.md` has a list of the words that it
+//! uses, and follows a probe, a request, a fault and an unbind through these files.
 //!
 //! - [`platform_driver`]: the driver of platform devices with persistent memory.
 //! - [`nd_driver`]: the driver of devices on the nd bus.
@@ -10,16 +11,16 @@
 //! - [`exceptions`]: the namespaces that are left to other drivers.
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.
-//! - [`failure_handler`]: memory failures.
+//! - [`pagemap_data`]: badblocks and memory failures of memory with `struct page`s.
 //! - [`access`]: what each request reads.
 //! - [`pmem`]: reads and writes, badblocks and poison; shared by
 //!   - [`disk`]: the block device, and
 //!   - [`dax_device`]: the DAX device.
 //! - [`flush`]: flushes of the region.
-//! - [`unbind`]: the teardown: its data and threads.
-//! - [`environment`]: the functions of the kernel that the teardown calls.
-//! - [`suspension`]: the suspension of a disk, whose data are in
-//!   - [`suspending`].
+//! - [`device_state`]: the state of a device until its range is free, with
+//!   - [`teardown_ops`]: the functions that the teardown calls,
+//!   - [`suspension_ops`]: the functions that the suspension of a disk calls, and
+//!   - [`suspension_state`]: the data of the suspension, and the file in sysfs.
 //! - [`description`]: the state of a device as text.
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
@@ -45,20 +46,20 @@ pub mod claim;
 pub mod dax_device;
 pub mod debugfs_files;
 pub mod description;
+pub mod device_state;
 pub mod disk;
-pub mod environment;
 pub mod exceptions;
-pub mod failure_handler;
 pub mod flush;
 pub mod memory;
 pub mod messages;
 pub mod nd_driver;
+pub mod pagemap_data;
 pub mod plain;
 pub mod platform_driver;
 pub mod pmem;
 pub mod registry;
 pub mod shared;
 pub mod sleep;
-pub mod suspending;
-pub mod suspension;
-pub mod unbind;
+pub mod suspension_ops;
+pub mod suspension_state;
+pub mod teardown_ops;

@@ -15,7 +15,7 @@ use crate::abstractions::nvdimm::{
     Event,
     Namespace,
     ProbeError,
-    State,
+    StateAttribute,
     TextAttribute, //
 };
 use kernel::{
@@ -66,7 +66,7 @@ impl nvdimm::Driver for NdDriver {
         this.mode()
     }
 
-    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn State>> {
+    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn StateAttribute>> {
         this.state()
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reads and writes of the memory of a device, for block I/O and DAX.
+//! Reads and writes of the memory of a device, for block I/O and DAX. `disk.rs` has the requests of
+//! the block device, and `dax_device.rs` the operations of the DAX device.
 
 use super::{
     access::Access,
@@ -41,7 +42,7 @@ use kernel::{
     }, //
 };
 
-/// The memory of a device and its badblocks.
+/// Executes reads and writes of the memory of a device, for its disk and for its DAX device.
 ///
 /// All methods may be called by several threads at once. Writes are durable after
 /// [`Flusher::flush`].
@@ -57,10 +58,11 @@ pub struct Pmem {
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
     messages: Pin<KBox<Messages>>,
-    /// Its lock also protects changes of `access.closed`.
+    /// Its lock also protects changes of `access.blocked`.
     #[pin]
     held: SpinLock<Held>,
-    /// Woken when no deferred write is being executed any more while writes are held.
+    /// Woken when no deferred write is being executed any more while writes are held. A write is
+    /// deferred if a work item executes it, after a flush.
     #[pin]
     executed: WaitQueue,
 }
@@ -144,14 +146,14 @@ impl Pmem {
     pub fn hold_writes(&self) {
         let _held = self.held.lock();
 
-        self.access.set_closed(Access::HELD, true);
+        self.access.set_blocked(Access::HELD, true);
     }
 
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
 
-        self.access.set_closed(Access::HELD, false);
+        self.access.set_blocked(Access::HELD, false);
         core::mem::take(&mut held.bios)
     }
 
@@ -200,7 +202,7 @@ impl Pmem {
         if let Some(pages) = self.memory.pages() {
             pages.ops().set_read_only(read_only);
         }
-        self.access.set_closed(Access::READ_ONLY, read_only)
+        self.access.set_blocked(Access::READ_ONLY, read_only)
     }
 
     /// Logs that a write is refused because the region is read-only, and returns the error.
@@ -330,7 +332,7 @@ impl Pmem {
             Ok(())
         });
         if result.is_err() && cleared == Cleared::FailedPages {
-            self.keep_failed(span);
+            self.mark_failed_again(span);
         }
         result.map(|()| cleared)
     }
@@ -434,7 +436,7 @@ impl Pmem {
 
     /// Marks the pages of `span` as failed again that were restored and not overwritten. All
     /// sectors of such a page are in the badblocks ([`Self::list_failed_page`]).
-    fn keep_failed(&self, span: Span) {
+    fn mark_failed_again(&self, span: Span) {
         let _ = self.for_each_bad_page(span, |page| {
             let (first, sectors) = page.sectors();
             if page.len == PAGE_SIZE && self.memory.badblocks().contains(first, sectors) {
@@ -460,7 +462,7 @@ impl Pmem {
             let start = end & !PAGE_SIZE.saturating_sub(1);
             let offset = start.saturating_sub(span.offset);
             if let Some(rest) = span.part(offset, span.len.saturating_sub(offset)) {
-                self.keep_failed(rest);
+                self.mark_failed_again(rest);
             }
         }
         if self.memory.badblocks().clear(first, sectors).is_err() {

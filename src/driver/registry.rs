@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registry of the devices that are bound or retired.
+//! The registry of the devices, from bind until their range is free.
 //!
 //! Lock order: the mutex of the registry is innermost. It is taken for one device at a time, and is
 //! not held while a method of a device is called.
@@ -32,8 +32,8 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     /// Returns the physical range of the namespace.
     fn phys(&self) -> Range<PhysAddr>;
 
-    /// Returns whether the device is bound.
-    fn is_bound(&self) -> bool;
+    /// Returns whether the device is bound, or is being torn down and its range is not retired.
+    fn is_attached(&self) -> bool;
 
     /// Returns whether the device was unbound, and its range is still in use.
     fn is_retired(&self) -> bool;
@@ -45,7 +45,7 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     fn describe(&self) -> Description<'_>;
 }
 
-/// The registry of the devices that are bound or retired.
+/// The registry of the devices that are bound, torn down or retired.
 #[pin_data]
 pub struct Registry {
     #[pin]

@@ -2,18 +2,18 @@
 
 //! The sleep of the system.
 //!
-//! Hibernation saves the memory of the system and switches it off. What is on persistent memory is
+//! SleepPolicy saves the memory of the system and switches it off. What is on persistent memory is
 //! not saved. The kernel that is started then, to read what was saved, binds the devices as well,
 //! and so writes new `struct page`s over those of the sleeping kernel. Therefore hibernation is
 //! refused while `struct page`s are on a medium.
 
 use super::{
-    shared::SHARED,
-    unbind::Unbind, //
+    device_state::DeviceState, //
+    shared::SHARED,            //
 };
 use crate::abstractions::kernel::{
     pm::SleepOperations,
-    suspend::HibernationGuard, //
+    suspend::SleepGuard, //
 };
 use kernel::{
     prelude::*,
@@ -27,7 +27,7 @@ use kernel::{
 };
 
 /// A bound device when the system goes to sleep and wakes up.
-pub struct Sleep(pub Arc<Unbind>);
+pub struct Sleep(pub Arc<DeviceState>);
 
 impl SleepOperations for Sleep {
     fn suspend(&self) -> Result {
@@ -35,11 +35,11 @@ impl SleepOperations for Sleep {
         if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_media {
             return refuse(&self.0.name);
         }
-        self.0.flusher.suspend()
+        self.0.flusher.pause()
     }
 
     fn resume(&self) {
-        self.0.flusher.resume();
+        self.0.flusher.unpause();
     }
 
     fn power_off(&self) {
@@ -77,9 +77,9 @@ pub fn is_system_sleeping() -> bool {
 
 /// Refuses hibernation while `struct page`s are on a medium, and any sleep while a disk is
 /// suspended: threads that wait for frozen file systems cannot be frozen themselves.
-pub struct Hibernation;
+pub struct SleepPolicy;
 
-impl HibernationGuard for Hibernation {
+impl SleepGuard for SleepPolicy {
     fn prepare_sleep() -> Result {
         IS_SLEEPING.store(true, Relaxed);
 

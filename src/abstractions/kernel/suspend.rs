@@ -14,7 +14,7 @@ use kernel::{
 };
 
 /// A receiver of notices.
-pub trait HibernationGuard: 'static {
+pub trait SleepGuard: 'static {
     /// Handles that the system is about to sleep, in whichever way. After an error it does not. In
     /// the same context as [`Self::prepare_hibernation`], and before it.
     fn prepare_sleep() -> Result {
@@ -37,20 +37,20 @@ pub trait HibernationGuard: 'static {
     fn hibernation_ended();
 }
 
-/// A registration of a [`HibernationGuard`]. Without `CONFIG_PM_SLEEP` there are no notices.
+/// A registration of a [`SleepGuard`]. Without `CONFIG_PM_SLEEP` there are no notices.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::suspend::{
-///     HibernationGuard,
+///     SleepGuard,
 ///     PmNotifier, //
 /// };
 ///
 /// struct Never;
 ///
-/// impl HibernationGuard for Never {
+/// impl SleepGuard for Never {
 ///     fn prepare_hibernation() -> Result {
 ///         Err(EBUSY)
 ///     }
@@ -67,7 +67,7 @@ pub trait HibernationGuard: 'static {
 ///
 /// The notifier is registered.
 #[pin_data(PinnedDrop)]
-pub struct PmNotifier<T: HibernationGuard> {
+pub struct PmNotifier<T: SleepGuard> {
     #[pin]
     nb: Opaque<bindings::notifier_block>,
     _registered: Registered,
@@ -75,12 +75,12 @@ pub struct PmNotifier<T: HibernationGuard> {
 }
 
 // SAFETY: A notifier may be registered and unregistered by any thread.
-unsafe impl<T: HibernationGuard> Send for PmNotifier<T> {}
+unsafe impl<T: SleepGuard> Send for PmNotifier<T> {}
 
 // SAFETY: The rwsem of the chain protects the notifier.
-unsafe impl<T: HibernationGuard> Sync for PmNotifier<T> {}
+unsafe impl<T: SleepGuard> Sync for PmNotifier<T> {}
 
-impl<T: HibernationGuard> PmNotifier<T> {
+impl<T: SleepGuard> PmNotifier<T> {
     /// Registers the guard. Sleeps.
     pub fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
@@ -138,7 +138,7 @@ impl<T: HibernationGuard> PmNotifier<T> {
 }
 
 #[pinned_drop]
-impl<T: HibernationGuard> PinnedDrop for PmNotifier<T> {
+impl<T: SleepGuard> PinnedDrop for PmNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // Waits for calls that are in progress.
         //
@@ -159,7 +159,7 @@ mod tests {
 
     struct Busy;
 
-    impl HibernationGuard for Busy {
+    impl SleepGuard for Busy {
         fn prepare_hibernation() -> Result {
             Err(EBUSY)
         }

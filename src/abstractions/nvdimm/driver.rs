@@ -25,7 +25,7 @@ use super::{
         RawDriver,
         Watchers, //
     },
-    status::State, //
+    status::StateAttribute, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::{
@@ -173,7 +173,7 @@ pub trait Driver {
 
     /// Returns the state of the device. It is shown in the same directory until the driver's data
     /// was dropped, in the file [`STATE_FILE`](super::STATE_FILE).
-    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn State>> {
+    fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn StateAttribute>> {
         let _ = this;
         None
     }

@@ -41,7 +41,7 @@ use super::{
         Namespace, //
     },
     status::{
-        State,
+        StateAttribute,
         Status, //
     }, //
 };
@@ -97,7 +97,7 @@ impl Identity {
 /// A result, as it is shown to users.
 pub(super) enum Shown {
     /// The device is bound, in this mode, and may have a state.
-    Bound(&'static CStr, Option<Arc<dyn State>>),
+    Bound(&'static CStr, Option<Arc<dyn StateAttribute>>),
     /// The device was refused for this reason.
     Refused(CString),
 }

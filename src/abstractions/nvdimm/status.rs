@@ -17,7 +17,7 @@ use kernel::{
 };
 
 /// The state of a bound device, which is shown in its file [`STATE_FILE`].
-pub trait State: Send + Sync {
+pub trait StateAttribute: Send + Sync {
     /// Returns the state. May sleep. Must not take the device lock.
     fn state(&self) -> &'static CStr;
 
@@ -41,7 +41,7 @@ enum Text {
     /// Text that does not change.
     Fixed(CString),
     /// The state of the device.
-    State(Arc<dyn State>),
+    State(Arc<dyn StateAttribute>),
 }
 
 /// A file with a line of text.
@@ -153,7 +153,7 @@ impl Status {
         dev: &Device<Core<'_>>,
         directory: &'static CStr,
         lines: [(&'static CStr, CString); 2],
-        state: Option<Arc<dyn State>>,
+        state: Option<Arc<dyn StateAttribute>>,
     ) -> Result<Self> {
         let lines = lines.map(|(name, text)| Line::new((name, Text::Fixed(text))));
         let mut lines = KBox::new(lines, GFP_KERNEL)?;
@@ -236,7 +236,10 @@ mod tests {
         };
 
         // A directory that was not removed could not be made again.
-        for state in [None, Some(Arc::new(Asleep, GFP_KERNEL)? as Arc<dyn State>)] {
+        for state in [
+            None,
+            Some(Arc::new(Asleep, GFP_KERNEL)? as Arc<dyn StateAttribute>),
+        ] {
             // SAFETY: The device is registered for as long as `faux`.
             drop(unsafe { Status::new(dev, c"pmem_rs_test", lines()?, state) }?);
         }
@@ -245,7 +248,7 @@ mod tests {
 
     struct Asleep;
 
-    impl State for Asleep {
+    impl StateAttribute for Asleep {
         fn state(&self) -> &'static CStr {
             c"asleep"
         }

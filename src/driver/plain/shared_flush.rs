@@ -27,7 +27,7 @@ pub struct SharedFlush<E> {
     /// The last flush that has failed, and its error.
     failed: Option<(u64, E)>,
     /// The region cannot be flushed.
-    is_suspended: bool,
+    is_paused: bool,
 }
 
 /// The flushes that matter to a thread.
@@ -85,24 +85,24 @@ impl<E: Copy> SharedFlush<E> {
             started: 0,
             ended: 0,
             failed: None,
-            is_suspended: false,
+            is_paused: false,
         }
     }
 
-    /// Lets no flush start until [`Self::resume`]. The region may be suspended once none
+    /// Lets no flush start until [`Self::unpause`]. The system may sleep once none
     /// [is in progress](Self::is_flushing).
-    pub fn suspend(&mut self) {
-        self.is_suspended = true;
+    pub fn pause(&mut self) {
+        self.is_paused = true;
     }
 
     /// Lets flushes start again. After this all threads in both queues have to be woken.
-    pub fn resume(&mut self) {
-        self.is_suspended = false;
+    pub fn unpause(&mut self) {
+        self.is_paused = false;
     }
 
-    /// Returns whether [`Self::suspend`] was called last.
-    pub fn is_suspended(&self) -> bool {
-        self.is_suspended
+    /// Returns whether [`Self::pause`] was called last.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
     }
 
     /// Returns whether a flush is in progress.
@@ -132,7 +132,7 @@ impl<E: Copy> SharedFlush<E> {
                 _ => Ok(()),
             });
         }
-        if self.is_flushing() || self.is_suspended {
+        if self.is_flushing() || self.is_paused {
             return Step::Wait(Queue::of(ticket.number));
         }
         self.started = self.started.wrapping_add(1);
@@ -159,8 +159,8 @@ impl<E: Copy> Default for SharedFlush<E> {
 /// the system sleeps.
 ///
 /// The drop of `sleep_device` waits for a callback in progress, and there is none after it. So
-/// nothing suspends the flushes after `resume`.
-pub fn end_sleep<D>(sleep_device: D, resume: impl FnOnce()) {
+/// nothing pauses the flushes after `unpause`.
+pub fn end_sleep<D>(sleep_device: D, unpause: impl FnOnce()) {
     drop(sleep_device);
-    resume();
+    unpause();
 }

@@ -4,9 +4,8 @@
 //!
 //! ```text
 //!  Live ─▶ Suspending ─▶ Suspended ─▶ Resuming ─▶ Live
-//!              │                         ▲
-//!              ├─────────────────────────┘  writes are held already
-//!              └▶ Live                      they are not
+//!              │                                    ▲
+//!              └────────────────────────────────────┘  a step has failed, or it has to end
 //! ```
 //!
 //! Several threads take part:
@@ -16,11 +15,12 @@
 //!   until the disk is live.
 //! - The worker runs [`work`], from the freeze of the file systems until they are thawed. So what
 //!   ends a suspension needs no memory and no other thread.
-//! - [`close`] ends a suspension for good, before a teardown or a shutdown, without a wait.
+//! - [`disable`] ends a suspension and refuses further ones, before a teardown or a shutdown,
+//!   without a wait.
 //!
-//! The state is one value under one lock, [`Environment::with`].
+//! The state is one value under one lock, [`SuspensionOps::with`].
 //!
-//! This is plain Rust over an [`Environment`]. `driver/suspension.rs` implements it for the kernel,
+//! This is plain Rust over the trait [`SuspensionOps`]. `driver/suspension_ops.rs` implements it for the kernel,
 //! and `tests/host` with models for loom.
 
 /// Why a suspension ends.
@@ -44,7 +44,7 @@ pub enum Failure<F> {
     /// It is not suspended.
     Live,
     /// The device is going to be torn down.
-    Closed,
+    Disabled,
     /// The calling thread was killed.
     Killed,
     /// The suspension ended before the disk was suspended.
@@ -61,11 +61,11 @@ pub enum Failure<F> {
 pub enum Phase {
     /// Writes are executed.
     Live,
-    /// The worker suspends the disk.
+    /// The worker suspends the disk, or undoes that.
     Suspending,
     /// The disk is suspended.
     Suspended,
-    /// The worker resumes the disk.
+    /// The worker resumes the disk, which was suspended.
     Resuming,
 }
 
@@ -75,19 +75,19 @@ pub struct Suspension<F> {
     pub phase: Phase,
     /// Why the suspension is to end.
     end: Option<Cause>,
-    /// There is no suspension any more.
-    is_closed: bool,
+    /// No suspension may begin any more.
+    is_disabled: bool,
     /// How many suspensions have begun.
     count: u64,
     /// How the last suspensions that have ended went, by their numbers.
     ended: [Option<Ended<F>>; RESULTS],
 }
 
-/// How many results are kept, for threads that look late. A power of two.
+/// How many results are kept, for threads that are scheduled late. A power of two.
 const RESULTS: usize = 8;
 
 /// Returns where the result of a suspension is kept.
-fn place(number: u64) -> usize {
+fn slot_of(number: u64) -> usize {
     number as usize & (RESULTS - 1)
 }
 
@@ -107,7 +107,7 @@ impl<F> Default for Suspension<F> {
         Self {
             phase: Phase::Live,
             end: None,
-            is_closed: false,
+            is_disabled: false,
             count: 0,
             ended: [const { None }; RESULTS],
         }
@@ -117,14 +117,14 @@ impl<F> Default for Suspension<F> {
 impl<F: Copy> Suspension<F> {
     /// Returns how a suspension went, if it has ended and that is known.
     fn ended(&self, number: u64) -> Option<Ended<F>> {
-        let entry = self.ended.get(place(number))?;
+        let entry = self.ended.get(slot_of(number))?;
 
         entry.filter(|ended| ended.number == number)
     }
 
     /// Records how the current suspension went.
     fn end_with(&mut self, result: Result<(), Failure<F>>) {
-        if let Some(entry) = self.ended.get_mut(place(self.count)) {
+        if let Some(entry) = self.ended.get_mut(slot_of(self.count)) {
             *entry = Some(Ended {
                 number: self.count,
                 cause: self.end,
@@ -139,7 +139,7 @@ impl<F: Copy> Suspension<F> {
 ///
 /// All but [`may_begin`](Self::may_begin), [`has_time`](Self::has_time) and
 /// [`is_killed`](Self::is_killed) are called without the lock.
-pub trait Environment: Sized {
+pub trait SuspensionOps: Sized {
     /// File systems that are frozen.
     type Frozen;
     /// Writes that are held.
@@ -185,8 +185,8 @@ pub trait Environment: Sized {
     /// Holds all writes from now on. Those that are being executed are not waited for.
     fn hold(&self, frozen: &Self::Frozen) -> Self::Held;
 
-    /// Waits for the writes that are being executed, and checks that no user has come since the
-    /// freeze that can write without requests. May stop early once [`is_ending`].
+    /// Waits for the writes that are being executed, and checks that nothing that can write without
+    /// requests was mounted or has claimed the disk since the freeze. May stop early once [`is_ending`].
     fn settle(&self, frozen: &Self::Frozen) -> Result<(), Self::Failure>;
 
     /// Executes the writes that are held, and no longer holds any.
@@ -200,12 +200,12 @@ pub trait Environment: Sized {
 }
 
 /// Suspends the disk, and waits until it is suspended.
-pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
-    let number = env.with(|suspension| {
-        if suspension.is_closed {
-            return Err(Failure::Closed);
+pub fn suspend<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
+    let number = ops.with(|suspension| {
+        if suspension.is_disabled {
+            return Err(Failure::Disabled);
         }
-        if suspension.phase != Phase::Live || !env.may_begin() {
+        if suspension.phase != Phase::Live || !ops.may_begin() {
             return Err(Failure::Busy);
         }
         suspension.phase = Phase::Suspending;
@@ -213,13 +213,14 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
         suspension.count = suspension.count.wrapping_add(1);
         Ok(suspension.count)
     })?;
-    env.start_worker();
+    ops.start_worker();
 
-    let result = env.wait_until(|suspension| {
+    let result = ops.wait_until(|suspension| {
         let is_current = suspension.count == number;
         match suspension.phase {
             Phase::Suspended if is_current => Some(Ok(())),
-            // It may have ended already, and another one may have begun.
+            // It has ended, and another one may have begun. If the disk was suspended in between,
+            // this is still an error: the caller must not begin to copy now.
             _ if !is_current || suspension.phase == Phase::Live => {
                 let own = suspension.ended(number);
                 let cause = own.and_then(|ended| ended.cause).unwrap_or(Cause::Limit);
@@ -227,8 +228,8 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
                 Some(result.and(Err(Failure::Ended(cause))))
             }
             // A teardown waits for this thread, and not for a worker that hangs.
-            _ if suspension.is_closed => Some(Err(Failure::Closed)),
-            Phase::Suspending if env.is_killed() => {
+            _ if suspension.is_disabled => Some(Err(Failure::Disabled)),
+            Phase::Suspending if ops.is_killed() => {
                 suspension.end.get_or_insert(Cause::Killed);
                 Some(Err(Failure::Killed))
             }
@@ -236,14 +237,14 @@ pub fn suspend<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
         }
     });
     if result.is_err() {
-        env.wake_up();
+        ops.wake_up();
     }
     result
 }
 
 /// Ends a suspension, and waits until the disk is live. Fails if it was not suspended all the time.
-pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
-    let number = env.with(|suspension| match suspension.phase {
+pub fn resume<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
+    let number = ops.with(|suspension| match suspension.phase {
         Phase::Live => Err(Failure::Live),
         _ if suspension.end.is_some() => Err(Failure::Busy),
         _ => {
@@ -251,9 +252,9 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
             Ok(suspension.count)
         }
     })?;
-    env.wake_up();
+    ops.wake_up();
 
-    env.wait_until(|suspension| {
+    ops.wait_until(|suspension| {
         if suspension.phase == Phase::Live || suspension.count != number {
             return Some(match suspension.ended(number).map(|ended| ended.result) {
                 // It had not been suspended yet, and is not going to be.
@@ -264,42 +265,42 @@ pub fn resume<E: Environment>(env: &E) -> Result<(), Failure<E::Failure>> {
                 None => Err(Failure::Thawed),
             });
         }
-        if suspension.is_closed {
-            return Some(Err(Failure::Closed));
+        if suspension.is_disabled {
+            return Some(Err(Failure::Disabled));
         }
-        env.is_killed().then_some(Err(Failure::Killed))
+        ops.is_killed().then_some(Err(Failure::Killed))
     })
 }
 
-/// Lets a suspension end, and no other begin. Does not wait.
-pub fn close<E: Environment>(env: &E) {
-    env.with(|suspension| {
-        suspension.is_closed = true;
+/// Ends the current suspension, if there is one, and refuses further ones. Does not wait.
+pub fn disable<E: SuspensionOps>(ops: &E) {
+    ops.with(|suspension| {
+        suspension.is_disabled = true;
         if suspension.phase != Phase::Live {
             suspension.end.get_or_insert(Cause::Leaving);
         }
     });
-    env.wake_up();
+    ops.wake_up();
 }
 
 /// Returns whether the suspension has to end, for steps that take long.
-pub fn is_ending<E: Environment>(env: &E) -> bool {
-    env.with(|suspension| cause(env, suspension)).is_some()
+pub fn is_ending<E: SuspensionOps>(ops: &E) -> bool {
+    ops.with(|suspension| cause(ops, suspension)).is_some()
 }
 
 /// Returns why the suspension has to end, if it has.
-fn cause<E: Environment>(env: &E, suspension: &mut Suspension<E::Failure>) -> Option<Cause> {
-    if suspension.end.is_none() && !env.has_time() {
+fn cause<E: SuspensionOps>(ops: &E, suspension: &mut Suspension<E::Failure>) -> Option<Cause> {
+    if suspension.end.is_none() && !ops.has_time() {
         suspension.end = Some(Cause::Limit);
     }
     suspension.end
 }
 
 /// Suspends the disk, waits until that is to end, and resumes it, in the worker.
-pub fn work<E: Environment>(env: &E) {
-    let result = env.freeze().map_err(Failure::Failed).and_then(|frozen| {
-        let result = hold_until_end(env, &frozen);
-        let stayed_frozen = env.thaw(frozen);
+pub fn work<E: SuspensionOps>(ops: &E) {
+    let result = ops.freeze().map_err(Failure::Failed).and_then(|frozen| {
+        let result = hold_until_end(ops, &frozen);
+        let stayed_frozen = ops.thaw(frozen);
 
         if result.is_ok() && !stayed_frozen {
             Err(Failure::Thawed)
@@ -308,32 +309,34 @@ pub fn work<E: Environment>(env: &E) {
         }
     });
 
-    env.with(|suspension| suspension.end_with(result));
-    env.announce();
-    env.wake_up();
+    ops.with(|suspension| suspension.end_with(result));
+    ops.announce();
+    ops.wake_up();
 }
 
 /// Suspends the disk, whose file systems are frozen, waits until that is to end, and executes the
 /// writes that were held.
-fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Failure<E::Failure>> {
-    let check = || match env.with(|suspension| cause(env, suspension)) {
+fn hold_until_end<E: SuspensionOps>(
+    ops: &E,
+    frozen: &E::Frozen,
+) -> Result<(), Failure<E::Failure>> {
+    let check = || match ops.with(|suspension| cause(ops, suspension)) {
         Some(cause) => {
-            env.report(cause, false);
+            ops.report(cause, false);
             Err(Failure::Ended(cause))
         }
         None => Ok(()),
     };
 
     check()?;
-    env.unmap(frozen).map_err(Failure::Failed)?;
+    ops.unmap(frozen).map_err(Failure::Failed)?;
     check()?;
-    let held = env.hold(frozen);
-    if let Err(failure) = env.settle(frozen) {
-        env.with(|suspension| suspension.phase = Phase::Resuming);
-        env.release(held);
+    let held = ops.hold(frozen);
+    if let Err(failure) = ops.settle(frozen) {
+        ops.release(held);
         return Err(Failure::Failed(failure));
     }
-    let suspended = env.with(|suspension| match cause(env, suspension) {
+    let suspended = ops.with(|suspension| match cause(ops, suspension) {
         None => {
             suspension.phase = Phase::Suspended;
             Ok(())
@@ -341,17 +344,20 @@ fn hold_until_end<E: Environment>(env: &E, frozen: &E::Frozen) -> Result<(), Fai
         Some(cause) => Err(cause),
     });
     if suspended.is_ok() {
-        env.announce();
-        env.wake_up();
+        ops.announce();
+        ops.wake_up();
     }
 
     let (cause, was_suspended) = match suspended {
-        Ok(()) => (env.wait_until(|suspension| cause(env, suspension)), true),
+        Ok(()) => {
+            let cause = ops.wait_until(|suspension| cause(ops, suspension));
+            ops.with(|suspension| suspension.phase = Phase::Resuming);
+            (cause, true)
+        }
         Err(cause) => (cause, false),
     };
-    env.with(|suspension| suspension.phase = Phase::Resuming);
-    env.report(cause, was_suspended);
-    env.release(held);
+    ops.report(cause, was_suspended);
+    ops.release(held);
     if was_suspended {
         Ok(())
     } else {

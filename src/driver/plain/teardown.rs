@@ -3,7 +3,7 @@
 //! The state machine of the teardown of a device.
 //!
 //! ```text
-//!  Bound ─▶ Leaving ─▶ RemovingDisk ─▶ Revoking ─▶ Draining ───────────▶ Freeing ─▶ Gone
+//!  Bound ─▶ Leaving ─▶ RemovingDisk ─▶ Revoking ─▶ Draining ───────────▶ Freeing ─▶ Detached
 //!                                                     │                     ▲
 //!                                                     └─────▶ Retired ──────┘
 //! ```
@@ -18,38 +18,39 @@
 //!   memory, waits for the last user, and frees the range.
 //! - A thread that the worker starts runs [`kill_dax`].
 //!
-//! The state is one value under one lock, [`Environment::with`]. Each state owns what is left of
+//! The state is one value under one lock, [`TeardownOps::with`]. Each state owns what is left of
 //! the device; between two states the worker owns it.
 //!
-//! `driver/unbind.rs` has the lock order. No function of [`Environment`] that may sleep is called
+//! `driver/device_state.rs` has the lock order. No function of [`TeardownOps`] that may sleep is called
 //! with this lock held.
 //!
-//! This is plain Rust over an [`Environment`]. `driver/environment.rs` implements it for the
+//! This is plain Rust over the trait [`TeardownOps`]. `driver/teardown_ops.rs` implements it for the
 //! kernel, and `tests/host` with models for loom.
 
 /// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A reference to the pgmap, of a disk or of a DAX device that is not dead: a thread may be
-    /// inside of them.
+    /// A reference to the pgmap. A DAX device that is not dead has one, and so has a disk, a lease,
+    /// and an unmapping of files: a thread may be in one of their operations.
     Reference,
     /// A keeper: a holder of the disk that may keep an address of the memory.
     Keeper,
     /// A reference to a page: a pipe, direct I/O, a DMA engine.
     Pin,
-    /// An entry of a page cache that names a page without references.
+    /// An entry of a page cache that names a page without references. Or all files have to be
+    /// walked through once more.
     PageCache,
 }
 
 /// The state of a device from bind until its range is free.
-pub enum State<E: Environment> {
+pub enum State<E: TeardownOps> {
     /// The device is bound. Left by [`announce`].
     Bound(E::Parts),
     /// The device is bound, and is going to be torn down. Left by [`begin`].
     Leaving {
         /// The parts, which are in use as before.
         parts: E::Parts,
-        /// Whether [`Environment::announce`] has returned.
+        /// Whether [`TeardownOps::announce`] has returned.
         announced: bool,
     },
     /// The worker removes the disk. It takes the parts when it starts.
@@ -70,23 +71,23 @@ pub enum State<E: Environment> {
         /// Keeps the code of the worker, if the unbinding thread has retired the range.
         module: Option<E::Module>,
     },
-    /// The range is free. This is also the state before the device is bound.
-    Gone,
+    /// The device has no range: it is not bound yet, or its range is free.
+    Detached,
 }
 
 /// The data that the lock of a device protects.
-pub struct Teardown<E: Environment> {
+pub struct Teardown<E: TeardownOps> {
     /// The state.
     pub state: State<E>,
     /// The DAX device, from [`State::Revoking`] until [`kill_dax`] takes it.
     pub dax: Option<E::Dax>,
 }
 
-impl<E: Environment> Teardown<E> {
+impl<E: TeardownOps> Teardown<E> {
     /// Creates the data of a device that is not bound yet.
     pub const fn unbound() -> Self {
         Self {
-            state: State::Gone,
+            state: State::Detached,
             dax: None,
         }
     }
@@ -118,7 +119,7 @@ impl<E: Environment> Teardown<E> {
 /// All other functions are called without the lock.
 /// [`with`](Self::with) and [`wake_up`](Self::wake_up) sleep no longer than the lock is held; the
 /// others may sleep.
-pub trait Environment: Sized {
+pub trait TeardownOps: Sized {
     /// The parts of a bound device.
     type Parts;
     /// A disk that is added.
@@ -147,8 +148,9 @@ pub trait Environment: Sized {
     /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal.
     fn wait_until<R>(&self, condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R;
 
-    /// Tells user space that the device is going to be torn down. Called once.
-    fn announce(&self);
+    /// Tells user space that the device is going to be torn down, and whether its users are waited
+    /// for. Called once.
+    fn announce(&self, is_waited_for: bool);
 
     /// Returns whether users of a device that is leaving are to be waited for now.
     ///
@@ -216,12 +218,12 @@ pub enum Outcome {
     Retired,
 }
 
-/// Announces that a bound device is going to be torn down, unless another thread does or has done
-/// so.
-pub fn announce<E: Environment>(env: &E) {
+/// Announces that a bound device is going to be torn down, and whether its users are waited for,
+/// unless another thread does or has done so.
+pub fn announce<E: TeardownOps>(ops: &E, is_waited_for: bool) {
     let is_first =
-        env.with(
-            |teardown| match core::mem::replace(&mut teardown.state, State::Gone) {
+        ops.with(
+            |teardown| match core::mem::replace(&mut teardown.state, State::Detached) {
                 State::Bound(parts) => {
                     teardown.state = State::Leaving {
                         parts,
@@ -239,35 +241,35 @@ pub fn announce<E: Environment>(env: &E) {
         return;
     }
 
-    env.announce();
-    env.with(|teardown| {
+    ops.announce(is_waited_for);
+    ops.with(|teardown| {
         if let State::Leaving { announced, .. } = &mut teardown.state {
             *announced = true;
         }
     });
-    env.wake_up();
+    ops.wake_up();
 }
 
 /// Announces that a bound device is going to be torn down, and waits for its users. Returns at once
 /// when another thread begins the teardown.
-pub fn give_notice<E: Environment>(env: &E) {
-    announce(env);
-    env.wait_until(|teardown| match &teardown.state {
-        State::Leaving { parts, .. } => (!env.should_wait(parts)).then_some(()),
+pub fn give_notice<E: TeardownOps>(ops: &E) {
+    announce(ops, true);
+    ops.wait_until(|teardown| match &teardown.state {
+        State::Leaving { parts, .. } => (!ops.should_wait(parts)).then_some(()),
         _ => Some(()),
     });
 }
 
 /// Begins the teardown of a bound device, which is announced first. Returns false if it had begun
 /// already.
-pub fn begin<E: Environment>(env: &E) -> bool {
-    announce(env);
+pub fn begin<E: TeardownOps>(ops: &E) -> bool {
+    announce(ops, false);
     let begun = loop {
-        if let Some(begun) = env.with(try_begin) {
+        if let Some(begun) = ops.with(try_begin) {
             break begun;
         }
         // Another thread is announcing it.
-        env.wait_until(|teardown| {
+        ops.wait_until(|teardown| {
             let announced = !matches!(
                 teardown.state,
                 State::Leaving {
@@ -280,15 +282,15 @@ pub fn begin<E: Environment>(env: &E) -> bool {
     };
 
     if begun {
-        env.start_worker();
-        env.wake_up();
+        ops.start_worker();
+        ops.wake_up();
     }
     begun
 }
 
 /// Begins the teardown. Returns whether it had not begun yet, or [`None`] if the device is not
 /// announced yet.
-fn try_begin<E: Environment>(teardown: &mut Teardown<E>) -> Option<bool> {
+fn try_begin<E: TeardownOps>(teardown: &mut Teardown<E>) -> Option<bool> {
     let state = core::mem::replace(&mut teardown.state, State::RemovingDisk(None));
 
     let (state, begun) = match state {
@@ -307,10 +309,10 @@ fn try_begin<E: Environment>(teardown: &mut Teardown<E>) -> Option<bool> {
 ///
 /// A range is not retired before its files were revoked. Several threads may wait. Once one of them
 /// has retired the range, the others return too.
-pub fn wait<E: Environment>(env: &E) -> Outcome {
-    let outcome = env.wait_until(|teardown| {
+pub fn wait<E: TeardownOps>(ops: &E) -> Outcome {
+    let outcome = ops.wait_until(|teardown| {
         let has_keeper = match &teardown.state {
-            State::Gone => return Some(Outcome::Freed),
+            State::Detached => return Some(Outcome::Freed),
             State::Retired { .. } | State::Freeing { module: Some(_) } => {
                 return Some(Outcome::Retired)
             }
@@ -320,12 +322,12 @@ pub fn wait<E: Environment>(env: &E) -> Outcome {
                 return None
             }
         };
-        if !env.should_retire(has_keeper) {
+        if !ops.should_retire(has_keeper) {
             return None;
         }
 
         // A module that is being unloaded cannot be kept for the worker, so the wait goes on.
-        let module = env.try_get_module()?;
+        let module = ops.try_get_module()?;
         teardown.state = match &teardown.state {
             State::Draining(user) => State::Retired {
                 module,
@@ -339,48 +341,48 @@ pub fn wait<E: Environment>(env: &E) -> Outcome {
     });
 
     if outcome == Outcome::Retired {
-        env.wake_up();
+        ops.wake_up();
     }
     outcome
 }
 
 /// Tears down a device, in the worker. Returns the reference to the module if the range had been
 /// retired.
-pub fn work<E: Environment>(env: &E) -> Option<E::Module> {
-    let parts = env.with(|teardown| match &mut teardown.state {
+pub fn work<E: TeardownOps>(ops: &E) -> Option<E::Module> {
+    let parts = ops.with(|teardown| match &mut teardown.state {
         State::RemovingDisk(parts) => parts.take(),
         _ => None,
     })?;
-    let (disk, dax, mut memory) = env.split(parts);
+    let (disk, dax, mut memory) = ops.split(parts);
 
-    env.close_to_mappings(&mut memory);
-    let mut disk = env.remove_disk(disk);
-    let closed = env.close(memory);
+    ops.close_to_mappings(&mut memory);
+    let mut disk = ops.remove_disk(disk);
+    let closed = ops.close(memory);
 
-    env.with(|teardown| {
+    ops.with(|teardown| {
         teardown.state = State::Revoking;
         teardown.dax = Some(dax);
     });
-    env.start_kill_dax();
-    let mut memory = env.revoke(closed);
-    env.after_revoke();
+    ops.start_kill_dax();
+    let mut memory = ops.revoke(closed);
+    ops.after_revoke();
 
     // From `Draining` on the unbinding thread may retire the range. It logs the user.
-    let mut found = env.first_user(&mut memory, &mut disk);
-    env.with(|teardown| teardown.state = State::Draining(found));
-    env.wake_up();
+    let mut found = ops.first_user(&mut memory, &mut disk);
+    ops.with(|teardown| teardown.state = State::Draining(found));
+    ops.wake_up();
     while let Some(user) = found {
-        env.wait_for(user, &mut memory, &mut disk);
-        found = env.first_user(&mut memory, &mut disk);
-        env.with(|teardown| {
+        ops.wait_for(user, &mut memory, &mut disk);
+        found = ops.first_user(&mut memory, &mut disk);
+        ops.with(|teardown| {
             if let State::Draining(user) | State::Retired { user, .. } = &mut teardown.state {
                 *user = found;
             }
         });
-        env.wake_up();
+        ops.wake_up();
     }
 
-    env.with(|teardown| {
+    ops.with(|teardown| {
         let freeing = State::Freeing { module: None };
         if let State::Retired { module, .. } = core::mem::replace(&mut teardown.state, freeing) {
             teardown.state = State::Freeing {
@@ -388,21 +390,22 @@ pub fn work<E: Environment>(env: &E) -> Option<E::Module> {
             };
         }
     });
-    env.free(memory, disk);
-    let module = env.with(
-        |teardown| match core::mem::replace(&mut teardown.state, State::Gone) {
-            State::Freeing { module } => module,
-            _ => None,
-        },
-    );
-    env.wake_up();
+    ops.free(memory, disk);
+    let module =
+        ops.with(
+            |teardown| match core::mem::replace(&mut teardown.state, State::Detached) {
+                State::Freeing { module } => module,
+                _ => None,
+            },
+        );
+    ops.wake_up();
     module
 }
 
 /// Kills the DAX device, in a thread of its own: it waits for all `dax_read_lock` sections of the
 /// system.
-pub fn kill_dax<E: Environment>(env: &E) {
-    if let Some(dax) = env.with(|teardown| teardown.dax.take()) {
-        env.kill(dax);
+pub fn kill_dax<E: TeardownOps>(ops: &E) {
+    if let Some(dax) = ops.with(|teardown| teardown.dax.take()) {
+        ops.kill(dax);
     }
 }

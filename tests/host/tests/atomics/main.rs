@@ -3,8 +3,8 @@
 //! Models of shared state other than teardown, for [loom](https://docs.rs/loom): flushes, the
 //! region, the index of bad blocks, leases, and counts of users.
 //!
-//! Each model repeats the function that the heading of its file names, and has to be changed with
-//! it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a
+//! Each model includes the code that the heading of its file names, or repeats it and has to be
+//! changed with it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a
 //! model finds defects, each is also run with some, and must find every one.
 
 mod badblocks;

@@ -152,9 +152,9 @@ impl Flusher {
                     let result = self.flush();
                     shared = self.shared.lock().unwrap();
                     let ended = shared.end(result);
-                    let is_suspended = shared.is_suspended();
+                    let is_paused = shared.is_paused();
                     drop(shared);
-                    if is_suspended {
+                    if is_paused {
                         self.idle.notify_all();
                     }
                     if self.defect != Defect::NoneStartsTheNext {
@@ -179,16 +179,16 @@ impl Flusher {
     fn suspend(&self) {
         let mut shared = self.shared.lock().unwrap();
         if self.defect != Defect::NotSuspended {
-            shared.suspend();
+            shared.pause();
         }
-        let waits = shared.is_suspended() && self.defect != Defect::NotWaitedFor;
+        let waits = shared.is_paused() && self.defect != Defect::NotWaitedFor;
         while waits && shared.is_flushing() {
             shared = self.idle.wait(shared).unwrap();
         }
     }
 
     fn resume(&self) {
-        self.shared.lock().unwrap().resume();
+        self.shared.lock().unwrap().unpause();
         if self.defect != Defect::NotWokenAfterSleep {
             self.even.notify_all();
             self.odd.notify_all();

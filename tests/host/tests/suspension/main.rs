@@ -23,7 +23,7 @@ mod kernel;
 mod world;
 
 use host::suspension::{
-    close,
+    disable,
     resume,
     suspend,
     Cause,
@@ -107,16 +107,16 @@ fn with_signal_while_it_freezes(world: &World) {
 /// The device is going to be torn down.
 fn with_teardown(world: &World) {
     world.spawn(|world| {
-        close(world);
+        disable(world);
         world.wait_live();
-        assert_eq!(suspend(world), Err(Failure::Closed));
+        assert_eq!(suspend(world), Err(Failure::Disabled));
     });
     match suspend(world) {
         Ok(()) => match resume(world) {
-            Ok(()) | Err(Failure::Busy | Failure::Live | Failure::Closed) => {}
+            Ok(()) | Err(Failure::Busy | Failure::Live | Failure::Disabled) => {}
             other => panic!("resume: {other:?}"),
         },
-        Err(Failure::Closed | Failure::Ended(Cause::Leaving)) => {}
+        Err(Failure::Disabled | Failure::Ended(Cause::Leaving)) => {}
         other => panic!("suspend: {other:?}"),
     }
 }
@@ -124,8 +124,8 @@ fn with_teardown(world: &World) {
 /// The same while the file system cannot be frozen. The teardown waits for the thread.
 fn with_teardown_while_it_freezes(world: &World) {
     world.begin_call();
-    world.spawn(close);
-    assert_eq!(suspend(world), Err(Failure::Closed));
+    world.spawn(disable);
+    assert_eq!(suspend(world), Err(Failure::Disabled));
     world.end_call();
 }
 

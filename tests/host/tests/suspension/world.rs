@@ -7,9 +7,9 @@ use crate::kernel::WaitQueue;
 use host::suspension::{
     work,
     Cause,
-    Environment,
     Phase,
     Suspension, //
+    SuspensionOps,
 };
 use loom::{
     sync::{
@@ -221,7 +221,7 @@ impl World {
         self.thawed.wake_up();
     }
 
-    /// `Unbind::wait_resumed`
+    /// `DeviceState::wait_resumed`
     pub fn wait_live(&self) {
         self.wait_until(|suspension| (suspension.phase == Phase::Live).then_some(()));
     }
@@ -297,7 +297,7 @@ impl World {
     }
 }
 
-impl Environment for World {
+impl SuspensionOps for World {
     type Frozen = ();
     type Held = ();
     type Failure = ();

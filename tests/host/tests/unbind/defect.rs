@@ -2,7 +2,7 @@
 
 //! Defects that the models must find.
 
-/// A defect of the environment.
+/// A defect of the models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
     // The notice.

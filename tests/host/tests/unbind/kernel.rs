@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The primitives of the kernel for the environment, over loom's atomics.
+//! The primitives of the kernel for the models, over loom's atomics.
 //!
 //! - Loom tries another order of two operations only if they are on the same loom object. So
 //!   assertions use marks in the objects themselves, which users must never find; a flag of its own

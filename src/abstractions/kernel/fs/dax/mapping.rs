@@ -155,8 +155,8 @@ impl<'a> FileMapping<'a> {
         let guard = self.try_lock();
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
         unsafe { bindings::unmap_mapping_pages(mapping.as_ptr(), 0, 0, false) };
-        let (count, is_pinned) = self.count(pages);
-        (count, is_pinned || guard.is_none())
+        let (count, may_be_in_use) = self.count(pages);
+        (count, may_be_in_use || guard.is_none())
     }
 
     /// Returns how many pages of the memory the file has, and whether any of them is pinned or any
@@ -164,19 +164,19 @@ impl<'a> FileMapping<'a> {
     pub(super) fn count<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> (u64, bool) {
         let frames = pages.frames();
         let mut count: u64 = 0;
-        let mut is_pinned = false;
+        let mut may_be_in_use = false;
 
         for entry in self.entries(0, bindings::XA_PRESENT) {
-            is_pinned |= entry.is_locked();
+            may_be_in_use |= entry.is_locked();
             // ORDERING: pairs with the lock of the page cache, which a fault takes to unlock the
             // entry. If the entry is unlocked, the references that the fault took are seen.
             smp_mb(Read);
             if let Some(own) = entry.overlap(&frames) {
                 count = count.saturating_add(entry.pages());
-                is_pinned |= !is_idle(&own);
+                may_be_in_use |= !is_idle(&own);
             }
         }
-        (count, is_pinned)
+        (count, may_be_in_use)
     }
 
     /// Unmaps a file to which nothing can write, waits for the faults that are under way, and

@@ -128,8 +128,8 @@ impl<T: PagemapOperations> Owner<T> {
     /// [`Pagemap::close_to_mappings`](super::Pagemap::close_to_mappings).
     pub(super) fn unmap_files(&self) -> Walked {
         walk_files(&self.pages, &self.pool, |inode, file, may_put| {
-            let (pages, is_pinned) = file.unmap(&self.pages);
-            if is_pinned {
+            let (pages, may_be_in_use) = file.unmap(&self.pages);
+            if may_be_in_use {
                 self.pool.keep(inode, may_put);
             }
             pages

@@ -67,7 +67,7 @@ use kernel::{
 /// ) -> Result<Pagemap<Unprepared>> {
 ///     let config = PagemapConfig::new(reservation.start(), reservation.len())?;
 ///
-///     // Operations that need not be pinned are an initialiser of themselves.
+///     // A value that need not be pinned is its own initialiser.
 ///     Pagemap::new(config, reservation, node, Ok(Unprepared), queue)
 /// }
 /// ```
@@ -123,7 +123,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     }
 
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
-    /// files that may use the memory. Returns what these files have of it.
+    /// files that may use the memory. Returns the number of these files, and of their pages of it.
     ///
     /// No page can be pinned after this that is not pinned already. Files with pinned pages or
     /// faults under way are kept, because the removal of a disk evicts files without a reference,
@@ -210,9 +210,10 @@ impl<T: PagemapOperations> Revoked<T> {
                 self.owner.pages().wait_timeout(limit);
             }
             User::Keeper => {
-                // The keeper may be below a file system that kept files keep. Files with pins stay:
-                // the last reference to their superblock would be put under its lock, and wait for
-                // the pins.
+                // Kept files hold references to their file system, which may hold the device-mapper
+                // table that is the keeper. So files without pins are released first. Files with
+                // pins stay: the last reference to their superblock would be put under its lock,
+                // and wait for the pins.
                 self.owner.release_files();
                 if let Some(host) = self.owner.pages().host() {
                     host.wait_closed(limit);
@@ -537,7 +538,7 @@ mod misuse {
     }
 
     #[test]
-    fn revoked_memory_with_a_pin_that_is_dropped_leaks() -> Result {
+    fn revoked_memory_that_is_dropped_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
         let start = pages.phys();
         pages.pages.expose(0, 1);

@@ -3,9 +3,9 @@
 //! A device from bind to the end, and the threads of its teardown.
 //!
 //! The unbinding thread, the worker, and the thread that kills the DAX device run the driver's own
-//! code, on the models of `environment.rs`. `users.rs` has models of the users of the memory.
+//! code, on the models of `ops.rs`. `users.rs` has models of the users of the memory.
 
-mod environment;
+mod ops;
 mod users;
 
 use crate::{
@@ -25,10 +25,10 @@ use crate::{
 };
 use host::teardown::{
     self,
-    Environment,
     Outcome,
     State,
     Teardown, //
+    TeardownOps,
 };
 use loom::{
     sync::{
@@ -222,7 +222,7 @@ impl World {
         });
     }
 
-    /// `Unbind::run`
+    /// `DeviceState::tear_down`
     pub fn unbind(&self) -> Outcome {
         if !teardown::begin(self) {
             self.seen.note("a second unbind");
@@ -256,11 +256,11 @@ impl World {
     /// `Provider::provider_unbinding`
     pub fn remove_provider(&self) {
         self.physical.set(true);
-        teardown::announce(self);
+        teardown::announce(self, false);
         teardown::begin(self);
     }
 
-    /// `Unbind::run` by a thread that gets a fatal signal at some moment; see [`Self::signal`].
+    /// `DeviceState::tear_down` by a thread that gets a fatal signal at some moment; see [`Self::signal`].
     pub fn unbind_killable(&self) -> Outcome {
         self.killable.set(Some(thread::current().id()));
         self.unbind()
@@ -282,7 +282,7 @@ impl World {
         self.module_idle
             .wait_until(|| self.module_users.fetch_or(0, AcqRel) == 0);
 
-        let is_gone = self.with(|teardown| matches!(teardown.state, State::Gone));
+        let is_gone = self.with(|teardown| matches!(teardown.state, State::Detached));
         assert!(is_gone, "the module is unloaded before the range is freed");
         // The exit: `destroy_workqueue()`.
         self.work_items.kill();
@@ -305,7 +305,7 @@ impl Drop for World {
             self.module_returned.get(),
             "retired, as the unbinding thread and the worker see it"
         );
-        let is_gone = self.with(|teardown| matches!(teardown.state, State::Gone));
+        let is_gone = self.with(|teardown| matches!(teardown.state, State::Detached));
         assert!(is_gone, "free, but not gone");
         assert!(!self.reserved.fetch_or(false, AcqRel), "still reserved");
     }

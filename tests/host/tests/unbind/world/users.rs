@@ -12,8 +12,8 @@ use super::{
 use crate::defect::Defect;
 use host::teardown::{
     self,
-    Environment,
     State, //
+    TeardownOps,
 };
 use loom::sync::atomic::{
     fence,
@@ -258,7 +258,7 @@ impl World {
                 self.seen.note("retired, when looked at");
             }
             // The state comes first here, so that it is not freed meanwhile.
-            if !matches!(teardown.state, State::Freeing { .. } | State::Gone) {
+            if !matches!(teardown.state, State::Freeing { .. } | State::Detached) {
                 let is_reserved = self.reserved.fetch_or(false, AcqRel);
                 assert!(is_reserved, "in use, but not reserved");
             }

@@ -15,9 +15,9 @@ use super::{
 use crate::defect::Defect;
 use host::teardown::{
     self,
-    Environment,
     State,
     Teardown,
+    TeardownOps,
     User, //
 };
 use loom::{
@@ -61,7 +61,7 @@ pub struct Revoked {
 /// A reference to the module.
 pub struct Module(());
 
-impl Environment for World {
+impl TeardownOps for World {
     type Parts = Parts;
     type Disk = Disk;
     type RemovedDisk = RemovedDisk;
@@ -97,7 +97,7 @@ impl Environment for World {
                         State::Freeing { module: Some(_) } => {
                             self.seen.note("retired while it is freed");
                         }
-                        State::Gone => self.seen.note("in time"),
+                        State::Detached => self.seen.note("in time"),
                         State::Bound(_) => panic!("a wait ended early"),
                         // The end of a notice, or the beginning.
                         _ => {}
@@ -110,7 +110,7 @@ impl Environment for World {
         result.unwrap()
     }
 
-    fn announce(&self) {
+    fn announce(&self, _is_waited_for: bool) {
         let tell = |this: &Self| {
             this.announced.set(this.announced.get() + 1);
             assert_eq!(this.announced.get(), 1, "announcements");

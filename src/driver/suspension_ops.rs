@@ -3,7 +3,7 @@
 //! The suspension of a disk: what is on its medium does not change until it is resumed.
 //!
 //! `docs/suspend.md` describes it. [`suspension`] is the state machine, and this file has the
-//! functions that it calls, and the file in sysfs.
+//! functions that it calls. `suspension_state.rs` has the data, and the file in sysfs.
 //!
 //! Nothing may sleep in a translation of the DAX core. So writers are stopped one after the other,
 //! each where it can wait:
@@ -18,38 +18,34 @@
 //!
 //! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
 //! of the suspension, such as one that mounts a file system. So another thread takes these steps
-//! ([`Unbind::delegate`]), and is left alone when the suspension has to end.
+//! ([`DeviceState::delegate`]), which is not waited for once the suspension has to end.
 //!
-//! Lock order: `Suspending::suspension`, `Suspending::step` and the lock of the held writes are
-//! innermost. The worker takes `Unbind::teardown` to get the parts of the device. Neither thread
+//! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes are
+//! innermost. The worker takes `DeviceState::teardown` to get the parts of the device. Neither thread
 //! holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
 
 use super::{
-    failure_handler::FailureHandler,
+    device_state::{
+        DeviceState,
+        Parts, //
+    },
+    pagemap_data::PagemapData,
     plain::{
         suspension::{
             self,
             Cause,
-            Environment,
-            Failure,
-            Phase,
             PinTimer,
-            Suspension, //
-        },
-        teardown::State, //
+            Suspension,
+            SuspensionOps, //
+        }, //
     },
     pmem::Pmem,
     sleep::is_system_sleeping,
-    suspending::{
+    suspension_state::{
         Step,
         StepParts, //
-    },
-    unbind::{
-        Parts,
-        Unbind, //
     }, //
 };
-use crate::abstractions::compat::error::code::ECANCELED;
 use crate::abstractions::kernel::{
     fs::{
         dax::{
@@ -113,23 +109,23 @@ impl Drop for HeldWrites {
     }
 }
 
-impl Environment for Arc<Unbind> {
+impl SuspensionOps for Arc<DeviceState> {
     type Frozen = FrozenDisk;
     type Held = HeldWrites;
     type Failure = Error;
 
     fn with<R>(&self, f: impl FnOnce(&mut Suspension<Error>) -> R) -> R {
-        f(&mut self.suspending.suspension.lock())
+        f(&mut self.suspension.phase.lock())
     }
 
     fn wake_up(&self) {
-        self.suspending.changed.wake_up();
+        self.suspension.changed.wake_up();
     }
 
     fn wait_until<R>(&self, mut condition: impl FnMut(&mut Suspension<Error>) -> Option<R>) -> R {
         loop {
             let found = self
-                .suspending
+                .suspension
                 .changed
                 .wait_until(POLL_INTERVAL, || self.with(&mut condition));
             if let Some(found) = found {
@@ -144,7 +140,7 @@ impl Environment for Arc<Unbind> {
 
     fn has_time(&self) -> bool {
         // The value may change meanwhile.
-        self.suspending.age() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
+        self.suspension.age() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
     }
 
     fn is_killed(&self) -> bool {
@@ -152,7 +148,7 @@ impl Environment for Arc<Unbind> {
     }
 
     fn start_worker(&self) {
-        self.suspending.began.store(now_ms(), Relaxed);
+        self.suspension.began.store(now_ms(), Relaxed);
         let queued = self.shared.queues.suspend.enqueue::<_, 3>(self.clone());
         if queued.is_err() {
             // Unreachable, since one suspension begins after the other.
@@ -226,8 +222,8 @@ impl Environment for Arc<Unbind> {
                 Broken::Thawed => {
                     stayed_frozen = false;
                     pr_warn!(
-                        "{}: something has thawed {} while the disk was suspended: what was read \
-                         meanwhile may not be of one moment\n",
+                        "{}: something has thawed {} while the disk was suspended: discard what \
+                         was read meanwhile\n",
                         *self.name,
                         device
                     );
@@ -244,7 +240,7 @@ impl Environment for Arc<Unbind> {
     }
 
     fn report(&self, cause: Cause, was_suspended: bool) {
-        let age = self.suspending.age();
+        let age = self.suspension.age();
 
         match (cause, was_suspended) {
             (Cause::Limit, true) => pr_warn!(
@@ -266,13 +262,13 @@ impl Environment for Arc<Unbind> {
     }
 }
 
-impl Unbind {
+impl DeviceState {
     /// Takes a step of a suspension, and reports how long it took.
     fn suspension_step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
         let began = Stopwatch::start();
         let result = f();
 
-        let age = self.suspending.age().saturating_mul(1000);
+        let age = self.suspension.age().saturating_mul(1000);
         tracepoint::step(&self.name, step, began.micros(), age);
         result
     }
@@ -281,7 +277,7 @@ impl Unbind {
     /// thread, if the suspension has to end.
     fn delegate(self: &Arc<Self>, step: Step, parts: &Arc<StepParts>) -> Result {
         let number = {
-            let mut pending = self.suspending.step.lock();
+            let mut pending = self.suspension.step.lock();
             pending.number = pending.number.wrapping_add(1);
             pending.wanted = Some((step, parts.clone()));
             pending.number
@@ -290,16 +286,17 @@ impl Unbind {
         let _ = self.shared.queues.suspend.enqueue::<_, 4>(self.clone());
 
         loop {
-            let done = self.suspending.changed.wait_until(POLL_INTERVAL, || {
-                let done = self.suspending.step.lock().done;
+            let done = self.suspension.changed.wait_until(POLL_INTERVAL, || {
+                let done = self.suspension.step.lock().done;
                 done.filter(|(of, _)| *of == number)
             });
             if let Some((_, result)) = done {
                 return result;
             }
             if suspension::is_ending(self) {
-                // It may still hang in an earlier one.
-                let wanted = self.suspending.step.lock().wanted.take();
+                // The other thread may still hang in an earlier step. When that returns, it finds
+                // nothing to do.
+                let wanted = self.suspension.step.lock().wanted.take();
                 drop(wanted);
                 return Ok(());
             }
@@ -309,7 +306,7 @@ impl Unbind {
     /// Takes the step that the worker waits for.
     fn run_step(self: &Arc<Self>) {
         let (number, wanted) = {
-            let mut pending = self.suspending.step.lock();
+            let mut pending = self.suspension.step.lock();
             (pending.number, pending.wanted.take())
         };
         let Some((step, parts)) = wanted else {
@@ -320,10 +317,10 @@ impl Unbind {
             Step::Unmap => self.unmap_files(&parts),
             Step::Settle => self.settle_writes(&parts),
         };
-        // First: the worker is to have the last reference.
+        // Dropped before the result is published, so that the worker drops the last reference.
         drop(parts);
-        self.suspending.step.lock().done = Some((number, result));
-        self.suspending.changed.wake_up();
+        self.suspension.step.lock().done = Some((number, result));
+        self.suspension.changed.wake_up();
     }
 
     /// Unmaps all files, and waits for pins.
@@ -386,7 +383,7 @@ impl Unbind {
 
     /// Waits until no page is pinned, or the suspension has to end. A pin may be that of a device
     /// that writes.
-    fn wait_for_pins(self: &Arc<Self>, unmapper: &Unmapper<FailureHandler>) -> Result {
+    fn wait_for_pins(self: &Arc<Self>, unmapper: &Unmapper<PagemapData>) -> Result {
         let mut timer = PinTimer::default();
         let mut next = 0;
 
@@ -422,14 +419,16 @@ impl Unbind {
     /// without it. The worker has references to all that it uses.
     pub(super) fn wait_resumed(&self) {
         let began = Stopwatch::start();
-        let resumed = self.suspending.changed.wait_until(RESUME_TIMEOUT, || {
-            (!self.suspending.is_suspended()).then_some(())
+        let resumed = self.suspension.changed.wait_until(RESUME_TIMEOUT, || {
+            (!self.suspension.is_suspended()).then_some(())
         });
 
         if resumed.is_none() {
             pr_warn!(
-                "{}: a file system on the disk is being frozen or thawed, and is not waited for\n",
-                *self.name
+                "{}: a file system on the disk could not be frozen or thawed within {} s, and is \
+                 no longer waited for\n",
+                *self.name,
+                RESUME_TIMEOUT / 1000
             );
         }
         self.waited_for_resume.store(began.micros(), Relaxed);
@@ -438,12 +437,12 @@ impl Unbind {
     /// Resumes the disk, if it is suspended, and lets it be suspended no more. Sleeps for a limited
     /// time.
     pub(super) fn end_suspensions(self: &Arc<Self>) {
-        suspension::close(self);
+        suspension::disable(self);
         self.wait_resumed();
     }
 }
 
-impl WorkItem<3> for Unbind {
+impl WorkItem<3> for DeviceState {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -451,46 +450,10 @@ impl WorkItem<3> for Unbind {
     }
 }
 
-impl WorkItem<4> for Unbind {
+impl WorkItem<4> for DeviceState {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
         this.run_step();
-    }
-}
-
-/// The file with the state of a device: `live`, `suspended` or `leaving`. A program can write the
-/// first two to it.
-pub struct StateFile(pub Arc<Unbind>);
-
-impl nvdimm::State for StateFile {
-    fn state(&self) -> &'static CStr {
-        let is_bound = matches!(self.0.teardown.lock().state, State::Bound(_));
-        if !is_bound {
-            return c"leaving";
-        }
-
-        match self.0.suspending.suspension.lock().phase {
-            Phase::Live | Phase::Suspending => c"live",
-            Phase::Suspended | Phase::Resuming => c"suspended",
-        }
-    }
-
-    fn set_state(&self, state: &[u8]) -> Result {
-        let result = match state {
-            b"suspended" => suspension::suspend(&self.0),
-            b"live" => suspension::resume(&self.0),
-            _ => return Err(EINVAL),
-        };
-
-        result.map_err(|failure| match failure {
-            Failure::Busy => EBUSY,
-            Failure::Live => EINVAL,
-            Failure::Closed | Failure::Ended(Cause::Leaving) => ENODEV,
-            Failure::Killed | Failure::Ended(Cause::Killed) => EINTR,
-            Failure::Ended(Cause::Limit) => ETIMEDOUT,
-            Failure::Ended(Cause::Resumed) | Failure::Thawed => ECANCELED,
-            Failure::Failed(err) => err,
-        })
     }
 }

@@ -1,29 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The teardown of a device: its data, and the entry points of its threads.
+//! The state of a device from its probe until its range is free: the data of its teardown and of
+//! the suspension of its disk, and the entry points of the threads of both.
 //!
-//! [`teardown`] is the state machine, and `environment.rs` the functions that it calls.
+//! [`teardown`] is the state machine of the teardown, and `teardown_ops.rs` has the functions that
+//! it calls. `plain/suspension.rs` and `suspension_ops.rs` are those of the suspension.
 //! `docs/lifetimes.md` explains why the teardown is safe.
 //!
 //! Lock order, outermost first:
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
-//! 2. [`Unbind::teardown`]. It protects the state. The only calls under it that may sleep set the
-//!    disk read-only, and send its events.
-//! 3. [`Unbind::progress`], [`Unbind::retired_name`], the mutex of the registry, and the locks of
-//!    [`Unbind::suspending`]. None is taken inside of another.
+//! 2. [`DeviceState::teardown`]. It protects the state. Two calls under it may sleep: one sets the
+//!    disk read-only, the other sends its events. Both take `DiskState::removal`, which the worker
+//!    takes only after it has taken the disk out of the state.
+//! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the locks of
+//!    [`DeviceState::suspension`]. None is taken inside of another.
 
 use super::{
     description::{
         Description,
-        Stage, //
+        Stage,
+        Step, //
     },
-    failure_handler::FailureHandler,
     flush::Flusher,
     memory::{
         Backing,
         Memory, //
     },
+    pagemap_data::PagemapData,
     plain::teardown::{
         self,
         Outcome,
@@ -33,7 +37,7 @@ use super::{
     pmem::Pmem,
     registry::RegisteredDevice,
     shared::Shared,
-    suspending::Suspending, //
+    suspension_state::SuspensionState, //
 };
 use crate::abstractions::kernel::{
     block::gendisk,
@@ -90,14 +94,16 @@ pub struct Parts {
     /// The disk, which holds the module while it is open.
     pub disk: gendisk::Registration<Pmem>,
     /// The DAX device. [`None`] if the architecture has none.
-    pub dax: Option<dax::Registration<Pmem, FailureHandler>>,
+    pub dax: Option<dax::Registration<Pmem, PagemapData>>,
     /// The owner of the memory. Disk and DAX device have references to it.
     pub memory: Memory,
 }
 
-/// What was revoked, and the pages in use, for messages.
+/// The step, what was revoked, and the pages in use, for messages.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Progress {
+    /// The step that the worker has begun last.
+    pub(super) step: Option<Step>,
     pub(super) walked: Walked,
     pub(super) used: PagesInUse,
 }
@@ -106,7 +112,7 @@ pub(super) struct Progress {
 ///
 /// It is created before the device is bound, so that the teardown depends on no allocation.
 #[pin_data]
-pub struct Unbind {
+pub struct DeviceState {
     pub(super) shared: Ref<Shared>,
     /// The name of the device, which may be removed before the range is free.
     pub(super) name: CString,
@@ -132,7 +138,7 @@ pub struct Unbind {
     /// ORDERING: none is needed. A thread that does not see it yet waits for less long.
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
-    pub(super) teardown: Mutex<Teardown<Arc<Unbind>>>,
+    pub(super) teardown: Mutex<Teardown<Arc<DeviceState>>>,
     /// Woken when `teardown` has changed.
     #[pin]
     pub(super) changed: WaitQueue,
@@ -143,33 +149,33 @@ pub struct Unbind {
     pub(super) progress: Mutex<Progress>,
     /// The suspension of the disk.
     #[pin]
-    pub(super) suspending: Suspending,
+    pub(super) suspension: SuspensionState,
     /// Runs [`teardown::work`].
     #[pin]
-    work: Work<Unbind, 0>,
+    work: Work<DeviceState, 0>,
     /// Runs [`teardown::kill_dax`].
     #[pin]
-    kill_work: Work<Unbind, 1>,
+    kill_work: Work<DeviceState, 1>,
     /// Unmaps the memory from all files once, when the region has become read-only.
     #[pin]
-    unmap_work: Work<Unbind, 2>,
+    unmap_work: Work<DeviceState, 2>,
     /// Suspends the disk and resumes it.
     #[pin]
-    suspend_work: Work<Unbind, 3>,
+    suspend_work: Work<DeviceState, 3>,
     /// Takes steps of a suspension that may hang.
     #[pin]
-    step_work: Work<Unbind, 4>,
+    step_work: Work<DeviceState, 4>,
 }
 
 impl_has_work! {
-    impl HasWork<Self, 0> for Unbind { self.work }
-    impl HasWork<Self, 1> for Unbind { self.kill_work }
-    impl HasWork<Self, 2> for Unbind { self.unmap_work }
-    impl HasWork<Self, 3> for Unbind { self.suspend_work }
-    impl HasWork<Self, 4> for Unbind { self.step_work }
+    impl HasWork<Self, 0> for DeviceState { self.work }
+    impl HasWork<Self, 1> for DeviceState { self.kill_work }
+    impl HasWork<Self, 2> for DeviceState { self.unmap_work }
+    impl HasWork<Self, 3> for DeviceState { self.suspend_work }
+    impl HasWork<Self, 4> for DeviceState { self.step_work }
 }
 
-impl WorkItem<0> for Unbind {
+impl WorkItem<0> for DeviceState {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -177,7 +183,7 @@ impl WorkItem<0> for Unbind {
     }
 }
 
-impl WorkItem<1> for Unbind {
+impl WorkItem<1> for DeviceState {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -185,7 +191,7 @@ impl WorkItem<1> for Unbind {
     }
 }
 
-impl WorkItem<2> for Unbind {
+impl WorkItem<2> for DeviceState {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
@@ -198,7 +204,7 @@ impl WorkItem<2> for Unbind {
     }
 }
 
-impl Unbind {
+impl DeviceState {
     /// Creates the data for a device with this name, physical range and memory. May sleep.
     pub fn new(
         shared: Ref<Shared>,
@@ -218,23 +224,23 @@ impl Unbind {
                 phys,
                 flusher,
                 region_name,
-                retired_name <- new_mutex!(Some(retired_name), "pmem_rs::Unbind::retired_name"),
+                retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
                 memmap_is_on_media: memory.pages().is_some_and(|pages| pages.memmap_is_on_media()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 killed: SetOnce::new(),
                 announced: SetOnce::new(),
                 began: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
-                teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::Unbind::teardown"),
+                teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::DeviceState::teardown"),
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
-                progress <- new_mutex!(Progress::default(), "pmem_rs::Unbind::progress"),
-                suspending <- Suspending::new(),
-                work <- new_work!("pmem_rs::Unbind::work"),
-                kill_work <- new_work!("pmem_rs::Unbind::kill_work"),
-                unmap_work <- new_work!("pmem_rs::Unbind::unmap_work"),
-                suspend_work <- new_work!("pmem_rs::Unbind::suspend_work"),
-                step_work <- new_work!("pmem_rs::Unbind::step_work"),
+                progress <- new_mutex!(Progress::default(), "pmem_rs::DeviceState::progress"),
+                suspension <- SuspensionState::new(),
+                work <- new_work!("pmem_rs::DeviceState::work"),
+                kill_work <- new_work!("pmem_rs::DeviceState::kill_work"),
+                unmap_work <- new_work!("pmem_rs::DeviceState::unmap_work"),
+                suspend_work <- new_work!("pmem_rs::DeviceState::suspend_work"),
+                step_work <- new_work!("pmem_rs::DeviceState::step_work"),
             }),
             GFP_KERNEL,
         )
@@ -274,7 +280,7 @@ impl Unbind {
     /// Starts the worker that tears down the device, and waits until the range is free or retired.
     ///
     /// Called with the device lock held. Sleeps.
-    pub fn run(self: &Arc<Self>) {
+    pub fn tear_down(self: &Arc<Self>) {
         teardown::begin(self);
 
         let outcome = teardown::wait(self);
@@ -337,8 +343,12 @@ impl Unbind {
 
     /// Sends an event of the device, and one of its disk, with all that a program needs to act: the
     /// unbinding thread holds the device lock, which some attributes need.
-    pub(super) fn send_notice(&self) {
-        let notice = REVOKE_NOTICE_MS.get();
+    pub(super) fn send_notice(&self, is_waited_for: bool) {
+        let notice = if is_waited_for {
+            REVOKE_NOTICE_MS.get()
+        } else {
+            0
+        };
         let timeout = REVOKE_TIMEOUT_MS.get();
         let deadline = now_ms().saturating_add(u64::from(notice));
 
@@ -379,7 +389,8 @@ impl Unbind {
         if module.is_some() {
             pr_info!("{}: the retired range is free\n", *self.name);
         }
-        // The exit of the module waits for the queue, so this code stays until it returns.
+        // The exit of the module drains this queue, so the code of this work item stays until it
+        // has returned.
         drop(module);
     }
 
@@ -401,12 +412,12 @@ impl Unbind {
 ///
 /// The teardowns of all devices below begin at the same time. So unbind waits for one deadline, and
 /// not for one of each device.
-pub struct Provider(pub Arc<Unbind>);
+pub struct RemovalWatcher(pub Arc<DeviceState>);
 
-impl ProviderWatcher for Provider {
+impl ProviderWatcher for RemovalWatcher {
     fn provider_unbinding(&self) {
-        teardown::announce(&self.0);
-        // At once: the worker, which does it too, may start late.
+        teardown::announce(&self.0, false);
+        // The worker refuses mappings too, but it may start late.
         self.0.with_parts(|parts| {
             if let Some(pages) = parts.memory.pages() {
                 pages.refuse_mappings();
@@ -416,7 +427,7 @@ impl ProviderWatcher for Provider {
     }
 }
 
-impl RegisteredDevice for Unbind {
+impl RegisteredDevice for DeviceState {
     fn name(&self) -> &CStr {
         &self.name
     }
@@ -429,8 +440,10 @@ impl RegisteredDevice for Unbind {
         self.phys.clone()
     }
 
-    fn is_bound(&self) -> bool {
-        self.teardown.lock().parts().is_some()
+    fn is_attached(&self) -> bool {
+        let teardown = self.teardown.lock();
+
+        !teardown.is_retired() && !matches!(teardown.state, State::Detached)
     }
 
     fn is_retired(&self) -> bool {
@@ -438,16 +451,17 @@ impl RegisteredDevice for Unbind {
     }
 
     fn is_suspended(&self) -> bool {
-        self.suspending.is_suspended()
+        self.suspension.is_suspended()
     }
 
     fn describe(&self) -> Description<'_> {
         let stage = match &self.teardown.lock().state {
             State::Bound(_) | State::Leaving { .. } => Stage::Bound,
-            State::RemovingDisk(_) => Stage::RemovingDisk,
-            State::Revoking => Stage::Revoking,
+            State::RemovingDisk(_) | State::Revoking => {
+                Stage::TearingDown(self.progress.lock().step)
+            }
             State::Draining(user) | State::Retired { user, .. } => Stage::Draining(*user),
-            State::Freeing { .. } | State::Gone => Stage::Freeing,
+            State::Freeing { .. } | State::Detached => Stage::Freeing,
         };
         let (used, exposed) = if stage == Stage::Bound {
             self.count_bound()
@@ -466,7 +480,7 @@ impl RegisteredDevice for Unbind {
     }
 }
 
-impl Unbind {
+impl DeviceState {
     /// Returns the pages in use of a bound device, and how much of it was exposed, in bytes.
     ///
     /// Counts in batches, so that the teardown never waits long for the reference to the memory.

@@ -30,7 +30,7 @@ use kernel::{
 /// uses it.
 #[pin_data]
 #[repr(C)]
-pub struct FailureHandler {
+pub struct PagemapData {
     /// The bad sectors, from the start of the data. They are the first field, so that requests find
     /// them in the cache line of the address of the data.
     #[pin]
@@ -42,7 +42,7 @@ pub struct FailureHandler {
     name: CString,
 }
 
-impl FailureHandler {
+impl PagemapData {
     /// Creates a handler with an empty list of bad sectors, for the device `name`.
     pub fn new(name: CString) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
@@ -66,7 +66,7 @@ impl FailureHandler {
     }
 }
 
-impl PagemapOperations for FailureHandler {
+impl PagemapOperations for PagemapData {
     fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
         // Without a DAX device the memory management handles the failure alone.
         let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;

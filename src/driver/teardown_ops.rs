@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The functions of the kernel that the teardown calls.
+//! The functions that the teardown of a device calls.
 
 use super::{
-    failure_handler::FailureHandler,
+    description::Step,
+    device_state::{
+        DeviceState,
+        Parts, //
+    },
     memory::{
         Closed,
         Memory,
         Revoked, //
     },
+    pagemap_data::PagemapData,
     plain::{
         suspension,
         teardown::{
-            Environment,
             Teardown,
+            TeardownOps,
             User, //
         }, //
     },
     pmem::Pmem,
-    registry::RegisteredDevice,
-    unbind::{
-        Parts,
-        Unbind, //
-    }, //
+    registry::RegisteredDevice, //
 };
 use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel::{
@@ -78,11 +79,11 @@ pub struct Draining {
     counted: Option<(Stopwatch, u64)>,
 }
 
-impl Environment for Arc<Unbind> {
+impl TeardownOps for Arc<DeviceState> {
     type Parts = Parts;
     type Disk = gendisk::Registration<Pmem>;
     type RemovedDisk = RemovedDisk;
-    type Dax = Option<dax::Registration<Pmem, FailureHandler>>;
+    type Dax = Option<dax::Registration<Pmem, PagemapData>>;
     type Memory = Memory;
     type Closed = Closed;
     type Revoked = Draining;
@@ -118,14 +119,14 @@ impl Environment for Arc<Unbind> {
         }
     }
 
-    fn announce(&self) {
-        suspension::close(self);
+    fn announce(&self, is_waited_for: bool) {
+        suspension::disable(self);
         self.announced.populate(Stopwatch::start());
         self.flusher
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
-        self.send_notice();
-        // In use as before: the holders may still read and write.
+        self.send_notice(is_waited_for);
+        // The holders may still read and write while they are told.
         if let Some(leases) = &self.leases {
             leases.revoke();
         }
@@ -176,8 +177,8 @@ impl Environment for Arc<Unbind> {
     }
 
     fn close_to_mappings(&self, memory: &mut Memory) {
-        self.wait_resumed();
-        let walked = self.step(c"close_to_mappings", || memory.close_to_mappings());
+        self.step(Step::Resume, || self.wait_resumed());
+        let walked = self.step(Step::CloseToMappings, || memory.close_to_mappings());
 
         self.progress.lock().walked = walked;
     }
@@ -185,20 +186,20 @@ impl Environment for Arc<Unbind> {
     fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
         // Holders of leases may use the disk until they have given them back.
         self.wait_for_leases();
-        self.step(c"remove_disk", || disk.remove())
+        self.step(Step::RemoveDisk, || disk.remove())
     }
 
     fn close(&self, memory: Memory) -> Closed {
-        self.step(c"close", || memory.close())
+        self.step(Step::Close, || memory.close())
     }
 
     fn kill(&self, dax: Self::Dax) {
-        self.step(c"kill_dax", || drop(dax));
+        self.traced(c"kill_dax", || drop(dax));
         self.dax_killed.complete_all();
     }
 
     fn revoke(&self, closed: Closed) -> Draining {
-        let (memory, walked) = self.step(c"revoke", || closed.revoke());
+        let (memory, walked) = self.step(Step::Revoke, || closed.revoke());
         {
             // This walk does not find files that were closed since `close_to_mappings`.
             let mut progress = self.progress.lock();
@@ -214,7 +215,7 @@ impl Environment for Arc<Unbind> {
     }
 
     fn after_revoke(&self) {
-        self.step(c"flush", || self.flush());
+        self.step(Step::Flush, || self.flush());
 
         let Walked { inodes, pages, .. } = self.progress.lock().walked;
         tracepoint::revoked(&self.name, inodes, pages, self.age());
@@ -259,7 +260,8 @@ impl Environment for Arc<Unbind> {
                 c"pin"
             }
             User::PageCache => {
-                // Another thread is about to remove the entry.
+                // Another thread is about to remove the entry, or all files have to be walked
+                // through again.
                 sleep(draining.pause);
                 draining.pause = draining.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
                 draining.memory.revoke();
@@ -276,7 +278,7 @@ impl Environment for Arc<Unbind> {
         }
 
         let mut memory = draining.memory;
-        self.step(c"free", || {
+        self.traced(c"free", || {
             while let Err(rest) = memory.free(PUT_FILES_TIMEOUT) {
                 memory = rest;
                 sleep(USER_TIMEOUT);
@@ -284,13 +286,13 @@ impl Environment for Arc<Unbind> {
                 memory.revoke();
             }
         });
-        // Before the unbinding thread returns.
+        // This event comes before unbind returns.
         let retired = self.with(|teardown| teardown.is_retired());
         tracepoint::free(&self.name, retired, self.age());
     }
 }
 
-impl Unbind {
+impl DeviceState {
     /// Waits until the leases of the memory were given back, or until a range that is in use is to
     /// be retired. The memory then stays for the holders.
     fn wait_for_leases(&self) {
@@ -298,7 +300,7 @@ impl Unbind {
             return;
         };
 
-        self.step(c"leases", || {
+        self.step(Step::Leases, || {
             while !leases.wait_returned(POLL_INTERVAL) {
                 // 0 means without a limit. The value may change.
                 let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
@@ -313,12 +315,18 @@ impl Unbind {
         });
     }
 
-    /// Takes a step of the teardown, and reports how long it took.
-    fn step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
+    /// Takes a step of the teardown, which messages name meanwhile, and reports how long it took.
+    fn step<R>(&self, step: Step, f: impl FnOnce() -> R) -> R {
+        self.progress.lock().step = Some(step);
+        self.traced(step.name(), f)
+    }
+
+    /// Calls `f`, and reports how long it took.
+    fn traced<R>(&self, name: &CStr, f: impl FnOnce() -> R) -> R {
         let began = Stopwatch::start();
         let result = f();
 
-        tracepoint::step(&self.name, step, began.micros(), self.age());
+        tracepoint::step(&self.name, name, began.micros(), self.age());
         result
     }
 

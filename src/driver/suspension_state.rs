@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The data of the suspension of a disk, and the file in sysfs that shows and changes it.
+//! `suspension_ops.rs` has the functions that a suspension calls.
+
+use super::{
+    device_state::DeviceState,
+    pagemap_data::PagemapData,
+    plain::{
+        suspension::{
+            self,
+            Cause,
+            Failure,
+            Phase,
+            Suspension, //
+        },
+        teardown::State, //
+    },
+    pmem::Pmem, //
+};
+use crate::abstractions::compat::error::code::ECANCELED;
+use crate::abstractions::kernel::{
+    fs::{
+        dax::Unmapper,
+        freeze::Freezer, //
+    },
+    wait::WaitQueue, //
+};
+use crate::abstractions::kernel_ext::time::now_ms;
+use crate::abstractions::nvdimm;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// The parts of the device that the steps need. The references keep them.
+pub struct StepParts {
+    pub(super) freezer: Freezer,
+    pub(super) pmem: Arc<Pmem>,
+    /// [`None`] if the memory cannot be mapped.
+    pub(super) unmapper: Option<Unmapper<PagemapData>>,
+}
+
+/// A step of a suspension that may wait for threads which wait for the end of the suspension.
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// Unmaps all files, and waits for pins.
+    Unmap,
+    /// Waits for the writes that are being executed, and looks for new users.
+    Settle,
+}
+
+/// The step that another thread takes, so that the limit ends a suspension while it hangs.
+#[derive(Default)]
+pub struct PendingStep {
+    /// The number of the last step.
+    pub(super) number: u64,
+    /// The step, until the thread takes it.
+    pub(super) wanted: Option<(Step, Arc<StepParts>)>,
+    /// The number and the result of the last step that was taken.
+    pub(super) done: Option<(u64, Result)>,
+}
+
+/// The data of a suspension.
+#[pin_data]
+pub struct SuspensionState {
+    #[pin]
+    pub(super) phase: Mutex<Suspension<Error>>,
+    #[pin]
+    pub(super) step: Mutex<PendingStep>,
+    /// Woken when `phase` or `step` has changed.
+    #[pin]
+    pub(super) changed: WaitQueue,
+    /// When the last suspension has begun, in milliseconds of the monotonic clock.
+    pub(super) began: Atomic<u64>,
+}
+
+impl SuspensionState {
+    /// Creates the data of a disk that is not suspended.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            phase <- new_mutex!(Suspension::default(), "pmem_rs::SuspensionState::phase"),
+            step <- new_mutex!(PendingStep::default(), "pmem_rs::SuspensionState::step"),
+            changed <- WaitQueue::new(),
+            began: Atomic::new(0),
+        })
+    }
+
+    /// Returns whether the disk is suspended, or is being suspended or resumed.
+    pub fn is_suspended(&self) -> bool {
+        self.phase.lock().phase != Phase::Live
+    }
+
+    /// Returns the time since the last suspension has begun, in milliseconds.
+    pub fn age(&self) -> u64 {
+        now_ms().saturating_sub(self.began.load(Relaxed))
+    }
+}
+
+/// The file with the state of a device: `live`, `suspended` or `leaving`. A program can write the
+/// first two to it.
+pub struct StateFile(pub Arc<DeviceState>);
+
+impl nvdimm::StateAttribute for StateFile {
+    fn state(&self) -> &'static CStr {
+        let is_bound = matches!(self.0.teardown.lock().state, State::Bound(_));
+        if !is_bound {
+            return c"leaving";
+        }
+
+        match self.0.suspension.phase.lock().phase {
+            Phase::Live | Phase::Suspending => c"live",
+            Phase::Suspended | Phase::Resuming => c"suspended",
+        }
+    }
+
+    fn set_state(&self, state: &[u8]) -> Result {
+        let result = match state {
+            b"suspended" => suspension::suspend(&self.0),
+            b"live" => suspension::resume(&self.0),
+            _ => return Err(EINVAL),
+        };
+
+        result.map_err(|failure| match failure {
+            Failure::Busy => EBUSY,
+            Failure::Live => EINVAL,
+            Failure::Disabled | Failure::Ended(Cause::Leaving) => ENODEV,
+            Failure::Killed | Failure::Ended(Cause::Killed) => EINTR,
+            Failure::Ended(Cause::Limit) => ETIMEDOUT,
+            Failure::Ended(Cause::Resumed) | Failure::Thawed => ECANCELED,
+            Failure::Failed(err) => err,
+        })
+    }
+}
