@@ -35,7 +35,8 @@ use crate::abstractions::kernel::{
 use crate::abstractions::kernel_ext::{
     sync::atomic::read_once,
     time::Stopwatch,
-    tracepoint, //
+    tracepoint,
+    workqueue::OwnedQueue, //
 };
 use crate::abstractions::nvdimm::{
     Namespace,
@@ -61,7 +62,6 @@ use kernel::{
     },
     time::Msecs,
     workqueue::{
-        self,
         Work,
         WorkItem, //
     }, //
@@ -155,7 +155,7 @@ impl Flusher {
     }
 
     /// Returns the queue for work that flushes for requests.
-    pub fn work_queue(&self) -> &workqueue::Queue {
+    pub fn work_queue(&self) -> &OwnedQueue {
         &self.shared.queues.flush
     }
 

@@ -28,22 +28,36 @@ impl Code {
     ///
     /// A module counts as loaded from before its init until after its exit.
     pub(in crate::abstractions) fn is_there(&self) -> bool {
-        self.built_in || is_loaded(self.module)
+        self.built_in || find(self.module, |_| true)
+    }
+
+    /// Returns whether the code is part of the kernel image, or loaded and in use: something has a
+    /// reference to the module. Does not sleep.
+    ///
+    /// A module counts as in use during its init.
+    pub(in crate::abstractions) fn is_in_use(&self) -> bool {
+        self.built_in
+            || find(self.module, |module| {
+                // SAFETY: The module is in sysfs. It has not been freed, and its count is atomic.
+                module.is_null() || unsafe { bindings::module_refcount(module) } > 0
+            })
     }
 }
 
-/// Returns whether sysfs has a module of this name. Does not sleep.
-fn is_loaded(name: &CStr) -> bool {
-    let module = this_module::<crate::LocalModule>();
+/// Returns whether sysfs has a module of this name for which `f` returns true. `f` is called under
+/// a spin lock, with the module, or null for one that is part of the kernel image. Does not sleep.
+fn find(name: &CStr, f: impl FnOnce(*mut bindings::module) -> bool) -> bool {
+    let this = this_module::<crate::LocalModule>();
     // SAFETY: This module is in sysfs while its code runs. The set of all modules always exists.
-    let set = unsafe { (*module.as_ptr()).mkobj.kobj.kset };
+    let set = unsafe { (*this.as_ptr()).mkobj.kobj.kset };
     if set.is_null() {
         // The safe error: a wrong `true` costs time, a wrong `false` is unsound.
         return true;
     }
 
-    let mut found = false;
-    // SAFETY: The lock protects the list and the names of its members.
+    let mut found = None;
+    // SAFETY: The lock protects the list and the names of its members. Each is the kobject of a
+    // module, and leaves the list before the module is freed.
     unsafe {
         bindings::spin_lock(addr_of_mut!((*set).list_lock));
         let head = addr_of_mut!((*set).list);
@@ -51,14 +65,16 @@ fn is_loaded(name: &CStr) -> bool {
         while entry != head {
             let kobj = container_of!(entry, bindings::kobject, entry);
             if !(*kobj).name.is_null() && bindings::strcmp((*kobj).name, name.as_char_ptr()) == 0 {
-                found = true;
+                let module = container_of!(kobj, bindings::module_kobject, kobj);
+                found = Some((*module).mod_);
                 break;
             }
             entry = (*entry).next;
         }
+        let result = found.is_some_and(f);
         bindings::spin_unlock(addr_of_mut!((*set).list_lock));
+        result
     }
-    found
 }
 
 #[kunit_tests(pmem_rs_module_list)]
@@ -72,12 +88,15 @@ mod tests {
             module: c"pmem_rs",
         };
         assert!(this.is_there());
+        // `modprobe` waits for the init that runs this test.
+        assert!(this.is_in_use());
         for (built_in, there) in [(true, true), (false, false)] {
             let other = Code {
                 built_in,
                 module: c"no_such_module",
             };
             assert!(other.is_there() == there);
+            assert!(other.is_in_use() == there);
         }
     }
 }

@@ -9,13 +9,17 @@
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::module::Registered;
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
+    alloc::{
+        AllocError,
+        Flags, //
+    },
     prelude::*,
-    workqueue::Queue, //
+    workqueue::{
+        Queue,
+        RawWorkItem, //
+    }, //
 };
 
 /// A work queue whose items may run on any CPU (`WQ_UNBOUND`), and may sleep for long.
@@ -39,6 +43,25 @@ use kernel::{
 /// drop(queue);
 /// assert_eq!(RUNS.load(Relaxed), 1);
 /// # Ok::<(), Error>(())
+/// ```
+///
+/// Work that a timer queues later is not waited for, so it is not accepted:
+///
+/// ```compile_fail,E0599
+/// use kernel::sync::Arc;
+/// use kernel::workqueue::{
+///     DelayedWork,
+///     HasDelayedWork,
+///     WorkItem, //
+/// };
+/// use pmem_rs::abstractions::kernel_ext::workqueue::OwnedQueue;
+///
+/// fn later<T>(queue: &OwnedQueue, work: Arc<T>)
+/// where
+///     T: WorkItem<Pointer = Arc<T>> + HasDelayedWork<T> + Send + Sync + 'static,
+/// {
+///     let _ = queue.enqueue_delayed(work, 100);
+/// }
 /// ```
 ///
 /// # Invariants
@@ -85,12 +108,27 @@ impl OwnedQueue {
             _registered: registered,
         })
     }
-}
 
-impl Deref for OwnedQueue {
-    type Target = Queue;
+    /// As [`Queue::enqueue`].
+    pub fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        self.as_queue().enqueue(work)
+    }
 
-    fn deref(&self) -> &Queue {
+    /// As [`Queue::try_spawn`].
+    pub fn try_spawn<T: FnOnce() + Send + 'static>(
+        &self,
+        flags: Flags,
+        f: T,
+    ) -> Result<(), AllocError> {
+        self.as_queue().try_spawn(flags, f)
+    }
+
+    /// Not public: a queue is destroyed without waiting for the timers of
+    /// [`Queue::enqueue_delayed`].
+    fn as_queue(&self) -> &Queue {
         // SAFETY: By the type invariant the queue is valid while `self` is.
         unsafe { Queue::from_raw(self.queue.as_ptr()) }
     }

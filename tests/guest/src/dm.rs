@@ -46,6 +46,13 @@ impl Mapped {
         run("dmsetup", &["resume", &self.name]).map(drop)
     }
 
+    /// Replaces the table.
+    pub fn replace(&self, table: &str) -> Result<()> {
+        run("dmsetup", &["load", &self.name, "--table", table])?;
+        run("dmsetup", &["suspend", &self.name])?;
+        self.resume()
+    }
+
     /// Removes the device. Unlike `drop`, this reports a failure.
     pub fn remove(self) -> Result<()> {
         // A file system with pinned pages is shut down only a moment after the last unpin.

@@ -6,7 +6,6 @@ use super::device::Handle;
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::block::gendisk::{
     self,
-    DiskState,
     GenDisk, //
 };
 use core::ptr::NonNull;
@@ -14,10 +13,7 @@ use kernel::{
     device,
     error::to_result,
     prelude::*,
-    sync::{
-        aref::ARef,
-        Arc, //
-    }, //
+    sync::aref::ARef, //
 };
 
 /// The connection of a disk to a DAX device, by which file systems find the device. Dropping it
@@ -28,7 +24,6 @@ use kernel::{
 /// `dax_add_host` was called for `disk`, whose reference `_device` is ours.
 pub(super) struct Host {
     disk: NonNull<bindings::gendisk>,
-    state: Arc<DiskState>,
     _device: ARef<device::Device>,
 }
 
@@ -44,14 +39,8 @@ impl Host {
         Ok(Self {
             // SAFETY: The pointer of a disk is never null.
             disk: unsafe { NonNull::new_unchecked(disk.as_raw()) },
-            state: disk.state(),
             _device: device,
         })
-    }
-
-    /// Returns whether the disk was removed. Waits for a removal that is under way.
-    pub(super) fn is_removed(&self) -> bool {
-        self.state.is_removed()
     }
 }
 

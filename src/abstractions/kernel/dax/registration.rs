@@ -140,12 +140,11 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
 
 impl<T: Operations<P>, P: PagemapOperations> Drop for Registration<T, P> {
     fn drop(&mut self) {
+        // The holder is released, whether the disk was removed or not: `kill_dax()` would call the
+        // failure handler of xfs, which must not run while xfs is being unmounted.
         if let Some(host) = self.host.take() {
-            let is_removed = host.is_removed();
             drop(host);
-            if is_removed {
-                self.handle.release_holder();
-            }
+            self.handle.release_holder();
         }
 
         // SAFETY: By the type invariant the device is alive, and ours to kill.

@@ -252,7 +252,7 @@ unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
     // `GenDisk` the data of its queue is a `DiskState`.
     unsafe {
         let state = (*(*disk).queue).queuedata.cast::<DiskState>();
-        (*state).closed.complete();
+        (*state).set_closed();
         if (*disk).private_data.is_null() && !is_open(disk) {
             drop(Arc::from_raw(state.cast_const()));
         }

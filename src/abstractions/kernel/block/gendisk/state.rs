@@ -78,6 +78,10 @@ pub(in crate::abstractions) struct DiskState {
     /// Something that is not a file system on the disk itself may have got the DAX device: a
     /// device-mapper table, or a file system for a further device. Never reset.
     indirect: Atomic<bool>,
+    /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
+    /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of the
+    /// disk held.
+    claim_was_replaced: Atomic<bool>,
     /// Nothing of that kind may claim the disk now. Set with `open_mutex` of the disk held.
     refuses_indirect: Atomic<bool>,
     #[pin]
@@ -115,6 +119,7 @@ impl DiskState {
                 closed <- Completion::new(),
                 read_only: Atomic::new(false),
                 indirect: Atomic::new(false),
+                claim_was_replaced: Atomic::new(false),
                 refuses_indirect: Atomic::new(false),
                 removal <- new_mutex!(
                     Removal {
@@ -184,16 +189,34 @@ impl DiskState {
         self.indirect.store(true, Relaxed);
     }
 
-    /// Refuses or permits claims by something else than programs and file systems on the disk
-    /// itself. When this returns, those that were not refused are complete. Sleeps.
-    pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
-        // SAFETY: By the type invariant the disk is valid. No `open_mutex` is held by the caller.
+    /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held.
+    ///
+    /// A device-mapper table that is replaced under another table gives up its claim, although the
+    /// table above may be one of a keeper, which has translated through it. While the keeper has
+    /// the address, its module is in use, and so it is here.
+    pub(super) fn set_closed(&self) {
+        if self.indirect.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use) {
+            self.claim_was_replaced.store(true, Relaxed);
+        }
+        self.closed.complete();
+    }
+
+    /// Calls `f` with `open_mutex` of the disk held, under which claims end. Sleeps.
+    fn with_open_mutex<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: By the type invariant the disk is valid. The caller does not hold the lock.
         unsafe {
             let mutex = addr_of_mut!((*self.disk.as_ptr()).open_mutex);
             bindings::mutex_lock(mutex);
-            self.refuses_indirect.store(refuses, Relaxed);
+            let result = f();
             bindings::mutex_unlock(mutex);
+            result
         }
+    }
+
+    /// Refuses or permits claims by something else than programs and file systems on the disk
+    /// itself. When this returns, those that were not refused are complete. Sleeps.
+    pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
+        self.with_open_mutex(|| self.refuses_indirect.store(refuses, Relaxed));
     }
 
     /// Returns whether such a claim is to be refused. Called with `open_mutex` of the disk held.
@@ -237,11 +260,6 @@ impl DiskState {
             disk == self.disk.as_ptr()
                 || indirect && (!only_main || (*(*disk).fops).submit_bio.is_some())
         }
-    }
-
-    /// Returns whether the disk was removed. Waits for a removal in progress.
-    pub(in crate::abstractions) fn is_removed(&self) -> bool {
-        self.removal.lock().removed
     }
 
     /// Fills the table with the first partitions of the disk.
@@ -371,14 +389,15 @@ impl DiskState {
         if removal.added && !removal.removed {
             self.find_partitions();
         }
-        self.has_unknown_claim(&self.partitions.lock())
+        self.has_claim_of_keeper()
     }
 
     /// Returns whether code in the kernel may keep an address or page frame number of the memory
     /// behind this disk. May sleep.
     ///
     /// Access to the memory must be closed, so that code that is loaded later gets no address. Once
-    /// this has returned false, it always does.
+    /// this has returned false, nothing has an address. It may still return true later, if a keeper
+    /// is used for something else.
     pub(in crate::abstractions) fn has_keeper(&self) -> bool {
         self.closed.reinit();
 
@@ -388,7 +407,16 @@ impl DiskState {
                 return true;
             }
         }
-        KEEPERS.iter().any(Code::is_there) && self.has_unknown_claim(&self.partitions.lock())
+        KEEPERS.iter().any(Code::is_there) && self.has_claim_of_keeper()
+    }
+
+    /// Returns whether there is a claim that may be one of a keeper, or was one. Sleeps.
+    fn has_claim_of_keeper(&self) -> bool {
+        // A claim that has just ended, and `claim_was_replaced`, are seen together.
+        self.with_open_mutex(|| {
+            self.has_unknown_claim(&self.partitions.lock())
+                || self.claim_was_replaced.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use)
+        })
     }
 
     /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.

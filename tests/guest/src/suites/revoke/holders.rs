@@ -28,6 +28,7 @@ use crate::sectors::{Buffer, expect_same, stamped};
 /// The cache is on a partition, because dm-writecache formats its whole device.
 const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
 const CACHED: &str = "cached";
+const BELOW: &str = "below";
 const LEN: usize = 8 << 20;
 
 /// The module whose tables keep an address.
@@ -122,6 +123,60 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     retired::await_none(FREE_LIMIT)?;
     expect_no_thread_stuck()?;
     // While the module is loaded, a range below device-mapper is retired.
+    set_writecache(false)?;
+    pmem.bound.bind(lab.driver)
+}
+
+/// The cache is on a device-mapper device whose table is replaced by one on another disk. The claim of
+/// the first disk ends, but dm-writecache still has its address.
+pub fn writecache_above_a_replaced_table(lab: &mut Lab) -> Result<()> {
+    const SECTORS: usize = 64 << 11;
+    retired::set_timeout(lab.driver, TIMEOUT)?;
+    set_writecache(true)?;
+    let pmem = lab.ready(0)?;
+    pmem.disk
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::new(1 << 20), 0)?;
+    let other = lab.ready(1)?.disk;
+    let origin_sectors = 2 * LEN / 512;
+    let below = Mapped::new(
+        BELOW,
+        &format!("0 {SECTORS} linear {} 0", pmem.disk.node_str()),
+    )?;
+    let over = Mapped::new(
+        CACHED,
+        &format!(
+            "0 {origin_sectors} writecache p {} {} 4096 4 high_watermark 100 low_watermark 100",
+            other.node_str(),
+            below.disk().node_str()
+        ),
+    )?;
+    let file = over.disk().open(Access::Direct)?;
+    file.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
+    below.replace(&format!(
+        "0 {SECTORS} linear {} {origin_sectors}",
+        other.node_str()
+    ))?;
+
+    let mut unbind = Child::start("the unbinding process", |_| pmem.bound.unbind())?;
+    unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
+    if lab.driver == Driver::PmemRs {
+        for line in retired::expect(1)? {
+            println!("retired: {line}");
+        }
+    }
+    let mut found = Buffer::new(LEN);
+    file.read_exact_at(&mut found, 0)?;
+    expect_same("the cached disk", &found, &stamped(LEN, 2))?;
+    drop(file);
+
+    run("dmsetup", &["message", CACHED, "0", "flush"])?;
+    await_written_back()?;
+    over.remove()?;
+    below.remove()?;
+    expect_contents(&other, LEN, 2)?;
+    retired::await_none(FREE_LIMIT)?;
+    expect_no_thread_stuck()?;
     set_writecache(false)?;
     pmem.bound.bind(lab.driver)
 }

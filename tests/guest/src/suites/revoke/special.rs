@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
 use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
-use super::holders::{linear, writecache};
+use super::holders::{linear, writecache, writecache_above_a_replaced_table};
 use super::indirect::{further_device, realtime, replaced_table};
 use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
@@ -68,6 +68,10 @@ pub const SUITE: Suite = Suite {
         Test::new("sector_disk_in_use", sector_disk).within(120),
         Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
+        Test::new(
+            "cache_of_dm_writecache_above_a_replaced_table",
+            writecache_above_a_replaced_table,
+        ),
         Test::new("realtime_volume_of_another_xfs", realtime),
         Test::new("further_device_of_another_erofs", further_device),
         Test::new("table_above_was_replaced", replaced_table),
