@@ -4,10 +4,9 @@
 
 use super::{
     device_state::{
-        DeviceState, //
-        Parts,
-        RemovalWatcher, //
-    }, //
+        DeviceState,
+        Parts, //
+    },
     disk::{
         self,
         Capabilities, //
@@ -24,9 +23,10 @@ use super::{
     plain::shared_flush::end_sleep,
     pmem::Pmem,
     registry::Registry,
+    removal_watcher::RemovalWatcher,
     shared::Shared,
     sleep::Sleep,
-    suspension_state::StateFile, //
+    state_file::StateFile, //
 };
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
@@ -187,7 +187,8 @@ impl<'bound> AttachedDisk<'bound> {
         self.state.clone()
     }
 
-    /// As [`DeviceState::sync`]. Resumes the disk first, so that the writes that are held are not lost.
+    /// As [`DeviceState::sync`]. Resumes the disk first, so that the writes that are held are not
+    /// lost.
     pub fn sync(&self) {
         self.device.end_suspensions();
         self.device.sync();

@@ -13,8 +13,8 @@
 //! 2. [`DeviceState::teardown`]. It protects the state. Two calls under it may sleep: one sets the
 //!    disk read-only, the other sends its events. Both take `DiskState::removal`, which the worker
 //!    takes only after it has taken the disk out of the state.
-//! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the locks of
-//!    [`DeviceState::suspension`]. None is taken inside of another.
+//! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
+//!    locks of [`DeviceState::suspension`]. None is taken inside of another.
 
 use super::{
     description::{
@@ -61,7 +61,6 @@ use crate::abstractions::kernel_ext::{
     },
     tracepoint, //
 };
-use crate::abstractions::nvdimm::ProviderWatcher;
 use core::ops::Range;
 use kernel::{
     impl_has_work,
@@ -404,26 +403,6 @@ impl DeviceState {
         let waited = self.waited_for_resume.load(Relaxed);
 
         self.age().saturating_sub(waited)
-    }
-}
-
-/// Begins the teardown of a device when the region or the bus above it is being unbound. The memory
-/// may be gone soon, so users are told, and are not waited for.
-///
-/// The teardowns of all devices below begin at the same time. So unbind waits for one deadline, and
-/// not for one of each device.
-pub struct RemovalWatcher(pub Arc<DeviceState>);
-
-impl ProviderWatcher for RemovalWatcher {
-    fn provider_unbinding(&self) {
-        teardown::announce(&self.0, false);
-        // The worker refuses mappings too, but it may start late.
-        self.0.with_parts(|parts| {
-            if let Some(pages) = parts.memory.pages() {
-                pages.refuse_mappings();
-            }
-        });
-        teardown::begin(&self.0);
     }
 }
 

@@ -190,8 +190,8 @@ impl Flusher {
         }
     }
 
-    /// Lets no flush of an asynchronous region start until [`Self::unpause`], and waits for one that
-    /// is in progress. Sleeps. Does nothing for other regions.
+    /// Lets no flush of an asynchronous region start until [`Self::unpause`], and waits for one
+    /// that is in progress. Sleeps. Does nothing for other regions.
     ///
     /// Fails with [`EBUSY`] if that flush takes too long. Then flushes can start as before.
     pub fn pause(&self) -> Result {

@@ -20,7 +20,9 @@
 //! - [`device_state`]: the state of a device until its range is free, with
 //!   - [`teardown_ops`]: the functions that the teardown calls,
 //!   - [`suspension_ops`]: the functions that the suspension of a disk calls, and
-//!   - [`suspension_state`]: the data of the suspension, and the file in sysfs.
+//!   - [`suspension_state`]: the data of the suspension.
+//! - [`state_file`]: the file in sysfs that shows the state and suspends the disk.
+//! - [`removal_watcher`]: what a device does when its provider is removed.
 //! - [`description`]: the state of a device as text.
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
@@ -58,8 +60,10 @@ pub mod plain;
 pub mod platform_driver;
 pub mod pmem;
 pub mod registry;
+pub mod removal_watcher;
 pub mod shared;
 pub mod sleep;
+pub mod state_file;
 pub mod suspension_ops;
 pub mod suspension_state;
 pub mod teardown_ops;

@@ -20,9 +20,9 @@
 //! of the suspension, such as one that mounts a file system. So another thread takes these steps
 //! ([`DeviceState::delegate`]), which is not waited for once the suspension has to end.
 //!
-//! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes are
-//! innermost. The worker takes `DeviceState::teardown` to get the parts of the device. Neither thread
-//! holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
+//! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes
+//! are innermost. The worker takes `DeviceState::teardown` to get the parts of the device. Neither
+//! thread holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
 
 use super::{
     device_state::{

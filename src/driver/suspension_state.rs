@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The data of the suspension of a disk, and the file in sysfs that shows and changes it.
-//! `suspension_ops.rs` has the functions that a suspension calls.
+//! The data of the suspension of a disk. `suspension_ops.rs` has the functions that it calls, and
+//! `state_file.rs` the file in sysfs.
 
 use super::{
-    device_state::DeviceState,
     pagemap_data::PagemapData,
-    plain::{
-        suspension::{
-            self,
-            Cause,
-            Failure,
-            Phase,
-            Suspension, //
-        },
-        teardown::State, //
+    plain::suspension::{
+        Phase,
+        Suspension, //
     },
     pmem::Pmem, //
 };
-use crate::abstractions::compat::error::code::ECANCELED;
 use crate::abstractions::kernel::{
     fs::{
         dax::Unmapper,
@@ -27,7 +19,6 @@ use crate::abstractions::kernel::{
     wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::time::now_ms;
-use crate::abstractions::nvdimm;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -102,41 +93,5 @@ impl SuspensionState {
     /// Returns the time since the last suspension has begun, in milliseconds.
     pub fn age(&self) -> u64 {
         now_ms().saturating_sub(self.began.load(Relaxed))
-    }
-}
-
-/// The file with the state of a device: `live`, `suspended` or `leaving`. A program can write the
-/// first two to it.
-pub struct StateFile(pub Arc<DeviceState>);
-
-impl nvdimm::StateAttribute for StateFile {
-    fn state(&self) -> &'static CStr {
-        let is_bound = matches!(self.0.teardown.lock().state, State::Bound(_));
-        if !is_bound {
-            return c"leaving";
-        }
-
-        match self.0.suspension.phase.lock().phase {
-            Phase::Live | Phase::Suspending => c"live",
-            Phase::Suspended | Phase::Resuming => c"suspended",
-        }
-    }
-
-    fn set_state(&self, state: &[u8]) -> Result {
-        let result = match state {
-            b"suspended" => suspension::suspend(&self.0),
-            b"live" => suspension::resume(&self.0),
-            _ => return Err(EINVAL),
-        };
-
-        result.map_err(|failure| match failure {
-            Failure::Busy => EBUSY,
-            Failure::Live => EINVAL,
-            Failure::Disabled | Failure::Ended(Cause::Leaving) => ENODEV,
-            Failure::Killed | Failure::Ended(Cause::Killed) => EINTR,
-            Failure::Ended(Cause::Limit) => ETIMEDOUT,
-            Failure::Ended(Cause::Resumed) | Failure::Thawed => ECANCELED,
-            Failure::Failed(err) => err,
-        })
     }
 }

@@ -4,13 +4,22 @@
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
-use super::{
-    owner::Owner,
-    walk::Walked, //
+use super::walk::{
+    may_put,
+    Walked, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::memremap::PagemapOperations;
-use kernel::prelude::*;
+use crate::abstractions::kernel::{
+    fs::inode_pool::InodePool,
+    memremap::{
+        PagemapInner,
+        PagemapOperations, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 /// What the latest call has found.
 #[derive(Default)]
@@ -25,32 +34,37 @@ impl Revocation {
     }
 }
 
-impl<T: PagemapOperations> Owner<T> {
+impl Revocation {
     /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
     /// again.
     ///
-    /// The files and pages are not counted. [`Self::unmap_files`] has counted them before.
-    pub(super) fn revoke_files(&mut self) -> Walked {
+    /// The files and pages are not counted. `Owner::unmap_files` has counted them before.
+    pub(super) fn revoke_files<T: PagemapOperations>(
+        &mut self,
+        pages: &PagemapInner<T>,
+        pool: &Arc<InodePool>,
+    ) -> Walked {
         let mut pinned: c_ulong = 0;
 
         // Memory that was never exposed has no users.
-        if self.pages.is_exposed() {
+        if pages.is_exposed() {
             // SAFETY: The owner keeps the pgmap. The function waits for users with a limit, which
             // is none here, and changes only what it locks.
-            let result = unsafe {
-                bindings::dax_revoke_pgmap(self.pages.as_raw().cast_mut(), 0, &mut pinned)
-            };
-            self.revocation.is_incomplete = result != 0 && pinned == 0;
+            let result =
+                unsafe { bindings::dax_revoke_pgmap(pages.as_raw().cast_mut(), 0, &mut pinned) };
+            self.is_incomplete = result != 0 && pinned == 0;
         }
-        self.release_files();
+        pool.release(|inode| may_put(pages, inode));
 
         Walked::default()
     }
 
-    /// Revokes the memory again. `walk_needed` is whether a translation may have ended since the
-    /// last time, and is updated.
-    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        *walk_needed = !self.pages.is_unused();
-        self.revoke_files()
+    /// Does nothing: all files are walked through each time.
+    pub(super) fn revoke_kept_files<T: PagemapOperations>(
+        &self,
+        _pages: &PagemapInner<T>,
+        _pool: &Arc<InodePool>,
+    ) -> bool {
+        false
     }
 }

@@ -20,8 +20,8 @@
 //!
 //! The state is one value under one lock, [`SuspensionOps::with`].
 //!
-//! This is plain Rust over the trait [`SuspensionOps`]. `driver/suspension_ops.rs` implements it for the kernel,
-//! and `tests/host` with models for loom.
+//! This is plain Rust over the trait [`SuspensionOps`]. `driver/suspension_ops.rs` implements it
+//! for the kernel, and `tests/host` with models for loom.
 
 /// Why a suspension ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +186,8 @@ pub trait SuspensionOps: Sized {
     fn hold(&self, frozen: &Self::Frozen) -> Self::Held;
 
     /// Waits for the writes that are being executed, and checks that nothing that can write without
-    /// requests was mounted or has claimed the disk since the freeze. May stop early once [`is_ending`].
+    /// requests was mounted or has claimed the disk since the freeze. May stop early once
+    /// [`is_ending`].
     fn settle(&self, frozen: &Self::Frozen) -> Result<(), Self::Failure>;
 
     /// Executes the writes that are held, and no longer holds any.

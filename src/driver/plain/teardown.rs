@@ -21,11 +21,11 @@
 //! The state is one value under one lock, [`TeardownOps::with`]. Each state owns what is left of
 //! the device; between two states the worker owns it.
 //!
-//! `driver/device_state.rs` has the lock order. No function of [`TeardownOps`] that may sleep is called
-//! with this lock held.
+//! `driver/device_state.rs` has the lock order. No function of [`TeardownOps`] that may sleep is
+//! called with this lock held.
 //!
-//! This is plain Rust over the trait [`TeardownOps`]. `driver/teardown_ops.rs` implements it for the
-//! kernel, and `tests/host` with models for loom.
+//! This is plain Rust over the trait [`TeardownOps`]. `driver/teardown_ops.rs` implements it for
+//! the kernel, and `tests/host` with models for loom.
 
 /// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 //! region, the index of bad blocks, leases, and counts of users.
 //!
 //! Each model includes the code that the heading of its file names, or repeats it and has to be
-//! changed with it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To show that a
-//! model finds defects, each is also run with some, and must find every one.
+//! changed with it. What `unbind/main.rs` and `unbind/kernel.rs` say about loom holds here too. To
+//! show that a model finds defects, each is also run with some, and must find every one.
 
 mod badblocks;
 mod counted;

@@ -79,8 +79,8 @@ pub(in crate::abstractions) struct DiskState {
     /// device-mapper table, or a file system for a further device. Never reset.
     indirect: Atomic<bool>,
     /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
-    /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of the
-    /// disk held.
+    /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
+    /// the disk held.
     claim_was_replaced: Atomic<bool>,
     /// Nothing of that kind may claim the disk now. Set with `open_mutex` of the disk held.
     refuses_indirect: Atomic<bool>,

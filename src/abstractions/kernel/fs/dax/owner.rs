@@ -67,9 +67,9 @@ pub enum User {
 ///
 /// The value of `pages` is not freed.
 pub(super) struct Owner<T: PagemapOperations> {
-    pub(super) pages: ManuallyDrop<Counted<PagemapInner<T>>>,
-    pub(super) pool: Arc<InodePool>,
-    pub(super) revocation: Revocation,
+    pages: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pool: Arc<InodePool>,
+    revocation: Revocation,
     registered: ManuallyDrop<Registered>,
 }
 
@@ -142,6 +142,28 @@ impl<T: PagemapOperations> Owner<T> {
             pages: self.pages.try_get()?,
             pool: self.pool.clone(),
         })
+    }
+
+    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
+    /// again.
+    pub(super) fn revoke_files(&mut self) -> Walked {
+        self.revocation.revoke_files(&self.pages, &self.pool)
+    }
+
+    /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
+    /// `walk_needed` is whether all files have to be walked through, and is updated.
+    ///
+    /// The kept files are enough if all files were walked through since the last translation has
+    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
+    /// and all pins are older than the closing: files with such pins, or with faults that may have
+    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
+    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
+    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
+        if !*walk_needed && self.revocation.revoke_kept_files(&self.pages, &self.pool) {
+            return Walked::default();
+        }
+        *walk_needed = !self.pages.is_unused();
+        self.revoke_files()
     }
 
     /// Puts the references to kept files that have no pinned page.

@@ -12,7 +12,6 @@ use super::{
         is_idle,
         FileMapping, //
     },
-    owner::Owner,
     walk::{
         may_put,
         walk_files,
@@ -21,7 +20,10 @@ use super::{
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::{
-    fs::inode::Inode,
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool, //
+    },
     memremap::{
         FolioUse,
         PagemapInner,
@@ -32,7 +34,8 @@ use crate::abstractions::kernel_ext::task::cond_resched;
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// After how many walks in a row with a mismatch the memory stays mapped for good.
@@ -67,57 +70,52 @@ impl Revocation {
     }
 }
 
-impl<T: PagemapOperations> Owner<T> {
+impl Revocation {
     /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
     /// again.
-    pub(super) fn revoke_files(&mut self) -> Walked {
+    pub(super) fn revoke_files<T: PagemapOperations>(
+        &mut self,
+        pages: &PagemapInner<T>,
+        pool: &Arc<InodePool>,
+    ) -> Walked {
         let mut mismatch = false;
-        let walked = walk_files(&self.pages, &self.pool, |_, file, _| {
-            let revoked = file.revoke(&self.pages);
+        let walked = walk_files(pages, pool, |_, file, _| {
+            let revoked = file.revoke(pages);
             mismatch |= revoked.mismatch;
             revoked.pages.saturating_add(revoked.pinned)
         });
-        self.release_files();
+        pool.release(|inode| may_put(pages, inode));
 
-        if self.revocation.record(mismatch) {
+        if self.record(mismatch) {
             pr_err!(
                 "{}: entries of page caches do not match their folios. The range stays mapped and \
                  reserved until reboot\n",
-                self.pages.reservation_name().first()
+                pages.reservation_name().first()
             );
         }
         walked
     }
 
-    /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
-    /// `walk_needed` is whether all files have to be walked through, and is updated.
-    ///
-    /// The kept files are enough if all files were walked through since the last translation has
-    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
-    /// and all pins are older than the closing: files with such pins, or with faults that may have
-    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
-    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
-    pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        if !*walk_needed && !self.revocation.is_incomplete() && self.revoke_kept_files() {
-            return Walked::default();
+    /// Revokes the memory from the kept files, unless all files have to be walked through. Returns
+    /// whether a page was deleted, and all entries match their folios.
+    pub(super) fn revoke_kept_files<T: PagemapOperations>(
+        &self,
+        pages: &PagemapInner<T>,
+        pool: &Arc<InodePool>,
+    ) -> bool {
+        if self.is_incomplete() {
+            return false;
         }
-        *walk_needed = !self.pages.is_unused();
-        self.revoke_files()
-    }
-
-    /// Revokes the memory from the kept files. Returns whether a page was deleted and all entries
-    /// match their folios.
-    fn revoke_kept_files(&self) -> bool {
-        let may_put = |inode: &Inode| may_put(&self.pages, inode);
+        let may_put = |inode: &Inode| may_put(pages, inode);
         let mut deleted = false;
         let mut mismatch = false;
 
-        self.pool.for_each_kept(&may_put, |inode| {
-            let revoked = FileMapping::new(inode).revoke(&self.pages);
+        pool.for_each_kept(&may_put, |inode| {
+            let revoked = FileMapping::new(inode).revoke(pages);
             deleted |= revoked.pages != 0;
             mismatch |= revoked.mismatch;
         });
-        self.release_files();
+        pool.release(may_put);
         deleted && !mismatch
     }
 }

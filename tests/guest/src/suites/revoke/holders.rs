@@ -127,8 +127,8 @@ pub fn writecache(lab: &mut Lab) -> Result<()> {
     pmem.bound.bind(lab.driver)
 }
 
-/// The cache is on a device-mapper device whose table is replaced by one on another disk. The claim of
-/// the first disk ends, but dm-writecache still has its address.
+/// The cache is on a device-mapper device whose table is replaced by one on another disk. The claim
+/// of the first disk ends, but dm-writecache still has its address.
 pub fn writecache_above_a_replaced_table(lab: &mut Lab) -> Result<()> {
     const SECTORS: usize = 64 << 11;
     retired::set_timeout(lab.driver, TIMEOUT)?;

@@ -260,7 +260,8 @@ impl World {
         teardown::begin(self);
     }
 
-    /// `DeviceState::tear_down` by a thread that gets a fatal signal at some moment; see [`Self::signal`].
+    /// `DeviceState::tear_down` by a thread that gets a fatal signal at some moment; see
+    /// [`Self::signal`].
     pub fn unbind_killable(&self) -> Outcome {
         self.killable.set(Some(thread::current().id()));
         self.unbind()
