@@ -299,7 +299,11 @@ fn physical(lab: &mut Lab, way: Way) -> Result<()> {
     let mut uevents = Uevents::from_now()?;
     way.go(&fixture, UNBIND_LIMIT)?;
     let device = format!("PMEM_RS_DEVICE={}", bound.name());
-    uevents.expect(&["SUBSYSTEM=nd", "PMEM_RS_STATE=leaving", &device])?;
+    let event = uevents.expect(&["SUBSYSTEM=nd", "PMEM_RS_STATE=leaving", &device])?;
+    ensure!(
+        value(&event, "PMEM_RS_NOTICE_MS") == Some("0"),
+        "it promises time: {event}"
+    );
     user.expect_gone()?;
     reset()?;
     back_to_normal(fixture, way)

@@ -181,7 +181,7 @@ pub fn unbind_while_it_freezes(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + Duration::from_secs(15))?;
     println!("gone after {} ms", took.as_millis());
-    messages.expect(&["is not waited for"])?;
+    messages.expect(&["is no longer waited for"])?;
     // Its write has failed with ENODEV.
     suspending.end(LIMIT)?;
     writer.go()?;
@@ -199,14 +199,20 @@ pub fn unbind_waits_twice(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let start = Instant::now();
     let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
+    let mut listed = String::new();
     while !messages
         .so_far()?
         .iter()
-        .any(|line| line.contains("is not waited for"))
+        .any(|line| line.contains("is no longer waited for"))
     {
         ensure!(start.elapsed() < 2 * LIMIT, "it waits for the freeze");
         sleep(Duration::from_millis(100));
+        listed += &sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
     }
+    ensure!(
+        listed.contains("(a file system that is being frozen or thawed)"),
+        "the list of devices does not say what is waited for: {listed}"
+    );
     sleep(2 * A_WHILE);
     ensure!(unbind.try_end()?.is_none(), "it does not wait for the call");
     writer.go()?;
