@@ -98,7 +98,11 @@ impl Registrations {
 
         while !self.close() {
             if waited >= next_message {
-                pr_warn!("module exit waits for {} registrations\n", self.count());
+                pr_warn!(
+                    "module exit waits: files of the module are open, or memory is in use ({} \
+                     registrations)\n",
+                    self.count()
+                );
                 next_message = waited.saturating_add(MESSAGE_INTERVAL_MS);
             }
             sleep(pause);

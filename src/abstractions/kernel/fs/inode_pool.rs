@@ -153,7 +153,7 @@ impl InodePool {
                 pr_warn!(
                     "{}: waiting for pins: {} files have pages pinned, or cannot be closed\n",
                     *self.name,
-                    NR_SLOTS
+                    NR_SLOTS.saturating_sub(spare)
                 );
             }
             retries = retries.wrapping_add(1);
