@@ -22,6 +22,7 @@ mod driver;
 mod driver_attribute;
 mod enabled_namespace;
 mod identity;
+mod infoblock;
 mod namespace;
 mod probe_error;
 mod probe_results;
@@ -51,10 +52,16 @@ pub use self::{
     enabled_namespace::{
         info_block_reserve,
         Claim,
-        EnabledNamespace, //
+        EnabledNamespace,
+        SetupError, //
         INFO_BLOCK_SIZE,
     },
     identity::DeviceIdentity,
+    infoblock::{
+        InfoBlock,
+        InfoBlockError,
+        NamespaceMode, //
+    },
     namespace::{
         ClaimClass,
         Namespace, //

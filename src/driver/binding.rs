@@ -69,14 +69,14 @@ impl<'bound> Binding<'bound> {
         let (namespace, layout, mode) = match dev.kind() {
             Kind::Btt => {
                 let flusher = Flusher::new(shared.clone(), &namespace)?;
-                let btt = setup_btt(dev, enable(namespace)?, &range)?;
+                let btt = setup_btt(dev, enable(namespace)?)?;
                 return Ok(Self::Btt(btt, flusher));
             }
             // A kdump kernel has little memory, and saves what the crashed kernel has left on the
             // medium: there are no `struct page`s, and nothing is written.
             Kind::Pfn if is_kdump_kernel() => {
                 let enabled = enable(namespace)?;
-                let data = data_of_pfn(dev, &enabled, &range)?;
+                let data = data_of_pfn(dev, &enabled)?;
                 dev_info!(dev, "a disk without DAX, since this is a kdump kernel\n");
 
                 (
@@ -86,7 +86,7 @@ impl<'bound> Binding<'bound> {
                 )
             }
             Kind::Pfn => {
-                let (enabled, pages) = setup_pfn(dev, enable(namespace)?, &range)?;
+                let (enabled, pages) = setup_pfn(dev, enable(namespace)?)?;
 
                 let mode = if pages.memmap_on_media() {
                     c"fsdax map=dev"
@@ -97,7 +97,7 @@ impl<'bound> Binding<'bound> {
             }
             Kind::Namespace => {
                 let enabled = enable(namespace)?;
-                if claim(dev, &enabled, &range)? == Claim::Claimed {
+                if claim(dev, &enabled)? == Claim::Claimed {
                     return Err(ProbeError::silent(
                         ENXIO,
                         fmt!("libnvdimm has made a device for the mode in its info block"),

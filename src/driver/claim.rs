@@ -2,58 +2,32 @@
 
 //! Checks info blocks, and finds the mode in which a namespace is bound.
 
-use super::{
-    messages::{
-        info_block_error,
-        missing,
-        not_set_up,
-        unreadable, //
-    },
-    plain::infoblock::{
-        Expected,
-        InfoBlock,
-        InfoBlockError,
-        NamespaceMode, //
-    }, //
+use super::messages::{
+    info_block_error,
+    missing,
+    not_set_up,
+    unreadable, //
 };
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
-use crate::abstractions::kernel::memremap::{
-    start_align,
-    PagemapConfig,
-    PAGE_STRUCT_SIZE, //
-};
+use crate::abstractions::kernel::memremap::PagemapConfig;
 use crate::abstractions::nvdimm::{
-    self,
     Btt,
     Claim,
     ClaimClass,
     Device,
     EnabledNamespace,
-    Kind,
-    ProbeError, //
+    InfoBlock,
+    InfoBlockError,
+    NamespaceMode,
+    ProbeError,
+    SetupError, //
 };
 use core::ops::Range;
 use kernel::{
     device::Core,
     io::PhysAddr,
-    page::PAGE_SIZE,
     prelude::*, //
 };
-
-/// Returns the properties that an info block of the namespace must match.
-fn expected(enabled: &EnabledNamespace<'_>, range: &Range<PhysAddr>) -> Expected {
-    Expected {
-        uuid: enabled.namespace().uuid(),
-        start: range.start,
-        size: range.end.saturating_sub(range.start),
-        offset: enabled.info_block_start(),
-        reserve: nvdimm::info_block_reserve(),
-        page_size: PAGE_SIZE as u64,
-        page_struct_size: PAGE_STRUCT_SIZE as u64,
-        start_align: start_align(),
-        sector_size: enabled.namespace().btt_sector_size(),
-    }
-}
 
 /// Returns the mode of namespaces with this claim class.
 fn mode_of(class: ClaimClass) -> Option<NamespaceMode> {
@@ -65,17 +39,13 @@ fn mode_of(class: ClaimClass) -> Option<NamespaceMode> {
     }
 }
 
-/// Checks the info block of a namespace, and lets libnvdimm make the device for its mode.
+/// Lets libnvdimm make the device for the mode in the info block of a namespace.
 ///
 /// # Errors
 ///
 /// [`EOPNOTSUPP`] if the info block cannot be used or read, or is missing although the label says
 /// that there is one.
-pub fn claim(
-    dev: &Device<Core<'_>>,
-    enabled: &EnabledNamespace<'_>,
-    range: &Range<PhysAddr>,
-) -> Result<Claim, ProbeError> {
+pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<Claim, ProbeError> {
     let namespace = enabled.namespace();
     if namespace.is_forced_raw() {
         return Ok(Claim::Raw);
@@ -100,15 +70,24 @@ pub fn claim(
     };
     let Some(block) = InfoBlock::of(&bytes) else {
         return match class {
-            None | Some(ClaimClass::None) => Ok(enabled.claim()?),
+            None | Some(ClaimClass::None) => enabled.claim().map_err(|err| match err {
+                SetupError::Unreadable => unreadable(dev, namespace.name()),
+                SetupError::InfoBlock(mode, error) => {
+                    info_block_error(dev, namespace.name(), mode, error)
+                }
+                SetupError::Other(err) => err.into(),
+            }),
             // The block is lost, or was never written.
             Some(class) => Err(missing(dev, namespace.name(), mode_of(class))),
         };
     };
 
-    let error = match block.check(&expected(enabled, range)) {
+    let error = match enabled.claim() {
+        Ok(Claim::Claimed) => return Ok(Claim::Claimed),
         // The block is left over from a deleted namespace.
-        Err(InfoBlockError::Foreign) if class == Some(ClaimClass::None) => {
+        Err(SetupError::InfoBlock(_, InfoBlockError::Foreign))
+            if class == Some(ClaimClass::None) =>
+        {
             dev_info!(
                 dev,
                 "there is an info block of another namespace; \
@@ -116,17 +95,15 @@ pub fn claim(
             );
             return Ok(Claim::Raw);
         }
-        Err(error) => error,
-        Ok(()) => match enabled.claim() {
-            Ok(Claim::Claimed) => return Ok(Claim::Claimed),
-            Err(err) if err != EOPNOTSUPP => return Err(err.into()),
-            // `force_raw` was set since the check above.
-            _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
-            _ => match class {
-                None | Some(ClaimClass::None) => InfoBlockError::Refused,
-                Some(class) if mode_of(class) == Some(block.mode()) => InfoBlockError::Refused,
-                Some(_) => InfoBlockError::OtherMode,
-            },
+        Err(SetupError::InfoBlock(_, error)) => error,
+        Err(SetupError::Unreadable) => return Err(unreadable(dev, namespace.name())),
+        Err(SetupError::Other(err)) if err != EOPNOTSUPP => return Err(err.into()),
+        // `force_raw` was set since the check above.
+        _ if namespace.is_forced_raw() => return Ok(Claim::Raw),
+        _ => match class {
+            None | Some(ClaimClass::None) => InfoBlockError::Refused,
+            Some(class) if mode_of(class) == Some(block.mode()) => InfoBlockError::Refused,
+            Some(_) => InfoBlockError::OtherMode,
         },
     };
     Err(info_block_error(dev, namespace.name(), block.mode(), error))
@@ -137,16 +114,12 @@ pub fn claim(
 pub fn setup_pfn<'bound>(
     dev: &Device<Core<'_>>,
     enabled: EnabledNamespace<'bound>,
-    range: &Range<PhysAddr>,
 ) -> Result<(EnabledNamespace<'bound>, PagemapConfig), ProbeError> {
     let name = enabled.namespace().name();
-    check_info_block(dev, &enabled, range)?;
 
-    enabled.setup_pfn().map_err(|err| match err {
-        // An empty seed is no error.
-        ENODEV => err.into(),
-        err => not_set_up(dev, name, err),
-    })
+    enabled
+        .setup_pfn()
+        .map_err(|err| setup_error(dev, name, err))
 }
 
 /// Reads from the info block of a pfn device where the data are, and writes nothing. A device
@@ -154,22 +127,19 @@ pub fn setup_pfn<'bound>(
 pub fn data_of_pfn(
     dev: &Device<Core<'_>>,
     enabled: &EnabledNamespace<'_>,
-    range: &Range<PhysAddr>,
 ) -> Result<Range<PhysAddr>, ProbeError> {
-    check_info_block(dev, enabled, range)?;
+    let name = enabled.namespace().name();
 
-    let expected = expected(enabled, range);
-    let bytes = enabled.read_info_block()?;
-    InfoBlock::of(&bytes)
-        .filter(|block| block.mode() == NamespaceMode::Fsdax && block.check(&expected).is_ok())
-        .and_then(|block| block.data(&expected))
+    enabled
+        .data_of_pfn()
+        .map_err(|err| setup_error(dev, name, err))?
         .ok_or_else(|| {
             ProbeError::logged(
                 dev,
                 EOPNOTSUPP,
                 fmt!(
                     "a kdump kernel writes no info block: configure {} with the normal kernel",
-                    enabled.namespace().name()
+                    name
                 ),
             )
         })
@@ -180,48 +150,23 @@ pub fn data_of_pfn(
 pub fn setup_btt<'bound>(
     dev: &Device<Core<'_>>,
     enabled: EnabledNamespace<'bound>,
-    range: &Range<PhysAddr>,
 ) -> Result<Btt<'bound>, ProbeError> {
     let name = enabled.namespace().name();
-    check_info_block(dev, &enabled, range)?;
 
-    enabled.disable().attach_btt().map_err(|err| match err {
-        // An empty seed is no error.
-        ENODEV => err.into(),
-        err => not_set_up(dev, name, err),
-    })
+    enabled
+        .disable()
+        .attach_btt()
+        .map_err(|err| setup_error(dev, name, err))
 }
 
-/// Refuses a pfn or btt device if its info block cannot be read, or has impossible values. A
-/// damaged or foreign block is not refused: libnvdimm overwrites it.
-fn check_info_block(
-    dev: &Device<Core<'_>>,
-    enabled: &EnabledNamespace<'_>,
-    range: &Range<PhysAddr>,
-) -> Result<(), ProbeError> {
-    let name = enabled.namespace().name();
-
-    let bytes = match enabled.read_info_block() {
-        Ok(bytes) => bytes,
+/// Logs why a pfn or btt device cannot be set up.
+fn setup_error(dev: &Device<Core<'_>>, name: &CStr, err: SetupError) -> ProbeError {
+    match err {
         // libnvdimm would refuse it too, but without a message.
-        Err(err) if err == EIO => {
-            return Err(unreadable(dev, name));
-        }
-        Err(err) => return Err(err.into()),
-    };
-    // A block that is damaged, foreign or of another mode is accepted: libnvdimm overwrites it. The
-    // others are checked here, because libnvdimm does not check them completely.
-    if let Some(block) = InfoBlock::of(&bytes) {
-        let is_used = match block.mode() {
-            NamespaceMode::Sector => dev.kind() == Kind::Btt,
-            NamespaceMode::Fsdax => dev.kind() == Kind::Pfn,
-            NamespaceMode::Devdax => false,
-        };
-        if let (true, Err(error)) = (is_used, block.check(&expected(enabled, range))) {
-            if !error.is_damaged_or_foreign() {
-                return Err(info_block_error(dev, name, block.mode(), error));
-            }
-        }
+        SetupError::Unreadable => unreadable(dev, name),
+        SetupError::InfoBlock(mode, error) => info_block_error(dev, name, mode, error),
+        // An empty seed is no error.
+        SetupError::Other(ENODEV) => ENODEV.into(),
+        SetupError::Other(err) => not_set_up(dev, name, err),
     }
-    Ok(())
 }

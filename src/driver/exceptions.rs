@@ -10,8 +10,7 @@ use super::plain::{
         entries,
         Exception, //
     },
-    geometry::aligned_inside,
-    infoblock::InfoBlock, //
+    geometry::aligned_inside, //
 };
 use crate::abstractions::kernel::memremap::{
     compat_align,
@@ -24,7 +23,8 @@ use crate::abstractions::kernel_ext::{
 use crate::abstractions::nvdimm::{
     Device,
     DeviceIdentity,
-    EnabledNamespace, //
+    EnabledNamespace,
+    InfoBlock, //
 };
 use kernel::{
     device::Core,

@@ -2,17 +2,13 @@
 
 //! Messages about devices that cannot be bound, with the remedy.
 
-use super::{
-    plain::infoblock::{
-        InfoBlockError,
-        NamespaceMode, //
-    },
-    shared::Shared, //
-};
+use super::shared::Shared;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::nvdimm::{
     Device,
+    InfoBlockError,
     Kind,
+    NamespaceMode,
     ProbeError, //
 };
 use core::ops::Range;

@@ -3,10 +3,8 @@
 //! Namespaces that are attached to the btt driver of libnvdimm.
 
 use super::{
-    device::{
-        Device,
-        Kind, //
-    },
+    device::Device,
+    enabled_namespace::SetupError,
     namespace::Namespace, //
 };
 use crate::abstractions::bindings;
@@ -32,27 +30,39 @@ pub struct Btt<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Attaches the namespace of a btt device to the btt driver, which makes a disk of it. May
-    /// sleep.
+    /// sleep. That driver writes an info block if the device is new.
+    ///
+    /// The info blocks of all arenas are checked before.
     ///
     /// When the device is unbound, the disk is removed after the driver's data was dropped.
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is not a btt, or is not fully configured.
-    pub fn attach_btt(self) -> Result<Btt<'bound>> {
-        if self.device().kind() != Kind::Btt {
-            return Err(ENODEV);
+    /// - [`ENODEV`] if the device is not a btt, or is not fully configured.
+    /// - [`EBUSY`] if a part of the range is in use.
+    /// - As in [`SetupError`].
+    pub fn attach_btt(self) -> Result<Btt<'bound>, SetupError> {
+        if self.btt_sector_size().is_none() {
+            return Err(ENODEV.into());
         }
 
-        // SAFETY: The namespace is claimed by a btt device, which is being bound.
-        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(self.ndns().as_ptr()) })?;
+        let size = self.size()?;
+        let enabled = self.enable_bytes(size)?;
+        enabled.check_arenas()?;
+        let namespace = enabled.disable();
+        let dev = namespace.device();
 
-        let dev: &device::Device<Bound> = self.device().as_ref();
+        // SAFETY: The namespace is claimed by a btt device, which is being bound. The btt driver
+        // believes the info blocks. They were checked, and nothing has written to the medium since:
+        // the btt device has claimed the namespace.
+        to_result(unsafe { bindings::nvdimm_namespace_attach_btt(namespace.ndns().as_ptr()) })?;
+
+        let generic: &device::Device<Bound> = dev.as_ref();
         // If this fails, the btt is detached at once.
-        devres::register(dev, DetachBtt(dev.into()), GFP_KERNEL)?;
+        devres::register(generic, DetachBtt(generic.into()), GFP_KERNEL)?;
 
         // INVARIANT: It has just been attached, and devres detaches it when the device is unbound.
-        Ok(Btt { dev: self.device() })
+        Ok(Btt { dev })
     }
 }
 

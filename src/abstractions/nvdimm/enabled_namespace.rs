@@ -4,21 +4,39 @@
 
 use super::{
     device::Kind,
+    infoblock::{
+        self,
+        Expected,
+        InfoBlock,
+        InfoBlockError,
+        NamespaceMode, //
+    },
     namespace::Namespace, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
-use crate::abstractions::kernel::memremap::PagemapConfig;
-use core::mem::ManuallyDrop;
+use crate::abstractions::kernel::memremap::{
+    start_align,
+    PagemapConfig,
+    PAGE_STRUCT_SIZE, //
+};
+use core::{
+    mem::ManuallyDrop,
+    ops::Range, //
+};
 use kernel::{
+    alloc::AllocError,
     error::to_result,
-    io::ResourceSize,
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
     page::PAGE_SIZE,
     prelude::*, //
 };
 
 /// The size of an info block in bytes, and the offset of one that is not at the start.
-pub const INFO_BLOCK_SIZE: usize = 4096;
+pub const INFO_BLOCK_SIZE: usize = infoblock::LEN;
 
 /// Returns how many bytes at the start of a namespace are reserved for info blocks
 /// (`nd_info_block_reserve()`).
@@ -38,6 +56,36 @@ pub enum Claim {
     Claimed,
 }
 
+/// The reason why the mode of a namespace cannot be used.
+#[derive(Debug)]
+pub enum SetupError {
+    /// The medium is bad where the info block would be.
+    Unreadable,
+    /// The info block, which is for this mode, cannot be used.
+    InfoBlock(NamespaceMode, InfoBlockError),
+    /// Another error.
+    Other(Error),
+}
+
+impl From<Error> for SetupError {
+    fn from(err: Error) -> Self {
+        Self::Other(err)
+    }
+}
+
+impl From<AllocError> for SetupError {
+    fn from(err: AllocError) -> Self {
+        Self::Other(err.into())
+    }
+}
+
+impl From<InfoBlockError> for SetupError {
+    /// The error is that of a btt.
+    fn from(err: InfoBlockError) -> Self {
+        Self::InfoBlock(NamespaceMode::Sector, err)
+    }
+}
+
 /// A namespace whose info block libnvdimm can read and write. Dropping it disables the access.
 ///
 /// # Invariants
@@ -51,14 +99,15 @@ impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
     /// sleep. Fails with [`EBUSY`] if the range is in use.
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
+        self.enable_bytes(info_block_reserve())
+    }
+
+    /// As [`Self::enable`], but maps the first `len` bytes.
+    pub(super) fn enable_bytes(self, len: ResourceSize) -> Result<EnabledNamespace<'bound>> {
         // SAFETY: The device is being bound. What a call that fails half-way leaves to devres is
         // released when the probe fails or the device is unbound.
         to_result(unsafe {
-            bindings::devm_namespace_enable(
-                self.device().as_raw(),
-                self.ndns().as_ptr(),
-                info_block_reserve(),
-            )
+            bindings::devm_namespace_enable(self.device().as_raw(), self.ndns().as_ptr(), len)
         })?;
 
         // INVARIANT: It has just been enabled.
@@ -92,35 +141,108 @@ impl<'bound> EnabledNamespace<'bound> {
         }
     }
 
-    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium
+    /// Returns the properties that the info block must match.
+    fn expected(&self) -> Result<Expected> {
+        let range = self.namespace.range()?;
+
+        Ok(Expected {
+            uuid: self.namespace.uuid(),
+            start: range.start,
+            size: self.namespace.size()?,
+            offset: self.info_block_start(),
+            reserve: info_block_reserve(),
+            page_size: PAGE_SIZE as u64,
+            page_struct_size: PAGE_STRUCT_SIZE as u64,
+            start_align: start_align(),
+            sector_size: self.namespace.btt_sector_size(),
+        })
+    }
+
+    /// Reads the bytes at an offset in the namespace. May sleep. Fails with [`EIO`] if the medium
     /// is bad there.
-    pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
+    fn read(&self, offset: ResourceSize, block: &mut [u8; INFO_BLOCK_SIZE]) -> Result {
         const READ: c_int = 0;
         let ndns = self.namespace.ndns().as_ptr();
-        let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 
+        // The C function checks the end, but not whether the sum wraps.
+        offset.checked_add(block.len() as u64).ok_or(EINVAL)?;
         // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. The
         // buffer is as long as the read.
         to_result(unsafe {
             let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
             read(
                 ndns,
-                self.info_block_start(),
+                offset,
                 block.as_mut_ptr().cast(),
                 block.len(),
                 READ,
                 0,
             )
-        })?;
+        })
+    }
+
+    /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium
+    /// is bad there.
+    pub fn read_info_block(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>> {
+        let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
+
+        self.read(self.info_block_start(), &mut block)?;
         Ok(block)
+    }
+
+    /// As [`Self::read_info_block`], with the error that means a bad medium.
+    fn read_readable(&self) -> Result<KBox<[u8; INFO_BLOCK_SIZE]>, SetupError> {
+        self.read_info_block().map_err(unreadable)
+    }
+
+    /// Checks the info blocks of a btt device, as the btt driver believes them. May sleep. All of
+    /// the namespace must be mapped.
+    pub(super) fn check_arenas(&self) -> Result<(), SetupError> {
+        let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
+
+        infoblock::check_arenas(&self.expected()?, &mut block, |offset, block| {
+            self.read(offset, block).map_err(unreadable)
+        })
+    }
+
+    /// Returns the physical range of the data of a pfn device. [`None`] if there is no info block,
+    /// or a damaged or foreign one, which [`Self::setup_pfn`] would overwrite. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As in [`SetupError`].
+    pub fn data_of_pfn(&self) -> Result<Option<Range<PhysAddr>>, SetupError> {
+        let bytes = self.read_readable()?;
+        let expected = self.expected()?;
+        let Some(block) =
+            InfoBlock::of(&bytes).filter(|block| block.mode() == NamespaceMode::Fsdax)
+        else {
+            return Ok(None);
+        };
+
+        match block.check(&expected) {
+            Ok(()) => Ok(block.data(&expected)),
+            Err(error) if error.is_damaged_or_foreign() => Ok(None),
+            Err(error) => Err(SetupError::InfoBlock(block.mode(), error)),
+        }
     }
 
     /// Probes for an info block of each mode, and makes the device for it. May sleep.
     ///
+    /// The block is checked before, since libnvdimm does not check it completely.
+    ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
-    pub fn claim(&self) -> Result<Claim> {
+    /// - As in [`SetupError`]. A block that is damaged or of another namespace is an error too.
+    /// - [`EOPNOTSUPP`] if there is a valid info block that this kernel cannot use.
+    pub fn claim(&self) -> Result<Claim, SetupError> {
+        let bytes = self.read_readable()?;
+        if let Some(block) = InfoBlock::of(&bytes) {
+            block
+                .check(&self.expected()?)
+                .map_err(|error| SetupError::InfoBlock(block.mode(), error))?;
+        }
+
         let dev = self.namespace.device().as_raw();
         let ndns = self.namespace.ndns().as_ptr();
 
@@ -136,7 +258,7 @@ impl<'bound> EnabledNamespace<'bound> {
             // SAFETY: The namespace is enabled, by the type invariant, for a device that is valid.
             match to_result(unsafe { probe(dev, ndns) }) {
                 Ok(()) => return Ok(Claim::Claimed),
-                Err(err) if err == EOPNOTSUPP => return Err(err),
+                Err(err) if err == EOPNOTSUPP => return Err(err.into()),
                 Err(_) => {}
             }
         }
@@ -146,17 +268,21 @@ impl<'bound> EnabledNamespace<'bound> {
 
     /// Reads the info block of a pfn device, or writes it if the device is new. May sleep.
     ///
+    /// The block is checked before, since libnvdimm does not check it completely.
+    ///
     /// # Errors
     ///
+    /// - As in [`SetupError`].
     /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
     ///   libnvdimm logs the reason.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
-    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig)> {
+    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig), SetupError> {
         let dev = self.namespace.device();
         if dev.kind() != Kind::Pfn {
-            return Err(ENODEV);
+            return Err(ENODEV.into());
         }
+        self.data_of_pfn()?;
 
         let mut pgmap = bindings::dev_pagemap::default();
         // To clear errors in the memory map, the function disables the namespace and enables it
@@ -184,13 +310,22 @@ impl<'bound> EnabledNamespace<'bound> {
                 "info block: the data cannot start at {:#x}, where the info block is\n",
                 data_offset
             );
-            return Err(EINVAL);
+            return Err(EINVAL.into());
         }
         // SAFETY: The structure was zeroed. An altmap is between the info block and the data:
         // `__nvdimm_setup_pfn()` computes it from `data_offset`, which leaves room for both.
         let pages = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;
 
         Ok((enabled, pages))
+    }
+}
+
+/// Returns the error of a read: [`EIO`] means a bad medium.
+fn unreadable(err: Error) -> SetupError {
+    if err == EIO {
+        SetupError::Unreadable
+    } else {
+        err.into()
     }
 }
 

@@ -30,7 +30,10 @@ use kernel::{
         Core, //
     },
     error::from_err_ptr,
-    io::PhysAddr,
+    io::{
+        PhysAddr,
+        ResourceSize, //
+    },
     prelude::*,
     str::CString, //
 };
@@ -242,6 +245,13 @@ impl<'bound> Namespace<'bound> {
         Ok(start..last.checked_add(1).ok_or(EOVERFLOW)?)
     }
 
+    /// Returns the size of the namespace in bytes.
+    pub(super) fn size(&self) -> Result<ResourceSize> {
+        let range = self.range()?;
+
+        range.end.checked_sub(range.start).ok_or(EINVAL)
+    }
+
     /// Reserves the physical range of the namespace under `name`. May sleep.
     ///
     /// The reservation may outlive the binding of the device. No driver can use the range
@@ -379,10 +389,10 @@ impl<'bound> Namespace<'bound> {
 mod tests {
     use super::*;
     use crate::abstractions::kernel_ext::io::resource::free_range;
+    use crate::abstractions::nvdimm::SetupError;
     use kernel::{
         device,
-        faux,
-        io::ResourceSize, //
+        faux, //
     };
 
     /// Calls `f` with a namespace that has only a range and a name.
@@ -527,7 +537,9 @@ mod tests {
     #[test]
     fn only_a_btt_goes_to_the_btt_driver() -> Result {
         with_namespace(0, 0xfff, |namespace| {
-            assert!(namespace.attach_btt().is_err_and(|err| err == ENODEV));
+            assert!(namespace
+                .attach_btt()
+                .is_err_and(|err| matches!(err, SetupError::Other(ENODEV))));
         })
     }
 }

@@ -7,7 +7,6 @@
 
 pub mod exception;
 pub mod geometry;
-pub mod infoblock;
 pub mod shared_flush;
 pub mod signature;
 pub mod suspension;

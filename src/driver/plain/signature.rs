@@ -3,9 +3,7 @@
 //! Signatures at the start of a range of memory: what is stored there.
 //!
 //! The magic numbers are those of `include/uapi/linux/magic.h`, of the headers of the file systems,
-//! and of libblkid.
-
-use super::infoblock::InfoBlock;
+//! of `drivers/nvdimm`, and of libblkid.
 
 /// How many bytes from the start on are enough for all signatures.
 pub const LEN: usize = 68 << 10;
@@ -15,6 +13,9 @@ const INFO_BLOCK: usize = 4096;
 
 /// Offset, bytes, and a name for messages.
 const SIGNATURES: &[(usize, &[u8], &str)] = &[
+    (INFO_BLOCK, b"BTT_ARENA_INFO\0\0", "an info block"),
+    (INFO_BLOCK, b"NVDIMM_PFN_INFO\0", "an info block"),
+    (INFO_BLOCK, b"NVDIMM_DAX_INFO\0", "an info block"),
     (
         1024 + 56,
         &[0x53, 0xef],
@@ -42,11 +43,6 @@ const SIGNATURES: &[(usize, &[u8], &str)] = &[
 /// Returns the name of what the bytes at the start of a range are the start of. [`None`] if that is
 /// not known.
 pub fn find(bytes: &[u8]) -> Option<&'static str> {
-    let info_block = bytes.get(INFO_BLOCK..).and_then(|rest| rest.first_chunk());
-    if info_block.and_then(InfoBlock::of).is_some() {
-        return Some("an info block");
-    }
-
     SIGNATURES
         .iter()
         .find(|(offset, signature, _)| {

@@ -4,8 +4,12 @@
 //! any byte is detected by the checksum; and a changed one with a valid checksum describes a range
 //! within the namespace or is refused.
 
-use host::infoblock::{Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
+use infoblock::{check_arenas, Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
 use proptest::prelude::*;
+
+#[path = "../../../src/abstractions/nvdimm/infoblock.rs"]
+#[allow(dead_code)] // The driver uses more of it.
+mod infoblock;
 
 const MIB: u64 = 1 << 20;
 const UUID: [u8; 16] = *b"sixteen letters!";
@@ -93,6 +97,21 @@ impl Draft {
             .having(BLOCKS, blocks)
             .having(SPARE, 256)
             .having(DATA, 4096)
+            .having(MAP, map)
+            .having(LOG, log)
+            .having(COPY, end - 4096)
+    }
+
+    /// One arena of a btt of version 1.1 in so many bytes, of which the next one is `next` away.
+    fn arena(room: u64, next: u64) -> Draft {
+        let end = if next == 0 { room } else { next };
+        let log = end - 4096 - 256 * 64;
+        let map = (log - end / 1024) & !4095;
+        let blocks = (map - 4096) / 4096;
+        Draft::sector(1, 1)
+            .having(SECTORS, blocks - 256)
+            .having(BLOCKS, blocks)
+            .having(NEXT, next)
             .having(MAP, map)
             .having(LOG, log)
             .having(COPY, end - 4096)
@@ -411,7 +430,206 @@ fn an_arena_of_512_gib_may_have_another_one_after_it() {
     );
 }
 
+const LARGEST: u64 = 512 << 30;
+/// Room for three arenas.
+const THREE: Expected = Expected {
+    size: 2 * LARGEST + 64 * MIB + EXPECTED.offset,
+    sector_size: Some(4096),
+    ..EXPECTED
+};
+
+/// What is read from a medium: the block of an arena, nothing, or an error (`None`).
+type Medium = Vec<(u64, Option<Draft>)>;
+
+/// Returns three arenas that follow each other.
+fn three_arenas() -> Medium {
+    let arenas = [(0, LARGEST), (LARGEST, LARGEST), (2 * LARGEST, 0)];
+    arenas
+        .into_iter()
+        .map(|(at, next)| {
+            let room = THREE.size - THREE.offset - at;
+            (THREE.offset + at, Some(Draft::arena(room, next).sealed()))
+        })
+        .collect()
+}
+
+#[derive(Debug, PartialEq)]
+enum ChainError {
+    Unreadable,
+    Block(InfoBlockError),
+}
+
+impl From<InfoBlockError> for ChainError {
+    fn from(error: InfoBlockError) -> Self {
+        Self::Block(error)
+    }
+}
+
+/// Checks all arenas, and returns also the offsets that were read.
+fn check_all(expected: &Expected, medium: &Medium) -> (Result<(), ChainError>, Vec<u64>) {
+    let mut offsets = Vec::new();
+    let result = check_arenas(expected, &mut [0; LEN], |offset, block| {
+        offsets.push(offset);
+        assert!(offset + LEN as u64 <= expected.size, "{offset:#x}");
+        *block = match medium.iter().find(|(at, _)| *at == offset) {
+            Some((_, Some(draft))) => draft.0,
+            Some((_, None)) => return Err(ChainError::Unreadable),
+            None => [0; LEN],
+        };
+        Ok(())
+    });
+    (result, offsets)
+}
+
+#[test]
+fn all_arenas_are_checked() {
+    let offset = THREE.offset;
+    let all = vec![offset, offset + LARGEST, offset + 2 * LARGEST];
+    assert_eq!(check_all(&THREE, &three_arenas()), (Ok(()), all));
+
+    for nth in [0, 1, 2] {
+        for (field, value) in [
+            (SECTORS, 0),
+            (BLOCKS, u32::MAX.into()),
+            (SPARE, u32::MAX.into()),
+            (NEXT, 4096),
+            (NEXT, LARGEST - 512),
+            (NEXT, LARGEST + 512),
+            (NEXT, 2 * LARGEST),
+            (NEXT, LARGEST.wrapping_neg()),
+            (NEXT, u64::MAX),
+            (DATA, 0),
+            (MAP, u64::MAX - 511),
+            (LOG, (64 + THREE.offset).wrapping_neg()),
+            (LOG, THREE.size),
+            (COPY, THREE.size),
+        ] {
+            let mut medium = three_arenas();
+            let draft = medium[nth].1.take().unwrap();
+            medium[nth].1 = Some(draft.having(field, value).sealed());
+            let (result, offsets) = check_all(&THREE, &medium);
+            let refused = Err(ChainError::Block(InfoBlockError::Arena));
+            assert_eq!(result, refused, "arena {nth}: {field:?} {value:#x}");
+            assert_eq!(offsets.len(), nth + 1);
+        }
+    }
+    // The last arena cannot be followed by another one.
+    let mut medium = three_arenas();
+    medium[2].1 = Some(Draft::arena(LARGEST, LARGEST).sealed());
+    let refused = Err(ChainError::Block(InfoBlockError::Arena));
+    assert_eq!(check_all(&THREE, &medium).0, refused);
+    // All arenas have sectors of the size of the device.
+    let mut medium = three_arenas();
+    let draft = medium[1].1.take().unwrap();
+    medium[1].1 = Some(draft.having(SECTOR_SIZE, 512).sealed());
+    let refused = Err(ChainError::Block(InfoBlockError::OtherSectorSize));
+    assert_eq!(check_all(&THREE, &medium).0, refused);
+}
+
+#[test]
+fn only_the_first_arena_may_be_missing() {
+    let damaged = |draft: Draft| draft.having(SECTORS, 1);
+    let foreign = |draft: Draft| draft.with(PARENT, &[7; 16]).sealed();
+    let replaced = |_| Draft::fsdax().sealed();
+    for change in [damaged, foreign, replaced] {
+        for nth in [0, 1, 2] {
+            let mut medium = three_arenas();
+            medium[nth].1 = medium[nth].1.take().map(change);
+            let (result, offsets) = check_all(&THREE, &medium);
+            let expected = match nth {
+                0 => Ok(()),
+                _ => Err(ChainError::Block(InfoBlockError::FurtherArena)),
+            };
+            assert_eq!((result, offsets.len()), (expected, nth + 1));
+        }
+    }
+    for nth in [0, 1, 2] {
+        let mut medium = three_arenas();
+        medium[nth].1 = None;
+        let expected = match nth {
+            0 => ChainError::Unreadable,
+            _ => ChainError::Block(InfoBlockError::FurtherArena),
+        };
+        assert_eq!(check_all(&THREE, &medium).0, Err(expected));
+    }
+}
+
+/// The btt driver makes new arenas with sectors of the configured size.
+#[test]
+fn new_arenas_have_a_known_sector_size() {
+    for (size, result) in [
+        (512, Ok(())),
+        (4224, Ok(())),
+        (100, Err(ChainError::Block(InfoBlockError::SectorSize))),
+        (8192, Err(ChainError::Block(InfoBlockError::SectorSize))),
+    ] {
+        let expected = Expected {
+            sector_size: Some(size),
+            ..THREE
+        };
+        assert_eq!(check_all(&expected, &Vec::new()).0, result, "{size}");
+    }
+}
+
+/// As `discover_arenas()` does. Returns the parts of all arenas: where they begin and end.
+fn discover(expected: &Expected, medium: &Medium) -> Vec<(u128, u128)> {
+    let size = u128::from(expected.size);
+    let (mut at, mut parts) = (u128::from(expected.offset), Vec::new());
+    let mut remaining = size - at;
+    while remaining > 0 {
+        assert!(parts.len() <= 100, "it does not end");
+        let found = medium.iter().find(|(offset, _)| u128::from(*offset) == at);
+        let Some((_, Some(draft))) = found else {
+            assert!(parts.is_empty());
+            break;
+        };
+        let of = |field| draft.number(field);
+        parts.extend([
+            (at, at + 4096),
+            (at + of(DATA), at + of(DATA) + of(BLOCKS) * of(BLOCK_SIZE)),
+            (at + of(MAP), at + of(MAP) + of(SECTORS) * 4),
+            (at + of(LOG), at + of(LOG) + of(SPARE) * 64),
+            (at + of(COPY), at + of(COPY) + 4096),
+        ]);
+        if of(NEXT) == 0 {
+            break;
+        }
+        remaining = remaining.checked_sub(of(NEXT)).expect("room");
+        at += of(NEXT);
+    }
+    parts
+}
+
 proptest! {
+    #[test]
+    fn all_parts_of_accepted_arenas_are_in_the_namespace(
+        changes in prop::collection::vec(
+            (0_usize..3, prop::sample::select(&ARENA_FIELDS[..]), prop_oneof![
+                any::<u64>(),
+                Just(0),
+                Just(LARGEST),
+                (0..3 * LARGEST).prop_map(|at| at & !511),
+                (0_u32..64).prop_map(|bit| 1 << bit),
+            ]),
+            0..3,
+        ),
+        size in prop_oneof![Just(THREE.size), LARGEST..4 * LARGEST],
+    ) {
+        let mut medium = three_arenas();
+        for (nth, field, value) in changes {
+            medium[nth].1 = medium[nth].1.take().map(|draft| draft.having(field, value).sealed());
+        }
+        let expected = Expected { size, ..THREE };
+        let (result, offsets) = check_all(&expected, &medium);
+        prop_assert!(offsets.is_sorted());
+        prop_assert!(offsets.len() as u64 <= size / LARGEST + 1);
+        if result.is_ok() {
+            for (start, end) in discover(&expected, &medium) {
+                prop_assert!(start <= end && end <= size.into());
+            }
+        }
+    }
+
     #[test]
     fn the_parts_of_an_accepted_arena_do_not_overlap(
         changes in prop::collection::vec(

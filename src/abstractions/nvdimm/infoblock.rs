@@ -4,14 +4,23 @@
 //!
 //! libnvdimm reads info blocks too, and makes the devices for them. But it handles a namespace
 //! whose block is damaged, or belongs to another namespace, as raw, and it accepts blocks that
-//! cannot be used. So blocks are checked here first.
+//! cannot be used. What it and the btt driver then do with the numbers in a block may be undefined
+//! behaviour. So blocks are checked here first.
 //!
-//! The medium is untrusted: nothing here overflows or panics.
+//! The medium is untrusted: nothing here overflows or panics. This file uses only `core`:
+//! `tests/host/tests/infoblock.rs` compiles it for the host.
+
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 
 use core::ops::Range;
 
 /// The size of an info block in bytes.
-pub const LEN: usize = 4096;
+pub(super) const LEN: usize = 4096;
 
 /// The mode of a namespace that is not raw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +67,8 @@ pub enum InfoBlockError {
     StartAlignment,
     /// The parts of an arena are not within it, or are too small.
     Arena,
+    /// A further arena cannot be read, is damaged, or belongs to another namespace.
+    FurtherArena,
     /// The sector size is unknown.
     SectorSize,
     /// The sector size is not that of the device.
@@ -83,6 +94,9 @@ impl InfoBlockError {
             Self::Alignment => "the data are not aligned as it says",
             Self::StartAlignment => "its range does not start where a page of struct pages does",
             Self::Arena => "the parts of its arena cannot be where it says",
+            Self::FurtherArena => {
+                "one of its further arenas is damaged or unreadable, or belongs to another namespace"
+            }
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
             Self::OtherMode => "the label says that the namespace has another mode",
@@ -107,7 +121,7 @@ pub struct Expected {
     pub start: u64,
     /// The size of the namespace in bytes.
     pub size: u64,
-    /// The offset of the info block in the namespace.
+    /// The offset of the info block in the namespace. An arena of a btt starts there.
     pub offset: u64,
     /// How many bytes at the start of the namespace are reserved for info blocks.
     pub reserve: u64,
@@ -140,6 +154,66 @@ impl Expected {
         };
         needed().is_some_and(|needed| data_offset >= needed)
     }
+}
+
+/// The size of an arena of a btt that is followed by another one (`ARENA_MAX_SIZE`).
+const LARGEST_ARENA: u64 = 512 << 30;
+
+/// The sizes of the sectors of a btt, with metadata (`btt_lbasize_supported`).
+const SECTOR_SIZES: [u64; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
+
+/// Checks the info blocks of all arenas of a btt, which `read` reads from an offset in the
+/// namespace into `block`.
+///
+/// A namespace without a block, or with one that is damaged or of another namespace, passes: the
+/// btt driver makes new arenas. It does so only for the first block.
+///
+/// Ends: each arena but the last has the largest size, and all are within the namespace.
+pub(super) fn check_arenas<E: From<InfoBlockError>>(
+    expected: &Expected,
+    block: &mut [u8; LEN],
+    mut read: impl FnMut(u64, &mut [u8; LEN]) -> Result<(), E>,
+) -> Result<(), E> {
+    // New arenas have the configured size. libnvdimm may have read it from a block.
+    if expected
+        .sector_size
+        .is_some_and(|size| !SECTOR_SIZES.contains(&(size as u64)))
+    {
+        return Err(InfoBlockError::SectorSize.into());
+    }
+
+    read(expected.offset, block)?;
+    let Some(first) = InfoBlock::of(block).filter(|block| block.mode == NamespaceMode::Sector)
+    else {
+        return Ok(());
+    };
+    match first.check(expected) {
+        Ok(()) => {}
+        Err(error) if error.is_damaged_or_foreign() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let mut distance = first.next_arena();
+    let mut arena = *expected;
+
+    while distance != 0 {
+        arena.offset = arena
+            .offset
+            .checked_add(distance)
+            .ok_or(InfoBlockError::Arena)?;
+        read(arena.offset, block).map_err(|_| InfoBlockError::FurtherArena)?;
+        let next = InfoBlock::of(block)
+            .filter(|block| block.mode == NamespaceMode::Sector)
+            .ok_or(InfoBlockError::FurtherArena)?;
+        next.check(&arena).map_err(|error| {
+            if error.is_damaged_or_foreign() {
+                InfoBlockError::FurtherArena
+            } else {
+                error
+            }
+        })?;
+        distance = next.next_arena();
+    }
+    Ok(())
 }
 
 /// An info block that was not checked yet.
@@ -219,14 +293,15 @@ impl<'a> InfoBlock<'a> {
         }
     }
 
+    /// Returns how far the next arena of a btt is away; 0 if there is none.
+    fn next_arena(&self) -> u64 {
+        self.number(80, 8)
+    }
+
     /// Checks that the parts of a btt's arena follow each other within the namespace, and are large
     /// enough. The btt driver does not check the offsets.
-    ///
-    /// Only the first arena is checked. A namespace of more than 512 GiB has another one.
     fn check_arena(&self, expected: &Expected) -> Result<(), InfoBlockError> {
         const SMALLEST: u64 = 16 << 20;
-        const LARGEST: u64 = 512 << 30;
-        const SECTOR_SIZES: [u64; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
         const ALIGNMENT: u64 = 512;
         const MAP_ENTRY: u64 = 4;
         const LOG_GROUP: u64 = 64;
@@ -235,7 +310,7 @@ impl<'a> InfoBlock<'a> {
         let [external_lbasize, external_nlba] = [56, 60].map(|offset| self.number(offset, 4));
         let [internal_lbasize, internal_nlba] = [64, 68].map(|offset| self.number(offset, 4));
         let nfree = self.number(72, 4);
-        let nextoff = self.number(80, 8);
+        let nextoff = self.next_arena();
         let [dataoff, mapoff, logoff, info2off] =
             [88, 96, 104, 112].map(|offset| self.number(offset, 8));
 
@@ -255,7 +330,7 @@ impl<'a> InfoBlock<'a> {
             .ok_or(InfoBlockError::Arena)?;
         // The last arena ends where the namespace does. Any other one has the largest size.
         let has_end =
-            nextoff == 0 || (nextoff == LARGEST && nextoff <= room.saturating_sub(SMALLEST));
+            nextoff == 0 || (nextoff == LARGEST_ARENA && nextoff <= room.saturating_sub(SMALLEST));
         let end = if nextoff == 0 { room } else { nextoff };
         // Saturation is never reached by a part that fits.
         let fits = |start: u64, end: u64, count: u64, size: u64| {
@@ -268,7 +343,7 @@ impl<'a> InfoBlock<'a> {
             && fits(mapoff, logoff, external_nlba, MAP_ENTRY)
             && fits(logoff, info2off, nfree, LOG_GROUP)
             // A map entry cannot address a block beyond the largest size.
-            && fits(info2off, end.min(LARGEST), 1, LEN as u64)
+            && fits(info2off, end.min(LARGEST_ARENA), 1, LEN as u64)
             && [dataoff, mapoff, logoff, info2off]
                 .iter()
                 .all(|offset| offset & ALIGNMENT.saturating_sub(1) == 0)
