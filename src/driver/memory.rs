@@ -17,6 +17,7 @@ use crate::abstractions::kernel::{
         Pagemap, //
     },
     memremap::{
+        DataRange,
         Memremap,
         PagemapConfig,
         PagemapRef, //
@@ -270,6 +271,14 @@ impl MemoryRef {
         };
 
         start..start.saturating_add(self.size() as u64)
+    }
+
+    /// Returns the physical range of `span`. [`None`] if it is not within the data.
+    pub fn data_range(&self, span: Span) -> Option<DataRange<'_>> {
+        match self {
+            Self::Pages(pages) => pages.data_range(span.offset, span.len),
+            Self::WithoutPages(plain) => plain.mapping.data_range(span.offset, span.len),
+        }
     }
 
     /// Calls `span_in` with the size of the data, and returns the span and its memory. [`None`] if

@@ -421,16 +421,11 @@ impl Pmem {
     /// Makes the provider clear the poison in `span`, and returns how many bytes were cleared. May
     /// sleep.
     fn clear_medium(&self, span: Span) -> Result<usize> {
-        let phys = self
-            .memory
-            .phys()
-            .start
-            .checked_add(span.offset as u64)
-            .ok_or(EIO)?;
+        let data = self.memory.data_range(span).ok_or(EIO)?;
 
         self.flusher
             .region()
-            .clear_poison(phys, span.len)
+            .clear_poison(&data)
             .map_err(|_| ENODATA)
     }
 

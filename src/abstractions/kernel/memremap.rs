@@ -21,6 +21,7 @@
 
 mod access_state;
 mod config;
+mod data_range;
 mod exposure;
 mod failed_pages;
 mod leased;
@@ -36,6 +37,7 @@ pub use crate::abstractions::kernel::memremap::{
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
     },
+    data_range::DataRange,
     failed_pages::PagemapOperations,
     mapping::{
         read_resource,

@@ -12,7 +12,10 @@ use crate::abstractions::compat::sync::{
     new_srcu,
     Srcu, //
 };
-use crate::abstractions::kernel::kobject;
+use crate::abstractions::kernel::{
+    kobject,
+    memremap::DataRange, //
+};
 use core::ops::Range;
 use kernel::{
     device,
@@ -68,6 +71,15 @@ use kernel::{
 ///
 /// fn access(range: Range<u64>) -> Result<kernel::sync::Arc<RegionAccess>> {
 ///     RegionAccess::new(&range)
+/// }
+/// ```
+///
+/// ```compile_fail,E0308
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
+///
+/// fn clear(region: &RegionAccess) -> Result<usize> {
+///     region.clear_poison(&(0x1_0000_2000..0x1_0000_3000))
 /// }
 /// ```
 #[pin_data]
@@ -198,26 +210,29 @@ impl RegionAccess {
         })?
     }
 
-    /// Clears the poison in `len` bytes from `phys` on, and returns how many bytes were cleared.
-    /// May sleep, calls into the provider (for NFIT an ACPI method).
+    /// Clears the poison in a range of the data, and returns how many bytes were cleared. May
+    /// sleep, calls into the provider (for NFIT an ACPI method).
+    ///
+    /// Clearing poison overwrites it. In the namespace may also be an info block, and the `struct
+    /// page`s of the data (`map=dev`), which are in no [`DataRange`].
     ///
     /// # Errors
     ///
     /// - The provider's error.
     /// - [`ENXIO`] if the device was unbound.
-    /// - [`EINVAL`] if the bytes are not all in the namespace: clearing poison overwrites them.
-    pub fn clear_poison(&self, phys: PhysAddr, len: usize) -> Result<usize> {
-        let is_within = phys
-            .checked_add(len as u64)
-            .is_some_and(|end| phys >= self.range.start && end <= self.range.end);
-        if !is_within {
+    /// - [`EINVAL`] if the range is not all in the namespace.
+    pub fn clear_poison(&self, data: &DataRange<'_>) -> Result<usize> {
+        let phys = data.phys();
+        if phys.start < self.range.start || phys.end > self.range.end {
             return Err(EINVAL);
         }
+        let len = phys.end.checked_sub(phys.start).ok_or(EINVAL)?;
         let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
 
         let cleared = self.with(|dev, _| {
-            // SAFETY: `with` passes a bound device on the nd bus.
-            unsafe { bindings::nvdimm_clear_poison(dev, phys, len) }
+            // SAFETY: `with` passes a bound device on the nd bus. What is overwritten is data, by
+            // the type invariant of `DataRange`.
+            unsafe { bindings::nvdimm_clear_poison(dev, phys.start, len) }
         })?;
 
         usize::try_from(cleared).map_err(|_| {
@@ -272,6 +287,11 @@ mod tests {
         )
     }
 
+    fn data(phys: PhysAddr, len: usize) -> DataRange<'static> {
+        // SAFETY: Nothing is mapped, and no poison is cleared: the device is on no bus.
+        unsafe { DataRange::from_raw(phys..phys + len as u64) }
+    }
+
     #[test]
     fn after_revocation_nothing_reaches_the_region() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_region", None)?;
@@ -284,7 +304,7 @@ mod tests {
         access.err(fmt!("never logged\n"));
         for phys in [0x10000, 0x20000 - 512] {
             assert!(access
-                .clear_poison(phys, 512)
+                .clear_poison(&data(phys, 512))
                 .is_err_and(|err| err == ENXIO));
         }
         Ok(())
@@ -302,11 +322,11 @@ mod tests {
             (0x20000 - 511, 512),
             (0x20000, 512),
             (0x10000, 0x10001),
-            (u64::MAX, 1),
-            (0x10000, usize::MAX),
+            (u64::MAX - 1, 1),
+            (0x10000, usize::MAX >> 1),
         ] {
             assert!(access
-                .clear_poison(phys, len)
+                .clear_poison(&data(phys, len))
                 .is_err_and(|err| err == EINVAL));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 //! Mappings without `struct page`s.
 
+use super::data_range::DataRange;
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::pmem_slice::{
     PmemSlice,
@@ -88,6 +89,13 @@ impl Memremap {
     /// Returns the physical address of the memory.
     pub fn phys(&self) -> PhysAddr {
         self.phys
+    }
+
+    /// Returns the physical range of the `len` bytes from `offset` on, or [`None`] if they are not
+    /// all in the memory.
+    pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
+        // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
+        unsafe { DataRange::new(self.phys, self.len, offset, len) }
     }
 
     /// Returns all of the memory.

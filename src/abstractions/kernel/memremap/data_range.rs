@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Physical ranges of data.
+
+use core::{
+    marker::PhantomData,
+    ops::Range, //
+};
+use kernel::io::PhysAddr;
+
+/// A physical range of data that is mapped. There are no `struct page`s in it.
+///
+/// A mapping makes it, and is not freed while it exists. A driver cannot choose the addresses.
+///
+/// # Invariants
+///
+/// The bytes are part of the data of a mapping that lives for `'a`.
+pub struct DataRange<'a> {
+    phys: Range<PhysAddr>,
+    _mapping: PhantomData<&'a ()>,
+}
+
+impl<'a> DataRange<'a> {
+    /// Creates the range of `len` bytes from `offset` on. [`None`] if they are not all in the data,
+    /// which are the `size` bytes from `start` on.
+    ///
+    /// # Safety
+    ///
+    /// The data must be those of a mapping that lives for `'a`.
+    pub(super) unsafe fn new(
+        start: PhysAddr,
+        size: usize,
+        offset: usize,
+        len: usize,
+    ) -> Option<Self> {
+        if offset.checked_add(len)? > size {
+            return None;
+        }
+        let start = start.checked_add(offset as u64)?;
+        let end = start.checked_add(len as u64)?;
+
+        // SAFETY: By the safety requirements, and the check above.
+        Some(unsafe { Self::from_raw(start..end) })
+    }
+
+    /// Creates the range from addresses.
+    ///
+    /// # Safety
+    ///
+    /// The bytes must be part of the data of a mapping that lives for `'a`.
+    pub(in crate::abstractions) unsafe fn from_raw(phys: Range<PhysAddr>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self {
+            phys,
+            _mapping: PhantomData,
+        }
+    }
+
+    /// Returns the physical addresses.
+    pub fn phys(&self) -> &Range<PhysAddr> {
+        &self.phys
+    }
+}
