@@ -44,6 +44,9 @@
 //!   then, as it is in the C driver.
 //! - An out-of-tree module that keeps addresses of DAX memory. The memory may be freed while the
 //!   module uses it.
+//! - A device that libnvdimm adds while it unbinds the region, and leaves there
+//!   (`nd_region_remove()`). A flush that runs at that moment may use data of the region that are
+//!   freed. Later ones fail.
 //!
 //! [`Extent`]: kernel::dax::Extent
 //! [`MemRegion`]: kernel_ext::io::resource::MemRegion

@@ -69,11 +69,40 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         }
     }
 
+    /// Returns the name of the region that the device is in.
+    pub(super) fn region_name(&self) -> &CStr {
+        // SAFETY: By the type invariant the parent is a region, which has been added, so it has a
+        // name. It is kept by its child.
+        unsafe { name_of((*self.as_raw()).parent) }
+    }
+
+    /// Returns whether the region that the device is in is bound to its driver.
+    ///
+    /// A device that libnvdimm adds while the region is being unbound stays below a region without
+    /// a driver (`nd_region_remove()` unregisters the devices that are there). A region that was
+    /// bound may be unbound at any time.
+    pub(super) fn has_bound_region(&self) -> bool {
+        // SAFETY: By the type invariant the parent is a region, which is kept by its child.
+        unsafe { is_region_bound((*self.as_raw()).parent) }
+    }
+
     /// Returns the NUMA node of the device.
     pub fn node(&self) -> Node {
         // SAFETY: By the type invariant the device is valid.
         Node(unsafe { bindings::dev_to_node(self.as_raw()) })
     }
+}
+
+/// Returns whether a region has the data that its driver attaches to it (`nd_region_activate()`).
+/// Its functions that flush dereference this.
+///
+/// # Safety
+///
+/// `region` must be the device of a region.
+pub(super) unsafe fn is_region_bound(region: *const bindings::device) -> bool {
+    // SAFETY: By the safety requirements. `nd_region_remove()` may clear the pointer meanwhile. A
+    // volatile read is `READ_ONCE()`.
+    !unsafe { (&raw const (*region).driver_data).read_volatile() }.is_null()
 }
 
 impl Device<Bound> {
@@ -82,7 +111,8 @@ impl Device<Bound> {
     /// The driver of a region removes the devices in it before it is unbound, so the region stays
     /// bound for at least as long as the device.
     pub fn region(&self) -> &Region {
-        // SAFETY: By the type invariant the parent is a region. A bound device has a bound region.
+        // SAFETY: By the type invariant the parent is a region. It was bound when the device was
+        // probed (`Namespace::probe`). For the exception see `docs/kernel-bugs.md`.
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
     }
 

@@ -136,10 +136,24 @@ impl<'bound> Namespace<'bound> {
     ///
     /// - [`ENODEV`] if the device is an empty seed, or the namespace is too small or incomplete.
     /// - [`EBUSY`] or [`ENXIO`] if another device has claimed the namespace.
+    /// - [`ENXIO`] if the region is not bound. The log has the remedy.
     /// - [`EACCES`] if the media are locked.
     /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment. The log has the
     ///   remedy.
     pub(super) fn probe(dev: &'bound Device<Core<'_>>) -> Result<Self, ProbeError> {
+        if !dev.has_bound_region() {
+            let region = dev.region_name();
+            return Err(ProbeError::logged(
+                dev,
+                ENXIO,
+                fmt!(
+                    "{region} was unbound while this device was added. Write {region} to \
+                     /sys/bus/nd/drivers/nd_region/bind, then to unbind there, then to bind again; \
+                     the kernel warns about a duplicate name meanwhile"
+                ),
+            ));
+        }
+
         // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
         // bound, so its lock is held.
         let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })

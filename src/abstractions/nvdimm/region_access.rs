@@ -6,7 +6,10 @@
 //! provider of the region inside of a read-side section, and may sleep there. They take none of the
 //! driver's locks, and not the device lock, which is held while a device is unbound.
 
-use super::namespace::Namespace;
+use super::{
+    device::is_region_bound,
+    namespace::Namespace, //
+};
 use crate::abstractions::bindings;
 use crate::abstractions::compat::sync::{
     new_srcu,
@@ -142,10 +145,24 @@ impl RegionAccess {
             return Err(ENXIO);
         }
 
-        // SAFETY: By the type invariant the device is bound until the guard is dropped, so its
-        // parent is a bound region.
+        // SAFETY: By the type invariant the device is bound until the guard is dropped. Its parent
+        // is a region.
         let region = unsafe { bindings::to_nd_region((*dev).parent) };
         Ok(f(dev, region))
+    }
+
+    /// As [`Self::with`], unless the region was unbound before the device.
+    fn with_bound_region<R>(
+        &self,
+        f: impl FnOnce(*mut bindings::device, *mut bindings::nd_region) -> Result<R>,
+    ) -> Result<R> {
+        self.with(|dev, region| {
+            // SAFETY: `with` passes a device in a region.
+            if !unsafe { is_region_bound((*dev).parent) } {
+                return Err(ENXIO);
+            }
+            f(dev, region)
+        })?
     }
 
     /// Calls `f` with the device, unless it has been unbound. `f` must not keep a reference to it.
@@ -191,8 +208,8 @@ impl RegionAccess {
     ///
     /// # Errors
     ///
-    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device was unbound. A flush that
-    /// is only a barrier cannot fail.
+    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device or its region was unbound.
+    /// A flush that is only a barrier cannot fail.
     #[inline]
     pub fn flush(&self) -> Result {
         if let Some(barrier) = self.flush_barrier() {
@@ -204,10 +221,10 @@ impl RegionAccess {
 
     #[inline(never)]
     fn flush_region(&self) -> Result {
-        self.with(|_, region| {
-            // SAFETY: `with` passes a bound region. Without a bio the flush is synchronous.
+        self.with_bound_region(|_, region| {
+            // SAFETY: The region is bound. Without a bio the flush is synchronous.
             to_result(unsafe { bindings::nvdimm_flush(region, core::ptr::null_mut()) })
-        })?
+        })
     }
 
     /// Clears the poison in a range of the data, and returns how many bytes were cleared. May
@@ -229,10 +246,10 @@ impl RegionAccess {
         let len = phys.end.checked_sub(phys.start).ok_or(EINVAL)?;
         let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
 
-        let cleared = self.with(|dev, _| {
-            // SAFETY: `with` passes a bound device on the nd bus. What is overwritten is data, by
-            // the type invariant of `DataRange`.
-            unsafe { bindings::nvdimm_clear_poison(dev, phys.start, len) }
+        let cleared = self.with_bound_region(|dev, _| {
+            // SAFETY: The device is on the nd bus, whose provider exists for as long as a region is
+            // bound. What is overwritten is data, by the type invariant of `DataRange`.
+            Ok(unsafe { bindings::nvdimm_clear_poison(dev, phys.start, len) })
         })?;
 
         usize::try_from(cleared).map_err(|_| {
