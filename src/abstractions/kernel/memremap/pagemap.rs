@@ -592,8 +592,21 @@ mod tests {
         let start = free_range(LEN)?;
         let pages = pages(start, 2 << 20)?;
 
-        assert_eq!(pages.phys(), start + (2 << 20));
-        assert_eq!(pages.slice().len() as u64, LEN - (2 << 20));
+        let data = start + (2 << 20);
+        let size = pages.slice().len();
+        assert_eq!(pages.phys(), data);
+        assert_eq!(size as u64, LEN - (2 << 20));
+
+        let range = |offset, len| {
+            pages
+                .data_range(offset, len)
+                .map(|range| range.phys().clone())
+        };
+        assert_eq!(range(0, size), Some(data..start + LEN));
+        assert_eq!(range(512, 512), Some(data + 512..data + 1024));
+        for (offset, len) in [(0, size + 1), (size, 1), (usize::MAX, 2), (1, usize::MAX)] {
+            assert!(range(offset, len).is_none());
+        }
         Ok(())
     }
 
