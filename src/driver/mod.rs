@@ -28,8 +28,8 @@
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
 //! - [`sleep`]: the sleep of the system.
-//! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes, info
-//!   blocks, signatures, exceptions, arithmetic.
+//! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes,
+//!   signatures, exceptions, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(
