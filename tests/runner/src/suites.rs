@@ -332,6 +332,8 @@ const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_special")]),
     simple(TWO, &[Boot::off("revoke_stress")]),
     simple(ONE, &[Boot::off("window")]),
+    // It leaves a region that cannot be used.
+    alone(ONE, &[Boot::off("region")]),
     alone(LARGE, &[Boot::off("revoke_time")]),
     simple(ONE_OF_EACH, &[Boot::off("sequences")]),
     Suite {

@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Suite, Test, probe};
+use super::{Suite, Test, probe, region};
 use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::nd::settle;
 use crate::ndctl::Mode;
 use crate::process::Child;
-use crate::sysfs;
 
 pub const SUITE: Suite = Suite {
     name: "kernel_bugs",
@@ -35,8 +33,6 @@ pub const SUITE: Suite = Suite {
 };
 
 const LEN: usize = 1 << 20;
-/// How often a race is tried.
-const ROUNDS: u32 = 1000;
 /// How long unbind may take.
 const UNBIND_LIMIT: Duration = Duration::from_secs(15);
 
@@ -111,25 +107,9 @@ fn mount_again(lab: &mut Lab) -> Result<()> {
     old.unmount()
 }
 
-/// Binds and unbinds a region repeatedly, until one of its namespaces has outlived it.
+/// One of the namespaces of a region outlives its binding.
 fn region_goes(lab: &mut Lab) -> Result<()> {
-    let region = lab.region(0)?;
-    let prefix = region.name().replace("region", "namespace");
-    for round in 0..ROUNDS {
-        if round % 100 == 0 {
-            println!("round {round}");
-        }
-        region.try_unbind_region()?;
-        settle()?;
-        let left: Vec<String> = sysfs::names(region.path(""))?
-            .into_iter()
-            .filter(|name| name.starts_with(&prefix))
-            .collect();
-        ensure!(
-            left.is_empty(),
-            "in round {round} {left:?} came after the region had gone"
-        );
-        sysfs::write("/sys/bus/nd/drivers/nd_region/bind", region.name())?;
-    }
+    let left = region::outlive(&lab.region(0)?)?;
+    ensure!(left.is_none(), "{left:?} came after the region had gone");
     Ok(())
 }

@@ -43,6 +43,7 @@ mod platform;
 mod probe;
 mod programs;
 mod providers;
+mod region;
 mod revoke;
 mod revoke_time;
 mod scale;
@@ -142,6 +143,7 @@ const ALL: &[Suite] = &[
     virtio::SUITE,
     container_images::SUITE,
     providers::SUITE,
+    region::SUITE,
     cxl::SUITE,
     cxl::REVOKE,
     programs::SUITE,
