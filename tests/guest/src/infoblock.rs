@@ -184,6 +184,18 @@ impl InfoBlock {
         bail!("there is no info block at {places:?}")
     }
 
+    /// Reads the info block of the arena after this one.
+    pub fn next_arena(&self, disk: &File) -> Result<InfoBlock> {
+        let place = self.place + self.get(Field::NextArena);
+        let mut bytes = [0; LEN];
+        disk.read_exact_at(&mut bytes, place)?;
+        ensure!(
+            place > self.place && bytes.starts_with(SIGNATURES[0]),
+            "there is no arena at {place:#x}"
+        );
+        Ok(InfoBlock { bytes, place })
+    }
+
     /// Makes a block without uuids and of version 0.0, at the place of a pfn's. It is not sealed.
     pub fn blank(signature: &[u8; 16]) -> InfoBlock {
         let mut block = InfoBlock {

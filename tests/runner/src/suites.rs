@@ -259,6 +259,13 @@ const SCALE_LARGE: Machine = Machine {
     ..PLAIN
 };
 
+/// An NVDIMM on which a btt has two arenas, in a sparse file.
+const HUGE: Machine = Machine {
+    nvdimms: &[Nvdimm::kept((512 << 10) + 64)],
+    memory_gib: [2, 640],
+    ..PLAIN
+};
+
 /// Memory that only a device tree describes.
 const WITH_DEVICE_TREE: Machine = Machine {
     unused_mib: Some(448),
@@ -296,6 +303,7 @@ const ALL: &[Suite] = &[
     simple(ONE, &[Boot::off("bind")]),
     simple(ONE, &[Boot::off("modes")]),
     simple(ONE, &[Boot::off("probe")]),
+    simple(HUGE, &[Boot::off("arenas")]),
     simple(ONE, &[Boot::off("except")]),
     simple(ONE, &[Boot::off("status")]),
     simple(ONE, &[Boot::off("trace")]),

@@ -123,6 +123,7 @@ const ALL: &[Suite] = &[
     several::SUITE,
     dm::SUITE,
     probe::SUITE,
+    probe::ARENAS,
     except::SUITE,
     status::SUITE,
     trace::SUITE,

@@ -30,7 +30,9 @@ const CHECKSUM: &str = "its checksum is wrong";
 
 const FOREIGN: &str = "it belongs to another namespace";
 
-const NO_ARENA: &str = "the parts of its arena cannot be where it says";
+pub const NO_ARENA: &str = "the parts of its arena cannot be where it says";
+
+pub const FURTHER: &str = "one of its further arenas is damaged";
 
 const NO_PAGE_OF_STRUCTS: &str = "its range does not start where a page of struct pages does";
 

@@ -3,6 +3,7 @@
 //! Devices that a driver must refuse with an error and a message, and must bind once the cause is
 //! removed.
 
+mod arenas;
 mod block_test;
 mod claims;
 mod info_blocks;
@@ -104,6 +105,12 @@ pub const SUITE: Suite = Suite {
         )
         .within(120),
     ],
+};
+
+/// Needs an NVDIMM of more than 512 GiB.
+pub const ARENAS: Suite = Suite {
+    name: "arenas",
+    tests: &[Test::new("second_arena", arenas::second_arena).within(300)],
 };
 
 /// Writes a MiB that later steps check.
