@@ -11,7 +11,8 @@ use super::{
         InfoBlockError,
         NamespaceMode, //
     },
-    namespace::Namespace, //
+    namespace::Namespace,
+    probe_error::ProbeError, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
@@ -70,6 +71,22 @@ pub enum SetupError {
 impl From<Error> for SetupError {
     fn from(err: Error) -> Self {
         Self::Other(err)
+    }
+}
+
+impl From<SetupError> for Error {
+    fn from(err: SetupError) -> Self {
+        match err {
+            SetupError::Unreadable => EIO,
+            SetupError::InfoBlock(..) => EOPNOTSUPP,
+            SetupError::Other(err) => err,
+        }
+    }
+}
+
+impl From<SetupError> for ProbeError {
+    fn from(err: SetupError) -> Self {
+        Error::from(err).into()
     }
 }
 
