@@ -208,8 +208,8 @@ impl RegionAccess {
     ///
     /// # Errors
     ///
-    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device or its region was unbound.
-    /// A flush that is only a barrier cannot fail.
+    /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device or its region was
+    /// unbound. A flush that is only a barrier cannot fail.
     #[inline]
     pub fn flush(&self) -> Result {
         if let Some(barrier) = self.flush_barrier() {

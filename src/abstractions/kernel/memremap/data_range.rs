@@ -2,6 +2,10 @@
 
 //! Physical ranges of data.
 
+use super::{
+    failed_pages::PagemapOperations,
+    pagemap::PagemapInner, //
+};
 use core::{
     marker::PhantomData,
     ops::Range, //
@@ -59,5 +63,14 @@ impl<'a> DataRange<'a> {
     /// Returns the physical addresses.
     pub fn phys(&self) -> &Range<PhysAddr> {
         &self.phys
+    }
+}
+
+impl<T: PagemapOperations> PagemapInner<T> {
+    /// Returns the physical range of the `len` bytes from `offset` on, or [`None`] if they are not
+    /// all in the data.
+    pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
+        // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
+        unsafe { DataRange::new(self.phys(), self.slice().len(), offset, len) }
     }
 }

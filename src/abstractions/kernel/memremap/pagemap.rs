@@ -8,7 +8,6 @@ use super::{
         start_align,
         PagemapConfig, //
     },
-    data_range::DataRange,
     exposure::Exposure,
     failed_pages::{
         FailedPages,
@@ -271,13 +270,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// Returns the physical address of the data.
     pub fn phys(&self) -> PhysAddr {
         self.phys
-    }
-
-    /// Returns the physical range of the `len` bytes from `offset` on, or [`None`] if they are not
-    /// all in the data.
-    pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
-        // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
-        unsafe { DataRange::new(self.phys, self.len, offset, len) }
     }
 
     /// Returns the data, to be read. Reading pages that [have failed](Self::has_failed) is an
