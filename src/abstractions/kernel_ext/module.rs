@@ -14,7 +14,10 @@ use crate::abstractions::kernel::percpu_ref::{
     Ref, //
 };
 use crate::abstractions::kernel_ext::time::sleep;
-use core::ptr::NonNull;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     prelude::*,
     sync::{
@@ -344,7 +347,7 @@ impl<T: Send + Sync + 'static> Global<T> {
         // INVARIANT: The pointer was just stored.
         Ok(Installed {
             global: self,
-            _value: value,
+            value,
         })
     }
 
@@ -369,7 +372,15 @@ impl<T: Send + Sync + 'static> Global<T> {
 pub struct Installed<T: Send + Sync + 'static> {
     global: &'static Global<T>,
     // Dropped after `drop()`.
-    _value: Counted<T>,
+    value: Counted<T>,
+}
+
+impl<T: Send + Sync + 'static> Deref for Installed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
 }
 
 impl<T: Send + Sync + 'static> Drop for Installed<T> {

@@ -17,6 +17,7 @@ use crate::abstractions::kernel_ext::{
         Global,
         Installed, //
     },
+    time::MINUTE,
     workqueue::OwnedQueue, //
 };
 use core::ops::Range;
@@ -321,15 +322,52 @@ fn address<T: ?Sized>(value: *const T) -> usize {
 pub(super) static TABLE: Global<Table> = Global::new();
 
 /// The pgmaps that can be leased, and what all leases share.
+///
+/// # Invariants
+///
+/// While a lease of the table is held, the [`Global`] that the table was installed in has it.
 #[pin_data]
 pub struct Table {
     #[pin]
     lists: Mutex<RBTree<usize, Arc<Leases>>>,
-    /// The addresses of the leases that are held, to check what C code gives back.
     #[pin]
-    held: Mutex<RBTree<usize, ()>>,
+    held: Mutex<Held>,
+    /// Woken when a lease was given back.
+    #[pin]
+    returned: WaitQueue,
     /// Callbacks may do what flushes other queues, so it has no rescuer.
     pub(super) queue: OwnedQueue,
+}
+
+/// The leases of a [`Table`] that are held.
+struct Held {
+    /// Their addresses, to check what C code gives back.
+    addresses: RBTree<usize, ()>,
+    /// No lease is added any more.
+    is_closed: bool,
+}
+
+/// The [`Table`] while it is there.
+///
+/// Dropping it refuses new leases, waits until all leases were given back, and removes the table.
+/// This sleeps, and logs the holders each minute. A callback of a holder must not do it.
+pub struct InstalledTable(Installed<Table>);
+
+impl Drop for InstalledTable {
+    fn drop(&mut self) {
+        let table = &*self.0;
+
+        // INVARIANT: No lease is held after this, and the pointer is cleared after that. A lease
+        // that was given back may still have a reference to the table, which is waited for then.
+        table.held.lock().is_closed = true;
+        let are_returned = || (!table.are_held()).then_some(());
+        while table.returned.wait_until(MINUTE, are_returned).is_none() {
+            match table.holders() {
+                Some(holders) => pr_warn!("the end of all leases waits for {}\n", holders),
+                None => pr_warn!("the end of all leases waits for their return\n"),
+            }
+        }
+    }
 }
 
 /// A memory, its leases, and an offset in it.
@@ -337,14 +375,28 @@ pub(super) type Found = (Arc<Leases>, Arc<dyn LeasedMemory>, usize);
 
 impl Table {
     /// Makes the table. Without it, memory cannot be leased. May sleep.
-    pub fn install() -> Result<Installed<Self>> {
+    pub fn install() -> Result<InstalledTable> {
+        Self::install_in(&TABLE)
+    }
+
+    /// As [`Self::install`], for another variable.
+    pub(super) fn install_in(global: &'static Global<Self>) -> Result<InstalledTable> {
         let queue = OwnedQueue::new(c"pmem_rs_lease")?;
 
-        TABLE.install(Counted::pin_init(try_pin_init!(Self {
+        // INVARIANT: No lease is held yet.
+        let table = Counted::pin_init(try_pin_init!(Self {
             lists <- new_mutex!(RBTree::new(), "pmem_rs::Table::lists"),
-            held <- new_mutex!(RBTree::new(), "pmem_rs::Table::held"),
+            held <- new_mutex!(
+                Held {
+                    addresses: RBTree::new(),
+                    is_closed: false,
+                },
+                "pmem_rs::Table::held"
+            ),
+            returned <- WaitQueue::new(),
             queue,
-        }))?)
+        }))?;
+        Ok(InstalledTable(global.install(table)?))
     }
 
     fn add(&self, leases: Arc<Leases>) -> Result {
@@ -376,14 +428,36 @@ impl Table {
         found.map(|(memory, offset)| (leases.clone(), memory, offset))
     }
 
-    /// Records that the lease at this address is held.
+    /// Records that the lease at this address is held. Fails with [`ENXIO`] if the table is about
+    /// to be removed.
     pub(super) fn set_held(&self, addr: usize) -> Result {
-        let inserted = self.held.lock().try_create_and_insert(addr, (), GFP_KERNEL);
-        inserted.map(|_| ())
+        let mut held = self.held.lock();
+
+        if held.is_closed {
+            return Err(ENXIO);
+        }
+        held.addresses
+            .try_create_and_insert(addr, (), GFP_KERNEL)
+            .map(|_| ())
     }
 
     /// Records that the lease at this address is no longer held. Returns false if it was not.
     pub(super) fn set_given_back(&self, addr: usize) -> bool {
-        self.held.lock().remove(&addr).is_some()
+        let was_held = self.held.lock().addresses.remove(&addr).is_some();
+
+        self.returned.wake_up();
+        was_held
+    }
+
+    fn are_held(&self) -> bool {
+        self.held.lock().addresses.iter().next().is_some()
+    }
+
+    /// Returns the holders of leases of one memory, if there are any.
+    fn holders(&self) -> Option<Holders> {
+        self.lists
+            .lock()
+            .values()
+            .find_map(|leases| leases.holders())
     }
 }
