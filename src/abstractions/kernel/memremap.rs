@@ -23,6 +23,7 @@ mod access_state;
 mod config;
 mod exposure;
 mod failed_pages;
+mod failure;
 mod leased;
 mod mapping;
 mod pagemap;
@@ -37,6 +38,7 @@ pub use crate::abstractions::kernel::memremap::{
         PAGE_STRUCT_SIZE, //
     },
     failed_pages::PagemapOperations,
+    failure::Failure,
     mapping::{
         read_resource,
         Memremap, //

@@ -3,6 +3,7 @@
 //! The pages of a pgmap that have failed, and the operations that handle a failure.
 
 use super::{
+    failure::Failure,
     usage::FolioUse, //
 };
 use crate::abstractions::bindings;
@@ -31,14 +32,14 @@ use kernel::{
 /// They are called by `memory_failure()` in process context, with `mf_mutex` and a reference to the
 /// pgmap held, and may sleep.
 pub trait PagemapOperations: Send + Sync + 'static {
-    /// Notifies the users of the `len` bytes from `offset` bytes into the data on that these have
-    /// failed. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
+    /// Notifies the users of memory that it has failed, which
+    /// [`dax::Handle`](crate::abstractions::kernel::dax::Handle::notify_failure) does.
     ///
     /// # Errors
     ///
     /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. After any other
     /// error the memory stays in the linear mapping.
-    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
+    fn memory_failure(&self, failure: &Failure<'_>) -> Result;
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
     /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
@@ -199,9 +200,8 @@ impl FailedPages {
         self.list.clear(page, 1)
     }
 
-    /// Handles the failure of the `len` bytes from `offset` on, whole pages from frame `pfn` on,
-    /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
-    /// [`ENOSPC`] if the pages cannot be listed.
+    /// Handles a failure of whole pages from frame `pfn` on, for `memory_failure()`. Sleeps. Fails
+    /// as [`PagemapOperations::memory_failure`], and with [`ENOSPC`] if the pages cannot be listed.
     ///
     /// `tell` has other users in the kernel told, and returns whether there are any. They handle
     /// the failure of a page that is associated with no file.
@@ -211,21 +211,21 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The page frame must have a `struct page` of a pgmap that stays during the call. `has_failed`
-    /// must be that of the pgmap.
+    /// The page frame must be the first one of `failure`. `self` and `has_failed` must be those of
+    /// the pgmap.
     pub(super) unsafe fn handle<T: PagemapOperations>(
         &self,
         has_failed: &HasFailed,
         ops: &T,
         pfn: c_ulong,
-        (offset, len): (u64, u64),
-        flags: c_int,
+        failure: &Failure<'_>,
         tell: impl FnOnce() -> bool,
     ) -> Result {
-        if flags & bindings::mf_flags_MF_SW_SIMULATED as c_int != 0 {
+        if failure.is_simulated() {
             tell();
-            return ops.memory_failure(offset, len, flags);
+            return ops.memory_failure(failure);
         }
+        let (offset, len) = (failure.offset(), failure.len());
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
 
         // The caller takes the pages out of the linear mapping only if this does not fail
@@ -234,7 +234,7 @@ impl FailedPages {
         let pages = first..first.saturating_add(nr_pages);
         let is_listed = was_listed || self.add(has_failed, pages).is_ok();
 
-        let mut result = ops.memory_failure(offset, len, flags);
+        let mut result = ops.memory_failure(failure);
         let is_told = tell();
         // A file system on another partition says that the page is not in it.
         if is_told && result == Err(ENXIO) {

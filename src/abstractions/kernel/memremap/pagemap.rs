@@ -14,6 +14,7 @@ use super::{
         HasFailed,
         PagemapOperations, //
     },
+    failure::Failure,
     pages::Pages,
     usage::{
         PagesInUse,
@@ -463,8 +464,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// # Safety
     ///
-    /// For the memory management only: `pgmap` must be that of a `PagemapInner<T>`, with a
-    /// reference held.
+    /// For `memory_failure()` only, which must handle a failure of these pages of the pgmap, and
+    /// have a reference to it. `pgmap` must be that of a `PagemapInner<T>`.
     unsafe extern "C" fn memory_failure_callback(
         pgmap: *mut bindings::dev_pagemap,
         pfn: c_ulong,
@@ -475,18 +476,19 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // has not returned yet.
         let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Self, pgmap) };
 
+        let data = (inner.phys, inner.len);
+        // SAFETY: By the safety requirements.
+        let failure = unsafe { Failure::new(&inner.pgmap, data, pfn, nr_pages, flags) };
         // `PagemapOperations` only knows the data. The memory management handles the rest.
-        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.phys);
-        let len = (nr_pages as u64).checked_mul(PAGE_SIZE as u64);
-        let (Some(offset), Some(len)) = (offset, len) else {
+        let Some(failure) = failure else {
             return EOPNOTSUPP.to_errno();
         };
 
-        // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
+        // SAFETY: The page frame is the one that the failure was made of.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            let tell = || inner.leases.fail(offset, len);
-            failed.handle(has_failed, &inner.ops, pfn, (offset, len), flags, tell)
+            let tell = || inner.leases.fail(failure.offset(), failure.len());
+            failed.handle(has_failed, &inner.ops, pfn, &failure, tell)
         };
         match result {
             Ok(()) => 0,
@@ -525,9 +527,9 @@ mod tests {
     }
 
     impl PagemapOperations for Arc<LastFailure> {
-        fn memory_failure(&self, offset: u64, len: u64, _flags: c_int) -> Result {
-            self.offset.store(offset, Relaxed);
-            self.len.store(len, Relaxed);
+        fn memory_failure(&self, failure: &Failure<'_>) -> Result {
+            self.offset.store(failure.offset(), Relaxed);
+            self.len.store(failure.len(), Relaxed);
             match self.errno.load(Relaxed) {
                 0 => Ok(()),
                 errno => Err(Error::from_errno(errno)),
@@ -639,7 +641,14 @@ mod tests {
         assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
         assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
         assert!(pages.has_failed(0x4fff, 1));
-        assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        // Only the pages in the data are reported.
+        assert_eq!(report(start + LEN - 0x1000, c_ulong::MAX), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), LEN - (2 << 20) - 0x1000);
+        assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
+        for (phys, nr_pages) in [(start, 1), (start + LEN, 1), (start + (2 << 20), 0)] {
+            assert_eq!(report(phys, nr_pages), EOPNOTSUPP.to_errno());
+        }
+        assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
         Ok(())
     }
 

@@ -41,6 +41,7 @@ use kernel::{
 /// use kernel::str::CString;
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
 /// use pmem_rs::abstractions::kernel::memremap::{
+///     Failure,
 ///     PagemapConfig,
 ///     PagemapOperations, //
 /// };
@@ -52,7 +53,7 @@ use kernel::{
 /// struct Unprepared;
 ///
 /// impl PagemapOperations for Unprepared {
-///     fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
+///     fn memory_failure(&self, _failure: &Failure<'_>) -> Result {
 ///         // The memory management then kills the users.
 ///         Err(EOPNOTSUPP)
 ///     }
