@@ -242,7 +242,10 @@ mod tests {
             len: usize,
             _: &mut IterSource<'_>,
         ) -> usize {
-            pgoff + offset + len
+            if pgoff == 0 {
+                return len + 1;
+            }
+            len - pgoff - offset
         }
     }
 
@@ -441,16 +444,13 @@ mod tests {
 
         // SAFETY: Nothing else uses the device, so that the lock is not needed. The iterator is not
         // used.
-        let sum = unsafe {
-            Callbacks::recovery_write_callback(
-                lab.device.handle.as_raw(),
-                100,
-                addr,
-                4000,
-                null_mut(),
-            )
+        let write = |pgoff| unsafe {
+            let dev = lab.device.handle.as_raw();
+            Callbacks::recovery_write_callback(dev, pgoff, addr, 4000, null_mut())
         };
-        assert_eq!(sum, 100 + 7 + 4000);
+        assert_eq!(write(100), 4000 - 100 - 7);
+        // A driver that says too much is not believed.
+        assert_eq!(write(0), 4000);
         Ok(())
     }
 
