@@ -109,7 +109,9 @@ pub struct Pause(Arc<Leases>);
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        self.0.state.lock().is_paused = false;
+        let mut state = self.0.state.lock();
+
+        state.pauses = state.pauses.saturating_sub(1);
     }
 }
 
@@ -147,8 +149,8 @@ struct State {
     addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
-    /// No lease is accepted now.
-    is_paused: bool,
+    /// The number of [`Pause`]s. No lease is accepted while there is one.
+    pauses: usize,
     /// The leases, by their addresses.
     held: RBTree<usize, Arc<dyn ListedLease>>,
 }
@@ -162,7 +164,7 @@ impl Leases {
                     State {
                         addresses: 0..0,
                         memory: None,
-                        is_paused: false,
+                        pauses: 0,
                         held: RBTree::new(),
                     },
                     "pmem_rs::Leases::state"
@@ -241,10 +243,13 @@ impl Leases {
         })
     }
 
-    /// Accepts no lease ([`EBUSY`]) until the result is dropped. May sleep. Fails with the holders
-    /// if there are any. Only one thread may do this at a time.
+    /// Accepts no lease ([`EBUSY`]) until the result, and any other one, is dropped. May sleep.
+    /// Fails with the holders if there are any.
     pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
-        self.state.lock().is_paused = true;
+        {
+            let mut state = self.state.lock();
+            state.pauses = state.pauses.saturating_add(1);
+        }
         let pause = Pause(self.clone());
 
         match self.holders() {
@@ -293,7 +298,7 @@ impl Leases {
         if state.memory.is_none() {
             return Err(ENXIO);
         }
-        if state.is_paused {
+        if state.pauses != 0 {
             return Err(EBUSY);
         }
         if state.held.get(&key).is_none() {
@@ -459,5 +464,51 @@ impl Table {
             .lock()
             .values()
             .find_map(|leases| leases.holders())
+    }
+}
+
+#[kunit_tests(pmem_rs_leases)]
+mod tests {
+    use super::*;
+    use crate::abstractions::kernel::fs::dax::testing::pages;
+
+    struct Nothing;
+
+    impl ListedLease for Nothing {
+        fn revoke(self: Arc<Self>) {}
+
+        unsafe fn fail(self: Arc<Self>, _leases: &Leases, _offset: u64, _len: u64) -> bool {
+            false
+        }
+
+        fn owner(&self) -> ModuleName {
+            [0; size_of::<ModuleName>()]
+        }
+
+        fn is_in_callback(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn leases_are_refused_until_the_last_pause_ends() -> Result {
+        let memory = pages()?;
+        let leases = memory.leases();
+        let lease = Arc::new(Nothing, GFP_KERNEL)?;
+        // SAFETY: The lease has no pieces.
+        let add = || unsafe { leases.add(lease.clone()) };
+
+        let first = leases.pause().map_err(|_| EBUSY)?;
+        let second = leases.pause().map_err(|_| EBUSY)?;
+        drop(first);
+        assert!(add() == Err(EBUSY));
+        drop(second);
+        assert!(add() == Ok(()));
+        // A pause that failed refuses nothing.
+        assert!(leases.pause().is_err());
+        leases.remove(&*lease);
+        assert!(add() == Ok(()));
+        leases.remove(&*lease);
+        Ok(())
     }
 }

@@ -502,6 +502,20 @@ mod tests {
     }
 
     #[test]
+    fn claims_are_refused_until_the_last_refusal_ends() -> Result {
+        let disk = disk(counter()?, 4096)?;
+        let state = disk.state();
+
+        state.set_refuses_indirect(true);
+        state.set_refuses_indirect(true);
+        state.set_refuses_indirect(false);
+        assert!(state.refuses_indirect());
+        state.set_refuses_indirect(false);
+        assert!(!state.refuses_indirect());
+        Ok(())
+    }
+
+    #[test]
     fn invalid_limits_are_refused() -> Result {
         assert!(disk(counter()?, 7).is_err_and(|err| err == EINVAL));
         assert!(disk(counter()?, 1 << 30).is_err_and(|err| err == EINVAL));
