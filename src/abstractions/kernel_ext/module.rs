@@ -67,7 +67,8 @@ impl Registrations {
             if found < Self::OPEN {
                 return Err(ENODEV);
             }
-            // Does not wrap, since each registration takes memory.
+            // Does not wrap, since nothing makes 2^64 registrations, not even of those that are
+            // forgotten.
             match self.0.cmpxchg(found, found.wrapping_add(1), Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(other) => found = other,
