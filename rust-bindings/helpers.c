@@ -221,10 +221,16 @@ int pmem_rs_helper_folio_ref_count(const struct folio *folio)
 	return folio_ref_count(folio);
 }
 
-int pmem_rs_helper_folio_mapcount(const struct folio *folio);
-int pmem_rs_helper_folio_mapcount(const struct folio *folio)
+/*
+ * As folio_mapcount(). The folio may have become a tail page of another one, for which that function
+ * is a bug with CONFIG_DEBUG_VM_PGFLAGS. Here the result is then any number.
+ */
+int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio);
+int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio)
 {
-	return folio_mapcount(folio);
+	const atomic_t *count = PageHead(&folio->page) ? &folio->_large_mapcount : &folio->_mapcount;
+
+	return atomic_read(count) + 1;
 }
 
 unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio);
