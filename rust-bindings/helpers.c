@@ -18,6 +18,7 @@
 #include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
+#include <linux/pgtable.h>
 #include <linux/ratelimit.h>
 #include <linux/rcupdate_wait.h>
 #include <linux/sched.h>
@@ -123,6 +124,26 @@ int pmem_rs_helper_clear_mce_nospec(unsigned long pfn);
 int pmem_rs_helper_clear_mce_nospec(unsigned long pfn)
 {
 	return clear_mce_nospec(pfn);
+}
+
+/*
+ * Returns whether a page is in the linear mapping, and how many pages the entry of the page table
+ * maps. Only x86 takes pages out of it that have failed. (PAGE_NONE has no _PAGE_PRESENT either, but
+ * pte_present() takes its bit for present.)
+ */
+bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages);
+bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages)
+{
+#ifdef CONFIG_X86_64
+	unsigned int level;
+	const pte_t *entry = lookup_address((unsigned long)pfn_to_kaddr(pfn), &level);
+
+	*nr_pages = page_level_size(level) >> PAGE_SHIFT;
+	return entry && (pte_flags(READ_ONCE(*entry)) & _PAGE_PRESENT);
+#else
+	*nr_pages = 1;
+	return true;
+#endif
 }
 
 int pmem_rs_helper_dev_to_node(struct device *dev);

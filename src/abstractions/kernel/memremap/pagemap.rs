@@ -74,8 +74,7 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
 /// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
 /// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
-/// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`, and
-/// `has_failed` is set before the first one is.
+/// `pages`. `has_failed` is set before the first page of the data is taken out of the mapping.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
 #[repr(C, align(64))]
@@ -139,6 +138,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
         let frames = (phys >> PAGE_SHIFT)..(phys.saturating_add(data_len as u64) >> PAGE_SHIFT);
+        let all_frames = (start >> PAGE_SHIFT)..(start.saturating_add(len) >> PAGE_SHIFT);
         let exposure = Exposure::new(&frames, node)?;
         let first_pfn = usize::try_from(frames.start)?;
         let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
@@ -152,7 +152,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             phys,
             len: data_len,
             has_failed: HasFailed::new(),
-            failed <- FailedPages::new(frames.start),
+            failed <- FailedPages::new(all_frames, frames.start),
             ops <- ops,
             memmap_on_media,
             host: SetOnce::new(),
@@ -212,7 +212,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Frees the pages and the mapping of the range. Sleeps: waits for references of the C side to
-    /// the pgmap, and takes the memory hotplug lock.
+    /// the pgmap, for up to a second if a page has just failed, and takes the memory hotplug lock.
     ///
     /// # Safety
     ///
@@ -280,8 +280,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
     }
 
-    /// Returns all of the data, to be written to, or [`None`] if any page has failed. Callable from
-    /// any context.
+    /// Returns all of the data, to be written to, or [`None`] if any page has ever failed. Callable
+    /// from any context.
     ///
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
@@ -289,8 +289,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         if !self.none_failed() {
             return None;
         }
-        // SAFETY: By the type invariant no page was taken out of the mapping: `has_failed` is not
-        // set, or the list is empty.
+        // SAFETY: By the type invariant no page was taken out of the mapping, since `has_failed` is
+        // not set.
         Some(unsafe { WritableSlice::new(self.slice()) })
     }
 
@@ -305,23 +305,31 @@ impl<T: PagemapOperations> PagemapInner<T> {
             return None;
         }
 
-        // SAFETY: By the type invariant all pages that were taken out of the mapping are in the
-        // list that was checked, which is empty if `has_failed` is not set.
+        // SAFETY: No page of the slice is missing in the mapping: by the type invariant, if
+        // `has_failed` is not set, and otherwise because all of them were looked up.
         Some(unsafe { WritableSlice::new(slice) })
     }
 
-    /// Returns whether no page has failed. Callable from any context.
+    /// Returns whether no page has ever failed. Callable from any context.
+    ///
+    /// A page that failed and was repaired may yet be taken out of the mapping: x86 does that after
+    /// it has reported the failure, and reports only that. So [`Self::first_failed`] is to be asked
+    /// from then on.
     #[inline]
     pub fn none_failed(&self) -> bool {
-        !self.has_failed.get() || self.failed.is_empty()
+        !self.has_failed.get()
     }
 
     /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
-    /// was not repaired since. If a run of failed pages begins before `offset`, it is the offset of
-    /// the run. Callable from any context.
+    /// was not repaired since, or is missing in the linear mapping. If a run of failed pages begins
+    /// before `offset`, it is the offset of the run. Callable from any context.
     #[cold]
     pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
-        self.failed.first(offset, len)
+        if self.none_failed() {
+            return None;
+        }
+        // SAFETY: `self` is not freed while it is used.
+        unsafe { self.failed.first(offset, len) }
     }
 
     /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable from any
@@ -422,7 +430,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Clears the hwpoison mark of the pages that are wholly in the `len` bytes from `offset` on,
-    /// and puts those that had one or have failed back into the linear mapping. May sleep.
+    /// and puts those that have failed back into the linear mapping. May sleep: a page that has just
+    /// failed is put back once x86 has taken it out, or a second later.
     ///
     /// The poison of the medium itself must have been cleared before, or the next access raises
     /// another machine check.
@@ -430,7 +439,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// # Errors
     ///
     /// [`ENOSPC`] if a page cannot be removed from the list of failed pages, which is full.
-    /// [`EINVAL`] if the bytes are not all in the data.
+    /// [`EAGAIN`] if a page has failed meanwhile. [`EINVAL`] if the bytes are not all in the data.
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         let pages = self.whole_pages(offset, len)?;
 
