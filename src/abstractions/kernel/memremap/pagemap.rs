@@ -67,6 +67,35 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// Offsets are those in the data. The part of the range before the data, such as `struct page`s
 /// that are stored there, is not accessible.
 ///
+/// # Examples
+///
+/// Memory is read after a check for failed pages, which may be missing in the mapping:
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::memremap::{
+///     PagemapInner,
+///     PagemapOperations, //
+/// };
+///
+/// fn first<T: PagemapOperations>(pages: &PagemapInner<T>) -> Result<[u8; 4]> {
+///     let mut bytes = [0; 4];
+///     pages.readable(0, 4).ok_or(EIO)?.read(&mut bytes)?;
+///     Ok(bytes)
+/// }
+/// ```
+///
+/// and not without:
+///
+/// ```compile_fail,E0624
+/// use pmem_rs::abstractions::kernel::memremap::{PagemapInner, PagemapOperations};
+/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
+///
+/// fn all<T: PagemapOperations>(pages: &PagemapInner<T>) -> PmemSlice<'_> {
+///     pages.slice()
+/// }
+/// ```
+///
 /// [`fs::dax::Pagemap`]: crate::abstractions::kernel::fs::dax::Pagemap
 ///
 /// # Invariants
@@ -272,12 +301,43 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.phys
     }
 
-    /// Returns the data, to be read. Reading pages that [have failed](Self::has_failed) is an
-    /// error.
+    /// Returns the size of the data in bytes.
     #[inline]
-    pub fn slice(&self) -> PmemSlice<'_> {
-        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
+    pub fn size(&self) -> usize {
+        self.len
+    }
+
+    /// Returns the data. What is accessed must be [good](Self::none_failed).
+    #[inline]
+    fn slice(&self) -> PmemSlice<'_> {
+        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives. The
+        // callers check for failed pages.
         unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
+    }
+
+    /// Returns all of the data, to be read, or [`None`] if any page has ever failed. Callable from
+    /// any context.
+    ///
+    /// A page may fail between this check and the read, see [`PmemSlice`].
+    #[inline]
+    pub fn readable_all(&self) -> Option<PmemSlice<'_>> {
+        if !self.none_failed() {
+            return None;
+        }
+        Some(self.slice())
+    }
+
+    /// Returns the `len` bytes from `offset` on, to be read, or [`None`] if any of their pages has
+    /// failed, or they are not all in the data. Callable from any context.
+    ///
+    /// A page may fail between this check and the read, see [`PmemSlice`].
+    #[inline]
+    pub fn readable(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>> {
+        let slice = self.slice().get(offset, len)?;
+        if self.has_failed(offset, len) {
+            return None;
+        }
+        Some(slice)
     }
 
     /// Returns all of the data, to be written to, or [`None`] if any page has ever failed. Callable
@@ -286,12 +346,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
     pub fn writable_all(&self) -> Option<WritableSlice<'_>> {
-        if !self.none_failed() {
-            return None;
-        }
-        // SAFETY: By the type invariant no page was taken out of the mapping, since `has_failed` is
-        // not set.
-        Some(unsafe { WritableSlice::new(self.slice()) })
+        // SAFETY: `readable_all` has just checked that no page has failed.
+        self.readable_all()
+            .map(|slice| unsafe { WritableSlice::new(slice) })
     }
 
     /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if any of their
@@ -300,14 +357,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
     pub fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
-        let slice = self.slice().get(offset, len)?;
-        if !self.none_failed() && self.has_failed(offset, len) {
-            return None;
-        }
-
-        // SAFETY: No page of the slice is missing in the mapping: by the type invariant, if
-        // `has_failed` is not set, and otherwise because all of them were looked up.
-        Some(unsafe { WritableSlice::new(slice) })
+        // SAFETY: `readable` has just checked that no page of the slice has failed.
+        self.readable(offset, len)
+            .map(|slice| unsafe { WritableSlice::new(slice) })
     }
 
     /// Returns whether no page has ever failed. Callable from any context.
@@ -334,8 +386,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable from any
     /// context.
+    #[inline]
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
-        self.first_failed(offset, len).is_some()
+        !self.none_failed() && self.first_failed(offset, len).is_some()
     }
 
     /// Returns the page frames of the data.
@@ -579,7 +632,7 @@ mod tests {
 
         for _ in 0..3 {
             let pages = pages(start, 0)?;
-            assert_eq!(pages.slice().len() as u64, LEN);
+            assert_eq!(pages.size() as u64, LEN);
             assert_eq!(pages.phys(), start);
             assert!(reserve(start, LEN).is_err());
             drop(pages);
@@ -594,7 +647,7 @@ mod tests {
         let pages = pages(start, 2 << 20)?;
 
         assert_eq!(pages.phys(), start + (2 << 20));
-        assert_eq!(pages.slice().len() as u64, LEN - (2 << 20));
+        assert_eq!(pages.size() as u64, LEN - (2 << 20));
         Ok(())
     }
 
@@ -728,14 +781,20 @@ mod tests {
             )
         };
 
-        let is_writable = |offset, len| pages.writable(offset, len).is_some();
+        let is_writable = |offset, len| {
+            let is_writable = pages.writable(offset, len).is_some();
+            assert_eq!(pages.readable(offset, len).is_some(), is_writable);
+            is_writable
+        };
 
-        assert!(!pages.has_failed(0, pages.slice().len()));
-        assert!(is_writable(0, pages.slice().len()));
-        assert!(!is_writable(0, pages.slice().len() + 1));
+        assert!(!pages.has_failed(0, pages.size()));
+        assert!(is_writable(0, pages.size()));
+        assert!(!is_writable(0, pages.size() + 1));
+        assert!(pages.readable_all().is_some() && pages.writable_all().is_some());
         assert_eq!(report(3), 0);
         assert_eq!(report(4), 0);
-        assert!(!is_writable(0, pages.slice().len()));
+        assert!(pages.readable_all().is_none() && pages.writable_all().is_none());
+        assert!(!is_writable(0, pages.size()));
         assert!(!is_writable(0x3fff, 1));
         assert!(is_writable(0x2000, 0x1000));
         assert!(is_writable(0x5000, 0x1000));
@@ -750,14 +809,14 @@ mod tests {
         assert!(pages.has_failed(0x3000, 0x1000));
         assert!(!pages.has_failed(0x4000, 0x1000));
         pages.unpoison(0x3000, 0x1000)?;
-        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(!pages.has_failed(0, pages.size()));
         // A repair that was not completed.
         pages.set_failed(0x3001, 0x1fff)?;
         assert!(pages.has_failed(0x4000, 0x1000) && !pages.has_failed(0x3000, 0x1000));
         pages.unpoison(0x4000, 0x1000)?;
-        assert!(!pages.has_failed(0, pages.slice().len()));
-        assert!(pages.set_failed(0, pages.slice().len() + 1).is_err());
-        assert!(is_writable(0, pages.slice().len()));
+        assert!(!pages.has_failed(0, pages.size()));
+        assert!(pages.set_failed(0, pages.size() + 1).is_err());
+        assert!(is_writable(0, pages.size()));
         Ok(())
     }
 }
