@@ -198,7 +198,7 @@ impl<'a> PmemSlice<'a> {
 /// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
 ///
 /// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
-/// the mapping makes one of these only after it has checked the list of failed pages
+/// the mapping makes one of these only after it has checked for failed pages
 /// ([`PagemapInner::writable`], [`Memremap::writable`]).
 ///
 /// A page may still fail between that check and the store, or while this is kept. The store is an

@@ -346,9 +346,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
     pub fn writable_all(&self) -> Option<WritableSlice<'_>> {
-        // SAFETY: `readable_all` has just checked that no page has failed.
-        self.readable_all()
-            .map(|slice| unsafe { WritableSlice::new(slice) })
+        let slice = self.readable_all()?;
+
+        // SAFETY: That was just checked: no page has failed.
+        Some(unsafe { WritableSlice::new(slice) })
     }
 
     /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if any of their
@@ -357,9 +358,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
     pub fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
-        // SAFETY: `readable` has just checked that no page of the slice has failed.
-        self.readable(offset, len)
-            .map(|slice| unsafe { WritableSlice::new(slice) })
+        let slice = self.readable(offset, len)?;
+
+        // SAFETY: That was just checked: no page of the slice has failed.
+        Some(unsafe { WritableSlice::new(slice) })
     }
 
     /// Returns whether no page has ever failed. Callable from any context.
@@ -562,7 +564,10 @@ mod tests {
     use super::*;
     use crate::abstractions::{
         kernel::fs::dax::testing::TestPagemap,
-        kernel_ext::io::resource::free_range, //
+        kernel_ext::{
+            io::resource::free_range,
+            time::Stopwatch, //
+        }, //
     };
     use kernel::{
         io::ResourceSize,
@@ -584,6 +589,9 @@ mod tests {
         recorded: Atomic<u64>,
         /// The error to return, if not 0.
         errno: Atomic<i32>,
+        /// The address of the pgmap, if the page is to be repaired when it is recorded, and was not
+        /// yet.
+        repaired: Atomic<usize>,
     }
 
     impl PagemapOperations for Arc<LastFailure> {
@@ -596,8 +604,17 @@ mod tests {
             }
         }
 
-        fn record_failure(&self, _offset: u64, len: u64) {
+        fn record_failure(&self, offset: u64, len: u64) {
             self.recorded.fetch_add(len, Relaxed);
+            let pages = self.repaired.load(Relaxed) as *const PagemapInner<Self>;
+            // SAFETY: The address is that of the caller, or 0.
+            if let Some(pages) = unsafe { pages.as_ref() } {
+                let (offset, len) = (offset as usize, len as usize);
+                let result = pages.unpoison(offset, len);
+                if result.is_ok() && !pages.has_failed(offset, len) {
+                    self.repaired.store(0, Relaxed);
+                }
+            }
         }
     }
 
@@ -608,6 +625,7 @@ mod tests {
                 len: Atomic::new(0),
                 recorded: Atomic::new(0),
                 errno: Atomic::new(0),
+                repaired: Atomic::new(0),
             },
             GFP_KERNEL,
         )?)
@@ -734,6 +752,37 @@ mod tests {
         // It stays listed.
         assert_eq!(report(EIO.to_errno()), EIO.to_errno());
         assert!(pages.has_failed(0x3000, 0x1000));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_are_repaired_while_they_are_recorded_have_failed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let inner: &PagemapInner<_> = &pages;
+
+        pages
+            .ops()
+            .repaired
+            .store(core::ptr::from_ref(inner).addr(), Relaxed);
+        // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+        let result = unsafe {
+            PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                pages.pgmap.get(),
+                (pages.frames().start + 3) as c_ulong,
+                1,
+                0,
+            )
+        };
+        assert_eq!(result, 0);
+        assert_eq!(pages.ops().repaired.load(Relaxed), 0);
+        assert!(pages.has_failed(0x3000, 0x1000));
+
+        // It is not taken out, and so it is repaired after some time.
+        let began = Stopwatch::start();
+        pages.unpoison(0x3000, 0x1000)?;
+        assert!(!pages.has_failed(0x3000, 0x1000));
+        assert!(!cfg!(target_arch = "x86_64") || began.micros() >= 500_000);
         Ok(())
     }
 
