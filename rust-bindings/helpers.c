@@ -128,8 +128,8 @@ int pmem_rs_helper_clear_mce_nospec(unsigned long pfn)
 
 /*
  * Returns whether a page is in the linear mapping, and how many pages the entry of the page table
- * maps. Only x86 takes pages out of it that have failed. (PAGE_NONE has no _PAGE_PRESENT either, but
- * pte_present() takes its bit for present.)
+ * maps. Only x86 takes pages out of it that have failed. (PAGE_NONE has no _PAGE_PRESENT either,
+ * but pte_present() takes its bit for present.)
  */
 bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages);
 bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages)
@@ -243,15 +243,15 @@ int pmem_rs_helper_folio_ref_count(const struct folio *folio)
 }
 
 /*
- * As folio_mapcount(). The folio may have become a tail page of another one, for which that function
- * is a bug with CONFIG_DEBUG_VM_PGFLAGS. Here the result is then any number.
+ * As folio_mapcount(). The folio may have become a tail page of another one, for which that
+ * function is a bug with CONFIG_DEBUG_VM_PGFLAGS. Here the result is then any number.
  */
 int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio);
 int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio)
 {
-	const atomic_t *count = PageHead(&folio->page) ? &folio->_large_mapcount : &folio->_mapcount;
+	bool is_large = PageHead(&folio->page);
 
-	return atomic_read(count) + 1;
+	return atomic_read(is_large ? &folio->_large_mapcount : &folio->_mapcount) + 1;
 }
 
 unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio);

@@ -92,9 +92,9 @@ impl<'a> PmemSlice<'a> {
     ///
     /// # Safety
     ///
-    /// For all of `'a`, the bytes must be mapped writable in the kernel, except pages that fail from
-    /// now on, and `addr + len` must not wrap. The caller must check for failed pages before it
-    /// gives the slice to others.
+    /// For all of `'a`, the bytes must be mapped writable in the kernel, except pages that fail
+    /// from now on, and `addr + len` must not wrap. The caller must check for failed pages before
+    /// it gives the slice to others.
     #[inline]
     pub(in crate::abstractions) unsafe fn from_raw_parts(addr: NonNull<u8>, len: usize) -> Self {
         // INVARIANT: By the safety requirements.

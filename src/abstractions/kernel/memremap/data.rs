@@ -113,8 +113,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Clears the hwpoison mark of the pages that are wholly in the `len` bytes from `offset` on,
-    /// and puts those that have failed back into the linear mapping. May sleep: a page that has just
-    /// failed is put back once x86 has taken it out, or a second later.
+    /// and puts those that have failed back into the linear mapping. May sleep: a page that has
+    /// just failed is put back once x86 has taken it out, or a second later.
     ///
     /// The poison of the medium itself must have been cleared before, or the next access raises
     /// another machine check.

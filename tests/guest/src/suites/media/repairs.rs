@@ -211,8 +211,8 @@ pub fn traced(lab: &mut Lab) -> Result<()> {
 }
 
 /// A page is written as soon as its failure is recorded, before the kernel takes it out of the
-/// linear mapping: a moment later, or so late that the write does not wait for that. In neither case
-/// is a page accessed that is missing there.
+/// linear mapping: a moment later, or so late that the write does not wait for that. In neither
+/// case is a page accessed that is missing there.
 pub fn before_it_is_unmapped(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxMem)?;
     let (mount, file, address) = file_on_xfs(&bench, 1)?;
