@@ -40,8 +40,9 @@
 //!   module that was unloaded.
 //! - `AsRef<device::Device>` of an nd device, which the macros for messages need. Safe code can
 //!   keep an `ARef` of it beyond the binding, and nd devices must not outlive their bus.
-//! - A page that fails between the check and the store of a [`WritableSlice`]. The store is an oops
-//!   then, as it is in the C driver.
+//! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`].
+//!   The store is an oops then, as it is in the C driver. So is the read of a [`PmemSlice`] on CPUs
+//!   without a copy that survives machine checks.
 //! - An out-of-tree module that keeps addresses of DAX memory. The memory may be freed while the
 //!   module uses it.
 //!

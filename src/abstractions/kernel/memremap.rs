@@ -21,6 +21,7 @@
 
 mod access_state;
 mod config;
+mod data;
 mod exposure;
 mod failed_pages;
 mod failure;

@@ -35,8 +35,8 @@ use kernel::{
 
 /// A counted reference to the memory of a pgmap, whatever its operations are.
 pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
-    /// Returns the data.
-    fn data(&self) -> PmemSlice<'_>;
+    /// Returns the size of the data in bytes.
+    fn size(&self) -> usize;
 
     /// Returns the kernel address of a byte of the data.
     fn addr_of(&self, offset: usize) -> *mut u8;
@@ -49,6 +49,9 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 
     /// Returns whether writes are refused.
     fn is_read_only(&self) -> bool;
+
+    /// As `PagemapInner::readable`.
+    fn readable(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>>;
 
     /// As `PagemapInner::writable`.
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
@@ -189,7 +192,7 @@ impl Leases {
         let start = memory.addr_of(0).addr();
         {
             let mut state = self.state.lock();
-            state.addresses = start..start.saturating_add(memory.data().len());
+            state.addresses = start..start.saturating_add(memory.size());
             state.memory = Some(memory);
         }
         table.add(self.clone())
