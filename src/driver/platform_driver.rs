@@ -117,7 +117,7 @@ impl kernel::platform::Driver for PlatformDriver {
 }
 
 impl platform::NamedDriver for PlatformDriver {
-    const NAMES: NameTable = &NAMES;
+    const NAMES: NameTable = NameTable::new(&NAMES);
 }
 
 /// The source of the ranges of a device.

@@ -9,6 +9,7 @@
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::device_id::IdArray;
 use crate::abstractions::kernel::numa::Node;
 use crate::abstractions::kernel_ext::{
     device::name_of,
@@ -20,7 +21,10 @@ use kernel::{
         self,
         Bound, //
     },
-    device_id::RawDeviceId,
+    device_id::{
+        IdTable,
+        RawDeviceId, //
+    },
     driver,
     platform,
     prelude::*,
@@ -57,8 +61,47 @@ impl DeviceName {
     }
 }
 
-/// A table of names.
-pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
+/// A table of names, which ends with an entry of zeroes.
+///
+/// # Invariants
+///
+/// The table is an [`IdArray`].
+///
+/// # Examples
+///
+/// `IdTable` of the kernel crate is a safe trait that returns any pointer, so a table is made from
+/// an [`IdArray`] only:
+///
+/// ```compile_fail,E0308
+/// use kernel::device_id::{
+///     IdTable,
+///     RawDeviceId, //
+/// };
+/// use pmem_rs::abstractions::kernel_ext::platform::{
+///     DeviceName,
+///     NameTable, //
+/// };
+///
+/// struct Dangling;
+///
+/// impl IdTable<DeviceName, ()> for Dangling {
+///     fn as_ptr(&self) -> *const <DeviceName as RawDeviceId>::RawType {
+///         core::ptr::dangling()
+///     }
+/// }
+///
+/// const NAMES: NameTable = NameTable::new(&Dangling);
+/// ```
+#[derive(Clone, Copy)]
+pub struct NameTable(&'static dyn IdTable<DeviceName, ()>);
+
+impl NameTable {
+    /// Creates a table.
+    pub const fn new<const N: usize>(names: &'static IdArray<DeviceName, (), N>) -> Self {
+        // INVARIANT: By the type of the argument.
+        Self(names)
+    }
+}
 
 /// A platform driver that also matches devices by name.
 ///
@@ -66,8 +109,8 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 ///
 /// ```no_run
 /// use kernel::device::Core;
-/// use kernel::device_id::IdArray;
 /// use kernel::prelude::*;
+/// use pmem_rs::abstractions::compat::device_id::IdArray;
 /// use pmem_rs::abstractions::kernel_ext::platform::{
 ///     self,
 ///     DeviceName,
@@ -93,7 +136,7 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 /// }
 ///
 /// impl platform::NamedDriver for Refuser {
-///     const NAMES: NameTable = &NAMES;
+///     const NAMES: NameTable = NameTable::new(&NAMES);
 /// }
 ///
 /// // The module has a field of this type.
@@ -122,9 +165,10 @@ unsafe impl<T: NamedDriver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: The fields of `struct platform_driver` may be set before the registration. The
-        // table is static, and ends with an entry of zeroes.
-        unsafe { (*pdrv.get()).id_table = T::NAMES.as_ptr() };
+        // SAFETY: The fields of `struct platform_driver` may be set before the registration. By the
+        // type invariant the table is an `IdArray`, which is static here, and ends with an entry of
+        // zeroes.
+        unsafe { (*pdrv.get()).id_table = T::NAMES.0.as_ptr() };
 
         let registered = Registered::new()?;
         // SAFETY: The callee has the same safety requirements as this function.
@@ -195,7 +239,6 @@ mod tests {
     use super::*;
     use kernel::{
         device::Core,
-        device_id::IdArray,
         module::this_module,
         sync::atomic::{
             Atomic,
@@ -238,7 +281,7 @@ mod tests {
     }
 
     impl NamedDriver for Counter {
-        const NAMES: NameTable = &NAMES;
+        const NAMES: NameTable = NameTable::new(&NAMES);
     }
 
     /// A device on the platform bus. Dropping it unregisters the device.
