@@ -169,7 +169,7 @@ impl<T: Operations> GenDisk<T> {
     ///
     /// May sleep. The block layer reads the partition table, so it submits requests before this
     /// returns. `parent` becomes the parent in the device tree. When it is unbound, the disk is
-    /// removed, unless it was removed before.
+    /// removed, unless it was removed before. The module is not unloaded before that.
     pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let raw_parent = core::ptr::from_ref(parent).cast_mut().cast();
@@ -179,6 +179,7 @@ impl<T: Operations> GenDisk<T> {
             core::ptr::null_mut()
         };
 
+        let registered = Registered::new()?;
         // SAFETY: The disk is valid and was not added. `parent` is a valid device, to which the
         // disk takes a reference. The groups are in static memory.
         to_result(unsafe { bindings::device_add_disk(raw_parent, self.as_raw(), groups) })?;
@@ -188,8 +189,11 @@ impl<T: Operations> GenDisk<T> {
         // INVARIANT: The disk was added.
         let registration = Registration { disk: self };
 
-        let state = registration.disk.state();
-        devres::register(parent, RemoveOnUnbind(state), GFP_KERNEL)?;
+        let on_unbind = RemoveOnUnbind {
+            state: registration.disk.state(),
+            _registered: registered,
+        };
+        devres::register(parent, on_unbind, GFP_KERNEL)?;
         Ok(registration)
     }
 
@@ -314,11 +318,18 @@ impl<T: Operations> Drop for GenDisk<T> {
 }
 
 /// Removes a disk when its parent is unbound.
-struct RemoveOnUnbind(Arc<DiskState>);
+///
+/// The parent may be bound to a driver of another module, which is not unbound when this one is
+/// unloaded. So this is counted for as long as devres may drop it, even if the disk was removed.
+struct RemoveOnUnbind {
+    state: Arc<DiskState>,
+    // Dropped last.
+    _registered: Registered,
+}
 
 impl Drop for RemoveOnUnbind {
     fn drop(&mut self) {
-        self.0.remove();
+        self.state.remove();
     }
 }
 
@@ -571,6 +582,24 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn what_devres_will_drop_is_counted() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let before = Registered::count();
+
+        drop(disk(counter()?, 512)?.register(faux.as_ref().as_ref())?);
+        assert!(Registered::count() > before);
+        drop(faux);
+        // An opener may still have the disk (see above).
+        let mut tries = 0;
+        while Registered::count() > before && tries < 1000 {
+            fsleep(Delta::from_millis(10));
+            tries += 1;
+        }
+        assert!(Registered::count() <= before);
         Ok(())
     }
 
