@@ -229,8 +229,9 @@ pub fn memory(dev: &platform::Device<Bound>, index: u32) -> Option<PmemResource<
     let resource = dev.resource_by_index(index)?;
     let start = resource.start();
 
-    Some(PmemResource::new(
+    Some(PmemResource::of_device(
         start..start.saturating_add(resource.size()),
+        dev.as_ref(),
     ))
 }
 
