@@ -381,15 +381,18 @@ impl<T: Operations> Registration<T> {
         unsafe { is_open(self.disk.as_raw()) }
     }
 
-    /// Sends a change event of the disk ([`kobject::notify_change`]). May sleep. Fails with
-    /// [`ENXIO`] if the disk was removed.
+    /// Sends a change event of the disk with one or more variables `NAME=value`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENXIO`] if the disk was removed, [`EINVAL`] if the variables have more than 1 KiB.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
         self.disk
             .state
             .with_added(|_| {
-                // SAFETY: The device of the disk is valid.
-                let dev = unsafe { device::Device::from_raw(self.disk.device_raw()) };
-                kobject::notify_change(dev, variables)
+                // SAFETY: The disk was added, and is not deleted during the call. So its parent is
+                // bound, and is not deleted either.
+                unsafe { kobject::notify_change(self.disk.device_raw(), variables) }
             })
             .ok_or(ENXIO)?
     }
