@@ -79,6 +79,7 @@ impl<T: Operations> GenDisk<T> {
         open: Some(open_callback),
         release: Some(release_callback),
         set_read_only: Some(set_read_only_callback),
+        free_disk: Some(free_disk_callback),
         ..ZEROED_OPS
     };
 
@@ -179,11 +180,13 @@ impl<T: Operations> GenDisk<T> {
             core::ptr::null_mut()
         };
 
-        let registered = Registered::new()?;
+        let (registered, of_disk) = (Registered::new()?, Registered::new()?);
         // SAFETY: The disk is valid and was not added. `parent` is a valid device, to which the
         // disk takes a reference. The groups are in static memory.
         to_result(unsafe { bindings::device_add_disk(raw_parent, self.as_raw(), groups) })?;
 
+        // For `free_disk_callback`, which is called for each disk that was added.
+        of_disk.into_raw();
         // SAFETY: The disk was just added. Only its state calls `del_gendisk()`.
         unsafe { self.state.set_added() };
         // INVARIANT: The disk was added.
@@ -279,6 +282,17 @@ unsafe extern "C" fn set_read_only_callback(
         return EROFS.to_errno();
     }
     0
+}
+
+/// Ends the count for the operations of the disk: `disk_release()` reads them, which the last
+/// reference to the disk calls. An opener that has put its reference to the module may have it.
+///
+/// # Safety
+///
+/// Called by the block layer only, once for a [`GenDisk`] that was added.
+unsafe extern "C" fn free_disk_callback(_disk: *mut bindings::gendisk) {
+    // SAFETY: `register` has called `into_raw()` for this disk.
+    drop(unsafe { Registered::from_raw() });
 }
 
 /// Returns whether a disk or a partition of it is open. The result changes with its `open_mutex`
@@ -585,6 +599,28 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_is_counted_until_its_last_reference() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let before = Registered::count();
+        let disk = disk(counter()?, 512)?.register(faux.as_ref().as_ref())?;
+        let device = disk.disk.device();
+
+        drop(disk);
+        drop(faux);
+        fsleep(Delta::from_millis(100));
+        assert!(Registered::count() > before);
+        drop(device);
+        // An opener may still have the disk (see above).
+        let mut tries = 0;
+        while Registered::count() > before && tries < 1000 {
+            fsleep(Delta::from_millis(10));
+            tries += 1;
+        }
+        assert!(Registered::count() <= before);
         Ok(())
     }
 
