@@ -380,7 +380,8 @@ impl<T: Operations> Registration<T> {
 
     /// Returns a sysfs attribute of the disk, for notifications.
     ///
-    /// Returns [`None`] if there is no such attribute, or if the disk was removed.
+    /// Returns [`None`] if there is no such attribute, if the disk was removed, or if there are
+    /// more than 65536 such references in the module.
     pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
         self.disk.state.with_added(|_| {
             // SAFETY: The disk was added, and is not deleted during the call.
