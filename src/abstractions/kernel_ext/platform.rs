@@ -32,7 +32,18 @@ use kernel::{
     ThisModule, //
 };
 
+/// The length of a name, with its terminator (`PLATFORM_NAME_SIZE`).
+const MAX_NAME: usize = 24;
+
 /// A name of devices that a driver matches (`struct platform_device_id`).
+///
+/// # Examples
+///
+/// ```compile_fail,E0080
+/// use pmem_rs::abstractions::kernel_ext::platform::DeviceName;
+///
+/// const TOO_LONG: DeviceName = DeviceName::new(b"twenty-four bytes (24 B)");
+/// ```
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct DeviceName(bindings::platform_device_id);
@@ -43,18 +54,18 @@ unsafe impl RawDeviceId for DeviceName {
 }
 
 impl DeviceName {
-    /// Creates a name of less than 24 bytes. For constants only: a longer name does not compile.
+    /// Creates a name. A name that is too long does not compile.
     #[inline]
-    pub const fn new(name: &'static CStr) -> Self {
+    pub const fn new<const N: usize>(name: &[u8; N]) -> Self {
+        const { assert!(N < MAX_NAME) };
+
         let mut id = bindings::platform_device_id {
-            name: [0; 24],
+            name: [0; MAX_NAME],
             driver_data: 0,
         };
-        let bytes = name.to_bytes_with_nul();
-
         let mut i = 0;
-        while i < bytes.len() {
-            id.name[i] = bytes[i];
+        while i < N {
+            id.name[i] = name[i];
             i += 1;
         }
         Self(id)
@@ -118,7 +129,7 @@ impl NameTable {
 /// };
 ///
 /// static NAMES: IdArray<DeviceName, (), 1> =
-///     IdArray::new_without_index([DeviceName::new(c"e820_pmem")]);
+///     IdArray::new_without_index([DeviceName::new(b"e820_pmem")]);
 ///
 /// struct Refuser;
 ///
@@ -250,8 +261,8 @@ mod tests {
     static BOUND: Atomic<u32> = Atomic::new(0);
 
     static NAMES: IdArray<DeviceName, (), 2> = IdArray::new_without_index([
-        DeviceName::new(c"pmem_rs_test_a"),
-        DeviceName::new(c"pmem_rs_test_b"),
+        DeviceName::new(b"pmem_rs_test_a"),
+        DeviceName::new(b"pmem_rs_test_b"),
     ]);
 
     struct Counter;
