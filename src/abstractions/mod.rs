@@ -38,6 +38,8 @@
 //! - Registrations of the kernel crate itself, such as its debugfs files and closures on the queues
 //!   of the system. They are not counted. If safe code forgets one, the C side may call into a
 //!   module that was unloaded.
+//! - Tables of devices of the kernel crate, such as `OF_ID_TABLE` of a platform driver. They are of
+//!   the safe trait `IdTable`, whose method may return any pointer.
 //! - `AsRef<device::Device>` of an nd device, which the macros for messages need. Safe code can
 //!   keep an `ARef` of it beyond the binding, and nd devices must not outlive their bus.
 //! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`].

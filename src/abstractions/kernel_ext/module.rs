@@ -156,6 +156,12 @@ impl Registered {
         core::mem::forget(self);
     }
 
+    /// Returns how many registrations there are.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(in crate::abstractions) fn count() -> usize {
+        REGISTRATIONS.count()
+    }
+
     /// Keeps the count without a value, for a registration that is not dropped.
     pub(in crate::abstractions) fn into_raw(self) {
         core::mem::forget(self);
