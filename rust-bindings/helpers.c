@@ -18,6 +18,7 @@
 #include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
+#include <linux/pgtable.h>
 #include <linux/ratelimit.h>
 #include <linux/rcupdate_wait.h>
 #include <linux/sched.h>
@@ -125,6 +126,26 @@ int pmem_rs_helper_clear_mce_nospec(unsigned long pfn)
 	return clear_mce_nospec(pfn);
 }
 
+/*
+ * Returns whether a page is in the linear mapping, and how many pages the entry of the page table
+ * maps. Only x86 takes pages out of it that have failed. (PAGE_NONE has no _PAGE_PRESENT either,
+ * but pte_present() takes its bit for present.)
+ */
+bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages);
+bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages)
+{
+#ifdef CONFIG_X86_64
+	unsigned int level;
+	const pte_t *entry = lookup_address((unsigned long)pfn_to_kaddr(pfn), &level);
+
+	*nr_pages = page_level_size(level) >> PAGE_SHIFT;
+	return entry && (pte_flags(READ_ONCE(*entry)) & _PAGE_PRESENT);
+#else
+	*nr_pages = 1;
+	return true;
+#endif
+}
+
 int pmem_rs_helper_dev_to_node(struct device *dev);
 int pmem_rs_helper_dev_to_node(struct device *dev)
 {
@@ -221,10 +242,16 @@ int pmem_rs_helper_folio_ref_count(const struct folio *folio)
 	return folio_ref_count(folio);
 }
 
-int pmem_rs_helper_folio_mapcount(const struct folio *folio);
-int pmem_rs_helper_folio_mapcount(const struct folio *folio)
+/*
+ * As folio_mapcount(). The folio may have become a tail page of another one, for which that
+ * function is a bug with CONFIG_DEBUG_VM_PGFLAGS. Here the result is then any number.
+ */
+int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio);
+int pmem_rs_helper_folio_mapcount_racy(const struct folio *folio)
 {
-	return folio_mapcount(folio);
+	bool is_large = PageHead(&folio->page);
+
+	return atomic_read(is_large ? &folio->_large_mapcount : &folio->_mapcount) + 1;
 }
 
 unsigned long pmem_rs_helper_folio_nr_pages(const struct folio *folio);

@@ -69,7 +69,7 @@ pub struct PmemModule {
     _platform_driver: kernel::driver::Registration<platform::Adapter<PlatformDriver>>,
     _devices: File<BoundDevices>,
     _retired: File<RetiredRanges>,
-    _leases: Installed<lease::Table>,
+    _leases: lease::InstalledTable,
     _shared: Installed<Shared>,
 }
 

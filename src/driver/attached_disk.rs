@@ -63,7 +63,7 @@ pub struct AttachedDisk<'bound> {
     data: Range<PhysAddr>,
     _watch: ProviderWatch<'bound>,
     /// [`None`] while it is dropped, or if the provider has no device.
-    sleep: Option<SleepDevice<Sleep>>,
+    sleep: Option<SleepDevice<'bound, Sleep>>,
     state: Arc<StateFile>,
 }
 
@@ -122,14 +122,10 @@ impl<'bound> AttachedDisk<'bound> {
             namespace.device(),
             Arc::new(RemovalWatcher(device.clone()), GFP_KERNEL)?,
         )?;
-        let sleep = match dev.provider() {
-            Some(provider) => Some(SleepDevice::new(
-                provider,
-                &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
-                Arc::new(Sleep(device.clone()), GFP_KERNEL)?,
-            )?),
-            None => None,
-        };
+        let sleep = namespace.device().add_sleep_device(
+            &CString::try_from_fmt(fmt!("pmem_rs:{}", dev.name()))?,
+            Arc::new(Sleep(device.clone()), GFP_KERNEL)?,
+        )?;
 
         let state = Arc::new(StateFile(device.clone()), GFP_KERNEL)?;
         let properties = dax::Properties {

@@ -339,12 +339,13 @@ impl Pmem {
     #[inline(never)]
     fn read_checked(&self, bio: BioRef<'_>) -> Result {
         let read_good = || {
-            let (span, memory) = self.memory.find(|_| self.span(bio)).ok_or(EIO)?;
+            let span = self.span(bio).ok_or(EIO)?;
 
             if self.first_bad(span).is_some() {
                 return Err(ENODATA);
             }
-            read(memory, bio)
+            // A page may have failed since.
+            read(self.memory.readable(span).ok_or(ENODATA)?, bio)
         };
 
         read_good().map_err(|err| self.refuse(c"read", bio, err))

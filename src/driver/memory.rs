@@ -240,14 +240,6 @@ impl Revoked {
 }
 
 impl MemoryRef {
-    #[inline]
-    fn slice(&self) -> PmemSlice<'_> {
-        match self {
-            Self::Pages(pages) => pages.slice(),
-            Self::WithoutPages(plain) => plain.slice(),
-        }
-    }
-
     /// Returns the bad sectors, from the start of the data. Memory that fails is added to them.
     #[inline]
     pub fn badblocks(&self) -> &Badblocks {
@@ -260,7 +252,10 @@ impl MemoryRef {
     /// Returns the size of the data in bytes.
     #[inline]
     pub fn size(&self) -> usize {
-        self.slice().len()
+        match self {
+            Self::Pages(pages) => pages.size(),
+            Self::WithoutPages(plain) => plain.slice().len(),
+        }
     }
 
     /// Returns the physical range of the data.
@@ -281,24 +276,11 @@ impl MemoryRef {
         }
     }
 
-    /// Calls `span_in` with the size of the data, and returns the span and its memory. [`None`] if
-    /// the span is not within the data.
+    /// Calls `span_in` with the size of the data, and returns the span and its memory for writing.
+    /// [`None`] if the span is not within the data, any page of the data has ever failed, or the
+    /// span is not known to have no bad sector ([`Badblocks::is_known_good`]).
     ///
     /// The size is an argument, so that the fast path reads address and size once.
-    #[inline]
-    pub fn find(
-        &self,
-        span_in: impl FnOnce(usize) -> Option<Span>,
-    ) -> Option<(Span, PmemSlice<'_>)> {
-        let data = self.slice();
-        let span = span_in(data.len())?;
-
-        Some((span, data.get(span.offset, span.len)?))
-    }
-
-    /// Calls `span_in` with the size of the data, and returns the span and its memory for writing.
-    /// [`None`] if the span is not within the data, any page of the data has failed, or the span is
-    /// not known to have no bad sector ([`Badblocks::is_known_good`]).
     #[inline(always)]
     pub fn find_writable(
         &self,
@@ -317,16 +299,15 @@ impl MemoryRef {
     }
 
     /// Calls `span_in` with the size of the data, and returns the span and its memory. [`None`] if
-    /// the span is not within the data, any page of the data has failed, or the span is not known
-    /// to have no bad sector.
+    /// the span is not within the data, any page of the data has ever failed, or the span is not
+    /// known to have no bad sector.
     #[inline(always)]
     pub fn find_good(
         &self,
         span_in: impl FnOnce(usize) -> Option<Span>,
     ) -> Option<(Span, PmemSlice<'_>)> {
         let (data, badblocks) = match self {
-            Self::Pages(pages) if pages.none_failed() => (pages.slice(), &pages.ops().badblocks),
-            Self::Pages(_) => return None,
+            Self::Pages(pages) => (pages.readable_all()?, &pages.ops().badblocks),
             Self::WithoutPages(plain) => (plain.slice(), plain.badblocks()),
         };
         let span = span_in(data.len())?;
@@ -335,6 +316,22 @@ impl MemoryRef {
         }
 
         Some((span, data.get(span.offset, span.len)?))
+    }
+
+    /// Returns whether the span is within the data.
+    pub fn contains(&self, span: Span) -> bool {
+        span.offset
+            .checked_add(span.len)
+            .is_some_and(|end| end <= self.size())
+    }
+
+    /// Returns the memory of `span` for reading. [`None`] if the span is not within the data, or a
+    /// page of it has failed.
+    pub fn readable(&self, span: Span) -> Option<PmemSlice<'_>> {
+        match self {
+            Self::Pages(pages) => pages.readable(span.offset, span.len),
+            Self::WithoutPages(plain) => plain.mapping.slice().get(span.offset, span.len),
+        }
     }
 
     /// Returns the memory of `span` for writing. [`None`] if the span is not within the data, or a

@@ -7,7 +7,10 @@ use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     badblocks::Badblocks,
     dax,
-    memremap::PagemapOperations, //
+    memremap::{
+        Failure,
+        PagemapOperations, //
+    },
 };
 use crate::abstractions::kernel_ext::{
     sync::atomic::read_once,
@@ -67,12 +70,12 @@ impl PagemapData {
 }
 
 impl PagemapOperations for PagemapData {
-    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+    fn memory_failure(&self, failure: &Failure<'_>) -> Result {
         // Without a DAX device the memory management handles the failure alone.
         let dax = self.dax.as_ref().ok_or(EOPNOTSUPP)?;
 
-        let result = dax.notify_failure(offset, len, flags);
-        tracepoint::memory_failure(&self.name, offset, len, result);
+        let result = dax.notify_failure(failure);
+        tracepoint::memory_failure(&self.name, failure.offset(), failure.len(), result);
         result
     }
 

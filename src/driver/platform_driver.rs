@@ -54,7 +54,7 @@ use kernel::{
 };
 
 /// The name of the device of an x86 PC, which has all legacy ranges.
-const LEGACY: &CStr = c"e820_pmem";
+const LEGACY: &[u8; 9] = b"e820_pmem";
 
 static NAMES: IdArray<DeviceName, (), 1> = IdArray::new_without_index([DeviceName::new(LEGACY)]);
 
@@ -117,7 +117,7 @@ impl kernel::platform::Driver for PlatformDriver {
 }
 
 impl platform::NamedDriver for PlatformDriver {
-    const NAMES: NameTable = &NAMES;
+    const NAMES: NameTable = NameTable::new(&NAMES);
 }
 
 /// The source of the ranges of a device.
@@ -135,7 +135,9 @@ impl<'a> Source<'a> {
         if node.is_some() {
             return Ok(Self::DeviceTree(dev));
         }
-        if platform::name(dev) == LEGACY {
+        // Not `to_bytes`: it leaves a panic symbol.
+        let name = platform::name(dev).to_bytes_with_nul();
+        if name.strip_suffix(&[0]) == Some(LEGACY.as_slice()) {
             return Ok(Self::MemoryMap(dev));
         }
 

@@ -272,7 +272,9 @@ impl Pmem {
     /// Clears the poison in `span`. Returns [`None`] as [`Self::start_overwrite`] does.
     #[cold]
     fn make_writable(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
-        self.memory.find(|_| Some(span))?;
+        if !self.memory.contains(span) {
+            return None;
+        }
 
         let cleared = if self.first_bad(span).is_some() {
             if !may_sleep {

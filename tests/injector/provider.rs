@@ -7,7 +7,8 @@
 //! that were built with its wrappers. In debugfs, under `injector`:
 //!
 //! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm;
-//! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check;
+//! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check; with
+//!   `ADDRESS DELAY` the page is removed from the linear mapping as many milliseconds later;
 //! - `limit`: the maximum number of bytes that are cleared; with 0 clearing fails;
 //! - `clears`: all requests to clear errors so far, one `ADDRESS LENGTH` a line.
 //!
@@ -34,6 +35,10 @@ use kernel::{
             Relaxed, //
         },
         global_lock, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     uaccess::UserSliceReader, //
 };
@@ -188,12 +193,16 @@ fn inject(provider: &Provider, reader: &mut UserSliceReader) -> Result {
 }
 
 fn fail(_: &(), reader: &mut UserSliceReader) -> Result {
-    let pfn = (numbers(reader)?.0 >> PAGE_SHIFT) as c_ulong;
+    let (address, delay) = numbers(reader)?;
+    let pfn = (address >> PAGE_SHIFT) as c_ulong;
 
     // As `uc_decode_notifier()` does in arch/x86/kernel/cpu/mce/core.c.
     // SAFETY: May sleep here. Only root can write to the file.
     unsafe {
         to_result(memory_failure(pfn, 0))?;
+        if let Some(delay) = delay {
+            fsleep(Delta::from_millis(delay.try_into()?));
+        }
         to_result(injector_set_mce_nospec(pfn))
     }
 }

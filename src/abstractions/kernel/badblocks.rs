@@ -32,6 +32,16 @@ use kernel::{
 /// The number of entries that a list has room for (`MAX_BADBLOCKS`).
 const MAX_ENTRIES: usize = PAGE_SIZE / size_of::<u64>();
 
+/// The number of sectors that a list can describe: an entry has 54 bits for the first sector of a
+/// run (`BB_MAKE`).
+const MAX_SECTORS: u64 = 1 << 54;
+
+/// The number of sectors that the C functions can count.
+///
+/// They take 64-bit numbers of sectors, but count with an `int`. From 1 TiB on they warn, and may
+/// never return (`_badblocks_check()` in `block/badblocks.c`).
+const MAX_CHUNK: u64 = 1 << 30;
+
 /// A run of bad sectors that a [`Badblocks::check`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRange {
@@ -209,7 +219,27 @@ impl Badblocks {
             return None;
         }
 
-        chunks(first, sectors).find_map(|(first, sectors)| self.check_chunk(first, sectors))
+        chunks(first, self.within(first, sectors))
+            .find_map(|(first, sectors)| self.check_chunk(first, sectors))
+    }
+
+    /// Leaves out the sectors after the last bad one, so that a loop over the [`chunks`] ends soon.
+    /// Returns the number of sectors from `first` on that are left.
+    fn within(&self, first: u64, sectors: u64) -> u64 {
+        if sectors <= MAX_CHUNK {
+            return sectors;
+        }
+        let sequence = self.sequence();
+
+        // ORDERING: as in `update_index`.
+        smp_mb(Read);
+        let end = self.runs().map(|(_, end)| end).max().unwrap_or(0);
+        smp_mb(Read);
+        if sequence & 1 == 0 && self.sequence() == sequence {
+            sectors.min(end.saturating_sub(first))
+        } else {
+            sectors
+        }
     }
 
     /// As [`Self::check`], for one of the [`chunks`].
@@ -236,9 +266,16 @@ impl Badblocks {
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`] if the list is full (some hundred runs), even if the sectors are on it already.
-    /// Some of them may be added.
+    /// - [`ENOSPC`] if the list is full (some hundred runs), even if the sectors are on it already.
+    ///   Some of them may be added.
+    /// - [`EINVAL`] if the numbers of some sectors are 2^54 or more: the C side would add others.
     pub fn add(&self, first: u64, sectors: u64) -> Result {
+        if first
+            .checked_add(sectors)
+            .is_none_or(|end| end > MAX_SECTORS)
+        {
+            return Err(EINVAL);
+        }
         let result = chunks(first, sectors).try_for_each(|(first, sectors)| {
             // SAFETY: By the type invariant `inner` is initialised.
             let all = unsafe { bindings::badblocks_set(self.inner.get(), first, sectors, 1) };
@@ -282,7 +319,7 @@ impl Badblocks {
             return Ok(());
         }
 
-        for (first, sectors) in chunks(first, sectors) {
+        for (first, sectors) in chunks(first, self.within(first, sectors)) {
             // SAFETY: By the type invariant `inner` is initialised.
             unsafe { bindings::badblocks_clear(self.inner.get(), first, sectors) };
         }
@@ -299,18 +336,14 @@ impl Badblocks {
     }
 }
 
-/// Splits a request into parts that the C functions can handle.
-///
-/// They take 64-bit numbers of sectors, but count with an `int`. From 1 TiB on they warn, and may
-/// never return (`_badblocks_check()` in `block/badblocks.c`). They also warn about an empty
-/// request.
+/// Splits a request into parts that the C functions can handle. They warn about an empty one.
+/// Leaves out sectors that cannot be on a list.
 fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
-    const MAX: u64 = 1 << 30;
-    let mut rest = sectors.min(u64::MAX.saturating_sub(first));
+    let mut rest = sectors.min(MAX_SECTORS.saturating_sub(first));
     let mut next = first;
 
     core::iter::from_fn(move || {
-        let len = rest.min(MAX);
+        let len = rest.min(MAX_CHUNK);
         if len == 0 {
             return None;
         }
@@ -511,6 +544,42 @@ mod tests {
                 assert!(!right || !list.is_known_good(first << 9, sectors << 9));
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn sectors_that_no_entry_can_name_are_refused() -> Result {
+        let list = list_of(&[(MAX_SECTORS - 8, 8)])?;
+
+        for (first, sectors) in [
+            (MAX_SECTORS, 1),
+            (MAX_SECTORS - 8, 9),
+            (MAX_SECTORS + 100, 1),
+            (u64::MAX, 1),
+            (0, u64::MAX),
+        ] {
+            assert!(list.add(first, sectors).is_err_and(|err| err == EINVAL));
+        }
+        assert!(list.contains(MAX_SECTORS - 8, 8));
+        assert!(list.check(0, 200).is_none());
+        assert!(list.check(MAX_SECTORS, u64::MAX).is_none());
+        list.clear(MAX_SECTORS, u64::MAX)?;
+        list.clear(MAX_SECTORS - 8, u64::MAX)?;
+        assert!(list.is_empty());
+        Ok(())
+    }
+
+    // One loop over 2^54 sectors would take seconds.
+    #[test]
+    fn sectors_after_the_last_bad_one_are_left_out() -> Result {
+        let list = list_of(&[(5, 1), (100, 8)])?;
+
+        assert_eq!(list.within(0, u64::MAX), 108);
+        assert_eq!(list.within(200, u64::MAX), 0);
+        assert_eq!(list.within(200, MAX_CHUNK), MAX_CHUNK);
+        assert!(list.check(108, u64::MAX).is_none());
+        list.clear(0, u64::MAX)?;
+        assert!(list.is_empty());
         Ok(())
     }
 

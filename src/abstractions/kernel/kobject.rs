@@ -6,27 +6,34 @@
 
 use crate::abstractions::bindings;
 use kernel::{
-    device::Device,
     error::to_result,
     prelude::*, //
 };
 
+/// The number of bytes of all variables, with their terminators. The buffer of an event has 2 KiB,
+/// which the path of the device and the variables of its subsystem are in as well.
+const MAX_BYTES: usize = 1024;
+
 /// Sends a `change` uevent of a device with one or more variables `NAME=value`
-/// (`kobject_uevent_env()`). May sleep.
+/// (`kobject_uevent_env()`). May sleep. Fails with [`EINVAL`] if the variables are too long: the C
+/// side would warn.
 ///
-/// # Examples
+/// # Safety
 ///
-/// ```no_run
-/// use kernel::device::Device;
-/// use kernel::prelude::*;
-/// use pmem_rs::abstractions::kernel::kobject;
-///
-/// fn notify(dev: &Device) -> Result {
-///     kobject::notify_change(dev, [c"MEDIUM=bad"])
-/// }
-/// ```
-pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Result {
-    const { assert!(N > 0) };
+/// `dev` must have been added. Neither the device nor one above it may be deleted during the call:
+/// `kobject_get_path()` follows the parents without a lock or a reference.
+pub(in crate::abstractions) unsafe fn notify_change<const N: usize>(
+    dev: *mut bindings::device,
+    variables: [&CStr; N],
+) -> Result {
+    const { assert!(N > 0 && N <= 32) };
+
+    let bytes = variables.iter().fold(0, |sum: usize, variable| {
+        sum.saturating_add(variable.to_bytes_with_nul().len())
+    });
+    if bytes > MAX_BYTES {
+        return Err(EINVAL);
+    }
 
     // Twice the length, since `N + 1` is no constant. At least one null pointer ends the list.
     let mut environment = [
@@ -37,11 +44,8 @@ pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Res
         *entry = variable.as_char_ptr().cast_mut();
     }
 
-    let dev: *const Device = dev;
-    // CAST: `Device` is a transparent wrapper of `struct device`.
-    let dev = dev.cast_mut().cast::<bindings::device>();
-    // SAFETY: The device is valid. The environment is a null-terminated list of C strings, which
-    // the function copies.
+    // SAFETY: By the safety requirements. The environment is a null-terminated list of C strings,
+    // which the function copies.
     to_result(unsafe {
         bindings::kobject_uevent_env(
             &raw mut (*dev).kobj,
@@ -53,12 +57,17 @@ pub fn notify_change<const N: usize>(dev: &Device, variables: [&CStr; N]) -> Res
 
 /// Wakes programs that poll the attribute `name` in a directory of a device (`sysfs_notify()`).
 /// Does nothing if there is no such attribute. May sleep.
-pub fn notify_attribute(dev: &Device, directory: &CStr, name: &CStr) {
-    let dev: *const Device = dev;
-    // CAST: `Device` is a transparent wrapper of `struct device`.
-    let dev = dev.cast_mut().cast::<bindings::device>();
-    // SAFETY: The device is valid, and the function takes a device without a directory. The names
-    // are C strings.
+///
+/// # Safety
+///
+/// `dev` must have been added, and must not be deleted during the call: `sysfs_notify()` uses its
+/// directory without a lock or a reference.
+pub(in crate::abstractions) unsafe fn notify_attribute(
+    dev: *mut bindings::device,
+    directory: &CStr,
+    name: &CStr,
+) {
+    // SAFETY: By the safety requirements. The names are C strings.
     unsafe {
         bindings::sysfs_notify(
             &raw mut (*dev).kobj,
@@ -66,4 +75,36 @@ pub fn notify_attribute(dev: &Device, directory: &CStr, name: &CStr) {
             name.as_char_ptr(),
         )
     };
+}
+
+#[kunit_tests(pmem_rs_kobject)]
+mod tests {
+    use super::*;
+    use kernel::{
+        device::{
+            Bound,
+            Device, //
+        },
+        faux,
+        str::CString, //
+    };
+
+    #[test]
+    fn long_variables_are_refused() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_kobject", None)?;
+        let generic: &Device<Bound> = faux.as_ref().as_ref();
+        // CAST: `Device` is a transparent wrapper of `struct device`.
+        let dev = core::ptr::from_ref(generic).cast_mut().cast();
+        // With their terminators they have 512 and 513 bytes.
+        let half = CString::try_from_fmt(fmt!("A={:0509}", 0))?;
+        let longer = CString::try_from_fmt(fmt!("A={:0510}", 0))?;
+
+        // SAFETY: The device was added, and is deleted after the calls.
+        unsafe {
+            notify_change(dev, [&*half, &*half])?;
+            let refused = notify_change(dev, [&*half, &*longer]);
+            assert!(refused == Err(EINVAL));
+        }
+        Ok(())
+    }
 }

@@ -38,6 +38,7 @@ mod pieces;
 pub(in crate::abstractions) use crate::abstractions::kernel::lease::leases::LeasedMemory;
 pub use crate::abstractions::kernel::lease::leases::{
     Holders,
+    InstalledTable,
     Leases,
     Pause,
     Table, //

@@ -21,9 +21,11 @@
 
 mod access_state;
 mod config;
+mod data;
 mod data_range;
 mod exposure;
 mod failed_pages;
+mod failure;
 mod leased;
 mod mapping;
 mod pagemap;
@@ -39,6 +41,7 @@ pub use crate::abstractions::kernel::memremap::{
     },
     data_range::DataRange,
     failed_pages::PagemapOperations,
+    failure::Failure,
     mapping::{
         read_resource,
         Memremap, //

@@ -10,7 +10,7 @@ pub mod crash_dump;
 pub mod dax;
 pub mod fs;
 pub mod kernfs;
-pub mod kobject;
+pub(in crate::abstractions) mod kobject;
 pub mod lease;
 pub mod memremap;
 pub mod numa;

@@ -6,9 +6,15 @@
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::module::Registered;
-use core::ptr::NonNull;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 use kernel::{
-    device::Device,
+    device::{
+        Bound,
+        Device, //
+    },
     error::{
         from_result,
         to_result, //
@@ -42,6 +48,9 @@ pub trait SleepOperations: Send + Sync + 'static {
 ///
 /// For users of a device that are no devices themselves, or whose bus the PM core leaves out.
 /// Without `CONFIG_PM_SLEEP` there are no calls.
+///
+/// It does not outlive the binding of the parent. One that is forgotten stays for good, and so do
+/// the memory of the parent and this module.
 ///
 /// # Examples
 ///
@@ -83,10 +92,23 @@ pub trait SleepOperations: Send + Sync + 'static {
 /// # Ok::<(), Error>(())
 /// ```
 ///
+/// It is dropped before its parent:
+///
+/// ```compile_fail,E0505
+/// # use kernel::{faux, prelude::*, sync::Arc};
+/// # use pmem_rs::abstractions::kernel::pm::{SleepDevice, SleepOperations};
+/// fn keep<T: SleepOperations>(parent: faux::Registration, ops: Arc<T>) -> Result {
+///     let device = SleepDevice::new(parent.as_ref().as_ref(), c"child", ops)?;
+///     drop(parent);
+///     drop(device);
+///     Ok(())
+/// }
+/// ```
+///
 /// # Invariants
 ///
-/// The device was added, and is unregistered by the drop.
-pub struct SleepDevice<T: SleepOperations>(NonNull<Inner<T>>);
+/// The device was added, and is unregistered by the drop. Its parent is not deleted for `'a`.
+pub struct SleepDevice<'a, T: SleepOperations>(NonNull<Inner<T>>, PhantomData<&'a Device<Bound>>);
 
 /// The memory of the device, which its last reference frees. The count of registrations keeps the
 /// module until then.
@@ -100,12 +122,12 @@ struct Inner<T: SleepOperations> {
 }
 
 // SAFETY: A device may be unregistered by any thread, and `T` is `Send` and `Sync`.
-unsafe impl<T: SleepOperations> Send for SleepDevice<T> {}
+unsafe impl<T: SleepOperations> Send for SleepDevice<'_, T> {}
 
 // SAFETY: There are no methods.
-unsafe impl<T: SleepOperations> Sync for SleepDevice<T> {}
+unsafe impl<T: SleepOperations> Sync for SleepDevice<'_, T> {}
 
-impl<T: SleepOperations> SleepDevice<T> {
+impl<'a, T: SleepOperations> SleepDevice<'a, T> {
     /// The PM core only reads it.
     const DOMAIN: bindings::dev_pm_domain = bindings::dev_pm_domain {
         ops: bindings::dev_pm_ops {
@@ -120,9 +142,32 @@ impl<T: SleepOperations> SleepDevice<T> {
         ..pin_init::zeroed()
     };
 
-    /// Adds a device below `parent`. Sleeps. Fails with [`EEXIST`] if the parent has a child of
-    /// this name.
-    pub fn new(parent: &Device, name: &CStr, ops: Arc<T>) -> Result<Self> {
+    /// Adds a device below `parent`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// [`EEXIST`] if the parent has a child of this name, [`EINVAL`] if the name is empty.
+    pub fn new(parent: &'a Device<Bound>, name: &CStr, ops: Arc<T>) -> Result<Self> {
+        // CAST: `Device` is a transparent wrapper of `struct device`.
+        let parent = core::ptr::from_ref(parent).cast_mut().cast();
+
+        // SAFETY: A device is added before it is bound, and is unbound before it is deleted.
+        unsafe { Self::below(parent, name, ops) }
+    }
+
+    /// As [`Self::new`].
+    ///
+    /// # Safety
+    ///
+    /// `parent` must have been added, and must not be deleted for `'a`.
+    pub(in crate::abstractions) unsafe fn below(
+        parent: *mut bindings::device,
+        name: &CStr,
+        ops: Arc<T>,
+    ) -> Result<Self> {
+        if name.is_empty() {
+            return Err(EINVAL);
+        }
         let inner = KBox::pin_init(
             try_pin_init!(Inner {
                 dev <- Opaque::ffi_init(|slot: *mut bindings::device| {
@@ -139,14 +184,15 @@ impl<T: SleepOperations> SleepDevice<T> {
         // SAFETY: The value was just made.
         let dev = unsafe { (*inner).dev.get() };
 
-        // SAFETY: The device is zeroed, and its memory stays until it is released. The parent is
-        // valid, and is kept by the device once that was added. The domain is static.
+        let domain: &'static bindings::dev_pm_domain = &Self::DOMAIN;
+        // SAFETY: The device is zeroed, and its memory stays until it is released. By the safety
+        // requirements the parent is valid and is not deleted meanwhile. It is kept by the device
+        // once that was added. The domain is static.
         let result = unsafe {
             bindings::device_initialize(dev);
-            // CAST: `Device` is a transparent wrapper of `struct device`.
-            (*dev).parent = core::ptr::from_ref(parent).cast_mut().cast();
+            (*dev).parent = parent;
             (*dev).release = Some(Self::release_callback);
-            (*dev).pm_domain = core::ptr::from_ref(&Self::DOMAIN).cast_mut();
+            (*dev).pm_domain = core::ptr::from_ref(domain).cast_mut();
             to_result(bindings::dev_set_name(
                 dev,
                 c"%s".as_char_ptr(),
@@ -160,14 +206,14 @@ impl<T: SleepOperations> SleepDevice<T> {
             return Err(err);
         }
 
-        // INVARIANT: Just added.
-        Ok(Self(NonNull::new(inner).ok_or(EINVAL)?))
+        // INVARIANT: Just added, and by the safety requirements.
+        Ok(Self(NonNull::new(inner).ok_or(EINVAL)?, PhantomData))
     }
 
     /// # Safety
     ///
-    /// The device must be that of an [`Inner`], and stay for `'a`.
-    unsafe fn ops<'a>(dev: *mut bindings::device) -> &'a T {
+    /// The device must be that of an [`Inner`], and stay for `'b`.
+    unsafe fn ops<'b>(dev: *mut bindings::device) -> &'b T {
         // SAFETY: By the safety requirements. The device is the first field.
         unsafe { &(*dev.cast::<Inner<T>>()).ops }
     }
@@ -196,7 +242,7 @@ impl<T: SleepOperations> SleepDevice<T> {
     }
 }
 
-impl<T: SleepOperations> Drop for SleepDevice<T> {
+impl<T: SleepOperations> Drop for SleepDevice<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the device was added, and is valid until this call puts the
         // reference.
@@ -245,16 +291,18 @@ mod tests {
     #[test]
     fn callbacks_reach_the_operations() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_pm", None)?;
-        let parent: &Device = faux.as_ref().as_ref();
+        let parent: &Device<Bound> = faux.as_ref().as_ref();
         let recorder = Arc::new(Recorder(Atomic::new(0)), GFP_KERNEL)?;
+        let unnamed = SleepDevice::new(parent, c"", recorder.clone());
+        assert!(unnamed.is_err_and(|err| err == EINVAL));
         let device = SleepDevice::new(parent, c"pmem_rs_pm_child", recorder.clone())?;
 
         // SAFETY: The device was added.
         let dev = unsafe { device.0.as_ref().dev.get() };
-        assert_eq!(SleepDevice::<Recorder>::suspend_callback(dev), 0);
-        assert_eq!(SleepDevice::<Recorder>::resume_callback(dev), 0);
+        assert_eq!(SleepDevice::<'_, Recorder>::suspend_callback(dev), 0);
+        assert_eq!(SleepDevice::<'_, Recorder>::resume_callback(dev), 0);
         assert_eq!(
-            SleepDevice::<Recorder>::power_off_callback(dev),
+            SleepDevice::<'_, Recorder>::power_off_callback(dev),
             EBUSY.to_errno()
         );
         assert_eq!(recorder.0.load(Relaxed), 1231);

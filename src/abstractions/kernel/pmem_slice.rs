@@ -4,8 +4,9 @@
 //!
 //! A store to persistent memory is durable only once it has left the CPU caches, so writes use the
 //! cache-flushing copies. A load from a failed cell raises a machine check, so reads use the copies
-//! that survive it where the architecture has them. Elsewhere, as on arm64, such a load is an oops,
-//! and only what is known to be bad can be refused before it is read. [`RegionAccess::flush`]
+//! that survive it where the CPU has them. Elsewhere, as on arm64 and on x86 without fast strings
+//! (`X86_FEATURE_ERMS`), such a load is an oops, and only what is known to be bad can be refused
+//! before it is read. [`RegionAccess::flush`]
 //! flushes the buffers between CPU and memory.
 //!
 //! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
@@ -57,7 +58,12 @@ use kernel::{
 /// }
 /// ```
 ///
-/// It cannot be written to, since some of its pages may have failed; [`WritableSlice`] can:
+/// The kernel takes a page that fails out of the linear mapping. So the mapping makes one of these
+/// only after it has checked for failed pages ([`PagemapInner::readable`], [`Memremap::slice`]). A
+/// page may still fail after that. A read of it then fails if the CPU has a copy that survives
+/// machine checks, and is an oops otherwise, as in the C driver.
+///
+/// It cannot be written to; [`WritableSlice`] can:
 ///
 /// ```compile_fail,E0599
 /// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
@@ -69,9 +75,11 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, and `addr +
-/// len` does not wrap. Pages that have failed may be missing in the mapping. A read of such a page
-/// raises a fault that the copy handles.
+/// For all of `'a`, the `len` bytes from `addr` on are mapped writable in the kernel, except pages
+/// that have failed since the mapping checked. `addr + len` does not wrap.
+///
+/// [`Memremap::slice`]: crate::abstractions::kernel::memremap::Memremap::slice
+/// [`PagemapInner::readable`]: crate::abstractions::kernel::memremap::PagemapInner::readable
 #[derive(Clone, Copy)]
 pub struct PmemSlice<'a> {
     addr: NonNull<u8>,
@@ -84,8 +92,9 @@ impl<'a> PmemSlice<'a> {
     ///
     /// # Safety
     ///
-    /// For all of `'a`, the bytes must be mapped writable in the kernel, and `addr + len` must not
-    /// wrap.
+    /// For all of `'a`, the bytes must be mapped writable in the kernel, except pages that fail
+    /// from now on, and `addr + len` must not wrap. The caller must check for failed pages before
+    /// it gives the slice to others.
     #[inline]
     pub(in crate::abstractions) unsafe fn from_raw_parts(addr: NonNull<u8>, len: usize) -> Self {
         // INVARIANT: By the safety requirements.
@@ -189,7 +198,7 @@ impl<'a> PmemSlice<'a> {
 /// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
 ///
 /// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
-/// the mapping makes one of these only after it has checked the list of failed pages
+/// the mapping makes one of these only after it has checked for failed pages
 /// ([`PagemapInner::writable`], [`Memremap::writable`]).
 ///
 /// A page may still fail between that check and the store, or while this is kept. The store is an

@@ -147,6 +147,8 @@ impl<C: Contents> File<C> {
     /// Creates a file (`debugfs_create_file_full()`). May sleep.
     pub fn new(dir: &Arc<Dir>, name: &CStr, data: Arc<C::Data>) -> Self {
         #[cfg(CONFIG_DEBUG_FS)]
+        let ops: &'static bindings::file_operations = &Self::OPS;
+        #[cfg(CONFIG_DEBUG_FS)]
         // SAFETY: The name is a C string. The directory is null, an error pointer, or valid. The
         // operations expect a pointer to `C::Data`, which the returned value owns together with
         // the file. debugfs calls operations only until the file was removed
@@ -159,7 +161,7 @@ impl<C: Contents> File<C> {
                 dir.entry.0,
                 Arc::as_ptr(&data).cast_mut().cast(),
                 core::ptr::null(),
-                &Self::OPS,
+                ops,
             )
         };
         #[cfg(not(CONFIG_DEBUG_FS))]

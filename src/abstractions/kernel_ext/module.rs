@@ -14,7 +14,10 @@ use crate::abstractions::kernel::percpu_ref::{
     Ref, //
 };
 use crate::abstractions::kernel_ext::time::sleep;
-use core::ptr::NonNull;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     prelude::*,
     sync::{
@@ -64,7 +67,8 @@ impl Registrations {
             if found < Self::OPEN {
                 return Err(ENODEV);
             }
-            // Does not wrap, since each registration takes memory.
+            // Does not wrap, since nothing makes 2^64 registrations, not even of those that are
+            // forgotten.
             match self.0.cmpxchg(found, found.wrapping_add(1), Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(other) => found = other,
@@ -150,6 +154,12 @@ impl Registered {
     pub fn leak(self) {
         core::mem::forget(ModuleRef::try_get(this_module::<crate::LocalModule>()));
         core::mem::forget(self);
+    }
+
+    /// Returns how many registrations there are.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(in crate::abstractions) fn count() -> usize {
+        REGISTRATIONS.count()
     }
 
     /// Keeps the count without a value, for a registration that is not dropped.
@@ -344,7 +354,7 @@ impl<T: Send + Sync + 'static> Global<T> {
         // INVARIANT: The pointer was just stored.
         Ok(Installed {
             global: self,
-            _value: value,
+            value,
         })
     }
 
@@ -369,7 +379,15 @@ impl<T: Send + Sync + 'static> Global<T> {
 pub struct Installed<T: Send + Sync + 'static> {
     global: &'static Global<T>,
     // Dropped after `drop()`.
-    _value: Counted<T>,
+    value: Counted<T>,
+}
+
+impl<T: Send + Sync + 'static> Deref for Installed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
 }
 
 impl<T: Send + Sync + 'static> Drop for Installed<T> {

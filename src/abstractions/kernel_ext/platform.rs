@@ -9,6 +9,7 @@
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
 
 use crate::abstractions::bindings;
+use crate::abstractions::compat::device_id::IdArray;
 use crate::abstractions::kernel::numa::Node;
 use crate::abstractions::kernel_ext::{
     device::name_of,
@@ -20,7 +21,10 @@ use kernel::{
         self,
         Bound, //
     },
-    device_id::RawDeviceId,
+    device_id::{
+        IdTable,
+        RawDeviceId, //
+    },
     driver,
     platform,
     prelude::*,
@@ -28,7 +32,18 @@ use kernel::{
     ThisModule, //
 };
 
+/// The length of a name, with its terminator (`PLATFORM_NAME_SIZE`).
+const MAX_NAME: usize = 24;
+
 /// A name of devices that a driver matches (`struct platform_device_id`).
+///
+/// # Examples
+///
+/// ```compile_fail,E0080
+/// use pmem_rs::abstractions::kernel_ext::platform::DeviceName;
+///
+/// const TOO_LONG: DeviceName = DeviceName::new(b"twenty-four bytes (24 B)");
+/// ```
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct DeviceName(bindings::platform_device_id);
@@ -39,26 +54,65 @@ unsafe impl RawDeviceId for DeviceName {
 }
 
 impl DeviceName {
-    /// Creates a name of less than 24 bytes. For constants only: a longer name does not compile.
+    /// Creates a name. A name that is too long does not compile.
     #[inline]
-    pub const fn new(name: &'static CStr) -> Self {
+    pub const fn new<const N: usize>(name: &[u8; N]) -> Self {
+        const { assert!(N < MAX_NAME) };
+
         let mut id = bindings::platform_device_id {
-            name: [0; 24],
+            name: [0; MAX_NAME],
             driver_data: 0,
         };
-        let bytes = name.to_bytes_with_nul();
-
         let mut i = 0;
-        while i < bytes.len() {
-            id.name[i] = bytes[i];
+        while i < N {
+            id.name[i] = name[i];
             i += 1;
         }
         Self(id)
     }
 }
 
-/// A table of names.
-pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
+/// A table of names, which ends with an entry of zeroes.
+///
+/// # Invariants
+///
+/// The table is an [`IdArray`].
+///
+/// # Examples
+///
+/// `IdTable` of the kernel crate is a safe trait that returns any pointer, so a table is made from
+/// an [`IdArray`] only:
+///
+/// ```compile_fail,E0308
+/// use kernel::device_id::{
+///     IdTable,
+///     RawDeviceId, //
+/// };
+/// use pmem_rs::abstractions::kernel_ext::platform::{
+///     DeviceName,
+///     NameTable, //
+/// };
+///
+/// struct Dangling;
+///
+/// impl IdTable<DeviceName, ()> for Dangling {
+///     fn as_ptr(&self) -> *const <DeviceName as RawDeviceId>::RawType {
+///         core::ptr::dangling()
+///     }
+/// }
+///
+/// const NAMES: NameTable = NameTable::new(&Dangling);
+/// ```
+#[derive(Clone, Copy)]
+pub struct NameTable(&'static dyn IdTable<DeviceName, ()>);
+
+impl NameTable {
+    /// Creates a table.
+    pub const fn new<const N: usize>(names: &'static IdArray<DeviceName, (), N>) -> Self {
+        // INVARIANT: By the type of the argument.
+        Self(names)
+    }
+}
 
 /// A platform driver that also matches devices by name.
 ///
@@ -66,8 +120,8 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 ///
 /// ```no_run
 /// use kernel::device::Core;
-/// use kernel::device_id::IdArray;
 /// use kernel::prelude::*;
+/// use pmem_rs::abstractions::compat::device_id::IdArray;
 /// use pmem_rs::abstractions::kernel_ext::platform::{
 ///     self,
 ///     DeviceName,
@@ -75,7 +129,7 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 /// };
 ///
 /// static NAMES: IdArray<DeviceName, (), 1> =
-///     IdArray::new_without_index([DeviceName::new(c"e820_pmem")]);
+///     IdArray::new_without_index([DeviceName::new(b"e820_pmem")]);
 ///
 /// struct Refuser;
 ///
@@ -93,7 +147,7 @@ pub type NameTable = &'static dyn kernel::device_id::IdTable<DeviceName, ()>;
 /// }
 ///
 /// impl platform::NamedDriver for Refuser {
-///     const NAMES: NameTable = &NAMES;
+///     const NAMES: NameTable = NameTable::new(&NAMES);
 /// }
 ///
 /// // The module has a field of this type.
@@ -122,9 +176,10 @@ unsafe impl<T: NamedDriver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: The fields of `struct platform_driver` may be set before the registration. The
-        // table is static, and ends with an entry of zeroes.
-        unsafe { (*pdrv.get()).id_table = T::NAMES.as_ptr() };
+        // SAFETY: The fields of `struct platform_driver` may be set before the registration. By the
+        // type invariant the table is an `IdArray`, which is static here, and ends with an entry of
+        // zeroes.
+        unsafe { (*pdrv.get()).id_table = T::NAMES.0.as_ptr() };
 
         let registered = Registered::new()?;
         // SAFETY: The callee has the same safety requirements as this function.
@@ -185,8 +240,9 @@ pub fn memory(dev: &platform::Device<Bound>, index: u32) -> Option<PmemResource<
     let resource = dev.resource_by_index(index)?;
     let start = resource.start();
 
-    Some(PmemResource::new(
+    Some(PmemResource::of_device(
         start..start.saturating_add(resource.size()),
+        dev.as_ref(),
     ))
 }
 
@@ -195,7 +251,6 @@ mod tests {
     use super::*;
     use kernel::{
         device::Core,
-        device_id::IdArray,
         module::this_module,
         sync::atomic::{
             Atomic,
@@ -206,8 +261,8 @@ mod tests {
     static BOUND: Atomic<u32> = Atomic::new(0);
 
     static NAMES: IdArray<DeviceName, (), 2> = IdArray::new_without_index([
-        DeviceName::new(c"pmem_rs_test_a"),
-        DeviceName::new(c"pmem_rs_test_b"),
+        DeviceName::new(b"pmem_rs_test_a"),
+        DeviceName::new(b"pmem_rs_test_b"),
     ]);
 
     struct Counter;
@@ -238,7 +293,7 @@ mod tests {
     }
 
     impl NamedDriver for Counter {
-        const NAMES: NameTable = &NAMES;
+        const NAMES: NameTable = NameTable::new(&NAMES);
     }
 
     /// A device on the platform bus. Dropping it unregisters the device.

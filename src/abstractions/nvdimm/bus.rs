@@ -8,17 +8,20 @@ use crate::abstractions::kernel_ext::{
     io::resource::PmemResource,
     module::Registered, //
 };
-use core::{
-    marker::PhantomData,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     device::{
         self,
         Bound, //
     },
+    devres,
+    new_mutex,
     prelude::*,
     str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
     types::Opaque, //
 };
 
@@ -55,7 +58,7 @@ pub enum Persistence {
 ///     }
 /// }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RegionDesc<'a> {
     /// The memory. It should be [aligned](crate::abstractions::kernel::memremap::compat_align):
     /// otherwise it gets no `struct page`s.
@@ -72,7 +75,7 @@ pub struct RegionDesc<'a> {
 ///
 /// The regions belong to the bus. Dropping the bus unbinds all devices on it, then removes the
 /// regions. No operation returns a region, so none can outlive its bus. The bus borrows the binding
-/// of the parent device.
+/// of the parent device. If it was forgotten, devres unregisters it when the parent is unbound.
 ///
 /// Regions hold no reference to the module of the provider (`nvdimm_bus_descriptor.module`): they
 /// use only the bus, which is unregistered before the module is unloaded. So the module can be
@@ -114,21 +117,59 @@ pub struct RegionDesc<'a> {
 ///
 /// # Invariants
 ///
-/// `bus` is a registered bus that is bound to its driver. It was registered with `descriptor`,
-/// which points to `provider`. Neither moves.
+/// `registration` is that of a bus with the parent `parent`, which devres unregisters when `parent`
+/// is unbound.
 pub struct Bus<'bound> {
-    bus: NonNull<bindings::nvdimm_bus>,
-    _descriptor: KBox<Opaque<bindings::nvdimm_bus_descriptor>>,
+    registration: Arc<BusRegistration>,
+    parent: &'bound device::Device<Bound>,
+}
+
+/// # Invariants
+///
+/// `bus` is [`None`], or a registered bus that is bound to its driver. It was registered with
+/// `descriptor`, which points to `provider`. Neither moves.
+#[pin_data]
+struct BusRegistration {
+    // Held while the bus is unregistered, so it is outside of the device locks of the bus and of
+    // all devices on it. It is inside of the device lock of the parent.
+    #[pin]
+    bus: Mutex<Option<NonNull<bindings::nvdimm_bus>>>,
+    descriptor: KBox<Opaque<bindings::nvdimm_bus_descriptor>>,
     _provider: CString,
-    _parent: PhantomData<&'bound device::Device<Bound>>,
-    _registered: Registered,
 }
 
 // SAFETY: A bus may be used and unregistered by any thread.
-unsafe impl Send for Bus<'_> {}
+unsafe impl Send for BusRegistration {}
 
-// SAFETY: Several threads may add regions at once.
-unsafe impl Sync for Bus<'_> {}
+// SAFETY: The bus is protected by the lock. Nothing else of it is used but the address of the
+// descriptor.
+unsafe impl Sync for BusRegistration {}
+
+impl BusRegistration {
+    /// Unregisters the bus, unless that was done before. Sleeps.
+    fn unregister(&self) {
+        let mut bus = self.bus.lock();
+
+        if let Some(bus) = bus.take() {
+            // SAFETY: By the type invariant the bus is registered, and no other thread has taken
+            // it. The fields that it uses are dropped after this.
+            unsafe { bindings::nvdimm_bus_unregister(bus.as_ptr()) };
+        }
+    }
+}
+
+/// Unregisters a bus when its parent is unbound, which is counted until then.
+struct UnregisterOnUnbind {
+    registration: Arc<BusRegistration>,
+    // Dropped last.
+    _registered: Registered,
+}
+
+impl Drop for UnregisterOnUnbind {
+    fn drop(&mut self) {
+        self.registration.unregister();
+    }
+}
 
 impl<'bound> Bus<'bound> {
     /// Registers a bus as a child of `parent`. Sleeps.
@@ -142,22 +183,37 @@ impl<'bound> Bus<'bound> {
     pub fn register(parent: &'bound device::Device<Bound>, provider: CString) -> Result<Self> {
         let registered = Registered::new()?;
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
-        let parent = core::ptr::from_ref(parent)
+        let raw_parent = core::ptr::from_ref(parent)
             .cast_mut()
             .cast::<bindings::device>();
         let descriptor = KBox::new(
             Opaque::new(bindings::nvdimm_bus_descriptor {
                 provider_name: provider.as_char_ptr().cast_mut(),
                 // SAFETY: The device is valid.
-                of_node: unsafe { (*parent).of_node },
+                of_node: unsafe { (*raw_parent).of_node },
                 ..Default::default()
             }),
             GFP_KERNEL,
         )?;
+        // INVARIANT: There is no bus yet.
+        let registration = Arc::pin_init(
+            try_pin_init!(BusRegistration {
+                bus <- new_mutex!(None, "nvdimm::Bus"),
+                descriptor,
+                _provider: provider,
+            }),
+            GFP_KERNEL,
+        )?;
+        let on_unbind = UnregisterOnUnbind {
+            registration: registration.clone(),
+            _registered: registered,
+        };
+        devres::register(parent, on_unbind, GFP_KERNEL)?;
 
-        // SAFETY: The parent is bound for longer than the bus is registered. The descriptor and the
-        // name are on the heap, and are dropped after the bus was unregistered.
-        let bus = unsafe { bindings::nvdimm_bus_register(parent, descriptor.get()) };
+        // SAFETY: The parent is bound, and devres unregisters the bus when it is unbound. The
+        // descriptor and the name are on the heap, and are dropped after the bus was unregistered.
+        let bus =
+            unsafe { bindings::nvdimm_bus_register(raw_parent, registration.descriptor.get()) };
         let bus = NonNull::new(bus).ok_or(ENOMEM)?;
 
         // Only the driver of a bus, which is part of libnvdimm, removes the regions of the bus.
@@ -174,23 +230,28 @@ impl<'bound> Bus<'bound> {
         }
 
         // INVARIANT: The bus is registered and bound. User space cannot unbind it.
+        *registration.bus.lock() = Some(bus);
         Ok(Self {
-            bus,
-            _descriptor: descriptor,
-            _provider: provider,
-            _parent: PhantomData,
-            _registered: registered,
+            registration,
+            parent,
         })
     }
 
-    /// Creates a region on the bus. Sleeps. Fails with [`EINVAL`] if the range is empty.
+    /// Creates a region on the bus. Sleeps.
     ///
     /// The region and its namespaces are bound to their drivers asynchronously.
-    pub fn create_region(&self, region: &RegionDesc<'bound>) -> Result {
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the range is empty, or is a resource of another device than the parent of the
+    /// bus. That device may be unbound while the region exists.
+    pub fn create_region(&self, region: &RegionDesc<'_>) -> Result {
         let range = region.memory.range();
-        if range.is_empty() {
+        if range.is_empty() || !region.memory.is_present_with(self.parent) {
             return Err(EINVAL);
         }
+        let registered = self.registration.bus.lock();
+        let bus = (*registered).ok_or(ENXIO)?;
         let mut resource = bindings::resource {
             start: range.start,
             // Cannot wrap, since the range is not empty.
@@ -212,14 +273,15 @@ impl<'bound> Bus<'bound> {
             numa_node: region.node.0,
             target_node: region.target.0,
             flags,
-            // SAFETY: By the type invariant the bus is registered.
-            of_node: unsafe { (*bindings::to_nvdimm_bus_dev(self.bus.as_ptr())).of_node },
+            // SAFETY: By the type invariant the bus is registered while the lock is held.
+            of_node: unsafe { (*bindings::to_nvdimm_bus_dev(bus.as_ptr())).of_node },
             ..Default::default()
         };
 
-        // SAFETY: By the type invariant the bus is registered. The call copies the description and
-        // the resource.
-        let region = unsafe { create(self.bus.as_ptr(), &raw mut description) };
+        // SAFETY: By the type invariant the bus is registered while the lock is held. The call
+        // copies the description and the resource. The memory is there until the parent is unbound,
+        // and devres unregisters the bus then.
+        let region = unsafe { create(bus.as_ptr(), &raw mut description) };
         if region.is_null() {
             return Err(ENOMEM);
         }
@@ -229,9 +291,7 @@ impl<'bound> Bus<'bound> {
 
 impl Drop for Bus<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the bus is registered. The fields that it uses are dropped
-        // after this.
-        unsafe { bindings::nvdimm_bus_unregister(self.bus.as_ptr()) };
+        self.registration.unregister();
     }
 }
 
@@ -259,6 +319,16 @@ mod tests {
             Arc, //
         }, //
     };
+
+    /// Returns the device of a bus, which is valid for as long as the bus is registered.
+    fn device_of(bus: &Bus<'_>) -> *mut bindings::device {
+        let bus = bus.registration.bus.lock();
+
+        bus.map_or(core::ptr::null_mut(), |bus| {
+            // SAFETY: By the type invariant the bus is registered.
+            unsafe { bindings::to_nvdimm_bus_dev(bus.as_ptr()) }
+        })
+    }
 
     fn bus(faux: &faux::Registration) -> Result<Bus<'_>> {
         Bus::register(
@@ -315,6 +385,45 @@ mod tests {
     }
 
     #[test]
+    fn a_forgotten_bus_goes_with_its_parent() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
+        let parent = raw(&faux);
+        // SAFETY: The device is valid. The reference is put below.
+        unsafe { bindings::get_device(parent) };
+
+        let forgotten = bus(&faux).map(core::mem::forget);
+        // SAFETY: The reference keeps the device.
+        let before = unsafe { children(parent, c"ndbus") };
+        drop(faux);
+        // SAFETY: As above.
+        let after = unsafe { children(parent, c"ndbus") };
+        // SAFETY: The reference was taken above.
+        unsafe { bindings::put_device(parent) };
+        assert!(forgotten.is_ok());
+        assert_eq!((before, after), (1, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn the_memory_is_not_that_of_another_device() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
+        let other = faux::Registration::new(c"pmem_rs_other", None)?;
+        let start = free_range(4096)?;
+        let bus = bus(&faux)?;
+        let create = |of: &faux::Registration| {
+            bus.create_region(&RegionDesc {
+                memory: PmemResource::of_device(start..start + 512, of.as_ref().as_ref()),
+                node: Node::NONE,
+                target: Node::NONE,
+                persistence: Persistence::Unspecified,
+            })
+        };
+
+        assert!(create(&other).is_err_and(|err| err == EINVAL));
+        create(&faux)
+    }
+
+    #[test]
     fn regions_are_removed_with_their_bus() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let start = free_range(4096)?;
@@ -328,15 +437,14 @@ mod tests {
         ] {
             bus.create_region(&RegionDesc {
                 // Too small for a namespace that a driver accepts.
-                memory: PmemResource::new(start..start + 512),
+                memory: PmemResource::of_firmware(start..start + 512),
                 node: target.nearest_online(),
                 target,
                 persistence,
             })?;
         }
 
-        // SAFETY: The bus is registered.
-        let dev = unsafe { bindings::to_nvdimm_bus_dev(bus.bus.as_ptr()) };
+        let dev = device_of(&bus);
         // SAFETY: The device of the bus is valid.
         let regions = || unsafe { children(dev, c"region") };
         let mut tries = 0;
@@ -396,13 +504,12 @@ mod tests {
         let start = free_range(4096)?;
         let bus = bus(&faux)?;
         bus.create_region(&RegionDesc {
-            memory: PmemResource::new(start..start + 512),
+            memory: PmemResource::of_firmware(start..start + 512),
             node: Node::NONE,
             target: Node::NONE,
             persistence: Persistence::Volatile,
         })?;
-        // SAFETY: The bus is registered.
-        let dev = unsafe { bindings::to_nvdimm_bus_dev(bus.bus.as_ptr()) };
+        let dev = device_of(&bus);
         let mut region: *mut bindings::device = core::ptr::null_mut();
         for _ in 0..1000 {
             // It is bound asynchronously.
@@ -463,7 +570,7 @@ mod tests {
         for _ in 0..3 {
             let bus = bus(&faux)?;
             bus.create_region(&RegionDesc {
-                memory: PmemResource::new(start..start + 512),
+                memory: PmemResource::of_firmware(start..start + 512),
                 node: Node::NONE,
                 target: Node::NONE,
                 persistence: Persistence::Unspecified,
@@ -478,7 +585,7 @@ mod tests {
     fn a_region_is_not_empty() -> Result {
         let faux = faux::Registration::new(c"pmem_rs_bus", None)?;
         let refused = bus(&faux)?.create_region(&RegionDesc {
-            memory: PmemResource::new(4096..4096),
+            memory: PmemResource::of_firmware(4096..4096),
             node: Node::NONE,
             target: Node::NONE,
             persistence: Persistence::Unspecified,

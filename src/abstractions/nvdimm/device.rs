@@ -4,7 +4,13 @@
 
 use super::region::Region;
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::numa::Node;
+use crate::abstractions::kernel::{
+    numa::Node,
+    pm::{
+        SleepDevice,
+        SleepOperations, //
+    }, //
+};
 use crate::abstractions::kernel_ext::device::name_of;
 use core::marker::PhantomData;
 use kernel::{
@@ -13,6 +19,7 @@ use kernel::{
         Bound, //
     },
     prelude::*,
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -116,8 +123,17 @@ impl Device<Bound> {
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
     }
 
-    /// Returns the device of the provider, which has registered the bus, if it has one.
-    pub fn provider(&self) -> Option<&device::Device> {
+    /// Adds a [`SleepDevice`] below the device of the provider, which has registered the bus.
+    /// Sleeps. Returns [`None`] if the provider has no device.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SleepDevice::new`].
+    pub fn add_sleep_device<T: SleepOperations>(
+        &self,
+        name: &CStr,
+        ops: Arc<T>,
+    ) -> Result<Option<SleepDevice<'_, T>>> {
         // SAFETY: By the type invariant the parent is a region. The parent of a region is its bus
         // (`nd_region_create()`). Each is kept by its child.
         let provider = unsafe {
@@ -125,10 +141,13 @@ impl Device<Bound> {
             let bus = (*region).parent;
             (*bus).parent
         };
+        if provider.is_null() {
+            return Ok(None);
+        }
 
-        // SAFETY: It is the device that was passed to `nvdimm_bus_register()`, or null. The bus
-        // keeps it.
-        (!provider.is_null()).then(|| unsafe { device::Device::from_raw(provider) })
+        // SAFETY: It is the device that was passed to `nvdimm_bus_register()`. A provider
+        // unregisters the bus before its device is deleted, and so unbinds `self`.
+        unsafe { SleepDevice::below(provider, name, ops) }.map(Some)
     }
 }
 

@@ -85,6 +85,18 @@ use kernel::{
 ///     region.clear_poison(&(0x1_0000_2000..0x1_0000_3000))
 /// }
 /// ```
+///
+/// The functions that send events need a device that is not being deleted, which a reference does
+/// not prove. So they are private:
+///
+/// ```compile_fail,E0603
+/// use kernel::device::Device;
+/// use pmem_rs::abstractions::kernel::kobject;
+///
+/// fn notify(dev: &Device) {
+///     let _ = kobject::notify_change(dev, [c"A=b"]);
+/// }
+/// ```
 #[pin_data]
 pub struct RegionAccess {
     #[pin]
@@ -186,16 +198,22 @@ impl RegionAccess {
         let _ = self.with_device(|dev| dev.pr_info(message));
     }
 
-    /// Sends a change event of the device ([`kobject::notify_change`]). May sleep. Fails with
-    /// [`ENXIO`] if the device was unbound.
+    /// Sends a change event of the device with one or more variables `NAME=value`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENXIO`] if the device was unbound, [`EINVAL`] if the variables have more than 1 KiB.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
-        self.with_device(|dev| kobject::notify_change(dev, variables))?
+        // SAFETY: `with` passes a bound device. It is unbound before it is deleted, and so are the
+        // region and the bus above it, which remove it first.
+        self.with(|dev, _| unsafe { kobject::notify_change(dev, variables) })?
     }
 
-    /// Wakes programs that poll an attribute of the device ([`kobject::notify_attribute`]). May
-    /// sleep. Does nothing once the device was unbound.
+    /// Wakes programs that poll an attribute of the device. May sleep. Does nothing once the device
+    /// was unbound.
     pub fn notify_attribute(&self, directory: &CStr, name: &CStr) {
-        let _ = self.with_device(|dev| kobject::notify_attribute(dev, directory, name));
+        // SAFETY: `with` passes a bound device, which is unbound before it is deleted.
+        let _ = self.with(|dev, _| unsafe { kobject::notify_attribute(dev, directory, name) });
     }
 
     /// Returns the barrier that flushes the region, if no more is needed.

@@ -72,6 +72,12 @@ impl Injector {
         sysfs::write(Self::file("fail"), &format!("{address:#x}"))
     }
 
+    /// As [`Self::fail`], but the page is removed only `delay` later. Returns then.
+    pub fn fail_slowly(&self, address: u64, delay: Duration) -> Result<()> {
+        let millis = delay.as_millis();
+        sysfs::write(Self::file("fail"), &format!("{address:#x} {millis}"))
+    }
+
     /// Limits how many bytes a request to clear errors clears; with 0 all requests fail.
     pub fn set_limit(&self, bytes: u64) -> Result<()> {
         sysfs::write(Self::file("limit"), &bytes.to_string())

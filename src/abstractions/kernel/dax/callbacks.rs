@@ -252,10 +252,12 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
         // `pgoff` is the page. Only the offset in the page is taken from the address.
         let offset = addr.addr() & !PAGE_MASK;
-        private
+        let written = private
             .0
             .data
-            .recovery_write(locked, pgoff, offset, len, &mut source)
+            .recovery_write(locked, pgoff, offset, len, &mut source);
+        // After more, the caller would take bytes for written that are not.
+        written.min(len)
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
+use crate::abstractions::kernel::memremap::Failure;
 use core::ptr::NonNull;
 use kernel::{
     error::{
@@ -31,6 +32,8 @@ use kernel::{
 #[pin_data(PinnedDrop)]
 pub struct Handle {
     dev: NonNull<bindings::dax_device>,
+    /// The memory, or null. Only compared.
+    pgmap: *const bindings::dev_pagemap,
     /// Set once the holder has been released. The lock is held across `notify_failure()`, because
     /// the DAX core does not serialise that against `fs_put_dax()`.
     #[pin]
@@ -44,7 +47,7 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    /// Makes a device that is alive. May sleep.
+    /// Makes a device that is alive, for the memory of a pgmap, if that is not null. May sleep.
     ///
     /// # Safety
     ///
@@ -53,6 +56,7 @@ impl Handle {
     pub(super) unsafe fn new(
         private: *mut c_void,
         ops: &'static bindings::dax_operations,
+        pgmap: *const bindings::dev_pagemap,
     ) -> Result<Arc<Self>> {
         // First, because a device that is alive cannot be put.
         let slot = UniqueArc::new_uninit(GFP_KERNEL)?;
@@ -65,6 +69,7 @@ impl Handle {
         // in time.
         let handle = slot.pin_init_with(pin_init!(Self {
             dev,
+            pgmap,
             is_released <- new_mutex!(false, "pmem_rs::dax_holder"),
         }));
         match handle {
@@ -89,21 +94,31 @@ impl Handle {
         unsafe { bindings::dax_write_cache(self.as_raw(), enabled) };
     }
 
-    /// Notifies the holder of the device, a file system or a mapped device, that `len` bytes from
-    /// `offset` on have failed. May sleep. Takes locks of the holder.
+    /// Notifies the holder of the device, a file system or a mapped device, that memory of the
+    /// device has failed. May sleep. Takes locks of the holder.
     ///
     /// # Errors
     ///
     /// [`EOPNOTSUPP`] if there is no holder or it does not handle failures, [`ENXIO`] if the device
-    /// is dead, and the errors of the holder.
-    pub fn notify_failure(&self, offset: u64, len: u64, flags: c_int) -> Result {
+    /// is dead, [`EINVAL`] if other memory has failed, and the errors of the holder.
+    pub fn notify_failure(&self, failure: &Failure<'_>) -> Result {
+        if !failure.is_of(self.pgmap) {
+            return Err(EINVAL);
+        }
         let is_released = self.is_released.lock();
         if *is_released {
             return Err(EOPNOTSUPP);
         }
 
         // SAFETY: By the type invariant the device is valid. It may be dead.
-        to_result(unsafe { bindings::dax_holder_notify_failure(self.as_raw(), offset, len, flags) })
+        to_result(unsafe {
+            bindings::dax_holder_notify_failure(
+                self.as_raw(),
+                failure.offset(),
+                failure.len(),
+                failure.flags(),
+            )
+        })
     }
 
     /// Releases the holder, so that it is not notified when the device is killed. May sleep. Waits

@@ -20,7 +20,10 @@ use crate::abstractions::kernel::{
     }, //
 };
 use crate::abstractions::kernel_ext::module::Registered;
-use core::ptr::NonNull;
+use core::ptr::{
+    null,
+    NonNull, //
+};
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -75,13 +78,14 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
     /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
     pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
         let registered = Registered::new()?;
+        let pgmap = pages.as_ref().map_or(null(), |pages| pages.as_raw());
         let private = KBox::new(Private::new(data, pages), GFP_KERNEL)?;
         let ops = private.ops();
         let private = KBox::into_raw(private);
 
         // SAFETY: The operations are those for the private data, which is dropped after the device
         // was killed. The registration kills it, and has a reference until then.
-        let handle = unsafe { Handle::new(private.cast(), ops) }.inspect_err(|_| {
+        let handle = unsafe { Handle::new(private.cast(), ops, pgmap) }.inspect_err(|_| {
             // SAFETY: The pointer comes from `into_raw`, and no device refers to it.
             drop(unsafe { KBox::from_raw(private) });
         })?;
@@ -159,6 +163,7 @@ impl<T: Operations<P>, P: PagemapOperations> Drop for Registration<T, P> {
 #[kunit_tests(pmem_rs_dax)]
 mod tests {
     use super::*;
+    use crate::abstractions::compat::error::code::EOPNOTSUPP;
     use crate::abstractions::{
         kernel::{
             dax::{
@@ -172,7 +177,10 @@ mod tests {
                 TestPagemap, //
                 LEN,
             },
-            memremap::PagemapInner, //
+            memremap::{
+                Failure,
+                PagemapInner, //
+            },
         },
         kernel_ext::iov::IterSource, //
     };
@@ -190,6 +198,7 @@ mod tests {
             delay::fsleep,
             Delta, //
         },
+        types::Opaque,
         workqueue, //
     };
 
@@ -233,7 +242,10 @@ mod tests {
             len: usize,
             _: &mut IterSource<'_>,
         ) -> usize {
-            pgoff + offset + len
+            if pgoff == 0 {
+                return len + 1;
+            }
+            len - pgoff - offset
         }
     }
 
@@ -359,6 +371,36 @@ mod tests {
         Ok(())
     }
 
+    /// Notifies the holder of a device, which must have none, of a failure of the first page.
+    fn notify_failure(handle: &Handle, memory: &PagemapInner<Silent>) -> Result {
+        let data = (memory.phys(), memory.slice().len());
+        // SAFETY: The pgmap stays during the call. Nothing uses the memory, so it may have failed.
+        let failure = unsafe {
+            Failure::new(
+                &*Opaque::cast_from(memory.as_raw()),
+                data,
+                memory.frames().start as c_ulong,
+                1,
+                0,
+            )
+        };
+
+        handle.notify_failure(&failure.ok_or(ERANGE)?)
+    }
+
+    #[test]
+    fn only_failures_of_its_own_memory_are_reported() -> Result {
+        let (lab, other) = (Lab::new()?, Lab::new()?);
+        let none = Device::new(Arc::new(Memory, GFP_KERNEL)?, None, PROPERTIES)?;
+        let handle = lab.device.handle();
+
+        // There is no holder.
+        assert!(notify_failure(&handle, &lab.memory) == Err(EOPNOTSUPP));
+        assert!(notify_failure(&handle, &other.memory) == Err(EINVAL));
+        assert!(notify_failure(&none.handle(), &lab.memory) == Err(EINVAL));
+        Ok(())
+    }
+
     #[test]
     fn a_dead_device_translates_nothing() -> Result {
         let Lab { device, memory } = Lab::new()?;
@@ -367,7 +409,7 @@ mod tests {
         drop(device);
         let normal = bindings::dax_access_mode_DAX_ACCESS;
         assert_eq!(access(&handle, 0, normal).0, ENXIO.to_errno() as c_long);
-        assert!(handle.notify_failure(0, 1, 0) == Err(ENXIO));
+        assert!(notify_failure(&handle, &memory) == Err(ENXIO));
         drop(memory);
         Ok(())
     }
@@ -402,16 +444,13 @@ mod tests {
 
         // SAFETY: Nothing else uses the device, so that the lock is not needed. The iterator is not
         // used.
-        let sum = unsafe {
-            Callbacks::recovery_write_callback(
-                lab.device.handle.as_raw(),
-                100,
-                addr,
-                4000,
-                null_mut(),
-            )
+        let write = |pgoff| unsafe {
+            let dev = lab.device.handle.as_raw();
+            Callbacks::recovery_write_callback(dev, pgoff, addr, 4000, null_mut())
         };
-        assert_eq!(sum, 100 + 7 + 4000);
+        assert_eq!(write(100), 4000 - 100 - 7);
+        // A driver that says too much is not believed.
+        assert_eq!(write(0), 4000);
         Ok(())
     }
 

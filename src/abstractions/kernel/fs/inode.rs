@@ -30,7 +30,8 @@ impl Inode {
     ///
     /// # Safety
     ///
-    /// Both must be valid, and the inode one of the superblock, whose `s_umount` must be held.
+    /// Both must be valid, and the inode one of the superblock, which must not be dying. Its
+    /// `s_umount` must be held.
     pub(super) unsafe fn try_get(
         inode: *mut bindings::inode,
         sb: *mut bindings::super_block,
@@ -38,12 +39,11 @@ impl Inode {
         // SAFETY: By the safety requirements.
         let inode = NonNull::new(unsafe { bindings::igrab(inode) })?;
 
-        // SAFETY: By the safety requirements. There is an active reference, since the superblock
-        // was not dying when `s_umount` was taken. A thread that puts the last one now waits for
-        // `s_umount` before it goes on.
+        // SAFETY: By the safety requirements.
         if !unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) } {
-            // SAFETY: The reference was just taken. It is not the last one: the thread that put the
-            // last active reference still has to evict the inode.
+            // Unreachable: a superblock that is not dying has an active reference. The thread that
+            // puts the last one takes `s_umount` first (`deactivate_super()`).
+            // SAFETY: The reference was just taken. If it were the last one, this would warn.
             unsafe { bindings::iput_not_last(inode.as_ptr()) };
             return None;
         }

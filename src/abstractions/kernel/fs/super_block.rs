@@ -194,8 +194,8 @@ impl<'a> Walk<'a> {
 
     /// # Safety
     ///
-    /// For `iterate_supers_type` only: `sb` must be valid, with `s_umount` held, and `walk` be a
-    /// `Walk` that is not used otherwise.
+    /// For `iterate_supers_type` only: `sb` must be valid and not dying, with `s_umount` held, and
+    /// `walk` be a `Walk` that is not used otherwise.
     unsafe extern "C" fn visit_super_callback(sb: *mut bindings::super_block, walk: *mut c_void) {
         // SAFETY: By the safety requirements.
         let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
@@ -226,7 +226,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Safety
     ///
-    /// `sb` must be valid, with `s_umount` held.
+    /// `sb` must be valid and not dying, with `s_umount` held.
     unsafe fn visit_super(&mut self, sb: *mut bindings::super_block) {
         if self.found.is_some() {
             return;

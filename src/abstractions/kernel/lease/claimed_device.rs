@@ -53,7 +53,8 @@ impl Claim {
     /// [`EBUSY`] if it is claimed, [`EACCES`] if it is read-only, [`ENXIO`] if there is none.
     pub(super) fn new(dev: bindings::dev_t, holder: *const c_void) -> Result<Self> {
         let mode = bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE;
-        // SAFETY: The block layer only compares the holder. The operations are static.
+        // SAFETY: The block layer only compares the holder. The `open` operation of the disks of
+        // this module reads it as memory that may not be mapped. The operations are static.
         let file = from_err_ptr(unsafe {
             bindings::bdev_file_open_by_dev(dev, mode, holder.cast_mut(), &HOLDER_OPS)
         })?;

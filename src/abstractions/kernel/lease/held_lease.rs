@@ -26,7 +26,10 @@ use crate::abstractions::kernel::{
     wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::{
-    module::Registered,
+    module::{
+        Global,
+        Registered, //
+    },
     time::MINUTE, //
 };
 use core::{
@@ -280,8 +283,19 @@ impl Lease {
     ///
     /// `addr` must not be that of a lease that another thread uses.
     pub(super) unsafe fn give_back(addr: *const Self) {
-        // What is not held may not exist. A table that does not exist has no leases.
-        if !TABLE
+        // SAFETY: By the safety requirements.
+        unsafe { Self::give_back_to(&TABLE, addr) };
+    }
+
+    /// As [`Self::give_back`], for the table in another variable.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::give_back`].
+    unsafe fn give_back_to(table: &Global<Table>, addr: *const Self) {
+        // What is not held may not exist. By the invariant of `Table`, no lease is held if there is
+        // no table.
+        if !table
             .get()
             .is_some_and(|table| table.set_given_back(addr as usize))
         {
@@ -444,5 +458,75 @@ impl Parts {
             return Err(ERANGE);
         }
         Ok(offset)
+    }
+}
+
+#[kunit_tests(pmem_rs_lease_held)]
+mod tests {
+    use super::*;
+    use crate::abstractions::kernel_ext::{
+        time::{
+            sleep,
+            Stopwatch, //
+        },
+        workqueue::OwnedQueue, //
+    };
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
+    };
+
+    static TEST_TABLE: Global<Table> = Global::new();
+    /// Leases that were really given back.
+    static GIVEN_BACK: Atomic<u32> = Atomic::new(0);
+
+    /// Makes a lease of nothing, which is held.
+    fn hold() -> Result<Arc<Lease>> {
+        let lease = Arc::pin_init(
+            try_pin_init!(Lease {
+                ops: bindings::pmem_rs_lease_ops::default(),
+                data: core::ptr::null_mut(),
+                parts: UnsafeCell::new(None),
+                handover <- new_mutex!(Handover::new(), "pmem_rs::Lease::handover"),
+                idle <- WaitQueue::new(),
+                work <- new_work!("pmem_rs::Lease::work"),
+                table: TEST_TABLE.get().ok_or(EINVAL)?,
+                _registered: Registered::new()?,
+            }? Error),
+            GFP_KERNEL,
+        )?;
+
+        lease.table.set_held(Arc::as_ptr(&lease) as usize)?;
+        Ok(lease)
+    }
+
+    #[test]
+    fn the_table_stays_until_the_last_lease_was_given_back() -> Result {
+        let queue = OwnedQueue::new(c"pmem_rs_test")?;
+        let installed = Table::install_in(&TEST_TABLE)?;
+        let leases = [hold()?, hold()?];
+        let began = Stopwatch::start();
+
+        GIVEN_BACK.store(0, Relaxed);
+        queue.try_spawn(GFP_KERNEL, move || {
+            for lease in leases {
+                sleep(200);
+                // The table is being removed.
+                let is_closed = hold().is_err_and(|err| err == ENXIO);
+                // SAFETY: The lease is held, and nothing else uses it.
+                unsafe { Lease::give_back_to(&TEST_TABLE, Arc::into_raw(lease.clone())) };
+                // No call is permitted any more.
+                if is_closed && !lease.handover.lock().revoke() {
+                    GIVEN_BACK.fetch_add(1, Relaxed);
+                }
+            }
+        })?;
+        drop(installed);
+        assert!(began.micros() >= 390_000);
+        assert!(TEST_TABLE.get().is_none());
+        drop(queue);
+        assert_eq!(GIVEN_BACK.load(Relaxed), 2);
+        drop(Table::install_in(&TEST_TABLE)?);
+        Ok(())
     }
 }

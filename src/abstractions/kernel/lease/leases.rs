@@ -17,6 +17,7 @@ use crate::abstractions::kernel_ext::{
         Global,
         Installed, //
     },
+    time::MINUTE,
     workqueue::OwnedQueue, //
 };
 use core::ops::Range;
@@ -34,8 +35,8 @@ use kernel::{
 
 /// A counted reference to the memory of a pgmap, whatever its operations are.
 pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
-    /// Returns the data.
-    fn data(&self) -> PmemSlice<'_>;
+    /// Returns the size of the data in bytes.
+    fn size(&self) -> usize;
 
     /// Returns the kernel address of a byte of the data.
     fn addr_of(&self, offset: usize) -> *mut u8;
@@ -48,6 +49,9 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 
     /// Returns whether writes are refused.
     fn is_read_only(&self) -> bool;
+
+    /// As `PagemapInner::readable`.
+    fn readable(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>>;
 
     /// As `PagemapInner::writable`.
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>>;
@@ -108,7 +112,9 @@ pub struct Pause(Arc<Leases>);
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        self.0.state.lock().is_paused = false;
+        let mut state = self.0.state.lock();
+
+        state.pauses = state.pauses.saturating_sub(1);
     }
 }
 
@@ -146,8 +152,8 @@ struct State {
     addresses: Range<usize>,
     /// The memory, while new leases are accepted.
     memory: Option<Arc<dyn LeasedMemory>>,
-    /// No lease is accepted now.
-    is_paused: bool,
+    /// The number of [`Pause`]s. No lease is accepted while there is one.
+    pauses: usize,
     /// The leases, by their addresses.
     held: RBTree<usize, Arc<dyn ListedLease>>,
 }
@@ -161,7 +167,7 @@ impl Leases {
                     State {
                         addresses: 0..0,
                         memory: None,
-                        is_paused: false,
+                        pauses: 0,
                         held: RBTree::new(),
                     },
                     "pmem_rs::Leases::state"
@@ -186,7 +192,7 @@ impl Leases {
         let start = memory.addr_of(0).addr();
         {
             let mut state = self.state.lock();
-            state.addresses = start..start.saturating_add(memory.data().len());
+            state.addresses = start..start.saturating_add(memory.size());
             state.memory = Some(memory);
         }
         table.add(self.clone())
@@ -240,10 +246,13 @@ impl Leases {
         })
     }
 
-    /// Accepts no lease ([`EBUSY`]) until the result is dropped. May sleep. Fails with the holders
-    /// if there are any. Only one thread may do this at a time.
+    /// Accepts no lease ([`EBUSY`]) until the result, and any other one, is dropped. May sleep.
+    /// Fails with the holders if there are any.
     pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
-        self.state.lock().is_paused = true;
+        {
+            let mut state = self.state.lock();
+            state.pauses = state.pauses.saturating_add(1);
+        }
         let pause = Pause(self.clone());
 
         match self.holders() {
@@ -292,7 +301,7 @@ impl Leases {
         if state.memory.is_none() {
             return Err(ENXIO);
         }
-        if state.is_paused {
+        if state.pauses != 0 {
             return Err(EBUSY);
         }
         if state.held.get(&key).is_none() {
@@ -321,15 +330,52 @@ fn address<T: ?Sized>(value: *const T) -> usize {
 pub(super) static TABLE: Global<Table> = Global::new();
 
 /// The pgmaps that can be leased, and what all leases share.
+///
+/// # Invariants
+///
+/// While a lease of the table is held, the [`Global`] that the table was installed in has it.
 #[pin_data]
 pub struct Table {
     #[pin]
     lists: Mutex<RBTree<usize, Arc<Leases>>>,
-    /// The addresses of the leases that are held, to check what C code gives back.
     #[pin]
-    held: Mutex<RBTree<usize, ()>>,
+    held: Mutex<Held>,
+    /// Woken when a lease was given back.
+    #[pin]
+    returned: WaitQueue,
     /// Callbacks may do what flushes other queues, so it has no rescuer.
     pub(super) queue: OwnedQueue,
+}
+
+/// The leases of a [`Table`] that are held.
+struct Held {
+    /// Their addresses, to check what C code gives back.
+    addresses: RBTree<usize, ()>,
+    /// No lease is added any more.
+    is_closed: bool,
+}
+
+/// The [`Table`] while it is there.
+///
+/// Dropping it refuses new leases, waits until all leases were given back, and removes the table.
+/// This sleeps, and logs the holders each minute. A callback of a holder must not do it.
+pub struct InstalledTable(Installed<Table>);
+
+impl Drop for InstalledTable {
+    fn drop(&mut self) {
+        let table = &*self.0;
+
+        // INVARIANT: No lease is held after this, and the pointer is cleared after that. A lease
+        // that was given back may still have a reference to the table, which is waited for then.
+        table.held.lock().is_closed = true;
+        let are_returned = || (!table.are_held()).then_some(());
+        while table.returned.wait_until(MINUTE, are_returned).is_none() {
+            match table.holders() {
+                Some(holders) => pr_warn!("the end of all leases waits for {}\n", holders),
+                None => pr_warn!("the end of all leases waits for their return\n"),
+            }
+        }
+    }
 }
 
 /// A memory, its leases, and an offset in it.
@@ -337,14 +383,28 @@ pub(super) type Found = (Arc<Leases>, Arc<dyn LeasedMemory>, usize);
 
 impl Table {
     /// Makes the table. Without it, memory cannot be leased. May sleep.
-    pub fn install() -> Result<Installed<Self>> {
+    pub fn install() -> Result<InstalledTable> {
+        Self::install_in(&TABLE)
+    }
+
+    /// As [`Self::install`], for another variable.
+    pub(super) fn install_in(global: &'static Global<Self>) -> Result<InstalledTable> {
         let queue = OwnedQueue::new(c"pmem_rs_lease")?;
 
-        TABLE.install(Counted::pin_init(try_pin_init!(Self {
+        // INVARIANT: No lease is held yet.
+        let table = Counted::pin_init(try_pin_init!(Self {
             lists <- new_mutex!(RBTree::new(), "pmem_rs::Table::lists"),
-            held <- new_mutex!(RBTree::new(), "pmem_rs::Table::held"),
+            held <- new_mutex!(
+                Held {
+                    addresses: RBTree::new(),
+                    is_closed: false,
+                },
+                "pmem_rs::Table::held"
+            ),
+            returned <- WaitQueue::new(),
             queue,
-        }))?)
+        }))?;
+        Ok(InstalledTable(global.install(table)?))
     }
 
     fn add(&self, leases: Arc<Leases>) -> Result {
@@ -376,14 +436,82 @@ impl Table {
         found.map(|(memory, offset)| (leases.clone(), memory, offset))
     }
 
-    /// Records that the lease at this address is held.
+    /// Records that the lease at this address is held. Fails with [`ENXIO`] if the table is about
+    /// to be removed.
     pub(super) fn set_held(&self, addr: usize) -> Result {
-        let inserted = self.held.lock().try_create_and_insert(addr, (), GFP_KERNEL);
-        inserted.map(|_| ())
+        let mut held = self.held.lock();
+
+        if held.is_closed {
+            return Err(ENXIO);
+        }
+        held.addresses
+            .try_create_and_insert(addr, (), GFP_KERNEL)
+            .map(|_| ())
     }
 
     /// Records that the lease at this address is no longer held. Returns false if it was not.
     pub(super) fn set_given_back(&self, addr: usize) -> bool {
-        self.held.lock().remove(&addr).is_some()
+        let was_held = self.held.lock().addresses.remove(&addr).is_some();
+
+        self.returned.wake_up();
+        was_held
+    }
+
+    fn are_held(&self) -> bool {
+        self.held.lock().addresses.iter().next().is_some()
+    }
+
+    /// Returns the holders of leases of one memory, if there are any.
+    fn holders(&self) -> Option<Holders> {
+        self.lists
+            .lock()
+            .values()
+            .find_map(|leases| leases.holders())
+    }
+}
+
+#[kunit_tests(pmem_rs_leases)]
+mod tests {
+    use super::*;
+    use crate::abstractions::kernel::fs::dax::testing::pages;
+
+    struct Nothing;
+
+    impl ListedLease for Nothing {
+        fn revoke(self: Arc<Self>) {}
+
+        unsafe fn fail(self: Arc<Self>, _leases: &Leases, _offset: u64, _len: u64) -> bool {
+            false
+        }
+
+        fn owner(&self) -> ModuleName {
+            [0; size_of::<ModuleName>()]
+        }
+
+        fn is_in_callback(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn leases_are_refused_until_the_last_pause_ends() -> Result {
+        let memory = pages()?;
+        let leases = memory.leases();
+        let lease = Arc::new(Nothing, GFP_KERNEL)?;
+        // SAFETY: The lease has no pieces.
+        let add = || unsafe { leases.add(lease.clone()) };
+
+        let first = leases.pause().map_err(|_| EBUSY)?;
+        let second = leases.pause().map_err(|_| EBUSY)?;
+        drop(first);
+        assert!(add() == Err(EBUSY));
+        drop(second);
+        assert!(add() == Ok(()));
+        // A pause that failed refuses nothing.
+        assert!(leases.pause().is_err());
+        leases.remove(&*lease);
+        assert!(add() == Ok(()));
+        leases.remove(&*lease);
+        Ok(())
     }
 }

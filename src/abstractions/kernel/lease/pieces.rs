@@ -147,7 +147,9 @@ impl Pieces {
             start,
             len,
             |(leases, memory, at), begin, len| {
-                memory.data().get(at, len).ok_or(EIO)?;
+                at.checked_add(len)
+                    .filter(|end| *end <= memory.size())
+                    .ok_or(EIO)?;
                 let is_next = |piece: &Piece| piece.at.checked_add(piece.len) == Some(at);
                 match pieces.last_mut() {
                     Some(last) if Arc::ptr_eq(&last.leases, &leases) && is_next(last) => {
@@ -236,8 +238,8 @@ impl Pieces {
             for_each_copy(len, MAX_COPY, |first, len| {
                 let to = done.saturating_add(first);
                 let to = buffer.get_mut(to..).and_then(|rest| rest.get_mut(..len));
-                let from = memory.data().get(at.saturating_add(first), len);
-                from.ok_or(ERANGE)?.read(to.ok_or(ERANGE)?).map_err(|_| EIO)
+                let from = memory.readable(at.saturating_add(first), len);
+                from.ok_or(EIO)?.read(to.ok_or(ERANGE)?).map_err(|_| EIO)
             })
         })
     }

@@ -71,6 +71,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// all in the data.
     pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
         // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
-        unsafe { DataRange::new(self.phys(), self.slice().len(), offset, len) }
+        unsafe { DataRange::new(self.phys(), self.size(), offset, len) }
     }
 }

@@ -1,29 +1,64 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The pages of a pgmap that have failed, and the operations that handle a failure.
+//!
+//! x86 takes a page out of the linear mapping after `memory_failure()` has returned
+//! (`set_mce_nospec()`). Nothing says when, and a page may be repaired before. So there are two
+//! checks:
+//!
+//! - A repair waits until the page is out of the linear mapping, or until a second has passed since
+//!   the last failure: the page may stay in it.
+//! - Once any page has failed, each access looks at the entries of the linear mapping too. A page
+//!   that is taken out later than that counts as failed again, and is put back before the range is
+//!   freed.
+//!
+//! Other architectures take no page out.
 
 use super::{
+    failure::Failure,
     usage::FolioUse, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::badblocks::Badblocks;
-use crate::abstractions::kernel_ext::sync::atomic::read_acquire;
+use crate::abstractions::kernel_ext::{
+    sync::atomic::read_acquire,
+    task::cond_resched,
+    time::{
+        sleep,
+        Stopwatch, //
+    }, //
+};
 use core::{
     ops::Range,
     ptr::addr_of, //
 };
 use kernel::{
+    error::to_result,
+    new_spinlock,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        SpinLock, //
     }, //
 };
+
+/// Whether the architecture takes failed pages out of the linear mapping.
+const UNMAPS_FAILED_PAGES: bool = cfg!(target_arch = "x86_64");
+
+/// In how many milliseconds after a failure was recorded the page is taken out of the linear
+/// mapping. In between, the C code takes locks, sends signals, and logs.
+const UNMAPPED_WITHIN: u64 = 1000;
+
+/// How many pages are looked up before other threads may run.
+const LOOKED_UP_AT_ONCE: u64 = 1 << 15;
 
 /// The operations of a pgmap, implemented by the code that owns its
 /// [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap).
@@ -31,14 +66,14 @@ use kernel::{
 /// They are called by `memory_failure()` in process context, with `mf_mutex` and a reference to the
 /// pgmap held, and may sleep.
 pub trait PagemapOperations: Send + Sync + 'static {
-    /// Notifies the users of the `len` bytes from `offset` bytes into the data on that these have
-    /// failed. `flags` are the `MF_*` ones of `include/linux/mm.h`, to be passed on.
+    /// Notifies the users of memory that it has failed, which
+    /// [`dax::Handle`](crate::abstractions::kernel::dax::Handle::notify_failure) does.
     ///
     /// # Errors
     ///
     /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. After any other
     /// error the memory stays in the linear mapping.
-    fn memory_failure(&self, offset: u64, len: u64, flags: c_int) -> Result;
+    fn memory_failure(&self, failure: &Failure<'_>) -> Result;
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
     /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
@@ -84,86 +119,194 @@ impl HasFailed {
     }
 }
 
+/// The failures that were reported, except simulated ones.
+#[derive(Default)]
+struct Failures {
+    /// How many.
+    count: u64,
+    /// When the last one was recorded.
+    last: Option<Stopwatch>,
+}
+
+impl Failures {
+    fn add(&mut self) {
+        self.count = self.count.wrapping_add(1);
+        self.last = Some(Stopwatch::start());
+    }
+
+    /// Returns for how many milliseconds from now on a page may yet be taken out of the linear
+    /// mapping.
+    fn rest(&self) -> u64 {
+        match &self.last {
+            Some(last) if UNMAPS_FAILED_PAGES => {
+                UNMAPPED_WITHIN.saturating_sub(last.micros() / 1000)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// The pages of a pgmap that have failed and were not repaired since.
 ///
 /// Page numbers count from the start of the data.
 ///
 /// # Invariants
 ///
-/// `list` has each page that `memory_failure()` took out of the linear mapping and that was not put
-/// back. It may have other pages. It is empty until the [`HasFailed`] of the same pgmap is set. The
-/// data starts at page frame `first_pfn`.
+/// Each page that `memory_failure()` has taken out of the linear mapping, or is going to, is in
+/// `list`, or was put back by a repair that has waited for that. `list` may have other pages. It is
+/// empty until the [`HasFailed`] of the same pgmap is set. The data starts at page frame
+/// `first_pfn`. `frames` are those of the pgmap.
 #[pin_data]
 pub(super) struct FailedPages {
     #[pin]
     list: Badblocks,
+    /// A page is removed from `list` under this lock, and only if no page has failed meanwhile.
+    #[pin]
+    failures: SpinLock<Failures>,
     first_pfn: u64,
+    frames: Range<u64>,
 }
 
 impl FailedPages {
-    /// Creates an empty list for data that starts at a page frame.
-    pub(super) fn new(first_pfn: u64) -> impl PinInit<Self, Error> {
+    /// Creates an empty list for a pgmap with these page frames, whose data starts at `first_pfn`.
+    pub(super) fn new(frames: Range<u64>, first_pfn: u64) -> impl PinInit<Self, Error> {
         // INVARIANT: No page has failed yet.
         try_pin_init!(Self {
             list <- Badblocks::new(),
+            failures <- new_spinlock!(Failures::default(), "pmem_rs::FailedPages::failures"),
             first_pfn,
+            frames,
         })
     }
 
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// Returns the offset of the first failed page of the `len` bytes from `offset` on. If a run of
-    /// failed pages begins before `offset`, it is the offset of the run.
-    pub(super) fn first(&self, offset: usize, len: usize) -> Option<usize> {
+    /// Returns the offset of the first failed page of the `len` bytes from `offset` on: one that is
+    /// listed, or is missing in the linear mapping. If a run of listed pages begins before
+    /// `offset`, it is the offset of the run.
+    ///
+    /// # Safety
+    ///
+    /// The pgmap must not be freed.
+    pub(super) unsafe fn first(&self, offset: usize, len: usize) -> Option<usize> {
         if len == 0 {
             return None;
         }
-        let first = offset >> PAGE_SHIFT;
-        let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);
-        let run = self
+        let first = (offset >> PAGE_SHIFT) as u64;
+        let end = offset.saturating_add(len).div_ceil(PAGE_SIZE) as u64;
+        let listed = self
             .list
-            .check(first as u64, end.saturating_sub(first) as u64)?;
+            .check(first, end.saturating_sub(first))
+            .map(|run| run.first);
+        // SAFETY: By the safety requirements.
+        let missing = unsafe { self.first_missing(self.pfn(first)..self.pfn(end)) }
+            .map(|pfn| pfn.wrapping_sub(self.first_pfn));
+        let page = match (listed, missing) {
+            (Some(listed), Some(missing)) => listed.min(missing),
+            (listed, missing) => listed.or(missing)?,
+        };
 
-        Some((run.first as usize) << PAGE_SHIFT)
+        Some((page as usize) << PAGE_SHIFT)
     }
 
-    fn pfn(&self, page: u64) -> c_ulong {
-        self.first_pfn.wrapping_add(page) as c_ulong
+    fn pfn(&self, page: u64) -> u64 {
+        self.first_pfn.saturating_add(page)
     }
 
-    /// Clears the hwpoison mark of these pages, and puts those that had one or have failed back
-    /// into the linear mapping. May sleep. Fails if a page cannot be removed from the full list.
+    /// Returns the first of these page frames that is missing in the linear mapping, as far as they
+    /// are in the pgmap. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// The pgmap must not be freed.
+    unsafe fn first_missing(&self, frames: Range<u64>) -> Option<u64> {
+        let end = frames.end.min(self.frames.end);
+        let mut pfn = frames.start.max(self.frames.start);
+
+        while UNMAPS_FAILED_PAGES && pfn < end {
+            let mut nr_pages: c_ulong = 1;
+            // SAFETY: By the safety requirements and the type invariant the frame is in the range
+            // that was mapped, whose page tables stay. Their entries may be split meanwhile.
+            if !unsafe { bindings::is_in_linear_mapping(pfn as c_ulong, &mut nr_pages) } {
+                return Some(pfn);
+            }
+            // The number is a power of two, and the first page is aligned to it.
+            let in_entry = pfn & (nr_pages as u64).saturating_sub(1);
+            let rest = (nr_pages as u64).saturating_sub(in_entry);
+            pfn = pfn.saturating_add(rest.max(1));
+        }
+        None
+    }
+
+    /// Waits until `is_done`, or until no page that has failed so far is going to be taken out of
+    /// the linear mapping. Returns the number of failures so far. Sleeps.
+    fn wait_unmapped(&self, is_done: impl Fn() -> bool) -> u64 {
+        let (count, rest) = {
+            let failures = self.failures.lock();
+            (failures.count, failures.rest())
+        };
+        let began = Stopwatch::start();
+
+        while began.micros() / 1000 < rest && !is_done() {
+            sleep(1);
+        }
+        count
+    }
+
+    /// Clears the hwpoison mark of these pages, and puts those that have failed back into the
+    /// linear mapping. Sleeps, if the last failure was recorded less than a second ago and the page
+    /// is still there.
+    ///
+    /// # Errors
+    ///
+    /// [`EAGAIN`] if any page has failed meanwhile, [`ENOSPC`] if a page cannot be removed from the
+    /// full list, or the error with which a page could not be mapped. The page then counts as
+    /// failed.
     ///
     /// # Safety
     ///
     /// The pages must be in the data of a pgmap that is not freed.
     pub(super) unsafe fn unpoison(&self, pages: Range<u64>) -> Result {
         for page in pages {
-            let has_failed = self.list.check(page, 1).is_some();
             let pfn = self.pfn(page);
+            // SAFETY: By the safety requirements.
+            let is_missing = || unsafe { self.first_missing(pfn..pfn.saturating_add(1)) }.is_some();
+            let has_failed = self.list.check(page, 1).is_some() || is_missing();
+            // Before the mark is cleared, since the memory management may not have set it yet.
+            let count = has_failed.then(|| self.wait_unmapped(is_missing));
 
             // SAFETY: By the safety requirements the page has a `struct page`, and so has its
             // folio.
-            let was_marked = unsafe {
+            unsafe {
                 // Whichever page of a folio fails, the first one is marked
                 // (`mf_generic_kill_procs()`, `mf_dax_kill_procs()`).
                 if has_failed {
-                    let folio = bindings::page_folio(bindings::pfn_to_page(pfn));
+                    let folio = bindings::page_folio(bindings::pfn_to_page(pfn as c_ulong));
                     let head =
                         bindings::page_to_pfn(addr_of!((*folio).__bindgen_anon_1.page).cast());
                     bindings::test_and_clear_pmem_poison(head);
                 }
-                bindings::test_and_clear_pmem_poison(pfn)
-            };
-            if has_failed || was_marked {
-                // SAFETY: By the safety requirements.
-                unsafe { self.map(page) }?;
+                bindings::test_and_clear_pmem_poison(pfn as c_ulong);
+            }
+            if let Some(count) = count {
+                // SAFETY: By the safety requirements the page belongs into the linear mapping. If
+                // it is there already, nothing changes.
+                to_result(unsafe { bindings::clear_mce_nospec(pfn as c_ulong) })?;
+                self.unlist(page, count)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes a page from the list that was put back, if there were `count` failures before and
+    /// none since.
+    fn unlist(&self, page: u64, count: u64) -> Result {
+        let failures = self.failures.lock();
+
+        if failures.count != count {
+            return Err(EAGAIN);
+        }
+        // INVARIANT: The repair has waited for the failures that were recorded before it began, and
+        // there is none since.
+        self.list.clear(page, 1)
     }
 
     /// Adds pages that have failed, or that were put back and not repaired. Fails if the list is
@@ -174,34 +317,38 @@ impl FailedPages {
             .add(pages.start, pages.end.saturating_sub(pages.start))
     }
 
-    /// Puts all pages back into the linear mapping, failed as they are.
+    /// Puts all pages of the pgmap back into the linear mapping, failed as they are. Sleeps: waits
+    /// until a second has passed since the last failure.
     ///
     /// # Safety
     ///
     /// The pgmap must not be freed, but be about to be, with no user left.
     pub(super) unsafe fn map_all(&self) {
-        while let Some(run) = self.list.check(0, u64::MAX) {
-            // The first page of a run can always be removed from the list.
-            // SAFETY: By the safety requirements, and since only pages of the pgmap are listed.
-            let _ = unsafe { self.map(run.first) };
+        if self.wait_unmapped(|| false) == 0 {
+            return;
+        }
+
+        let mut next = self.frames.start;
+        while next < self.frames.end {
+            let end = next.saturating_add(LOOKED_UP_AT_ONCE).min(self.frames.end);
+            // SAFETY: By the safety requirements.
+            next = match unsafe { self.first_missing(next..end) } {
+                Some(pfn) => {
+                    // SAFETY: By the type invariant the page frame is one of the pgmap, so it
+                    // belongs into the linear mapping.
+                    if unsafe { bindings::clear_mce_nospec(pfn as c_ulong) } != 0 {
+                        pr_warn!("page frame {pfn:#x} could not be mapped again\n");
+                    }
+                    pfn.saturating_add(1)
+                }
+                None => end,
+            };
+            cond_resched();
         }
     }
 
-    /// Puts a page back into the linear mapping.
-    ///
-    /// # Safety
-    ///
-    /// The page must be in the data of a pgmap that is not freed.
-    unsafe fn map(&self, page: u64) -> Result {
-        // SAFETY: By the safety requirements the page belongs into the linear mapping. If it is
-        // there already, nothing changes.
-        unsafe { bindings::clear_mce_nospec(self.pfn(page)) };
-        self.list.clear(page, 1)
-    }
-
-    /// Handles the failure of the `len` bytes from `offset` on, whole pages from frame `pfn` on,
-    /// for `memory_failure()`. Sleeps. Fails as [`PagemapOperations::memory_failure`], and with
-    /// [`ENOSPC`] if the pages cannot be listed.
+    /// Handles a failure of whole pages from frame `pfn` on, for `memory_failure()`. Sleeps. Fails
+    /// as [`PagemapOperations::memory_failure`], and with [`ENOSPC`] if the pages cannot be listed.
     ///
     /// `tell` has other users in the kernel told, and returns whether there are any. They handle
     /// the failure of a page that is associated with no file.
@@ -211,30 +358,30 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The page frame must have a `struct page` of a pgmap that stays during the call. `has_failed`
-    /// must be that of the pgmap.
+    /// The page frame must be the first one of `failure`. `self` and `has_failed` must be those of
+    /// the pgmap.
     pub(super) unsafe fn handle<T: PagemapOperations>(
         &self,
         has_failed: &HasFailed,
         ops: &T,
         pfn: c_ulong,
-        (offset, len): (u64, u64),
-        flags: c_int,
+        failure: &Failure<'_>,
         tell: impl FnOnce() -> bool,
     ) -> Result {
-        if flags & bindings::mf_flags_MF_SW_SIMULATED as c_int != 0 {
+        if failure.is_simulated() {
             tell();
-            return ops.memory_failure(offset, len, flags);
+            return ops.memory_failure(failure);
         }
+        let (offset, len) = (failure.offset(), failure.len());
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
 
         // The caller takes the pages out of the linear mapping only if this does not fail
         // (`uc_decode_notifier()`). So they are listed first, and removed again if it does.
         let was_listed = self.list.check(first, nr_pages).is_some();
         let pages = first..first.saturating_add(nr_pages);
-        let is_listed = was_listed || self.add(has_failed, pages).is_ok();
+        let is_listed = was_listed || self.add(has_failed, pages.clone()).is_ok();
 
-        let mut result = ops.memory_failure(offset, len, flags);
+        let mut result = ops.memory_failure(failure);
         let is_told = tell();
         // A file system on another partition says that the page is not in it.
         if is_told && result == Err(ENXIO) {
@@ -253,6 +400,13 @@ impl FailedPages {
                 return Err(ENOSPC);
             }
             ops.record_failure(offset, len);
+            // From now on a repair waits for the caller. One that was faster has put the page back,
+            // and the caller is going to take it out.
+            let mut failures = self.failures.lock();
+            failures.add();
+            if !self.list.contains(first, nr_pages) {
+                self.add(has_failed, pages).map_err(|_| ENOSPC)?;
+            }
         } else if !was_listed {
             // If they cannot be removed from the list, they are neither read nor written.
             let _ = self.list.clear(first, nr_pages);

@@ -23,8 +23,8 @@ use kernel::{
 };
 
 impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
-    fn data(&self) -> PmemSlice<'_> {
-        self.slice()
+    fn size(&self) -> usize {
+        PagemapInner::size(self)
     }
 
     fn addr_of(&self, offset: usize) -> *mut u8 {
@@ -43,12 +43,15 @@ impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
 
     fn is_good(&self, offset: usize, len: usize) -> bool {
         // A failed page is known to the operations before it is repaired.
-        (self.none_failed() || !self.has_failed(offset, len))
-            && !self.ops().is_bad(offset as u64, len as u64)
+        !self.has_failed(offset, len) && !self.ops().is_bad(offset as u64, len as u64)
     }
 
     fn is_read_only(&self) -> bool {
         self.ops().is_read_only()
+    }
+
+    fn readable(&self, offset: usize, len: usize) -> Option<PmemSlice<'_>> {
+        PagemapInner::readable(self, offset, len)
     }
 
     fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {

@@ -14,6 +14,7 @@ use super::{
         HasFailed,
         PagemapOperations, //
     },
+    failure::Failure,
     pages::Pages,
     usage::{
         PagesInUse,
@@ -26,11 +27,7 @@ use crate::abstractions::kernel::{
     block::gendisk::DiskState,
     lease::Leases,
     numa::Node,
-    percpu_ref::Ref,
-    pmem_slice::{
-        PmemSlice,
-        WritableSlice, //
-    }, //
+    percpu_ref::Ref, //
 };
 use crate::abstractions::kernel_ext::io::resource::{
     MemRegion,
@@ -67,6 +64,35 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// Offsets are those in the data. The part of the range before the data, such as `struct page`s
 /// that are stored there, is not accessible.
 ///
+/// # Examples
+///
+/// Memory is read after a check for failed pages, which may be missing in the mapping:
+///
+/// ```no_run
+/// use kernel::prelude::*;
+/// use pmem_rs::abstractions::kernel::memremap::{
+///     PagemapInner,
+///     PagemapOperations, //
+/// };
+///
+/// fn first<T: PagemapOperations>(pages: &PagemapInner<T>) -> Result<[u8; 4]> {
+///     let mut bytes = [0; 4];
+///     pages.readable(0, 4).ok_or(EIO)?.read(&mut bytes)?;
+///     Ok(bytes)
+/// }
+/// ```
+///
+/// and not without:
+///
+/// ```compile_fail,E0624
+/// use pmem_rs::abstractions::kernel::memremap::{PagemapInner, PagemapOperations};
+/// use pmem_rs::abstractions::kernel::pmem_slice::PmemSlice;
+///
+/// fn all<T: PagemapOperations>(pages: &PagemapInner<T>) -> PmemSlice<'_> {
+///     pages.slice()
+/// }
+/// ```
+///
 /// [`fs::dax::Pagemap`]: crate::abstractions::kernel::fs::dax::Pagemap
 ///
 /// # Invariants
@@ -74,15 +100,14 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
 /// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
 /// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
-/// `pages`. Pages that were taken out of the mapping because they have failed are in `failed`, and
-/// `has_failed` is set before the first one is.
+/// `pages`. `has_failed` is set before the first page of the data is taken out of the mapping.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
 #[repr(C, align(64))]
 pub struct PagemapInner<T: PagemapOperations> {
-    data: NonNull<u8>,
-    len: usize,
-    has_failed: HasFailed,
+    pub(super) data: NonNull<u8>,
+    pub(super) len: usize,
+    pub(super) has_failed: HasFailed,
     #[pin]
     ops: T,
     pub(in crate::abstractions) pages: Pages,
@@ -90,7 +115,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     pgmap: Opaque<bindings::dev_pagemap>,
     phys: PhysAddr,
     #[pin]
-    failed: FailedPages,
+    pub(super) failed: FailedPages,
     memmap_on_media: bool,
     /// The disk through which file systems and device-mapper find the DAX device.
     host: SetOnce<Arc<DiskState>>,
@@ -139,6 +164,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
         let frames = (phys >> PAGE_SHIFT)..(phys.saturating_add(data_len as u64) >> PAGE_SHIFT);
+        let all_frames = (start >> PAGE_SHIFT)..(start.saturating_add(len) >> PAGE_SHIFT);
         let exposure = Exposure::new(&frames, node)?;
         let first_pfn = usize::try_from(frames.start)?;
         let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
@@ -152,7 +178,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             phys,
             len: data_len,
             has_failed: HasFailed::new(),
-            failed <- FailedPages::new(frames.start),
+            failed <- FailedPages::new(all_frames, frames.start),
             ops <- ops,
             memmap_on_media,
             host: SetOnce::new(),
@@ -212,7 +238,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Frees the pages and the mapping of the range. Sleeps: waits for references of the C side to
-    /// the pgmap, and takes the memory hotplug lock.
+    /// the pgmap, for up to a second if a page has just failed, and takes the memory hotplug lock.
     ///
     /// # Safety
     ///
@@ -270,64 +296,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// Returns the physical address of the data.
     pub fn phys(&self) -> PhysAddr {
         self.phys
-    }
-
-    /// Returns the data, to be read. Reading pages that [have failed](Self::has_failed) is an
-    /// error.
-    #[inline]
-    pub fn slice(&self) -> PmemSlice<'_> {
-        // SAFETY: By the type invariant the bytes are mapped for as long as `self` lives.
-        unsafe { PmemSlice::from_raw_parts(self.data, self.len) }
-    }
-
-    /// Returns all of the data, to be written to, or [`None`] if any page has failed. Callable from
-    /// any context.
-    ///
-    /// A page may fail between this check and the write, see [`WritableSlice`].
-    #[inline]
-    pub fn writable_all(&self) -> Option<WritableSlice<'_>> {
-        if !self.none_failed() {
-            return None;
-        }
-        // SAFETY: By the type invariant no page was taken out of the mapping: `has_failed` is not
-        // set, or the list is empty.
-        Some(unsafe { WritableSlice::new(self.slice()) })
-    }
-
-    /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if any of their
-    /// pages has failed, or they are not all in the data. Callable from any context.
-    ///
-    /// A page may fail between this check and the write, see [`WritableSlice`].
-    #[inline]
-    pub fn writable(&self, offset: usize, len: usize) -> Option<WritableSlice<'_>> {
-        let slice = self.slice().get(offset, len)?;
-        if !self.none_failed() && self.has_failed(offset, len) {
-            return None;
-        }
-
-        // SAFETY: By the type invariant all pages that were taken out of the mapping are in the
-        // list that was checked, which is empty if `has_failed` is not set.
-        Some(unsafe { WritableSlice::new(slice) })
-    }
-
-    /// Returns whether no page has failed. Callable from any context.
-    #[inline]
-    pub fn none_failed(&self) -> bool {
-        !self.has_failed.get() || self.failed.is_empty()
-    }
-
-    /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
-    /// was not repaired since. If a run of failed pages begins before `offset`, it is the offset of
-    /// the run. Callable from any context.
-    #[cold]
-    pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
-        self.failed.first(offset, len)
-    }
-
-    /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable from any
-    /// context.
-    pub fn has_failed(&self, offset: usize, len: usize) -> bool {
-        self.first_failed(offset, len).is_some()
     }
 
     /// Returns the page frames of the data.
@@ -421,50 +389,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.reservation.name()
     }
 
-    /// Clears the hwpoison mark of the pages that are wholly in the `len` bytes from `offset` on,
-    /// and puts those that had one or have failed back into the linear mapping. May sleep.
-    ///
-    /// The poison of the medium itself must have been cleared before, or the next access raises
-    /// another machine check.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if a page cannot be removed from the list of failed pages, which is full.
-    /// [`EINVAL`] if the bytes are not all in the data.
-    pub fn unpoison(&self, offset: usize, len: usize) -> Result {
-        let pages = self.whole_pages(offset, len)?;
-
-        // SAFETY: The pages are in the data, and `self` is not freed while it is used.
-        unsafe { self.failed.unpoison(pages) }
-    }
-
-    /// Records that the pages that are wholly in the `len` bytes from `offset` on have
-    /// [failed](Self::has_failed), because they were not overwritten after [`Self::unpoison`].
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if the list of failed pages is full. [`EINVAL`] if the bytes are not all in the
-    /// data.
-    pub fn set_failed(&self, offset: usize, len: usize) -> Result {
-        self.failed
-            .add(&self.has_failed, self.whole_pages(offset, len)?)
-    }
-
-    /// Returns the pages that are wholly in the `len` bytes from `offset` on. Fails if the bytes
-    /// are not all in the data.
-    fn whole_pages(&self, offset: usize, len: usize) -> Result<Range<u64>> {
-        let end = offset
-            .checked_add(len)
-            .filter(|end| *end <= self.len)
-            .ok_or(EINVAL)?;
-
-        Ok(offset.div_ceil(PAGE_SIZE) as u64..(end >> PAGE_SHIFT) as u64)
-    }
-
     /// # Safety
     ///
-    /// For the memory management only: `pgmap` must be that of a `PagemapInner<T>`, with a
-    /// reference held.
+    /// For `memory_failure()` only, which must handle a failure of these pages of the pgmap, and
+    /// have a reference to it. `pgmap` must be that of a `PagemapInner<T>`.
     unsafe extern "C" fn memory_failure_callback(
         pgmap: *mut bindings::dev_pagemap,
         pfn: c_ulong,
@@ -475,18 +403,19 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // has not returned yet.
         let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Self, pgmap) };
 
+        let data = (inner.phys, inner.len);
+        // SAFETY: By the safety requirements.
+        let failure = unsafe { Failure::new(&inner.pgmap, data, pfn, nr_pages, flags) };
         // `PagemapOperations` only knows the data. The memory management handles the rest.
-        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(inner.phys);
-        let len = (nr_pages as u64).checked_mul(PAGE_SIZE as u64);
-        let (Some(offset), Some(len)) = (offset, len) else {
+        let Some(failure) = failure else {
             return EOPNOTSUPP.to_errno();
         };
 
-        // SAFETY: The page frame is one of the pgmap, to which the caller has a reference.
+        // SAFETY: The page frame is the one that the failure was made of.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            let tell = || inner.leases.fail(offset, len);
-            failed.handle(has_failed, &inner.ops, pfn, (offset, len), flags, tell)
+            let tell = || inner.leases.fail(failure.offset(), failure.len());
+            failed.handle(has_failed, &inner.ops, pfn, &failure, tell)
         };
         match result {
             Ok(()) => 0,
@@ -500,7 +429,10 @@ mod tests {
     use super::*;
     use crate::abstractions::{
         kernel::fs::dax::testing::TestPagemap,
-        kernel_ext::io::resource::free_range, //
+        kernel_ext::{
+            io::resource::free_range,
+            time::Stopwatch, //
+        }, //
     };
     use kernel::{
         io::ResourceSize,
@@ -522,20 +454,32 @@ mod tests {
         recorded: Atomic<u64>,
         /// The error to return, if not 0.
         errno: Atomic<i32>,
+        /// The address of the pgmap, if the page is to be repaired when it is recorded, and was not
+        /// yet.
+        repaired: Atomic<usize>,
     }
 
     impl PagemapOperations for Arc<LastFailure> {
-        fn memory_failure(&self, offset: u64, len: u64, _flags: c_int) -> Result {
-            self.offset.store(offset, Relaxed);
-            self.len.store(len, Relaxed);
+        fn memory_failure(&self, failure: &Failure<'_>) -> Result {
+            self.offset.store(failure.offset(), Relaxed);
+            self.len.store(failure.len(), Relaxed);
             match self.errno.load(Relaxed) {
                 0 => Ok(()),
                 errno => Err(Error::from_errno(errno)),
             }
         }
 
-        fn record_failure(&self, _offset: u64, len: u64) {
+        fn record_failure(&self, offset: u64, len: u64) {
             self.recorded.fetch_add(len, Relaxed);
+            let pages = self.repaired.load(Relaxed) as *const PagemapInner<Self>;
+            // SAFETY: The address is that of the caller, or 0.
+            if let Some(pages) = unsafe { pages.as_ref() } {
+                let (offset, len) = (offset as usize, len as usize);
+                let result = pages.unpoison(offset, len);
+                if result.is_ok() && !pages.has_failed(offset, len) {
+                    self.repaired.store(0, Relaxed);
+                }
+            }
         }
     }
 
@@ -546,6 +490,7 @@ mod tests {
                 len: Atomic::new(0),
                 recorded: Atomic::new(0),
                 errno: Atomic::new(0),
+                repaired: Atomic::new(0),
             },
             GFP_KERNEL,
         )?)
@@ -570,7 +515,7 @@ mod tests {
 
         for _ in 0..3 {
             let pages = pages(start, 0)?;
-            assert_eq!(pages.slice().len() as u64, LEN);
+            assert_eq!(pages.size() as u64, LEN);
             assert_eq!(pages.phys(), start);
             assert!(reserve(start, LEN).is_err());
             drop(pages);
@@ -585,7 +530,7 @@ mod tests {
         let pages = pages(start, 2 << 20)?;
 
         let data = start + (2 << 20);
-        let size = pages.slice().len();
+        let size = pages.size();
         assert_eq!(pages.phys(), data);
         assert_eq!(size as u64, LEN - (2 << 20));
 
@@ -652,7 +597,14 @@ mod tests {
         assert_eq!(pages.ops().offset.load(Relaxed), 0x3000);
         assert_eq!(pages.ops().len.load(Relaxed), 0x2000);
         assert!(pages.has_failed(0x4fff, 1));
-        assert_eq!(report(start, 1), EOPNOTSUPP.to_errno());
+        // Only the pages in the data are reported.
+        assert_eq!(report(start + LEN - 0x1000, c_ulong::MAX), 0);
+        assert_eq!(pages.ops().offset.load(Relaxed), LEN - (2 << 20) - 0x1000);
+        assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
+        for (phys, nr_pages) in [(start, 1), (start + LEN, 1), (start + (2 << 20), 0)] {
+            assert_eq!(report(phys, nr_pages), EOPNOTSUPP.to_errno());
+        }
+        assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
         Ok(())
     }
 
@@ -685,6 +637,37 @@ mod tests {
         // It stays listed.
         assert_eq!(report(EIO.to_errno()), EIO.to_errno());
         assert!(pages.has_failed(0x3000, 0x1000));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_are_repaired_while_they_are_recorded_have_failed() -> Result {
+        let start = free_range(LEN)?;
+        let pages = pages(start, 2 << 20)?;
+        let inner: &PagemapInner<_> = &pages;
+
+        pages
+            .ops()
+            .repaired
+            .store(core::ptr::from_ref(inner).addr(), Relaxed);
+        // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
+        let result = unsafe {
+            PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
+                pages.pgmap.get(),
+                (pages.frames().start + 3) as c_ulong,
+                1,
+                0,
+            )
+        };
+        assert_eq!(result, 0);
+        assert_eq!(pages.ops().repaired.load(Relaxed), 0);
+        assert!(pages.has_failed(0x3000, 0x1000));
+
+        // It is not taken out, and so it is repaired after some time.
+        let began = Stopwatch::start();
+        pages.unpoison(0x3000, 0x1000)?;
+        assert!(!pages.has_failed(0x3000, 0x1000));
+        assert!(!cfg!(target_arch = "x86_64") || began.micros() >= 500_000);
         Ok(())
     }
 
@@ -732,14 +715,20 @@ mod tests {
             )
         };
 
-        let is_writable = |offset, len| pages.writable(offset, len).is_some();
+        let is_writable = |offset, len| {
+            let is_writable = pages.writable(offset, len).is_some();
+            assert_eq!(pages.readable(offset, len).is_some(), is_writable);
+            is_writable
+        };
 
-        assert!(!pages.has_failed(0, pages.slice().len()));
-        assert!(is_writable(0, pages.slice().len()));
-        assert!(!is_writable(0, pages.slice().len() + 1));
+        assert!(!pages.has_failed(0, pages.size()));
+        assert!(is_writable(0, pages.size()));
+        assert!(!is_writable(0, pages.size() + 1));
+        assert!(pages.readable_all().is_some() && pages.writable_all().is_some());
         assert_eq!(report(3), 0);
         assert_eq!(report(4), 0);
-        assert!(!is_writable(0, pages.slice().len()));
+        assert!(pages.readable_all().is_none() && pages.writable_all().is_none());
+        assert!(!is_writable(0, pages.size()));
         assert!(!is_writable(0x3fff, 1));
         assert!(is_writable(0x2000, 0x1000));
         assert!(is_writable(0x5000, 0x1000));
@@ -754,14 +743,14 @@ mod tests {
         assert!(pages.has_failed(0x3000, 0x1000));
         assert!(!pages.has_failed(0x4000, 0x1000));
         pages.unpoison(0x3000, 0x1000)?;
-        assert!(!pages.has_failed(0, pages.slice().len()));
+        assert!(!pages.has_failed(0, pages.size()));
         // A repair that was not completed.
         pages.set_failed(0x3001, 0x1fff)?;
         assert!(pages.has_failed(0x4000, 0x1000) && !pages.has_failed(0x3000, 0x1000));
         pages.unpoison(0x4000, 0x1000)?;
-        assert!(!pages.has_failed(0, pages.slice().len()));
-        assert!(pages.set_failed(0, pages.slice().len() + 1).is_err());
-        assert!(is_writable(0, pages.slice().len()));
+        assert!(!pages.has_failed(0, pages.size()));
+        assert!(pages.set_failed(0, pages.size() + 1).is_err());
+        assert!(is_writable(0, pages.size()));
         Ok(())
     }
 }

@@ -153,14 +153,16 @@ impl FolioUse {
     /// Returns whether the folio of a page has more references than page table entries that map it.
     ///
     /// The two counts are read one after the other, and the entries twice: of a page that is mapped
-    /// or unmapped meanwhile, the lower number counts.
+    /// or unmapped meanwhile, the lower number counts. A fault may make a larger folio of the page
+    /// between two reads. Then the result may be wrong.
     ///
     /// # Safety
     ///
     /// As [`Self::of`].
     pub(super) unsafe fn is_pinned(pfn: c_ulong) -> bool {
-        // SAFETY: By the safety requirements the page exists.
-        let mapped = |found: Self| unsafe { bindings::folio_mapcount(found.folio) };
+        // SAFETY: By the safety requirements the page exists, and so does the first page of what
+        // was its folio. The function permits that this is a tail page by now.
+        let mapped = |found: Self| unsafe { bindings::folio_mapcount_racy(found.folio) };
         // SAFETY: By the safety requirements.
         let found = || unsafe { Self::of(pfn) };
 

@@ -15,7 +15,6 @@
 
 use crate::abstractions::bindings;
 use core::{
-    marker::PhantomData,
     ops::Range,
     ptr::{
         addr_of_mut,
@@ -203,8 +202,8 @@ impl Drop for MemRegion {
 /// A physical range of persistent memory, of which a [region] can be created during `'a`.
 ///
 /// The firmware calls the range persistent ([`for_each_legacy_pmem`]), or the range is a resource
-/// of a device that is bound for `'a` ([`platform::memory`]). It is not reserved, and may overlap
-/// another range or System RAM ([`has_ram`]).
+/// of a device that is bound for `'a` ([`platform::memory`]). A region of it is only created below
+/// that device. The range is not reserved, and may overlap another one or System RAM ([`has_ram`]).
 ///
 /// [region]: crate::abstractions::nvdimm::Bus::create_region
 /// [`platform::memory`]: crate::abstractions::kernel_ext::platform::memory
@@ -217,22 +216,39 @@ impl Drop for MemRegion {
 /// use pmem_rs::abstractions::kernel_ext::io::resource::PmemResource;
 ///
 /// fn at(start: u64, len: u64) -> PmemResource<'static> {
-///     PmemResource::new(start..start.saturating_add(len))
+///     PmemResource::of_firmware(start..start.saturating_add(len))
 /// }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PmemResource<'a> {
     range: Range<PhysAddr>,
-    _device: PhantomData<&'a Device<Bound>>,
+    device: Option<&'a Device<Bound>>,
 }
 
-impl PmemResource<'_> {
-    /// Creates a resource from a range that comes from the firmware or a device.
-    pub(in crate::abstractions) fn new(range: Range<PhysAddr>) -> Self {
+impl<'a> PmemResource<'a> {
+    /// Creates a resource from a range that comes from the firmware.
+    pub(in crate::abstractions) fn of_firmware(range: Range<PhysAddr>) -> Self {
         Self {
             range,
-            _device: PhantomData,
+            device: None,
         }
+    }
+
+    /// Creates a resource from a range that is a resource of a device.
+    pub(in crate::abstractions) fn of_device(
+        range: Range<PhysAddr>,
+        device: &'a Device<Bound>,
+    ) -> Self {
+        Self {
+            range,
+            device: Some(device),
+        }
+    }
+
+    /// Returns whether the memory is there for as long as `device` is bound: it is that of the
+    /// firmware, or of this device.
+    pub(in crate::abstractions) fn is_present_with(&self, device: &Device<Bound>) -> bool {
+        self.device.is_none_or(|of| core::ptr::eq(of, device))
     }
 
     /// Returns the range of addresses.
@@ -246,7 +262,10 @@ impl PmemResource<'_> {
         let is_part =
             !range.is_empty() && range.start >= self.range.start && range.end <= self.range.end;
 
-        is_part.then(|| Self::new(range))
+        is_part.then_some(Self {
+            range,
+            device: self.device,
+        })
     }
 }
 
@@ -299,7 +318,7 @@ pub fn for_each_legacy_pmem<'a, F: FnMut(PmemResource<'a>) -> Result>(f: F) -> R
             )
         };
 
-        walk.result = (walk.f)(PmemResource::new(start..last.saturating_add(1)));
+        walk.result = (walk.f)(PmemResource::of_firmware(start..last.saturating_add(1)));
         // A value other than zero ends the walk.
         c_int::from(walk.result.is_err())
     }

@@ -79,6 +79,7 @@ impl<T: Operations> GenDisk<T> {
         open: Some(open_callback),
         release: Some(release_callback),
         set_read_only: Some(set_read_only_callback),
+        free_disk: Some(free_disk_callback),
         ..ZEROED_OPS
     };
 
@@ -169,7 +170,7 @@ impl<T: Operations> GenDisk<T> {
     ///
     /// May sleep. The block layer reads the partition table, so it submits requests before this
     /// returns. `parent` becomes the parent in the device tree. When it is unbound, the disk is
-    /// removed, unless it was removed before.
+    /// removed, unless it was removed before. The module is not unloaded before that.
     pub fn register(self, parent: &device::Device<Bound>) -> Result<Registration<T>> {
         // CAST: `device::Device` is a transparent wrapper of `struct device`.
         let raw_parent = core::ptr::from_ref(parent).cast_mut().cast();
@@ -179,17 +180,23 @@ impl<T: Operations> GenDisk<T> {
             core::ptr::null_mut()
         };
 
+        let (registered, of_disk) = (Registered::new()?, Registered::new()?);
         // SAFETY: The disk is valid and was not added. `parent` is a valid device, to which the
         // disk takes a reference. The groups are in static memory.
         to_result(unsafe { bindings::device_add_disk(raw_parent, self.as_raw(), groups) })?;
 
+        // For `free_disk_callback`, which is called for each disk that was added.
+        of_disk.into_raw();
         // SAFETY: The disk was just added. Only its state calls `del_gendisk()`.
         unsafe { self.state.set_added() };
         // INVARIANT: The disk was added.
         let registration = Registration { disk: self };
 
-        let state = registration.disk.state();
-        devres::register(parent, RemoveOnUnbind(state), GFP_KERNEL)?;
+        let on_unbind = RemoveOnUnbind {
+            state: registration.disk.state(),
+            _registered: registered,
+        };
+        devres::register(parent, on_unbind, GFP_KERNEL)?;
         Ok(registration)
     }
 
@@ -277,6 +284,17 @@ unsafe extern "C" fn set_read_only_callback(
     0
 }
 
+/// Ends the count for the operations of the disk: `disk_release()` reads them, which the last
+/// reference to the disk calls. An opener that has put its reference to the module may have it.
+///
+/// # Safety
+///
+/// Called by the block layer only, once for a [`GenDisk`] that was added.
+unsafe extern "C" fn free_disk_callback(_disk: *mut bindings::gendisk) {
+    // SAFETY: `register` has called `into_raw()` for this disk.
+    drop(unsafe { Registered::from_raw() });
+}
+
 /// Returns whether a disk or a partition of it is open. The result changes with its `open_mutex`
 /// held.
 ///
@@ -314,11 +332,18 @@ impl<T: Operations> Drop for GenDisk<T> {
 }
 
 /// Removes a disk when its parent is unbound.
-struct RemoveOnUnbind(Arc<DiskState>);
+///
+/// The parent may be bound to a driver of another module, which is not unbound when this one is
+/// unloaded. So this is counted for as long as devres may drop it, even if the disk was removed.
+struct RemoveOnUnbind {
+    state: Arc<DiskState>,
+    // Dropped last.
+    _registered: Registered,
+}
 
 impl Drop for RemoveOnUnbind {
     fn drop(&mut self) {
-        self.0.remove();
+        self.state.remove();
     }
 }
 
@@ -355,7 +380,8 @@ impl<T: Operations> Registration<T> {
 
     /// Returns a sysfs attribute of the disk, for notifications.
     ///
-    /// Returns [`None`] if there is no such attribute, or if the disk was removed.
+    /// Returns [`None`] if there is no such attribute, if the disk was removed, or if there are
+    /// more than 65536 such references in the module.
     pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
         self.disk.state.with_added(|_| {
             // SAFETY: The disk was added, and is not deleted during the call.
@@ -370,15 +396,18 @@ impl<T: Operations> Registration<T> {
         unsafe { is_open(self.disk.as_raw()) }
     }
 
-    /// Sends a change event of the disk ([`kobject::notify_change`]). May sleep. Fails with
-    /// [`ENXIO`] if the disk was removed.
+    /// Sends a change event of the disk with one or more variables `NAME=value`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENXIO`] if the disk was removed, [`EINVAL`] if the variables have more than 1 KiB.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
         self.disk
             .state
             .with_added(|_| {
-                // SAFETY: The device of the disk is valid.
-                let dev = unsafe { device::Device::from_raw(self.disk.device_raw()) };
-                kobject::notify_change(dev, variables)
+                // SAFETY: The disk was added, and is not deleted during the call. So its parent is
+                // bound, and is not deleted either.
+                unsafe { kobject::notify_change(self.disk.device_raw(), variables) }
             })
             .ok_or(ENXIO)?
     }
@@ -502,6 +531,20 @@ mod tests {
     }
 
     #[test]
+    fn claims_are_refused_until_the_last_refusal_ends() -> Result {
+        let disk = disk(counter()?, 4096)?;
+        let state = disk.state();
+
+        state.set_refuses_indirect(true);
+        state.set_refuses_indirect(true);
+        state.set_refuses_indirect(false);
+        assert!(state.refuses_indirect());
+        state.set_refuses_indirect(false);
+        assert!(!state.refuses_indirect());
+        Ok(())
+    }
+
+    #[test]
     fn invalid_limits_are_refused() -> Result {
         assert!(disk(counter()?, 7).is_err_and(|err| err == EINVAL));
         assert!(disk(counter()?, 1 << 30).is_err_and(|err| err == EINVAL));
@@ -557,6 +600,46 @@ mod tests {
 
         drop(disk);
         assert!(Arc::into_unique_or_drop(data).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_is_counted_until_its_last_reference() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let before = Registered::count();
+        let disk = disk(counter()?, 512)?.register(faux.as_ref().as_ref())?;
+        let device = disk.disk.device();
+
+        drop(disk);
+        drop(faux);
+        fsleep(Delta::from_millis(100));
+        assert!(Registered::count() > before);
+        drop(device);
+        // An opener may still have the disk (see above).
+        let mut tries = 0;
+        while Registered::count() > before && tries < 1000 {
+            fsleep(Delta::from_millis(10));
+            tries += 1;
+        }
+        assert!(Registered::count() <= before);
+        Ok(())
+    }
+
+    #[test]
+    fn what_devres_will_drop_is_counted() -> Result {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let before = Registered::count();
+
+        drop(disk(counter()?, 512)?.register(faux.as_ref().as_ref())?);
+        assert!(Registered::count() > before);
+        drop(faux);
+        // An opener may still have the disk (see above).
+        let mut tries = 0;
+        while Registered::count() > before && tries < 1000 {
+            fsleep(Delta::from_millis(10));
+            tries += 1;
+        }
+        assert!(Registered::count() <= before);
         Ok(())
     }
 

@@ -82,8 +82,9 @@ pub(in crate::abstractions) struct DiskState {
     /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
     /// the disk held.
     claim_was_replaced: Atomic<bool>,
-    /// Nothing of that kind may claim the disk now. Set with `open_mutex` of the disk held.
-    refuses_indirect: Atomic<bool>,
+    /// How often claims of the kind of `indirect` are refused now. Changed with `open_mutex` of the
+    /// disk held.
+    refusals: Atomic<usize>,
     #[pin]
     removal: Mutex<Removal>,
     #[pin]
@@ -120,7 +121,7 @@ impl DiskState {
                 read_only: Atomic::new(false),
                 indirect: Atomic::new(false),
                 claim_was_replaced: Atomic::new(false),
-                refuses_indirect: Atomic::new(false),
+                refusals: Atomic::new(0),
                 removal <- new_mutex!(
                     Removal {
                         added: false,
@@ -213,15 +214,22 @@ impl DiskState {
         }
     }
 
-    /// Refuses or permits claims by something else than programs and file systems on the disk
-    /// itself. When this returns, those that were not refused are complete. Sleeps.
+    /// Refuses claims by something else than programs and file systems on the disk itself, or ends
+    /// one such refusal. They are permitted when all have ended. When this returns, those that were
+    /// not refused are complete. Sleeps.
     pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
-        self.with_open_mutex(|| self.refuses_indirect.store(refuses, Relaxed));
+        self.with_open_mutex(|| {
+            if refuses {
+                self.refusals.fetch_add(1, Relaxed);
+            } else {
+                self.refusals.fetch_sub(1, Relaxed);
+            }
+        });
     }
 
     /// Returns whether such a claim is to be refused. Called with `open_mutex` of the disk held.
     pub(super) fn refuses_indirect(&self) -> bool {
-        self.refuses_indirect.load(Relaxed)
+        self.refusals.load(Relaxed) != 0
     }
 
     /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is

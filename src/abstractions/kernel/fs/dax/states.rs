@@ -41,6 +41,7 @@ use kernel::{
 /// use kernel::str::CString;
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
 /// use pmem_rs::abstractions::kernel::memremap::{
+///     Failure,
 ///     PagemapConfig,
 ///     PagemapOperations, //
 /// };
@@ -52,7 +53,7 @@ use kernel::{
 /// struct Unprepared;
 ///
 /// impl PagemapOperations for Unprepared {
-///     fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
+///     fn memory_failure(&self, _failure: &Failure<'_>) -> Result {
 ///         // The memory management then kills the users.
 ///         Err(EOPNOTSUPP)
 ///     }
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn memory_that_was_never_exposed_goes_when_it_is_dropped() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let (start, len) = (pages.phys(), pages.slice().len() as u64);
+        let (start, len) = (pages.phys(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
 
         drop(reference);
@@ -369,7 +370,7 @@ mod tests {
     #[test]
     fn dropped_memory_with_its_pages_on_the_media_waits_for_its_users() -> Result {
         let TestPagemap { pages, queue } = pages_on_media()?;
-        let (start, len) = (pages.phys(), pages.slice().len() as u64);
+        let (start, len) = (pages.phys(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
         let page = Referenced::new(&pages, 5);
         pages.pages.expose(5, 1);

@@ -6,6 +6,7 @@ use super::states::Pagemap;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     memremap::{
+        Failure,
         PagemapConfig,
         PagemapInner,
         PagemapOperations, //
@@ -63,7 +64,7 @@ impl<T: PagemapOperations> Deref for TestPagemap<T> {
 pub(in crate::abstractions) struct Silent;
 
 impl PagemapOperations for Silent {
-    fn memory_failure(&self, _offset: u64, _len: u64, _flags: c_int) -> Result {
+    fn memory_failure(&self, _failure: &Failure<'_>) -> Result {
         Err(EOPNOTSUPP)
     }
 

@@ -63,6 +63,7 @@ pub const SUITE: Suite = Suite {
         Test::new("list_is_full", failures::list_is_full).within(120),
         Test::new("repaired_without_provider", repairs::without_provider).within(120),
         Test::new("repair_is_incomplete", repairs::incomplete).within(120),
+        Test::new("repaired_before_unmapped", repairs::before_it_is_unmapped).within(120),
         Test::new("each_device_says_so", repairs::each_device_says_so).within(120),
         Test::new("traced", repairs::traced).within(120),
         Test::new("simulated_failure", failures::simulated).within(120),

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -206,4 +208,70 @@ pub fn traced(lab: &mut Lab) -> Result<()> {
     bench.expect_bad("")?;
     drop(file);
     mount.unmount()
+}
+
+/// A page is written as soon as its failure is recorded, before the kernel takes it out of the
+/// linear mapping: a moment later, or so late that the write does not wait for that. In neither
+/// case is a page accessed that is missing there.
+pub fn before_it_is_unmapped(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let (mount, file, address) = file_on_xfs(&bench, 1)?;
+    let sector = (address - bench.start) / SECTOR as u64;
+    let listed = format!("{sector} 8");
+    let at = sector * SECTOR as u64;
+    let disk = bench.disk.open(Access::Direct)?;
+    let fail = |delay| -> Result<JoinHandle<Result<()>>> {
+        let failing = thread::spawn(move || Injector::attach().fail_slowly(address, delay));
+        for _ in 0..100 {
+            if bench.disk.get("badblocks")? == listed {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bench.expect_bad(&listed)?;
+        Ok(failing)
+    };
+    let expect = |seed| -> Result<()> {
+        let mut found = Buffer::new(PAGE);
+        disk.read_exact_at(&mut found, at)?;
+        expect_same("the page", &found, &Buffer::stamped(PAGE, seed))
+    };
+
+    let failing = fail(Duration::from_millis(600))?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 2), at)?;
+    let has_waited = failing.is_finished();
+    failing.join().expect("joining the injector")?;
+    bench.expect_bad("")?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 3), at)?;
+    expect(3)?;
+    ensure!(has_waited, "the write has not waited");
+
+    let failing = fail(Duration::from_secs(4))?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 4), at)?;
+    ensure!(!failing.is_finished(), "the write has waited for 4 s");
+    expect(4)?;
+    failing.join().expect("joining the injector")?;
+    bench.expect_bad("")?;
+    let result = disk.read_at(&mut Buffer::new(PAGE), at);
+    errno::expect("reading the page", result, &[Errno::ENODATA])?;
+    let result = disk.write_at(&Buffer::stamped(SECTOR, 5), at);
+    errno::expect("writing a part of it", result, &[Errno::ENODATA])?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 5), at)?;
+    expect(5)?;
+
+    // It is missing when the device is unbound, and is not listed anywhere.
+    let failing = fail(Duration::from_secs(4))?;
+    disk.write_all_at(&Buffer::stamped(PAGE, 6), at)?;
+    failing.join().expect("joining the injector")?;
+    drop((file, disk));
+    mount.unmount()?;
+    bench.bound.unbind()?;
+    bench.bound.bind(lab.driver)?;
+    bench.expect_bad("")?;
+    let disk = bench.disk.open(Access::Direct)?;
+    let mut found = Buffer::new(PAGE);
+    disk.read_exact_at(&mut found, at)?;
+    expect_same("the page", &found, &Buffer::stamped(PAGE, 6))?;
+    disk.write_all_at(&Buffer::stamped(SECTOR, 7), at)?;
+    Ok(())
 }
