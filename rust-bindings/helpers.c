@@ -18,7 +18,6 @@
 #include <linux/numa.h>
 #include <linux/pagemap.h>
 #include <linux/percpu-refcount.h>
-#include <linux/pgtable.h>
 #include <linux/ratelimit.h>
 #include <linux/rcupdate_wait.h>
 #include <linux/sched.h>
@@ -126,24 +125,10 @@ int pmem_rs_helper_clear_mce_nospec(unsigned long pfn)
 	return clear_mce_nospec(pfn);
 }
 
-/*
- * Returns whether a page is in the linear mapping, and how many pages the entry of the page table
- * maps. Only x86 takes pages out of it that have failed. (PAGE_NONE has no _PAGE_PRESENT either,
- * but pte_present() takes its bit for present.)
- */
-bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages);
-bool pmem_rs_helper_is_in_linear_mapping(unsigned long pfn, unsigned long *nr_pages)
+void *pmem_rs_helper_pfn_to_kaddr(unsigned long pfn);
+void *pmem_rs_helper_pfn_to_kaddr(unsigned long pfn)
 {
-#ifdef CONFIG_X86_64
-	unsigned int level;
-	const pte_t *entry = lookup_address((unsigned long)pfn_to_kaddr(pfn), &level);
-
-	*nr_pages = page_level_size(level) >> PAGE_SHIFT;
-	return entry && (pte_flags(READ_ONCE(*entry)) & _PAGE_PRESENT);
-#else
-	*nr_pages = 1;
-	return true;
-#endif
+	return pfn_to_kaddr(pfn);
 }
 
 int pmem_rs_helper_dev_to_node(struct device *dev);

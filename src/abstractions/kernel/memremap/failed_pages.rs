@@ -119,6 +119,47 @@ impl HasFailed {
     }
 }
 
+/// Returns how many pages the entry of the linear mapping maps that has a page frame, or [`None`] if
+/// the page is missing there. Does not sleep.
+///
+/// # Safety
+///
+/// The frame must be in a range that was mapped and is not freed, so that the page tables stay.
+/// Their entries may be split meanwhile.
+#[cfg(target_arch = "x86_64")]
+unsafe fn pages_of_entry(pfn: u64) -> Option<u64> {
+    /// How many bits of a frame number each level of the page tables has.
+    const BITS_OF_LEVEL: u32 = 9;
+
+    let mut level: c_uint = bindings::pg_level_PG_LEVEL_4K;
+    // SAFETY: Any number may be looked up. By the safety requirements the entry is not freed. A
+    // volatile read is `READ_ONCE()`.
+    let entry = unsafe {
+        let addr = bindings::pfn_to_kaddr(pfn as c_ulong).addr();
+        let entry = bindings::lookup_address(addr as c_ulong, &mut level);
+        (!entry.is_null()).then(|| (&raw const (*entry).pte).read_volatile())
+    }?;
+
+    // Not `pte_present()`, which takes the bit of `PAGE_NONE` for present.
+    if entry & (1 << bindings::_PAGE_BIT_PRESENT) == 0 {
+        return None;
+    }
+    let bits = level
+        .saturating_sub(bindings::pg_level_PG_LEVEL_4K)
+        .saturating_mul(BITS_OF_LEVEL);
+    Some(1_u64.checked_shl(bits).unwrap_or(1))
+}
+
+/// Only x86 takes pages that have failed out of the linear mapping.
+///
+/// # Safety
+///
+/// None. It is that of the other architecture.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn pages_of_entry(_pfn: u64) -> Option<u64> {
+    Some(1)
+}
+
 /// The failures that were reported, except simulated ones.
 #[derive(Default)]
 struct Failures {
@@ -222,15 +263,14 @@ impl FailedPages {
         let mut pfn = frames.start.max(self.frames.start);
 
         while UNMAPS_FAILED_PAGES && pfn < end {
-            let mut nr_pages: c_ulong = 1;
             // SAFETY: By the safety requirements and the type invariant the frame is in the range
-            // that was mapped, whose page tables stay. Their entries may be split meanwhile.
-            if !unsafe { bindings::is_in_linear_mapping(pfn as c_ulong, &mut nr_pages) } {
+            // that was mapped.
+            let Some(nr_pages) = (unsafe { pages_of_entry(pfn) }) else {
                 return Some(pfn);
-            }
+            };
             // The number is a power of two, and the first page is aligned to it.
-            let in_entry = pfn & (nr_pages as u64).saturating_sub(1);
-            let rest = (nr_pages as u64).saturating_sub(in_entry);
+            let in_entry = pfn & nr_pages.saturating_sub(1);
+            let rest = nr_pages.saturating_sub(in_entry);
             pfn = pfn.saturating_add(rest.max(1));
         }
         None
