@@ -119,8 +119,8 @@ impl HasFailed {
     }
 }
 
-/// Returns how many pages the entry of the linear mapping maps that has a page frame, or [`None`] if
-/// the page is missing there. Does not sleep.
+/// Returns how many pages the entry of the linear mapping maps that has a page frame, or [`None`]
+/// if the page is missing there. Does not sleep.
 ///
 /// # Safety
 ///
