@@ -226,28 +226,26 @@ fn two_in_one_region(lab: &mut Lab) -> Result<()> {
         .try_for_each(|(tag, disk, _)| expect_contents(disk, *tag))
 }
 
-/// Makes and removes namespaces. Returns how often that succeeded: two programs may choose the same
-/// device for a new namespace, and one of them fails.
-fn make_and_remove(region: &Device, mode: Mode, rounds: usize) -> usize {
-    let round = |_: &usize| {
+/// Makes and removes a namespace. Returns whether that has succeeded in at most `tries` tries: two
+/// programs may choose the same device for a new namespace, and then one of them fails, or both.
+fn make_and_remove(region: &Device, mode: Mode, tries: usize) -> bool {
+    let make = || {
         let made = ndctl::create(region, mode, &["-s", "64M"])?;
         run("ndctl", &["destroy-namespace", "-f", &made.dev])
     };
-    (0..rounds)
-        .filter(|number| match round(number) {
-            Ok(_) => true,
-            Err(error) => {
-                println!("{error:#}");
-                false
-            }
-        })
-        .count()
+    (0..tries).any(|_| match make() {
+        Ok(_) => true,
+        Err(error) => {
+            println!("{error:#}");
+            false
+        }
+    })
 }
 
 /// Several `ndctl` at once make, remove and list namespaces, two of them in the same region.
 fn several_programs(lab: &mut Lab) -> Result<()> {
-    // On the debug kernel each takes minutes. Elsewhere the limit of the test is shorter.
-    const ROUNDS: usize = 1;
+    const TRIES: usize = 5;
+    // On the debug kernel each try takes minutes. Elsewhere the limit of the test is shorter.
     const LIMIT: Duration = Duration::from_secs(600);
     let empty = || [0, 1].map(|index| emptied(lab, index));
     let regions = empty().into_iter().collect::<Result<Vec<_>>>()?;
@@ -258,17 +256,17 @@ fn several_programs(lab: &mut Lab) -> Result<()> {
     let before = free()?;
     let mut messages = Messages::from_now()?;
     let mut makers = Vec::new();
-    for (index, mode, at_least) in [
-        (0, Mode::FsdaxMem, ROUNDS),
-        (1, Mode::FsdaxMem, 0),
-        (1, Mode::FsdaxDev, 0),
+    for (index, mode, tries) in [
+        // Nothing else uses this region.
+        (0, Mode::FsdaxMem, 1),
+        (1, Mode::FsdaxMem, TRIES),
+        (1, Mode::FsdaxDev, TRIES),
     ] {
         let region = &regions[index];
-        makers.push(Child::start(format!("{region} {mode:?}"), |link| {
-            let good = make_and_remove(region, mode, ROUNDS);
-            println!("{region} {mode:?}: {good} of {ROUNDS} rounds have succeeded");
-            ensure!(good >= at_least, "only {good} have succeeded");
-            link.say(&format!("good {good}"))
+        makers.push(Child::start(format!("{region} {mode:?}"), |_| {
+            let good = make_and_remove(region, mode, tries);
+            ensure!(good, "no try has succeeded");
+            Ok(())
         })?);
     }
     let mut lister = Child::start("the lister", |link| {
@@ -278,12 +276,9 @@ fn several_programs(lab: &mut Lab) -> Result<()> {
         }
         Ok(())
     })?;
-    let mut good = Vec::new();
     for maker in &mut makers {
-        good.push(maker.hear_value("good ", LIMIT)?.parse::<usize>()?);
         maker.expect_done(LIMIT)?;
     }
-    ensure!(good[1] + good[2] > 0, "all have failed in the same region");
     lister.go()?;
     lister.expect_done(LIMIT)?;
     expect_no_thread_stuck()?;
