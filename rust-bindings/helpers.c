@@ -265,6 +265,18 @@ bool pmem_rs_helper_nd_region_has_flush_function(const struct nd_region *nd_regi
 	return nd_region->flush;
 }
 
+struct badblocks *pmem_rs_helper_nd_region_badblocks(struct nd_region *nd_region);
+struct badblocks *pmem_rs_helper_nd_region_badblocks(struct nd_region *nd_region)
+{
+	return &nd_region->bb;
+}
+
+u64 pmem_rs_helper_nd_region_start(const struct nd_region *nd_region);
+u64 pmem_rs_helper_nd_region_start(const struct nd_region *nd_region)
+{
+	return nd_region->ndr_start;
+}
+
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region)
 {

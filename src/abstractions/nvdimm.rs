@@ -23,6 +23,7 @@ mod driver_attribute;
 mod enabled_namespace;
 mod identity;
 mod infoblock;
+mod memmap;
 mod namespace;
 mod probe_error;
 mod probe_results;

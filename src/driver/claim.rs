@@ -3,6 +3,8 @@
 //! Checks info blocks, and finds the mode in which a namespace is bound.
 
 use super::messages::{
+    bad_memmap,
+    bad_outside,
     info_block_error,
     missing,
     not_set_up,
@@ -75,7 +77,7 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
                 SetupError::InfoBlock(mode, error) => {
                     info_block_error(dev, namespace.name(), mode, error)
                 }
-                SetupError::Other(err) => err.into(),
+                err => Error::from(err).into(),
             }),
             // The block is lost, or was never written.
             Some(class) => Err(missing(dev, namespace.name(), mode_of(class))),
@@ -165,6 +167,8 @@ fn setup_error(dev: &Device<Core<'_>>, name: &CStr, err: SetupError) -> ProbeErr
         // libnvdimm would refuse it too, but without a message.
         SetupError::Unreadable => unreadable(dev, name),
         SetupError::InfoBlock(mode, error) => info_block_error(dev, name, mode, error),
+        SetupError::BadMemmap => bad_memmap(dev, name),
+        SetupError::BadOutside(address) => bad_outside(dev, name, address),
         // An empty seed is no error.
         SetupError::Other(ENODEV) => ENODEV.into(),
         SetupError::Other(err) => not_set_up(dev, name, err),

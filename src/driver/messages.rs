@@ -96,6 +96,36 @@ pub fn unreadable(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
     )
 }
 
+/// Logs that the medium is bad where the `struct page`s are, and could not be cleared.
+pub fn bad_memmap(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
+    ProbeError::logged(
+        dev,
+        EIO,
+        fmt!(
+            "the medium is bad where {} has its struct pages (map=dev), and the platform could not \
+             clear it. The data are intact: to read them, {}write 1 to its force_raw and bind it",
+            name,
+            release(dev)
+        ),
+    )
+}
+
+/// Logs that bad sectors outside of the namespace prevent libnvdimm from setting up `struct page`s
+/// on the medium.
+pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> ProbeError {
+    ProbeError::logged(
+        dev,
+        EIO,
+        fmt!(
+            "{} has its struct pages on the medium (map=dev), and libnvdimm would take the bad \
+             sector at {:#x}, which is outside of it, for one of theirs. Clear the errors of the \
+             namespace there (`ndctl list -RM` shows it; `ndctl clear-errors`), then bind this one",
+            name,
+            address
+        ),
+    )
+}
+
 /// Logs that libnvdimm cannot set up a pfn or btt device whose info block is valid.
 pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError {
     let (mode, overwrites) = match dev.kind() {

@@ -6,7 +6,8 @@
 //! left unused (`memmap=SIZE$START`, `mem=`). The kernel's own `nfit_test` only works with drivers
 //! that were built with its wrappers. In debugfs, under `injector`:
 //!
-//! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm;
+//! - `inject`: writing `ADDRESS LENGTH` makes these bytes bad, and notifies libnvdimm; with
+//!   `ADDRESS LENGTH DISK` they are bytes of the region that this disk is in;
 //! - `fail`: writing `ADDRESS` does to its page what the kernel does after a machine check; with
 //!   `ADDRESS DELAY` the page is removed from the linear mapping as many milliseconds later;
 //! - `limit`: the maximum number of bytes that are cleared; with 0 clearing fails;
@@ -29,6 +30,7 @@ use kernel::{
     fmt,
     page::PAGE_SHIFT,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -80,6 +82,8 @@ extern "C" {
     // From libnvdimm.c.
     fn injector_bus_register(parent: *mut c_void) -> *mut Opaque;
     fn injector_region_create(bus: *mut Opaque, start: u64, size: u64) -> *mut Opaque;
+    fn injector_region_of(disk: *const c_char) -> *mut Opaque;
+    fn injector_bus_of(region: *mut Opaque) -> *mut Opaque;
     fn injector_region_notify(region: *mut Opaque);
     fn injector_set_mce_nospec(pfn: c_ulong) -> c_int;
 
@@ -159,41 +163,65 @@ unsafe impl Send for Provider {}
 // SAFETY: Both may be used by any thread.
 unsafe impl Sync for Provider {}
 
-/// Reads up to two numbers, decimal or, with `0x`, hexadecimal.
-fn numbers(reader: &mut UserSliceReader) -> Result<(u64, Option<u64>)> {
-    let mut text = [0; 64];
-    let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
-    reader.read_slice(text)?;
+/// What is written to a file: up to two numbers, decimal or, with `0x`, hexadecimal, and the path of
+/// a disk.
+struct Command {
+    first: u64,
+    second: Option<u64>,
+    disk: Option<CString>,
+}
 
-    let parse = |word: &str| match word.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => word.parse(),
-    };
-    let mut words = core::str::from_utf8(text)
-        .map_err(|_| EINVAL)?
-        .split_whitespace();
-    let first = words.next().ok_or(EINVAL)?;
-    let second = words.next().map(parse).transpose().map_err(|_| EINVAL)?;
-    Ok((parse(first).map_err(|_| EINVAL)?, second))
+impl Command {
+    fn read(reader: &mut UserSliceReader) -> Result<Self> {
+        let mut text = [0; 64];
+        let text = text.get_mut(..reader.len()).ok_or(EINVAL)?;
+        reader.read_slice(text)?;
+
+        let number = |word: &str| match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => word.parse(),
+        };
+        let mut words = core::str::from_utf8(text)
+            .map_err(|_| EINVAL)?
+            .split_whitespace();
+        let first = words.next().ok_or(EINVAL)?;
+        Ok(Self {
+            first: number(first).map_err(|_| EINVAL)?,
+            second: words.next().map(number).transpose().map_err(|_| EINVAL)?,
+            disk: words
+                .next()
+                .map(|path| CString::try_from_fmt(fmt!("{path}")))
+                .transpose()?,
+        })
+    }
 }
 
 fn inject(provider: &Provider, reader: &mut UserSliceReader) -> Result {
-    let (address, length) = numbers(reader)?;
+    let command = Command::read(reader)?;
+    let length = command.second.ok_or(EINVAL)?;
 
-    // SAFETY: The files are removed before the bus.
+    // SAFETY: The files are removed before the bus. The test keeps the disk.
     unsafe {
-        to_result(nvdimm_bus_add_badrange(
-            provider.bus.as_ptr(),
-            address,
-            length.ok_or(EINVAL)?,
-        ))?;
-        injector_region_notify(provider.region.as_ptr());
+        let (bus, region) = match &command.disk {
+            Some(disk) => {
+                let region = injector_region_of(disk.as_char_ptr());
+                let region = NonNull::new(region).ok_or(ENODEV)?.as_ptr();
+                (injector_bus_of(region), region)
+            }
+            None => (provider.bus.as_ptr(), provider.region.as_ptr()),
+        };
+        to_result(nvdimm_bus_add_badrange(bus, command.first, length))?;
+        injector_region_notify(region);
     }
     Ok(())
 }
 
 fn fail(_: &(), reader: &mut UserSliceReader) -> Result {
-    let (address, delay) = numbers(reader)?;
+    let Command {
+        first: address,
+        second: delay,
+        ..
+    } = Command::read(reader)?;
     let pfn = (address >> PAGE_SHIFT) as c_ulong;
 
     // As `uc_decode_notifier()` does in arch/x86/kernel/cpu/mce/core.c.
@@ -219,7 +247,7 @@ fn show_limit(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn set_limit(_: &(), reader: &mut UserSliceReader) -> Result {
-    LIMIT.store(numbers(reader)?.0, Relaxed);
+    LIMIT.store(Command::read(reader)?.first, Relaxed);
     Ok(())
 }
 

@@ -244,22 +244,8 @@ impl Badblocks {
 
     /// As [`Self::check`], for one of the [`chunks`].
     fn check_chunk(&self, first: u64, sectors: u64) -> Option<BadRange> {
-        let mut bad = BadRange {
-            first: 0,
-            sectors: 0,
-        };
-        // SAFETY: By the type invariant `inner` is initialised; the results go to local variables.
-        let found = unsafe {
-            bindings::badblocks_check(
-                self.inner.get(),
-                first,
-                sectors,
-                &mut bad.first,
-                &mut bad.sectors,
-            )
-        };
-
-        (found != 0).then_some(bad)
+        // SAFETY: By the type invariant `inner` is initialised.
+        unsafe { check_chunk(self.inner.get(), first, sectors) }
     }
 
     /// Adds the `sectors` sectors from `first` on, and wakes the pollers of the attribute.
@@ -334,6 +320,44 @@ impl Badblocks {
     pub(in crate::abstractions) fn as_raw(&self) -> NonNull<bindings::badblocks> {
         NonNull::from(&self.inner).cast()
     }
+}
+
+/// As [`Badblocks::check`], for a list of the C side.
+///
+/// # Safety
+///
+/// The list must be initialised.
+pub(in crate::abstractions) unsafe fn check(
+    list: *mut bindings::badblocks,
+    first: u64,
+    sectors: u64,
+) -> Option<BadRange> {
+    chunks(first, sectors).find_map(|(first, sectors)| {
+        // SAFETY: By the safety requirements.
+        unsafe { check_chunk(list, first, sectors) }
+    })
+}
+
+/// As [`check`], for one of the [`chunks`].
+///
+/// # Safety
+///
+/// As that of [`check`].
+unsafe fn check_chunk(
+    list: *mut bindings::badblocks,
+    first: u64,
+    sectors: u64,
+) -> Option<BadRange> {
+    let mut bad = BadRange {
+        first: 0,
+        sectors: 0,
+    };
+    // SAFETY: By the safety requirements. The results go to local variables.
+    let found = unsafe {
+        bindings::badblocks_check(list, first, sectors, &mut bad.first, &mut bad.sectors)
+    };
+
+    (found != 0).then_some(bad)
 }
 
 /// Splits a request into parts that the C functions can handle. They warn about an empty one.

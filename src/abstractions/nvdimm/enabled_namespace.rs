@@ -36,6 +36,10 @@ use kernel::{
     prelude::*, //
 };
 
+/// The direction of an access (`include/linux/fs.h`).
+const READ: c_int = 0;
+const WRITE: c_int = 1;
+
 /// The size of an info block in bytes, and the offset of one that is not at the start.
 pub const INFO_BLOCK_SIZE: usize = infoblock::LEN;
 
@@ -64,6 +68,11 @@ pub enum SetupError {
     Unreadable,
     /// The info block, which is for this mode, cannot be used.
     InfoBlock(NamespaceMode, InfoBlockError),
+    /// The medium is bad where the `struct page`s would be, and could not be cleared.
+    BadMemmap,
+    /// libnvdimm would take a bad sector at this address, which is outside of the namespace, for
+    /// one of the `struct page`s, and would overwrite memory or fail.
+    BadOutside(PhysAddr),
     /// Another error.
     Other(Error),
 }
@@ -77,7 +86,7 @@ impl From<Error> for SetupError {
 impl From<SetupError> for Error {
     fn from(err: SetupError) -> Self {
         match err {
-            SetupError::Unreadable => EIO,
+            SetupError::Unreadable | SetupError::BadMemmap | SetupError::BadOutside(_) => EIO,
             SetupError::InfoBlock(..) => EOPNOTSUPP,
             SetupError::Other(err) => err,
         }
@@ -159,7 +168,7 @@ impl<'bound> EnabledNamespace<'bound> {
     }
 
     /// Returns the properties that the info block must match.
-    fn expected(&self) -> Result<Expected> {
+    pub(super) fn expected(&self) -> Result<Expected> {
         let range = self.namespace.range()?;
 
         Ok(Expected {
@@ -175,27 +184,38 @@ impl<'bound> EnabledNamespace<'bound> {
         })
     }
 
-    /// Reads the bytes at an offset in the namespace. May sleep. Fails with [`EIO`] if the medium
-    /// is bad there.
-    fn read(&self, offset: ResourceSize, block: &mut [u8; INFO_BLOCK_SIZE]) -> Result {
-        const READ: c_int = 0;
+    /// Reads or writes bytes at an offset in the namespace. May sleep. Fails with [`EIO`] if the
+    /// medium is bad there, for a write if it cannot be cleared.
+    fn access(&self, offset: ResourceSize, bytes: &mut [u8], direction: c_int) -> Result {
         let ndns = self.namespace.ndns().as_ptr();
 
         // The C function checks the end, but not whether the sum wraps.
-        offset.checked_add(block.len() as u64).ok_or(EINVAL)?;
-        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be read. The
-        // buffer is as long as the read.
+        offset.checked_add(bytes.len() as u64).ok_or(EINVAL)?;
+        // SAFETY: By the type invariant the namespace is valid, and enabled, so it can be accessed.
+        // The buffer is as long as the access.
         to_result(unsafe {
-            let read = (*ndns).rw_bytes.ok_or(ENXIO)?;
-            read(
+            let access = (*ndns).rw_bytes.ok_or(ENXIO)?;
+            access(
                 ndns,
                 offset,
-                block.as_mut_ptr().cast(),
-                block.len(),
-                READ,
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+                direction,
                 0,
             )
         })
+    }
+
+    /// Reads the bytes at an offset in the namespace. May sleep. Fails with [`EIO`] if the medium
+    /// is bad there.
+    fn read(&self, offset: ResourceSize, block: &mut [u8; INFO_BLOCK_SIZE]) -> Result {
+        self.access(offset, block, READ)
+    }
+
+    /// Writes bytes at an offset in the namespace, which are then not bad any more. May sleep. Fails
+    /// with [`EIO`] if the medium is bad there and cannot be cleared.
+    pub(super) fn write(&self, offset: ResourceSize, bytes: &mut [u8]) -> Result {
+        self.access(offset, bytes, WRITE)
     }
 
     /// Reads the bytes at [`Self::info_block_start`]. May sleep. Fails with [`EIO`] if the medium
@@ -285,7 +305,8 @@ impl<'bound> EnabledNamespace<'bound> {
 
     /// Reads the info block of a pfn device, or writes it if the device is new. May sleep.
     ///
-    /// The block is checked before, since libnvdimm does not check it completely.
+    /// The block is checked before, since libnvdimm does not check it completely. Bad sectors where
+    /// the `struct page`s are on the medium are cleared.
     ///
     /// # Errors
     ///
@@ -299,13 +320,23 @@ impl<'bound> EnabledNamespace<'bound> {
         if dev.kind() != Kind::Pfn {
             return Err(ENODEV.into());
         }
-        self.data_of_pfn()?;
+        let data = self.data_of_pfn()?;
+        // SAFETY: The device is a pfn device that is being bound, so its attributes cannot change.
+        let (mode, align) = unsafe {
+            let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
+            ((*nd_pfn).mode, (*nd_pfn).align)
+        };
+        let this = if mode == bindings::nd_pfn_mode_PFN_MODE_PMEM {
+            self.clear_memmap(data, align as u64)?
+        } else {
+            self
+        };
 
         let mut pgmap = bindings::dev_pagemap::default();
         // To clear errors in the memory map, the function disables the namespace and enables it
         // again, and may fail in between. So after a failure nothing is disabled here: devres
         // releases what is enabled.
-        let enabled = ManuallyDrop::new(self);
+        let enabled = ManuallyDrop::new(this);
         // SAFETY: The device is a pfn device that is being bound, and its namespace is enabled.
         let (ret, pfn_sb) = unsafe {
             let nd_pfn = bindings::to_nd_pfn(dev.as_raw());

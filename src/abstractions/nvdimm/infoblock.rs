@@ -154,7 +154,29 @@ impl Expected {
         };
         needed().is_some_and(|needed| data_offset >= needed)
     }
+
+    /// Returns the offset of the data in a new pfn device with `struct page`s on the medium, whose
+    /// data are to be aligned to `align` (`nd_pfn_init()`). [`None`] if there is no such offset.
+    pub(super) fn new_data_offset(&self, align: u64) -> Option<u64> {
+        const RESERVED: u64 = 8 << 10;
+        const MAX_STRUCT_PAGE_SIZE: u64 = 64;
+        let pages = self
+            .size
+            .checked_sub(RESERVED)?
+            .checked_div(self.page_size)?
+            .checked_mul(self.page_struct_size.max(MAX_STRUCT_PAGE_SIZE))?;
+        let end = self.start.checked_add(RESERVED)?.checked_add(pages)?;
+        let offset = end
+            .checked_next_multiple_of(align.max(self.start_align))?
+            .checked_sub(self.start)?;
+
+        (offset < self.size).then_some(offset)
+    }
 }
+
+/// The smallest offset of data whose `struct page`s are on the medium and that libnvdimm cannot
+/// handle: `nd_pfn_clear_memmap_errors()` counts the sectors before the data with an `int`.
+const TOO_FAR_FOR_MEMMAP: u64 = 1 << 40;
 
 /// The size of an arena of a btt that is followed by another one (`ARENA_MAX_SIZE`).
 const LARGEST_ARENA: u64 = 512 << 30;
@@ -408,6 +430,9 @@ impl<'a> InfoBlock<'a> {
         // libnvdimm checks only `memremap_compat_align()`.
         if start & expected.start_align.saturating_sub(1) != 0 {
             return Err(InfoBlockError::StartAlignment);
+        }
+        if mode == PFN_MODE_PMEM && data_offset >= TOO_FAR_FOR_MEMMAP {
+            return Err(InfoBlockError::DataOffset);
         }
         if mode == PFN_MODE_PMEM && !expected.has_room_for_memmap(start, usable, data_offset) {
             return Err(InfoBlockError::PageStructSize);

@@ -3,9 +3,13 @@
 //! Regions, whose properties are those of all namespaces in them.
 
 use crate::abstractions::bindings;
-use crate::abstractions::kernel::badblocks::Badblocks;
+use crate::abstractions::kernel::badblocks::{
+    self,
+    Badblocks, //
+};
 use core::ops::Range;
 use kernel::{
+    block::SECTOR_SIZE,
     io::PhysAddr,
     types::Opaque, //
 };
@@ -79,6 +83,22 @@ impl Region {
     pub fn is_read_only(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
         unsafe { bindings::nd_region_is_read_only(self.as_raw()) }
+    }
+
+    /// Returns the physical address of the first bad sector that the region itself has listed, among
+    /// the `sectors` ones from sector `first` of the region on.
+    pub(super) fn first_bad(&self, first: u64, sectors: u64) -> Option<PhysAddr> {
+        // SAFETY: By the type invariant the region is valid and bound. Its driver has initialised
+        // the list before it added the devices in it.
+        let (start, bad) = unsafe {
+            (
+                bindings::nd_region_start(self.as_raw()),
+                badblocks::check(bindings::nd_region_badblocks(self.as_raw()), first, sectors),
+            )
+        };
+        let sector = bad?.first.max(first);
+
+        Some(start.saturating_add(sector.saturating_mul(u64::from(SECTOR_SIZE))))
     }
 
     /// Adds the bad ranges in a physical range to badblocks, which count from its start. May sleep.

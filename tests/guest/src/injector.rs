@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::arch::UNUSED_MEMORY;
 use crate::command::run;
+use crate::disk::Disk;
 use crate::nd::{Device, settle};
 use crate::sysfs;
 
@@ -64,6 +65,12 @@ impl Injector {
     /// Makes the provider find and report a media error.
     pub fn inject(&self, address: u64, len: u64) -> Result<()> {
         sysfs::write(Self::file("inject"), &format!("{address:#x} {len}"))
+    }
+
+    /// Makes a provider find and report a media error in the region of any disk.
+    pub fn inject_elsewhere(&self, disk: &Disk, address: u64, len: u64) -> Result<()> {
+        let command = format!("{address:#x} {len} {}", disk.node().display());
+        sysfs::write(Self::file("inject"), &command)
     }
 
     /// Reports a hardware memory error in the page at this address: its users are notified, and the

@@ -237,6 +237,64 @@ fn the_range_starts_with_a_page_of_struct_pages() {
     }
 }
 
+/// libnvdimm counts the sectors before the data with an `int` if the struct pages are there.
+#[test]
+fn struct_pages_on_the_medium_take_less_than_a_tib() {
+    let huge = Expected {
+        size: 2 << 40,
+        ..EXPECTED
+    };
+    for (mode, offset, error) in [
+        (2, (1 << 40) - 2 * MIB, None),
+        (2, 1 << 40, Some(InfoBlockError::DataOffset)),
+        (1, 1 << 40, None),
+    ] {
+        let block = Draft::fsdax()
+            .having((MODE, 4), mode)
+            .having((DATA_OFFSET, 8), offset);
+        assert_eq!(
+            block.sealed().check(&huge).err(),
+            error,
+            "{mode} {offset:#x}"
+        );
+    }
+}
+
+/// As `nd_pfn_init()` computes it.
+#[test]
+fn new_data_begin_behind_their_struct_pages() {
+    for (start, size, align, offset) in [
+        (1 << 32, 512 * MIB, 2 * MIB, Some(10 * MIB)),
+        ((1 << 32) + 4 * MIB, 508 * MIB, 2 * MIB, Some(8 * MIB)),
+        (1 << 32, 4096 * MIB, 1024 * MIB, Some(1024 * MIB)),
+        // The start is aligned, whatever the alignment of the device is.
+        (1 << 32, 64 * MIB, 4096, Some(2 * MIB)),
+        // No room.
+        (1 << 32, 2 * MIB, 2 * MIB, None),
+        (1 << 32, 4096, 2 * MIB, None),
+        (u64::MAX - MIB, 512 * MIB, 2 * MIB, None),
+    ] {
+        let expected = Expected {
+            start,
+            size,
+            ..EXPECTED
+        };
+        assert_eq!(
+            expected.new_data_offset(align),
+            offset,
+            "{size:#x} from {start:#x}"
+        );
+        // The block that libnvdimm writes there is accepted.
+        if let Some(offset) = offset {
+            let block = Draft::fsdax()
+                .having((MODE, 4), 2)
+                .having((DATA_OFFSET, 8), offset)
+                .having((ALIGN, 4), align);
+            assert_eq!(block.sealed().check(&expected), Ok(()));
+        }
+    }
+}
+
 /// Kata Containers and pmem-csi write version 0.2, without uuids, npfns and sizes of pages.
 #[test]
 fn fsdax_and_devdax_have_major_version_0_or_1() {

@@ -79,7 +79,8 @@ impl Completion {
     /// Makes the completion not done (`reinit_completion()`). Callable from any context.
     ///
     /// A concurrent [`Self::complete`] may be lost. So the caller must check its condition after
-    /// this, and before it waits.
+    /// this, and before it waits. Only the thread that waits should call this: if another thread is
+    /// about to return from a wait, the completion may stay done for good.
     pub fn reinit(&self) {
         // SAFETY: By the type invariant `inner` is initialised. The volatile write may race with
         // the C side, which changes the field under the lock of the completion.

@@ -6,6 +6,7 @@
 mod blocks;
 mod failures;
 mod files;
+mod memmap;
 mod repairs;
 
 use std::fs::File;
@@ -68,6 +69,16 @@ pub const SUITE: Suite = Suite {
         Test::new("traced", repairs::traced).within(120),
         Test::new("simulated_failure", failures::simulated).within(120),
         Test::new("simulated_and_real_failure", failures::simulated_and_real).within(120),
+        Test::new("memory_map_is_cleared", memmap::cleared),
+        Test::new(
+            "memory_map_of_a_new_device_is_cleared",
+            memmap::cleared_for_a_new_device,
+        ),
+        Test::new("memory_map_cannot_be_cleared", memmap::not_cleared),
+        Test::new(
+            "bad_sectors_before_the_namespace",
+            memmap::of_the_namespace_before,
+        ),
     ],
 };
 

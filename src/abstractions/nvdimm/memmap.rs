@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bad sectors in the memory map of a pfn device whose `struct page`s are on the medium.
+//!
+//! The kernel writes the memory map when a range gets its `struct page`s, and a store to poison is a
+//! machine check. libnvdimm clears bad sectors before (`nd_pfn_clear_memmap_errors()` in
+//! `drivers/nvdimm/pfn_devs.c`), but takes sector numbers of the region for ones of the namespace:
+//!
+//! - It misses those of a namespace that is not the first of its region.
+//! - It takes bad sectors of other namespaces for those of the memory map. Then it fails with a
+//!   warning, or overwrites the page before the namespace and never ends.
+//! - It fails with a warning if a run of bad sectors does not end where the data begin.
+//! - It never ends if the platform cannot clear a sector.
+//!
+//! So the memory map is cleared here, and libnvdimm is only called if it will find no bad sector.
+
+use super::enabled_namespace::{
+    EnabledNamespace,
+    SetupError,
+    INFO_BLOCK_SIZE, //
+};
+use crate::abstractions::kernel::badblocks::Badblocks;
+use core::ops::Range;
+use kernel::{
+    block::SECTOR_SIZE,
+    io::PhysAddr,
+    prelude::*, //
+};
+
+/// Where libnvdimm begins to look for bad sectors, and the end of the last info block, in bytes from
+/// the start of a namespace.
+const START: u64 = 2 * INFO_BLOCK_SIZE as u64;
+
+fn sector_of(offset: u64) -> u64 {
+    offset / u64::from(SECTOR_SIZE)
+}
+
+impl EnabledNamespace<'_> {
+    /// Clears the bad sectors before the data. These are at `data`, or will be where libnvdimm puts
+    /// those of a new device, aligned to `align`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`SetupError::BadMemmap`] if a sector could not be cleared.
+    /// - [`SetupError::BadOutside`] if libnvdimm would find other bad sectors.
+    /// - As for [`Namespace::enable`](super::Namespace::enable).
+    pub(super) fn clear_memmap(
+        self,
+        data: Option<Range<PhysAddr>>,
+        align: u64,
+    ) -> Result<Self, SetupError> {
+        let range = self.namespace().range()?;
+        let end = match data {
+            Some(data) => data.start.checked_sub(range.start),
+            None => self.expected()?.new_data_offset(align),
+        };
+        // libnvdimm refuses a namespace that is too small.
+        let Some(end) = end else { return Ok(self) };
+
+        let memmap = range.start..range.start.saturating_add(end);
+        let this = match self.bad_sectors(&memmap)? {
+            None => self,
+            Some(bad) => {
+                let this = self.disable().enable_bytes(end)?;
+                this.clear(&bad, START..end)
+                    .map_err(|_| SetupError::BadMemmap)?;
+                // `nsio_rw_bytes()` takes an error of `nvdimm_clear_poison()` for a success.
+                if this.bad_sectors(&memmap)?.is_some_and(|bad| {
+                    let [first, end] = [START, end].map(sector_of);
+                    bad.check(first, end.saturating_sub(first)).is_some()
+                }) {
+                    return Err(SetupError::BadMemmap);
+                }
+                this
+            }
+        };
+
+        let [first, end] = [START, end].map(sector_of);
+        let region = this.namespace().device().region();
+        match region.first_bad(first, end.saturating_sub(first)) {
+            Some(address) if memmap.contains(&address) => Err(SetupError::BadMemmap),
+            Some(address) => Err(SetupError::BadOutside(address)),
+            None => Ok(this),
+        }
+    }
+
+    /// Returns the bad sectors in a physical range, counted from its start, if there are any.
+    fn bad_sectors(&self, range: &Range<PhysAddr>) -> Result<Option<Pin<KBox<Badblocks>>>> {
+        let bad = KBox::pin_init(Badblocks::new(), GFP_KERNEL)?;
+
+        self.namespace()
+            .device()
+            .region()
+            .populate_badblocks(&bad, range);
+        Ok(Some(bad).filter(|bad| !bad.is_empty()))
+    }
+
+    /// Writes zeroes to the bad sectors within `offsets`.
+    fn clear(&self, bad: &Badblocks, offsets: Range<u64>) -> Result {
+        const SECTOR: u64 = SECTOR_SIZE as u64;
+        let mut zeroes = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
+        let (mut next, end) = (sector_of(offsets.start), sector_of(offsets.end));
+
+        while let Some(run) = bad.check(next, end.saturating_sub(next)) {
+            let first = run.first.max(next);
+            let sectors = run
+                .first
+                .saturating_add(run.sectors)
+                .min(end)
+                .saturating_sub(first)
+                .min(INFO_BLOCK_SIZE as u64 / SECTOR);
+            let len = sectors.saturating_mul(SECTOR) as usize;
+
+            let zeroes = zeroes.get_mut(..len).ok_or(EINVAL)?;
+            self.write(first.saturating_mul(SECTOR), zeroes)?;
+            // Progress, whatever the list says.
+            next = first.saturating_add(sectors.max(1));
+        }
+        Ok(())
+    }
+}
