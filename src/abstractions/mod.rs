@@ -50,6 +50,8 @@
 //! - A device that libnvdimm adds while it unbinds the region, and leaves there
 //!   (`nd_region_remove()`). A flush that runs at that moment may use data of the region that are
 //!   freed. Later ones fail.
+//! - A media error that is reported while a device with its `struct page`s on the medium is being
+//!   bound. libnvdimm may look for it in the wrong place (`nd_pfn_clear_memmap_errors()`).
 //!
 //! [`Extent`]: kernel::dax::Extent
 //! [`MemRegion`]: kernel_ext::io::resource::MemRegion

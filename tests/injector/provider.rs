@@ -163,8 +163,8 @@ unsafe impl Send for Provider {}
 // SAFETY: Both may be used by any thread.
 unsafe impl Sync for Provider {}
 
-/// What is written to a file: up to two numbers, decimal or, with `0x`, hexadecimal, and the path of
-/// a disk.
+/// What is written to a file: up to two numbers, decimal or, with `0x`, hexadecimal, and the path
+/// of a disk.
 struct Command {
     first: u64,
     second: Option<u64>,

@@ -212,8 +212,8 @@ impl<'bound> EnabledNamespace<'bound> {
         self.access(offset, block, READ)
     }
 
-    /// Writes bytes at an offset in the namespace, which are then not bad any more. May sleep. Fails
-    /// with [`EIO`] if the medium is bad there and cannot be cleared.
+    /// Writes bytes at an offset in the namespace, which are then not bad any more. May sleep.
+    /// Fails with [`EIO`] if the medium is bad there and cannot be cleared.
     pub(super) fn write(&self, offset: ResourceSize, bytes: &mut [u8]) -> Result {
         self.access(offset, bytes, WRITE)
     }

@@ -2,8 +2,8 @@
 
 //! Bad sectors in the memory map of a pfn device whose `struct page`s are on the medium.
 //!
-//! The kernel writes the memory map when a range gets its `struct page`s, and a store to poison is a
-//! machine check. libnvdimm clears bad sectors before (`nd_pfn_clear_memmap_errors()` in
+//! The kernel writes the memory map when a range gets its `struct page`s, and a store to poison is
+//! a machine check. libnvdimm clears bad sectors before (`nd_pfn_clear_memmap_errors()` in
 //! `drivers/nvdimm/pfn_devs.c`), but takes sector numbers of the region for ones of the namespace:
 //!
 //! - It misses those of a namespace that is not the first of its region.
@@ -27,8 +27,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Where libnvdimm begins to look for bad sectors, and the end of the last info block, in bytes from
-/// the start of a namespace.
+/// Where libnvdimm begins to look for bad sectors, and the end of the last info block, in bytes
+/// from the start of a namespace.
 const START: u64 = 2 * INFO_BLOCK_SIZE as u64;
 
 fn sector_of(offset: u64) -> u64 {

@@ -85,8 +85,8 @@ impl Region {
         unsafe { bindings::nd_region_is_read_only(self.as_raw()) }
     }
 
-    /// Returns the physical address of the first bad sector that the region itself has listed, among
-    /// the `sectors` ones from sector `first` of the region on.
+    /// Returns the physical address of the first bad sector that the region itself has listed,
+    /// among the `sectors` ones from sector `first` of the region on.
     pub(super) fn first_bad(&self, first: u64, sectors: u64) -> Option<PhysAddr> {
         // SAFETY: By the type invariant the region is valid and bound. Its driver has initialised
         // the list before it added the devices in it.
