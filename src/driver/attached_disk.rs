@@ -190,7 +190,7 @@ impl<'bound> AttachedDisk<'bound> {
         self.device.sync();
     }
 
-    /// Adds what the region knows to be bad to the badblocks, and notifies pollers.
+    /// Adds the bad sectors of the region to the badblocks of the disk, and notifies pollers.
     pub fn revalidate_poison(&self, dev: &Device<Bound>) {
         let pmem = self.device.with_parts(|parts| Arc::from(parts.disk.data()));
         let Some(pmem) = pmem else {

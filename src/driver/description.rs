@@ -85,7 +85,8 @@ impl Step {
             Self::CloseToMappings => {
                 " (a mount or unmount that does not end, or pins of more files than can be kept)"
             }
-            Self::Leases | Self::Close => "",
+            Self::Leases => "",
+            Self::Close => " (a work item that kills the DAX device)",
             Self::RemoveDisk => " (a file system on the disk that does not shut down)",
             Self::Revoke => " (files, of which one is locked, or a mount or unmount)",
             Self::Flush => " (a flush of the region that does not end)",
@@ -119,11 +120,11 @@ impl fmt::Display for Description<'_> {
                     used.cached
                 ));
             }
-            Stage::TearingDown(step) => step.map_or("", Step::obstacle),
+            Stage::TearingDown(step) => step.map_or(" (a work item)", Step::obstacle),
             // A lease has a reference.
             Stage::Draining(Some(User::Reference)) if holders.is_some() => "",
             Stage::Draining(Some(User::Reference)) => {
-                " (a DAX read or write that hangs somewhere in the system)"
+                " (a DAX read or write somewhere in the system, or a freeze or thaw, that hangs)"
             }
             Stage::Draining(Some(User::Keeper)) => " (a holder of the disk: device-mapper)",
             Stage::Draining(_) => "",

@@ -107,7 +107,8 @@ pub(super) struct Progress {
     pub(super) used: PagesInUse,
 }
 
-/// The data of the teardown of a device.
+/// The state of a device from its probe until its range is free. It has the data of the teardown
+/// and of the suspension, and their work items.
 ///
 /// It is created before the device is bound, so that the teardown depends on no allocation.
 #[pin_data]
@@ -134,7 +135,7 @@ pub struct DeviceState {
     pub(super) began: SetOnce<Stopwatch>,
     /// How long the teardown has waited for the end of a suspension, in microseconds.
     ///
-    /// ORDERING: none is needed. A thread that does not see it yet waits for less long.
+    /// ORDERING: none is needed. A thread that reads an older value retires the range earlier.
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<DeviceState>>>,
@@ -161,7 +162,7 @@ pub struct DeviceState {
     /// Suspends the disk and resumes it.
     #[pin]
     suspend_work: Work<DeviceState, 3>,
-    /// Takes steps of a suspension that may hang.
+    /// Runs the steps of a suspension that may hang ([`DeviceState::run_step`]).
     #[pin]
     step_work: Work<DeviceState, 4>,
 }
@@ -288,12 +289,12 @@ impl DeviceState {
             if let Some(name) = name {
                 self.region_name.set(name);
             }
-            // After this call returns, the region cannot be reached.
+            // Flushed now: once the device is unbound, `RegionAccess` refuses flushes.
             self.flush();
             let PagesInUse { referenced, cached } = self.progress.lock().used;
             tracepoint::retire(&self.name, referenced, cached, self.age());
             pr_warn!(
-                "retired {}. It is freed when its last user is gone, and cannot be bound before\n",
+                "retired {}. End these users: the range is freed then, and can be bound again\n",
                 self.describe()
             );
         }
@@ -398,7 +399,8 @@ impl DeviceState {
         self.began.as_ref().map_or(0, Stopwatch::micros)
     }
 
-    /// Returns the part of it that counts for the deadline: without the wait for a suspension.
+    /// Returns the part of [`Self::age`] that counts for `revoke_timeout_ms`: all but the wait for
+    /// the end of a suspension.
     pub(super) fn time_for_users(&self) -> u64 {
         let waited = self.waited_for_resume.load(Relaxed);
 

@@ -119,7 +119,10 @@ impl Exceptions {
 
         let found = self.matches(Some(start), &[enabled.namespace().uuid(), of_block]);
         if found {
-            dev_info!(dev, "left to other drivers, as `except` says\n");
+            dev_info!(
+                dev,
+                "left to other drivers, as `except` says (/sys/bus/nd/drivers/pmem_rs/except)\n"
+            );
         }
         found
     }

@@ -118,8 +118,9 @@ pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> Pr
         EIO,
         fmt!(
             "{} has its struct pages on the medium (map=dev), and libnvdimm would take the bad \
-             sector at {:#x}, which is outside of it, for one of theirs. Clear the errors of the \
-             namespace there (`ndctl list -RM` shows it; `ndctl clear-errors`), then bind this one",
+             sector at {:#x}, which is outside of it, for one in its struct pages. Clear it by \
+             `ndctl clear-errors` in the namespace that has it (`ndctl list -RM` shows it), then \
+             bind this one",
             name,
             address
         ),
@@ -186,7 +187,8 @@ pub fn unusable(
             dev,
             err,
             fmt!(
-                "could not reserve [mem {:#x}-{:#x}]: it was retired with {}",
+                "could not reserve [mem {:#x}-{:#x}]: it was retired, and is still in use. End \
+                 these users, then bind it again: {}",
                 start,
                 last,
                 retired.describe()
@@ -208,7 +210,8 @@ pub fn unusable(
             dev,
             err,
             fmt!(
-                "could not map [mem {:#x}-{:#x}]: error {}",
+                "could not map [mem {:#x}-{:#x}]: error {}. If it is -12, free memory, then bind \
+                 the device again; else the lines before may say why",
                 start,
                 last,
                 err.to_errno()

@@ -5,9 +5,10 @@
 //!
 //! - [`platform_driver`]: the driver of platform devices with persistent memory.
 //! - [`nd_driver`]: the driver of devices on the nd bus.
-//! - [`binding`]: a bound device: a btt, or
+//! - [`binding`]: a bound device: a btt, or the following.
 //!   - [`attached_disk`]: a disk, a DAX device and their memory.
-//! - [`claim`]: whether a namespace is bound itself, or claimed for the mode in its info block.
+//! - [`claim`]: checks the info block, and decides whether the namespace itself is bound, or a btt,
+//!   pfn or dax device that libnvdimm makes for it.
 //! - [`exceptions`]: the namespaces that are left to other drivers.
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.

@@ -170,7 +170,11 @@ impl<'a> Source<'a> {
         match self {
             Self::MemoryMap(dev) => resource::for_each_legacy_pmem(f).inspect_err(|err| {
                 if *err == ENODEV {
-                    dev_err!(dev, "the memory map has no persistent memory any more\n");
+                    dev_err!(
+                        dev,
+                        "the memory map has no persistent memory any more: correct memmap= on the \
+                         kernel command line, or the firmware, and reboot\n"
+                    );
                 }
             }),
             Self::DeviceTree(dev) => {

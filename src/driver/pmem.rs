@@ -61,19 +61,19 @@ pub struct Pmem {
     /// Its lock also protects changes of `access.blocked`.
     #[pin]
     held: SpinLock<Held>,
-    /// Woken when no deferred write is being executed any more while writes are held. A write is
-    /// deferred if a work item executes it, after a flush.
+    /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
+    /// work item executes it, after a flush.
     #[pin]
     executed: WaitQueue,
 }
 
-/// Writes, for the suspension of the disk.
+/// What a suspension of the disk needs to know about writes.
 #[derive(Default)]
 struct Held {
-    /// Those that are held.
+    /// The writes that are held.
     bios: BioList,
-    /// How many deferred ones are being executed. The block layer does not wait for them, since
-    /// their submission has ended.
+    /// The number of deferred writes that are being executed. A freeze of the queue does not wait
+    /// for them, since their submission has ended.
     executing: u32,
 }
 
@@ -123,7 +123,7 @@ pub struct Overwrite<'a> {
 }
 
 impl Pmem {
-    /// Creates it, for a disk with blocks of `block_size` bytes.
+    /// Creates the value for a disk with blocks of `block_size` bytes.
     pub fn new(
         memory: MemoryRef,
         flusher: Arc<Flusher>,
@@ -168,7 +168,8 @@ impl Pmem {
         None
     }
 
-    /// Executes a write whose submission has ended by `execute`, or keeps it as [`Self::hold`].
+    /// Calls `execute` with a write whose submission has ended, or holds the write if writes are
+    /// held.
     pub fn execute_deferred(&self, bio: Bio, execute: impl FnOnce(Bio)) {
         {
             let mut held = self.held.lock();
@@ -222,7 +223,8 @@ impl Pmem {
     #[cold]
     pub fn first_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();
-        // First: a failed page is added to the badblocks before it is repaired.
+        // Failed pages are read before the badblocks. A failed page is added to the badblocks
+        // before it is repaired, so it is found in one of the two.
         let failed = self
             .memory
             .first_failed(span)
@@ -242,12 +244,12 @@ impl Pmem {
     /// Clears the poison in `span`, and returns the memory to be overwritten. May sleep if there is
     /// poison and `may_sleep` is true.
     ///
-    /// The sectors stay in the badblocks until [`Self::finish_overwrite`], because their contents
-    /// are those that the firmware has written.
+    /// The sectors stay in the badblocks until [`Self::finish_overwrite`]: until then they contain
+    /// what the firmware wrote when it cleared the poison, and must not be read.
     ///
-    /// Returns [`None`] if the span is not within the data, or if its poison cannot be cleared, or
-    /// not without sleeping. The sectors that are still bad are in the badblocks then, or in pages
-    /// that have failed.
+    /// Returns [`None`] if the span is not within the data, if its poison cannot be cleared, or if
+    /// that would sleep and `may_sleep` is false. The sectors that are still bad are then in the
+    /// badblocks, or in pages that have failed.
     #[inline]
     pub fn start_overwrite(&self, span: Span, may_sleep: bool) -> Option<Overwrite<'_>> {
         if let Some((span, memory)) = self.memory.find_writable(|_| Some(span)) {

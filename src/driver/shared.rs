@@ -50,8 +50,9 @@ impl Shared {
 /// All but `files` and `suspend` have a rescuer, so they make progress while memory is too short to
 /// create a thread. Putting a reference to a file, and thawing a file system, may unmount it, which
 /// flushes queues without a rescuer; the kernel warns if a queue with one does that. Unbind waits
-/// for `files` only if very many files are in use. A suspension is one work item until its end,
-/// beside another one for steps that may hang.
+/// for `files` for at most 1 s, or for longer if no slot for a reference is free (`InodePool`). A
+/// suspension is one work item until its end. A second item runs the steps that may hang, and the
+/// first one waits for it.
 pub struct Queues {
     /// Runs the teardown of devices.
     pub teardown: OwnedQueue,

@@ -2,10 +2,10 @@
 
 //! The sleep of the system.
 //!
-//! SleepPolicy saves the memory of the system and switches it off. What is on persistent memory is
-//! not saved. The kernel that is started then, to read what was saved, binds the devices as well,
-//! and so writes new `struct page`s over those of the sleeping kernel. Therefore hibernation is
-//! refused while `struct page`s are on a medium.
+//! Hibernation saves the memory of the system and switches it off. What is on persistent memory is
+//! not saved. The kernel that is started to resume the system binds the devices as well, and writes
+//! its `struct page`s over those of the sleeping kernel. So hibernation is refused while `struct
+//! page`s are on a medium.
 
 use super::{
     device_state::DeviceState, //

@@ -3,7 +3,8 @@
 //! The suspension of a disk: what is on its medium does not change until it is resumed.
 //!
 //! `docs/suspend.md` describes it. [`suspension`] is the state machine, and this file has the
-//! functions that it calls. `suspension_state.rs` has the data, and the file in sysfs.
+//! functions that it calls. `suspension_state.rs` has the data, and `state_file.rs` the file in
+//! sysfs.
 //!
 //! Nothing may sleep in a translation of the DAX core. So writers are stopped one after the other,
 //! each where it can wait:
@@ -176,7 +177,7 @@ impl SuspensionOps for Arc<DeviceState> {
             Some(Ok(pause)) => Some(pause),
             Some(Err(holders)) => {
                 pr_warn!(
-                    "{}: not suspended: it is leased by {}\n",
+                    "{}: not suspended: it is leased by {}. Unload that module first\n",
                     *self.name,
                     holders
                 );
@@ -229,7 +230,7 @@ impl SuspensionOps for Arc<DeviceState> {
                     );
                 }
                 Broken::Stays(err) => pr_err!(
-                    "{}: {} stays frozen (error {}): try fsfreeze -u\n",
+                    "{}: {} stays frozen (error {}): thaw its mount point by fsfreeze -u\n",
                     *self.name,
                     device,
                     err.to_errno()
@@ -244,17 +245,20 @@ impl SuspensionOps for Arc<DeviceState> {
 
         match (cause, was_suspended) {
             (Cause::Limit, true) => pr_warn!(
-                "{}: resumed by itself after {} ms, as suspend_limit_ms says\n",
+                "{}: resumed by itself after {} ms, the limit suspend_limit_ms: discard what was \
+                 read, and raise the limit\n",
                 *self.name,
                 age
             ),
             (Cause::Limit, false) => pr_warn!(
-                "{}: not suspended within {} ms, as suspend_limit_ms says\n",
+                "{}: not suspended within {} ms, the limit suspend_limit_ms: raise it, or try when \
+                 the file systems are less busy\n",
                 *self.name,
                 age
             ),
             (Cause::Leaving, true) => pr_warn!(
-                "{}: resumed, since the device is leaving or the system is shut down\n",
+                "{}: resumed, since the device is leaving (being unbound) or the system is shut \
+                 down: discard what was read\n",
                 *self.name
             ),
             (Cause::Resumed | Cause::Killed | Cause::Leaving, _) => {}
@@ -273,8 +277,9 @@ impl DeviceState {
         result
     }
 
-    /// Has another thread take a step, and waits for it. Returns early, and leaves it to that
-    /// thread, if the suspension has to end.
+    /// Queues a step for the second worker, and waits for the result. If the suspension has to end,
+    /// returns success at once. The caller then sees that it has to end. The second worker ends the
+    /// step whenever it can.
     fn delegate(self: &Arc<Self>, step: Step, parts: &Arc<StepParts>) -> Result {
         let number = {
             let mut pending = self.suspension.step.lock();
@@ -335,8 +340,8 @@ impl DeviceState {
             .map_err(|obstacle| {
                 match obstacle {
                     Obstacle::NotFrozen(file) => pr_warn!(
-                        "{}: not suspended: {} has pages of the memory, and its file system is not \
-                         frozen\n",
+                        "{}: not suspended: {} has pages of the disk, and its file system is not \
+                         frozen with it: unmount that file system first\n",
                         *self.name,
                         file
                     ),
@@ -372,8 +377,8 @@ impl DeviceState {
     fn expect_no_keeper(&self, freezer: &Freezer) -> Result {
         if freezer.has_keeper() {
             pr_warn!(
-                "{}: not suspended: a holder of the disk may keep an address of its memory \
-                 (device-mapper with dm-writecache or dm-pcache)\n",
+                "{}: not suspended: a holder of the disk may keep an address of its memory: remove \
+                 the device-mapper table above it, or unload dm-writecache and dm-pcache\n",
                 *self.name
             );
             return Err(EBUSY);
@@ -397,13 +402,15 @@ impl DeviceState {
             }
             match unmapper.file_at(offset) {
                 Some(file) => pr_warn!(
-                    "{}: not suspended: the page at byte {} of the disk is pinned ({})\n",
+                    "{}: not suspended: the page at byte {} of the disk is pinned ({}): end the \
+                     I/O or the pipe that uses it, and try again\n",
                     *self.name,
                     offset,
                     file
                 ),
                 None => pr_warn!(
-                    "{}: not suspended: the page at byte {} of the disk is pinned\n",
+                    "{}: not suspended: the page at byte {} of the disk is pinned: end the I/O or \
+                     the pipe that uses it, and try again\n",
                     *self.name,
                     offset
                 ),

@@ -307,7 +307,12 @@ impl DeviceState {
                 let is_over = limit != 0 && self.time_for_users() >= limit;
                 if self.killed.as_ref().is_some() || is_over {
                     if let Some(holders) = leases.holders() {
-                        pr_warn!("{}: its lease is kept by {}\n", *self.name, holders);
+                        pr_warn!(
+                            "{}: its lease is kept by {}: the disk is removed without waiting \
+                             longer. Make that module give the lease back, or unload it\n",
+                            *self.name,
+                            holders
+                        );
                     }
                     break;
                 }

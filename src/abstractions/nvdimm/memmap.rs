@@ -4,12 +4,13 @@
 //!
 //! The kernel writes the memory map when a range gets its `struct page`s, and a store to poison is
 //! a machine check. libnvdimm clears bad sectors before (`nd_pfn_clear_memmap_errors()` in
-//! `drivers/nvdimm/pfn_devs.c`), but takes sector numbers of the region for ones of the namespace:
+//! `drivers/nvdimm/pfn_devs.c`), but it looks up sector numbers of the namespace in the list of the
+//! region, whose numbers count from the start of the region:
 //!
 //! - It misses those of a namespace that is not the first of its region.
 //! - It takes bad sectors of other namespaces for those of the memory map. Then it fails with a
 //!   warning, or overwrites the page before the namespace and never ends.
-//! - It fails with a warning if a run of bad sectors does not end where the data begin.
+//! - It fails with a warning if a run of bad sectors continues into the data.
 //! - It never ends if the platform cannot clear a sector.
 //!
 //! So the memory map is cleared here, and libnvdimm is only called if it will find no bad sector.
@@ -36,8 +37,9 @@ fn sector_of(offset: u64) -> u64 {
 }
 
 impl EnabledNamespace<'_> {
-    /// Clears the bad sectors before the data. These are at `data`, or will be where libnvdimm puts
-    /// those of a new device, aligned to `align`. May sleep.
+    /// Clears the bad sectors between the info block and the data. The data is at `data`. For a new
+    /// device that is [`None`]: then the data begins where libnvdimm will put it for `align`. May
+    /// sleep.
     ///
     /// # Errors
     ///
@@ -54,7 +56,7 @@ impl EnabledNamespace<'_> {
             Some(data) => data.start.checked_sub(range.start),
             None => self.expected()?.new_data_offset(align),
         };
-        // libnvdimm refuses a namespace that is too small.
+        // The namespace is too small, which libnvdimm checks next and refuses.
         let Some(end) = end else { return Ok(self) };
 
         let memmap = range.start..range.start.saturating_add(end);
@@ -95,26 +97,20 @@ impl EnabledNamespace<'_> {
         Ok(Some(bad).filter(|bad| !bad.is_empty()))
     }
 
-    /// Writes zeroes to the bad sectors within `offsets`.
+    /// Writes zeroes to the blocks of 4 KiB within `offsets` that have bad sectors. Whole blocks
+    /// are written, because a platform may clear larger units than a sector.
     fn clear(&self, bad: &Badblocks, offsets: Range<u64>) -> Result {
-        const SECTOR: u64 = SECTOR_SIZE as u64;
+        const BLOCK: u64 = INFO_BLOCK_SIZE as u64;
         let mut zeroes = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
-        let (mut next, end) = (sector_of(offsets.start), sector_of(offsets.end));
+        let end = sector_of(offsets.end);
+        let mut next = sector_of(offsets.start);
 
         while let Some(run) = bad.check(next, end.saturating_sub(next)) {
             let first = run.first.max(next);
-            let sectors = run
-                .first
-                .saturating_add(run.sectors)
-                .min(end)
-                .saturating_sub(first)
-                .min(INFO_BLOCK_SIZE as u64 / SECTOR);
-            let len = sectors.saturating_mul(SECTOR) as usize;
+            let block = first.saturating_mul(u64::from(SECTOR_SIZE)) / BLOCK;
 
-            let zeroes = zeroes.get_mut(..len).ok_or(EINVAL)?;
-            self.write(first.saturating_mul(SECTOR), zeroes)?;
-            // Progress, whatever the list says.
-            next = first.saturating_add(sectors.max(1));
+            self.write(block.saturating_mul(BLOCK), zeroes.as_mut_slice())?;
+            next = sector_of(block.saturating_add(1).saturating_mul(BLOCK));
         }
         Ok(())
     }

@@ -10,10 +10,12 @@
 //!
 //! Three kinds of threads take part:
 //!
-//! - An unbinding thread calls [`give_notice`], which announces that the device is going to be
-//!   torn down, and waits for its users. Then it calls [`begin`], which starts the worker, then
-//!   [`wait`], which returns when the range is free, or retires it at its deadline: `Draining`
-//!   becomes `Retired`. The state then has a reference to the module, whose code the worker runs.
+//! - An unbinding thread calls [`give_notice`], which announces that the device is going to be torn
+//!   down, and waits for its users. Then it calls [`begin`], which starts the worker. Then it calls
+//!   [`wait`]. This returns when the range is free, or at the deadline, when it retires the range:
+//!   `Draining` becomes `Retired`. A state `Retired` has a reference to the module, because the
+//!   worker runs the code of the module after unbind has returned. If a region or a bus is unbound,
+//!   its thread calls [`announce`] and [`begin`] for each device first (`removal_watcher.rs`).
 //! - The worker runs [`work`], which makes all other transitions: it removes the disk, revokes the
 //!   memory, waits for the last user, and frees the range.
 //! - A thread that the worker starts runs [`kill_dax`].
@@ -30,23 +32,24 @@
 /// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A reference to the pgmap. A DAX device that is not dead has one, and so has a disk, a lease,
-    /// and an unmapping of files: a thread may be in one of their operations.
+    /// A reference to the pgmap. These have one: a DAX device that is not dead, a disk, a request
+    /// that waits for a flush, a suspension whose worker hangs, a lease, and an unmapping of files.
     Reference,
     /// A keeper: a holder of the disk that may keep an address of the memory.
     Keeper,
     /// A reference to a page: a pipe, direct I/O, a DMA engine.
     Pin,
-    /// An entry of a page cache that names a page without references. Or all files have to be
-    /// walked through once more.
+    /// A page that has no reference, but is associated with a file; or another walk through all
+    /// files is needed, and no page was looked at.
     PageCache,
 }
 
 /// The state of a device from bind until its range is free.
 pub enum State<E: TeardownOps> {
-    /// The device is bound. Left by [`announce`].
+    /// The device is bound. [`announce`] ends this state.
     Bound(E::Parts),
-    /// The device is bound, and is going to be torn down. Left by [`begin`].
+    /// The device is bound and in use as before, and user space was or is being told that it is
+    /// going to be torn down. [`begin`] ends this state.
     Leaving {
         /// The parts, which are in use as before.
         parts: E::Parts,
@@ -115,10 +118,10 @@ impl<E: TeardownOps> Teardown<E> {
 /// not revoked cannot be freed.
 ///
 /// [`should_wait`](Self::should_wait), [`should_retire`](Self::should_retire) and
-/// [`try_get_module`](Self::try_get_module) are called with the lock held, and must not take it.
-/// All other functions are called without the lock.
-/// [`with`](Self::with) and [`wake_up`](Self::wake_up) sleep no longer than the lock is held; the
-/// others may sleep.
+/// [`try_get_module`](Self::try_get_module) are called with the lock held. They must not take it,
+/// and must not sleep. All other functions are called without the lock. Of these,
+/// [`wake_up`](Self::wake_up) does not sleep. [`with`](Self::with) sleeps only to take the lock.
+/// The others may sleep.
 pub trait TeardownOps: Sized {
     /// The parts of a bound device.
     type Parts;
@@ -167,8 +170,7 @@ pub trait TeardownOps: Sized {
     /// Returns whether a range that is in use is to be retired now.
     ///
     /// True once the deadline has passed or the thread was killed, and at once if there is a
-    /// deadline and `has_keeper`. Never true if the `struct page`s or the medium are removed with
-    /// the provider.
+    /// deadline and `has_keeper`. Never true if the `struct page`s are on the medium (`map=dev`).
     fn should_retire(&self, has_keeper: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.

@@ -45,9 +45,9 @@ pub struct Properties {
 /// none of the locks that are taken inside of them (`mmap_lock`, `invalidate_lock`, `s_umount`) may
 /// be held.
 ///
-/// If its disk has been removed, the holder of the device is released before the device is killed.
-/// Otherwise `kill_dax()` would call the failure handler of the file system, and that of xfs must
-/// not run once the removal has shut the file system down (`docs/kernel-bugs.md`).
+/// If the device had a host, its holder is released before the device is killed, whether the disk
+/// was removed or not. Otherwise `kill_dax()` would call the failure handler of the file system.
+/// That of xfs must not run while xfs is being unmounted (`docs/kernel-bugs.md`).
 ///
 /// # Invariants
 ///

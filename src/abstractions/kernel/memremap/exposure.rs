@@ -2,8 +2,9 @@
 
 //! The record of the pages that may be in use.
 //!
-//! A page is exposed once a translation has returned its page frame number. It stays in the record
-//! for as long as this exists. A search for users looks at all exposed pages, and at no others.
+//! A page is exposed from before a translation returns its page frame number. The record has a bit
+//! for each chunk of 2 MiB, which is never cleared. A search for users looks at all exposed pages,
+//! and at no others.
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::numa::Node;
@@ -21,7 +22,7 @@ use kernel::{
     }, //
 };
 
-/// The pages of a pgmap whose page frame numbers were ever returned to the DAX core.
+/// The pages of a pgmap whose page frame numbers may ever have been returned to the DAX core.
 ///
 /// Page tables, entries of page caches, pipes and DMA engines refer to such pages only. The record
 /// has a bit for each chunk of pages, so it is small. Most translations are of pages that are

@@ -7,10 +7,9 @@
 //! Lock order, outermost first:
 //!
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
-//! 2. `partitions`.
-//! 3. `bd_holder_lock` of the disk or a partition.
-//!
-//! `open_mutex` of the disk is inside of the first, and the other two are not taken with it held.
+//! 2. `open_mutex` of the disk.
+//! 3. `partitions`.
+//! 4. `bd_holder_lock` of the disk or a partition.
 
 use super::block_device::BlockDevice;
 use crate::abstractions::bindings;
@@ -37,9 +36,9 @@ use kernel::{
 };
 
 /// The code in this kernel that keeps an address or page frame number from `dax_direct_access()`
-/// after `dax_read_unlock()`, and cannot be told that the memory goes away. device-mapper opens the
-/// devices of these targets without holder operations, and before Linux 7.3 erofs its further
-/// devices, whose addresses it does not keep.
+/// after `dax_read_unlock()`, and cannot be notified that the memory is removed. device-mapper
+/// opens the devices of these targets without holder operations. Before Linux 7.3 erofs opens its
+/// further devices without them too. It keeps no addresses, so it is not in the list.
 ///
 /// The list was vetted together with all callers (`rust-bindings/vetted`). An out-of-tree module
 /// that does the same is not known here.
@@ -75,8 +74,9 @@ pub(in crate::abstractions) struct DiskState {
     pub(super) closed: Completion,
     /// Programs cannot make the disk writable.
     read_only: Atomic<bool>,
-    /// Something that is not a file system on the disk itself may have got the DAX device: a
-    /// device-mapper table, or a file system for a further device. Never reset.
+    /// There was an indirect claim: something other than a file system whose `s_bdev` is on this
+    /// disk may have got the DAX device, such as a device-mapper table, a lease, or a file system
+    /// for a further device. Never reset.
     indirect: Atomic<bool>,
     /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
     /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
@@ -192,9 +192,10 @@ impl DiskState {
 
     /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held.
     ///
-    /// A device-mapper table that is replaced under another table gives up its claim, although the
-    /// table above may be one of a keeper, which has translated through it. While the keeper has
-    /// the address, its module is in use, and so it is here.
+    /// A device-mapper table that is replaced under another table gives up its claim. The table
+    /// above may be one of a keeper that has translated through it, and still has the address. The
+    /// module of a keeper is in use while it has an address, so this records whether one is in use
+    /// when the claim ends.
     pub(super) fn set_closed(&self) {
         if self.indirect.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use) {
             self.claim_was_replaced.store(true, Relaxed);
@@ -214,9 +215,10 @@ impl DiskState {
         }
     }
 
-    /// Refuses claims by something else than programs and file systems on the disk itself, or ends
-    /// one such refusal. They are permitted when all have ended. When this returns, those that were
-    /// not refused are complete. Sleeps.
+    /// If `refuses` is true, begins to refuse claims by anything but programs and file systems on
+    /// the disk itself; if it is false, ends one earlier call. Such claims are permitted again when
+    /// each call with true has been ended. When this returns, opens that were permitted before it
+    /// are complete. Sleeps.
     pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
         self.with_open_mutex(|| {
             if refuses {
@@ -235,9 +237,9 @@ impl DiskState {
     /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is
     /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
-    /// Access to the memory must be closed, at least to mappings. Otherwise a superblock that gets
-    /// the DAX device meanwhile may be missed. A superblock that is mounted after the closing does
-    /// not count.
+    /// Translations must be refused before, at least those that ask for a page frame number.
+    /// Otherwise a superblock that gets the DAX device meanwhile may be missed. A superblock that
+    /// is mounted after that cannot map the memory, so the result for it does not matter.
     ///
     /// If all claims were those of programs and of superblocks that were being mounted from the
     /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on
@@ -343,10 +345,11 @@ impl DiskState {
         }
     }
 
-    /// Returns the device of a superblock, if it is one of device-mapper with DAX, and something
-    /// like device-mapper has ever claimed this disk. Does not sleep.
+    /// Returns the device of a superblock, if it is a device-mapper device with DAX, and this disk
+    /// ever had an indirect claim. Does not sleep.
     ///
-    /// Which disks are below a device-mapper table is not known here.
+    /// This disk may or may not be below that device: a driver cannot see the devices of a
+    /// device-mapper table.
     ///
     /// # Safety
     ///
@@ -403,9 +406,9 @@ impl DiskState {
     /// Returns whether code in the kernel may keep an address or page frame number of the memory
     /// behind this disk. May sleep.
     ///
-    /// Access to the memory must be closed, so that code that is loaded later gets no address. Once
-    /// this has returned false, nothing has an address. It may still return true later, if a keeper
-    /// is used for something else.
+    /// All translations must be refused before, so that code that is loaded later gets no address.
+    /// Once this has returned false, nothing has an address. A later call may return true all the
+    /// same, if a keeper is used for something else. Returns true for a disk that was not removed.
     pub(in crate::abstractions) fn has_keeper(&self) -> bool {
         self.closed.reinit();
 

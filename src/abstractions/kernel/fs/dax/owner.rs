@@ -50,7 +50,8 @@ const WALK_INTERVAL: Msecs = 1000;
 /// A user of revoked memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// There is a reference to the pgmap: of a DAX device that is not dead, or of a disk.
+    /// There is a reference to the pgmap: of a DAX device that is not dead, of a disk or one of its
+    /// requests, of a lease, or of an [`Unmapper`].
     Reference,
     /// A holder of the disk may keep an address.
     Keeper,
@@ -118,7 +119,7 @@ impl<T: PagemapOperations> Owner<T> {
         self.refuse_references();
     }
 
-    /// Refuses new references to the pgmap, and has the holders of leases told.
+    /// Refuses new references to the pgmap, and queues the callbacks of the holders of leases.
     fn refuse_references(&mut self) {
         self.pages.leases().revoke();
         self.pages.kill();
@@ -144,8 +145,8 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
-    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
-    /// again.
+    /// Revokes the memory from all files once. Translations must be refused before. Otherwise pages
+    /// may be mapped again.
     pub(super) fn revoke_files(&mut self) -> Walked {
         self.revocation.revoke_files(&self.pages, &self.pool)
     }

@@ -71,8 +71,8 @@ impl Revocation {
 }
 
 impl Revocation {
-    /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
-    /// again.
+    /// Revokes the memory from all files once. Translations must be refused before. Otherwise pages
+    /// may be mapped again.
     pub(super) fn revoke_files<T: PagemapOperations>(
         &mut self,
         pages: &PagemapInner<T>,

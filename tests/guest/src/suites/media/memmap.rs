@@ -22,7 +22,8 @@ use crate::suites::namespaces::emptied;
 /// Where the struct pages begin in a namespace.
 const START: u64 = 8 << 10;
 
-/// They are cleared before the device gets its struct pages: up to the data, and not beyond.
+/// They are cleared before the device gets its struct pages, in blocks of 4 KiB, up to the data and
+/// not beyond.
 pub fn cleared(lab: &mut Lab) -> Result<()> {
     let bench = Bench::new(lab, Mode::FsdaxDev)?;
     let start = bench.namespace.resource()? + START;
@@ -36,12 +37,12 @@ pub fn cleared(lab: &mut Lab) -> Result<()> {
     bench.bound.bind(lab.driver)?;
     bench.expect_bad("0 2")?;
     let clears = [
-        (start + (64 << 10), 4096),
-        (start + (68 << 10), 4096),
-        (start + (72 << 10), 2048),
-        (bench.start - 1536, 1536),
+        start + (64 << 10),
+        start + (68 << 10),
+        start + (72 << 10),
+        bench.start - 4096,
     ]
-    .map(|(address, len)| Clear { address, len });
+    .map(|address| Clear { address, len: 4096 });
     let found = bench.injector.clears()?;
     ensure!(
         found == clears,
@@ -66,7 +67,7 @@ pub fn cleared_for_a_new_device(lab: &mut Lab) -> Result<()> {
     holder(&bench.namespace)?.expect_driver(Some(lab.driver))?;
     let clears = bench.injector.clears()?;
     ensure!(
-        clears == [Clear { address, len: 512 }],
+        clears == [Clear { address, len: 4096 }],
         "the provider was asked to clear {clears:x?}"
     );
     Ok(())
@@ -140,7 +141,7 @@ pub fn of_the_namespace_before(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
     errno::expect("binding it", result, &[Errno::EIO])?;
-    let line = messages.expect(&["which is outside of it, for one of theirs"])?;
+    let line = messages.expect(&["which is outside of it, for one in its struct pages"])?;
     ensure!(
         line.contains(&format!("{address:#x}")),
         "the log says only `{line}`"

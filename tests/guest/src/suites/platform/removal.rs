@@ -110,7 +110,7 @@ pub fn while_retired(lab: &mut Lab) -> Result<()> {
     for _ in 0..2 {
         let mut messages = Messages::from_now()?;
         device.bind(lab.driver.name())?;
-        messages.expect(&["it was retired with"])?;
+        messages.expect(&["it was retired, and is still in use"])?;
         let namespace = lab.namespace(0)?;
         namespace.expect_driver(None)?;
         let refused = namespace.try_bind(lab.driver);
