@@ -25,6 +25,7 @@ mod identity;
 mod infoblock;
 mod memmap;
 mod namespace;
+mod pfn;
 mod probe_error;
 mod probe_results;
 mod provider;

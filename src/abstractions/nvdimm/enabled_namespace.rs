@@ -16,10 +16,13 @@ use super::{
 };
 use crate::abstractions::bindings;
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
-use crate::abstractions::kernel::memremap::{
-    start_align,
-    PagemapConfig,
-    PAGE_STRUCT_SIZE, //
+use crate::abstractions::kernel::{
+    badblocks,
+    memremap::{
+        start_align,
+        PagemapConfig,
+        PAGE_STRUCT_SIZE, //
+    }, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -27,6 +30,7 @@ use core::{
 };
 use kernel::{
     alloc::AllocError,
+    block::SECTOR_SIZE,
     error::to_result,
     io::{
         PhysAddr,
@@ -116,7 +120,8 @@ impl From<InfoBlockError> for SetupError {
 ///
 /// # Invariants
 ///
-/// `devm_namespace_enable` was called for the namespace.
+/// `devm_namespace_enable` was called for the namespace. If the device is a pfn device, `pfn_sb` is
+/// a buffer of [`INFO_BLOCK_SIZE`] bytes that lives for as long as the device is bound.
 pub struct EnabledNamespace<'bound> {
     namespace: Namespace<'bound>,
 }
@@ -136,7 +141,8 @@ impl<'bound> Namespace<'bound> {
             bindings::devm_namespace_enable(self.device().as_raw(), self.ndns().as_ptr(), len)
         })?;
 
-        // INVARIANT: It has just been enabled.
+        // INVARIANT: It has just been enabled. `Namespace::probe`, which is the only function that
+        // returns a namespace to other modules, has made the buffer.
         Ok(EnabledNamespace { namespace: self })
     }
 }
@@ -212,6 +218,20 @@ impl<'bound> EnabledNamespace<'bound> {
         self.access(offset, block, READ)
     }
 
+    /// Returns whether there are bad sectors among the `len` bytes from an offset in the namespace
+    /// on, as far as libnvdimm has cleared them for this namespace.
+    pub(super) fn is_bad(&self, offset: ResourceSize, len: ResourceSize) -> bool {
+        let sector = ResourceSize::from(SECTOR_SIZE);
+        let first = offset / sector;
+        let end = offset.saturating_add(len).div_ceil(sector);
+
+        // SAFETY: By the type invariant the namespace is enabled, which has initialised its list.
+        unsafe {
+            let list = &raw mut (*self.namespace.io()).bb;
+            badblocks::check(list, first, end.saturating_sub(first)).is_some()
+        }
+    }
+
     /// Writes bytes at an offset in the namespace, which are then not bad any more. May sleep.
     /// Fails with [`EIO`] if the medium is bad there and cannot be cleared.
     pub(super) fn write(&self, offset: ResourceSize, bytes: &mut [u8]) -> Result {
@@ -243,22 +263,43 @@ impl<'bound> EnabledNamespace<'bound> {
     }
 
     /// Returns the physical range of the data of a pfn device. [`None`] if there is no info block,
-    /// or a damaged or foreign one, which [`Self::setup_pfn`] would overwrite. May sleep.
+    /// or a damaged or foreign one, or one of another pfn device, which [`Self::setup_pfn`] would
+    /// overwrite. May sleep.
     ///
     /// # Errors
     ///
-    /// As in [`SetupError`].
+    /// - As in [`SetupError`].
+    /// - [`ENODEV`] if the device is not a pfn, or has no uuid.
     pub fn data_of_pfn(&self) -> Result<Option<Range<PhysAddr>>, SetupError> {
+        let dev = self.namespace.device();
+        if dev.kind() != Kind::Pfn {
+            return Err(ENODEV.into());
+        }
         let bytes = self.read_readable()?;
         let expected = self.expected()?;
-        let Some(block) =
-            InfoBlock::of(&bytes).filter(|block| block.mode() == NamespaceMode::Fsdax)
+        // SAFETY: The device is a pfn device that is being bound, so its attributes cannot change.
+        // By the type invariant it has a buffer for its info block.
+        let (uuid, used) = unsafe {
+            let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
+            (
+                (*nd_pfn).uuid.as_ref().ok_or(ENODEV)?.b,
+                (*nd_pfn).pfn_sb.cast::<[u8; INFO_BLOCK_SIZE]>(),
+            )
+        };
+        let Some(block) = InfoBlock::of(&bytes)
+            .filter(|block| block.mode() == NamespaceMode::Fsdax && block.uuid() == uuid)
         else {
             return Ok(None);
         };
 
         match block.check(&expected) {
-            Ok(()) => Ok(block.data(&expected)),
+            Ok(()) => {
+                // For the attributes of the device, which are only read with its lock held.
+                //
+                // SAFETY: As above. The device lock is held while the device is being bound.
+                unsafe { used.write(*bytes) };
+                Ok(block.data(&expected))
+            }
             Err(error) if error.is_damaged_or_foreign() => Ok(None),
             Err(error) => Err(SetupError::InfoBlock(block.mode(), error)),
         }
@@ -310,16 +351,13 @@ impl<'bound> EnabledNamespace<'bound> {
     ///
     /// # Errors
     ///
-    /// - As in [`SetupError`].
+    /// - As in [`SetupError`], also for a new block that this kernel cannot use.
     /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
     ///   libnvdimm logs the reason.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
     pub fn setup_pfn(self) -> Result<(Self, PagemapConfig), SetupError> {
         let dev = self.namespace.device();
-        if dev.kind() != Kind::Pfn {
-            return Err(ENODEV.into());
-        }
         let data = self.data_of_pfn()?;
         // SAFETY: The device is a pfn device that is being bound, so its attributes cannot change.
         let (mode, align) = unsafe {
@@ -348,18 +386,16 @@ impl<'bound> EnabledNamespace<'bound> {
         to_result(ret)?;
         let enabled = ManuallyDrop::into_inner(enabled);
 
+        // The medium may have changed since the check, and a new block was not checked.
+        //
         // SAFETY: After success the device has an info block, in memory that lives for as long as
-        // the device is bound.
-        let data_offset = u64::from_le(unsafe { (*pfn_sb).dataoff });
-        // libnvdimm does not check this for `map=dev`, and computes the altmap from it.
-        if data_offset < info_block_reserve() {
-            dev_err!(
-                dev,
-                "info block: the data cannot start at {:#x}, where the info block is\n",
-                data_offset
-            );
-            return Err(EINVAL.into());
-        }
+        // the device is bound. Nothing writes to it.
+        let used = unsafe { &*pfn_sb.cast::<[u8; INFO_BLOCK_SIZE]>() };
+        let block = InfoBlock::of(used).ok_or(EINVAL)?;
+        block
+            .check_contents(&enabled.expected()?)
+            .map_err(|error| SetupError::InfoBlock(block.mode(), error))?;
+        let data_offset = block.data_offset();
         // SAFETY: The structure was zeroed. An altmap is between the info block and the data:
         // `__nvdimm_setup_pfn()` computes it from `data_offset`, which leaves room for both.
         let pages = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;

@@ -15,12 +15,22 @@
 //!
 //! So the memory map is cleared here, and libnvdimm is only called if it will find no bad sector.
 
-use super::enabled_namespace::{
-    EnabledNamespace,
-    SetupError,
-    INFO_BLOCK_SIZE, //
+use super::{
+    enabled_namespace::{
+        EnabledNamespace,
+        SetupError,
+        INFO_BLOCK_SIZE, //
+    },
+    infoblock::{
+        InfoBlockError,
+        NamespaceMode,
+        TOO_FAR_FOR_MEMMAP, //
+    },
 };
-use crate::abstractions::kernel::badblocks::Badblocks;
+use crate::abstractions::kernel::{
+    badblocks::Badblocks,
+    memremap::compat_align, //
+};
 use core::ops::Range;
 use kernel::{
     block::SECTOR_SIZE,
@@ -52,34 +62,33 @@ impl EnabledNamespace<'_> {
         align: u64,
     ) -> Result<Self, SetupError> {
         let range = self.namespace().range()?;
+        let region = self.namespace().device().region();
         let end = match data {
             Some(data) => data.start.checked_sub(range.start),
+            // libnvdimm refuses these before it writes.
+            None if region.is_read_only() || range.start % compat_align() != 0 => None,
             None => self.expected()?.new_data_offset(align),
         };
         // The namespace is too small, which libnvdimm checks next and refuses.
         let Some(end) = end else { return Ok(self) };
+        if end >= TOO_FAR_FOR_MEMMAP {
+            let error = InfoBlockError::DataOffset;
+            return Err(SetupError::InfoBlock(NamespaceMode::Fsdax, error));
+        }
 
         let memmap = range.start..range.start.saturating_add(end);
         let this = match self.bad_sectors(&memmap)? {
             None => self,
             Some(bad) => {
                 let this = self.disable().enable_bytes(end)?;
-                this.clear(&bad, START..end)
+                this.zero_bad_blocks(&bad, START..end)
                     .map_err(|_| SetupError::BadMemmap)?;
-                // `nsio_rw_bytes()` takes an error of `nvdimm_clear_poison()` for a success.
-                if this.bad_sectors(&memmap)?.is_some_and(|bad| {
-                    let [first, end] = [START, end].map(sector_of);
-                    bad.check(first, end.saturating_sub(first)).is_some()
-                }) {
-                    return Err(SetupError::BadMemmap);
-                }
                 this
             }
         };
 
-        let [first, end] = [START, end].map(sector_of);
-        let region = this.namespace().device().region();
-        match region.first_bad(first, end.saturating_sub(first)) {
+        let first = sector_of(START);
+        match region.first_bad(first, sector_of(end).saturating_sub(first)) {
             Some(address) if memmap.contains(&address) => Err(SetupError::BadMemmap),
             Some(address) => Err(SetupError::BadOutside(address)),
             None => Ok(this),
@@ -99,7 +108,11 @@ impl EnabledNamespace<'_> {
 
     /// Writes zeroes to the blocks of 4 KiB within `offsets` that have bad sectors. Whole blocks
     /// are written, because a platform may clear larger units than a sector.
-    fn clear(&self, bad: &Badblocks, offsets: Range<u64>) -> Result {
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] if a block could not be cleared.
+    fn zero_bad_blocks(&self, bad: &Badblocks, offsets: Range<u64>) -> Result {
         const BLOCK: u64 = INFO_BLOCK_SIZE as u64;
         let mut zeroes = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
         let end = sector_of(offsets.end);
@@ -108,9 +121,16 @@ impl EnabledNamespace<'_> {
         while let Some(run) = bad.check(next, end.saturating_sub(next)) {
             let first = run.first.max(next);
             let block = first.saturating_mul(u64::from(SECTOR_SIZE)) / BLOCK;
+            let start = block.saturating_mul(BLOCK);
+            let len = offsets.end.saturating_sub(start).min(BLOCK);
 
-            self.write(block.saturating_mul(BLOCK), zeroes.as_mut_slice())?;
-            next = sector_of(block.saturating_add(1).saturating_mul(BLOCK));
+            let zeroes = zeroes.get_mut(..len as usize).ok_or(EINVAL)?;
+            self.write(start, zeroes)?;
+            // `nsio_rw_bytes()` takes an error of `nvdimm_clear_poison()` for a success.
+            if self.is_bad(start, len) {
+                return Err(EIO);
+            }
+            next = sector_of(start.saturating_add(BLOCK));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::{
         Device,
         Kind, //
     },
+    pfn::make_info_block,
     probe_error::ProbeError, //
 };
 use crate::abstractions::bindings;
@@ -154,6 +155,7 @@ impl<'bound> Namespace<'bound> {
             ));
         }
 
+        make_info_block(dev)?;
         // SAFETY: The device is valid and on the nd bus; the reference proves that it is being
         // bound, so its lock is held.
         let ndns = from_err_ptr(unsafe { bindings::nvdimm_namespace_common_probe(dev.as_raw()) })
@@ -240,7 +242,7 @@ impl<'bound> Namespace<'bound> {
     /// Returns the part of the namespace that has its physical range (`to_nd_namespace_io()`).
     ///
     /// All types of namespaces that are offered to a driver start with it.
-    fn io(&self) -> *mut bindings::nd_namespace_io {
+    pub(super) fn io(&self) -> *mut bindings::nd_namespace_io {
         self.ndns.as_ptr().cast()
     }
 

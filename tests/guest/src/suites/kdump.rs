@@ -140,9 +140,28 @@ fn fsdax(lab: &mut Lab, mode: u64, data_at: u64) -> Result<()> {
     expect_no_pages(&disk)?;
     let size = lab.region(0)?.get("size")?.parse::<u64>()?;
     ensure!(disk.bytes()? == size - data_at, "{} bytes", disk.bytes()?);
+    // libnvdimm computes these from its copy of the info block.
+    let expect_attributes = |pfn: &Device| -> Result<()> {
+        let (start, bytes) = (pfn.resource()?, pfn.get("size")?.parse::<u64>()?);
+        ensure!(
+            bytes == size - data_at && start == namespace.resource()? + data_at,
+            "{pfn} begins at {start:#x} and has {bytes} bytes"
+        );
+        Ok(())
+    };
+    expect_attributes(&pfn)?;
     let mut found = Buffer::new(LEN);
     disk.open(Access::Direct)?.read_exact_at(&mut found, 0)?;
     expect_same("the disk", &found, &stamped(LEN, 3))?;
+
+    // The same by hand. Such a device has no copy of its own before it is bound.
+    release(&namespace)?;
+    let by_hand = Device::named(lab.region(0)?.get("pfn_seed")?);
+    by_hand.set("mode", if mode == ON_MEDIUM { "pmem" } else { "ram" })?;
+    by_hand.set("uuid", "00000000-0000-0000-0000-000000000000")?;
+    by_hand.set("namespace", namespace.name())?;
+    by_hand.bind(lab.driver)?;
+    expect_attributes(&by_hand)?;
 
     release(&namespace)?;
     BlockTest::with_whole_range(lab, &namespace, |disk| {

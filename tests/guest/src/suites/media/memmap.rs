@@ -73,6 +73,56 @@ pub fn cleared_for_a_new_device(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// A new device may replace an info block that another one has left, with the data elsewhere.
+pub fn cleared_for_a_device_with_another_block(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::FsdaxMem)?;
+    let (region, namespace) = (lab.region(0)?, &bench.namespace);
+    ensure!(
+        bench.start - namespace.resource()? == 2 << 20,
+        "the data begin at {:#x}",
+        bench.start
+    );
+    bench.bound.unbind()?;
+    bench.bound.give_up_namespace()?;
+    let pfn = Device::named(region.get("pfn_seed")?);
+    pfn.set("mode", "pmem")?;
+    pfn.set("uuid", "5f0cf0a4-1d33-4ab2-9d3c-2f1f6e0d8a10")?;
+    pfn.set("namespace", namespace.name())?;
+
+    let address = namespace.resource()? + (4 << 20);
+    bench.injector.inject(address, 512)?;
+    bench.injector.set_limit(0)?;
+    expect_not_cleared(lab, &pfn)?;
+    bench.injector.set_limit(u64::MAX)?;
+    pfn.bind(lab.driver)?;
+    let data = pfn.resource()? - namespace.resource()?;
+    ensure!(data == 10 << 20, "the data begin at {data:#x}");
+    let cleared = bench.injector.clears()?.pop();
+    ensure!(
+        cleared == Some(Clear { address, len: 4096 }),
+        "the provider was asked to clear {cleared:x?}"
+    );
+    Ok(())
+}
+
+/// A half-configured device changes nothing on the medium.
+pub fn without_uuid(lab: &mut Lab) -> Result<()> {
+    let bench = Bench::new(lab, Mode::Raw)?;
+    let (region, namespace) = (lab.region(0)?, &bench.namespace);
+    bench.bound.unbind()?;
+    bench.injector.inject(bench.start + (1 << 20), 512)?;
+    let pfn = Device::named(region.get("pfn_seed")?);
+    pfn.set("mode", "pmem")?;
+    pfn.set("namespace", namespace.name())?;
+    let result = pfn.try_bind(lab.driver);
+    errno::expect("binding it", result, &[Errno::ENODEV])?;
+
+    pfn.give_up_namespace()?;
+    namespace.bind(lab.driver)?;
+    bench.expect_bad("2048 1")?;
+    bench.expect_clears(&[])
+}
+
 fn expect_not_cleared(lab: &Lab, pfn: &Device) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);

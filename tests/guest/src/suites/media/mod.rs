@@ -74,6 +74,14 @@ pub const SUITE: Suite = Suite {
             "memory_map_of_a_new_device_is_cleared",
             memmap::cleared_for_a_new_device,
         ),
+        Test::new(
+            "memory_map_of_a_device_with_another_block_is_cleared",
+            memmap::cleared_for_a_device_with_another_block,
+        ),
+        Test::new(
+            "memory_map_without_a_uuid_is_left_alone",
+            memmap::without_uuid,
+        ),
         Test::new("memory_map_cannot_be_cleared", memmap::not_cleared),
         Test::new(
             "bad_sectors_before_the_namespace",
