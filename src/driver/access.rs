@@ -15,7 +15,7 @@ pub struct Access {
     pub block_size: u32,
     /// The barrier that flushes the region, if no more is needed.
     pub flush_barrier: Option<FlushBarrier>,
-    /// [`Self::READ_ONLY`] or [`Self::HELD`], or both, or 0.
+    /// [`Self::READ_ONLY`] or [`Self::WRITES_HELD`], or both, or 0.
     blocked: Atomic<u32>,
 }
 
@@ -23,7 +23,7 @@ impl Access {
     /// The region is read-only.
     pub const READ_ONLY: u32 = 1;
     /// The disk is suspended.
-    pub const HELD: u32 = 2;
+    pub const WRITES_HELD: u32 = 2;
 
     /// Creates those of a disk whose writes are executed.
     pub fn new(block_size: u32, flush_barrier: Option<FlushBarrier>) -> Self {
@@ -58,6 +58,6 @@ impl Access {
 
     /// Returns whether writes are held, because the disk is suspended.
     pub fn is_held(&self) -> bool {
-        read_once(&self.blocked) & Self::HELD != 0
+        read_once(&self.blocked) & Self::WRITES_HELD != 0
     }
 }

@@ -88,7 +88,7 @@ impl<'bound> Binding<'bound> {
             Kind::Pfn => {
                 let (enabled, pages) = setup_pfn(dev, enable(namespace)?)?;
 
-                let mode = if pages.memmap_on_media() {
+                let mode = if pages.memmap_is_on_medium() {
                     c"fsdax map=dev"
                 } else {
                     c"fsdax map=mem"

@@ -38,7 +38,7 @@ pub enum Stage {
     /// The device is bound.
     Bound,
     /// A step of the teardown. [`None`] until the worker begins.
-    TearingDown(Option<Step>),
+    TearingDown(Option<TeardownStep>),
     /// The range may have a user.
     Draining(Option<User>),
     /// The range is being freed.
@@ -47,7 +47,7 @@ pub enum Stage {
 
 /// The steps of a teardown before the worker waits for single users.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum TeardownStep {
     /// The disk is resumed, if it is suspended.
     Resume,
     /// Translations to page frame numbers are refused, and files are unmapped.
@@ -64,7 +64,7 @@ pub enum Step {
     Flush,
 }
 
-impl Step {
+impl TeardownStep {
     /// Returns the name in the tracepoint.
     pub fn name(self) -> &'static CStr {
         match self {
@@ -120,7 +120,7 @@ impl fmt::Display for Description<'_> {
                     used.cached
                 ));
             }
-            Stage::TearingDown(step) => step.map_or(" (a work item)", Step::obstacle),
+            Stage::TearingDown(step) => step.map_or(" (a work item)", TeardownStep::obstacle),
             // A lease has a reference.
             Stage::Draining(Some(User::Reference)) if holders.is_some() => "",
             Stage::Draining(Some(User::Reference)) => {

@@ -20,7 +20,7 @@ use super::{
     description::{
         Description,
         Stage,
-        Step, //
+        TeardownStep, //
     },
     flush::Flusher,
     memory::{
@@ -102,7 +102,7 @@ pub struct Parts {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Progress {
     /// The step that the worker has begun last.
-    pub(super) step: Option<Step>,
+    pub(super) step: Option<TeardownStep>,
     pub(super) walked: Walked,
     pub(super) used: PagesInUse,
 }
@@ -124,11 +124,11 @@ pub struct DeviceState {
     #[pin]
     retired_name: Mutex<Option<CString>>,
     /// The `struct page`s are on the medium and are removed with it, so the range is never retired.
-    pub(super) memmap_is_on_media: bool,
+    pub(super) memmap_is_on_medium: bool,
     /// The leases of the memory. [`None`] if it has no `struct page`s.
     pub(super) leases: Option<Arc<Leases>>,
     /// The unbinding thread was killed. Set once.
-    pub(super) killed: SetOnce<()>,
+    pub(super) unbind_killed: SetOnce<()>,
     /// Set by [`teardown::announce`].
     pub(super) announced: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
@@ -225,9 +225,9 @@ impl DeviceState {
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
-                memmap_is_on_media: memory.pages().is_some_and(|pages| pages.memmap_is_on_media()),
+                memmap_is_on_medium: memory.pages().is_some_and(|pages| pages.memmap_is_on_medium()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
-                killed: SetOnce::new(),
+                unbind_killed: SetOnce::new(),
                 announced: SetOnce::new(),
                 began: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
@@ -298,7 +298,7 @@ impl DeviceState {
                 self.describe()
             );
         }
-        self.send_event(outcome);
+        self.send_outcome_event(outcome);
     }
 
     /// Makes durable what was written to the disk, and what mappings of files have stored in the
@@ -319,7 +319,7 @@ impl DeviceState {
     }
 
     /// Sends an event with the numbers of pages and inodes that were revoked.
-    fn send_event(&self, outcome: Outcome) {
+    fn send_outcome_event(&self, outcome: Outcome) {
         let Walked { inodes, pages, .. } = self.progress.lock().walked;
         let retired = outcome == Outcome::Retired;
         if inodes == 0 && !retired {
@@ -343,7 +343,7 @@ impl DeviceState {
 
     /// Sends an event of the device, and one of its disk, with all that a program needs to act: the
     /// unbinding thread holds the device lock, which some attributes need.
-    pub(super) fn send_notice(&self, is_waited_for: bool) {
+    pub(super) fn send_leaving_event(&self, is_waited_for: bool) {
         let notice = if is_waited_for {
             REVOKE_NOTICE_MS.get()
         } else {
@@ -413,8 +413,8 @@ impl RegisteredDevice for DeviceState {
         &self.name
     }
 
-    fn memmap_is_on_media(&self) -> bool {
-        self.memmap_is_on_media
+    fn memmap_is_on_medium(&self) -> bool {
+        self.memmap_is_on_medium
     }
 
     fn phys(&self) -> Range<PhysAddr> {

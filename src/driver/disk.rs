@@ -74,7 +74,7 @@ pub struct Capabilities {
 }
 
 /// What a transfer returns if the disk is suspended: the request is to be executed later.
-const HELD: Error = ERESTARTSYS;
+const HOLD_WRITE: Error = ERESTARTSYS;
 
 /// The size of the largest request for zeroes. Between two of them `BLKZEROOUT` can be killed.
 const MAX_WRITE_ZEROES: u32 = 64 << 20;
@@ -239,7 +239,7 @@ impl Pmem {
     #[cold]
     #[inline(never)]
     fn hold_or_fail(&self, bio: Bio, err: Error) {
-        if err != HELD {
+        if err != HOLD_WRITE {
             return bio.end(err.into());
         }
         if bio.is_nowait() {
@@ -298,12 +298,12 @@ impl Pmem {
         }
     }
 
-    /// As [`Self::refuse_write`], for a request. Returns [`HELD`] if the disk is suspended.
+    /// As [`Self::refuse_write`], for a request. Returns [`HOLD_WRITE`] if the disk is suspended.
     #[cold]
     #[inline(never)]
     fn refuse_write_of(&self, bio: BioRef<'_>) -> Error {
         if !self.access.is_read_only() {
-            return HELD;
+            return HOLD_WRITE;
         }
         self.refuse(c"write", bio, self.refuse_write())
     }
@@ -382,7 +382,7 @@ impl Pmem {
     #[inline(never)]
     fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
         if self.access.is_held() && !self.access.is_read_only() {
-            return Err(HELD);
+            return Err(HOLD_WRITE);
         }
         self.write_zeroes_by_pieces(bio)
             .map_err(|err| self.refuse(c"write_zeroes", bio, err))

@@ -20,7 +20,7 @@ use super::{
     plain::shared_flush::{
         Queue,
         SharedFlush,
-        Step, //
+        FlushStep, //
     },
     shared::Shared, //
 };
@@ -251,9 +251,9 @@ impl Flusher {
 
         loop {
             match shared.step(ticket) {
-                Step::Done(result) => return result,
-                Step::Wait(queue) => self.queue(queue).wait(&mut shared),
-                Step::Flush => {
+                FlushStep::Done(result) => return result,
+                FlushStep::Wait(queue) => self.queue(queue).wait(&mut shared),
+                FlushStep::Flush => {
                     drop(shared);
                     let result = self.flush_alone();
                     shared = self.shared_flush.lock();

@@ -146,14 +146,14 @@ impl Pmem {
     pub fn hold_writes(&self) {
         let _held = self.held.lock();
 
-        self.access.set_blocked(Access::HELD, true);
+        self.access.set_blocked(Access::WRITES_HELD, true);
     }
 
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
 
-        self.access.set_blocked(Access::HELD, false);
+        self.access.set_blocked(Access::WRITES_HELD, false);
         core::mem::take(&mut held.bios)
     }
 

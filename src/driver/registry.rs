@@ -27,7 +27,7 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     fn name(&self) -> &CStr;
 
     /// Returns whether the `struct page`s of the device are on its medium.
-    fn memmap_is_on_media(&self) -> bool;
+    fn memmap_is_on_medium(&self) -> bool;
 
     /// Returns the physical range of the namespace.
     fn phys(&self) -> Range<PhysAddr>;

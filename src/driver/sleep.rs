@@ -32,7 +32,7 @@ pub struct Sleep(pub Arc<DeviceState>);
 impl SleepOperations for Sleep {
     fn suspend(&self) -> Result {
         // Bound after the guard has looked.
-        if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_media {
+        if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_medium {
             return refuse(&self.0.name);
         }
         self.0.flusher.pause()
@@ -105,7 +105,7 @@ impl SleepGuard for SleepPolicy {
     fn prepare_hibernation() -> Result {
         if let Some(shared) = SHARED.get() {
             let mut devices = shared.devices.iter();
-            if let Some(device) = devices.find(|device| device.memmap_is_on_media()) {
+            if let Some(device) = devices.find(|device| device.memmap_is_on_medium()) {
                 return refuse(device.name());
             }
         }

@@ -43,7 +43,7 @@ use super::{
     pmem::Pmem,
     sleep::is_system_sleeping,
     suspension_state::{
-        Step,
+        SuspensionStep,
         StepParts, //
     }, //
 };
@@ -199,7 +199,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn unmap(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"unmap", || self.delegate(Step::Unmap, &frozen.parts))
+        self.suspension_step(c"unmap", || self.delegate(SuspensionStep::Unmap, &frozen.parts))
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
@@ -208,7 +208,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn settle(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"hold", || self.delegate(Step::Settle, &frozen.parts))
+        self.suspension_step(c"hold", || self.delegate(SuspensionStep::Settle, &frozen.parts))
     }
 
     fn release(&self, held: HeldWrites) {
@@ -280,7 +280,7 @@ impl DeviceState {
     /// Queues a step for the second worker, and waits for the result. If the suspension has to end,
     /// returns success at once. The caller then sees that it has to end. The second worker ends the
     /// step whenever it can.
-    fn delegate(self: &Arc<Self>, step: Step, parts: &Arc<StepParts>) -> Result {
+    fn delegate(self: &Arc<Self>, step: SuspensionStep, parts: &Arc<StepParts>) -> Result {
         let number = {
             let mut pending = self.suspension.step.lock();
             pending.number = pending.number.wrapping_add(1);
@@ -319,8 +319,8 @@ impl DeviceState {
         };
 
         let result = match step {
-            Step::Unmap => self.unmap_files(&parts),
-            Step::Settle => self.settle_writes(&parts),
+            SuspensionStep::Unmap => self.unmap_files(&parts),
+            SuspensionStep::Settle => self.settle_writes(&parts),
         };
         // Dropped before the result is published, so that the worker drops the last reference.
         drop(parts);

@@ -42,7 +42,7 @@ pub struct StepParts {
 
 /// A step of a suspension that may wait for threads which wait for the end of the suspension.
 #[derive(Clone, Copy)]
-pub enum Step {
+pub enum SuspensionStep {
     /// Unmaps all files, and waits for pins.
     Unmap,
     /// Waits for the writes that are being executed, and looks for new users.
@@ -55,7 +55,7 @@ pub struct PendingStep {
     /// The number of the last step.
     pub(super) number: u64,
     /// The step, until the thread takes it.
-    pub(super) wanted: Option<(Step, Arc<StepParts>)>,
+    pub(super) wanted: Option<(SuspensionStep, Arc<StepParts>)>,
     /// The number and the result of the last step that was taken.
     pub(super) done: Option<(u64, Result)>,
 }

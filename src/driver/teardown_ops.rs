@@ -3,7 +3,7 @@
 //! The functions that the teardown of a device calls.
 
 use super::{
-    description::Step,
+    description::TeardownStep,
     device_state::{
         DeviceState,
         Parts, //
@@ -108,7 +108,7 @@ impl TeardownOps for Arc<DeviceState> {
                 return found;
             }
             if fatal_signal_pending() {
-                self.killed.populate(());
+                self.unbind_killed.populate(());
             }
 
             let intervals = self.age() / MESSAGE_INTERVAL;
@@ -125,7 +125,7 @@ impl TeardownOps for Arc<DeviceState> {
         self.flusher
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
-        self.send_notice(is_waited_for);
+        self.send_leaving_event(is_waited_for);
         // The holders may still read and write while they are told.
         if let Some(leases) = &self.leases {
             leases.revoke();
@@ -157,7 +157,7 @@ impl TeardownOps for Arc<DeviceState> {
     }
 
     fn should_retire(&self, has_keeper: bool) -> bool {
-        if self.memmap_is_on_media {
+        if self.memmap_is_on_medium {
             return false;
         }
         // 0 means without a limit. The value may change while an unbind waits.
@@ -177,8 +177,8 @@ impl TeardownOps for Arc<DeviceState> {
     }
 
     fn close_to_mappings(&self, memory: &mut Memory) {
-        self.step(Step::Resume, || self.wait_resumed());
-        let walked = self.step(Step::CloseToMappings, || memory.close_to_mappings());
+        self.step(TeardownStep::Resume, || self.wait_resumed());
+        let walked = self.step(TeardownStep::CloseToMappings, || memory.close_to_mappings());
 
         self.progress.lock().walked = walked;
     }
@@ -186,11 +186,11 @@ impl TeardownOps for Arc<DeviceState> {
     fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
         // Holders of leases may use the disk until they have given them back.
         self.wait_for_leases();
-        self.step(Step::RemoveDisk, || disk.remove())
+        self.step(TeardownStep::RemoveDisk, || disk.remove())
     }
 
     fn close(&self, memory: Memory) -> Closed {
-        self.step(Step::Close, || memory.close())
+        self.step(TeardownStep::Close, || memory.close())
     }
 
     fn kill(&self, dax: Self::Dax) {
@@ -199,7 +199,7 @@ impl TeardownOps for Arc<DeviceState> {
     }
 
     fn revoke(&self, closed: Closed) -> Draining {
-        let (memory, walked) = self.step(Step::Revoke, || closed.revoke());
+        let (memory, walked) = self.step(TeardownStep::Revoke, || closed.revoke());
         {
             // This walk does not find files that were closed since `close_to_mappings`.
             let mut progress = self.progress.lock();
@@ -215,7 +215,7 @@ impl TeardownOps for Arc<DeviceState> {
     }
 
     fn after_revoke(&self) {
-        self.step(Step::Flush, || self.flush());
+        self.step(TeardownStep::Flush, || self.flush());
 
         let Walked { inodes, pages, .. } = self.progress.lock().walked;
         tracepoint::revoked(&self.name, inodes, pages, self.age());
@@ -300,12 +300,12 @@ impl DeviceState {
             return;
         };
 
-        self.step(Step::Leases, || {
+        self.step(TeardownStep::Leases, || {
             while !leases.wait_returned(POLL_INTERVAL) {
                 // 0 means without a limit. The value may change.
                 let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
                 let is_over = limit != 0 && self.time_for_users() >= limit;
-                if self.killed.as_ref().is_some() || is_over {
+                if self.unbind_killed.as_ref().is_some() || is_over {
                     if let Some(holders) = leases.holders() {
                         pr_warn!(
                             "{}: its lease is kept by {}: the disk is removed without waiting \
@@ -321,7 +321,7 @@ impl DeviceState {
     }
 
     /// Takes a step of the teardown, which messages name meanwhile, and reports how long it took.
-    fn step<R>(&self, step: Step, f: impl FnOnce() -> R) -> R {
+    fn step<R>(&self, step: TeardownStep, f: impl FnOnce() -> R) -> R {
         self.progress.lock().step = Some(step);
         self.traced(step.name(), f)
     }

@@ -27,7 +27,7 @@ impl Code {
     /// Returns whether the code is part of the kernel image or loaded. Does not sleep.
     ///
     /// A module counts as loaded from before its init until after its exit.
-    pub(in crate::abstractions) fn is_there(&self) -> bool {
+    pub(in crate::abstractions) fn is_loaded(&self) -> bool {
         self.built_in || find(self.module, |_| true)
     }
 
@@ -87,7 +87,7 @@ mod tests {
             built_in: false,
             module: c"pmem_rs",
         };
-        assert!(this.is_there());
+        assert!(this.is_loaded());
         // `modprobe` waits for the init that runs this test.
         assert!(this.is_in_use());
         for (built_in, there) in [(true, true), (false, false)] {
@@ -95,7 +95,7 @@ mod tests {
                 built_in,
                 module: c"no_such_module",
             };
-            assert!(other.is_there() == there);
+            assert!(other.is_loaded() == there);
             assert!(other.is_in_use() == there);
         }
     }

@@ -68,7 +68,7 @@ impl Queue {
 
 /// What a thread has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step<E> {
+pub enum FlushStep<E> {
     /// It flushes the region and calls [`SharedFlush::end`]. Then it wakes all threads in the queue
     /// that this returns, and one in the next queue.
     Flush,
@@ -122,21 +122,21 @@ impl<E: Copy> SharedFlush<E> {
         Ticket { number, suspect }
     }
 
-    /// Returns what a thread has to do. If it is [`Step::Flush`], a flush was started.
+    /// Returns what a thread has to do. If it is [`FlushStep::Flush`], a flush was started.
     ///
     /// A thread that sees its result late may get the error of a later flush.
-    pub fn step(&mut self, ticket: Ticket) -> Step<E> {
+    pub fn step(&mut self, ticket: Ticket) -> FlushStep<E> {
         if self.ended >= ticket.number {
-            return Step::Done(match self.failed {
+            return FlushStep::Done(match self.failed {
                 Some((number, err)) if number >= ticket.suspect => Err(err),
                 _ => Ok(()),
             });
         }
         if self.is_flushing() || self.is_paused {
-            return Step::Wait(Queue::of(ticket.number));
+            return FlushStep::Wait(Queue::of(ticket.number));
         }
         self.started = self.started.wrapping_add(1);
-        Step::Flush
+        FlushStep::Flush
     }
 
     /// Ends the flush in progress. Returns the queue of the threads that have waited for it.

@@ -191,19 +191,19 @@ impl Freezer {
     }
 }
 
-/// Refuses claims of a disk that are indirect ([`DiskState::set_refuses_indirect`]).
+/// Refuses claims of a disk that are indirect ([`DiskState::refuse_indirect`]).
 struct Refusal(Arc<DiskState>);
 
 impl Refusal {
     fn new(disk: Arc<DiskState>) -> Self {
-        disk.set_refuses_indirect(true);
+        disk.refuse_indirect();
         Self(disk)
     }
 }
 
 impl Drop for Refusal {
     fn drop(&mut self) {
-        self.0.set_refuses_indirect(false);
+        self.0.permit_indirect();
     }
 }
 

@@ -38,7 +38,7 @@ struct FileSystemType {
     name: &'static CStr,
     code: Code,
     /// The only block device whose DAX device it uses is `s_bdev`.
-    only_main: bool,
+    uses_s_bdev_only: bool,
 }
 
 const EXT4: Code = Code {
@@ -52,18 +52,18 @@ const DAX_TYPES: &[FileSystemType] = &[
     FileSystemType {
         name: c"ext4",
         code: EXT4,
-        only_main: true,
+        uses_s_bdev_only: true,
     },
     FileSystemType {
         name: c"ext3",
         code: EXT4,
-        only_main: true,
+        uses_s_bdev_only: true,
     },
     #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
     FileSystemType {
         name: c"ext2",
         code: EXT4,
-        only_main: true,
+        uses_s_bdev_only: true,
     },
     FileSystemType {
         name: c"xfs",
@@ -71,7 +71,7 @@ const DAX_TYPES: &[FileSystemType] = &[
             built_in: cfg!(CONFIG_XFS_FS = "y"),
             module: c"xfs",
         },
-        only_main: false,
+        uses_s_bdev_only: false,
     },
     FileSystemType {
         name: c"erofs",
@@ -79,7 +79,7 @@ const DAX_TYPES: &[FileSystemType] = &[
             built_in: cfg!(CONFIG_EROFS_FS = "y"),
             module: c"erofs",
         },
-        only_main: false,
+        uses_s_bdev_only: false,
     },
 ];
 
@@ -166,7 +166,7 @@ impl<'a> Walk<'a> {
             }
             self.is_behind_cursor = self.cursor.is_none();
             // `get_fs_type` would load the module.
-            if fs_type.code.is_there() {
+            if fs_type.code.is_loaded() {
                 self.visit_type(fs_type.name);
             }
 
@@ -210,14 +210,14 @@ impl<'a> Walk<'a> {
     ///
     /// `sb` must be valid, with `s_umount` held.
     unsafe fn may_use(&self, sb: *mut bindings::super_block) -> bool {
-        let only_main = DAX_TYPES
+        let uses_s_bdev_only = DAX_TYPES
             .get(self.index)
-            .is_some_and(|fs_type| fs_type.only_main);
+            .is_some_and(|fs_type| fs_type.uses_s_bdev_only);
 
         self.disk.is_none_or(|disk| {
             // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
             // that are not mounted yet, or are shut down.
-            unsafe { disk.may_be_used_by(sb, only_main) }
+            unsafe { disk.may_be_used_by(sb, uses_s_bdev_only) }
         })
     }
 
@@ -423,7 +423,7 @@ unsafe fn for_each_dax_super(
     callback: unsafe extern "C" fn(*mut bindings::super_block, *mut c_void),
     argument: *mut c_void,
 ) {
-    for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_there()) {
+    for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_loaded()) {
         // SAFETY: By the safety requirements.
         unsafe { for_each_super(fs_type.name, callback, argument) };
     }

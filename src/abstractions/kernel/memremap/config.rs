@@ -54,13 +54,13 @@ pub fn start_align() -> ResourceSize {
 /// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
 /// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
 /// than `len`, and no `struct page`s are stored in the pages from there on. If `pgmap` describes
-/// memory in the range for them, `memmap_on_media` is true.
+/// memory in the range for them, `memmap_is_on_medium` is true.
 pub struct PagemapConfig {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,
     len: ResourceSize,
     data_offset: ResourceSize,
-    memmap_on_media: bool,
+    memmap_is_on_medium: bool,
 }
 
 impl PagemapConfig {
@@ -85,7 +85,7 @@ impl PagemapConfig {
             start,
             len,
             data_offset: 0,
-            memmap_on_media: false,
+            memmap_is_on_medium: false,
         })
     }
 
@@ -121,7 +121,7 @@ impl PagemapConfig {
 
         // INVARIANT: By the checks above, and by the safety requirements.
         Ok(Self {
-            memmap_on_media: pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0,
+            memmap_is_on_medium: pgmap.flags & bindings::PGMAP_ALTMAP_VALID != 0,
             pgmap,
             start: range.start,
             len,
@@ -130,14 +130,14 @@ impl PagemapConfig {
     }
 
     /// Returns whether the `struct page`s are in the range itself (`vmem_altmap`).
-    pub fn memmap_on_media(&self) -> bool {
-        self.memmap_on_media
+    pub fn memmap_is_on_medium(&self) -> bool {
+        self.memmap_is_on_medium
     }
 
     /// Says that the `struct page`s are in the range, where a test has no memory for them.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(in crate::abstractions) fn treated_as_on_media(mut self) -> Self {
-        self.memmap_on_media = true;
+        self.memmap_is_on_medium = true;
         self
     }
 

@@ -116,7 +116,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     phys: PhysAddr,
     #[pin]
     pub(super) failed: FailedPages,
-    memmap_on_media: bool,
+    memmap_is_on_medium: bool,
     /// The disk through which file systems and device-mapper find the DAX device.
     host: SetOnce<Arc<DiskState>>,
     leases: Arc<Leases>,
@@ -152,7 +152,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         node: Node,
         ops: impl PinInit<T, Error>,
     ) -> Result<impl PinInit<Self, Error>> {
-        let memmap_on_media = config.memmap_on_media();
+        let memmap_is_on_medium = config.memmap_is_on_medium();
         let (pgmap, start, len, data_offset) = config.into_parts();
         let misaligned =
             start & start_align().wrapping_sub(1) != 0 || len & compat_align().wrapping_sub(1) != 0;
@@ -180,7 +180,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             has_failed: HasFailed::new(),
             failed <- FailedPages::new(all_frames, frames.start),
             ops <- ops,
-            memmap_on_media,
+            memmap_is_on_medium,
             host: SetOnce::new(),
             leases: Leases::new()?,
             reservation,
@@ -304,8 +304,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Returns whether the `struct page`s are on the media, so that both are removed together.
-    pub fn memmap_is_on_media(&self) -> bool {
-        self.memmap_on_media
+    pub fn memmap_is_on_medium(&self) -> bool {
+        self.memmap_is_on_medium
     }
 
     /// Returns whether any page was ever exposed.

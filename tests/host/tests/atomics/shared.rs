@@ -13,7 +13,7 @@ use host::shared_flush::{
     end_sleep,
     Queue,
     SharedFlush,
-    Step, //
+    FlushStep, //
 };
 use loom::sync::{
     atomic::{
@@ -145,9 +145,9 @@ impl Flusher {
         };
         loop {
             match shared.step(ticket) {
-                Step::Done(result) => return result,
-                Step::Wait(queue) => shared = self.queue(queue).wait(shared).unwrap(),
-                Step::Flush => {
+                FlushStep::Done(result) => return result,
+                FlushStep::Wait(queue) => shared = self.queue(queue).wait(shared).unwrap(),
+                FlushStep::Flush => {
                     drop(shared);
                     let result = self.flush();
                     shared = self.shared.lock().unwrap();

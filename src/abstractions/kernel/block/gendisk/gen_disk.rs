@@ -245,7 +245,7 @@ unsafe extern "C" fn open_callback(
         if state.refuses_indirect() {
             return EBUSY.to_errno();
         }
-        state.set_indirect();
+        state.record_indirect_claim();
     }
     0
 }
@@ -259,7 +259,7 @@ unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
     // `GenDisk` the data of its queue is a `DiskState`.
     unsafe {
         let state = (*(*disk).queue).queuedata.cast::<DiskState>();
-        (*state).set_closed();
+        (*state).record_release();
         if (*disk).private_data.is_null() && !is_open(disk) {
             drop(Arc::from_raw(state.cast_const()));
         }
@@ -535,11 +535,11 @@ mod tests {
         let disk = disk(counter()?, 4096)?;
         let state = disk.state();
 
-        state.set_refuses_indirect(true);
-        state.set_refuses_indirect(true);
-        state.set_refuses_indirect(false);
+        state.refuse_indirect();
+        state.refuse_indirect();
+        state.permit_indirect();
         assert!(state.refuses_indirect());
-        state.set_refuses_indirect(false);
+        state.permit_indirect();
         assert!(!state.refuses_indirect());
         Ok(())
     }

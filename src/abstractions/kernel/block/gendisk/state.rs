@@ -71,17 +71,17 @@ pub(in crate::abstractions) struct DiskState {
     whole: BlockDevice,
     /// Completed when the disk or a partition of it is closed.
     #[pin]
-    pub(super) closed: Completion,
+    pub(super) released: Completion,
     /// Programs cannot make the disk writable.
     read_only: Atomic<bool>,
     /// There was an indirect claim: something other than a file system whose `s_bdev` is on this
     /// disk may have got the DAX device, such as a device-mapper table, a lease, or a file system
     /// for a further device. Never reset.
-    indirect: Atomic<bool>,
+    had_indirect_claim: Atomic<bool>,
     /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
     /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
     /// the disk held.
-    claim_was_replaced: Atomic<bool>,
+    keeper_may_lack_claim: Atomic<bool>,
     /// How often claims of the kind of `indirect` are refused now. Changed with `open_mutex` of the
     /// disk held.
     refusals: Atomic<usize>,
@@ -117,10 +117,10 @@ impl DiskState {
             try_pin_init!(Self {
                 disk,
                 whole,
-                closed <- Completion::new(),
+                released <- Completion::new(),
                 read_only: Atomic::new(false),
-                indirect: Atomic::new(false),
-                claim_was_replaced: Atomic::new(false),
+                had_indirect_claim: Atomic::new(false),
+                keeper_may_lack_claim: Atomic::new(false),
                 refusals: Atomic::new(0),
                 removal <- new_mutex!(
                     Removal {
@@ -186,8 +186,8 @@ impl DiskState {
     ///
     /// ORDERING: it gets the device, and translates, after that. A translation has a full barrier
     /// before it reads the access state (`AccessState`).
-    pub(super) fn set_indirect(&self) {
-        self.indirect.store(true, Relaxed);
+    pub(super) fn record_indirect_claim(&self) {
+        self.had_indirect_claim.store(true, Relaxed);
     }
 
     /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held.
@@ -196,11 +196,11 @@ impl DiskState {
     /// above may be one of a keeper that has translated through it, and still has the address. The
     /// module of a keeper is in use while it has an address, so this records whether one is in use
     /// when the claim ends.
-    pub(super) fn set_closed(&self) {
-        if self.indirect.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use) {
-            self.claim_was_replaced.store(true, Relaxed);
+    pub(super) fn record_release(&self) {
+        if self.had_indirect_claim.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use) {
+            self.keeper_may_lack_claim.store(true, Relaxed);
         }
-        self.closed.complete();
+        self.released.complete();
     }
 
     /// Calls `f` with `open_mutex` of the disk held, under which claims end. Sleeps.
@@ -215,18 +215,16 @@ impl DiskState {
         }
     }
 
-    /// If `refuses` is true, begins to refuse claims by anything but programs and file systems on
-    /// the disk itself; if it is false, ends one earlier call. Such claims are permitted again when
-    /// each call with true has been ended. When this returns, opens that were permitted before it
-    /// are complete. Sleeps.
-    pub(in crate::abstractions) fn set_refuses_indirect(&self, refuses: bool) {
-        self.with_open_mutex(|| {
-            if refuses {
-                self.refusals.fetch_add(1, Relaxed);
-            } else {
-                self.refusals.fetch_sub(1, Relaxed);
-            }
-        });
+    /// Refuses claims by anything but programs and file systems on the disk itself, until
+    /// [`Self::permit_indirect`] was called once for each call of this. When this returns, opens that
+    /// were permitted before it are complete. Sleeps.
+    pub(in crate::abstractions) fn refuse_indirect(&self) {
+        self.with_open_mutex(|| self.refusals.fetch_add(1, Relaxed));
+    }
+
+    /// Ends one [`Self::refuse_indirect`]. Sleeps.
+    pub(in crate::abstractions) fn permit_indirect(&self) {
+        self.with_open_mutex(|| self.refusals.fetch_sub(1, Relaxed));
     }
 
     /// Returns whether such a claim is to be refused. Called with `open_mutex` of the disk held.
@@ -234,7 +232,7 @@ impl DiskState {
         self.refusals.load(Relaxed) != 0
     }
 
-    /// Returns whether files of a superblock may use the memory behind this disk. `only_main` is
+    /// Returns whether files of a superblock may use the memory behind this disk. `uses_s_bdev_only` is
     /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
     /// Translations must be refused before, at least those that ask for a page frame number.
@@ -255,20 +253,20 @@ impl DiskState {
     pub(in crate::abstractions) unsafe fn may_be_used_by(
         &self,
         sb: *mut bindings::super_block,
-        only_main: bool,
+        uses_s_bdev_only: bool,
     ) -> bool {
-        let indirect = self.indirect.load(Relaxed);
+        let indirect = self.had_indirect_claim.load(Relaxed);
 
         // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
         // disk of a device does not change, and its operations are static.
         unsafe {
             let bdev = (*sb).s_bdev;
             if bdev.is_null() {
-                return indirect && !only_main;
+                return indirect && !uses_s_bdev_only;
             }
             let disk = (*bdev).bd_disk;
             disk == self.disk.as_ptr()
-                || indirect && (!only_main || (*(*disk).fops).submit_bio.is_some())
+                || indirect && (!uses_s_bdev_only || (*(*disk).fops).submit_bio.is_some())
         }
     }
 
@@ -360,7 +358,7 @@ impl DiskState {
     ) -> Option<BlockDevice> {
         const NAME: &[c_char] = &[b'd' as c_char, b'm' as c_char, b'-' as c_char];
 
-        if !self.indirect.load(Relaxed) {
+        if !self.had_indirect_claim.load(Relaxed) {
             return None;
         }
         // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
@@ -393,7 +391,7 @@ impl DiskState {
 
     /// As [`Self::has_keeper`], for a disk that is not removed. The result may change.
     pub(in crate::abstractions) fn may_have_keeper(&self) -> bool {
-        if !KEEPERS.iter().any(Code::is_there) {
+        if !KEEPERS.iter().any(Code::is_loaded) {
             return false;
         }
         let removal = self.removal.lock();
@@ -410,7 +408,7 @@ impl DiskState {
     /// Once this has returned false, nothing has an address. A later call may return true all the
     /// same, if a keeper is used for something else. Returns true for a disk that was not removed.
     pub(in crate::abstractions) fn has_keeper(&self) -> bool {
-        self.closed.reinit();
+        self.released.reinit();
 
         {
             let removal = self.removal.lock();
@@ -418,21 +416,21 @@ impl DiskState {
                 return true;
             }
         }
-        KEEPERS.iter().any(Code::is_there) && self.has_claim_of_keeper()
+        KEEPERS.iter().any(Code::is_loaded) && self.has_claim_of_keeper()
     }
 
     /// Returns whether there is a claim that may be one of a keeper, or was one. Sleeps.
     fn has_claim_of_keeper(&self) -> bool {
-        // A claim that has just ended, and `claim_was_replaced`, are seen together.
+        // A claim that has just ended, and `keeper_may_lack_claim`, are seen together.
         self.with_open_mutex(|| {
             self.has_unknown_claim(&self.partitions.lock())
-                || self.claim_was_replaced.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use)
+                || self.keeper_may_lack_claim.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use)
         })
     }
 
     /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
-    pub(in crate::abstractions) fn wait_closed(&self, limit: Msecs) {
-        self.closed.wait_idle_timeout(limit);
+    pub(in crate::abstractions) fn wait_released(&self, limit: Msecs) {
+        self.released.wait_idle_timeout(limit);
     }
 
     /// Returns whether there is a claim without holder operations by code in the kernel, or a claim

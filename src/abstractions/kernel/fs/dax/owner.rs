@@ -271,7 +271,7 @@ impl<T: PagemapOperations> Drop for Owner<T> {
     fn drop(&mut self) {
         self.refuse_access();
 
-        if self.pages.memmap_is_on_media() {
+        if self.pages.memmap_is_on_medium() {
             // A thread may use a page just after it was seen idle, until a grace period has passed.
             loop {
                 self.wait_unused();

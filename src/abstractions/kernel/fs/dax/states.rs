@@ -217,7 +217,7 @@ impl<T: PagemapOperations> Revoked<T> {
                 // and wait for the pins.
                 self.owner.release_files();
                 if let Some(host) = self.owner.pages().host() {
-                    host.wait_closed(limit);
+                    host.wait_released(limit);
                 }
             }
             User::Pin => {
@@ -275,7 +275,7 @@ mod tests {
         bindings,
         kernel::fs::dax::testing::{
             pages,
-            pages_on_media,
+            pages_on_medium,
             TestPagemap, //
         },
         kernel_ext::sync::completion::Completion, //
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn dropped_memory_with_its_pages_on_the_media_waits_for_its_users() -> Result {
-        let TestPagemap { pages, queue } = pages_on_media()?;
+        let TestPagemap { pages, queue } = pages_on_medium()?;
         let (start, len) = (pages.phys(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
         let page = Referenced::new(&pages, 5);

@@ -80,7 +80,7 @@ pub(in crate::abstractions) fn pages() -> Result<TestPagemap<Silent>> {
 }
 
 /// As [`pages`], but the `struct page`s are said to be on the medium.
-pub(in crate::abstractions) fn pages_on_media() -> Result<TestPagemap<Silent>> {
+pub(in crate::abstractions) fn pages_on_medium() -> Result<TestPagemap<Silent>> {
     pages_with(PagemapConfig::treated_as_on_media)
 }
 
