@@ -320,7 +320,11 @@ impl DeviceState {
 
     /// Sends an event with the numbers of pages and inodes that were revoked.
     fn send_outcome_event(&self, outcome: Outcome) {
-        let Walked { inodes, pages, .. } = self.progress.lock().walked;
+        let Walked {
+            inodes,
+            nr_pages: pages,
+            ..
+        } = self.progress.lock().walked;
         let retired = outcome == Outcome::Retired;
         if inodes == 0 && !retired {
             return;

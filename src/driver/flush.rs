@@ -18,9 +18,9 @@
 
 use super::{
     plain::shared_flush::{
+        FlushStep, //
         Queue,
         SharedFlush,
-        FlushStep, //
     },
     shared::Shared, //
 };

@@ -43,8 +43,8 @@ use super::{
     pmem::Pmem,
     sleep::is_system_sleeping,
     suspension_state::{
-        SuspensionStep,
         StepParts, //
+        SuspensionStep,
     }, //
 };
 use crate::abstractions::kernel::{
@@ -199,7 +199,9 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn unmap(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"unmap", || self.delegate(SuspensionStep::Unmap, &frozen.parts))
+        self.suspension_step(c"unmap", || {
+            self.delegate(SuspensionStep::Unmap, &frozen.parts)
+        })
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
@@ -208,7 +210,9 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn settle(&self, frozen: &FrozenDisk) -> Result {
-        self.suspension_step(c"hold", || self.delegate(SuspensionStep::Settle, &frozen.parts))
+        self.suspension_step(c"hold", || {
+            self.delegate(SuspensionStep::Settle, &frozen.parts)
+        })
     }
 
     fn release(&self, held: HeldWrites) {

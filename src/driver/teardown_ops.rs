@@ -204,7 +204,7 @@ impl TeardownOps for Arc<DeviceState> {
             // This walk does not find files that were closed since `close_to_mappings`.
             let mut progress = self.progress.lock();
             progress.walked.inodes = progress.walked.inodes.max(walked.inodes);
-            progress.walked.pages = progress.walked.pages.max(walked.pages);
+            progress.walked.nr_pages = progress.walked.nr_pages.max(walked.nr_pages);
         }
 
         Draining {
@@ -217,7 +217,11 @@ impl TeardownOps for Arc<DeviceState> {
     fn after_revoke(&self) {
         self.step(TeardownStep::Flush, || self.flush());
 
-        let Walked { inodes, pages, .. } = self.progress.lock().walked;
+        let Walked {
+            inodes,
+            nr_pages: pages,
+            ..
+        } = self.progress.lock().walked;
         tracepoint::revoked(&self.name, inodes, pages, self.age());
         if inodes != 0 {
             pr_info!(

@@ -41,20 +41,20 @@ impl Revocation {
     /// The files and pages are not counted. `Owner::unmap_files` has counted them before.
     pub(super) fn revoke_files<T: PagemapOperations>(
         &mut self,
-        pages: &PagemapInner<T>,
+        pgmap: &PagemapInner<T>,
         pool: &Arc<InodePool>,
     ) -> Walked {
         let mut pinned: c_ulong = 0;
 
         // Memory that was never exposed has no users.
-        if pages.is_exposed() {
+        if pgmap.is_exposed() {
             // SAFETY: The owner keeps the pgmap. The function waits for users with a limit, which
             // is none here, and changes only what it locks.
             let result =
-                unsafe { bindings::dax_revoke_pgmap(pages.as_raw().cast_mut(), 0, &mut pinned) };
+                unsafe { bindings::dax_revoke_pgmap(pgmap.as_raw().cast_mut(), 0, &mut pinned) };
             self.is_incomplete = result != 0 && pinned == 0;
         }
-        pool.release(|inode| may_put(pages, inode));
+        pool.release(|inode| may_put(pgmap, inode));
 
         Walked::default()
     }

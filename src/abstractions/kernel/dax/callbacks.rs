@@ -27,10 +27,10 @@ use kernel::{
 
 /// The private data of a DAX device.
 ///
-/// The callbacks in [`Self::OPS`] find it in the device and read `pages` without a check. A device
+/// The callbacks in [`Self::OPS`] find it in the device and read `pgmap` without a check. A device
 /// without pages has [`Self::NO_PAGES_OPS`].
 pub(super) struct Private<T, P: PagemapOperations> {
-    pages: Option<PagemapRef<P>>,
+    pgmap: Option<PagemapRef<P>>,
     data: Arc<T>,
 }
 
@@ -43,9 +43,9 @@ struct WithPages<'g, T, P: PagemapOperations>(&'g Private<T, P>);
 
 impl<'g, T, P: PagemapOperations> WithPages<'g, T, P> {
     #[inline(always)]
-    fn pages(&self) -> &'g PagemapInner<P> {
+    fn pgmap(&self) -> &'g PagemapInner<P> {
         // SAFETY: By the type invariant there are pages.
-        unsafe { self.0.pages.as_ref().unwrap_unchecked() }
+        unsafe { self.0.pgmap.as_ref().unwrap_unchecked() }
     }
 }
 
@@ -62,17 +62,17 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         recovery_write: None,
     };
 
-    pub(super) fn new(data: Arc<T>, pages: Option<PagemapRef<P>>) -> Self {
-        Self { pages, data }
+    pub(super) fn new(data: Arc<T>, pgmap: Option<PagemapRef<P>>) -> Self {
+        Self { pgmap, data }
     }
 
-    pub(super) fn pages(&self) -> Option<&PagemapRef<P>> {
-        self.pages.as_ref()
+    pub(super) fn pgmap(&self) -> Option<&PagemapRef<P>> {
+        self.pgmap.as_ref()
     }
 
     /// Returns the operations of a device that has `self` as its private data.
     pub(super) fn ops(&self) -> &'static bindings::dax_operations {
-        if self.pages.is_some() {
+        if self.pgmap.is_some() {
             &Self::OPS
         } else {
             &Self::NO_PAGES_OPS
@@ -117,16 +117,16 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         let Some(private) = (unsafe { Self::of(dev, locked) }) else {
             return ENXIO.to_errno() as c_long;
         };
-        let pages = private.pages();
-        let Some(extent) = Extent::new(locked, &pages.pages, pgoff) else {
+        let pgmap = private.pgmap();
+        let Some(extent) = Extent::new(locked, &pgmap.page_states, pgoff) else {
             return ENXIO.to_errno() as c_long;
         };
         // `dax_direct_access` refuses a negative number.
         let nr_pages = nr_pages as usize;
 
-        if T::are_known_good(pages, pgoff, nr_pages) {
+        if T::are_known_good(pgmap, pgoff, nr_pages) {
             // SAFETY: By the safety requirements.
-            return unsafe { Self::translate(pages, &extent, nr_pages, kaddr, pfn) };
+            return unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) };
         }
         // Not inlined, so that the usual case saves fewer registers.
         // SAFETY: By the safety requirements.
@@ -156,26 +156,26 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
 
         // SAFETY: By the safety requirements.
         let locked = unsafe { ReadLocked::new() };
-        let pages = private.pages();
-        let result = Extent::new(locked, &pages.pages, pgoff)
+        let pgmap = private.pgmap();
+        let result = Extent::new(locked, &pgmap.page_states, pgoff)
             .ok_or(ENXIO)
-            .and_then(|extent| private.0.data.direct_access(pages, extent, nr_pages, mode));
+            .and_then(|extent| private.0.data.direct_access(pgmap, extent, nr_pages, mode));
         match result {
             // SAFETY: By the safety requirements.
-            Ok(extent) => unsafe { Self::translate(pages, &extent, nr_pages, kaddr, pfn) },
+            Ok(extent) => unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) },
             Err(err) => err.to_errno() as c_long,
         }
     }
 
     /// Stores the address and the page frame number of an extent, and returns its length. Tells the
-    /// operations of `pages` if more is exposed now.
+    /// operations of `pgmap` if more is exposed now.
     ///
     /// # Safety
     ///
     /// `kaddr` and `pfn` must be null or valid for writing.
     #[inline(always)]
     unsafe fn translate(
-        pages: &PagemapInner<P>,
+        pgmap: &PagemapInner<P>,
         extent: &Extent<'_>,
         nr_pages: usize,
         kaddr: *mut *mut c_void,
@@ -190,7 +190,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
                     return ENXIO.to_errno() as c_long;
                 }
             } else {
-                let report = move |offset, len| pages.ops().exposed(offset, len);
+                let report = move |offset, len| pgmap.ops().exposed(offset, len);
                 let Some(first) = extent.expose(nr_pages, report) else {
                     return ENXIO.to_errno() as c_long;
                 };
@@ -219,7 +219,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         let Some(private) = (unsafe { Self::of(dev, locked) }) else {
             return ENXIO.to_errno();
         };
-        if !private.pages().pages.access.permits_access() {
+        if !private.pgmap().page_states.access.permits_access() {
             return ENXIO.to_errno();
         }
 

@@ -99,7 +99,7 @@ pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
         false
     }
 
-    /// Translates `nr_pages` pages. `extent` has all pages of `pages` from the first of these on.
+    /// Translates `nr_pages` pages. `extent` has all pages of `pgmap` from the first of these on.
     ///
     /// Returns the pages from the first on that may be accessed. These may be more than `nr_pages`,
     /// or fewer if bad memory follows, but at least one.
@@ -112,7 +112,7 @@ pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
     /// [`EHWPOISON`]: kernel::error::Error
     fn direct_access<'g>(
         &'g self,
-        pages: &'g PagemapInner<P>,
+        pgmap: &'g PagemapInner<P>,
         extent: Extent<'g>,
         nr_pages: usize,
         mode: AccessMode,

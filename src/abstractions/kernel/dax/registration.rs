@@ -70,22 +70,22 @@ unsafe impl<T: Operations<P>, P: PagemapOperations> Send for Registration<T, P> 
 unsafe impl<T: Operations<P>, P: PagemapOperations> Sync for Registration<T, P> {}
 
 impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
-    /// Makes a device for the memory of `pages`. File systems do not find it until it has a host.
-    /// Without pages, all translations fail. May sleep.
+    /// Makes a device for the memory of `pgmap`. File systems do not find it until it has a host.
+    /// Without a pgmap, all translations fail. May sleep.
     ///
     /// # Errors
     ///
     /// [`EOPNOTSUPP`] on architectures that cannot have DAX devices.
-    pub fn new(data: Arc<T>, pages: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
+    pub fn new(data: Arc<T>, pgmap: Option<PagemapRef<P>>, properties: Properties) -> Result<Self> {
         let registered = Registered::new()?;
-        let pgmap = pages.as_ref().map_or(null(), |pages| pages.as_raw());
-        let private = KBox::new(Private::new(data, pages), GFP_KERNEL)?;
+        let raw_pgmap = pgmap.as_ref().map_or(null(), |pgmap| pgmap.as_raw());
+        let private = KBox::new(Private::new(data, pgmap), GFP_KERNEL)?;
         let ops = private.ops();
         let private = KBox::into_raw(private);
 
         // SAFETY: The operations are those for the private data, which is dropped after the device
         // was killed. The registration kills it, and has a reference until then.
-        let handle = unsafe { Handle::new(private.cast(), ops, pgmap) }.inspect_err(|_| {
+        let handle = unsafe { Handle::new(private.cast(), ops, raw_pgmap) }.inspect_err(|_| {
             // SAFETY: The pointer comes from `into_raw`, and no device refers to it.
             drop(unsafe { KBox::from_raw(private) });
         })?;
@@ -128,8 +128,8 @@ impl<T: Operations<P>, P: PagemapOperations> Registration<T, P> {
         }
         // First, because the pgmap must know each disk by which a holder may find the device.
         // SAFETY: By the type invariant the box is there; it is only read.
-        if let Some(pages) = unsafe { self.private.as_ref() }.pages() {
-            pages.set_host(disk.state())?;
+        if let Some(pgmap) = unsafe { self.private.as_ref() }.pgmap() {
+            pgmap.set_host(disk.state())?;
         }
 
         self.host = Some(Host::new(&self.handle, disk)?);

@@ -28,17 +28,17 @@ impl<T: PagemapOperations> LeasedMemory for PagemapRef<T> {
     }
 
     fn addr_of(&self, offset: usize) -> *mut u8 {
-        self.pages.addr(0).wrapping_add(offset)
+        self.page_states.addr(0).wrapping_add(offset)
     }
 
     fn page_of(&self, offset: usize) -> *mut bindings::page {
         let pgoff = offset >> PAGE_SHIFT;
-        if self.pages.nr_from(pgoff).is_none() {
+        if self.page_states.nr_from(pgoff).is_none() {
             return core::ptr::null_mut();
         }
 
         // SAFETY: The page exists, so its frame has a `struct page`.
-        unsafe { bindings::pfn_to_page(self.pages.pfn(pgoff) as c_ulong) }
+        unsafe { bindings::pfn_to_page(self.page_states.pfn(pgoff) as c_ulong) }
     }
 
     fn is_good(&self, offset: usize, len: usize) -> bool {

@@ -98,9 +98,9 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// # Invariants
 ///
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
-/// `phys` in physical memory, and has `struct page`s. `pages` are its whole pages if it starts at a
+/// `phys` in physical memory, and has `struct page`s. `page_states` are its whole pages if it starts at a
 /// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
-/// `pages`. `has_failed` is set before the first page of the data is taken out of the mapping.
+/// `page_states`. `has_failed` is set before the first page of the data is taken out of the mapping.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
 #[repr(C, align(64))]
@@ -110,7 +110,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     pub(super) has_failed: HasFailed,
     #[pin]
     ops: T,
-    pub(in crate::abstractions) pages: Pages,
+    pub(in crate::abstractions) page_states: Pages,
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
     phys: PhysAddr,
@@ -199,7 +199,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             // SAFETY: The range is mapped with its `struct page`s, of which these are the whole
             // ones, and the record is for all frames of the data. It is not used after `free`. The
             // field `data` is initialised.
-            pages: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
+            page_states: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
         }? Error))
     }
 
@@ -280,12 +280,12 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Refuses translations that ask for a page frame number, for good. Callable from any context.
     pub fn refuse_mappings(&self) {
-        self.pages.access.refuse_mappings();
+        self.page_states.access.refuse_mappings();
     }
 
     /// Refuses all translations, for good. Callable from any context.
     pub(in crate::abstractions) fn refuse_access(&self) {
-        self.pages.access.refuse_access();
+        self.page_states.access.refuse_access();
     }
 
     /// Returns the operations that the memory management calls.
@@ -300,7 +300,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Returns the page frames of the data.
     pub(in crate::abstractions) fn frames(&self) -> Range<u64> {
-        self.pages.frames()
+        self.page_states.frames()
     }
 
     /// Returns whether the `struct page`s are on the media, so that both are removed together.
@@ -310,17 +310,17 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Returns whether any page was ever exposed.
     pub fn is_exposed(&self) -> bool {
-        self.pages.any_exposed()
+        self.page_states.any_exposed()
     }
 
     /// Returns how many bytes were ever exposed, in whole chunks of 2 MiB.
     pub fn exposed_bytes(&self) -> u64 {
-        self.pages.exposed_bytes()
+        self.page_states.exposed_bytes()
     }
 
     /// Returns the first page from frame `from` on that is in use; see [`Pages::first_used`].
     pub(in crate::abstractions) fn first_used(&self, from: u64) -> Option<UsedPage<'_>> {
-        self.pages.first_used(from)
+        self.page_states.first_used(from)
     }
 
     /// Returns the first page frame from `from` on that has more references than page table
@@ -328,9 +328,12 @@ impl<T: PagemapOperations> PagemapInner<T> {
     pub(in crate::abstractions) fn first_pinned(&self, from: u64) -> Option<u64> {
         let mut next = from;
 
-        while let Some(chunk) = self.pages.next_exposed_chunk(next) {
+        while let Some(chunk) = self.page_states.next_exposed_chunk(next) {
             next = chunk.end;
-            if let Some(pinned) = chunk.into_iter().find(|pfn| self.pages.is_pinned(*pfn)) {
+            if let Some(pinned) = chunk
+                .into_iter()
+                .find(|pfn| self.page_states.is_pinned(*pfn))
+            {
                 return Some(pinned);
             }
             cond_resched();
@@ -343,7 +346,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     ///
     /// While translations succeed, the result is not a snapshot.
     pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
-        self.pages.count_used(first, limit)
+        self.page_states.count_used(first, limit)
     }
 
     /// Writes the CPU caches back for all exposed pages that are in use: those in the page cache of
@@ -352,9 +355,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
     pub fn write_back_used(&self) {
         let mut next = 0;
 
-        while let Some(chunk) = self.pages.next_exposed_chunk(next) {
+        while let Some(chunk) = self.page_states.next_exposed_chunk(next) {
             next = chunk.end;
-            for pfn in chunk.filter(|pfn| self.pages.is_used(*pfn)) {
+            for pfn in chunk.filter(|pfn| self.page_states.is_used(*pfn)) {
                 self.write_back(pfn..pfn.saturating_add(1));
             }
             cond_resched();

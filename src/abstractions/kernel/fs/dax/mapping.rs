@@ -113,16 +113,16 @@ impl<'a> FileMapping<'a> {
 
     /// Returns whether the file may use the memory: whether any entry is not proved to be foreign.
     /// Does not sleep.
-    pub(super) fn may_use<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> bool {
+    pub(super) fn may_use<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
         self.entries(0, bindings::XA_PRESENT)
-            .any(|entry| !self.is_foreign(entry, pages))
+            .any(|entry| !self.is_foreign(entry, pgmap))
     }
 
     /// Returns whether an entry is proved to be foreign: it is not locked, its page frames are
     /// those of another pgmap, and their folio is associated with this file or with several.
-    fn is_foreign<T: PagemapOperations>(&self, entry: Entry, pages: &PagemapInner<T>) -> bool {
+    fn is_foreign<T: PagemapOperations>(&self, entry: Entry, pgmap: &PagemapInner<T>) -> bool {
         let frames = entry.frames();
-        if frames.is_empty() || entry.is_locked() || entry.overlaps(&pages.frames()) {
+        if frames.is_empty() || entry.is_locked() || entry.overlaps(&pgmap.frames()) {
             return false;
         }
         let Ok(first) = c_ulong::try_from(frames.start) else {
@@ -132,20 +132,20 @@ impl<'a> FileMapping<'a> {
         // SAFETY: May be called for any number. If there is a pgmap, its pages stay until the
         // reference is put. The page of an entry exists, so it was made before.
         unsafe {
-            let pgmap = bindings::get_dev_pagemap(first);
-            if pgmap.is_null() {
+            let other = bindings::get_dev_pagemap(first);
+            if other.is_null() {
                 return false;
             }
             let is_foreign =
-                !core::ptr::eq(pgmap, pages.as_raw()) && FolioUse::of(first).is_in(self.as_raw());
-            bindings::put_dev_pagemap(pgmap);
+                !core::ptr::eq(other, pgmap.as_raw()) && FolioUse::of(first).is_in(self.as_raw());
+            bindings::put_dev_pagemap(other);
             is_foreign
         }
     }
 
     /// Unmaps the whole file. Returns how many pages of the memory the file has, and whether it has
     /// pinned pages or page faults under way. Sleeps. Does not wait for faults.
-    pub(super) fn unmap<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> (u64, bool) {
+    pub(super) fn unmap<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> (u64, bool) {
         let Some(mapping) = self.0 else {
             return (0, false);
         };
@@ -155,14 +155,14 @@ impl<'a> FileMapping<'a> {
         let guard = self.try_lock();
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
         unsafe { bindings::unmap_mapping_pages(mapping.as_ptr(), 0, 0, false) };
-        let (count, may_be_in_use) = self.count(pages);
+        let (count, may_be_in_use) = self.count(pgmap);
         (count, may_be_in_use || guard.is_none())
     }
 
     /// Returns how many pages of the memory the file has, and whether any of them is pinned or any
     /// entry of the file is locked. Does not sleep.
-    pub(super) fn count<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> (u64, bool) {
-        let frames = pages.frames();
+    pub(super) fn count<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> (u64, bool) {
+        let frames = pgmap.frames();
         let mut count: u64 = 0;
         let mut may_be_in_use = false;
 
@@ -188,25 +188,25 @@ impl<'a> FileMapping<'a> {
     ///
     /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
     /// page faults may be held.
-    pub(super) fn unmap_frozen<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> u64 {
+    pub(super) fn unmap_frozen<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> u64 {
         let Some(_guard) = self.lock() else {
             return 0;
         };
 
-        self.unmap_and_wait(&pages.frames());
-        self.write_back(pages);
-        self.count(pages).0
+        self.unmap_and_wait(&pgmap.frames());
+        self.write_back(pgmap);
+        self.count(pgmap).0
     }
 
     /// Writes dirty pages of the memory back from the CPU caches.
-    pub(super) fn write_back<T: PagemapOperations>(&self, pages: &PagemapInner<T>) {
+    pub(super) fn write_back<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) {
         for mark in [
             bindings::PAGECACHE_TAG_DIRTY,
             bindings::PAGECACHE_TAG_TOWRITE,
         ] {
             for entry in self.entries(0, mark) {
-                if let Some(dirty) = entry.overlap(&pages.frames()) {
-                    pages.write_back(dirty);
+                if let Some(dirty) = entry.overlap(&pgmap.frames()) {
+                    pgmap.write_back(dirty);
                 }
             }
         }

@@ -66,9 +66,9 @@ pub enum User {
 ///
 /// # Invariants
 ///
-/// The value of `pages` is not freed.
+/// The value of `pgmap` is not freed.
 pub(super) struct Owner<T: PagemapOperations> {
-    pages: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pgmap: ManuallyDrop<Counted<PagemapInner<T>>>,
     pool: Arc<InodePool>,
     revocation: Revocation,
     registered: ManuallyDrop<Registered>,
@@ -89,58 +89,58 @@ impl<T: PagemapOperations> Owner<T> {
         // SAFETY: The owner does not drop the value before it has freed the range. The count
         // initialises the value last, and nothing fails after that.
         let inner = unsafe { PagemapInner::new(config, reservation, node, ops) }?;
-        let pages = Counted::pin_init(inner)?;
+        let pgmap = Counted::pin_init(inner)?;
 
         // INVARIANT: Just mapped.
         let owner = Self {
-            pages: ManuallyDrop::new(pages),
+            pgmap: ManuallyDrop::new(pgmap),
             pool,
             revocation: Revocation::default(),
             registered: ManuallyDrop::new(registered),
         };
-        let memory = owner.pages.try_get().ok_or(ENXIO)?;
-        owner.pages.leases().accept(Arc::new(memory, GFP_KERNEL)?)?;
+        let memory = owner.pgmap.try_get().ok_or(ENXIO)?;
+        owner.pgmap.leases().accept(Arc::new(memory, GFP_KERNEL)?)?;
         Ok(owner)
     }
 
-    pub(super) fn pages(&self) -> &Counted<PagemapInner<T>> {
-        &self.pages
+    pub(super) fn pgmap(&self) -> &Counted<PagemapInner<T>> {
+        &self.pgmap
     }
 
     /// Refuses translations that ask for a page frame number, and new references. May sleep.
     pub(super) fn refuse_mappings(&mut self) {
-        self.pages.refuse_mappings();
+        self.pgmap.refuse_mappings();
         self.refuse_references();
     }
 
     /// Refuses all translations and new references. May sleep.
     pub(super) fn refuse_access(&mut self) {
-        self.pages.refuse_access();
+        self.pgmap.refuse_access();
         self.refuse_references();
     }
 
     /// Refuses new references to the pgmap, and queues the callbacks of the holders of leases.
     fn refuse_references(&mut self) {
-        self.pages.leases().revoke();
-        self.pages.kill();
+        self.pgmap.leases().revoke();
+        self.pgmap.kill();
     }
 
     /// Unmaps all files once; see
     /// [`Pagemap::close_to_mappings`](super::Pagemap::close_to_mappings).
     pub(super) fn unmap_files(&self) -> Walked {
-        walk_files(&self.pages, &self.pool, |inode, file, may_put| {
-            let (pages, may_be_in_use) = file.unmap(&self.pages);
+        walk_files(&self.pgmap, &self.pool, |inode, file, may_put| {
+            let (count, may_be_in_use) = file.unmap(&self.pgmap);
             if may_be_in_use {
                 self.pool.keep(inode, may_put);
             }
-            pages
+            count
         })
     }
 
     /// Returns a reference with which the files can be unmapped, unless new references are refused.
     pub(super) fn unmapper(&self) -> Option<Unmapper<T>> {
         Some(Unmapper {
-            pages: self.pages.try_get()?,
+            pgmap: self.pgmap.try_get()?,
             pool: self.pool.clone(),
         })
     }
@@ -148,7 +148,7 @@ impl<T: PagemapOperations> Owner<T> {
     /// Revokes the memory from all files once. Translations must be refused before. Otherwise pages
     /// may be mapped again.
     pub(super) fn revoke_files(&mut self) -> Walked {
-        self.revocation.revoke_files(&self.pages, &self.pool)
+        self.revocation.revoke_files(&self.pgmap, &self.pool)
     }
 
     /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
@@ -160,16 +160,16 @@ impl<T: PagemapOperations> Owner<T> {
     /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
     /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
     pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        if !*walk_needed && self.revocation.revoke_kept_files(&self.pages, &self.pool) {
+        if !*walk_needed && self.revocation.revoke_kept_files(&self.pgmap, &self.pool) {
             return Walked::default();
         }
-        *walk_needed = !self.pages.is_unused();
+        *walk_needed = !self.pgmap.is_unused();
         self.revoke_files()
     }
 
     /// Puts the references to kept files that have no pinned page.
     pub(super) fn release_files(&self) {
-        self.pool.release(|inode| may_put(&self.pages, inode));
+        self.pool.release(|inode| may_put(&self.pgmap, inode));
     }
 
     /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
@@ -181,14 +181,14 @@ impl<T: PagemapOperations> Owner<T> {
     /// range is freed, all are checked again. `walk_needed` is whether the files have to be
     /// walked through again.
     pub(super) fn first_user(&self, next: &mut u64, walk_needed: bool) -> Option<User> {
-        if !self.pages.is_unused() {
+        if !self.pgmap.is_unused() {
             return Some(User::Reference);
         }
         // Memory that was not exposed has no other users, and never will.
-        if !self.pages.is_exposed() {
+        if !self.pgmap.is_exposed() {
             return None;
         }
-        if self.pages.host().is_some_and(|host| host.has_keeper()) {
+        if self.pgmap.host().is_some_and(|host| host.has_keeper()) {
             return Some(User::Keeper);
         }
         if walk_needed || self.revocation.is_incomplete() {
@@ -204,7 +204,7 @@ impl<T: PagemapOperations> Owner<T> {
 
     /// Returns the first page from frame `next` on that is in use, and sets `next` to it.
     pub(super) fn first_used(&self, next: &mut u64) -> Option<UsedPage<'_>> {
-        let page = self.pages.first_used(*next);
+        let page = self.pgmap.first_used(*next);
 
         *next = page.as_ref().map_or(u64::MAX, |page| page.frames().start);
         page
@@ -230,7 +230,7 @@ impl<T: PagemapOperations> Owner<T> {
                 pr_warn!(
                     "still waiting for users of {}: its struct pages are on the medium, so it \
                      cannot be left mapped\n",
-                    self.pages.reservation_name().first()
+                    self.pgmap.reservation_name().first()
                 );
             }
         }
@@ -255,13 +255,13 @@ impl<T: PagemapOperations> Owner<T> {
 
     /// # Safety
     ///
-    /// As [`Self::free`]. `pages` must not be used after this.
+    /// As [`Self::free`]. `pgmap` must not be used after this.
     unsafe fn free_pages(&mut self) {
         // SAFETY: By the safety requirements no page is in use, no translation is under way or
         // begins, and nothing has an address. The count has no references.
         unsafe {
-            self.pages.free();
-            ManuallyDrop::drop(&mut self.pages);
+            self.pgmap.free();
+            ManuallyDrop::drop(&mut self.pgmap);
         }
         self.pool.release(|_| true);
     }
@@ -271,21 +271,21 @@ impl<T: PagemapOperations> Drop for Owner<T> {
     fn drop(&mut self) {
         self.refuse_access();
 
-        if self.pages.memmap_is_on_medium() {
+        if self.pgmap.memmap_is_on_medium() {
             // A thread may use a page just after it was seen idle, until a grace period has passed.
             loop {
                 self.wait_unused();
-                self.pages.synchronize();
-                if self.pages.first_used(0).is_none() {
+                self.pgmap.synchronize();
+                if self.pgmap.first_used(0).is_none() {
                     break;
                 }
             }
-        } else if self.pages.is_exposed() || !self.pages.wait_timeout(DROP_TIMEOUT) {
+        } else if self.pgmap.is_exposed() || !self.pgmap.wait_timeout(DROP_TIMEOUT) {
             pr_warn!(
                 "{} may be in use and was not revoked: it stays mapped and reserved until reboot\n",
-                self.pages.reservation_name().first()
+                self.pgmap.reservation_name().first()
             );
-            // SAFETY: The field is not used after this. `pages` is leaked.
+            // SAFETY: The field is not used after this. `pgmap` is leaked.
             unsafe { ManuallyDrop::take(&mut self.registered) }.leak();
             self.pool.release(|_| true);
             return;

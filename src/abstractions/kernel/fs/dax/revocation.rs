@@ -75,22 +75,22 @@ impl Revocation {
     /// may be mapped again.
     pub(super) fn revoke_files<T: PagemapOperations>(
         &mut self,
-        pages: &PagemapInner<T>,
+        pgmap: &PagemapInner<T>,
         pool: &Arc<InodePool>,
     ) -> Walked {
         let mut mismatch = false;
-        let walked = walk_files(pages, pool, |_, file, _| {
-            let revoked = file.revoke(pages);
+        let walked = walk_files(pgmap, pool, |_, file, _| {
+            let revoked = file.revoke(pgmap);
             mismatch |= revoked.mismatch;
-            revoked.pages.saturating_add(revoked.pinned)
+            revoked.nr_deleted.saturating_add(revoked.pinned)
         });
-        pool.release(|inode| may_put(pages, inode));
+        pool.release(|inode| may_put(pgmap, inode));
 
         if self.record(mismatch) {
             pr_err!(
                 "{}: entries of page caches do not match their folios. The range stays mapped and \
                  reserved until reboot\n",
-                pages.reservation_name().first()
+                pgmap.reservation_name().first()
             );
         }
         walked
@@ -100,19 +100,19 @@ impl Revocation {
     /// whether a page was deleted, and all entries match their folios.
     pub(super) fn revoke_kept_files<T: PagemapOperations>(
         &self,
-        pages: &PagemapInner<T>,
+        pgmap: &PagemapInner<T>,
         pool: &Arc<InodePool>,
     ) -> bool {
         if self.is_incomplete() {
             return false;
         }
-        let may_put = |inode: &Inode| may_put(pages, inode);
+        let may_put = |inode: &Inode| may_put(pgmap, inode);
         let mut deleted = false;
         let mut mismatch = false;
 
         pool.for_each_kept(&may_put, |inode| {
-            let revoked = FileMapping::new(inode).revoke(pages);
-            deleted |= revoked.pages != 0;
+            let revoked = FileMapping::new(inode).revoke(pgmap);
+            deleted |= revoked.nr_deleted != 0;
             mismatch |= revoked.mismatch;
         });
         pool.release(may_put);
@@ -124,7 +124,7 @@ impl Revocation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct FileRevoked {
     /// Pages whose entries were deleted.
-    pages: u64,
+    nr_deleted: u64,
     /// Pages whose entries were kept, because they are pinned.
     pinned: u64,
     /// An entry and its folio disagree about the association. The two are read one after the other,
@@ -142,11 +142,11 @@ impl FileMapping<'_> {
     ///
     /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
     /// page faults may be held.
-    fn revoke<T: PagemapOperations>(&self, pages: &PagemapInner<T>) -> FileRevoked {
+    fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> FileRevoked {
         let Some(_guard) = self.lock() else {
             return FileRevoked::default();
         };
-        let frames = pages.frames();
+        let frames = pgmap.frames();
 
         // Each round unmaps first, then waits for locked entries. So the second round unmaps the
         // pages that faults have inserted in the first.
@@ -154,7 +154,7 @@ impl FileMapping<'_> {
             self.unmap_and_wait(&frames);
         }
 
-        self.write_back(pages);
+        self.write_back(pgmap);
         self.delete(&frames)
     }
 
@@ -170,12 +170,12 @@ impl FileMapping<'_> {
                 let matches = is_associated(&own, self.as_raw());
                 revoked.mismatch |= !matches;
                 let idle = matches && is_idle(&own);
-                let pages = if idle {
-                    &mut revoked.pages
+                let count = if idle {
+                    &mut revoked.nr_deleted
                 } else {
                     &mut revoked.pinned
                 };
-                *pages = pages.saturating_add(entry.pages());
+                *count = count.saturating_add(entry.pages());
                 idle
             });
 

@@ -120,7 +120,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Returns a reference to the pgmap, which keeps it, or [`None`] after
     /// [`Self::close_to_mappings`].
     pub fn reference(&self) -> Option<PagemapRef<T>> {
-        self.0.pages().try_get()
+        self.0.pgmap().try_get()
     }
 
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
@@ -154,7 +154,7 @@ impl<T: PagemapOperations> Deref for Pagemap<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        self.0.pages()
+        self.0.pgmap()
     }
 }
 
@@ -208,7 +208,7 @@ impl<T: PagemapOperations> Revoked<T> {
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
         match user {
             User::Reference => {
-                self.owner.pages().wait_timeout(limit);
+                self.owner.pgmap().wait_timeout(limit);
             }
             User::Keeper => {
                 // Kept files hold references to their file system, which may hold the device-mapper
@@ -216,7 +216,7 @@ impl<T: PagemapOperations> Revoked<T> {
                 // pins stay: the last reference to their superblock would be put under its lock,
                 // and wait for the pins.
                 self.owner.release_files();
-                if let Some(host) = self.owner.pages().host() {
+                if let Some(host) = self.owner.pgmap().host() {
                     host.wait_released(limit);
                 }
             }
@@ -246,7 +246,7 @@ impl<T: PagemapOperations> Revoked<T> {
             return Err(self);
         }
         // A thread may use a page just after it was seen idle, until a grace period has passed.
-        self.owner.pages().synchronize();
+        self.owner.pgmap().synchronize();
         self.next = 0;
         if self.first_user().is_some() {
             return Err(self);
@@ -264,7 +264,7 @@ impl<T: PagemapOperations> Deref for Revoked<T> {
     type Target = PagemapInner<T>;
 
     fn deref(&self) -> &PagemapInner<T> {
-        self.owner.pages()
+        self.owner.pgmap()
     }
 }
 
@@ -347,7 +347,7 @@ mod tests {
 
         // A page that was not exposed is not checked: it cannot have been pinned.
         assert!(pages.first_used(0).is_none());
-        pages.pages.expose(5, 1);
+        pages.page_states.expose(5, 1);
         assert_eq!(pages.count_used(0, 10_000).0.referenced, 1);
         let (mut revoked, _) = pages.close().revoke();
         revoked.wait_for(User::Reference, 1000);
@@ -373,7 +373,7 @@ mod tests {
         let (start, len) = (pages.phys(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
         let page = Referenced::new(&pages, 5);
-        pages.pages.expose(5, 1);
+        pages.page_states.expose(5, 1);
 
         let dropping = OwnedQueue::new(c"pmem_rs_test_drop")?;
         let dropped = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
@@ -498,7 +498,7 @@ mod misuse {
         let TestPagemap { pages, queue } = pages()?;
         let start = pages.phys();
         let device = device(&pages)?;
-        pages.pages.expose(0, 1);
+        pages.page_states.expose(0, 1);
 
         drop(device);
         drop(pages);
@@ -514,7 +514,7 @@ mod misuse {
         let TestPagemap { pages, queue } = pages()?;
         let start = pages.phys();
         let device = device(&pages)?;
-        pages.pages.expose(0, 1);
+        pages.page_states.expose(0, 1);
 
         drop(pages);
         assert!(is_reserved(start)?);
@@ -542,7 +542,7 @@ mod misuse {
     fn revoked_memory_that_is_dropped_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
         let start = pages.phys();
-        pages.pages.expose(0, 1);
+        pages.page_states.expose(0, 1);
 
         drop(pages.close().revoke());
         assert!(is_reserved(start)?);

@@ -59,7 +59,7 @@ pub enum Obstacle {
 
 /// A reference to a pgmap, with which its files can be unmapped without the owner.
 pub struct Unmapper<T: PagemapOperations> {
-    pub(super) pages: PagemapRef<T>,
+    pub(super) pgmap: PagemapRef<T>,
     pub(super) pool: Arc<InodePool>,
 }
 
@@ -68,8 +68,8 @@ impl<T: PagemapOperations> Unmapper<T> {
     ///
     /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
     pub fn unmap_files(&self) {
-        walk_files(&self.pages, &self.pool, |_, file, _| {
-            file.unmap(&self.pages).0
+        walk_files(&self.pgmap, &self.pool, |_, file, _| {
+            file.unmap(&self.pgmap).0
         });
     }
 
@@ -87,14 +87,14 @@ impl<T: PagemapOperations> Unmapper<T> {
     pub fn unmap_frozen_files(&self, may_go_on: impl Fn() -> bool) -> Result<(), Obstacle> {
         let mut other = None;
 
-        let walked = try_walk_files(&self.pages, &self.pool, |inode, file, _| {
+        let walked = try_walk_files(&self.pgmap, &self.pool, |inode, file, _| {
             if !may_go_on() {
                 return ControlFlow::Break(());
             }
             if inode.is_frozen() {
-                return ControlFlow::Continue(file.unmap_frozen(&self.pages));
+                return ControlFlow::Continue(file.unmap_frozen(&self.pgmap));
             }
-            let (count, _) = file.count(&self.pages);
+            let (count, _) = file.count(&self.pgmap);
             if count != 0 {
                 other.get_or_insert(FileId::of(inode));
             }
@@ -110,8 +110,8 @@ impl<T: PagemapOperations> Unmapper<T> {
     /// references than page table entries, and sets `*next` to it. Both counts may change
     /// meanwhile, so the result may be wrong if the page is being mapped or unmapped. Sleeps.
     pub fn first_pinned(&self, next: &mut u64) -> Option<u64> {
-        let first = self.pages.frames().start;
-        let frame = self.pages.first_pinned(first.saturating_add(*next))?;
+        let first = self.pgmap.frames().start;
+        let frame = self.pgmap.first_pinned(first.saturating_add(*next))?;
 
         *next = frame.saturating_sub(first);
         Some(*next << PAGE_SHIFT)
@@ -120,14 +120,14 @@ impl<T: PagemapOperations> Unmapper<T> {
     /// Returns a file that has the page at an offset in the data. Sleeps.
     pub fn file_at(&self, offset: u64) -> Option<FileId> {
         let frame = self
-            .pages
+            .pgmap
             .frames()
             .start
             .saturating_add(offset >> PAGE_SHIFT);
         let mut found = None;
 
         // If the walk ends early, the file is not found.
-        try_walk_files(&self.pages, &self.pool, |inode, file, _| {
+        try_walk_files(&self.pgmap, &self.pool, |inode, file, _| {
             if file.has_frame(frame) {
                 found = Some(FileId::of(inode));
                 return ControlFlow::Break(());

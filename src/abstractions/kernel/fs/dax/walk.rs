@@ -23,13 +23,13 @@ pub struct Walked {
     /// The number of files with pages of the memory.
     pub inodes: u64,
     /// The number of these pages, pinned or not.
-    pub pages: u64,
+    pub nr_pages: u64,
 }
 
 /// Calls `f` for each file that may use the memory. `f` returns the number of pages that the file
 /// has.
 pub(super) fn walk_files<T: PagemapOperations>(
-    pages: &PagemapInner<T>,
+    pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
     mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Walked {
@@ -37,52 +37,52 @@ pub(super) fn walk_files<T: PagemapOperations>(
         ControlFlow::Continue(f(inode, file, may_put))
     };
 
-    walk(pages, pool, false, f).0
+    walk(pgmap, pool, false, f).0
 }
 
 /// The same without waiting for other references to be put. Returns [`None`] if the walk would have
 /// had to. `f` may end it.
 pub(super) fn try_walk_files<T: PagemapOperations>(
-    pages: &PagemapInner<T>,
+    pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
     f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> Option<Walked> {
-    let (walked, is_cut_short) = walk(pages, pool, true, f);
+    let (walked, is_cut_short) = walk(pgmap, pool, true, f);
 
     (!is_cut_short).then_some(walked)
 }
 
 /// Returns also whether the walk has ended early.
 fn walk<T: PagemapOperations>(
-    pages: &PagemapInner<T>,
+    pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
     is_nonblocking: bool,
     mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> (Walked, bool) {
     let mut walked = Walked::default();
     // A translation that succeeds records the exposure first.
-    if !pages.is_exposed() {
+    if !pgmap.is_exposed() {
         return (walked, false);
     }
 
-    let may_put = |inode: &Inode| may_put(pages, inode);
-    let mut walk = Walk::new(pool, pages.host(), is_nonblocking, &may_put);
+    let may_put = |inode: &Inode| may_put(pgmap, inode);
+    let mut walk = Walk::new(pool, pgmap.host(), is_nonblocking, &may_put);
     while let Some(inode) = walk.next() {
         let file = FileMapping::new(inode);
-        if !file.may_use(pages) {
+        if !file.may_use(pgmap) {
             continue;
         }
 
         let ControlFlow::Continue(of_file) = f(inode, file, &may_put) else {
             break;
         };
-        walked.pages = walked.pages.saturating_add(of_file);
+        walked.nr_pages = walked.nr_pages.saturating_add(of_file);
         walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
     }
     (walked, walk.is_cut_short())
 }
 
 /// Returns whether the reference to a kept file may be put: the file has no pinned page.
-pub(super) fn may_put<T: PagemapOperations>(pages: &PagemapInner<T>, inode: &Inode) -> bool {
-    !FileMapping::new(inode).count(pages).1
+pub(super) fn may_put<T: PagemapOperations>(pgmap: &PagemapInner<T>, inode: &Inode) -> bool {
+    !FileMapping::new(inode).count(pgmap).1
 }
