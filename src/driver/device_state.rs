@@ -225,7 +225,9 @@ impl DeviceState {
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
-                memmap_is_on_medium: memory.pages().is_some_and(|pages| pages.memmap_is_on_medium()),
+                memmap_is_on_medium: memory
+                    .pages()
+                    .is_some_and(|pages| pages.memmap_is_on_medium()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 unbind_killed: SetOnce::new(),
                 announced: SetOnce::new(),

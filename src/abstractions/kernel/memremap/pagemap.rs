@@ -98,9 +98,10 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// # Invariants
 ///
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
-/// `phys` in physical memory, and has `struct page`s. `page_states` are its whole pages if it starts at a
-/// page boundary, and none otherwise. Pages whose frame numbers were returned are recorded in
-/// `page_states`. `has_failed` is set before the first page of the data is taken out of the mapping.
+/// `phys` in physical memory, and has `struct page`s. `page_states` are its whole pages if it
+/// starts at a page boundary, and none otherwise. Pages whose frame numbers were returned are
+/// recorded in `page_states`. `has_failed` is set before the first page of the data is taken out of
+/// the mapping.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
 #[repr(C, align(64))]
@@ -199,7 +200,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
             // SAFETY: The range is mapped with its `struct page`s, of which these are the whole
             // ones, and the record is for all frames of the data. It is not used after `free`. The
             // field `data` is initialised.
-            page_states: unsafe { Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure) },
+            page_states: unsafe {
+                Pages::new((*this.as_ptr()).data, first_pfn, nr_pages, exposure)
+            },
         }? Error))
     }
 

@@ -216,8 +216,8 @@ impl DiskState {
     }
 
     /// Refuses claims by anything but programs and file systems on the disk itself, until
-    /// [`Self::permit_indirect`] was called once for each call of this. When this returns, opens that
-    /// were permitted before it are complete. Sleeps.
+    /// [`Self::permit_indirect`] was called once for each call of this. When this returns, opens
+    /// that were permitted before it are complete. Sleeps.
     pub(in crate::abstractions) fn refuse_indirect(&self) {
         self.with_open_mutex(|| self.refusals.fetch_add(1, Relaxed));
     }
@@ -232,8 +232,8 @@ impl DiskState {
         self.refusals.load(Relaxed) != 0
     }
 
-    /// Returns whether files of a superblock may use the memory behind this disk. `uses_s_bdev_only` is
-    /// whether its type gets a DAX device for `s_bdev` only. Does not sleep.
+    /// Returns whether files of a superblock may use the memory behind this disk.
+    /// `uses_s_bdev_only` is whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
     /// Translations must be refused before, at least those that ask for a page frame number.
     /// Otherwise a superblock that gets the DAX device meanwhile may be missed. A superblock that
