@@ -25,6 +25,8 @@ enum Need {
     VirtioPmem,
     /// Persistent memory behind CXL.
     Cxl,
+    /// A kernel that can be one for a crash dump.
+    CrashDump,
     /// A kernel that can be locked down.
     Lockdown,
     /// Sleep with the firmware's help (S3), and hibernation.
@@ -52,6 +54,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("device_tree", &[DeviceTree]),
     ("device_tree_reserved", &[DeviceTree, ReservedNode]),
     ("legacy", &[DeclaredMemory]),
+    ("kdump", &[CrashDump]),
     ("lockdown", &[Lockdown]),
     ("platform", &[DeclaredMemory]),
     ("bench_metal", &[DeclaredMemory]),
@@ -118,6 +121,10 @@ impl Platform {
                 "the kernel has no CONFIG_CXL_PMEM",
             ),
             Cxl => (false, "QEMU's virt has no CXL host bridge"),
+            CrashDump => (
+                self.has("CONFIG_CRASH_DUMP"),
+                "the kernel has no CONFIG_CRASH_DUMP",
+            ),
             Lockdown => (
                 self.has("CONFIG_SECURITY_LOCKDOWN_LSM"),
                 "the kernel has no CONFIG_SECURITY_LOCKDOWN_LSM",
