@@ -127,6 +127,23 @@ pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> Pr
     )
 }
 
+/// Logs that sector mode is not possible, because the btt driver would sleep with a spinlock held.
+pub fn sleeping_flush(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
+    ProbeError::logged(
+        dev,
+        EOPNOTSUPP,
+        fmt!(
+            "sector mode is not possible in the region of {}: nd_btt would sleep with a spinlock \
+             held while the host flushes. `ndctl create-namespace -f -e {} -m fsdax` (or `-m raw`) \
+             recreates it without the data; to read it as raw, {}write 1 to its force_raw and bind \
+             it",
+            name,
+            name,
+            release(dev)
+        ),
+    )
+}
+
 /// Logs that libnvdimm cannot set up a pfn or btt device whose info block is valid.
 pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError {
     let (mode, overwrites) = match dev.kind() {

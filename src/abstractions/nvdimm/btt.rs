@@ -46,6 +46,9 @@ impl<'bound> Namespace<'bound> {
             return Err(ENODEV.into());
         }
 
+        if self.device().region().flush_may_sleep() {
+            return Err(SetupError::SleepingFlush);
+        }
         let size = self.size()?;
         let enabled = self.enable_bytes(size)?;
         enabled.check_arenas()?;

@@ -77,6 +77,8 @@ pub enum SetupError {
     /// libnvdimm would take a bad sector at this address, which is outside of the namespace, for
     /// one of the `struct page`s, and would overwrite memory or fail.
     BadOutside(PhysAddr),
+    /// The btt driver would flush the region with a spinlock held, and such a flush may sleep.
+    SleepingFlush,
     /// Another error.
     Other(Error),
 }
@@ -91,7 +93,7 @@ impl From<SetupError> for Error {
     fn from(err: SetupError) -> Self {
         match err {
             SetupError::Unreadable | SetupError::BadMemmap | SetupError::BadOutside(_) => EIO,
-            SetupError::InfoBlock(..) => EOPNOTSUPP,
+            SetupError::InfoBlock(..) | SetupError::SleepingFlush => EOPNOTSUPP,
             SetupError::Other(err) => err,
         }
     }
