@@ -28,11 +28,12 @@ pub fn info_block_error(
     mode: NamespaceMode,
     error: InfoBlockError,
 ) -> ProbeError {
-    // Label and block name two modes, of which the user has to choose one.
-    let (option, recreated) = if error == InfoBlockError::OtherMode {
-        ("", "")
-    } else {
-        (" -m ", mode.name())
+    let (option, recreated, size) = match error {
+        // Label and block name two modes, of which the user has to choose one.
+        InfoBlockError::OtherMode => ("", "", ""),
+        // ndctl keeps the size of the sectors otherwise.
+        InfoBlockError::SectorMetadata => (" -m ", mode.name(), " -l 4096"),
+        _ => (" -m ", mode.name(), ""),
     };
 
     ProbeError::logged(
@@ -40,14 +41,15 @@ pub fn info_block_error(
         EOPNOTSUPP,
         fmt!(
             "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
-             force_raw and bind it; `ndctl create-namespace -f -e {}{}{}` recreates it",
+             force_raw and bind it; `ndctl create-namespace -f -e {}{}{}{}` recreates it",
             mode.name(),
             error.describe(),
             name,
             release(dev),
             name,
             option,
-            recreated
+            recreated,
+            size
         ),
     )
 }
