@@ -52,6 +52,9 @@
 //!   freed. Later ones fail.
 //! - A media error that is reported while a device with its `struct page`s on the medium is being
 //!   bound. libnvdimm may look for it in the wrong place (`nd_pfn_clear_memmap_errors()`).
+//! - Poison that is cleared while another thread reads the list of bad ranges of the bus, to bind a
+//!   device or to update its badblocks. libnvdimm walks the list without the lock with which
+//!   entries are freed (`badblocks_populate()`).
 //!
 //! [`Extent`]: kernel::dax::Extent
 //! [`MemRegion`]: kernel_ext::io::resource::MemRegion

@@ -15,6 +15,7 @@
 //! [`drivers/nvdimm/btt.h`](srctree/drivers/nvdimm/btt.h),
 //! [`include/linux/device/bus.h`](srctree/include/linux/device/bus.h)
 
+mod arenas;
 mod btt;
 mod bus;
 mod device;

@@ -8,6 +8,7 @@ use super::messages::{
     info_block_error,
     missing,
     not_set_up,
+    sleeping_flush,
     unreadable, //
 };
 use crate::abstractions::compat::error::code::EOPNOTSUPP;
@@ -169,6 +170,7 @@ fn setup_error(dev: &Device<Core<'_>>, name: &CStr, err: SetupError) -> ProbeErr
         SetupError::InfoBlock(mode, error) => info_block_error(dev, name, mode, error),
         SetupError::BadMemmap => bad_memmap(dev, name),
         SetupError::BadOutside(address) => bad_outside(dev, name, address),
+        SetupError::SleepingFlush => sleeping_flush(dev, name),
         // An empty seed is no error.
         SetupError::Other(ENODEV) => ENODEV.into(),
         SetupError::Other(err) => not_set_up(dev, name, err),

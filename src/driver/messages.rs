@@ -28,11 +28,12 @@ pub fn info_block_error(
     mode: NamespaceMode,
     error: InfoBlockError,
 ) -> ProbeError {
-    // Label and block name two modes, of which the user has to choose one.
-    let (option, recreated) = if error == InfoBlockError::OtherMode {
-        ("", "")
-    } else {
-        (" -m ", mode.name())
+    let (option, recreated, size) = match error {
+        // Label and block name two modes, of which the user has to choose one.
+        InfoBlockError::OtherMode => ("", "", ""),
+        // ndctl keeps the size of the sectors otherwise.
+        InfoBlockError::SectorMetadata => (" -m ", mode.name(), " -l 4096"),
+        _ => (" -m ", mode.name(), ""),
     };
 
     ProbeError::logged(
@@ -40,14 +41,15 @@ pub fn info_block_error(
         EOPNOTSUPP,
         fmt!(
             "the info block for mode {} cannot be used: {}. To read {} as raw, {}write 1 to its \
-             force_raw and bind it; `ndctl create-namespace -f -e {}{}{}` recreates it",
+             force_raw and bind it; `ndctl create-namespace -f -e {}{}{}{}` recreates it",
             mode.name(),
             error.describe(),
             name,
             release(dev),
             name,
             option,
-            recreated
+            recreated,
+            size
         ),
     )
 }
@@ -123,6 +125,23 @@ pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> Pr
              bind this one",
             name,
             address
+        ),
+    )
+}
+
+/// Logs that sector mode is not possible, because the btt driver would sleep with a spinlock held.
+pub fn sleeping_flush(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
+    ProbeError::logged(
+        dev,
+        EOPNOTSUPP,
+        fmt!(
+            "sector mode is not possible in the region of {}: nd_btt would sleep with a spinlock \
+             held while the host flushes. `ndctl create-namespace -f -e {} -m fsdax` (or `-m raw`) \
+             recreates it without the data; to read it as raw, {}write 1 to its force_raw and bind \
+             it",
+            name,
+            name,
+            release(dev)
         ),
     )
 }

@@ -32,7 +32,9 @@ impl<'bound> Namespace<'bound> {
     /// Attaches the namespace of a btt device to the btt driver, which makes a disk of it. May
     /// sleep. That driver writes an info block if the device is new.
     ///
-    /// The info blocks of all arenas are checked before.
+    /// The info blocks and the logs of all arenas are checked before. The region must be one whose
+    /// flush does not sleep: the btt driver flushes each write of its metadata with a spinlock held
+    /// (`lock_map()` in `drivers/nvdimm/btt.c`).
     ///
     /// When the device is unbound, the disk is removed after the driver's data was dropped.
     ///
@@ -46,6 +48,9 @@ impl<'bound> Namespace<'bound> {
             return Err(ENODEV.into());
         }
 
+        if self.device().region().flush_may_sleep() {
+            return Err(SetupError::SleepingFlush);
+        }
         let size = self.size()?;
         let enabled = self.enable_bytes(size)?;
         enabled.check_arenas()?;
@@ -53,8 +58,8 @@ impl<'bound> Namespace<'bound> {
         let dev = namespace.device();
 
         // SAFETY: The namespace is claimed by a btt device, which is being bound. The btt driver
-        // believes the info blocks. They were checked, and nothing has written to the medium since:
-        // the btt device has claimed the namespace.
+        // believes the info blocks and the logs. They were checked, and nothing has written to the
+        // medium since: the btt device has claimed the namespace.
         to_result(unsafe { bindings::nvdimm_namespace_attach_btt(namespace.ndns().as_ptr()) })?;
 
         let generic: &device::Device<Bound> = dev.as_ref();

@@ -3,6 +3,7 @@
 //! Namespaces whose info block libnvdimm can read and write.
 
 use super::{
+    arenas,
     device::Kind,
     infoblock::{
         self,
@@ -77,6 +78,8 @@ pub enum SetupError {
     /// libnvdimm would take a bad sector at this address, which is outside of the namespace, for
     /// one of the `struct page`s, and would overwrite memory or fail.
     BadOutside(PhysAddr),
+    /// The btt driver would flush the region with a spinlock held, and such a flush may sleep.
+    SleepingFlush,
     /// Another error.
     Other(Error),
 }
@@ -91,7 +94,7 @@ impl From<SetupError> for Error {
     fn from(err: SetupError) -> Self {
         match err {
             SetupError::Unreadable | SetupError::BadMemmap | SetupError::BadOutside(_) => EIO,
-            SetupError::InfoBlock(..) => EOPNOTSUPP,
+            SetupError::InfoBlock(..) | SetupError::SleepingFlush => EOPNOTSUPP,
             SetupError::Other(err) => err,
         }
     }
@@ -252,12 +255,12 @@ impl<'bound> EnabledNamespace<'bound> {
         self.read_info_block().map_err(unreadable)
     }
 
-    /// Checks the info blocks of a btt device, as the btt driver believes them. May sleep. All of
-    /// the namespace must be mapped.
+    /// Checks the info blocks and the logs of a btt device, as the btt driver believes them. May
+    /// sleep. All of the namespace must be mapped.
     pub(super) fn check_arenas(&self) -> Result<(), SetupError> {
         let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 
-        infoblock::check_arenas(&self.expected()?, &mut block, |offset, block| {
+        arenas::check_arenas(&self.expected()?, &mut block, |offset, block| {
             self.read(offset, block).map_err(unreadable)
         })
     }

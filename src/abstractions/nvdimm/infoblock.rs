@@ -69,8 +69,14 @@ pub enum InfoBlockError {
     Arena,
     /// A further arena cannot be read, is damaged, or belongs to another namespace.
     FurtherArena,
+    /// The log of an arena names blocks or sectors that the arena does not have.
+    Log,
+    /// The log of an arena cannot be read.
+    UnreadableLog,
     /// The sector size is unknown.
     SectorSize,
+    /// The sectors have metadata.
+    SectorMetadata,
     /// The sector size is not that of the device.
     OtherSectorSize,
     /// The mode is not the one in the label.
@@ -97,7 +103,13 @@ impl InfoBlockError {
             Self::FurtherArena => {
                 "one of its further arenas is damaged or unreadable, or belongs to another namespace"
             }
+            Self::Log => "the log of an arena names blocks that the arena does not have",
+            Self::UnreadableLog => "the log of an arena cannot be read",
             Self::SectorSize => "its sectors are of a size that does not exist",
+            Self::SectorMetadata => {
+                "its sectors have metadata (only 512 and 4096 bytes are safe), for which nd_btt \
+                 overwrites memory in large requests"
+            }
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
             Self::OtherMode => "the label says that the namespace has another mode",
             Self::Refused => {
@@ -181,61 +193,31 @@ pub(super) const TOO_FAR_FOR_MEMMAP: u64 = 1 << 40;
 /// The size of an arena of a btt that is followed by another one (`ARENA_MAX_SIZE`).
 const LARGEST_ARENA: u64 = 512 << 30;
 
-/// The sizes of the sectors of a btt, with metadata (`btt_lbasize_supported`).
-const SECTOR_SIZES: [u64; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
+/// The size of a group of entries in the log of a btt (`LOG_GRP_SIZE`).
+pub(super) const LOG_GROUP: u64 = 64;
 
-/// Checks the info blocks of all arenas of a btt, which `read` reads from an offset in the
-/// namespace into `block`.
+/// Checks the size of the sectors of a btt, with metadata (`btt_lbasize_supported`).
 ///
-/// A namespace without a block, or with one that is damaged or of another namespace, passes: the
-/// btt driver makes new arenas. It does so only for the first block.
-///
-/// Ends: each arena but the last has the largest size, and all are within the namespace.
-pub(super) fn check_arenas<E: From<InfoBlockError>>(
-    expected: &Expected,
-    block: &mut [u8; LEN],
-    mut read: impl FnMut(u64, &mut [u8; LEN]) -> Result<(), E>,
-) -> Result<(), E> {
-    // New arenas have the configured size. libnvdimm may have read it from a block.
-    if expected
-        .sector_size
-        .is_some_and(|size| !SECTOR_SIZES.contains(&(size as u64)))
-    {
-        return Err(InfoBlockError::SectorSize.into());
+/// If there are metadata, the block layer allocates memory for those of a whole request
+/// (`bio_integrity_alloc_buf()`). If there are more than 2 MiB of them, it may overwrite other
+/// memory with zeroes. It relies on drivers to split requests, which `btt_submit_bio()` does not.
+pub(super) fn check_sector_size(size: u64) -> Result<(), InfoBlockError> {
+    match size {
+        512 | 4096 => Ok(()),
+        520 | 528 | 4104 | 4160 | 4224 => Err(InfoBlockError::SectorMetadata),
+        _ => Err(InfoBlockError::SectorSize),
     }
+}
 
-    read(expected.offset, block)?;
-    let Some(first) = InfoBlock::of(block).filter(|block| block.mode == NamespaceMode::Sector)
-    else {
-        return Ok(());
-    };
-    match first.check(expected) {
-        Ok(()) => {}
-        Err(error) if error.is_damaged_or_foreign() => return Ok(()),
-        Err(error) => return Err(error.into()),
-    }
-    let mut distance = first.next_arena();
-    let mut arena = *expected;
+/// Reads a little-endian number of at most eight bytes. It is 0 outside of the block.
+pub(super) fn number(bytes: &[u8], offset: usize, len: usize) -> u64 {
+    let end = offset.saturating_add(len);
+    let bytes = bytes.get(offset..end).unwrap_or(&[]);
 
-    while distance != 0 {
-        arena.offset = arena
-            .offset
-            .checked_add(distance)
-            .ok_or(InfoBlockError::Arena)?;
-        read(arena.offset, block).map_err(|_| InfoBlockError::FurtherArena)?;
-        let next = InfoBlock::of(block)
-            .filter(|block| block.mode == NamespaceMode::Sector)
-            .ok_or(InfoBlockError::FurtherArena)?;
-        next.check(&arena).map_err(|error| {
-            if error.is_damaged_or_foreign() {
-                InfoBlockError::FurtherArena
-            } else {
-                error
-            }
-        })?;
-        distance = next.next_arena();
-    }
-    Ok(())
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 /// An info block that was not checked yet.
@@ -271,14 +253,8 @@ impl<'a> InfoBlock<'a> {
     }
 
     /// Reads a little-endian number of at most eight bytes. It is 0 outside of the block.
-    fn number(&self, offset: usize, len: usize) -> u64 {
-        let end = offset.saturating_add(len);
-        let bytes = self.bytes.get(offset..end).unwrap_or(&[]);
-
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    pub(super) fn number(&self, offset: usize, len: usize) -> u64 {
+        number(self.bytes, offset, len)
     }
 
     /// Returns whether the namespace that the block belongs to has this uuid (`parent_uuid`).
@@ -323,7 +299,7 @@ impl<'a> InfoBlock<'a> {
     }
 
     /// Returns how far the next arena of a btt is away; 0 if there is none.
-    fn next_arena(&self) -> u64 {
+    pub(super) fn next_arena(&self) -> u64 {
         self.number(80, 8)
     }
 
@@ -333,7 +309,6 @@ impl<'a> InfoBlock<'a> {
         const SMALLEST: u64 = 16 << 20;
         const ALIGNMENT: u64 = 512;
         const MAP_ENTRY: u64 = 4;
-        const LOG_GROUP: u64 = 64;
         // The btt driver makes one allocation with 64 bytes for each, and creates arenas with 256.
         const MAX_NFREE: u64 = 1 << 14;
         let [external_lbasize, external_nlba] = [56, 60].map(|offset| self.number(offset, 4));
@@ -343,7 +318,8 @@ impl<'a> InfoBlock<'a> {
         let [dataoff, mapoff, logoff, info2off] =
             [88, 96, 104, 112].map(|offset| self.number(offset, 8));
 
-        if !SECTOR_SIZES.contains(&external_lbasize) || internal_lbasize < external_lbasize {
+        check_sector_size(external_lbasize)?;
+        if internal_lbasize < external_lbasize {
             return Err(InfoBlockError::SectorSize);
         }
         // The btt driver would write sectors of the configured size into blocks of this size.

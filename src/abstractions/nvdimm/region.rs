@@ -59,10 +59,14 @@ impl Region {
     ///
     /// On such a platform the stores that have left the CPU are durable (ADR).
     pub(super) fn is_flushed_by_barrier(&self) -> bool {
-        // SAFETY: By the type invariant the region is valid.
-        let calls_provider = unsafe { bindings::nd_region_has_flush_function(self.as_raw()) };
+        !self.flush_may_sleep() && self.has_flush() == Some(false)
+    }
 
-        !calls_provider && self.has_flush() == Some(false)
+    /// Returns whether a flush of the region calls its provider, which may sleep. The flush of
+    /// other regions does not sleep (`generic_nvdimm_flush()`).
+    pub(super) fn flush_may_sleep(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid.
+        unsafe { bindings::nd_region_has_flush_function(self.as_raw()) }
     }
 
     /// Returns whether there are CPU caches between a store and the persistent memory.

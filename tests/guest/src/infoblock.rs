@@ -221,6 +221,11 @@ impl InfoBlock {
             .fold(0, |value, &byte| (value << 8) | u64::from(byte))
     }
 
+    /// Where a part of the arena begins in the namespace: what this field has the offset of.
+    pub fn part(&self, field: Field) -> u64 {
+        self.place + self.get(field)
+    }
+
     /// Returns a copy with one field changed and the checksum updated.
     pub fn with(&self, field: Field, value: u64) -> InfoBlock {
         let mut block = self.clone();

@@ -4,9 +4,12 @@
 //! any byte is detected by the checksum; and a changed one with a valid checksum describes a range
 //! within the namespace or is refused.
 
-use infoblock::{check_arenas, Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
+use arenas::check_arenas;
+use infoblock::{Expected, InfoBlock, InfoBlockError, NamespaceMode, LEN};
 use proptest::prelude::*;
 
+#[path = "../../../src/abstractions/nvdimm/arenas.rs"]
+mod arenas;
 #[path = "../../../src/abstractions/nvdimm/infoblock.rs"]
 #[allow(dead_code)] // The driver uses more of it.
 mod infoblock;
@@ -425,6 +428,11 @@ fn an_arena_that_reaches_beyond_its_parts_is_refused() {
         let error = error_of(draft().having(SECTOR_SIZE, size));
         assert_eq!(error, Some(InfoBlockError::SectorSize), "{size}");
     }
+    // The sectors of libnvdimm that have metadata.
+    for size in [520, 528, 4104, 4160, 4224] {
+        let error = error_of(draft().having(SECTOR_SIZE, size));
+        assert_eq!(error, Some(InfoBlockError::SectorMetadata), "{size}");
+    }
     let narrow = error_of(draft().having(BLOCK_SIZE, 4095));
     assert_eq!(narrow, Some(InfoBlockError::SectorSize));
     // A device with another sector size would write beyond these.
@@ -523,11 +531,14 @@ impl From<InfoBlockError> for ChainError {
     }
 }
 
-/// Checks all arenas, and returns also the offsets that were read.
+/// Checks all arenas, whose logs are zero, and returns also the offsets of the info blocks that it
+/// has read.
 fn check_all(expected: &Expected, medium: &Medium) -> (Result<(), ChainError>, Vec<u64>) {
     let mut offsets = Vec::new();
     let result = check_arenas(expected, &mut [0; LEN], |offset, block| {
-        offsets.push(offset);
+        if (offset - expected.offset) % LARGEST == 0 {
+            offsets.push(offset);
+        }
         assert!(offset + LEN as u64 <= expected.size, "{offset:#x}");
         *block = match medium.iter().find(|(at, _)| *at == offset) {
             Some((_, Some(draft))) => draft.0,
@@ -617,7 +628,9 @@ fn only_the_first_arena_may_be_missing() {
 fn new_arenas_have_a_known_sector_size() {
     for (size, result) in [
         (512, Ok(())),
-        (4224, Ok(())),
+        (4096, Ok(())),
+        (520, Err(ChainError::Block(InfoBlockError::SectorMetadata))),
+        (4224, Err(ChainError::Block(InfoBlockError::SectorMetadata))),
         (100, Err(ChainError::Block(InfoBlockError::SectorSize))),
         (8192, Err(ChainError::Block(InfoBlockError::SectorSize))),
     ] {
@@ -626,6 +639,132 @@ fn new_arenas_have_a_known_sector_size() {
             ..THREE
         };
         assert_eq!(check_all(&expected, &Vec::new()).0, result, "{size}");
+    }
+}
+
+/// An entry of a log: sector, old block, new block, sequence number.
+type Entry = [u32; 4];
+
+/// The flags of a block in a log: an error, and "contents are zero". Both mean neither.
+const FLAGS: [u32; 4] = [0, 1 << 30, 1 << 31, 3 << 30];
+
+/// Checks three arenas, with these entries in the log of the arena `nth`.
+fn check_log(nth: usize, entries: &[(usize, Entry)]) -> Result<(), ChainError> {
+    let medium = three_arenas();
+    let log = |(at, draft): &(u64, Option<Draft>)| {
+        at + u64::try_from(draft.as_ref().unwrap().number(LOG)).unwrap()
+    };
+    let start = log(&medium[nth]);
+    check_arenas(&THREE, &mut [0; LEN], |offset, block| {
+        *block = match medium.iter().find(|(at, _)| *at == offset) {
+            Some((_, draft)) => draft.as_ref().unwrap().0,
+            None => [0xff; LEN],
+        };
+        if medium
+            .iter()
+            .any(|arena| (log(arena)..log(arena) + 256 * 64).contains(&offset))
+        {
+            block.fill(0);
+        }
+        for (index, entry) in entries {
+            let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let at = start + *index as u64 * 16;
+            if at >= offset && at < offset + LEN as u64 {
+                let at = (at - offset) as usize;
+                block[at..at + 16].copy_from_slice(&bytes);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The number of sectors and of blocks of an arena of [`THREE`].
+fn sizes(nth: usize) -> [u32; 2] {
+    let arenas = three_arenas();
+    let draft = arenas[nth].1.as_ref().unwrap();
+    [SECTORS, BLOCKS].map(|field| draft.number(field).try_into().unwrap())
+}
+
+#[test]
+fn logs_of_good_arenas_are_good() {
+    for nth in [0, 1, 2] {
+        let [sectors, blocks] = sizes(nth);
+        // As btt_log_init() writes it.
+        let fresh = |lane: u32| [lane, sectors + lane, sectors + lane, 1];
+        let first = |lane: u32| (lane as usize * 4, fresh(lane));
+        let all: Vec<_> = (0..256).map(first).collect();
+        assert_eq!(check_log(nth, &all), Ok(()));
+        // The second entry of each lane, at its place in the new and in the old layout.
+        for slot in [1, 2] {
+            for flags in FLAGS {
+                let written = |lane: u32| [sectors - 1, flags | (blocks - 1), sectors + lane, 2];
+                let mut all = all.clone();
+                all.extend((0..256).map(|lane| (lane as usize * 4 + slot, written(lane))));
+                assert_eq!(check_log(nth, &all), Ok(()));
+            }
+        }
+        // The sector does not count if nothing was written.
+        assert_eq!(check_log(nth, &[(0, [u32::MAX, 7, 7, 1])]), Ok(()));
+        // Behind the last lane is the copy of the info block.
+        assert_eq!(check_log(nth, &[(256 * 4, [u32::MAX; 4])]), Ok(()));
+    }
+}
+
+#[test]
+fn logs_that_lead_out_of_their_arena_are_refused() {
+    let refused = Err(ChainError::Block(InfoBlockError::Log));
+    for nth in [0, 1, 2] {
+        let [sectors, blocks] = sizes(nth);
+        for slot in [0, 1, 2, 3, 255, 256, 1023] {
+            for flags in FLAGS {
+                for entry in [
+                    [0, flags | blocks, 0, 1],
+                    [0, 0, flags | blocks, 1],
+                    [0, flags | blocks, flags | blocks, 1],
+                    [sectors, 0, flags | 1, 1],
+                    [u32::MAX, flags | 1, 0, 0],
+                    [0, flags | ((1 << 30) - 1), 0, 1],
+                ] {
+                    let result = check_log(nth, &[(slot, entry)]);
+                    assert_eq!(result, refused, "arena {nth}, {slot}: {entry:x?}");
+                }
+            }
+        }
+    }
+}
+
+/// The log is read in blocks, and all of them are in the namespace.
+#[test]
+fn logs_are_read_completely_and_may_be_unreadable() {
+    let medium = three_arenas();
+    let logs: Vec<u64> = medium
+        .iter()
+        .map(|(at, draft)| at + draft.as_ref().unwrap().number(LOG) as u64)
+        .collect();
+    let blocks: Vec<u64> = logs
+        .iter()
+        .flat_map(|log| (0..4).map(move |nth| log + nth * LEN as u64))
+        .collect();
+    for bad in &blocks {
+        let mut found = Vec::new();
+        let result = check_arenas(&THREE, &mut [0; LEN], |offset, block| {
+            block.fill(0);
+            if let Some((_, draft)) = medium.iter().find(|(at, _)| *at == offset) {
+                *block = draft.as_ref().unwrap().0;
+                return Ok(());
+            }
+            assert!(offset + LEN as u64 <= THREE.size);
+            found.push(offset);
+            if offset == *bad {
+                return Err(ChainError::Unreadable);
+            }
+            Ok(())
+        });
+        assert_eq!(
+            result,
+            Err(ChainError::Block(InfoBlockError::UnreadableLog))
+        );
+        assert!(blocks.starts_with(&found) && found.ends_with(&[*bad]));
     }
 }
 

@@ -34,6 +34,10 @@ pub const NO_ARENA: &str = "the parts of its arena cannot be where it says";
 
 pub const FURTHER: &str = "one of its further arenas is damaged";
 
+const METADATA: &str = "its sectors have metadata";
+
+const LOG: &str = "the log of an arena names blocks that the arena does not have";
+
 const NO_PAGE_OF_STRUCTS: &str = "its range does not start where a page of struct pages does";
 
 const NO_PLACE: &str = "the data cannot be where it says";
@@ -79,6 +83,13 @@ pub fn bad_sector_block(lab: &mut Lab) -> Result<()> {
             good.with(Field::SectorSize, 100),
             "of a size that does not exist",
         ),
+        // The block layer would overwrite memory with the metadata of large requests.
+        (
+            "sectors with metadata",
+            good.with(Field::SectorSize, 4104)
+                .with(Field::BlockSize, 4352),
+            METADATA,
+        ),
     ] {
         target.expect_refused(lab, what, &block, why)?;
     }
@@ -91,9 +102,64 @@ pub fn bad_sector_block(lab: &mut Lab) -> Result<()> {
     let result = btt.try_bind(lab.driver);
     errno::expect("binding with other sectors", result, &[Errno::EOPNOTSUPP])?;
     messages.expect(&["the info block for mode", "not of the sector_size"])?;
+    btt.set("sector_size", "520")?;
+    let result = btt.try_bind(lab.driver);
+    errno::expect("binding with metadata", result, &[Errno::EOPNOTSUPP])?;
+    let said = messages.expect(&[METADATA])?;
+    ensure!(said.contains("-m sector -l 4096"), "it says `{said}`");
     btt.set("sector_size", "4096")?;
     btt.give_up_namespace()?;
     target.recover(lab)
+}
+
+/// A log that leads out of its arena is refused, before the btt driver follows it.
+pub fn bad_log(lab: &mut Lab) -> Result<()> {
+    const LOG_GROUP: usize = 64;
+    let target = BlockTest::new(lab, Mode::Sector)?;
+    let good = &target.good;
+    let sectors = u32::try_from(good.get(Field::Sectors))?;
+    let blocks = u32::try_from(good.get(Field::Blocks))?;
+    for (what, entry) in [
+        ("a sector behind the namespace", [u32::MAX, 0, 1, 1]),
+        ("a sector behind the map", [sectors, 0, 1, 1]),
+        ("a free block behind the arena", [0, blocks, blocks, 1]),
+        (
+            "a bad block behind the namespace",
+            [0, (1 << 30) | 0x3fff_ffff, 0, 1],
+        ),
+        ("a new block behind the arena", [0, 0, blocks, 1]),
+    ] {
+        println!("a log with {what}");
+        // The only entry of a lane is the one that the btt driver follows.
+        let mut group: Vec<u8> = entry.into_iter().flat_map(u32::to_le_bytes).collect();
+        group.resize(LOG_GROUP, 0);
+        let former = BlockTest::with_whole_range(lab, &target.namespace, |disk| {
+            let file = disk.open(Access::Buffered)?;
+            let place = good.part(Field::ArenaLog);
+            let mut former = [0; LOG_GROUP];
+            file.read_exact_at(&mut former, place)?;
+            file.write_all_at(&group, place)?;
+            file.sync_all()?;
+            Ok(former)
+        })?;
+        let mut messages = Messages::from_now()?;
+        let result = target.probe_with(lab, good)?;
+        errno::expect("binding the namespace", result, &[Errno::ENXIO])?;
+        let said = messages.expect(&["the info block for mode"])?;
+        ensure!(said.contains(LOG), "the log says `{said}`, and not {LOG}");
+        let btt = holder(&target.namespace)?;
+        btt.expect_driver(None)?;
+        ensure!(Disk::all("pmem")?.is_empty(), "there is a disk");
+
+        btt.give_up_namespace()?;
+        BlockTest::with_whole_range(lab, &target.namespace, |disk| {
+            let file = disk.open(Access::Buffered)?;
+            file.write_all_at(&former, good.part(Field::ArenaLog))?;
+            Ok(file.sync_all()?)
+        })?;
+        target.recover(lab)?;
+    }
+    Ok(())
 }
 
 /// The btt driver needs a spare block for each lane of the region, and refuses an arena with fewer.

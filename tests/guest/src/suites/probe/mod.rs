@@ -23,7 +23,7 @@ use crate::sectors::{Buffer, expect_same};
 pub use block_test::BlockTest;
 use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
 use info_blocks::{
-    bad_pfn_block, bad_sector_block, odd_padding, older_versions, other_pages, padding,
+    bad_log, bad_pfn_block, bad_sector_block, odd_padding, older_versions, other_pages, padding,
     too_few_spare_blocks,
 };
 pub use labels::ask_for_odd_sectors;
@@ -40,6 +40,7 @@ pub const SUITE: Suite = Suite {
         Test::new("unsatisfiable_alignment", unsatisfiable_alignment),
         Test::new("pfn_without_uuid", pfn_without_uuid),
         Test::new("info_block_of_sector_mode", bad_sector_block),
+        Test::new("log_of_sector_mode", bad_log).within(120),
         Test::new("too_few_spare_blocks", too_few_spare_blocks),
         Test::new("info_block_of_fsdax_mem", |lab| {
             bad_pfn_block(lab, Mode::FsdaxMem)

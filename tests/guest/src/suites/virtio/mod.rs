@@ -5,6 +5,7 @@
 
 mod flush;
 mod removal;
+mod sector;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -36,12 +37,14 @@ use removal::{
     goes_while_flushing, plugged_in, provider_goes, unaligned_size, unbind_in_use,
     unbind_nvdimms_in_use,
 };
+use sector::sector_mode_is_refused;
 
 pub const SUITE: Suite = Suite {
     name: "virtio",
     tests: &[
         Test::new("disk_attributes", disk_attributes),
         Test::new("dm_writecache_is_refused", writecache_is_refused),
+        Test::new("sector_mode_is_refused", sector_mode_is_refused),
         Test::new("fsync_waits_for_the_host", fsync_waits),
         Test::new("durable_write_waits_for_the_host", durable_write_waits),
         Test::new("fsync_of_a_file_waits_for_the_host", fsync_of_a_file_waits),
