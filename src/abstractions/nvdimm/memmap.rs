@@ -66,7 +66,11 @@ impl EnabledNamespace<'_> {
         let end = match data {
             Some(data) => data.start.checked_sub(range.start),
             // libnvdimm refuses these before it writes.
-            None if region.is_read_only() || range.start % compat_align() != 0 => None,
+            None if region.is_read_only()
+                || range.start & compat_align().saturating_sub(1) != 0 =>
+            {
+                None
+            }
             None => self.expected()?.new_data_offset(align),
         };
         // The namespace is too small, which libnvdimm checks next and refuses.
