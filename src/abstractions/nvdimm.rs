@@ -26,6 +26,7 @@ mod infoblock;
 mod memmap;
 mod namespace;
 mod pfn;
+mod placement;
 mod probe_error;
 mod probe_results;
 mod provider;

@@ -19,6 +19,7 @@ use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     badblocks,
     memremap::{
+        memmap_section,
         start_align,
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
@@ -186,6 +187,7 @@ impl<'bound> EnabledNamespace<'bound> {
             page_size: PAGE_SIZE as u64,
             page_struct_size: PAGE_STRUCT_SIZE as u64,
             start_align: start_align(),
+            section: memmap_section(),
             sector_size: self.namespace.btt_sector_size(),
         })
     }

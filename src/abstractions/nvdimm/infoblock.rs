@@ -131,6 +131,9 @@ pub struct Expected {
     pub page_struct_size: u64,
     /// The alignment that the start of a range with `struct page`s needs.
     pub start_align: u64,
+    /// The size of a section of the memory model in bytes, if the kernel allocates the `struct
+    /// page`s of a part of a section on the medium too. x86 allocates those in RAM.
+    pub section: Option<u64>,
     /// The configured sector size of a btt device, with metadata, in bytes.
     pub sector_size: Option<usize>,
 }
@@ -138,21 +141,61 @@ pub struct Expected {
 impl Expected {
     /// Returns whether the `struct page`s of `len` bytes fit before the data.
     ///
-    /// The kernel allocates the memory map in blocks of 2 MiB, and libnvdimm aligns the data to
-    /// them (`nd_pfn_init()`). With less room the kernel warns, and never unmaps the range.
+    /// The kernel allocates the memory map of a section in blocks of 2 MiB, and libnvdimm aligns
+    /// the data to them (`nd_pfn_init()`). With less room the kernel warns, and never unmaps the
+    /// range.
     fn has_room_for_memmap(&self, start: u64, len: u64, data_offset: u64) -> bool {
-        const BLOCK: u64 = 2 << 20;
-
         let needed = || {
-            let pages = len
-                .checked_sub(self.reserve)?
-                .checked_div(self.page_size)?
-                .checked_mul(self.page_struct_size)?;
-            let end = start.checked_add(self.reserve)?.checked_add(pages)?;
+            let end = match self.section {
+                Some(section) => self.end_of_memmap_with_parts(start, len, section)?,
+                None => {
+                    let pages = self.memmap_of(len.checked_sub(self.reserve)?)?;
+                    let end = start.checked_add(self.reserve)?.checked_add(pages)?;
+                    end.checked_next_multiple_of(MEMMAP_BLOCK)?
+                }
+            };
 
-            end.checked_next_multiple_of(BLOCK)?.checked_sub(start)
+            end.checked_sub(start)
         };
         needed().is_some_and(|needed| data_offset >= needed)
+    }
+
+    /// Returns the size of the `struct page`s of `len` bytes.
+    fn memmap_of(&self, len: u64) -> Option<u64> {
+        len.checked_div(self.page_size)?
+            .checked_mul(self.page_struct_size)
+    }
+
+    /// Returns where the memory map of `len` bytes ends on arm64 (`vmemmap_populate()`).
+    ///
+    /// It is allocated in the order of addresses: single pages for the part of a section in which
+    /// the range starts, blocks for whole sections if pages have 4 KiB, and single pages for the
+    /// part at the end. A block is aligned, also if there are pages before it.
+    fn end_of_memmap_with_parts(&self, start: u64, len: u64, section: u64) -> Option<u64> {
+        const SMALL_PAGE: u64 = 4 << 10;
+        let block = match self.page_size {
+            SMALL_PAGE => MEMMAP_BLOCK,
+            other => other,
+        };
+        let end = start.checked_add(len)?;
+        let first = start.checked_next_multiple_of(section)?.min(end);
+        let sections = end.checked_sub(first)?.checked_div(section)?;
+        let rest = end.checked_sub(first)?.checked_rem(section)?;
+        let in_pages = |len| {
+            self.memmap_of(len)?
+                .checked_next_multiple_of(self.page_size)
+        };
+
+        let mut at = start
+            .checked_add(self.reserve)?
+            .checked_add(in_pages(first.checked_sub(start)?)?)?;
+        if sections > 0 {
+            let of_section = self.memmap_of(section)?.checked_next_multiple_of(block)?;
+            at = at
+                .checked_next_multiple_of(block)?
+                .checked_add(sections.checked_mul(of_section)?)?;
+        }
+        at.checked_add(in_pages(rest)?)
     }
 
     /// Returns the offset of the data in a new pfn device with `struct page`s on the medium, whose
@@ -173,6 +216,10 @@ impl Expected {
         (offset < self.size).then_some(offset)
     }
 }
+
+/// The size and the alignment of a block of the memory map on the medium (`PMD_SIZE` with pages of
+/// 4 KiB).
+const MEMMAP_BLOCK: u64 = 2 << 20;
 
 /// The smallest offset of data whose `struct page`s are on the medium and that libnvdimm cannot
 /// handle: `nd_pfn_clear_memmap_errors()` counts the sectors before the data with an `int`.
