@@ -61,7 +61,9 @@ impl Part {
             Some((first, last))
         };
 
-        allocations.next().is_some_and(|found| Some(found) == expected())
+        allocations
+            .next()
+            .is_some_and(|found| Some(found) == expected())
             && allocations.next().is_none()
     }
 }

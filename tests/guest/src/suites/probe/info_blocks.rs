@@ -136,10 +136,16 @@ pub fn part_of_a_section(lab: &mut Lab) -> Result<()> {
     const MIB: u64 = 1 << 20;
     let region = emptied(lab, 0)?;
     let start = region.resource()?;
-    ensure!(
-        start.is_multiple_of(128 * MIB),
-        "{start:#x} is in a section"
-    );
+    ensure!(start % (128 * MIB) == 0, "{start:#x} is in a section");
+    let lacks_room = cfg!(target_arch = "aarch64") && PAGE == 4096;
+    let why = "it has too little room for the struct pages";
+    if lacks_room {
+        let mut messages = Messages::from_now()?;
+        let made = ndctl::create(&region, Mode::FsdaxDev, &["-s", "320M"]);
+        ensure!(made.is_err(), "a new info block was accepted: {made:?}");
+        messages.expect(&[why])?;
+        emptied(lab, 0)?;
+    }
     let made = ndctl::create(&region, Mode::FsdaxMem, &["-s", "320M"])?;
     let namespace = Device::named(&made.dev);
     let prepared = Prepared {
@@ -153,8 +159,7 @@ pub fn part_of_a_section(lab: &mut Lab) -> Result<()> {
         block.with(Field::DataOffset, offset)
     };
     let as_libnvdimm = data_at(6 * MIB);
-    if cfg!(target_arch = "aarch64") && PAGE == 4096 {
-        let why = "it has too little room for the struct pages";
+    if lacks_room {
         target.expect_refused(lab, "too little room", &as_libnvdimm, why)?;
     } else {
         bind_and_use(lab, &target, &as_libnvdimm)?;

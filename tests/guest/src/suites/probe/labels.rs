@@ -68,9 +68,10 @@ fn namespace_of(uuid: &str) -> Result<Device> {
         .with_context(|| format!("there is no namespace {uuid}"))
 }
 
-/// A second label of a namespace, of another set of NVDIMMs, allocates space before the first one.
-/// libnvdimm ignores it, except that the namespace begins there, so that it covers another one. It
-/// is refused, and the other one keeps its data. Without labels the region can be used again.
+/// A namespace has two labels. The first one is of another set of NVDIMMs, and libnvdimm takes the
+/// size from there. The second one is smaller, and the namespace begins where that does, so that it
+/// covers another namespace. It is refused, and the other one keeps its data. Without labels the
+/// region can be used again.
 pub fn over_another(lab: &mut Lab) -> Result<()> {
     const MIB: u64 = 1 << 20;
     only_for_pmem_rs(lab)?;
@@ -100,7 +101,7 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
 
     let first = labels_of(&area, &moved)?.remove(0);
     let mut second = area[first].to_vec();
-    second[LABEL_SET].copy_from_slice(&number(12345));
+    set_in_labels(&mut area, &moved, LABEL_SET, &number(12345))?;
     second[LABEL_PLACE].copy_from_slice(&number(0));
     second[LABEL_SIZE].copy_from_slice(&number(16 * MIB));
     add_label(&mut area, &second)?;
@@ -127,7 +128,8 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     covered.unbind()?;
 
     while_disabled(lab, || run("ndctl", &["zero-labels", DIMM]).map(drop))?;
-    lab.prepare(Mode::Raw).map(drop)
+    ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
+    lab.holder_in(0)?.expect_driver(Some(lab.driver))
 }
 
 /// Runs `work` while the region and its NVDIMM are disabled, so that it can write labels.
