@@ -24,6 +24,7 @@ mod enabled_namespace;
 mod identity;
 mod infoblock;
 mod memmap;
+mod memmap_room;
 mod namespace;
 mod pfn;
 mod placement;

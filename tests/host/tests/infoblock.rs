@@ -10,6 +10,8 @@ use proptest::prelude::*;
 #[path = "../../../src/abstractions/nvdimm/infoblock.rs"]
 #[allow(dead_code)] // The driver uses more of it.
 mod infoblock;
+#[path = "../../../src/abstractions/nvdimm/memmap_room.rs"]
+mod memmap_room;
 
 const MIB: u64 = 1 << 20;
 const UUID: [u8; 16] = *b"sixteen letters!";
