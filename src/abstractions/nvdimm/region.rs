@@ -212,12 +212,12 @@ fn name_of_allocations(uuid: &[u8; 16]) -> Result<CString> {
     let [low, mid, high, clock] = [96, 80, 64, 48].map(|shift| (uuid >> shift) as u32);
     let node = uuid as u64 & 0xffff_ffff_ffff;
 
-    Ok(CString::try_from_fmt(fmt!(
+    CString::try_from_fmt(fmt!(
         "pmem-{low:08x}-{:04x}-{:04x}-{:04x}-{node:012x}",
         mid as u16,
         high as u16,
         clock as u16
-    ))?)
+    ))
 }
 
 /// Holds the lock of the bus of a region (`nvdimm_bus_lock()`). The lock of a device may be held
