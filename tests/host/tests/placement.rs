@@ -36,7 +36,13 @@ fn a_namespace_is_within_its_region() {
         (START - MIB..START, false),
         // Empty, and with an end before the start.
         (mib(1..1), false),
-        (START + MIB..START, false),
+        (
+            Range {
+                start: START + MIB,
+                end: START,
+            },
+            false,
+        ),
         (START..u64::MAX, false),
         // As a negative offset makes it.
         (u64::MAX - MIB..u64::MAX, false),
