@@ -277,6 +277,32 @@ u64 pmem_rs_helper_nd_region_start(const struct nd_region *nd_region)
 	return nd_region->ndr_start;
 }
 
+u64 pmem_rs_helper_nd_region_size(const struct nd_region *nd_region);
+u64 pmem_rs_helper_nd_region_size(const struct nd_region *nd_region)
+{
+	return nd_region->ndr_size;
+}
+
+u16 pmem_rs_helper_nd_region_mappings(const struct nd_region *nd_region);
+u16 pmem_rs_helper_nd_region_mappings(const struct nd_region *nd_region)
+{
+	return nd_region->ndr_mappings;
+}
+
+u64 pmem_rs_helper_nd_region_mapping_start(const struct nd_region *nd_region, u16 index);
+u64 pmem_rs_helper_nd_region_mapping_start(const struct nd_region *nd_region, u16 index)
+{
+	return nd_region->mapping[index].start;
+}
+
+const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index);
+const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index)
+{
+	struct nvdimm_drvdata *ndd = to_ndd(&nd_region->mapping[index]);
+
+	return ndd ? &ndd->dpa : NULL;
+}
+
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region)
 {

@@ -35,6 +35,7 @@ mod usage;
 pub use crate::abstractions::kernel::memremap::{
     config::{
         compat_align,
+        memmap_section,
         start_align,
         PagemapConfig,
         PAGE_STRUCT_SIZE, //

@@ -147,8 +147,8 @@ pub trait Driver {
 
     /// Binds a device to the driver.
     ///
-    /// The adapter has refused namespaces that are empty, incomplete, locked, or claimed by another
-    /// device.
+    /// The adapter has refused namespaces that are empty, incomplete, locked, claimed by another
+    /// device, or not where their labels allocate space to them.
     ///
     /// # Errors
     ///
@@ -310,7 +310,9 @@ impl<T: Driver> Adapter<T> {
                 Ok(namespace) => {
                     let identity = Identity::of(&namespace);
                     let is_forced_raw = namespace.is_forced_raw();
-                    let result = Self::bind(dev, namespace);
+                    let result = namespace
+                        .check_place(dev)
+                        .and_then(|()| Self::bind(dev, namespace));
                     let refusal = match result.as_ref().map_err(ProbeError::to_error) {
                         Err(err) if err == EOPNOTSUPP => Refusal::Begins(identity),
                         // The contents are good now, another device has claimed the namespace, or

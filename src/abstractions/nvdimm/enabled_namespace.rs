@@ -20,6 +20,7 @@ use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     badblocks,
     memremap::{
+        memmap_section,
         start_align,
         PagemapConfig,
         PAGE_STRUCT_SIZE, //
@@ -189,6 +190,7 @@ impl<'bound> EnabledNamespace<'bound> {
             page_size: PAGE_SIZE as u64,
             page_struct_size: PAGE_STRUCT_SIZE as u64,
             start_align: start_align(),
+            section: memmap_section(),
             sector_size: self.namespace.btt_sector_size(),
         })
     }
@@ -289,13 +291,14 @@ impl<'bound> EnabledNamespace<'bound> {
                 (*nd_pfn).pfn_sb.cast::<[u8; INFO_BLOCK_SIZE]>(),
             )
         };
-        let Some(block) = InfoBlock::of(&bytes)
-            .filter(|block| block.mode() == NamespaceMode::Fsdax && block.uuid() == uuid)
+        let Some(block) =
+            InfoBlock::of(&bytes).filter(|block| block.mode() == NamespaceMode::Fsdax)
         else {
             return Ok(None);
         };
 
         match block.check(&expected) {
+            Ok(()) if block.uuid() != uuid => Ok(None),
             Ok(()) => {
                 // For the attributes of the device, which are only read with its lock held.
                 //

@@ -143,47 +143,11 @@ pub struct Expected {
     pub page_struct_size: u64,
     /// The alignment that the start of a range with `struct page`s needs.
     pub start_align: u64,
+    /// The size of a section of the memory model in bytes, if the kernel allocates the `struct
+    /// page`s of a part of a section on the medium too. x86 allocates those in RAM.
+    pub section: Option<u64>,
     /// The configured sector size of a btt device, with metadata, in bytes.
     pub sector_size: Option<usize>,
-}
-
-impl Expected {
-    /// Returns whether the `struct page`s of `len` bytes fit before the data.
-    ///
-    /// The kernel allocates the memory map in blocks of 2 MiB, and libnvdimm aligns the data to
-    /// them (`nd_pfn_init()`). With less room the kernel warns, and never unmaps the range.
-    fn has_room_for_memmap(&self, start: u64, len: u64, data_offset: u64) -> bool {
-        const BLOCK: u64 = 2 << 20;
-
-        let needed = || {
-            let pages = len
-                .checked_sub(self.reserve)?
-                .checked_div(self.page_size)?
-                .checked_mul(self.page_struct_size)?;
-            let end = start.checked_add(self.reserve)?.checked_add(pages)?;
-
-            end.checked_next_multiple_of(BLOCK)?.checked_sub(start)
-        };
-        needed().is_some_and(|needed| data_offset >= needed)
-    }
-
-    /// Returns the offset of the data in a new pfn device with `struct page`s on the medium, whose
-    /// data are to be aligned to `align` (`nd_pfn_init()`). [`None`] if there is no such offset.
-    pub(super) fn new_data_offset(&self, align: u64) -> Option<u64> {
-        const RESERVED: u64 = 8 << 10;
-        const MAX_STRUCT_PAGE_SIZE: u64 = 64;
-        let pages = self
-            .size
-            .checked_sub(RESERVED)?
-            .checked_div(self.page_size)?
-            .checked_mul(self.page_struct_size.max(MAX_STRUCT_PAGE_SIZE))?;
-        let end = self.start.checked_add(RESERVED)?.checked_add(pages)?;
-        let offset = end
-            .checked_next_multiple_of(align.max(self.start_align))?
-            .checked_sub(self.start)?;
-
-        (offset < self.size).then_some(offset)
-    }
 }
 
 /// The smallest offset of data whose `struct page`s are on the medium and that libnvdimm cannot

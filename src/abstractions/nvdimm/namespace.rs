@@ -230,6 +230,35 @@ impl<'bound> Namespace<'bound> {
         Self { dev, ndns }
     }
 
+    /// Checks that the namespace is within its region, and where its labels allocate space to it.
+    /// May sleep. Takes the bus lock.
+    ///
+    /// # Errors
+    ///
+    /// [`EOPNOTSUPP`] if it is not, so that it would be over other memory. The log has the remedy.
+    pub(super) fn check_place(&self, dev: &Device<Core<'_>>) -> Result<(), ProbeError> {
+        let range = self.range()?;
+        let uuid = self.labelled().map(|_| self.uuid());
+        if dev.region().has_allocated(&range, uuid.as_ref())? {
+            return Ok(());
+        }
+
+        let region = dev.region_name();
+        Err(ProbeError::logged(
+            dev,
+            EOPNOTSUPP,
+            fmt!(
+                "the labels contradict each other: {} would be at {:#x}..{:#x}, which is not what \
+                 they allocate to it in {region}, and may be over other data. Save the data of the \
+                 other namespaces in {region}, then disable it and its NVDIMMs, delete all labels \
+                 with `ndctl zero-labels`, and make the namespaces anew",
+                self.name(),
+                range.start,
+                range.end
+            ),
+        ))
+    }
+
     /// Returns the device that is bound: the namespace itself, or the one that has claimed it.
     pub fn device(&self) -> &'bound Device<Bound> {
         self.dev

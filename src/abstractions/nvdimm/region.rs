@@ -7,11 +7,20 @@ use crate::abstractions::kernel::badblocks::{
     self,
     Badblocks, //
 };
+use crate::abstractions::nvdimm::placement::{
+    is_within,
+    Part, //
+};
 use core::ops::Range;
 use kernel::{
     block::SECTOR_SIZE,
     io::PhysAddr,
-    types::Opaque, //
+    prelude::*,
+    str::CString,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 
 /// A region that is bound to its driver.
@@ -89,6 +98,82 @@ impl Region {
         unsafe { bindings::nd_region_is_read_only(self.as_raw()) }
     }
 
+    /// Returns the physical range of the region.
+    pub(super) fn range(&self) -> Range<PhysAddr> {
+        // SAFETY: By the type invariant the region is valid. Its range does not change.
+        let (start, size) = unsafe {
+            (
+                bindings::nd_region_start(self.as_raw()),
+                bindings::nd_region_size(self.as_raw()),
+            )
+        };
+
+        start..start.saturating_add(size)
+    }
+
+    /// Returns whether a namespace with this range is where it has to be: in the region, and, if
+    /// its labels have a uuid, where each NVDIMM has allocated space to that uuid. May sleep. Takes
+    /// the bus lock.
+    ///
+    /// libnvdimm creates namespaces of which this is not true (`nd_namespace_pmem_set_resource()`).
+    pub(super) fn has_allocated(
+        &self,
+        namespace: &Range<PhysAddr>,
+        uuid: Option<&[u8; 16]>,
+    ) -> Result<bool> {
+        let region = self.range();
+        if !is_within(namespace, &region) {
+            return Ok(false);
+        }
+        let Some(uuid) = uuid else {
+            return Ok(true);
+        };
+
+        let owner = name_of_allocations(uuid)?;
+        // SAFETY: By the type invariant the region is valid. The number does not change.
+        let nvdimms = unsafe { bindings::nd_region_mappings(self.as_raw()) };
+        let Some(part) = Part::of(namespace, region.start, nvdimms.into()) else {
+            return Ok(false);
+        };
+        let _guard = BusLock::new(self);
+        // SAFETY: The region has this many NVDIMMs, and the bus lock is held.
+        Ok((0..nvdimms).all(|index| unsafe { self.is_allocated_on(index, &part, &owner) }))
+    }
+
+    /// Returns whether a part is all that an NVDIMM has allocated to `owner`. True if the NVDIMM
+    /// was disabled since the region was bound: nothing is known about it then.
+    ///
+    /// # Safety
+    ///
+    /// The region must have an NVDIMM with this index, and the bus lock must be held.
+    unsafe fn is_allocated_on(&self, index: u16, part: &Part, owner: &CStr) -> bool {
+        // SAFETY: By the safety requirements and the type invariant.
+        let (start, root) = unsafe {
+            (
+                bindings::nd_region_mapping_start(self.as_raw(), index),
+                bindings::nd_region_dpa(self.as_raw(), index),
+            )
+        };
+        if root.is_null() {
+            return true;
+        }
+
+        // SAFETY: `nd_region_dpa` has returned a valid resource. Its children are added, removed
+        // and renamed with the bus lock held.
+        let mut next = unsafe { (*root).child };
+        let allocations = core::iter::from_fn(|| {
+            // SAFETY: As above. A child is valid for as long as it is in the list.
+            let child = unsafe { next.as_ref() }?;
+            next = child.sibling;
+            Some(child)
+        });
+        let owned = allocations.filter(|child| {
+            // SAFETY: As above. `nvdimm_allocate_dpa()` gives each child a name.
+            unsafe { bindings::strcmp(child.name, owner.as_char_ptr()) == 0 }
+        });
+        part.is_all_of(start, owned.map(|child| (child.start, child.end)))
+    }
+
     /// Returns the physical address of the first bad sector that the region itself has listed,
     /// among the `sectors` ones from sector `first` of the region on.
     pub(super) fn first_bad(&self, first: u64, sectors: u64) -> Option<PhysAddr> {
@@ -121,5 +206,61 @@ impl Region {
         unsafe {
             bindings::nvdimm_badblocks_populate(self.as_raw(), badblocks.as_raw().as_ptr(), &range)
         };
+    }
+}
+
+/// Returns the name of what is allocated to a uuid on an NVDIMM (`nd_label_gen_id()`).
+fn name_of_allocations(uuid: &[u8; 16]) -> Result<CString> {
+    let uuid = u128::from_be_bytes(*uuid);
+    // CAST: Only the lowest bits of each part are wanted.
+    let [low, mid, high, clock] = [96, 80, 64, 48].map(|shift| (uuid >> shift) as u32);
+    let node = uuid as u64 & 0xffff_ffff_ffff;
+
+    CString::try_from_fmt(fmt!(
+        "pmem-{low:08x}-{:04x}-{:04x}-{:04x}-{node:012x}",
+        mid as u16,
+        high as u16,
+        clock as u16
+    ))
+}
+
+/// Holds the lock of the bus of a region (`nvdimm_bus_lock()`). The lock of a device may be held
+/// before.
+///
+/// # Invariants
+///
+/// The lock is held by the thread that has made this.
+struct BusLock<'a>(&'a Region, NotThreadSafe);
+
+impl<'a> BusLock<'a> {
+    fn new(region: &'a Region) -> Self {
+        // SAFETY: By the type invariant the region is valid, and so is on a bus.
+        unsafe { bindings::nvdimm_bus_lock(bindings::nd_region_dev(region.as_raw())) };
+        // INVARIANT: The lock was just taken.
+        Self(region, NotThreadSafe)
+    }
+}
+
+impl Drop for BusLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held by this thread.
+        unsafe { bindings::nvdimm_bus_unlock(bindings::nd_region_dev(self.0.as_raw())) };
+    }
+}
+
+#[kunit_tests(pmem_rs_nd_region)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocations_have_the_uuid_as_their_name() -> Result {
+        let uuid = [
+            0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54,
+            0x32, 0x10,
+        ];
+
+        let name = name_of_allocations(&uuid)?;
+        assert!(&*name == c"pmem-01234567-89ab-cdef-fedc-ba9876543210");
+        Ok(())
     }
 }

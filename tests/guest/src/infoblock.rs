@@ -284,6 +284,14 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 const LABEL_LEN: usize = 256;
+/// The offsets of the number of the set of NVDIMMs in a label (`isetcookie`).
+pub const LABEL_SET: Range<usize> = 88..96;
+/// The offsets of the place on the NVDIMM in a label.
+pub const LABEL_PLACE: Range<usize> = 104..112;
+/// The offsets of the size on the NVDIMM in a label.
+pub const LABEL_SIZE: Range<usize> = 112..120;
+/// The offsets of the number of the label's own slot.
+const LABEL_SLOT: Range<usize> = 120..124;
 /// The offsets of the sector size in a label.
 pub const LABEL_SECTOR_SIZE: Range<usize> = 96..104;
 /// The offsets of the `abstraction_guid` in a label, which has the claim class.
@@ -355,6 +363,26 @@ pub fn indexes_of(area: &[u8]) -> Result<[Range<usize>; 2]> {
         );
     }
     Ok(indexes)
+}
+
+/// Writes a label into the last slot of a label area, or of the start of one, and marks the slot as
+/// used.
+pub fn add_label(area: &mut [u8], label: &[u8]) -> Result<()> {
+    const FREE: usize = 72;
+    let indexes = indexes_of(area)?;
+    let labels = indexes[1].end;
+    let slot = (area.len() - labels) / LABEL_LEN - 1;
+    let at = labels + slot * LABEL_LEN;
+    let place = &mut area[at..at + LABEL_LEN];
+    place.copy_from_slice(label);
+    place[LABEL_SLOT].copy_from_slice(&u32::try_from(slot)?.to_le_bytes());
+    seal_label(place);
+    for index in indexes {
+        let index = &mut area[index];
+        index[FREE + slot / 8] &= !(1 << (slot % 8));
+        seal_index(index);
+    }
+    Ok(())
 }
 
 /// Updates the checksum of an index block.

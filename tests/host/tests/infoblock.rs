@@ -13,6 +13,8 @@ mod arenas;
 #[path = "../../../src/abstractions/nvdimm/infoblock.rs"]
 #[allow(dead_code)] // The driver uses more of it.
 mod infoblock;
+#[path = "../../../src/abstractions/nvdimm/memmap_room.rs"]
+mod memmap_room;
 
 const MIB: u64 = 1 << 20;
 const UUID: [u8; 16] = *b"sixteen letters!";
@@ -25,6 +27,7 @@ const EXPECTED: Expected = Expected {
     page_size: 4096,
     page_struct_size: 64,
     start_align: 2 * MIB,
+    section: None,
     sector_size: None,
 };
 
@@ -296,6 +299,73 @@ fn new_data_begin_behind_their_struct_pages() {
             assert_eq!(block.sealed().check(&expected), Ok(()));
         }
     }
+}
+
+/// arm64 allocates the struct pages of parts of sections on the medium, as single pages before and
+/// behind the blocks of 2 MiB for whole sections. x86 allocates those of parts in RAM.
+#[test]
+fn struct_pages_of_parts_of_sections_need_room_on_arm64() {
+    const SECTION: u64 = 128 * MIB;
+    const KIB: u64 = 1 << 10;
+    let needs = |expected: Expected, room: u64| {
+        let offset = room.next_multiple_of(expected.page_size);
+        let error_at = |offset: u64| {
+            let block = Draft::fsdax()
+                .having((DATA_OFFSET, 8), offset)
+                .having((ALIGN, 4), 0);
+            block.sealed().check(&expected).err()
+        };
+        assert_eq!(error_at(offset), None, "{room:#x} in {expected:x?}");
+        assert_eq!(
+            error_at(offset - expected.page_size),
+            Some(InfoBlockError::PageStructSize),
+            "less than {room:#x} in {expected:x?}"
+        );
+    };
+    let at = |before: u64, size| Expected {
+        start: (1 << 32) - before,
+        size,
+        ..EXPECTED
+    };
+
+    for (before, size, on_x86, on_arm64) in [
+        // Whole sections.
+        (0, SECTION, 4 * MIB, 4 * MIB),
+        (0, 4 * SECTION, 10 * MIB, 10 * MIB),
+        // With a part at the end.
+        (0, 2 * SECTION + 64 * MIB, 6 * MIB, 7 * MIB),
+        (0, 2 * SECTION + 2 * MIB, 6 * MIB, 6 * MIB + 32 * KIB),
+        (0, 8 * SECTION + 64 * MIB, 18 * MIB, 19 * MIB),
+        // With a part at the start, which has room before the first block.
+        (64 * MIB, 2 * SECTION + 64 * MIB, 6 * MIB, 6 * MIB),
+        (126 * MIB, 2 * SECTION + 126 * MIB, 6 * MIB, 6 * MIB),
+        // With both.
+        (64 * MIB, 2 * SECTION + 128 * MIB, 8 * MIB, 7 * MIB),
+        // A part only, or two of them.
+        (0, 64 * MIB, 2 * MIB, 8 * KIB + MIB),
+        (96 * MIB, 64 * MIB, 2 * MIB, 8 * KIB + MIB),
+        (32 * MIB, 64 * MIB, 2 * MIB, 8 * KIB + MIB),
+    ] {
+        needs(at(before, size), on_x86);
+        let on_arm64_too = Expected {
+            section: Some(SECTION),
+            ..at(before, size)
+        };
+        needs(on_arm64_too, on_arm64);
+    }
+
+    // There are only single pages if they are larger.
+    let of_16_kib = |before, size| Expected {
+        reserve: 16 * KIB,
+        page_size: 16 * KIB,
+        start_align: 4 * MIB,
+        section: Some(SECTION),
+        ..at(before, size)
+    };
+    needs(of_16_kib(0, SECTION), 16 * KIB + 512 * KIB);
+    needs(of_16_kib(64 * MIB, 2 * SECTION), 16 * KIB + 1024 * KIB);
+    // The parts of 2 MiB need 8 KiB, and get a page.
+    needs(of_16_kib(0, SECTION + 2 * MIB), 32 * KIB + 512 * KIB);
 }
 
 /// Kata Containers and pmem-csi write version 0.2, without uuids, npfns and sizes of pages.

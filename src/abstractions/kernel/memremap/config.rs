@@ -36,6 +36,17 @@ pub fn start_align() -> ResourceSize {
     compat_align().max(OF_WHOLE_PAGES as ResourceSize)
 }
 
+/// Returns the size of a section of the memory model in bytes, if the kernel allocates the `struct
+/// page`s of a part of a section on the medium, as it does those of a whole section. [`None`] on
+/// x86, which allocates them in RAM (`vmemmap_populate()`).
+pub fn memmap_section() -> Option<ResourceSize> {
+    if cfg!(target_arch = "x86_64") {
+        None
+    } else {
+        Some(1 << bindings::SECTION_SIZE_BITS)
+    }
+}
+
 /// The configuration of a [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap): a physical
 /// range, the location of its `struct page`s, and the offset of its data.
 ///

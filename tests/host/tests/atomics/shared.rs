@@ -11,9 +11,9 @@ use crate::{
 };
 use host::shared_flush::{
     end_sleep,
+    FlushStep, //
     Queue,
     SharedFlush,
-    FlushStep, //
 };
 use loom::sync::{
     atomic::{

@@ -22,6 +22,7 @@ use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same, stamped};
+use crate::suites::namespaces::emptied;
 use crate::syscall;
 
 const NOT_KNOWN: &str = "its version is not known";
@@ -193,6 +194,55 @@ pub fn too_few_spare_blocks(lab: &mut Lab) -> Result<()> {
     let disk = Disk::named(btt.disk_name()?);
     leave_mark(&disk)?;
     find_mark(&disk)
+}
+
+/// A namespace of two sections of 128 MiB and a half. On arm64 with pages of 4 KiB the struct pages
+/// of the half are on the medium too, behind those of the sections, and libnvdimm leaves no room.
+pub fn part_of_a_section(lab: &mut Lab) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let region = emptied(lab, 0)?;
+    let start = region.resource()?;
+    ensure!(start % (128 * MIB) == 0, "{start:#x} is in a section");
+    let lacks_room = cfg!(target_arch = "aarch64") && PAGE == 4096;
+    let why = "it has too little room for the struct pages";
+    if lacks_room {
+        let mut messages = Messages::from_now()?;
+        let made = ndctl::create(&region, Mode::FsdaxDev, &["-s", "320M"]);
+        ensure!(made.is_err(), "a new info block was accepted: {made:?}");
+        messages.expect(&[why])?;
+        emptied(lab, 0)?;
+    }
+    let made = ndctl::create(&region, Mode::FsdaxMem, &["-s", "320M"])?;
+    let namespace = Device::named(&made.dev);
+    let prepared = Prepared {
+        bound: holder(&namespace)?,
+        disk: Disk::named(made.blockdev.context("no disk")?),
+        namespace,
+    };
+    let target = BlockTest::of(lab, prepared, Mode::FsdaxMem)?;
+    let data_at = |offset| {
+        let block = target.good.with(Field::Mode, 2);
+        block.with(Field::DataOffset, offset)
+    };
+    let as_libnvdimm = data_at(6 * MIB);
+    if lacks_room {
+        target.expect_refused(lab, "too little room", &as_libnvdimm, why)?;
+    } else {
+        bind_and_use(lab, &target, &as_libnvdimm)?;
+    }
+    bind_and_use(lab, &target, &data_at(8 * MIB))?;
+    emptied(lab, 0)?;
+    ndctl::create(&region, Mode::Raw, &[]).map(drop)
+}
+
+/// Binds a pfn device with this block, and writes to its disk.
+fn bind_and_use(lab: &Lab, target: &BlockTest, block: &InfoBlock) -> Result<()> {
+    let bound = target.bind_with(lab, block)?;
+    let disk = Disk::named(bound.disk_name()?);
+    leave_mark(&disk)?;
+    find_mark(&disk)?;
+    bound.unbind()?;
+    bound.give_up_namespace()
 }
 
 /// An info block of another namespace or with impossible values is refused, and nothing stays

@@ -49,6 +49,18 @@ fn expect_unbound(lab: &Lab, device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Loads the other driver, and offers a refused device to it. Does nothing if it is not available.
+pub fn expect_no_driver(lab: &Lab, device: &Device) -> Result<()> {
+    let other = lab.driver.other();
+    if !other.is_available()? {
+        return Ok(());
+    }
+    other.load()?;
+    let result = device.try_bind(other);
+    errno::expect("binding the other driver", result, &[Errno::EBUSY])?;
+    other.unload()
+}
+
 /// Offers a refused device to the other driver in all ways.
 fn expect_kept_off(lab: &Lab, device: &Device) -> Result<()> {
     let other = lab.driver.other();

@@ -5,18 +5,22 @@
 use std::fs;
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::{find_mark, leave_mark};
+use super::{find_mark, kept_off, leave_mark};
 use crate::command::run;
 use crate::disk::Disk;
 use crate::errno;
-use crate::infoblock::{LABEL_CLAIM_CLASS, LABEL_SECTOR_SIZE, set_in_labels};
+use crate::infoblock::{
+    LABEL_CLAIM_CLASS, LABEL_PLACE, LABEL_SECTOR_SIZE, LABEL_SET, LABEL_SIZE, add_label, labels_of,
+    set_in_labels,
+};
 use crate::lab::{Lab, Prepared, holder};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
+use crate::suites::namespaces::emptied;
 use crate::suites::platform::only_for_pmem_rs;
 use crate::sysfs;
 
@@ -40,6 +44,94 @@ pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
 const DIMM: &str = "nmem0";
 const DIMM_DRIVER: &str = "/sys/bus/nd/drivers/nvdimm";
 
+/// Label areas as ndctl reads and writes them.
+const AREA: &str = "/tmp/labels";
+/// The used start of the label area.
+const LEN: &str = "16384";
+
+fn read_labels() -> Result<Vec<u8>> {
+    run("ndctl", &["read-labels", "-s", LEN, "-o", AREA, DIMM])?;
+    Ok(fs::read(AREA)?)
+}
+
+fn write_labels(lab: &Lab, area: &[u8]) -> Result<()> {
+    fs::write(AREA, area)?;
+    while_disabled(lab, || {
+        run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, DIMM]).map(drop)
+    })
+}
+
+fn namespace_of(uuid: &str) -> Result<Device> {
+    let has_it = |device: &Device| device.get("uuid").is_ok_and(|found| found == uuid);
+    let mut all = Device::all_of("namespace")?.into_iter();
+    all.find(has_it)
+        .with_context(|| format!("there is no namespace {uuid}"))
+}
+
+/// A namespace has two labels. The first one is of another set of NVDIMMs, and libnvdimm takes the
+/// size from there. The second one is smaller, and the namespace begins where that does, so that it
+/// covers another namespace. It is refused, and the other one keeps its data. Without labels the
+/// region can be used again.
+pub fn over_another(lab: &mut Lab) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    only_for_pmem_rs(lab)?;
+    let region = emptied(lab, 0)?;
+    let uuid_of_new = || -> Result<String> {
+        let made = ndctl::create(&region, Mode::Raw, &["-s", "128M"])?;
+        Device::named(made.dev).get("uuid")
+    };
+    let (covered, moved) = (uuid_of_new()?, uuid_of_new()?);
+    let mut area = read_labels()?;
+    let number = |value: u64| value.to_le_bytes();
+    set_in_labels(&mut area, &covered, LABEL_PLACE, &number(16 * MIB))?;
+    set_in_labels(&mut area, &moved, LABEL_PLACE, &number(144 * MIB))?;
+    let mut messages = Messages::from_now()?;
+    write_labels(lab, &area)?;
+    for (uuid, offset) in [(&covered, 16 * MIB), (&moved, 144 * MIB)] {
+        let namespace = namespace_of(uuid)?;
+        namespace.expect_driver(Some(lab.driver))?;
+        let start = namespace.resource()?;
+        ensure!(
+            start == region.resource()? + offset,
+            "{namespace} is at {start:#x}"
+        );
+    }
+    let refused = |line: &String| line.contains("contradict");
+    ensure!(!messages.so_far()?.iter().any(refused), "one was refused");
+
+    let first = labels_of(&area, &moved)?.remove(0);
+    let mut second = area[first].to_vec();
+    set_in_labels(&mut area, &moved, LABEL_SET, &number(12345))?;
+    second[LABEL_PLACE].copy_from_slice(&number(0));
+    second[LABEL_SIZE].copy_from_slice(&number(16 * MIB));
+    add_label(&mut area, &second)?;
+    write_labels(lab, &area)?;
+    let (covered, moved) = (namespace_of(&covered)?, namespace_of(&moved)?);
+    let place = moved.resource()?;
+    ensure!(
+        place == region.resource()?,
+        "{moved} is at {place:#x}, and does not cover {covered}"
+    );
+    covered.expect_driver(Some(lab.driver))?;
+    leave_mark(&Disk::named(covered.disk_name()?))?;
+    covered.unbind()?;
+    let result = moved.try_bind(lab.driver);
+    errno::expect("binding it over another one", result, &[Errno::EOPNOTSUPP])?;
+    let line = messages.expect(&["the labels contradict each other"])?;
+    ensure!(
+        line.contains(moved.name()) && line.contains("ndctl zero-labels"),
+        "the log says only `{line}`"
+    );
+    kept_off::expect_no_driver(lab, &moved)?;
+    covered.bind(lab.driver)?;
+    find_mark(&Disk::named(covered.disk_name()?))?;
+    covered.unbind()?;
+
+    while_disabled(lab, || run("ndctl", &["zero-labels", DIMM]).map(drop))?;
+    ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
+    lab.holder_in(0)?.expect_driver(Some(lab.driver))
+}
+
 /// Runs `work` while the region and its NVDIMM are disabled, so that it can write labels.
 fn while_disabled(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let region = lab.region(0)?;
@@ -53,18 +145,11 @@ fn while_disabled(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
 /// Changes a field in the label of a raw namespace, and returns its uuid. The namespace exists
 /// again when this returns.
 fn rewrite_label(lab: &Lab, field: Range<usize>, value: &[u8]) -> Result<String> {
-    const AREA: &str = "/tmp/labels";
-    // The used start of the label area.
-    const LEN: &str = "16384";
     let Prepared { namespace, .. } = lab.prepare(Mode::Raw)?;
     let uuid = namespace.get("uuid")?;
-    run("ndctl", &["read-labels", "-s", LEN, "-o", AREA, DIMM])?;
-    let mut area = fs::read(AREA)?;
+    let mut area = read_labels()?;
     set_in_labels(&mut area, &uuid, field, value)?;
-    fs::write(AREA, &area)?;
-    while_disabled(lab, || {
-        run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, DIMM]).map(drop)
-    })?;
+    write_labels(lab, &area)?;
     Ok(uuid)
 }
 

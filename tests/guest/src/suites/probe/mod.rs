@@ -24,10 +24,10 @@ pub use block_test::BlockTest;
 use claims::{busy_range, claimed_namespace, pfn_without_uuid, unsatisfiable_alignment};
 use info_blocks::{
     bad_log, bad_pfn_block, bad_sector_block, odd_padding, older_versions, other_pages, padding,
-    too_few_spare_blocks,
+    part_of_a_section, too_few_spare_blocks,
 };
 pub use labels::ask_for_odd_sectors;
-use labels::{odd_sector_size, other_mode, outlived_its_label};
+use labels::{odd_sector_size, other_mode, outlived_its_label, over_another};
 use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
 use recovery::{refused_is_not_lost, refused_pfn_can_be_saved};
 
@@ -66,7 +66,9 @@ pub const SUITE: Suite = Suite {
         Test::new("info_blocks_for_other_pages_fsdax_dev", |lab| {
             other_pages(lab, Mode::FsdaxDev)
         }),
+        Test::new("memory_map_of_a_part_of_a_section", part_of_a_section).within(120),
         Test::new("label_with_odd_sector_size", odd_sector_size).within(120),
+        Test::new("label_puts_a_namespace_over_another", over_another).within(180),
         Test::new("lost_info_block_of_fsdax", |lab| {
             lost_block(lab, Mode::FsdaxMem)
         }),
