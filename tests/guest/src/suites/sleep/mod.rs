@@ -183,7 +183,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// While the host flushes, a thread in fsync cannot be frozen. The system sleeps after that.
 fn late_fsync(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
-    [xfs, ext4].map(Mount::leave);
+    [xfs, ext4].into_iter().for_each(Mount::leave);
     let late = Disturbed::late()?;
     let mut fsync = Child::start_ready("fsync", |link| {
         let file = raw.open(Access::Direct)?;
@@ -224,7 +224,7 @@ fn sleep_without_sync() -> Result<io::Result<()>> {
 /// A flush is in progress when the device is suspended, and ends before.
 fn late_flush(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
-    [xfs, ext4].map(Mount::leave);
+    [xfs, ext4].into_iter().for_each(Mount::leave);
     nix::unistd::sync();
     let late = Disturbed::late()?;
     let mut writer = start_writer(&raw)?;
@@ -241,7 +241,7 @@ fn late_flush(lab: &mut Lab) -> Result<()> {
 /// stays awake.
 fn held_flush(lab: &mut Lab) -> Result<()> {
     let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
-    [xfs, ext4].map(Mount::leave);
+    [xfs, ext4].into_iter().for_each(Mount::leave);
     nix::unistd::sync();
     let held = Disturbed::held()?;
     let mut writer = start_writer(&raw)?;
