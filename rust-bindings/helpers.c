@@ -298,9 +298,11 @@ u64 pmem_rs_helper_nd_region_mapping_start(const struct nd_region *nd_region, u1
 const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index);
 const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index)
 {
-	struct nvdimm_drvdata *ndd = to_ndd(&nd_region->mapping[index]);
+	struct nd_mapping *mapping = &nd_region->mapping[index];
+	struct nvdimm_drvdata *ndd = to_ndd(mapping);
 
-	return ndd ? &ndd->dpa : NULL;
+	/* The region has a reference to the one that it was bound with. */
+	return ndd && ndd == mapping->ndd ? &ndd->dpa : NULL;
 }
 
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);

@@ -102,12 +102,14 @@ pub fn unreadable(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
 pub fn bad_memmap(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
     ProbeError::logged(
         dev,
-        EIO,
+        EOPNOTSUPP,
         fmt!(
             "the medium is bad where {} has its struct pages (map=dev), and the platform could not \
-             clear it. The data are intact: to read them, {}write 1 to its force_raw and bind it",
+             clear it. To save the data, {}write 1 to its force_raw and bind it; \
+             `ndctl create-namespace -f -e {} -m fsdax -M mem` recreates it",
             name,
-            release(dev)
+            release(dev),
+            name
         ),
     )
 }
@@ -117,14 +119,17 @@ pub fn bad_memmap(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
 pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> ProbeError {
     ProbeError::logged(
         dev,
-        EIO,
+        EOPNOTSUPP,
         fmt!(
             "{} has its struct pages on the medium (map=dev), and libnvdimm would take the bad \
-             sector at {:#x}, which is outside of it, for one in its struct pages. Clear it by \
-             `ndctl clear-errors` in the namespace that has it (`ndctl list -RM` shows it), then \
-             bind this one",
+             sector at {:#x}, which is outside of it, for one in its struct pages. Clear it in the \
+             namespace that has it (`ndctl list -NM` shows it; `ndctl clear-errors`), then bind \
+             this one. If it cannot be cleared, save the data by force_raw, and recreate {} with \
+             `ndctl create-namespace -f -e {} -m fsdax -M mem`",
             name,
-            address
+            address,
+            name,
+            name
         ),
     )
 }

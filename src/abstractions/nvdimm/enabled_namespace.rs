@@ -94,8 +94,12 @@ impl From<Error> for SetupError {
 impl From<SetupError> for Error {
     fn from(err: SetupError) -> Self {
         match err {
-            SetupError::Unreadable | SetupError::BadMemmap | SetupError::BadOutside(_) => EIO,
-            SetupError::InfoBlock(..) | SetupError::SleepingFlush => EOPNOTSUPP,
+            SetupError::Unreadable => EIO,
+            // Other drivers are kept off.
+            SetupError::InfoBlock(..)
+            | SetupError::BadMemmap
+            | SetupError::BadOutside(_)
+            | SetupError::SleepingFlush => EOPNOTSUPP,
             SetupError::Other(err) => err,
         }
     }

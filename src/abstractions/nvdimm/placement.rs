@@ -50,6 +50,8 @@ impl Part {
 
     /// Returns whether this part is all that an NVDIMM has allocated to the namespace. The region
     /// begins at `start` there. The address of the last byte is included in each allocation.
+    ///
+    /// True if there is no allocation: then its labels are not known.
     pub(super) fn is_all_of(
         &self,
         start: u64,
@@ -61,9 +63,9 @@ impl Part {
             Some((first, last))
         };
 
-        allocations
-            .next()
-            .is_some_and(|found| Some(found) == expected())
-            && allocations.next().is_none()
+        match allocations.next() {
+            None => true,
+            Some(found) => Some(found) == expected() && allocations.next().is_none(),
+        }
     }
 }

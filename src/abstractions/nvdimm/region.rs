@@ -158,8 +158,8 @@ impl Region {
             return true;
         }
 
-        // SAFETY: `nd_region_dpa` has returned a valid resource. Its children are added, removed
-        // and renamed with the bus lock held.
+        // SAFETY: `nd_region_dpa` returns a resource that the region keeps while it is bound. Its
+        // children are added, removed and renamed with the bus lock held.
         let mut next = unsafe { (*root).child };
         let allocations = core::iter::from_fn(|| {
             // SAFETY: As above. A child is valid for as long as it is in the list.

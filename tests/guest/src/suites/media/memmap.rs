@@ -18,6 +18,7 @@ use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, expect_same};
 use crate::suites::namespaces::emptied;
+use crate::suites::probe::expect_no_driver;
 
 /// Where the struct pages begin in a namespace.
 const START: u64 = 8 << 10;
@@ -126,9 +127,11 @@ pub fn without_uuid(lab: &mut Lab) -> Result<()> {
 fn expect_not_cleared(lab: &Lab, pfn: &Device) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
-    errno::expect("binding it", result, &[Errno::EIO])?;
+    errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
     messages.expect(&["has its struct pages (map=dev), and the platform could not clear it"])?;
-    pfn.expect_driver(None)
+    pfn.expect_driver(None)?;
+    // nd_pmem would never end.
+    expect_no_driver(lab, pfn)
 }
 
 /// If the platform cannot clear them, the device is not bound.
@@ -190,12 +193,14 @@ pub fn of_the_namespace_before(lab: &mut Lab) -> Result<()> {
     injector.inject_elsewhere(&disk, address, 512)?;
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
-    errno::expect("binding it", result, &[Errno::EIO])?;
+    errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
     let line = messages.expect(&["which is outside of it, for one in its struct pages"])?;
     ensure!(
         line.contains(&format!("{address:#x}")),
         "the log says only `{line}`"
     );
+
+    expect_no_driver(lab, &pfn)?;
 
     let sector = (4 << 20) / 512 - 8;
     disk.expect("badblocks", &format!("{sector} 1"))?;

@@ -26,6 +26,7 @@ use info_blocks::{
     bad_log, bad_pfn_block, bad_sector_block, odd_padding, older_versions, other_pages, padding,
     part_of_a_section, too_few_spare_blocks,
 };
+pub use kept_off::expect_no_driver;
 pub use labels::ask_for_odd_sectors;
 use labels::{odd_sector_size, other_mode, outlived_its_label, over_another};
 use lost_blocks::{interrupted_creation, lost_block, recreate_lost, unknown_class};
