@@ -227,8 +227,8 @@ impl<'bound> EnabledNamespace<'bound> {
         self.access(offset, block, READ)
     }
 
-    /// Returns whether there are bad sectors among the `len` bytes from an offset in the namespace
-    /// on, as far as libnvdimm has cleared them for this namespace.
+    /// Returns whether libnvdimm's list of the namespace has a bad sector among the `len` bytes
+    /// from an offset on.
     pub(super) fn is_bad(&self, offset: ResourceSize, len: ResourceSize) -> bool {
         let sector = ResourceSize::from(SECTOR_SIZE);
         let first = offset / sector;
@@ -284,10 +284,8 @@ impl<'bound> EnabledNamespace<'bound> {
         if dev.kind() != Kind::Pfn {
             return Err(ENODEV.into());
         }
-        let bytes = self.read_readable()?;
-        let expected = self.expected()?;
-        // SAFETY: The device is a pfn device that is being bound, so its attributes cannot change.
-        // By the type invariant it has a buffer for its info block.
+        // SAFETY: The device is a pfn device with a driver, so its attributes cannot be changed. By
+        // the type invariant it has a buffer for its info block.
         let (uuid, used) = unsafe {
             let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
             (
@@ -295,6 +293,8 @@ impl<'bound> EnabledNamespace<'bound> {
                 (*nd_pfn).pfn_sb.cast::<[u8; INFO_BLOCK_SIZE]>(),
             )
         };
+        let bytes = self.read_readable()?;
+        let expected = self.expected()?;
         let Some(block) =
             InfoBlock::of(&bytes).filter(|block| block.mode() == NamespaceMode::Fsdax)
         else {
@@ -306,8 +306,8 @@ impl<'bound> EnabledNamespace<'bound> {
             Ok(()) => {
                 // For the attributes of the device, which are only read with its lock held.
                 //
-                // SAFETY: As above. The device lock is held while the device is being bound.
-                unsafe { used.write(*bytes) };
+                // SAFETY: As above. A driver's callbacks are called with the device lock held.
+                unsafe { used.copy_from_nonoverlapping(&raw const *bytes, 1) };
                 Ok(block.data(&expected))
             }
             Err(error) if error.is_damaged_or_foreign() => Ok(None),

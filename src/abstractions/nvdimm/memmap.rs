@@ -129,6 +129,10 @@ impl EnabledNamespace<'_> {
             let len = offsets.end.saturating_sub(start).min(BLOCK);
 
             let zeroes = zeroes.get_mut(..len as usize).ok_or(EINVAL)?;
+            // A write clears only what is on the list of the namespace, which may be full.
+            if !self.is_bad(start, len) {
+                return Err(EIO);
+            }
             self.write(start, zeroes)?;
             // `nsio_rw_bytes()` takes an error of `nvdimm_clear_poison()` for a success.
             if self.is_bad(start, len) {
