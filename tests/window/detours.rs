@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Blocks page faults between translation and insertion, and unmounts before their end, so that
-//! tests can unbind the device at that moment.
+//! Blocks page faults between translation and insertion, unmounts before their end, and truncates
+//! after the wait for a pin, so that tests can unbind the device at that moment.
 //!
-//! A thread named `window` is blocked in the fault path of `fs/dax.c`, or in an unmount, at the
-//! position `place`, until `ms` milliseconds after the first `kill_dax()`, but no longer than
-//! `max_ms`. Faults that begin after that are not blocked. The debugfs file `window/state` has the
-//! counters. Not a part of the driver.
+//! A thread named `window` is blocked in the fault path of `fs/dax.c`, in an unmount, or in a
+//! truncate, at the position `place`, until `ms` milliseconds after the first `kill_dax()`, but no
+//! longer than `max_ms`. Faults that begin after that are not blocked. The debugfs file
+//! `window/state` has the counters. Not a part of the driver.
 //!
 //! It works like livepatch: ftrace calls back at the entry of a function, and the callback makes
 //! the CPU continue in a detour instead, which calls the real function. A call from this module
@@ -66,6 +66,9 @@ mod place {
     /// Not a fault: an unmount has shut down the file system and released its disk, but the file
     /// system still has its DAX device.
     pub(crate) const UNMOUNTED: u8 = 3;
+    /// Not a fault: a truncate has waited for a pin, and is about to take the invalidate lock
+    /// again.
+    pub(crate) const PIN_WAITED_FOR: u8 = 4;
 }
 
 /// `struct ftrace_ops`, only the address of which is used.
@@ -83,6 +86,7 @@ extern "C" {
     static mut window_kill_dax_ops: FtraceOps;
     static mut window_dax_layout_busy_page_range_ops: FtraceOps;
     static mut window_kill_block_super_ops: FtraceOps;
+    static mut window_down_write_ops: FtraceOps;
     fn window_is_own(ip: c_ulong) -> bool;
     fn window_go_to(fregs: *mut FtraceRegs, ip: c_ulong);
     fn window_synchronize_rcu_tasks();
@@ -98,6 +102,7 @@ extern "C" {
     fn kill_dax(dax_dev: *mut c_void);
     fn dax_layout_busy_page_range(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void;
     fn kill_block_super(sb: *mut c_void);
+    fn down_write(sem: *mut c_void);
 }
 
 /// The counters.
@@ -121,6 +126,8 @@ struct Count {
     rounds: Atomic<u32>,
     /// Whether the walk was blocked, too.
     walk_held: Atomic<bool>,
+    /// Whether a thread that is to be blocked has found a pinned page. It sleeps next.
+    pin_found: Atomic<bool>,
 }
 
 static COUNT: Count = Count {
@@ -133,6 +140,7 @@ static COUNT: Count = Count {
     at_death: Atomic::new(0),
     rounds: Atomic::new(0),
     walk_held: Atomic::new(false),
+    pin_found: Atomic::new(false),
 };
 
 /// One line each: a name and a number.
@@ -278,6 +286,9 @@ unsafe extern "C" fn layout_detour(mapping: *mut c_void, start: i64, end: i64) -
 
     // SAFETY: By the safety requirement.
     let page = unsafe { dax_layout_busy_page_range(mapping, start, end) };
+    if place() == place::PIN_WAITED_FOR && is_wanted() && !page.is_null() {
+        COUNT.pin_found.store(true, Release);
+    }
     if place() == place::SYNCED && COUNT.killing.load(Acquire) {
         let asleep = COUNT.asleep.load(Acquire) != 0;
         let rounds = COUNT.rounds.fetch_add(1, Full).wrapping_add(1);
@@ -310,6 +321,20 @@ unsafe extern "C" fn kill_super_detour(sb: *mut c_void) {
     drop(inside);
 }
 
+/// # Safety
+///
+/// The requirements of the function that it replaces.
+unsafe extern "C" fn down_write_detour(sem: *mut c_void) {
+    let inside = Inside::new();
+
+    if COUNT.pin_found.xchg(false, Full) {
+        hold();
+    }
+    // SAFETY: By the safety requirement.
+    unsafe { down_write(sem) };
+    drop(inside);
+}
+
 /// Defines a hook's callback, which ftrace calls at the entry of a function.
 macro_rules! callback {
     ($name:ident, $detour:ident, $wanted:expr) => {
@@ -339,6 +364,7 @@ callback!(window_vfs_fsync_range_at, fsync_detour, is_wanted());
 callback!(window_kill_dax_at, kill_detour, true);
 callback!(window_dax_layout_busy_page_range_at, layout_detour, true);
 callback!(window_kill_block_super_at, kill_super_detour, is_wanted());
+callback!(window_down_write_at, down_write_detour, is_wanted());
 
 /// A function that is being detoured.
 struct Hook(*mut FtraceOps);
@@ -386,7 +412,7 @@ impl Drop for Quiet {
 
 /// The module. Fields are in the order in which they must be dropped.
 struct Window {
-    _hooks: [Hook; 5],
+    _hooks: [Hook; 6],
     _quiet: Quiet,
     _file: Pin<KBox<File<()>>>,
 }
@@ -418,6 +444,7 @@ impl kernel::Module for Window {
                     addr_of_mut!(window_kill_block_super_ops),
                     kill_block_super as usize,
                 )?,
+                Hook::new(addr_of_mut!(window_down_write_ops), down_write as usize)?,
             ],
             _quiet: quiet,
             _file: file,
@@ -429,12 +456,12 @@ module! {
     type: Window,
     name: "window",
     authors: ["The pmem-rs authors"],
-    description: "Blocks DAX page faults between translation and insertion",
+    description: "Blocks DAX page faults, unmounts and truncates",
     license: "GPL v2",
     params: {
         place: u8 {
             default: 1,
-            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super",
+            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super, 4: a truncate after the wait for a pin",
         },
         ms: u32 {
             default: 1000,

@@ -33,6 +33,7 @@ HOOK(vfs_fsync_range);
 HOOK(kill_dax);
 HOOK(dax_layout_busy_page_range);
 HOOK(kill_block_super);
+HOOK(down_write);
 
 notrace bool window_is_own(unsigned long ip)
 {

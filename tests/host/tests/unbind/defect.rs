@@ -18,6 +18,8 @@ pub enum Defect {
     UnmappedOnce,
     /// The invalidate lock is not taken.
     NoInvalidateLock,
+    /// Entries are deleted without the inode lock.
+    NoInodeLock,
     /// The files are walked only before access is closed.
     WalkBeforeClose,
     /// `revoke` returns before the files were walked, which happens later.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Inodes that are evicted, or closed, during the teardown.
+//! Inodes that are evicted, closed, or truncated, during the teardown.
 
 use crate::{
     defect::Defect,
@@ -123,4 +123,31 @@ fn a_file_that_is_used_by_a_synchronous_fault_does_not_delay_the_disk() {
         .explore()
         .assert(&["pinned", "retired", "in time"]);
     SYNC_FAULT_AND_CLOSE.finds(Defect::FilesNotLocked, "deadlock");
+}
+
+/// A truncate waits for a pinned page. Until it has read the count of references again, only the
+/// entry keeps the page.
+const TRUNCATE: Model = Model {
+    setup: Setup {
+        pinned: true,
+        ..Setup::INLINE
+    },
+    preemptions: 1,
+    run: |world| {
+        world.spawn(|world| world.truncate());
+        world.spawn(|world| world.unpin());
+        world.unbind();
+    },
+};
+
+#[test]
+fn a_truncate_that_waits_for_a_pin_keeps_the_page() {
+    TRUNCATE.explore().assert(&[
+        "waited to truncate",
+        "truncated",
+        "walked again",
+        "retired",
+        "in time",
+    ]);
+    TRUNCATE.finds(Defect::NoInodeLock, "a page that is free is read");
 }

@@ -318,6 +318,13 @@ impl Page {
         self.queue.wake_up();
     }
 
+    /// `page_ref_count()` by a thread that has no reference.
+    pub fn read_references(&self) -> u32 {
+        let references = self.references.load(Acquire);
+        assert!(references & FREED == 0, "a page that is free is read");
+        references
+    }
+
     pub fn is_referenced(&self) -> bool {
         self.references.load(Acquire) & !FREED != 0
     }

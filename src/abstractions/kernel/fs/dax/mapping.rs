@@ -7,8 +7,8 @@
 //! So if translations are refused first, a walk that then waits for locked entries finds the result
 //! of every translation that has succeeded.
 //!
-//! Lock order: the invalidate lock of a file is outside of locked entries, which are outside of
-//! `i_mmap_rwsem` and the lock of the page cache.
+//! Lock order: the inode lock of a file (`i_rwsem`) is outside of its invalidate lock, which is
+//! outside of locked entries, which are outside of `i_mmap_rwsem` and the lock of the page cache.
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
@@ -81,6 +81,24 @@ impl<'a> FileMapping<'a> {
 
         // INVARIANT: Just taken. The mapping is valid for `'a`.
         Some(InvalidateLock(mapping, PhantomData))
+    }
+
+    /// Takes the inode lock of the file for reading, unless it is held for writing or there is no
+    /// page cache. Does not sleep.
+    pub(super) fn try_lock_inode(self) -> Option<InodeLock<'a>> {
+        let mapping = self.0?;
+        // SAFETY: By the type invariant the mapping is valid, and so is its inode. This is
+        // `inode_trylock_shared()`.
+        let inode = unsafe {
+            let inode = NonNull::new((*mapping.as_ptr()).host)?;
+            if bindings::down_read_trylock(addr_of_mut!((*inode.as_ptr()).i_rwsem)) == 0 {
+                return None;
+            }
+            inode
+        };
+
+        // INVARIANT: Just taken. The inode is valid for `'a`.
+        Some(InodeLock(inode, PhantomData))
     }
 
     /// Returns the first entry with a mark, at or after a page of the file.
@@ -262,6 +280,25 @@ impl Drop for InvalidateLock<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the lock is held.
         unsafe { bindings::filemap_invalidate_unlock(self.0.as_ptr()) };
+    }
+}
+
+/// The inode lock of a file (`i_rwsem`), held for reading. Writers and truncates hold it for
+/// writing.
+///
+/// While it exists, no thread waits in `dax_break_layout()` for a page of the file. Such a thread
+/// has a pointer to the `struct page` without a reference, and gives the invalidate lock up while
+/// it sleeps. It holds the inode lock for writing all the time.
+///
+/// # Invariants
+///
+/// For `'a` the inode is valid. The lock is held.
+pub(super) struct InodeLock<'a>(NonNull<bindings::inode>, PhantomData<&'a ()>);
+
+impl Drop for InodeLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held. This is `inode_unlock_shared()`.
+        unsafe { bindings::up_read(addr_of_mut!((*self.0.as_ptr()).i_rwsem)) };
     }
 }
 

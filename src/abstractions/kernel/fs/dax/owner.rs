@@ -155,10 +155,11 @@ impl<T: PagemapOperations> Owner<T> {
     /// `walk_needed` is whether all files have to be walked through, and is updated.
     ///
     /// The kept files are enough if all files were walked through since the last translation has
-    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages,
-    /// and all pins are older than the closing: files with such pins, or with faults that may have
-    /// led to one, were kept before the walk. If an entry is in another file, its page stays in use
-    /// ([`Self::first_user`]), the kept files yield nothing more, and all files are walked through.
+    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages
+    /// and of files that a thread wrote to or truncated. All pins are older than the closing: files
+    /// with such pins, or with faults that may have led to one, were kept before the walk. If an
+    /// entry is in another file, its page stays in use ([`Self::first_user`]), the kept files yield
+    /// nothing more, and all files are walked through.
     pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
         if !*walk_needed && self.revocation.revoke_kept_files(&self.pgmap, &self.pool) {
             return Walked::default();

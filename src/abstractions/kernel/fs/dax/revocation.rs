@@ -10,7 +10,8 @@
 use super::{
     mapping::{
         is_idle,
-        FileMapping, //
+        FileMapping,
+        InodeLock, //
     },
     walk::{
         may_put,
@@ -30,18 +31,27 @@ use crate::abstractions::kernel::{
         PagemapOperations, //
     }, //
 };
-use crate::abstractions::kernel_ext::task::cond_resched;
+use crate::abstractions::kernel_ext::{
+    task::cond_resched,
+    time::sleep, //
+};
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::Msecs, //
 };
 
 /// After how many walks in a row with a mismatch the memory stays mapped for good.
 const MAX_MISMATCHES: u32 = 3;
 /// How many pages are deleted at once, for which the C function holds a spinlock.
 const BATCH: u64 = 512;
+/// How often a walk tries to take the inode lock of a file. A write, which fails now, holds it for
+/// a short time.
+const LOCK_ATTEMPTS: u32 = 3;
+/// The pause between two attempts, in milliseconds.
+const LOCK_PAUSE: Msecs = 1;
 
 /// What the latest walks have found.
 #[derive(Default)]
@@ -82,7 +92,7 @@ impl Revocation {
         let walked = walk_files(pgmap, pool, |_, file, _| {
             let revoked = file.revoke(pgmap);
             mismatch |= revoked.mismatch;
-            revoked.nr_deleted.saturating_add(revoked.pinned)
+            revoked.nr_deleted.saturating_add(revoked.nr_kept)
         });
         pool.release(|inode| may_put(pgmap, inode));
 
@@ -125,8 +135,8 @@ impl Revocation {
 struct FileRevoked {
     /// Pages whose entries were deleted.
     nr_deleted: u64,
-    /// Pages whose entries were kept, because they are pinned.
-    pinned: u64,
+    /// Pages whose entries were kept, because they are pinned, or a thread may wait for them.
+    nr_kept: u64,
     /// An entry and its folio disagree about the association. The two are read one after the other,
     /// so a mismatch may be transient.
     mismatch: bool,
@@ -136,13 +146,14 @@ impl FileMapping<'_> {
     /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
     /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
     /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
-    /// marks.
+    /// marks. All entries stay while a thread writes to the file or truncates it.
     ///
     /// This is only complete if translations are refused.
     ///
     /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
     /// page faults may be held.
     fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> FileRevoked {
+        let inode_lock = self.try_lock_inode_repeatedly();
         let Some(_guard) = self.lock() else {
             return FileRevoked::default();
         };
@@ -155,11 +166,23 @@ impl FileMapping<'_> {
         }
 
         self.write_back(pgmap);
-        self.delete(&frames)
+        self.delete(&frames, inode_lock.as_ref())
     }
 
-    /// Deletes the entries of idle pages.
-    fn delete(&self, pfns: &Range<u64>) -> FileRevoked {
+    /// Does not wait for the lock: a truncate may hold it until a pin ends.
+    fn try_lock_inode_repeatedly(&self) -> Option<InodeLock<'_>> {
+        for _ in 1..LOCK_ATTEMPTS {
+            if let Some(lock) = self.try_lock_inode() {
+                return Some(lock);
+            }
+            sleep(LOCK_PAUSE);
+        }
+        self.try_lock_inode()
+    }
+
+    /// Deletes the entries of idle pages. Without the inode lock it deletes none: a thread may wait
+    /// for a page that only its entry keeps.
+    fn delete(&self, pfns: &Range<u64>, inode_lock: Option<&InodeLock<'_>>) -> FileRevoked {
         let mut revoked = FileRevoked::default();
         let mut run: Option<Range<u64>> = None;
 
@@ -169,11 +192,11 @@ impl FileMapping<'_> {
             let idle = entry.overlap(pfns).is_some_and(|own| {
                 let matches = is_associated(&own, self.as_raw());
                 revoked.mismatch |= !matches;
-                let idle = matches && is_idle(&own);
+                let idle = matches && inode_lock.is_some() && is_idle(&own);
                 let count = if idle {
                     &mut revoked.nr_deleted
                 } else {
-                    &mut revoked.pinned
+                    &mut revoked.nr_kept
                 };
                 *count = count.saturating_add(entry.pages());
                 idle

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unbinding between the translation and the insertion of a page fault, and during unmount.
+//! Unbinding between the translation and the insertion of a page fault, during unmount, and during
+//! a truncate that has waited for a pin.
 //!
 //! The module `window` blocks faults there until the DAX device has been killed. Entries that they
 //! insert later must not stay: after unbind, no page of the file can be reached through the
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
+use nix::unistd::pipe;
 
 use super::fixture::{Fixture, LEN, contents};
 use super::users::SIGNAL_LIMIT;
@@ -42,7 +44,11 @@ macro_rules! tests {
                 window: Window::$window,
             };
             case.run(lab)
-        }),)* Test::new("xfs_being_unmounted", being_unmounted)]
+        }),)*
+            Test::new("xfs_being_unmounted", being_unmounted),
+            Test::new("ext4_truncate_after_a_pin", |lab| truncate_after_a_pin(lab, Fs::Ext4)),
+            Test::new("xfs_truncate_after_a_pin", |lab| truncate_after_a_pin(lab, Fs::Xfs)),
+        ]
     };
 }
 
@@ -107,13 +113,14 @@ enum Size {
     Pmd,
 }
 
-/// Where faults or unmounts are blocked; the numbers are the module's.
+/// Where faults, unmounts or truncates are blocked; the numbers are the module's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Position {
     Translating = 0,
     Translated = 1,
     Synced = 2,
     Unmounted = 3,
+    PinWaitedFor = 4,
 }
 
 /// Whether faults are still blocked when the device is killed.
@@ -380,6 +387,42 @@ fn being_unmounted(lab: &mut Lab) -> Result<()> {
     drop(module);
     expect_no_thread_stuck()?;
 
+    give_back(fixture)
+}
+
+/// A truncate that waits for a pin has a pointer to the `struct page` without a reference, and
+/// reads it again when the pin is gone. Until then the page must stay, although it is idle.
+fn truncate_after_a_pin(lab: &mut Lab, fs: Fs) -> Result<()> {
+    let fixture = Fixture::build(lab, fs, Under::Whole)?;
+    let module = Module::load(Position::PinWaitedFor)?;
+    let used = fixture.open()?;
+    let mapping = fixture.map(Sharing::Shared)?;
+    let (reader, writer) = pipe()?;
+    let given = mapping.give_to_pipe(0, PAGE, &writer)?;
+    ensure!(given == PAGE, "{given} bytes were put into the pipe");
+    let truncated = Builder::new()
+        .name(HELD_NAME.to_owned())
+        .spawn(move || used.set_len(0))?;
+    sleep(QUEUE_TIME);
+    ensure!(
+        !truncated.is_finished(),
+        "the truncate has not waited for the pin"
+    );
+    drop((reader, writer));
+    module.expect_blocked(1)?;
+
+    Way::Unbind.go(&fixture, HELD + UNBIND_LIMIT)?;
+    retired::expect(1)?;
+    expect(&module.state()?, "asleep", 1)?;
+    let ended = truncated
+        .join()
+        .map_err(|_| anyhow!("the thread that truncates panicked"))?;
+    println!("the truncate ended with {ended:?}");
+    let state = module.state()?;
+    expect(&state, "at_death", 1)?;
+    expect(&state, "gave_up", 0)?;
+    drop((mapping, module));
+    retired::await_none(FREE_LIMIT)?;
     give_back(fixture)
 }
 

@@ -70,7 +70,7 @@ impl Reader {
 #[derive(Clone, Copy)]
 enum Busy {
     Putting,
-    Evicting,
+    Deleting,
 }
 
 impl Busy {
@@ -112,6 +112,7 @@ pub struct World {
     released: WaitQueue,
     openers: AtomicU32,
     inode: AtomicU32,
+    inode_lock: RwLock<()>,
     invalidate_lock: RwLock<()>,
     entry: Entry,
     page_table: PageTable,
@@ -171,6 +172,7 @@ impl World {
             released: WaitQueue::default(),
             openers: AtomicU32::new(setup.opened.into()),
             inode: AtomicU32::new(1),
+            inode_lock: RwLock::new(()),
             invalidate_lock: RwLock::new(()),
             entry: Entry::new(setup.has_page()),
             page_table: PageTable::new(setup.mapped),

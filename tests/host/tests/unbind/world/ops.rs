@@ -370,6 +370,9 @@ impl World {
             return is_complete;
         }
 
+        // A thread that waits for a pin in `dax_break_layout()` holds the lock for writing.
+        let inode_guard = self.inode_lock.try_read();
+        let may_delete = inode_guard.is_ok() || self.has(Defect::NoInodeLock);
         let locks = !self.has(Defect::NoInvalidateLock);
         let _guard = locks.then(|| self.invalidate_lock.write().unwrap());
         let rounds = if self.has(Defect::UnmappedOnce) { 1 } else { 2 };
@@ -379,7 +382,7 @@ impl World {
                 self.entry.wait_unlocked();
             }
         }
-        if self.entry.has_page() && !self.page.is_referenced() {
+        if may_delete && self.entry.has_page() && !self.page.is_referenced() {
             self.delete_entry();
         }
         is_complete

@@ -223,11 +223,36 @@ impl World {
     /// The eviction of an inode, which waits for pins (`dax_break_layout_final()`).
     pub fn evict(&self) {
         self.page.wait_idle();
-        // The lock of the array disables interrupts.
-        self.rcu.read_lock(Busy::Evicting as usize);
-        self.delete_entry();
-        self.rcu.read_unlock(Busy::Evicting as usize);
+        self.delete_own_entry();
         self.seen.note("evicted");
+    }
+
+    /// The lock of the array disables interrupts.
+    fn delete_own_entry(&self) {
+        self.rcu.read_lock(Busy::Deleting as usize);
+        self.delete_entry();
+        self.rcu.read_unlock(Busy::Deleting as usize);
+    }
+
+    /// A truncate, which waits for pins (`dax_break_layout()`). While it sleeps, it has a pointer
+    /// to the page without a reference, and the invalidate lock is not held.
+    pub fn truncate(&self) {
+        let _inode_guard = self.inode_lock.write().unwrap();
+        let mut guard = self.invalidate_lock.write().unwrap();
+
+        self.unmap();
+        self.entry.wait_unlocked();
+        if self.entry.has_page() {
+            while self.page.read_references() != 0 {
+                drop(guard);
+                self.page.wait_idle();
+                guard = self.invalidate_lock.write().unwrap();
+                self.seen.note("waited to truncate");
+            }
+            self.delete_own_entry();
+        }
+        drop(guard);
+        self.seen.note("truncated");
     }
 
     /// A program closes the disk, unless it is stubborn.
