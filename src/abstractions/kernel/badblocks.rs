@@ -295,6 +295,8 @@ impl Badblocks {
 
     /// Removes the `sectors` sectors from `first` on, and wakes the pollers of the attribute.
     ///
+    /// Interrupts must be enabled, as this enables them (`write_sequnlock_irq()`).
+    ///
     /// # Errors
     ///
     /// [`ENOSPC`] if some of them are still on the list: they are in the middle of a run, and there

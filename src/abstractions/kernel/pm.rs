@@ -52,6 +52,8 @@ pub trait SleepOperations: Send + Sync + 'static {
 /// It does not outlive the binding of the parent. One that is forgotten stays for good, and so do
 /// the memory of the parent and this module.
 ///
+/// Dropping it waits for a call in progress. So no call may do that: it would wait for itself.
+///
 /// # Examples
 ///
 /// ```

@@ -97,7 +97,8 @@ pub trait Contents: 'static {
 
 /// A file that root can read.
 ///
-/// Dropping it waits for reads in progress, and removes the file.
+/// Dropping it waits for reads in progress, and removes the file. So no read may do that
+/// ([`Contents::show`]): it would wait for itself.
 ///
 /// # Examples
 ///

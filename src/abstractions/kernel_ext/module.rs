@@ -371,7 +371,7 @@ impl<T: Send + Sync + 'static> Global<T> {
 /// A value that a [`Global`] has.
 ///
 /// Dropping it clears the variable, waits until nothing uses the value, and drops the value. This
-/// sleeps.
+/// sleeps. A thread that uses the value and drops this waits for ever.
 ///
 /// # Invariants
 ///

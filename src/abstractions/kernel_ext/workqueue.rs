@@ -24,7 +24,8 @@ use kernel::{
 
 /// A work queue whose items may run on any CPU (`WQ_UNBOUND`), and may sleep for long.
 ///
-/// Dropping it waits for all of its work, and destroys it.
+/// Dropping it waits for all of its work, and destroys it. So none of this work may do that: it
+/// would wait for itself.
 ///
 /// # Examples
 ///

@@ -349,7 +349,10 @@ impl Drop for RemoveOnUnbind {
 
 /// The registration of a disk.
 ///
-/// Dropping it [removes](Self::remove) the disk. The unbinding of the parent removes it too.
+/// Dropping it [removes](Self::remove) the disk. The unbinding of the parent removes it too. A
+/// removal waits for requests and for readers of attributes. So neither may drop it, nor call
+/// [`Self::set_read_only`], [`Self::attribute`] or [`Self::notify_change`], which wait for a
+/// removal: the two would wait for each other for ever.
 ///
 /// # Invariants
 ///
