@@ -28,11 +28,15 @@ pub fn info_block_error(
     mode: NamespaceMode,
     error: InfoBlockError,
 ) -> ProbeError {
-    let (option, recreated, size) = match error {
+    let (option, recreated, more) = match error {
         // Label and block name two modes, of which the user has to choose one.
         InfoBlockError::OtherMode => ("", "", ""),
         // ndctl keeps the size of the sectors otherwise.
         InfoBlockError::SectorMetadata => (" -m ", mode.name(), " -l 4096"),
+        // ndctl puts them on the medium otherwise, and libnvdimm would leave as little room again.
+        InfoBlockError::PageStructSize => (" -m ", mode.name(), " -M mem"),
+        // Modes with `struct page`s fail again.
+        InfoBlockError::StartAlignment => (" -m ", "raw", ""),
         _ => (" -m ", mode.name(), ""),
     };
 
@@ -49,7 +53,7 @@ pub fn info_block_error(
             name,
             option,
             recreated,
-            size
+            more
         ),
     )
 }
@@ -114,15 +118,15 @@ pub fn bad_memmap(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
     )
 }
 
-/// Logs that bad sectors outside of the namespace prevent libnvdimm from setting up `struct page`s
-/// on the medium.
+/// Logs that a bad sector elsewhere prevents libnvdimm from setting up `struct page`s on the
+/// medium.
 pub fn bad_outside(dev: &Device<Core<'_>>, name: &CStr, address: PhysAddr) -> ProbeError {
     ProbeError::logged(
         dev,
         EOPNOTSUPP,
         fmt!(
             "{} has its struct pages on the medium (map=dev), and libnvdimm would take the bad \
-             sector at {:#x}, which is outside of it, for one in its struct pages. Clear it in the \
+             sector at {:#x}, which is elsewhere, for one in its struct pages. Clear it in the \
              namespace that has it (`ndctl list -NM` shows it; `ndctl clear-errors`), then bind \
              this one. If it cannot be cleared, save the data by force_raw, and recreate {} with \
              `ndctl create-namespace -f -e {} -m fsdax -M mem`",

@@ -76,8 +76,8 @@ pub enum SetupError {
     InfoBlock(NamespaceMode, InfoBlockError),
     /// The medium is bad where the `struct page`s would be, and could not be cleared.
     BadMemmap,
-    /// libnvdimm would take a bad sector at this address, which is outside of the namespace, for
-    /// one of the `struct page`s, and would overwrite memory or fail.
+    /// libnvdimm would take a bad sector at this address, where no `struct page`s are, for one of
+    /// them, and would overwrite memory or fail.
     BadOutside(PhysAddr),
     /// The btt driver would flush the region with a spinlock held, and such a flush may sleep.
     SleepingFlush,
@@ -361,7 +361,8 @@ impl<'bound> EnabledNamespace<'bound> {
     ///
     /// # Errors
     ///
-    /// - As in [`SetupError`], also for a new block that this kernel cannot use.
+    /// - As in [`SetupError`], also for a new block that this kernel could not use. It is not
+    ///   written.
     /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
     ///   libnvdimm logs the reason.
@@ -374,8 +375,14 @@ impl<'bound> EnabledNamespace<'bound> {
             let nd_pfn = bindings::to_nd_pfn(dev.as_raw());
             ((*nd_pfn).mode, (*nd_pfn).align)
         };
-        let this = if mode == bindings::nd_pfn_mode_PFN_MODE_PMEM {
-            self.clear_memmap(data, align as u64)?
+        let (on_medium, align) = (mode == bindings::nd_pfn_mode_PFN_MODE_PMEM, align as u64);
+        if data.is_none() && self.can_be_new()? {
+            self.expected()?
+                .check_new(align, on_medium)
+                .map_err(|error| SetupError::InfoBlock(NamespaceMode::Fsdax, error))?;
+        }
+        let this = if on_medium {
+            self.clear_memmap(data, align)?
         } else {
             self
         };

@@ -98,7 +98,10 @@ impl InfoBlockError {
             Self::PageStructSize => "it has too little room for the struct pages of this kernel",
             Self::DataOffset => "the data cannot be where it says",
             Self::Alignment => "the data are not aligned as it says",
-            Self::StartAlignment => "its range does not start where a page of struct pages does",
+            Self::StartAlignment => {
+                "its range does not start where a page of struct pages does, so it can only be raw \
+                 or in mode sector"
+            }
             Self::Arena => "the parts of its arena cannot be where it says",
             Self::FurtherArena => {
                 "one of its further arenas is damaged or unreadable, or belongs to another namespace"
@@ -107,8 +110,8 @@ impl InfoBlockError {
             Self::UnreadableLog => "the log of an arena cannot be read",
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::SectorMetadata => {
-                "its sectors have metadata (only 512 and 4096 bytes are safe), for which nd_btt \
-                 overwrites memory in large requests"
+                "its sectors have metadata, and nd_btt overwrites memory if a request is large \
+                 (512 and 4096 bytes are safe)"
             }
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
             Self::OtherMode => "the label says that the namespace has another mode",

@@ -47,9 +47,20 @@ fn sector_of(offset: u64) -> u64 {
 }
 
 impl EnabledNamespace<'_> {
+    /// Returns whether libnvdimm writes an info block for a new pfn device. Otherwise it refuses
+    /// the device, and logs why.
+    pub(super) fn can_be_new(&self) -> Result<bool> {
+        let start = self.namespace().range()?.start;
+        let is_aligned = start & compat_align().saturating_sub(1) == 0;
+
+        Ok(is_aligned && !self.namespace().device().region().is_read_only())
+    }
+
     /// Clears the bad sectors between the info block and the data. The data is at `data`. For a new
     /// device that is [`None`]: then the data begins where libnvdimm will put it for `align`. May
     /// sleep.
+    ///
+    /// libnvdimm may refuse a new device nevertheless, if a `struct page` has more than 64 bytes.
     ///
     /// # Errors
     ///
@@ -65,15 +76,10 @@ impl EnabledNamespace<'_> {
         let region = self.namespace().device().region();
         let end = match data {
             Some(data) => data.start.checked_sub(range.start),
-            // libnvdimm refuses these before it writes.
-            None if region.is_read_only()
-                || range.start & compat_align().saturating_sub(1) != 0 =>
-            {
-                None
-            }
-            None => self.expected()?.new_data_offset(align),
+            None if self.can_be_new()? => self.expected()?.new_data_offset(align),
+            None => None,
         };
-        // The namespace is too small, which libnvdimm checks next and refuses.
+        // There is no room for data, which libnvdimm checks next and refuses.
         let Some(end) = end else { return Ok(self) };
         if end >= TOO_FAR_FOR_MEMMAP {
             let error = InfoBlockError::DataOffset;
@@ -91,9 +97,10 @@ impl EnabledNamespace<'_> {
             }
         };
 
+        let cleared = memmap.start.saturating_add(START)..memmap.end;
         let first = sector_of(START);
         match region.first_bad(first, sector_of(end).saturating_sub(first)) {
-            Some(address) if memmap.contains(&address) => Err(SetupError::BadMemmap),
+            Some(address) if cleared.contains(&address) => Err(SetupError::BadMemmap),
             Some(address) => Err(SetupError::BadOutside(address)),
             None => Ok(this),
         }

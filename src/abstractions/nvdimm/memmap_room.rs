@@ -12,7 +12,10 @@
     clippy::unwrap_used
 )]
 
-use super::infoblock::Expected;
+use super::infoblock::{
+    Expected,
+    InfoBlockError, //
+};
 
 /// The size and the alignment of a block of the memory map on the medium (`PMD_SIZE` with pages of
 /// 4 KiB).
@@ -78,6 +81,33 @@ impl Expected {
         at.checked_add(in_pages(rest)?)
     }
 
+    /// Checks that a new pfn device, whose data are to be aligned to `align`, can be used with the
+    /// block that libnvdimm will write (`nd_pfn_init()`).
+    pub(super) fn check_new(&self, align: u64, on_medium: bool) -> Result<(), InfoBlockError> {
+        if self.start & self.start_align.saturating_sub(1) != 0 {
+            return Err(InfoBlockError::StartAlignment);
+        }
+
+        let has_room = || {
+            let (offset, len) = (self.new_data_offset(align)?, self.new_len(align)?);
+            Some(self.has_room_for_memmap(self.start, len, offset))
+        };
+        // libnvdimm refuses a device without data.
+        if on_medium && has_room() == Some(false) {
+            return Err(InfoBlockError::PageStructSize);
+        }
+        Ok(())
+    }
+
+    /// Returns the size of a new pfn device with its memory map: it ends at a multiple of `align`
+    /// (`end_trunc`).
+    fn new_len(&self, align: u64) -> Option<u64> {
+        let end = self.start.checked_add(self.size)?;
+        let rest = end.checked_rem(align.max(self.start_align))?;
+
+        end.checked_sub(rest)?.checked_sub(self.start)
+    }
+
     /// Returns the offset of the data in a new pfn device with `struct page`s on the medium, whose
     /// data are to be aligned to `align` (`nd_pfn_init()`). [`None`] if there is no such offset.
     pub(super) fn new_data_offset(&self, align: u64) -> Option<u64> {
@@ -93,6 +123,6 @@ impl Expected {
             .checked_next_multiple_of(align.max(self.start_align))?
             .checked_sub(self.start)?;
 
-        (offset < self.size).then_some(offset)
+        (offset < self.new_len(align)?).then_some(offset)
     }
 }

@@ -277,6 +277,8 @@ fn new_data_begin_behind_their_struct_pages() {
         (1 << 32, 64 * MIB, 4096, Some(2 * MIB)),
         // No room.
         (1 << 32, 2 * MIB, 2 * MIB, None),
+        // What is behind the last multiple of the alignment is not used.
+        (1 << 32, 4 * MIB - 4096, 2 * MIB, None),
         (1 << 32, 4096, 2 * MIB, None),
         (u64::MAX - MIB, 512 * MIB, 2 * MIB, None),
     ] {
@@ -297,7 +299,60 @@ fn new_data_begin_behind_their_struct_pages() {
                 .having((DATA_OFFSET, 8), offset)
                 .having((ALIGN, 4), align);
             assert_eq!(block.sealed().check(&expected), Ok(()));
+            assert_eq!(expected.check_new(align, true), Ok(()));
         }
+    }
+}
+
+/// libnvdimm writes the block of a new device before it is known whether the kernel can map it.
+#[test]
+fn a_new_device_is_refused_if_its_block_would_be() {
+    let section = Some(128 * MIB);
+    for (start, size, section, start_align, on_medium, in_ram) in [
+        (0, 256 * MIB, section, 2 * MIB, Ok(()), Ok(())),
+        (
+            0,
+            320 * MIB,
+            section,
+            2 * MIB,
+            Err(InfoBlockError::PageStructSize),
+            Ok(()),
+        ),
+        (0, 320 * MIB, None, 2 * MIB, Ok(()), Ok(())),
+        // The part at the end is not used.
+        (0, 257 * MIB, section, 2 * MIB, Ok(()), Ok(())),
+        (
+            2 * MIB,
+            256 * MIB,
+            None,
+            4 * MIB,
+            Err(InfoBlockError::StartAlignment),
+            Err(InfoBlockError::StartAlignment),
+        ),
+        // libnvdimm refuses these.
+        (0, 2 * MIB, section, 2 * MIB, Ok(()), Ok(())),
+        (0, 0, section, 2 * MIB, Ok(()), Ok(())),
+    ] {
+        let expected = Expected {
+            start: (1 << 32) + start,
+            size,
+            section,
+            start_align,
+            ..EXPECTED
+        };
+        assert_eq!(expected.check_new(2 * MIB, true), on_medium, "{size:#x}");
+        assert_eq!(expected.check_new(2 * MIB, false), in_ram, "{size:#x}");
+
+        // The block itself is judged in the same way.
+        let (Some(offset), Ok(())) = (expected.new_data_offset(2 * MIB), in_ram) else {
+            continue;
+        };
+        let block = Draft::fsdax()
+            .having((MODE, 4), 2)
+            .having((DATA_OFFSET, 8), offset)
+            .having((END_TRUNC, 4), size % (2 * MIB))
+            .having((ALIGN, 4), 2 * MIB);
+        assert_eq!(block.sealed().check(&expected), on_medium, "{size:#x}");
     }
 }
 

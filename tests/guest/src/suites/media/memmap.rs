@@ -194,7 +194,7 @@ pub fn of_the_namespace_before(lab: &mut Lab) -> Result<()> {
     let mut messages = Messages::from_now()?;
     let result = pfn.try_bind(lab.driver);
     errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
-    let line = messages.expect(&["which is outside of it, for one in its struct pages"])?;
+    let line = messages.expect(&["which is elsewhere, for one in its struct pages"])?;
     ensure!(
         line.contains(&format!("{address:#x}")),
         "the log says only `{line}`"

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 
 use super::block_test::BlockTest;
@@ -206,11 +206,7 @@ pub fn part_of_a_section(lab: &mut Lab) -> Result<()> {
     let lacks_room = cfg!(target_arch = "aarch64") && PAGE == 4096;
     let why = "it has too little room for the struct pages";
     if lacks_room {
-        let mut messages = Messages::from_now()?;
-        let made = ndctl::create(&region, Mode::FsdaxDev, &["-s", "320M"]);
-        ensure!(made.is_err(), "a new info block was accepted: {made:?}");
-        messages.expect(&[why])?;
-        emptied(lab, 0)?;
+        follow_remedy(lab, &region, why)?;
     }
     let made = ndctl::create(&region, Mode::FsdaxMem, &["-s", "320M"])?;
     let namespace = Device::named(&made.dev);
@@ -233,6 +229,49 @@ pub fn part_of_a_section(lab: &mut Lab) -> Result<()> {
     bind_and_use(lab, &target, &data_at(8 * MIB))?;
     emptied(lab, 0)?;
     ndctl::create(&region, Mode::Raw, &[]).map(drop)
+}
+
+/// A new device with too little room is refused before its info block is written. The log has the
+/// remedy, which works.
+fn follow_remedy(lab: &Lab, region: &Device, why: &str) -> Result<()> {
+    let raw = ndctl::create(region, Mode::Raw, &["-s", "320M"])?;
+    let disk = Disk::named(raw.blockdev.context("no disk")?);
+    let file = disk.open(Access::Buffered)?;
+    file.write_all_at(&[0; 8192], 0)?;
+    file.sync_all()?;
+    drop(file);
+    emptied(lab, 0)?;
+
+    let mut messages = Messages::from_now()?;
+    let made = ndctl::create(region, Mode::FsdaxDev, &["-s", "320M"]);
+    ensure!(made.is_err(), "a new info block was accepted: {made:?}");
+    let said = messages.expect(&[why])?;
+    println!("the kernel says: {said}");
+    let command = said.split('`').nth(1).context("it has no command")?;
+    let words: Vec<&str> = command.split(' ').collect();
+    let ["ndctl", arguments @ ..] = &words[..] else {
+        bail!("it has the command `{command}`");
+    };
+    ensure!(command.ends_with("-m fsdax -M mem"), "it has `{command}`");
+    let namespace = Device::named(*arguments.get(3).context("it names no namespace")?);
+
+    let pfn = holder(&namespace)?;
+    pfn.expect_driver(None)?;
+    if pfn != namespace {
+        pfn.give_up_namespace()?;
+    }
+    let written = BlockTest::with_whole_range(lab, &namespace, |disk| {
+        Ok(InfoBlock::read(&disk.open(Access::Buffered)?, Mode::FsdaxDev).is_ok())
+    })?;
+    ensure!(!written, "the info block was written");
+
+    run("ndctl", arguments)?;
+    let pfn = lab.holder_in(0)?;
+    pfn.expect_driver(Some(lab.driver))?;
+    let disk = Disk::named(pfn.disk_name()?);
+    leave_mark(&disk)?;
+    find_mark(&disk)?;
+    emptied(lab, 0).map(drop)
 }
 
 /// Binds a pfn device with this block, and writes to its disk.

@@ -119,7 +119,9 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     errno::expect("binding it over another one", result, &[Errno::EOPNOTSUPP])?;
     let line = messages.expect(&["the labels contradict each other"])?;
     ensure!(
-        line.contains(moved.name()) && line.contains("ndctl zero-labels"),
+        [moved.name(), "unload pmem_rs", "ndctl zero-labels"]
+            .iter()
+            .all(|piece| line.contains(piece)),
         "the log says only `{line}`"
     );
     kept_off::expect_no_driver(lab, &moved)?;
