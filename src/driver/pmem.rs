@@ -4,8 +4,8 @@
 //! the block device, and `dax_device.rs` the operations of the DAX device.
 
 use super::{
-    access::Access,
     flush::Flusher,
+    io_state::IoState,
     memory::MemoryRef,
     plain::geometry::{
         Span,
@@ -51,14 +51,14 @@ use kernel::{
 pub struct Pmem {
     /// A reference to the memory, which is not freed while it exists.
     pub memory: MemoryRef,
-    /// The properties that each request reads.
-    pub access: Access,
+    /// What each request reads.
+    pub io_state: IoState,
     /// The flushes of its region.
     pub flusher: Arc<Flusher>,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
     messages: Pin<KBox<Messages>>,
-    /// Its lock also protects changes of `access.blocked`.
+    /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
     held: SpinLock<Held>,
     /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
@@ -133,7 +133,7 @@ impl Pmem {
 
         try_pin_init!(Self {
             memory,
-            access: Access::new(block_size, flush_barrier),
+            io_state: IoState::new(block_size, flush_barrier),
             flusher,
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
@@ -146,21 +146,22 @@ impl Pmem {
     pub fn hold_writes(&self) {
         let _held = self.held.lock();
 
-        self.access.set_blocked(Access::WRITES_HELD, true);
+        self.io_state.set_writes_blocked(IoState::WRITES_HELD, true);
     }
 
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
 
-        self.access.set_blocked(Access::WRITES_HELD, false);
+        self.io_state
+            .set_writes_blocked(IoState::WRITES_HELD, false);
         core::mem::take(&mut held.bios)
     }
 
     /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
     pub fn hold(&self, bio: Bio) -> Option<Bio> {
         let mut held = self.held.lock();
-        if !self.access.is_held() {
+        if !self.io_state.are_writes_held() {
             return Some(bio);
         }
 
@@ -173,7 +174,7 @@ impl Pmem {
     pub fn execute_deferred(&self, bio: Bio, execute: impl FnOnce(Bio)) {
         {
             let mut held = self.held.lock();
-            if self.access.is_held() {
+            if self.io_state.are_writes_held() {
                 return held.bios.push(bio);
             }
             held.executing = held.executing.saturating_add(1);
@@ -182,7 +183,7 @@ impl Pmem {
         execute(bio);
         let mut held = self.held.lock();
         held.executing = held.executing.saturating_sub(1);
-        if held.executing == 0 && self.access.is_held() {
+        if held.executing == 0 && self.io_state.are_writes_held() {
             drop(held);
             self.executed.wake_up();
         }
@@ -203,7 +204,8 @@ impl Pmem {
         if let Some(pages) = self.memory.pages() {
             pages.ops().set_read_only(read_only);
         }
-        self.access.set_blocked(Access::READ_ONLY, read_only)
+        self.io_state
+            .set_writes_blocked(IoState::READ_ONLY, read_only)
     }
 
     /// Logs that a write is refused because the region is read-only, and returns the error.

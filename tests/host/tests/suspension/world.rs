@@ -97,7 +97,7 @@ pub struct Shared {
     page: AtomicU32,
     fs: Mutex<Fs>,
     thawed: WaitQueue,
-    /// The queue, `Access::closed`, `Pmem::held`, and the writes that were executed.
+    /// The queue, `IoState::writes_blocked`, `Pmem::held`, and the writes that were executed.
     usage: Mutex<Usage>,
     left: WaitQueue,
     is_closed: AtomicBool,
