@@ -21,7 +21,7 @@ pub struct Description<'a> {
     /// The name of the device.
     pub name: &'a CStr,
     /// The physical range of the namespace.
-    pub phys: Range<PhysAddr>,
+    pub namespace_range: Range<PhysAddr>,
     /// The state.
     pub stage: Stage,
     /// The pages in use.
@@ -98,7 +98,7 @@ impl fmt::Display for Description<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             name,
-            phys,
+            namespace_range,
             stage,
             used,
             exposed,
@@ -107,8 +107,8 @@ impl fmt::Display for Description<'_> {
         f.write_fmt(fmt!(
             "{} [mem {:#x}-{:#x}], ",
             *name,
-            phys.start,
-            phys.end.saturating_sub(1)
+            namespace_range.start,
+            namespace_range.end.saturating_sub(1)
         ))?;
 
         let state = match stage {

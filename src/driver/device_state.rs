@@ -116,7 +116,7 @@ pub struct DeviceState {
     pub(super) shared: Ref<Shared>,
     /// The name of the device, which may be removed before the range is free.
     pub(super) name: CString,
-    phys: Range<PhysAddr>,
+    namespace_range: Range<PhysAddr>,
     pub(super) flusher: Arc<Flusher>,
     /// The name of the range in `/proc/iomem`.
     region_name: Arc<RegionName>,
@@ -209,7 +209,7 @@ impl DeviceState {
     pub fn new(
         shared: Ref<Shared>,
         name: CString,
-        phys: Range<PhysAddr>,
+        namespace_range: Range<PhysAddr>,
         flusher: Arc<Flusher>,
         memory: &Memory,
     ) -> Result<Arc<Self>> {
@@ -221,7 +221,7 @@ impl DeviceState {
             try_pin_init!(Self {
                 shared,
                 name,
-                phys,
+                namespace_range,
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
@@ -423,8 +423,8 @@ impl RegisteredDevice for DeviceState {
         self.memmap_is_on_medium
     }
 
-    fn phys(&self) -> Range<PhysAddr> {
-        self.phys.clone()
+    fn namespace_range(&self) -> Range<PhysAddr> {
+        self.namespace_range.clone()
     }
 
     fn is_attached(&self) -> bool {
@@ -458,7 +458,7 @@ impl RegisteredDevice for DeviceState {
 
         Description {
             name: &self.name,
-            phys: self.phys(),
+            namespace_range: self.namespace_range(),
             stage,
             used,
             exposed,

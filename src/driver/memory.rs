@@ -259,10 +259,10 @@ impl MemoryRef {
     }
 
     /// Returns the physical range of the data.
-    pub fn phys(&self) -> Range<PhysAddr> {
+    pub fn physical_range(&self) -> Range<PhysAddr> {
         let start = match self {
-            Self::Pages(pages) => pages.phys(),
-            Self::WithoutPages(plain) => plain.mapping.phys(),
+            Self::Pages(pages) => pages.data_start(),
+            Self::WithoutPages(plain) => plain.mapping.data_start(),
         };
 
         start..start.saturating_add(self.size() as u64)
