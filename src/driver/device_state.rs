@@ -427,7 +427,7 @@ impl RegisteredDevice for DeviceState {
         self.namespace_range.clone()
     }
 
-    fn is_attached(&self) -> bool {
+    fn is_bound_or_unbinding(&self) -> bool {
         let teardown = self.teardown.lock();
 
         !teardown.is_retired() && !matches!(teardown.state, State::Detached)

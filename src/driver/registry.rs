@@ -32,8 +32,8 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     /// Returns the physical range of the namespace.
     fn namespace_range(&self) -> Range<PhysAddr>;
 
-    /// Returns whether the device is bound, or is being torn down and its range is not retired.
-    fn is_attached(&self) -> bool;
+    /// Returns whether the device is bound, or is being torn down and has not been retired.
+    fn is_bound_or_unbinding(&self) -> bool;
 
     /// Returns whether the device was unbound, and its range is still in use.
     fn is_retired(&self) -> bool;
