@@ -462,7 +462,7 @@ impl RegisteredDevice for DeviceState {
             stage,
             used,
             exposed,
-            holders: self.leases.as_ref().and_then(|leases| leases.holders()),
+            lease_holders: self.leases.as_ref().and_then(|leases| leases.holders()),
         }
     }
 }

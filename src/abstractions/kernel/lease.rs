@@ -37,8 +37,8 @@ mod pieces;
 
 pub(in crate::abstractions) use crate::abstractions::kernel::lease::leases::LeasedMemory;
 pub use crate::abstractions::kernel::lease::leases::{
-    Holders,
     InstalledTable,
+    LeaseHolders,
     Leases,
     Pause,
     Table, //

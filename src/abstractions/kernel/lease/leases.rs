@@ -84,7 +84,7 @@ pub(super) type ModuleName = [c_char; 64];
 
 /// The holders of leases, for messages. Displayed as `the module …`.
 #[derive(Clone, Copy)]
-pub struct Holders {
+pub struct LeaseHolders {
     module: ModuleName,
     /// A callback of it runs.
     is_in_callback: bool,
@@ -92,7 +92,7 @@ pub struct Holders {
     others: usize,
 }
 
-impl fmt::Display for Holders {
+impl fmt::Display for LeaseHolders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let module = CStr::from_bytes_until_nul(&self.module).unwrap_or(c"?");
 
@@ -124,11 +124,11 @@ impl Drop for Pause {
 ///
 /// ```no_run
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
-/// use pmem_rs::abstractions::kernel::lease::Holders;
+/// use pmem_rs::abstractions::kernel::lease::LeaseHolders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// /// Tells the holders of leases, and waits for a second. Returns those with one.
-/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<Holders> {
+/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
 ///     pages.leases().revoke();
 ///     pages.leases().wait_returned(1000);
 ///     pages.leases().holders()
@@ -233,12 +233,12 @@ impl Leases {
     }
 
     /// Returns the holders of leases, or [`None`] if there are none. May sleep.
-    pub fn holders(&self) -> Option<Holders> {
+    pub fn holders(&self) -> Option<LeaseHolders> {
         let state = self.state.lock();
         let mut leases = state.held.values();
 
         let first = leases.next()?;
-        Some(Holders {
+        Some(LeaseHolders {
             module: first.owner(),
             is_in_callback: first.is_in_callback(),
             // `count()` could overflow, as far as the compiler can tell.
@@ -248,7 +248,7 @@ impl Leases {
 
     /// Accepts no lease ([`EBUSY`]) until the result, and any other one, is dropped. May sleep.
     /// Fails with the holders if there are any.
-    pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
+    pub fn pause(self: &Arc<Self>) -> Result<Pause, LeaseHolders> {
         {
             let mut state = self.state.lock();
             state.pauses = state.pauses.saturating_add(1);
@@ -462,7 +462,7 @@ impl Table {
     }
 
     /// Returns the holders of leases of one memory, if there are any.
-    fn holders(&self) -> Option<Holders> {
+    fn holders(&self) -> Option<LeaseHolders> {
         self.lists
             .lock()
             .values()
