@@ -11,7 +11,7 @@
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
 //! 2. [`DeviceState::teardown`]. It protects the state. Two calls under it may sleep: one sets the
-//!    disk read-only, the other sends its events. Both take `DiskState::removal`, which the worker
+//!    disk read-only, the other sends its uevents. Both take `DiskState::removal`, which the worker
 //!    takes only after it has taken the disk out of the state.
 //! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
 //!    locks of [`DeviceState::suspension`]. None is taken inside of another.
@@ -300,7 +300,7 @@ impl DeviceState {
                 self.describe()
             );
         }
-        self.send_outcome_event(outcome);
+        self.send_outcome_uevent(outcome);
     }
 
     /// Makes durable what was written to the disk, and what mappings of files have stored in the
@@ -320,8 +320,8 @@ impl DeviceState {
         let _ = self.flusher.flush();
     }
 
-    /// Sends an event with the numbers of pages and inodes that were revoked.
-    fn send_outcome_event(&self, outcome: Outcome) {
+    /// Sends a uevent with the numbers of pages and inodes that were revoked.
+    fn send_outcome_uevent(&self, outcome: Outcome) {
         let Walked {
             inodes,
             nr_pages: pages,
@@ -347,9 +347,9 @@ impl DeviceState {
         self.report_unsent(sent);
     }
 
-    /// Sends an event of the device, and one of its disk, with all that a program needs to act: the
+    /// Sends a uevent of the device, and one of its disk, with all that a program needs to act: the
     /// unbinding thread holds the device lock, which some attributes need.
-    pub(super) fn send_leaving_event(&self, is_waited_for: bool) {
+    pub(super) fn send_leaving_uevent(&self, is_waited_for: bool) {
         let notice = if is_waited_for {
             REVOKE_NOTICE_MS.get()
         } else {
@@ -380,7 +380,7 @@ impl DeviceState {
     fn report_unsent(&self, sent: Result) {
         if let Err(err) = sent {
             pr_warn!(
-                "{}: could not send an event: error {}\n",
+                "{}: could not send a uevent: error {}\n",
                 *self.name,
                 err.to_errno()
             );

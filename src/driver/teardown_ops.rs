@@ -125,7 +125,7 @@ impl TeardownOps for Arc<DeviceState> {
         self.flusher
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
-        self.send_leaving_event(is_waited_for);
+        self.send_leaving_uevent(is_waited_for);
         // The holders may still read and write while they are told.
         if let Some(leases) = &self.leases {
             leases.revoke();

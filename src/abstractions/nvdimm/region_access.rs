@@ -86,7 +86,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// The functions that send events need a device that is not being deleted, which a reference does
+/// The functions that send uevents need a device that is not being deleted, which a reference does
 /// not prove. So they are private:
 ///
 /// ```compile_fail,E0603
@@ -198,7 +198,7 @@ impl RegionAccess {
         let _ = self.with_device(|dev| dev.pr_info(message));
     }
 
-    /// Sends a change event of the device with one or more variables `NAME=value`. May sleep.
+    /// Sends a `change` uevent of the device with one or more variables `NAME=value`. May sleep.
     ///
     /// # Errors
     ///

@@ -399,7 +399,7 @@ impl<T: Operations> Registration<T> {
         unsafe { is_open(self.disk.as_raw()) }
     }
 
-    /// Sends a change event of the disk with one or more variables `NAME=value`. May sleep.
+    /// Sends a `change` uevent of the disk with one or more variables `NAME=value`. May sleep.
     ///
     /// # Errors
     ///
