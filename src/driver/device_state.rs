@@ -130,9 +130,9 @@ pub struct DeviceState {
     /// The unbinding thread was killed. Set once.
     pub(super) unbind_killed: SetOnce<()>,
     /// Set by [`teardown::announce`].
-    pub(super) announced: SetOnce<Stopwatch>,
+    pub(super) announced_at: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
-    pub(super) began: SetOnce<Stopwatch>,
+    pub(super) began_at: SetOnce<Stopwatch>,
     /// How long the teardown has waited for the end of a suspension, in microseconds.
     ///
     /// ORDERING: none is needed. A thread that reads an older value retires the range earlier.
@@ -230,8 +230,8 @@ impl DeviceState {
                     .is_some_and(|pages| pages.memmap_is_on_medium()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 unbind_killed: SetOnce::new(),
-                announced: SetOnce::new(),
-                began: SetOnce::new(),
+                announced_at: SetOnce::new(),
+                began_at: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
                 teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::DeviceState::teardown"),
                 changed <- WaitQueue::new(),
@@ -275,7 +275,7 @@ impl DeviceState {
     pub fn give_notice(self: &Arc<Self>) {
         teardown::give_notice(self);
 
-        let waited = self.announced.as_ref().map_or(0, Stopwatch::micros);
+        let waited = self.announced_at.as_ref().map_or(0, Stopwatch::micros);
         tracepoint::step(&self.name, c"notice", waited, 0);
     }
 
@@ -294,7 +294,7 @@ impl DeviceState {
             // Flushed now: once the device is unbound, `RegionAccess` refuses flushes.
             self.flush();
             let PagesInUse { referenced, cached } = self.progress.lock().used;
-            tracepoint::retire(&self.name, referenced, cached, self.age());
+            tracepoint::retire(&self.name, referenced, cached, self.teardown_micros());
             pr_warn!(
                 "retired {}. End these users: the range is freed then, and can be bound again\n",
                 self.describe()
@@ -400,17 +400,17 @@ impl DeviceState {
         drop(module);
     }
 
-    /// Returns the time since the teardown began, in microseconds.
-    pub(super) fn age(&self) -> u64 {
-        self.began.as_ref().map_or(0, Stopwatch::micros)
+    /// Returns the microseconds since the teardown began.
+    pub(super) fn teardown_micros(&self) -> u64 {
+        self.began_at.as_ref().map_or(0, Stopwatch::micros)
     }
 
-    /// Returns the part of [`Self::age`] that counts for `revoke_timeout_ms`: all but the wait for
-    /// the end of a suspension.
-    pub(super) fn time_for_users(&self) -> u64 {
+    /// Returns the part of [`Self::teardown_micros`] that counts for `revoke_timeout_ms`: all but
+    /// the wait for the end of a suspension.
+    pub(super) fn micros_for_users(&self) -> u64 {
         let waited = self.waited_for_resume.load(Relaxed);
 
-        self.age().saturating_sub(waited)
+        self.teardown_micros().saturating_sub(waited)
     }
 }
 

@@ -141,7 +141,7 @@ impl SuspensionOps for Arc<DeviceState> {
 
     fn has_time(&self) -> bool {
         // The value may change meanwhile.
-        self.suspension.age() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
+        self.suspension.age_ms() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
     }
 
     fn is_killed(&self) -> bool {
@@ -149,7 +149,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn start_worker(&self) {
-        self.suspension.began.store(now_ms(), Relaxed);
+        self.suspension.began_at_ms.store(now_ms(), Relaxed);
         let queued = self.shared.queues.suspend.enqueue::<_, 3>(self.clone());
         if queued.is_err() {
             // Unreachable, since one suspension begins after the other.
@@ -245,7 +245,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn report(&self, cause: Cause, was_suspended: bool) {
-        let age = self.suspension.age();
+        let age = self.suspension.age_ms();
 
         match (cause, was_suspended) {
             (Cause::Limit, true) => pr_warn!(
@@ -276,7 +276,7 @@ impl DeviceState {
         let began = Stopwatch::start();
         let result = f();
 
-        let age = self.suspension.age().saturating_mul(1000);
+        let age = self.suspension.age_ms().saturating_mul(1000);
         tracepoint::step(&self.name, step, began.micros(), age);
         result
     }
