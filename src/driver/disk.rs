@@ -246,7 +246,7 @@ impl Pmem {
             return bio.end(Status::AGAIN);
         }
         // Writes may not be held any more.
-        if let Some(bio) = self.hold(bio) {
+        if let Some(bio) = self.hold_bio(bio) {
             self.execute_noinline(bio);
         }
     }

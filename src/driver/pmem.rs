@@ -64,7 +64,7 @@ pub struct Pmem {
     /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
     /// work item executes it, after a flush.
     #[pin]
-    executed: WaitQueue,
+    deferred_done: WaitQueue,
 }
 
 /// What a suspension of the disk needs to know about writes.
@@ -74,7 +74,7 @@ struct Held {
     bios: BioList,
     /// The number of deferred writes that are being executed. A freeze of the queue does not wait
     /// for them, since their submission has ended.
-    executing: u32,
+    deferred: u32,
 }
 
 /// How often the messages of a device are logged. Each has a limit of its own, so that one does not
@@ -138,12 +138,12 @@ impl Pmem {
             dax: SetOnce::new(),
             messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
             held <- new_spinlock!(Held::default(), "pmem_rs::Pmem::held"),
-            executed <- WaitQueue::new(),
+            deferred_done <- WaitQueue::new(),
         })
     }
 
     /// Holds writes from now on. Those that are being executed are not waited for.
-    pub fn hold_writes(&self) {
+    pub fn start_holding(&self) {
         let _held = self.held.lock();
 
         self.io_state.set_writes_blocked(IoState::WRITES_HELD, true);
@@ -159,7 +159,7 @@ impl Pmem {
     }
 
     /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
-    pub fn hold(&self, bio: Bio) -> Option<Bio> {
+    pub fn hold_bio(&self, bio: Bio) -> Option<Bio> {
         let mut held = self.held.lock();
         if !self.io_state.are_writes_held() {
             return Some(bio);
@@ -177,23 +177,23 @@ impl Pmem {
             if self.io_state.are_writes_held() {
                 return held.bios.push(bio);
             }
-            held.executing = held.executing.saturating_add(1);
+            held.deferred = held.deferred.saturating_add(1);
         }
 
         execute(bio);
         let mut held = self.held.lock();
-        held.executing = held.executing.saturating_sub(1);
-        if held.executing == 0 && self.io_state.are_writes_held() {
+        held.deferred = held.deferred.saturating_sub(1);
+        if held.deferred == 0 && self.io_state.are_writes_held() {
             drop(held);
-            self.executed.wake_up();
+            self.deferred_done.wake_up();
         }
     }
 
     /// Waits for the deferred writes that are being executed. Writes must be held. Sleeps.
-    pub fn wait_executed(&self) {
-        let is_done = || (self.held.lock().executing == 0).then_some(());
+    pub fn wait_deferred(&self) {
+        let is_done = || (self.held.lock().deferred == 0).then_some(());
 
-        while self.executed.wait_until(MINUTE, is_done).is_none() {}
+        while self.deferred_done.wait_until(MINUTE, is_done).is_none() {}
     }
 
     /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may

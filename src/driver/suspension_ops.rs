@@ -205,7 +205,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
-        frozen.parts.pmem.hold_writes();
+        frozen.parts.pmem.start_holding();
         HeldWrites(frozen.parts.pmem.clone())
     }
 
@@ -363,7 +363,7 @@ impl DeviceState {
     /// that have come since the file systems were frozen.
     fn settle_writes(&self, parts: &StepParts) -> Result {
         parts.freezer.drain();
-        parts.pmem.wait_executed();
+        parts.pmem.wait_deferred();
         self.flush();
 
         self.expect_no_keeper(&parts.freezer)?;
