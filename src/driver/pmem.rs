@@ -57,7 +57,7 @@ pub struct Pmem {
     pub flusher: Arc<Flusher>,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
-    messages: Pin<KBox<Messages>>,
+    message_limits: Pin<KBox<MessageLimits>>,
     /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
     held: SpinLock<Held>,
@@ -80,22 +80,22 @@ struct Held {
 /// How often the messages of a device are logged. Each has a limit of its own, so that one does not
 /// suppress another.
 #[pin_data]
-struct Messages {
+struct MessageLimits {
     #[pin]
     part_of_failed_page: RateLimit,
     #[pin]
-    list_is_full: RateLimit,
+    badblocks_full: RateLimit,
     #[pin]
     still_listed: RateLimit,
     #[pin]
     read_only: RateLimit,
 }
 
-impl Messages {
+impl MessageLimits {
     fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             part_of_failed_page <- RateLimit::new(),
-            list_is_full <- RateLimit::new(),
+            badblocks_full <- RateLimit::new(),
             still_listed <- RateLimit::new(),
             read_only <- RateLimit::new(),
         })
@@ -136,7 +136,7 @@ impl Pmem {
             io_state: IoState::new(block_size, flush_barrier),
             flusher,
             dax: SetOnce::new(),
-            messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
+            message_limits: KBox::pin_init(MessageLimits::new(), GFP_KERNEL)?,
             held <- new_spinlock!(Held::default(), "pmem_rs::Pmem::held"),
             deferred_done <- WaitQueue::new(),
         })
@@ -211,7 +211,7 @@ impl Pmem {
     /// Logs that a write is refused because the region is read-only, and returns the error.
     #[cold]
     pub fn refuse_write(&self) -> Error {
-        if self.messages.read_only.permits(c"pmem_rs") {
+        if self.message_limits.read_only.permits(c"pmem_rs") {
             self.flusher.region().err(fmt!(
                 "write refused: the region is read-only. Write 0 to its attribute read_only to \
                  permit writes\n"
@@ -366,7 +366,7 @@ impl Pmem {
         if span.len != PAGE_SIZE {
             // Only a whole page can be restored in the linear mapping. Clearing the poison of the
             // whole page would change bytes that are not written here.
-            if self.messages.part_of_failed_page.permits(c"pmem_rs") {
+            if self.message_limits.part_of_failed_page.permits(c"pmem_rs") {
                 self.flusher.region().err(fmt!(
                     "write of {} bytes at sector {first} refused: their page has failed. Write all \
                      of its {PAGE_SIZE} bytes at once to clear the poison\n",
@@ -384,7 +384,7 @@ impl Pmem {
         if self.memory.badblocks().add(first, sectors).is_ok() {
             return Ok(());
         }
-        if self.messages.list_is_full.permits(c"pmem_rs") {
+        if self.message_limits.badblocks_full.permits(c"pmem_rs") {
             self.flusher.region().err(fmt!(
                 "write at sector {first} refused: its page has failed, and the list of bad blocks \
                  is full. Write to other bad blocks first, which removes them\n"
@@ -467,7 +467,7 @@ impl Pmem {
             }
         }
         if self.memory.badblocks().clear(first, sectors).is_err() {
-            if self.messages.still_listed.permits(c"pmem_rs") {
+            if self.message_limits.still_listed.permits(c"pmem_rs") {
                 self.flusher.region().warn(fmt!(
                     "what was written at sector {first} is still listed as bad. If the list of \
                      bad blocks is full, write to other bad blocks, then write this again\n"
