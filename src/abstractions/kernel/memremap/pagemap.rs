@@ -307,7 +307,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.page_states.frames()
     }
 
-    /// Returns whether the `struct page`s are on the media, so that both are removed together.
+    /// Returns whether the `struct page`s are on the medium, so that both are removed together.
     pub fn memmap_is_on_medium(&self) -> bool {
         self.memmap_is_on_medium
     }
