@@ -3,7 +3,7 @@
 //! The memory of a device: a reserved physical range, its mapping, and its `struct page`s.
 //!
 //! The three have one owner, [`Memory`]. It refers to no device, so it can outlive the binding
-//! until the last user of its pages is gone. The disk and the DAX device have references,
+//! until its pages are not in use any more. The disk and the DAX device have references,
 //! [`MemoryRef`].
 
 use super::{

@@ -271,7 +271,7 @@ impl SuspensionOps for Arc<DeviceState> {
 }
 
 impl DeviceState {
-    /// Takes a step of a suspension, and reports how long it took.
+    /// Executes a step of a suspension, and reports how long it took.
     fn suspension_step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
         let began = Stopwatch::start();
         let result = f();
@@ -291,7 +291,7 @@ impl DeviceState {
             pending.wanted = Some((step, parts.clone()));
             pending.number
         };
-        // Work that is queued already has not taken the step yet.
+        // Work that is queued already finds this step.
         let _ = self.shared.queues.suspend.enqueue::<_, 4>(self.clone());
 
         loop {
@@ -359,8 +359,8 @@ impl DeviceState {
         self.wait_for_pins(unmapper)
     }
 
-    /// Waits for the writes that are being executed, and makes them durable. Then looks for users
-    /// that have come since the file systems were frozen.
+    /// Waits for the writes that are being executed, and makes them durable. Fails if there
+    /// is a keeper by now, or a file system that is not frozen.
     fn settle_writes(&self, parts: &StepParts) -> Result {
         parts.freezer.drain();
         parts.pmem.wait_deferred();

@@ -45,11 +45,11 @@ pub struct StepParts {
 pub enum SuspensionStep {
     /// Unmaps all files, and waits for pins.
     Unmap,
-    /// Waits for the writes that are being executed, and looks for new users.
+    /// Waits for the writes that are being executed, and checks that there are no new users.
     Settle,
 }
 
-/// The step that another thread takes, so that the limit ends a suspension while it hangs.
+/// The step that another thread executes, so that the limit ends a suspension while it hangs.
 #[derive(Default)]
 pub struct PendingStep {
     /// The number of the last step.

@@ -126,7 +126,7 @@ impl TeardownOps for Arc<DeviceState> {
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
         self.send_leaving_uevent(is_waited_for);
-        // The holders may still read and write while they are told.
+        // The holders may still read and write in their callbacks.
         if let Some(leases) = &self.leases {
             leases.revoke();
         }
@@ -324,7 +324,8 @@ impl DeviceState {
         });
     }
 
-    /// Takes a step of the teardown, which messages name meanwhile, and reports how long it took.
+    /// Executes a step of the teardown, which messages name meanwhile, and reports how long it
+    /// took.
     fn step<R>(&self, step: TeardownStep, f: impl FnOnce() -> R) -> R {
         self.progress.lock().step = Some(step);
         self.traced(step.name(), f)

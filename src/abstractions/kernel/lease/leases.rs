@@ -59,8 +59,8 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 
 /// A lease in the list of a pgmap.
 pub(super) trait ListedLease: Send + Sync {
-    /// Queues the callback that tells the holder that the device is going to be unbound. Does not
-    /// wait for it.
+    /// Queues the callback that notifies the holder that the device is going to be unbound. Does
+    /// not wait for it.
     fn revoke(self: Arc<Self>);
 
     /// Reports a memory failure to the holder. The `len` bytes from `offset` bytes into the data of
@@ -127,8 +127,8 @@ impl Drop for Pause {
 /// use pmem_rs::abstractions::kernel::lease::LeaseHolders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Tells the holders of leases, and waits for a second. Returns those with one.
-/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
+/// /// Notifies the holders of leases, and waits for a second. Returns those with one.
+/// fn revoke<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
 ///     pages.leases().revoke();
 ///     pages.leases().wait_returned(1000);
 ///     pages.leases().holders()
@@ -241,7 +241,7 @@ impl Leases {
         Some(LeaseHolders {
             module: first.owner(),
             is_in_callback: first.is_in_callback(),
-            // `count()` could overflow, as far as the compiler can tell.
+            // The compiler cannot prove that `count()` does not overflow.
             others: leases.fold(0, |others: usize, _| others.saturating_add(1)),
         })
     }
@@ -261,18 +261,18 @@ impl Leases {
         }
     }
 
-    /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
-    /// May sleep. Returns whether any is going to be told.
+    /// Queues callbacks for the failure of the `len` bytes from `offset` bytes into the data on.
+    /// May sleep. Returns whether there is one.
     pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
         let state = self.state.lock();
-        let mut told = false;
+        let mut any = false;
 
         for lease in state.held.values() {
             // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
             // lock is held.
-            told |= unsafe { lease.clone().fail(self, offset, len) };
+            any |= unsafe { lease.clone().fail(self, offset, len) };
         }
-        told
+        any
     }
 
     /// Returns the memory and the offset in it of a kernel address, if it is one of this memory.

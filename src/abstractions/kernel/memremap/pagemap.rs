@@ -421,8 +421,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // SAFETY: The page frame is the one that the failure was made of.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            let tell = || inner.leases.fail(failure.offset(), failure.len());
-            failed.handle(has_failed, &inner.ops, pfn, &failure, tell)
+            let notify_others = || inner.leases.fail(failure.offset(), failure.len());
+            failed.handle(has_failed, &inner.ops, pfn, &failure, notify_others)
         };
         match result {
             Ok(()) => 0,

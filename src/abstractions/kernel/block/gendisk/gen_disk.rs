@@ -417,9 +417,9 @@ impl<T: Operations> Registration<T> {
 
     /// Removes the disk (`del_gendisk()`).
     ///
-    /// New requests are refused. File systems on the disk are told to sync and to shut down. Calls
-    /// of [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says
-    /// what this may wait for.
+    /// New requests are refused. File systems on the disk sync and shut down. Calls of
+    /// [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says what
+    /// this may wait for.
     pub fn remove(self) -> RemovedDisk {
         drop(self);
         RemovedDisk(())
