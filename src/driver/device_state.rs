@@ -233,7 +233,7 @@ impl DeviceState {
                 announced_at: SetOnce::new(),
                 began_at: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
-                teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::DeviceState::teardown"),
+                teardown <- new_mutex!(Teardown::detached(), "pmem_rs::DeviceState::teardown"),
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
                 progress <- new_mutex!(Progress::default(), "pmem_rs::DeviceState::progress"),

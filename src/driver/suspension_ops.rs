@@ -18,7 +18,7 @@
 //! changed anything since.
 //!
 //! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
-//! of the suspension, such as one that mounts a file system. So another thread takes these steps
+//! of the suspension, such as one that mounts a file system. So another thread executes these steps
 //! ([`DeviceState::delegate`]), which is not waited for once the suspension has to end.
 //!
 //! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes

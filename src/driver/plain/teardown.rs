@@ -88,7 +88,7 @@ pub struct Teardown<E: TeardownOps> {
 
 impl<E: TeardownOps> Teardown<E> {
     /// Creates the data of a device that is not bound yet.
-    pub const fn unbound() -> Self {
+    pub const fn detached() -> Self {
         Self {
             state: State::Detached,
             dax: None,
