@@ -329,7 +329,8 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Reports the blocks of a writer to the host, and returns its last write that is on the medium.
+    /// Reports the blocks of a writer to the host, and returns its last write that is on the
+    /// medium.
     fn report(&mut self, id: usize, home: &Home) -> Result<u32> {
         let bytes = home
             .read()
