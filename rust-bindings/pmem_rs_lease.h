@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Leases: another module holds a range of a DAX disk of pmem_rs for long, at one contiguous kernel
- * address, and is told before the device goes. docs/leases.md has an overview.
+ * address, and is notified before the device is unbound. docs/leases.md has an overview.
  *
  * The disk is one of pmem_rs, a partition of it, or a device-mapper device whose targets pass DAX
  * through to such disks. A lease claims it exclusively, as a mount does.
@@ -15,7 +15,7 @@ struct module;
 struct pmem_rs_lease;
 
 /**
- * struct pmem_rs_lease_ops - what the holder of a lease is told
+ * struct pmem_rs_lease_ops - the notifications for the holder of a lease
  * @owner: the module of the callbacks, which is not unloaded while one of them runs; NULL if it is
  *	built in
  * @revoke: The device is going to be unbound. Called once. The holder writes back what it has, and
@@ -47,7 +47,7 @@ struct pmem_rs_lease_ops {
  * @dev: the number of the block device
  * @offset: where the range begins, in bytes; a multiple of PAGE_SIZE
  * @len: the length of the range in bytes, a multiple of PAGE_SIZE; 0 for all up to the end
- * @ops: what the holder is told
+ * @ops: the notifications for the holder
  * @data: passed to the callbacks
  *
  * If the range is one piece of physical memory, its address is in the linear mapping. Several

@@ -56,8 +56,8 @@ extern "C" {
     fn pmem_rs_lease_flush(lease: *const RawLease) -> c_int;
 }
 
-/// What the holder of a lease is told. The functions are called one at a time, may sleep, and may
-/// drop the [`Lease`]. They may be called before [`Lease::new`] has returned.
+/// The notifications for the holder of a lease. The functions are called one at a time, may sleep,
+/// and may drop the [`Lease`]. They may be called before [`Lease::new`] has returned.
 pub(crate) trait Holder: Send + Sync + 'static {
     /// The device is going to be unbound. The disk can be read and written until the lease is given
     /// back, the time limit has passed or the unbind is killed.

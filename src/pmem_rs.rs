@@ -41,7 +41,7 @@ use abstractions::{
 };
 use driver::{
     debugfs_files::{
-        BoundDevices,
+        Devices,
         RetiredRanges, //
     },
     nd_driver::NdDriver,
@@ -67,7 +67,7 @@ pub struct PmemModule {
     // that other drivers have, whether they are in use or not.
     #[pin]
     _platform_driver: kernel::driver::Registration<platform::Adapter<PlatformDriver>>,
-    _devices: File<BoundDevices>,
+    _devices: File<Devices>,
     _retired: File<RetiredRanges>,
     _leases: lease::InstalledTable,
     _shared: Installed<Shared>,

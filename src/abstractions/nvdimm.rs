@@ -6,7 +6,7 @@
 //! divided into *namespaces*. A namespace without an info block is raw. An info block gives it a
 //! mode: fsdax (with `struct page`s), sector (writes of a sector are atomic) or devdax. libnvdimm
 //! makes a pfn, btt or dax device for it, which claims the namespace. Namespaces, pfn devices and
-//! btt devices are offered to the same drivers; [`Device::kind`] tells them apart.
+//! btt devices are offered to the same drivers; [`Device::kind`] distinguishes them.
 //!
 //! C headers: [`include/linux/nd.h`](srctree/include/linux/nd.h),
 //! [`include/linux/libnvdimm.h`](srctree/include/linux/libnvdimm.h),

@@ -79,7 +79,7 @@ impl<'bound> AttachedDisk<'bound> {
     ) -> Result<Self, ProbeError> {
         let region = dev.region();
         let node = dev.node();
-        let reserve = namespace.range()?;
+        let namespace_range = namespace.range()?;
 
         let range_name = CString::try_from_fmt(fmt!("{}", namespace.name()))?;
         let name = || CString::try_from_fmt(fmt!("{}", dev.name()));
@@ -88,10 +88,10 @@ impl<'bound> AttachedDisk<'bound> {
         let memory = namespace
             .reserve(range_name)
             .and_then(|memory| Memory::new(name()?, memory, layout, node, files))
-            .map_err(|err| unusable(&shared, dev, &reserve, err))?;
+            .map_err(|err| unusable(&shared, dev, &namespace_range, err))?;
         let reference = memory.reference().ok_or(ENXIO)?;
         let pages = reference.pages().cloned();
-        let data = reference.phys();
+        let data = reference.physical_range();
 
         let block_size = namespace.sector_size().unwrap_or_else(|asked| {
             dev_warn!(
@@ -117,7 +117,13 @@ impl<'bound> AttachedDisk<'bound> {
         // Allocated before the disk is added. After that, a failure could only be undone by a
         // teardown, since the disk may be in use.
         let reserved = Registry::reserve()?;
-        let device = DeviceState::new(shared.clone(), name()?, reserve, flusher.clone(), &memory)?;
+        let device = DeviceState::new(
+            shared.clone(),
+            name()?,
+            namespace_range,
+            flusher.clone(),
+            &memory,
+        )?;
         let watch = ProviderWatch::new(
             namespace.device(),
             Arc::new(RemovalWatcher(device.clone()), GFP_KERNEL)?,

@@ -58,7 +58,7 @@ impl dax::Operations<PagemapData> for Pmem {
 
     fn zero_page_range(&self, _locked: ReadLocked<'_>, pgoff: usize, nr_pages: usize) -> Result {
         let span = Span::of_pages(pgoff, nr_pages, PAGE_SHIFT, self.memory.size()).ok_or(ERANGE)?;
-        let result = if self.access.is_read_only() {
+        let result = if self.io_state.is_read_only() {
             Err(self.refuse_write())
         } else {
             self.zero(span)
@@ -83,7 +83,7 @@ impl dax::Operations<PagemapData> for Pmem {
         let Some(pages) = span.round_to_pages(PAGE_SHIFT) else {
             return 0;
         };
-        if self.access.is_read_only() {
+        if self.io_state.is_read_only() {
             self.refuse_write();
             return 0;
         }

@@ -15,14 +15,14 @@ use kernel::{
 
 /// The file `devices`: bound devices, how much of each was exposed, and the pages in use; and those
 /// that are being torn down, and what is waited for.
-pub struct BoundDevices;
+pub struct Devices;
 
-impl Contents for BoundDevices {
+impl Contents for Devices {
     type Data = Ref<Shared>;
     type OwnerModule = crate::LocalModule;
 
     fn show(shared: &Ref<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        list(shared, f, |device| device.is_attached())
+        list(shared, f, |device| device.is_bound_or_unbinding())
     }
 }
 

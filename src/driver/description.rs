@@ -4,7 +4,7 @@
 
 use super::plain::teardown::User;
 use crate::abstractions::kernel::{
-    lease::Holders,
+    lease::LeaseHolders,
     memremap::PagesInUse, //
 };
 use core::ops::Range;
@@ -21,7 +21,7 @@ pub struct Description<'a> {
     /// The name of the device.
     pub name: &'a CStr,
     /// The physical range of the namespace.
-    pub phys: Range<PhysAddr>,
+    pub namespace_range: Range<PhysAddr>,
     /// The state.
     pub stage: Stage,
     /// The pages in use.
@@ -29,7 +29,7 @@ pub struct Description<'a> {
     /// How much of a bound device was exposed, in bytes.
     pub exposed: u64,
     /// The holders of leases.
-    pub holders: Option<Holders>,
+    pub lease_holders: Option<LeaseHolders>,
 }
 
 /// The states of a device that messages distinguish.
@@ -98,17 +98,17 @@ impl fmt::Display for Description<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             name,
-            phys,
+            namespace_range,
             stage,
             used,
             exposed,
-            holders,
+            lease_holders,
         } = self;
         f.write_fmt(fmt!(
             "{} [mem {:#x}-{:#x}], ",
             *name,
-            phys.start,
-            phys.end.saturating_sub(1)
+            namespace_range.start,
+            namespace_range.end.saturating_sub(1)
         ))?;
 
         let state = match stage {
@@ -122,7 +122,7 @@ impl fmt::Display for Description<'_> {
             }
             Stage::TearingDown(step) => step.map_or(" (a work item)", TeardownStep::obstacle),
             // A lease has a reference.
-            Stage::Draining(Some(User::Reference)) if holders.is_some() => "",
+            Stage::Draining(Some(User::Reference)) if lease_holders.is_some() => "",
             Stage::Draining(Some(User::Reference)) => {
                 " (a DAX read or write somewhere in the system, or a freeze or thaw, that hangs)"
             }
@@ -137,10 +137,10 @@ impl fmt::Display for Description<'_> {
         if used.cached != 0 {
             write!(f, " (page caches: {} pages)", used.cached)?;
         }
-        if let Some(holders) = holders {
-            f.write_fmt(fmt!(" (a lease of {})", holders))?;
+        if let Some(lease_holders) = lease_holders {
+            f.write_fmt(fmt!(" (a lease of {})", lease_holders))?;
         }
-        if used.referenced == 0 && used.cached == 0 && holders.is_none() && state.is_empty() {
+        if used.referenced == 0 && used.cached == 0 && lease_holders.is_none() && state.is_empty() {
             return f.write_str(" (unknown)");
         }
         f.write_str(state)

@@ -11,7 +11,7 @@
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
 //! 2. [`DeviceState::teardown`]. It protects the state. Two calls under it may sleep: one sets the
-//!    disk read-only, the other sends its events. Both take `DiskState::removal`, which the worker
+//!    disk read-only, the other sends its uevents. Both take `DiskState::removal`, which the worker
 //!    takes only after it has taken the disk out of the state.
 //! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
 //!    locks of [`DeviceState::suspension`]. None is taken inside of another.
@@ -116,7 +116,7 @@ pub struct DeviceState {
     pub(super) shared: Ref<Shared>,
     /// The name of the device, which may be removed before the range is free.
     pub(super) name: CString,
-    phys: Range<PhysAddr>,
+    namespace_range: Range<PhysAddr>,
     pub(super) flusher: Arc<Flusher>,
     /// The name of the range in `/proc/iomem`.
     region_name: Arc<RegionName>,
@@ -130,9 +130,9 @@ pub struct DeviceState {
     /// The unbinding thread was killed. Set once.
     pub(super) unbind_killed: SetOnce<()>,
     /// Set by [`teardown::announce`].
-    pub(super) announced: SetOnce<Stopwatch>,
+    pub(super) announced_at: SetOnce<Stopwatch>,
     /// Set by [`teardown::begin`].
-    pub(super) began: SetOnce<Stopwatch>,
+    pub(super) began_at: SetOnce<Stopwatch>,
     /// How long the teardown has waited for the end of a suspension, in microseconds.
     ///
     /// ORDERING: none is needed. A thread that reads an older value retires the range earlier.
@@ -209,7 +209,7 @@ impl DeviceState {
     pub fn new(
         shared: Ref<Shared>,
         name: CString,
-        phys: Range<PhysAddr>,
+        namespace_range: Range<PhysAddr>,
         flusher: Arc<Flusher>,
         memory: &Memory,
     ) -> Result<Arc<Self>> {
@@ -221,7 +221,7 @@ impl DeviceState {
             try_pin_init!(Self {
                 shared,
                 name,
-                phys,
+                namespace_range,
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
@@ -230,10 +230,10 @@ impl DeviceState {
                     .is_some_and(|pages| pages.memmap_is_on_medium()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 unbind_killed: SetOnce::new(),
-                announced: SetOnce::new(),
-                began: SetOnce::new(),
+                announced_at: SetOnce::new(),
+                began_at: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
-                teardown <- new_mutex!(Teardown::unbound(), "pmem_rs::DeviceState::teardown"),
+                teardown <- new_mutex!(Teardown::detached(), "pmem_rs::DeviceState::teardown"),
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
                 progress <- new_mutex!(Progress::default(), "pmem_rs::DeviceState::progress"),
@@ -275,7 +275,7 @@ impl DeviceState {
     pub fn give_notice(self: &Arc<Self>) {
         teardown::give_notice(self);
 
-        let waited = self.announced.as_ref().map_or(0, Stopwatch::micros);
+        let waited = self.announced_at.as_ref().map_or(0, Stopwatch::micros);
         tracepoint::step(&self.name, c"notice", waited, 0);
     }
 
@@ -294,13 +294,13 @@ impl DeviceState {
             // Flushed now: once the device is unbound, `RegionAccess` refuses flushes.
             self.flush();
             let PagesInUse { referenced, cached } = self.progress.lock().used;
-            tracepoint::retire(&self.name, referenced, cached, self.age());
+            tracepoint::retire(&self.name, referenced, cached, self.teardown_micros());
             pr_warn!(
                 "retired {}. End these users: the range is freed then, and can be bound again\n",
                 self.describe()
             );
         }
-        self.send_outcome_event(outcome);
+        self.send_outcome_uevent(outcome);
     }
 
     /// Makes durable what was written to the disk, and what mappings of files have stored in the
@@ -320,8 +320,8 @@ impl DeviceState {
         let _ = self.flusher.flush();
     }
 
-    /// Sends an event with the numbers of pages and inodes that were revoked.
-    fn send_outcome_event(&self, outcome: Outcome) {
+    /// Sends a uevent with the numbers of pages and inodes that were revoked.
+    fn send_outcome_uevent(&self, outcome: Outcome) {
         let Walked {
             inodes,
             nr_pages: pages,
@@ -347,9 +347,9 @@ impl DeviceState {
         self.report_unsent(sent);
     }
 
-    /// Sends an event of the device, and one of its disk, with all that a program needs to act: the
+    /// Sends a uevent of the device, and one of its disk, with all that a program needs to act: the
     /// unbinding thread holds the device lock, which some attributes need.
-    pub(super) fn send_leaving_event(&self, is_waited_for: bool) {
+    pub(super) fn send_leaving_uevent(&self, is_waited_for: bool) {
         let notice = if is_waited_for {
             REVOKE_NOTICE_MS.get()
         } else {
@@ -380,7 +380,7 @@ impl DeviceState {
     fn report_unsent(&self, sent: Result) {
         if let Err(err) = sent {
             pr_warn!(
-                "{}: could not send an event: error {}\n",
+                "{}: could not send a uevent: error {}\n",
                 *self.name,
                 err.to_errno()
             );
@@ -400,17 +400,17 @@ impl DeviceState {
         drop(module);
     }
 
-    /// Returns the time since the teardown began, in microseconds.
-    pub(super) fn age(&self) -> u64 {
-        self.began.as_ref().map_or(0, Stopwatch::micros)
+    /// Returns the microseconds since the teardown began.
+    pub(super) fn teardown_micros(&self) -> u64 {
+        self.began_at.as_ref().map_or(0, Stopwatch::micros)
     }
 
-    /// Returns the part of [`Self::age`] that counts for `revoke_timeout_ms`: all but the wait for
-    /// the end of a suspension.
-    pub(super) fn time_for_users(&self) -> u64 {
+    /// Returns the part of [`Self::teardown_micros`] that counts for `revoke_timeout_ms`: all but
+    /// the wait for the end of a suspension.
+    pub(super) fn micros_for_users(&self) -> u64 {
         let waited = self.waited_for_resume.load(Relaxed);
 
-        self.age().saturating_sub(waited)
+        self.teardown_micros().saturating_sub(waited)
     }
 }
 
@@ -423,11 +423,11 @@ impl RegisteredDevice for DeviceState {
         self.memmap_is_on_medium
     }
 
-    fn phys(&self) -> Range<PhysAddr> {
-        self.phys.clone()
+    fn namespace_range(&self) -> Range<PhysAddr> {
+        self.namespace_range.clone()
     }
 
-    fn is_attached(&self) -> bool {
+    fn is_bound_or_unbinding(&self) -> bool {
         let teardown = self.teardown.lock();
 
         !teardown.is_retired() && !matches!(teardown.state, State::Detached)
@@ -458,11 +458,11 @@ impl RegisteredDevice for DeviceState {
 
         Description {
             name: &self.name,
-            phys: self.phys(),
+            namespace_range: self.namespace_range(),
             stage,
             used,
             exposed,
-            holders: self.leases.as_ref().and_then(|leases| leases.holders()),
+            lease_holders: self.leases.as_ref().and_then(|leases| leases.holders()),
         }
     }
 }

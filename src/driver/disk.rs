@@ -96,7 +96,7 @@ pub fn new(
         features = features | Features::DAX;
     }
     let limits = Limits {
-        logical_block_size: pmem.access.block_size,
+        logical_block_size: pmem.io_state.block_size,
         physical_block_size: PAGE_BLOCK,
         max_write_zeroes: MAX_WRITE_ZEROES,
         features,
@@ -127,7 +127,7 @@ impl gendisk::Operations for Pmem {
     #[inline]
     fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
         if bio.is_preflush() {
-            match this.access.flush_barrier {
+            match this.io_state.flush_barrier {
                 Some(barrier) if !tracepoint::flush_is_on() => barrier.flush(),
                 _ => return Self::submit_preflush(this, bio),
             }
@@ -227,7 +227,7 @@ impl Pmem {
         }
 
         if bio.is_fua() {
-            match self.access.flush_barrier {
+            match self.io_state.flush_barrier {
                 Some(barrier) if !tracepoint::flush_is_on() => barrier.flush(),
                 _ => return self.flusher.flush_and_end(bio),
             }
@@ -246,7 +246,7 @@ impl Pmem {
             return bio.end(Status::AGAIN);
         }
         // Writes may not be held any more.
-        if let Some(bio) = self.hold(bio) {
+        if let Some(bio) = self.hold_bio(bio) {
             self.execute_noinline(bio);
         }
     }
@@ -273,7 +273,7 @@ impl Pmem {
     fn transfer(&self, bio: BioRef<'_>) -> Result {
         // The block layer has checked the range, but not of bios that a stacked device remapped.
         let find =
-            move |size| Span::of_request(bio.sector(), bio.len(), self.access.block_size, size);
+            move |size| Span::of_request(bio.sector(), bio.len(), self.io_state.block_size, size);
 
         // A `match` would first convert the number of the operation to the enum.
         if bio.operation() == Operation::Read {
@@ -283,7 +283,7 @@ impl Pmem {
             }
         } else if bio.operation() == Operation::Write {
             // The block layer only warns about writes to a read-only disk.
-            if self.access.is_blocked() {
+            if self.io_state.are_writes_blocked() {
                 return Err(self.refuse_write_of(bio));
             }
             match self.memory.find_writable(find) {
@@ -302,7 +302,7 @@ impl Pmem {
     #[cold]
     #[inline(never)]
     fn refuse_write_of(&self, bio: BioRef<'_>) -> Error {
-        if !self.access.is_read_only() {
+        if !self.io_state.is_read_only() {
             return HOLD_WRITE;
         }
         self.refuse(c"write", bio, self.refuse_write())
@@ -328,7 +328,7 @@ impl Pmem {
 
     /// Returns the span of a request. [`None`] if it is not within the data.
     fn span(&self, bio: BioRef<'_>) -> Option<Span> {
-        let (block_size, size) = (self.access.block_size, self.memory.size());
+        let (block_size, size) = (self.io_state.block_size, self.memory.size());
 
         Span::of_request(bio.sector(), bio.len(), block_size, size)
     }
@@ -381,7 +381,7 @@ impl Pmem {
     #[cold]
     #[inline(never)]
     fn write_zeroes(&self, bio: BioRef<'_>) -> Result {
-        if self.access.is_held() && !self.access.is_read_only() {
+        if self.io_state.are_writes_held() && !self.io_state.is_read_only() {
             return Err(HOLD_WRITE);
         }
         self.write_zeroes_by_pieces(bio)
@@ -393,7 +393,7 @@ impl Pmem {
     /// Bad memory is looked for in each piece just before it is written, since the whole may take
     /// long. Other threads may run in between.
     fn write_zeroes_by_pieces(&self, bio: BioRef<'_>) -> Result {
-        if self.access.is_read_only() {
+        if self.io_state.is_read_only() {
             return Err(self.refuse_write());
         }
         let span = self.span(bio).ok_or(EIO)?;

@@ -60,7 +60,7 @@ struct Entry {
 impl Exceptions {
     /// Creates the list of the parameter. Fails if an entry is neither a UUID nor an address.
     pub fn new() -> Result<impl PinInit<Self, Error>> {
-        // `CStr::to_bytes` can panic, as far as the compiler can tell.
+        // The compiler cannot prove that `CStr::to_bytes` does not panic.
         let list = EXCEPT.get().map_or(&b""[..], |list| {
             let bytes = list.to_bytes_with_nul();
             bytes.strip_suffix(b"\0").unwrap_or(bytes)
@@ -165,7 +165,7 @@ impl Exceptions {
 
 impl List {
     fn parse(text: &[u8]) -> Result<Self> {
-        // `Iterator::count` and `KVec::push` can panic, as far as the compiler can tell.
+        // The compiler cannot prove that `Iterator::count` and `KVec::push` do not panic.
         let nr_entries = entries(text).fold(0_usize, |number, _| number.saturating_add(1));
         let unset = Entry {
             exception: Exception::Start(0),

@@ -3,7 +3,7 @@
 //! The memory of a device: a reserved physical range, its mapping, and its `struct page`s.
 //!
 //! The three have one owner, [`Memory`]. It refers to no device, so it can outlive the binding
-//! until the last user of its pages is gone. The disk and the DAX device have references,
+//! until its pages are not in use any more. The disk and the DAX device have references,
 //! [`MemoryRef`].
 
 use super::{
@@ -259,10 +259,10 @@ impl MemoryRef {
     }
 
     /// Returns the physical range of the data.
-    pub fn phys(&self) -> Range<PhysAddr> {
+    pub fn physical_range(&self) -> Range<PhysAddr> {
         let start = match self {
-            Self::Pages(pages) => pages.phys(),
-            Self::WithoutPages(plain) => plain.mapping.phys(),
+            Self::Pages(pages) => pages.data_start(),
+            Self::WithoutPages(plain) => plain.mapping.data_start(),
         };
 
         start..start.saturating_add(self.size() as u64)

@@ -13,7 +13,7 @@
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.
 //! - [`pagemap_data`]: badblocks and memory failures of memory with `struct page`s.
-//! - [`access`]: what each request reads.
+//! - [`io_state`]: what each request reads.
 //! - [`pmem`]: reads and writes, badblocks and poison; shared by
 //!   - [`disk`]: the block device, and
 //!   - [`dax_device`]: the DAX device.
@@ -42,7 +42,6 @@
     clippy::unwrap_used
 )]
 
-pub mod access;
 pub mod attached_disk;
 pub mod binding;
 pub mod claim;
@@ -53,6 +52,7 @@ pub mod device_state;
 pub mod disk;
 pub mod exceptions;
 pub mod flush;
+pub mod io_state;
 pub mod memory;
 pub mod messages;
 pub mod nd_driver;

@@ -4,8 +4,8 @@
 //! the block device, and `dax_device.rs` the operations of the DAX device.
 
 use super::{
-    access::Access,
     flush::Flusher,
+    io_state::IoState,
     memory::MemoryRef,
     plain::geometry::{
         Span,
@@ -51,20 +51,20 @@ use kernel::{
 pub struct Pmem {
     /// A reference to the memory, which is not freed while it exists.
     pub memory: MemoryRef,
-    /// The properties that each request reads.
-    pub access: Access,
+    /// What each request reads.
+    pub io_state: IoState,
     /// The flushes of its region.
     pub flusher: Arc<Flusher>,
     /// The DAX device, once it was created.
     pub dax: SetOnce<Arc<dax::Handle>>,
-    messages: Pin<KBox<Messages>>,
-    /// Its lock also protects changes of `access.blocked`.
+    message_limits: Pin<KBox<MessageLimits>>,
+    /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
     held: SpinLock<Held>,
     /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
     /// work item executes it, after a flush.
     #[pin]
-    executed: WaitQueue,
+    deferred_done: WaitQueue,
 }
 
 /// What a suspension of the disk needs to know about writes.
@@ -74,28 +74,28 @@ struct Held {
     bios: BioList,
     /// The number of deferred writes that are being executed. A freeze of the queue does not wait
     /// for them, since their submission has ended.
-    executing: u32,
+    deferred: u32,
 }
 
 /// How often the messages of a device are logged. Each has a limit of its own, so that one does not
 /// suppress another.
 #[pin_data]
-struct Messages {
+struct MessageLimits {
     #[pin]
     part_of_failed_page: RateLimit,
     #[pin]
-    list_is_full: RateLimit,
+    badblocks_full: RateLimit,
     #[pin]
     still_listed: RateLimit,
     #[pin]
     read_only: RateLimit,
 }
 
-impl Messages {
+impl MessageLimits {
     fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             part_of_failed_page <- RateLimit::new(),
-            list_is_full <- RateLimit::new(),
+            badblocks_full <- RateLimit::new(),
             still_listed <- RateLimit::new(),
             read_only <- RateLimit::new(),
         })
@@ -133,34 +133,35 @@ impl Pmem {
 
         try_pin_init!(Self {
             memory,
-            access: Access::new(block_size, flush_barrier),
+            io_state: IoState::new(block_size, flush_barrier),
             flusher,
             dax: SetOnce::new(),
-            messages: KBox::pin_init(Messages::new(), GFP_KERNEL)?,
+            message_limits: KBox::pin_init(MessageLimits::new(), GFP_KERNEL)?,
             held <- new_spinlock!(Held::default(), "pmem_rs::Pmem::held"),
-            executed <- WaitQueue::new(),
+            deferred_done <- WaitQueue::new(),
         })
     }
 
     /// Holds writes from now on. Those that are being executed are not waited for.
-    pub fn hold_writes(&self) {
+    pub fn start_holding(&self) {
         let _held = self.held.lock();
 
-        self.access.set_blocked(Access::WRITES_HELD, true);
+        self.io_state.set_writes_blocked(IoState::WRITES_HELD, true);
     }
 
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
 
-        self.access.set_blocked(Access::WRITES_HELD, false);
+        self.io_state
+            .set_writes_blocked(IoState::WRITES_HELD, false);
         core::mem::take(&mut held.bios)
     }
 
     /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
-    pub fn hold(&self, bio: Bio) -> Option<Bio> {
+    pub fn hold_bio(&self, bio: Bio) -> Option<Bio> {
         let mut held = self.held.lock();
-        if !self.access.is_held() {
+        if !self.io_state.are_writes_held() {
             return Some(bio);
         }
 
@@ -173,26 +174,26 @@ impl Pmem {
     pub fn execute_deferred(&self, bio: Bio, execute: impl FnOnce(Bio)) {
         {
             let mut held = self.held.lock();
-            if self.access.is_held() {
+            if self.io_state.are_writes_held() {
                 return held.bios.push(bio);
             }
-            held.executing = held.executing.saturating_add(1);
+            held.deferred = held.deferred.saturating_add(1);
         }
 
         execute(bio);
         let mut held = self.held.lock();
-        held.executing = held.executing.saturating_sub(1);
-        if held.executing == 0 && self.access.is_held() {
+        held.deferred = held.deferred.saturating_sub(1);
+        if held.deferred == 0 && self.io_state.are_writes_held() {
             drop(held);
-            self.executed.wake_up();
+            self.deferred_done.wake_up();
         }
     }
 
     /// Waits for the deferred writes that are being executed. Writes must be held. Sleeps.
-    pub fn wait_executed(&self) {
-        let is_done = || (self.held.lock().executing == 0).then_some(());
+    pub fn wait_deferred(&self) {
+        let is_done = || (self.held.lock().deferred == 0).then_some(());
 
-        while self.executed.wait_until(MINUTE, is_done).is_none() {}
+        while self.deferred_done.wait_until(MINUTE, is_done).is_none() {}
     }
 
     /// Refuses or permits writes. Returns whether that is a change. Writes that are under way may
@@ -203,13 +204,14 @@ impl Pmem {
         if let Some(pages) = self.memory.pages() {
             pages.ops().set_read_only(read_only);
         }
-        self.access.set_blocked(Access::READ_ONLY, read_only)
+        self.io_state
+            .set_writes_blocked(IoState::READ_ONLY, read_only)
     }
 
     /// Logs that a write is refused because the region is read-only, and returns the error.
     #[cold]
     pub fn refuse_write(&self) -> Error {
-        if self.messages.read_only.permits(c"pmem_rs") {
+        if self.message_limits.read_only.permits(c"pmem_rs") {
             self.flusher.region().err(fmt!(
                 "write refused: the region is read-only. Write 0 to its attribute read_only to \
                  permit writes\n"
@@ -364,7 +366,7 @@ impl Pmem {
         if span.len != PAGE_SIZE {
             // Only a whole page can be restored in the linear mapping. Clearing the poison of the
             // whole page would change bytes that are not written here.
-            if self.messages.part_of_failed_page.permits(c"pmem_rs") {
+            if self.message_limits.part_of_failed_page.permits(c"pmem_rs") {
                 self.flusher.region().err(fmt!(
                     "write of {} bytes at sector {first} refused: their page has failed. Write all \
                      of its {PAGE_SIZE} bytes at once to clear the poison\n",
@@ -382,7 +384,7 @@ impl Pmem {
         if self.memory.badblocks().add(first, sectors).is_ok() {
             return Ok(());
         }
-        if self.messages.list_is_full.permits(c"pmem_rs") {
+        if self.message_limits.badblocks_full.permits(c"pmem_rs") {
             self.flusher.region().err(fmt!(
                 "write at sector {first} refused: its page has failed, and the list of bad blocks \
                  is full. Write to other bad blocks first, which removes them\n"
@@ -465,7 +467,7 @@ impl Pmem {
             }
         }
         if self.memory.badblocks().clear(first, sectors).is_err() {
-            if self.messages.still_listed.permits(c"pmem_rs") {
+            if self.message_limits.still_listed.permits(c"pmem_rs") {
                 self.flusher.region().warn(fmt!(
                     "what was written at sector {first} is still listed as bad. If the list of \
                      bad blocks is full, write to other bad blocks, then write this again\n"

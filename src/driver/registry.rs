@@ -30,10 +30,10 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     fn memmap_is_on_medium(&self) -> bool;
 
     /// Returns the physical range of the namespace.
-    fn phys(&self) -> Range<PhysAddr>;
+    fn namespace_range(&self) -> Range<PhysAddr>;
 
-    /// Returns whether the device is bound, or is being torn down and its range is not retired.
-    fn is_attached(&self) -> bool;
+    /// Returns whether the device is bound, or is being torn down and has not been retired.
+    fn is_bound_or_unbinding(&self) -> bool;
 
     /// Returns whether the device was unbound, and its range is still in use.
     fn is_retired(&self) -> bool;
@@ -101,11 +101,11 @@ impl Registry {
         }
     }
 
-    /// Returns a retired device whose range overlaps `phys`.
-    pub fn find_retired(&self, phys: &Range<PhysAddr>) -> Option<Arc<dyn RegisteredDevice>> {
+    /// Returns a retired device whose range overlaps `range`.
+    pub fn find_retired(&self, range: &Range<PhysAddr>) -> Option<Arc<dyn RegisteredDevice>> {
         self.iter().find(|device| {
-            let other = device.phys();
-            other.start < phys.end && phys.start < other.end && device.is_retired()
+            let other = device.namespace_range();
+            other.start < range.end && range.start < other.end && device.is_retired()
         })
     }
 

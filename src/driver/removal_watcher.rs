@@ -10,7 +10,7 @@ use crate::abstractions::nvdimm::ProviderWatcher;
 use kernel::sync::Arc;
 
 /// Begins the teardown of a device when the region or the bus above it is being unbound. The memory
-/// may be gone soon, so users are told, and are not waited for.
+/// may be removed soon, so users are notified, and are not waited for.
 ///
 /// The teardowns of all devices below begin at the same time. So unbind waits for one deadline, and
 /// not for one of each device.

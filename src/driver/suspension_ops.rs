@@ -18,7 +18,7 @@
 //! changed anything since.
 //!
 //! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
-//! of the suspension, such as one that mounts a file system. So another thread takes these steps
+//! of the suspension, such as one that mounts a file system. So another thread executes these steps
 //! ([`DeviceState::delegate`]), which is not waited for once the suspension has to end.
 //!
 //! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes
@@ -141,7 +141,7 @@ impl SuspensionOps for Arc<DeviceState> {
 
     fn has_time(&self) -> bool {
         // The value may change meanwhile.
-        self.suspension.age() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
+        self.suspension.age_ms() < u64::from(SUSPEND_LIMIT_MS.get().min(MAX_LIMIT))
     }
 
     fn is_killed(&self) -> bool {
@@ -149,7 +149,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn start_worker(&self) {
-        self.suspension.began.store(now_ms(), Relaxed);
+        self.suspension.began_at_ms.store(now_ms(), Relaxed);
         let queued = self.shared.queues.suspend.enqueue::<_, 3>(self.clone());
         if queued.is_err() {
             // Unreachable, since one suspension begins after the other.
@@ -205,7 +205,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn hold(&self, frozen: &FrozenDisk) -> HeldWrites {
-        frozen.parts.pmem.hold_writes();
+        frozen.parts.pmem.start_holding();
         HeldWrites(frozen.parts.pmem.clone())
     }
 
@@ -245,7 +245,7 @@ impl SuspensionOps for Arc<DeviceState> {
     }
 
     fn report(&self, cause: Cause, was_suspended: bool) {
-        let age = self.suspension.age();
+        let age = self.suspension.age_ms();
 
         match (cause, was_suspended) {
             (Cause::Limit, true) => pr_warn!(
@@ -271,12 +271,12 @@ impl SuspensionOps for Arc<DeviceState> {
 }
 
 impl DeviceState {
-    /// Takes a step of a suspension, and reports how long it took.
+    /// Executes a step of a suspension, and reports how long it took.
     fn suspension_step<R>(&self, step: &CStr, f: impl FnOnce() -> R) -> R {
         let began = Stopwatch::start();
         let result = f();
 
-        let age = self.suspension.age().saturating_mul(1000);
+        let age = self.suspension.age_ms().saturating_mul(1000);
         tracepoint::step(&self.name, step, began.micros(), age);
         result
     }
@@ -291,7 +291,7 @@ impl DeviceState {
             pending.wanted = Some((step, parts.clone()));
             pending.number
         };
-        // Work that is queued already has not taken the step yet.
+        // Work that is queued already finds this step.
         let _ = self.shared.queues.suspend.enqueue::<_, 4>(self.clone());
 
         loop {
@@ -359,11 +359,11 @@ impl DeviceState {
         self.wait_for_pins(unmapper)
     }
 
-    /// Waits for the writes that are being executed, and makes them durable. Then looks for users
-    /// that have come since the file systems were frozen.
+    /// Waits for the writes that are being executed, and makes them durable. Fails if there
+    /// is a keeper by now, or a file system that is not frozen.
     fn settle_writes(&self, parts: &StepParts) -> Result {
         parts.freezer.drain();
-        parts.pmem.wait_executed();
+        parts.pmem.wait_deferred();
         self.flush();
 
         self.expect_no_keeper(&parts.freezer)?;

@@ -45,11 +45,11 @@ pub struct StepParts {
 pub enum SuspensionStep {
     /// Unmaps all files, and waits for pins.
     Unmap,
-    /// Waits for the writes that are being executed, and looks for new users.
+    /// Waits for the writes that are being executed, and checks that there are no new users.
     Settle,
 }
 
-/// The step that another thread takes, so that the limit ends a suspension while it hangs.
+/// The step that another thread executes, so that the limit ends a suspension while it hangs.
 #[derive(Default)]
 pub struct PendingStep {
     /// The number of the last step.
@@ -71,7 +71,7 @@ pub struct SuspensionState {
     #[pin]
     pub(super) changed: WaitQueue,
     /// When the last suspension has begun, in milliseconds of the monotonic clock.
-    pub(super) began: Atomic<u64>,
+    pub(super) began_at_ms: Atomic<u64>,
 }
 
 impl SuspensionState {
@@ -81,7 +81,7 @@ impl SuspensionState {
             phase <- new_mutex!(Suspension::default(), "pmem_rs::SuspensionState::phase"),
             step <- new_mutex!(PendingStep::default(), "pmem_rs::SuspensionState::step"),
             changed <- WaitQueue::new(),
-            began: Atomic::new(0),
+            began_at_ms: Atomic::new(0),
         })
     }
 
@@ -90,8 +90,8 @@ impl SuspensionState {
         self.phase.lock().phase != Phase::Live
     }
 
-    /// Returns the time since the last suspension has begun, in milliseconds.
-    pub fn age(&self) -> u64 {
-        now_ms().saturating_sub(self.began.load(Relaxed))
+    /// Returns the milliseconds since the last suspension has begun.
+    pub fn age_ms(&self) -> u64 {
+        now_ms().saturating_sub(self.began_at_ms.load(Relaxed))
     }
 }

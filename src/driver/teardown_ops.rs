@@ -111,7 +111,7 @@ impl TeardownOps for Arc<DeviceState> {
                 self.unbind_killed.populate(());
             }
 
-            let intervals = self.age() / MESSAGE_INTERVAL;
+            let intervals = self.teardown_micros() / MESSAGE_INTERVAL;
             if intervals > messages {
                 messages = intervals;
                 pr_warn!("still waiting to unbind {}\n", self.describe());
@@ -121,12 +121,12 @@ impl TeardownOps for Arc<DeviceState> {
 
     fn announce(&self, is_waited_for: bool) {
         suspension::disable(self);
-        self.announced.populate(Stopwatch::start());
+        self.announced_at.populate(Stopwatch::start());
         self.flusher
             .region()
             .notify_attribute(c"pmem_rs", nvdimm::STATE_FILE);
-        self.send_leaving_event(is_waited_for);
-        // The holders may still read and write while they are told.
+        self.send_leaving_uevent(is_waited_for);
+        // The holders may still read and write in their callbacks.
         if let Some(leases) = &self.leases {
             leases.revoke();
         }
@@ -135,13 +135,13 @@ impl TeardownOps for Arc<DeviceState> {
     fn should_wait(&self, parts: &Parts) -> bool {
         // The value may change while an unbind waits.
         let limit = u64::from(REVOKE_NOTICE_MS.get()).saturating_mul(1000);
-        let waited = self.announced.as_ref().map_or(0, Stopwatch::micros);
+        let waited = self.announced_at.as_ref().map_or(0, Stopwatch::micros);
 
         waited < limit && parts.disk.is_open() && !fatal_signal_pending()
     }
 
     fn start_worker(&self) {
-        self.began.populate(Stopwatch::start());
+        self.began_at.populate(Stopwatch::start());
         let queued = self.shared.queues.teardown.enqueue::<_, 0>(self.clone());
         if queued.is_err() {
             // Unreachable, since the teardown begins once.
@@ -163,7 +163,7 @@ impl TeardownOps for Arc<DeviceState> {
         // 0 means without a limit. The value may change while an unbind waits.
         let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
 
-        fatal_signal_pending() || (limit != 0 && (has_keeper || self.time_for_users() >= limit))
+        fatal_signal_pending() || (limit != 0 && (has_keeper || self.micros_for_users() >= limit))
     }
 
     fn try_get_module(&self) -> Option<ModuleRef> {
@@ -222,14 +222,14 @@ impl TeardownOps for Arc<DeviceState> {
             nr_pages: pages,
             ..
         } = self.progress.lock().walked;
-        tracepoint::revoked(&self.name, inodes, pages, self.age());
+        tracepoint::revoked(&self.name, inodes, pages, self.teardown_micros());
         if inodes != 0 {
             pr_info!(
                 "{}: revoked: {} inodes, {} pages, {} us\n",
                 *self.name,
                 inodes,
                 pages,
-                self.age()
+                self.teardown_micros()
             );
         }
     }
@@ -272,7 +272,7 @@ impl TeardownOps for Arc<DeviceState> {
                 c"page_cache"
             }
         };
-        tracepoint::wait(&self.name, name, began.micros(), self.age());
+        tracepoint::wait(&self.name, name, began.micros(), self.teardown_micros());
     }
 
     fn free(&self, draining: Draining, _disk: RemovedDisk) {
@@ -292,7 +292,7 @@ impl TeardownOps for Arc<DeviceState> {
         });
         // This event comes before unbind returns.
         let retired = self.with(|teardown| teardown.is_retired());
-        tracepoint::free(&self.name, retired, self.age());
+        tracepoint::free(&self.name, retired, self.teardown_micros());
     }
 }
 
@@ -308,7 +308,7 @@ impl DeviceState {
             while !leases.wait_returned(POLL_INTERVAL) {
                 // 0 means without a limit. The value may change.
                 let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
-                let is_over = limit != 0 && self.time_for_users() >= limit;
+                let is_over = limit != 0 && self.micros_for_users() >= limit;
                 if self.unbind_killed.as_ref().is_some() || is_over {
                     if let Some(holders) = leases.holders() {
                         pr_warn!(
@@ -324,7 +324,8 @@ impl DeviceState {
         });
     }
 
-    /// Takes a step of the teardown, which messages name meanwhile, and reports how long it took.
+    /// Executes a step of the teardown, which messages name meanwhile, and reports how long it
+    /// took.
     fn step<R>(&self, step: TeardownStep, f: impl FnOnce() -> R) -> R {
         self.progress.lock().step = Some(step);
         self.traced(step.name(), f)
@@ -335,7 +336,7 @@ impl DeviceState {
         let began = Stopwatch::start();
         let result = f();
 
-        tracepoint::step(&self.name, name, began.micros(), self.age());
+        tracepoint::step(&self.name, name, began.micros(), self.teardown_micros());
         result
     }
 

@@ -152,7 +152,7 @@ impl Badblocks {
     /// must be one of sectors of 512 bytes.
     ///
     /// Takes a few instructions, and knows sectors before the first bad one and after the last. If
-    /// it returns false, [`Self::check`] tells whether there is a bad sector, and makes this
+    /// it returns false, [`Self::check`] finds out whether there is a bad sector, and makes this
     /// function work again after a change of the list.
     #[inline(always)]
     pub fn is_known_good(&self, offset: u64, len: u64) -> bool {
@@ -503,7 +503,7 @@ mod tests {
         Ok(())
     }
 
-    /// As C code does, without the index being told.
+    /// As C code does, without changing the index.
     fn set_behind(list: &Badblocks, first: u64, sectors: u64) {
         // SAFETY: The list is initialised.
         let all = unsafe { bindings::badblocks_set(list.inner.get(), first, sectors, 1) };

@@ -2,8 +2,9 @@
 
 //! Leases: another module holds a range of a DAX disk for long, at one contiguous kernel address.
 //!
-//! The holder is told before the device goes ([`Leases::revoke`]) and of memory that fails, and
-//! gives the lease back. The API for it is in C; `rust-bindings/pmem_rs_lease.h` documents it.
+//! The holder is notified before the device is unbound ([`Leases::revoke`]) and of memory that
+//! fails, and gives the lease back. The API for it is in C; `rust-bindings/pmem_rs_lease.h`
+//! documents it.
 //!
 //! - A lease claims its block device, with holder operations of its own.
 //! - Each pgmap has a list of its leases, [`Leases`]. A lease of a device-mapper device may be in
@@ -37,8 +38,8 @@ mod pieces;
 
 pub(in crate::abstractions) use crate::abstractions::kernel::lease::leases::LeasedMemory;
 pub use crate::abstractions::kernel::lease::leases::{
-    Holders,
     InstalledTable,
+    LeaseHolders,
     Leases,
     Pause,
     Table, //

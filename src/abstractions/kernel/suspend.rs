@@ -128,7 +128,7 @@ impl<T: SleepGuard> PmNotifier<T> {
         };
         match result {
             Ok(()) => bindings::NOTIFY_OK as c_int,
-            // `notifier_from_errno()`: the other notifiers are told that the sleep is over.
+            // `notifier_from_errno()`: the other notifiers are notified that the sleep is over.
             Err(err) => {
                 let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
                 bindings::NOTIFY_STOP_MASK as c_int | errno

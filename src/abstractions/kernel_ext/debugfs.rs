@@ -3,7 +3,7 @@
 //! Files in debugfs that keep their module loaded.
 //!
 //! Not [`kernel::debugfs`]: its file operations have no owner, so a module can be unloaded while a
-//! file is open. Closing the file then calls an operation that is gone (`full_proxy_release()` in
+//! file is open. Closing the file then calls an operation that was freed (`full_proxy_release()` in
 //! `fs/debugfs/file.c`).
 //!
 //! As everywhere in debugfs, a file that cannot be created is missing without an error. So only

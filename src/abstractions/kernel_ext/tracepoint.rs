@@ -127,7 +127,7 @@ tracepoints! {
     /// A probe of a device has ended. `mode` is what the device is bound as; empty after an error.
     fn bind(dev: &CStr, mode: &CStr, start: u64, len: u64, result: Result);
 
-    /// User space is told that a device is going to be torn down.
+    /// User space is notified that a device is going to be torn down.
     fn leaving(dev: &CStr, notice_ms: u64, timeout_ms: u64);
 
     /// A step of the teardown of a device has ended. `age_us` is the time since the teardown began.

@@ -98,8 +98,8 @@ impl EnabledNamespace<'_> {
         };
 
         let cleared = memmap.start.saturating_add(START)..memmap.end;
-        let first = sector_of(START);
-        match region.first_bad(first, sector_of(end).saturating_sub(first)) {
+        let first_sector = sector_of(START);
+        match region.first_bad(first_sector, sector_of(end).saturating_sub(first_sector)) {
             Some(address) if cleared.contains(&address) => Err(SetupError::BadMemmap),
             Some(address) => Err(SetupError::BadOutside(address)),
             None => Ok(this),
@@ -126,12 +126,12 @@ impl EnabledNamespace<'_> {
     fn zero_bad_blocks(&self, bad: &Badblocks, offsets: Range<u64>) -> Result {
         const BLOCK: u64 = INFO_BLOCK_SIZE as u64;
         let mut zeroes = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
-        let end = sector_of(offsets.end);
-        let mut next = sector_of(offsets.start);
+        let end_sector = sector_of(offsets.end);
+        let mut next_sector = sector_of(offsets.start);
 
-        while let Some(run) = bad.check(next, end.saturating_sub(next)) {
-            let first = run.first.max(next);
-            let block = first.saturating_mul(u64::from(SECTOR_SIZE)) / BLOCK;
+        while let Some(run) = bad.check(next_sector, end_sector.saturating_sub(next_sector)) {
+            let first_sector = run.first.max(next_sector);
+            let block = first_sector.saturating_mul(u64::from(SECTOR_SIZE)) / BLOCK;
             let start = block.saturating_mul(BLOCK);
             let len = offsets.end.saturating_sub(start).min(BLOCK);
 
@@ -145,7 +145,7 @@ impl EnabledNamespace<'_> {
             if self.is_bad(start, len) {
                 return Err(EIO);
             }
-            next = sector_of(start.saturating_add(BLOCK));
+            next_sector = sector_of(start.saturating_add(BLOCK));
         }
         Ok(())
     }

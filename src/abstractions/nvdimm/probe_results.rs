@@ -443,8 +443,8 @@ mod tests {
     const DELETED: bindings::bus_notifier_event =
         bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE;
 
-    /// Calls `f` with a namespace that was refused, and a function that tells whether its range is
-    /// free. The driver of the namespace is another one.
+    /// Calls `f` with a namespace that was refused, and a function that returns whether its range
+    /// is free. The driver of the namespace is another one.
     fn with_refused(f: impl FnOnce(&ProbeResults, &Device<Core<'_>>, &dyn Fn() -> bool)) -> Result {
         let mut driver = KBox::new(bindings::device_driver::default(), GFP_KERNEL)?;
         driver.name = c"other".as_char_ptr();

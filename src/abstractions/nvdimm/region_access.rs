@@ -86,7 +86,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// The functions that send events need a device that is not being deleted, which a reference does
+/// The functions that send uevents need a device that is not being deleted, which a reference does
 /// not prove. So they are private:
 ///
 /// ```compile_fail,E0603
@@ -198,7 +198,7 @@ impl RegionAccess {
         let _ = self.with_device(|dev| dev.pr_info(message));
     }
 
-    /// Sends a change event of the device with one or more variables `NAME=value`. May sleep.
+    /// Sends a `change` uevent of the device with one or more variables `NAME=value`. May sleep.
     ///
     /// # Errors
     ///
@@ -257,17 +257,17 @@ impl RegionAccess {
     /// - [`ENXIO`] if the device was unbound.
     /// - [`EINVAL`] if the range is not all in the namespace.
     pub fn clear_poison(&self, data: &DataRange<'_>) -> Result<usize> {
-        let phys = data.phys();
-        if phys.start < self.range.start || phys.end > self.range.end {
+        let range = data.physical_range();
+        if range.start < self.range.start || range.end > self.range.end {
             return Err(EINVAL);
         }
-        let len = phys.end.checked_sub(phys.start).ok_or(EINVAL)?;
+        let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
         let len = c_uint::try_from(len).map_err(|_| EINVAL)?;
 
         let cleared = self.with_bound_region(|dev, _| {
             // SAFETY: The device is on the nd bus, whose provider exists for as long as a region is
             // bound. What is overwritten is data, by the type invariant of `DataRange`.
-            Ok(unsafe { bindings::nvdimm_clear_poison(dev, phys.start, len) })
+            Ok(unsafe { bindings::nvdimm_clear_poison(dev, range.start, len) })
         })?;
 
         usize::try_from(cleared).map_err(|_| {
@@ -322,9 +322,9 @@ mod tests {
         )
     }
 
-    fn data(phys: PhysAddr, len: usize) -> DataRange<'static> {
+    fn data(start: PhysAddr, len: usize) -> DataRange<'static> {
         // SAFETY: Nothing is mapped, and no poison is cleared: the device is on no bus.
-        unsafe { DataRange::from_raw(phys..phys + len as u64) }
+        unsafe { DataRange::from_raw(start..start + len as u64) }
     }
 
     #[test]
@@ -337,9 +337,9 @@ mod tests {
         assert!(access.flush() == Err(ENXIO));
         assert!(access.notify_change([c"A=b"]) == Err(ENXIO));
         access.err(fmt!("never logged\n"));
-        for phys in [0x10000, 0x20000 - 512] {
+        for start in [0x10000, 0x20000 - 512] {
             assert!(access
-                .clear_poison(&data(phys, 512))
+                .clear_poison(&data(start, 512))
                 .is_err_and(|err| err == ENXIO));
         }
         Ok(())
@@ -351,7 +351,7 @@ mod tests {
         let access = access(&faux)?;
 
         // These fail before they use the device, which is not on the nd bus.
-        for (phys, len) in [
+        for (start, len) in [
             (0, 512),
             (0x10000 - 1, 512),
             (0x20000 - 511, 512),
@@ -361,7 +361,7 @@ mod tests {
             (0x10000, usize::MAX >> 1),
         ] {
             assert!(access
-                .clear_poison(&data(phys, len))
+                .clear_poison(&data(start, len))
                 .is_err_and(|err| err == EINVAL));
         }
         Ok(())

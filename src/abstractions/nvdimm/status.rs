@@ -30,7 +30,7 @@ pub trait StateAttribute: Send + Sync {
     }
 }
 
-/// The name of the file. Programs may poll it, if the driver tells them of changes
+/// The name of the file. Programs may poll it, if the driver notifies them of changes
 /// ([`RegionAccess::notify_attribute`]).
 ///
 /// [`RegionAccess::notify_attribute`]: super::RegionAccess::notify_attribute

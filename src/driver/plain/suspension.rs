@@ -260,7 +260,7 @@ pub fn resume<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
             return Some(match suspension.ended(number).map(|ended| ended.result) {
                 // It had not been suspended yet, and is not going to be.
                 Some(Err(Failure::Ended(Cause::Resumed))) => Ok(()),
-                // It was not suspended, which the other thread is told.
+                // It was not suspended. The other thread returns why.
                 Some(Err(Failure::Failed(_))) => Err(Failure::Live),
                 Some(result) => result,
                 None => Err(Failure::Thawed),

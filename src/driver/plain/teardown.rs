@@ -48,8 +48,8 @@ pub enum User {
 pub enum State<E: TeardownOps> {
     /// The device is bound. [`announce`] ends this state.
     Bound(E::Parts),
-    /// The device is bound and in use as before, and user space was or is being told that it is
-    /// going to be torn down. [`begin`] ends this state.
+    /// The device is bound and in use as before, and user space was or is being notified that it
+    /// is going to be torn down. [`begin`] ends this state.
     Leaving {
         /// The parts, which are in use as before.
         parts: E::Parts,
@@ -88,7 +88,7 @@ pub struct Teardown<E: TeardownOps> {
 
 impl<E: TeardownOps> Teardown<E> {
     /// Creates the data of a device that is not bound yet.
-    pub const fn unbound() -> Self {
+    pub const fn detached() -> Self {
         Self {
             state: State::Detached,
             dax: None,

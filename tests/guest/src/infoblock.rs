@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Metadata on the media: the info block at the start of a namespace, which describes its layout,
+//! Metadata on the medium: the info block at the start of a namespace, which describes its layout,
 //! and the label of the namespace in the label area of its NVDIMM.
 //!
 //! C: `struct nd_pfn_sb` in `drivers/nvdimm/pfn.h`, `struct btt_sb` in `drivers/nvdimm/btt.h` (both
@@ -35,7 +35,7 @@ pub enum Field {
     DataOffset,
     /// The number of pages of the data.
     Pages,
-    /// Where the struct pages are: in RAM or on the media.
+    /// Where the struct pages are: in RAM or on the medium.
     Mode,
     /// How many bytes at the start are unused.
     StartPad,

@@ -16,7 +16,7 @@ pub enum Mode {
     Raw,
     /// A disk whose file systems support DAX, with struct pages in RAM.
     FsdaxMem,
-    /// A disk whose file systems support DAX, with struct pages on the media.
+    /// A disk whose file systems support DAX, with struct pages on the medium.
     FsdaxDev,
     /// A disk with atomic sectors (btt).
     Sector,

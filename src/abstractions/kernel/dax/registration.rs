@@ -373,7 +373,7 @@ mod tests {
 
     /// Notifies the holder of a device, which must have none, of a failure of the first page.
     fn notify_failure(handle: &Handle, memory: &PagemapInner<Silent>) -> Result {
-        let data = (memory.phys(), memory.size());
+        let data = (memory.data_start(), memory.size());
         // SAFETY: The pgmap stays during the call. Nothing uses the memory, so it may have failed.
         let failure = unsafe {
             Failure::new(

@@ -20,8 +20,8 @@ use kernel::{
 /// The holder operations of leases.
 ///
 /// There is none: when the disk is removed or frozen, the block layer then syncs its page cache, as
-/// for a holder without operations. That the claim has operations at all tells it from one of
-/// device-mapper, whose holder cannot be told ([`DiskState::has_keeper`]).
+/// for a holder without operations. That the claim has operations at all distinguishes it from
+/// one of device-mapper, whose holder cannot be notified ([`DiskState::has_keeper`]).
 ///
 /// [`DiskState::has_keeper`]: crate::abstractions::kernel::block::gendisk
 static HOLDER_OPS: bindings::blk_holder_ops = bindings::blk_holder_ops {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the holder of a lease has to be told, and which thread tells it.
+//! The calls that the holder of a lease has to get, and which thread makes them.
 //!
 //! Callbacks are called by one thread at a time. Once a lease was given back, no callback begins.
 //! The thread that gives it back waits for the callback that runs, unless it is in it.
 //!
 //! This is plain Rust, to be used under a lock. `tests/host` has a model of it for loom.
 
-/// How many ranges that have failed are kept apart until the holder is told.
+/// How many ranges that have failed are kept apart until the holder is notified.
 const RANGES: usize = 4;
 
 /// A call to the holder.
@@ -24,15 +24,15 @@ pub(super) enum Call {
     },
 }
 
-/// Whether the holder was told that the device goes.
+/// Whether the holder was notified that the device is going to be unbound.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Revoke {
     No,
-    ToBeTold,
-    Told,
+    Pending,
+    Delivered,
 }
 
-/// What a holder has to be told. `T` names threads.
+/// The calls that a holder has to get. `T` names threads.
 pub(super) struct Handover<T> {
     revoke: Revoke,
     /// The ranges that have failed, as first byte and length. Those that are used come first.
@@ -60,7 +60,7 @@ impl<T: Copy + PartialEq> Handover<T> {
     /// Permits calls. Returns whether there is one to be made.
     pub(super) fn open(&mut self) -> bool {
         self.open = true;
-        self.revoke == Revoke::ToBeTold || self.used != 0
+        self.revoke == Revoke::Pending || self.used != 0
     }
 
     /// Requests the call that the device is going to be unbound. Returns whether that is a new
@@ -69,7 +69,7 @@ impl<T: Copy + PartialEq> Handover<T> {
         if self.given_back || self.revoke != Revoke::No {
             return false;
         }
-        self.revoke = Revoke::ToBeTold;
+        self.revoke = Revoke::Pending;
         true
     }
 
@@ -114,8 +114,8 @@ impl<T: Copy + PartialEq> Handover<T> {
     }
 
     fn next(&mut self) -> Option<Call> {
-        if self.revoke == Revoke::ToBeTold {
-            self.revoke = Revoke::Told;
+        if self.revoke == Revoke::Pending {
+            self.revoke = Revoke::Delivered;
             return Some(Call::Revoke);
         }
 

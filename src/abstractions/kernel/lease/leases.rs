@@ -59,8 +59,8 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 
 /// A lease in the list of a pgmap.
 pub(super) trait ListedLease: Send + Sync {
-    /// Queues the callback that tells the holder that the device is going to be unbound. Does not
-    /// wait for it.
+    /// Queues the callback that notifies the holder that the device is going to be unbound. Does
+    /// not wait for it.
     fn revoke(self: Arc<Self>);
 
     /// Reports a memory failure to the holder. The `len` bytes from `offset` bytes into the data of
@@ -84,7 +84,7 @@ pub(super) type ModuleName = [c_char; 64];
 
 /// The holders of leases, for messages. Displayed as `the module …`.
 #[derive(Clone, Copy)]
-pub struct Holders {
+pub struct LeaseHolders {
     module: ModuleName,
     /// A callback of it runs.
     is_in_callback: bool,
@@ -92,7 +92,7 @@ pub struct Holders {
     others: usize,
 }
 
-impl fmt::Display for Holders {
+impl fmt::Display for LeaseHolders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let module = CStr::from_bytes_until_nul(&self.module).unwrap_or(c"?");
 
@@ -124,11 +124,11 @@ impl Drop for Pause {
 ///
 /// ```no_run
 /// use pmem_rs::abstractions::kernel::fs::dax::Pagemap;
-/// use pmem_rs::abstractions::kernel::lease::Holders;
+/// use pmem_rs::abstractions::kernel::lease::LeaseHolders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Tells the holders of leases, and waits for a second. Returns those with one.
-/// fn tell<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<Holders> {
+/// /// Notifies the holders of leases, and waits for a second. Returns those with one.
+/// fn revoke<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
 ///     pages.leases().revoke();
 ///     pages.leases().wait_returned(1000);
 ///     pages.leases().holders()
@@ -233,22 +233,22 @@ impl Leases {
     }
 
     /// Returns the holders of leases, or [`None`] if there are none. May sleep.
-    pub fn holders(&self) -> Option<Holders> {
+    pub fn holders(&self) -> Option<LeaseHolders> {
         let state = self.state.lock();
         let mut leases = state.held.values();
 
         let first = leases.next()?;
-        Some(Holders {
+        Some(LeaseHolders {
             module: first.owner(),
             is_in_callback: first.is_in_callback(),
-            // `count()` could overflow, as far as the compiler can tell.
+            // The compiler cannot prove that `count()` does not overflow.
             others: leases.fold(0, |others: usize, _| others.saturating_add(1)),
         })
     }
 
     /// Accepts no lease ([`EBUSY`]) until the result, and any other one, is dropped. May sleep.
     /// Fails with the holders if there are any.
-    pub fn pause(self: &Arc<Self>) -> Result<Pause, Holders> {
+    pub fn pause(self: &Arc<Self>) -> Result<Pause, LeaseHolders> {
         {
             let mut state = self.state.lock();
             state.pauses = state.pauses.saturating_add(1);
@@ -261,18 +261,18 @@ impl Leases {
         }
     }
 
-    /// Has the holders told that the `len` bytes from `offset` bytes into the data on have failed.
-    /// May sleep. Returns whether any is going to be told.
+    /// Queues callbacks for the failure of the `len` bytes from `offset` bytes into the data on.
+    /// May sleep. Returns whether there is one.
     pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
         let state = self.state.lock();
-        let mut told = false;
+        let mut any = false;
 
         for lease in state.held.values() {
             // SAFETY: By the type invariant the pieces stay while the lease is in the list, whose
             // lock is held.
-            told |= unsafe { lease.clone().fail(self, offset, len) };
+            any |= unsafe { lease.clone().fail(self, offset, len) };
         }
-        told
+        any
     }
 
     /// Returns the memory and the offset in it of a kernel address, if it is one of this memory.
@@ -462,7 +462,7 @@ impl Table {
     }
 
     /// Returns the holders of leases of one memory, if there are any.
-    fn holders(&self) -> Option<Holders> {
+    fn holders(&self) -> Option<LeaseHolders> {
         self.lists
             .lock()
             .values()

@@ -147,7 +147,7 @@ impl PagemapConfig {
 
     /// Says that the `struct page`s are in the range, where a test has no memory for them.
     #[cfg(CONFIG_KUNIT = "y")]
-    pub(in crate::abstractions) fn treated_as_on_media(mut self) -> Self {
+    pub(in crate::abstractions) fn treated_as_on_medium(mut self) -> Self {
         self.memmap_is_on_medium = true;
         self
     }

@@ -20,7 +20,7 @@ use kernel::io::PhysAddr;
 ///
 /// The bytes are part of the data of a mapping that lives for `'a`.
 pub struct DataRange<'a> {
-    phys: Range<PhysAddr>,
+    range: Range<PhysAddr>,
     _mapping: PhantomData<&'a ()>,
 }
 
@@ -52,17 +52,17 @@ impl<'a> DataRange<'a> {
     /// # Safety
     ///
     /// The bytes must be part of the data of a mapping that lives for `'a`.
-    pub(in crate::abstractions) unsafe fn from_raw(phys: Range<PhysAddr>) -> Self {
+    pub(in crate::abstractions) unsafe fn from_raw(range: Range<PhysAddr>) -> Self {
         // INVARIANT: By the safety requirements.
         Self {
-            phys,
+            range,
             _mapping: PhantomData,
         }
     }
 
     /// Returns the physical addresses.
-    pub fn phys(&self) -> &Range<PhysAddr> {
-        &self.phys
+    pub fn physical_range(&self) -> &Range<PhysAddr> {
+        &self.range
     }
 }
 
@@ -71,6 +71,6 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// all in the data.
     pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
         // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
-        unsafe { DataRange::new(self.phys(), self.size(), offset, len) }
+        unsafe { DataRange::new(self.data_start(), self.size(), offset, len) }
     }
 }

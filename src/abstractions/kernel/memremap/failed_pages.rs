@@ -390,8 +390,8 @@ impl FailedPages {
     /// Handles a failure of whole pages from frame `pfn` on, for `memory_failure()`. Sleeps. Fails
     /// as [`PagemapOperations::memory_failure`], and with [`ENOSPC`] if the pages cannot be listed.
     ///
-    /// `tell` has other users in the kernel told, and returns whether there are any. They handle
-    /// the failure of a page that is associated with no file.
+    /// `notify_others` notifies other users in the kernel, and returns whether there are any. They
+    /// handle the failure of a page that is associated with no file.
     ///
     /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
     /// stay in the linear mapping, because only handlers of machine checks take them out.
@@ -406,10 +406,10 @@ impl FailedPages {
         ops: &T,
         pfn: c_ulong,
         failure: &Failure<'_>,
-        tell: impl FnOnce() -> bool,
+        notify_others: impl FnOnce() -> bool,
     ) -> Result {
         if failure.is_simulated() {
-            tell();
+            notify_others();
             return ops.memory_failure(failure);
         }
         let (offset, len) = (failure.offset(), failure.len());
@@ -422,16 +422,16 @@ impl FailedPages {
         let is_listed = was_listed || self.add(has_failed, pages.clone()).is_ok();
 
         let mut result = ops.memory_failure(failure);
-        let is_told = tell();
+        let is_notified = notify_others();
         // A file system on another partition says that the page is not in it.
-        if is_told && result == Err(ENXIO) {
+        if is_notified && result == Err(ENXIO) {
             result = Err(EOPNOTSUPP);
         }
         // The memory management kills the users of a page that is associated with a file, and fails
         // otherwise (`mf_generic_kill_procs()`).
         // SAFETY: By the safety requirements.
         if result == Err(EOPNOTSUPP) && !unsafe { FolioUse::of(pfn) }.has_mapping() {
-            result = if is_told { Ok(()) } else { Err(EBUSY) };
+            result = if is_notified { Ok(()) } else { Err(EBUSY) };
         }
 
         if result.is_ok() || result == Err(EOPNOTSUPP) {

@@ -49,8 +49,8 @@ pub struct Failure<'a> {
 
 impl<'a> Failure<'a> {
     /// Makes the failure of the `nr_pages` pages from frame `pfn` on, as far as they are in the
-    /// data: the `data_len` bytes from the physical address `phys` on. Returns [`None`] if the
-    /// first one is not.
+    /// data: the `data_len` bytes from the physical address `data_start` on. Returns [`None`] if
+    /// the first one is not.
     ///
     /// # Safety
     ///
@@ -58,12 +58,12 @@ impl<'a> Failure<'a> {
     /// have passed `flags`.
     pub(in crate::abstractions) unsafe fn new(
         pgmap: &'a Opaque<bindings::dev_pagemap>,
-        (phys, data_len): (PhysAddr, usize),
+        (data_start, data_len): (PhysAddr, usize),
         pfn: c_ulong,
         nr_pages: c_ulong,
         flags: c_int,
     ) -> Option<Self> {
-        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(phys)?;
+        let offset = ((pfn as u64) << PAGE_SHIFT).checked_sub(data_start)?;
         let rest = (data_len as u64).checked_sub(offset)?;
         let len = (nr_pages as u64).saturating_mul(PAGE_SIZE as u64).min(rest);
 

@@ -43,10 +43,10 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `memremap` mapped the `len` bytes from `phys` on, which are in `reservation`, at `addr`.
+/// `memremap` mapped the `len` bytes from `data_start` on, which are in `reservation`, at `addr`.
 pub struct Memremap {
     addr: NonNull<u8>,
-    phys: PhysAddr,
+    data_start: PhysAddr,
     len: usize,
     // Dropped after the mapping.
     reservation: MemRegion,
@@ -80,22 +80,22 @@ impl Memremap {
         // INVARIANT: `memremap` has succeeded.
         Ok(Self {
             addr: NonNull::new(addr.cast()).ok_or(ENXIO)?,
-            phys: range.start,
+            data_start: range.start,
             len,
             reservation,
         })
     }
 
     /// Returns the physical address of the memory.
-    pub fn phys(&self) -> PhysAddr {
-        self.phys
+    pub fn data_start(&self) -> PhysAddr {
+        self.data_start
     }
 
     /// Returns the physical range of the `len` bytes from `offset` on, or [`None`] if they are not
     /// all in the memory.
     pub fn data_range(&self, offset: usize, len: usize) -> Option<DataRange<'_>> {
         // SAFETY: By the type invariant the data are mapped for as long as `self` lives.
-        unsafe { DataRange::new(self.phys, self.len, offset, len) }
+        unsafe { DataRange::new(self.data_start, self.len, offset, len) }
     }
 
     /// Returns all of the memory.

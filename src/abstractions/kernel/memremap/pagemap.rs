@@ -98,7 +98,7 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// # Invariants
 ///
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
-/// `phys` in physical memory, and has `struct page`s. `page_states` are its whole pages if it
+/// `data_start` in physical memory, and has `struct page`s. `page_states` are its whole pages if it
 /// starts at a page boundary, and none otherwise. Pages whose frame numbers were returned are
 /// recorded in `page_states`. `has_failed` is set before the first page of the data is taken out of
 /// the mapping.
@@ -114,7 +114,7 @@ pub struct PagemapInner<T: PagemapOperations> {
     pub(in crate::abstractions) page_states: Pages,
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
-    phys: PhysAddr,
+    data_start: PhysAddr,
     #[pin]
     pub(super) failed: FailedPages,
     memmap_is_on_medium: bool,
@@ -161,14 +161,15 @@ impl<T: PagemapOperations> PagemapInner<T> {
             return Err(EINVAL);
         }
         // No overflow: the offset is less than the length of a range that does not wrap.
-        let phys = start.wrapping_add(data_offset);
+        let data_start = start.wrapping_add(data_offset);
         let data_len = usize::try_from(len.wrapping_sub(data_offset))?;
         let data_offset = usize::try_from(data_offset)?;
-        let frames = (phys >> PAGE_SHIFT)..(phys.saturating_add(data_len as u64) >> PAGE_SHIFT);
+        let frames =
+            (data_start >> PAGE_SHIFT)..(data_start.saturating_add(data_len as u64) >> PAGE_SHIFT);
         let all_frames = (start >> PAGE_SHIFT)..(start.saturating_add(len) >> PAGE_SHIFT);
         let exposure = Exposure::new(&frames, node)?;
         let first_pfn = usize::try_from(frames.start)?;
-        let nr_pages = if phys % (PAGE_SIZE as u64) == 0 {
+        let nr_pages = if data_start % (PAGE_SIZE as u64) == 0 {
             data_len >> PAGE_SHIFT
         } else {
             0
@@ -176,7 +177,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
         Ok(try_pin_init!(&this in Self {
             pgmap: Opaque::new(pgmap),
-            phys,
+            data_start,
             len: data_len,
             has_failed: HasFailed::new(),
             failed <- FailedPages::new(all_frames, frames.start),
@@ -297,8 +298,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Returns the physical address of the data.
-    pub fn phys(&self) -> PhysAddr {
-        self.phys
+    pub fn data_start(&self) -> PhysAddr {
+        self.data_start
     }
 
     /// Returns the page frames of the data.
@@ -306,7 +307,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.page_states.frames()
     }
 
-    /// Returns whether the `struct page`s are on the media, so that both are removed together.
+    /// Returns whether the `struct page`s are on the medium, so that both are removed together.
     pub fn memmap_is_on_medium(&self) -> bool {
         self.memmap_is_on_medium
     }
@@ -409,7 +410,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // has not returned yet.
         let inner = unsafe { &*container_of!(Opaque::cast_from(pgmap), Self, pgmap) };
 
-        let data = (inner.phys, inner.len);
+        let data = (inner.data_start, inner.len);
         // SAFETY: By the safety requirements.
         let failure = unsafe { Failure::new(&inner.pgmap, data, pfn, nr_pages, flags) };
         // `PagemapOperations` only knows the data. The memory management handles the rest.
@@ -420,8 +421,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // SAFETY: The page frame is the one that the failure was made of.
         let result = unsafe {
             let (failed, has_failed) = (&inner.failed, &inner.has_failed);
-            let tell = || inner.leases.fail(failure.offset(), failure.len());
-            failed.handle(has_failed, &inner.ops, pfn, &failure, tell)
+            let notify_others = || inner.leases.fail(failure.offset(), failure.len());
+            failed.handle(has_failed, &inner.ops, pfn, &failure, notify_others)
         };
         match result {
             Ok(()) => 0,
@@ -522,7 +523,7 @@ mod tests {
         for _ in 0..3 {
             let pages = pages(start, 0)?;
             assert_eq!(pages.size() as u64, LEN);
-            assert_eq!(pages.phys(), start);
+            assert_eq!(pages.data_start(), start);
             assert!(reserve(start, LEN).is_err());
             drop(pages);
         }
@@ -537,13 +538,13 @@ mod tests {
 
         let data = start + (2 << 20);
         let size = pages.size();
-        assert_eq!(pages.phys(), data);
+        assert_eq!(pages.data_start(), data);
         assert_eq!(size as u64, LEN - (2 << 20));
 
         let range = |offset, len| {
             pages
                 .data_range(offset, len)
-                .map(|range| range.phys().clone())
+                .map(|range| range.physical_range().clone())
         };
         assert_eq!(range(0, size), Some(data..start + LEN));
         assert_eq!(range(512, 512), Some(data + 512..data + 1024));
@@ -587,12 +588,12 @@ mod tests {
     fn failures_are_reported_by_offset_in_the_data() -> Result {
         let start = free_range(LEN)?;
         let pages = pages(start, 2 << 20)?;
-        let report = |phys: PhysAddr, nr_pages| {
+        let report = |address: PhysAddr, nr_pages| {
             // SAFETY: The pgmap is that of `pages`, which is not dropped meanwhile.
             unsafe {
                 PagemapInner::<Arc<LastFailure>>::memory_failure_callback(
                     pages.pgmap.get(),
-                    (phys >> PAGE_SHIFT) as c_ulong,
+                    (address >> PAGE_SHIFT) as c_ulong,
                     nr_pages,
                     0,
                 )
@@ -607,8 +608,8 @@ mod tests {
         assert_eq!(report(start + LEN - 0x1000, c_ulong::MAX), 0);
         assert_eq!(pages.ops().offset.load(Relaxed), LEN - (2 << 20) - 0x1000);
         assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
-        for (phys, nr_pages) in [(start, 1), (start + LEN, 1), (start + (2 << 20), 0)] {
-            assert_eq!(report(phys, nr_pages), EOPNOTSUPP.to_errno());
+        for (address, nr_pages) in [(start, 1), (start + LEN, 1), (start + (2 << 20), 0)] {
+            assert_eq!(report(address, nr_pages), EOPNOTSUPP.to_errno());
         }
         assert_eq!(pages.ops().len.load(Relaxed), 0x1000);
         Ok(())

@@ -70,7 +70,7 @@ struct Usage {
 #[derive(Default)]
 struct Held {
     bios: u32,
-    executing: u32,
+    deferred: u32,
 }
 
 #[derive(Default)]
@@ -97,7 +97,7 @@ pub struct Shared {
     page: AtomicU32,
     fs: Mutex<Fs>,
     thawed: WaitQueue,
-    /// The queue, `Access::closed`, `Pmem::held`, and the writes that were executed.
+    /// The queue, `IoState::writes_blocked`, `Pmem::held`, and the writes that were executed.
     usage: Mutex<Usage>,
     left: WaitQueue,
     is_closed: AtomicBool,
@@ -283,10 +283,10 @@ impl World {
                 held.bios += 1;
                 return;
             }
-            held.executing += 1;
+            held.deferred += 1;
         }
         self.written.fetch_add(1, AcqRel);
-        self.held.lock().unwrap().executing -= 1;
+        self.held.lock().unwrap().deferred -= 1;
         self.settled.wake_up();
     }
 
@@ -362,14 +362,14 @@ impl SuspensionOps for World {
         Ok(())
     }
 
-    /// `Pmem::hold_writes`
+    /// `Pmem::start_holding`
     fn hold(&self, _frozen: &()) {
         let _held = self.held.lock().unwrap();
 
         self.is_closed.store(true, Relaxed);
     }
 
-    /// `Freezer::drain`, `Pmem::wait_executed`, `Freezer::first_unfrozen`
+    /// `Freezer::drain`, `Pmem::wait_deferred`, `Freezer::first_unfrozen`
     fn settle(&self, _frozen: &()) -> Result<(), ()> {
         if self.defect != Defect::NotDrained {
             self.usage.lock().unwrap().is_frozen = true;
@@ -380,7 +380,7 @@ impl SuspensionOps for World {
         }
         if self.defect != Defect::NotSettled {
             self.settled
-                .wait_until(|| self.held.lock().unwrap().executing == 0);
+                .wait_until(|| self.held.lock().unwrap().deferred == 0);
         }
         if self.has_other_user.get() {
             return Err(());

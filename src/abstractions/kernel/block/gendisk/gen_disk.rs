@@ -233,9 +233,9 @@ unsafe extern "C" fn open_callback(
     // SAFETY: By the safety requirements the disk is valid. If the claim is not that of the opener,
     // it is not looked at. The number of a device does not change.
     let (holder, number) = unsafe {
-        let whole = (*disk).part0;
-        let holder = Holder(addr_of!((*whole).bd_claiming).read_volatile());
-        (holder, (*whole).bd_dev)
+        let part0 = (*disk).part0;
+        let holder = Holder(addr_of!((*part0).bd_claiming).read_volatile());
+        (holder, (*part0).bd_dev)
     };
 
     if holder.is_indirect(mode, number) {
@@ -399,7 +399,7 @@ impl<T: Operations> Registration<T> {
         unsafe { is_open(self.disk.as_raw()) }
     }
 
-    /// Sends a change event of the disk with one or more variables `NAME=value`. May sleep.
+    /// Sends a `change` uevent of the disk with one or more variables `NAME=value`. May sleep.
     ///
     /// # Errors
     ///
@@ -417,9 +417,9 @@ impl<T: Operations> Registration<T> {
 
     /// Removes the disk (`del_gendisk()`).
     ///
-    /// New requests are refused. File systems on the disk are told to sync and to shut down. Calls
-    /// of [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says
-    /// what this may wait for.
+    /// New requests are refused. File systems on the disk sync and shut down. Calls of
+    /// [`Operations::submit_bio`] in progress are waited for. Sleeps; `docs/lifetimes.md` says what
+    /// this may wait for.
     pub fn remove(self) -> RemovedDisk {
         drop(self);
         RemovedDisk(())
@@ -650,10 +650,10 @@ mod tests {
     fn a_freeze_that_something_else_has_put_is_not_put_again() -> Result {
         let disk = disk(counter()?, 512)?;
         // SAFETY: The disk is valid, and a disk always has `part0`.
-        let whole = unsafe { (*disk.as_raw()).part0 };
+        let part0 = unsafe { (*disk.as_raw()).part0 };
         let freeze = || {
             // SAFETY: The disk keeps its device.
-            let device = unsafe { BlockDevice::get(whole) }.ok_or(ENXIO)?;
+            let device = unsafe { BlockDevice::get(part0) }.ok_or(ENXIO)?;
             FrozenDevice::new(device).map_err(|(_, err)| err)
         };
 
@@ -661,10 +661,10 @@ mod tests {
         assert_eq!(first.thaw(), Ok(()));
         assert_eq!(first.thaw(), Ok(()));
         // SAFETY: The disk keeps its device. `emergency_thaw_all()` does this.
-        assert_eq!(unsafe { bindings::bdev_thaw(whole) }, 0);
+        assert_eq!(unsafe { bindings::bdev_thaw(part0) }, 0);
         assert_eq!(second.thaw(), Ok(()));
         // SAFETY: As above. Nothing is left to be thawed.
-        assert_eq!(unsafe { bindings::bdev_thaw(whole) }, EINVAL.to_errno());
+        assert_eq!(unsafe { bindings::bdev_thaw(part0) }, EINVAL.to_errno());
         assert_eq!(freeze()?.thaw(), Ok(()));
         Ok(())
     }

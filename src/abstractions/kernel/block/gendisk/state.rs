@@ -63,12 +63,12 @@ type Partitions = [Option<BlockDevice>; PARTITIONS];
 ///
 /// # Invariants
 ///
-/// `disk` is the disk of `whole`, whose reference keeps the disk. The disk was added if
+/// `disk` is the disk of `part0`, whose reference keeps the disk. The disk was added if
 /// `removal.added`, and was deleted if `removal.removed`.
 #[pin_data]
 pub(in crate::abstractions) struct DiskState {
     disk: NonNull<bindings::gendisk>,
-    whole: BlockDevice,
+    part0: BlockDevice,
     /// Completed when the disk or a partition of it is closed.
     #[pin]
     pub(super) released: Completion,
@@ -82,8 +82,7 @@ pub(in crate::abstractions) struct DiskState {
     /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
     /// the disk held.
     keeper_may_lack_claim: Atomic<bool>,
-    /// How often claims of the kind of `indirect` are refused now. Changed with `open_mutex` of the
-    /// disk held.
+    /// How often indirect claims are refused now. Changed with `open_mutex` of the disk held.
     refusals: Atomic<usize>,
     #[pin]
     removal: Mutex<Removal>,
@@ -110,13 +109,13 @@ impl DiskState {
     /// The disk must be valid.
     pub(super) unsafe fn new(disk: NonNull<bindings::gendisk>) -> Result<Arc<Self>> {
         // SAFETY: By the safety requirements the disk is valid, and a disk always has `part0`.
-        let whole = unsafe { BlockDevice::get((*disk.as_ptr()).part0) }.ok_or(ENXIO)?;
+        let part0 = unsafe { BlockDevice::get((*disk.as_ptr()).part0) }.ok_or(ENXIO)?;
 
         // INVARIANT: The reference was just taken, and the disk was not added.
         Arc::pin_init(
             try_pin_init!(Self {
                 disk,
-                whole,
+                part0,
                 released <- Completion::new(),
                 read_only: Atomic::new(false),
                 had_indirect_claim: Atomic::new(false),
@@ -320,8 +319,8 @@ impl DiskState {
             }
         }
         // SAFETY: The reference keeps the device.
-        let whole = unsafe { BlockDevice::get(self.whole.as_raw()) };
-        Ok(list.push_within_capacity(whole.ok_or(ENXIO)?).is_ok())
+        let part0 = unsafe { BlockDevice::get(self.part0.as_raw()) };
+        Ok(list.push_within_capacity(part0.ok_or(ENXIO)?).is_ok())
     }
 
     /// Returns whether this disk may be below a superblock, which then is on the disk, on a
@@ -438,7 +437,7 @@ impl DiskState {
     fn has_unknown_claim(&self, partitions: &Partitions) -> bool {
         // The whole disk is read first. If a claim of a partition ends after that, the result is
         // true, which is the safe error.
-        let whole = self.whole.claim();
+        let part0 = self.part0.claim();
 
         let mut of_partitions: c_int = 0;
         for partition in partitions.iter().filter_map(Option::as_ref) {
@@ -452,6 +451,6 @@ impl DiskState {
         // A claim of a partition also counts as a claim of the whole disk, whose holder then is the
         // same for all partitions (`bd_finish_claiming()`). If the sums differ, there is a claim of
         // the whole disk or of a partition that is not in the table.
-        whole.is_unknown && whole.count != of_partitions
+        part0.is_unknown && part0.count != of_partitions
     }
 }

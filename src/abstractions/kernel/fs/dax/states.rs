@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn memory_that_was_never_exposed_goes_when_it_is_dropped() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let (start, len) = (pages.phys(), pages.size() as u64);
+        let (start, len) = (pages.data_start(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
 
         drop(reference);
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn dropped_memory_with_its_pages_on_the_media_waits_for_its_users() -> Result {
         let TestPagemap { pages, queue } = pages_on_medium()?;
-        let (start, len) = (pages.phys(), pages.size() as u64);
+        let (start, len) = (pages.data_start(), pages.size() as u64);
         let reference = pages.reference().ok_or(EINVAL)?;
         let page = Referenced::new(&pages, 5);
         pages.page_states.expose(5, 1);
@@ -496,7 +496,7 @@ mod misuse {
     #[test]
     fn a_device_and_its_exposed_memory_that_are_just_dropped_leak() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let start = pages.phys();
+        let start = pages.data_start();
         let device = device(&pages)?;
         pages.page_states.expose(0, 1);
 
@@ -512,7 +512,7 @@ mod misuse {
     #[test]
     fn memory_that_is_dropped_before_its_device_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let start = pages.phys();
+        let start = pages.data_start();
         let device = device(&pages)?;
         pages.page_states.expose(0, 1);
 
@@ -527,7 +527,7 @@ mod misuse {
     #[test]
     fn memory_whose_device_was_forgotten_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let start = pages.phys();
+        let start = pages.data_start();
 
         core::mem::forget(device(&pages)?);
         // Waits, because the last reference could be about to be put.
@@ -541,7 +541,7 @@ mod misuse {
     #[test]
     fn revoked_memory_that_is_dropped_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let start = pages.phys();
+        let start = pages.data_start();
         pages.page_states.expose(0, 1);
 
         drop(pages.close().revoke());
@@ -554,7 +554,7 @@ mod misuse {
     #[test]
     fn forgotten_memory_leaks() -> Result {
         let TestPagemap { pages, queue } = pages()?;
-        let start = pages.phys();
+        let start = pages.data_start();
 
         core::mem::forget(pages);
         assert!(is_reserved(start)?);

@@ -81,7 +81,7 @@ pub(in crate::abstractions) fn pages() -> Result<TestPagemap<Silent>> {
 
 /// As [`pages`], but the `struct page`s are said to be on the medium.
 pub(in crate::abstractions) fn pages_on_medium() -> Result<TestPagemap<Silent>> {
-    pages_with(PagemapConfig::treated_as_on_media)
+    pages_with(PagemapConfig::treated_as_on_medium)
 }
 
 fn pages_with(change: impl FnOnce(PagemapConfig) -> PagemapConfig) -> Result<TestPagemap<Silent>> {

@@ -3,7 +3,7 @@
 //! A machine whose power is cut in the middle of writes, repeatedly.
 //!
 //! Writers tell the host which writes are durable, until the runner kills the guest at a random
-//! time. The next boot recovers, reports everything on the media to the host, and goes on writing.
+//! time. The next boot recovers, reports everything on the medium to the host, and goes on writing.
 //! The host has both reports and compares them.
 
 mod block;
@@ -252,7 +252,7 @@ fn name_of(id: usize) -> String {
 struct Boot<'a> {
     lab: &'a mut Lab,
     port: Port,
-    /// The last write of each writer that is on the media.
+    /// The last write of each writer that is on the medium.
     last: Vec<u32>,
 }
 
@@ -309,7 +309,7 @@ impl Boot<'_> {
         })
     }
 
-    /// Reports everything on the media to the host after the file systems have recovered, and
+    /// Reports everything on the medium to the host after the file systems have recovered, and
     /// checks these.
     fn check(&mut self, volumes: &[Volume]) -> Result<()> {
         self.port.checking()?;
@@ -329,7 +329,8 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Reports the blocks of a writer to the host, and returns its last write that is on the media.
+    /// Reports the blocks of a writer to the host, and returns its last write that is on the
+    /// medium.
     fn report(&mut self, id: usize, home: &Home) -> Result<u32> {
         let bytes = home
             .read()

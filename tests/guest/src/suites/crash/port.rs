@@ -31,7 +31,7 @@ impl Port {
         self.say(&format!("writer {id} {name} {duty}"))
     }
 
-    /// Announces a check of everything on the media.
+    /// Announces a check of everything on the medium.
     pub fn checking(&mut self) -> Result<()> {
         self.say("checking")
     }

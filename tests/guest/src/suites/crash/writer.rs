@@ -148,7 +148,7 @@ pub struct Writer {
     pub seed: u64,
     pub way: Way,
     pub home: Home,
-    /// The last write that is on the media.
+    /// The last write that is on the medium.
     pub last: u32,
     pub random: ChaCha8Rng,
 }

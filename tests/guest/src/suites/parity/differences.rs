@@ -70,17 +70,17 @@ const WANTED: &[Difference] = &[
     Difference {
         fact: "rebind/uevent/change BOUND",
         modes: OWN_DISK,
-        reason: "users are told before the device is unbound",
+        reason: "users are notified before the device is unbound",
     },
     Difference {
         fact: "rebind/uevent/change DISK",
         modes: OWN_DISK,
-        reason: "users are told before the device is unbound",
+        reason: "users are notified before the device is unbound",
     },
     Difference {
         fact: "rebind/uevents",
         modes: OWN_DISK,
-        reason: "users are told before the device is unbound",
+        reason: "users are notified before the device is unbound",
     },
     Difference {
         fact: "modinfo/parm",
@@ -120,7 +120,7 @@ const WANTED: &[Difference] = &[
     Difference {
         fact: "io/read/bad",
         modes: OWN_DISK,
-        reason: "a bad medium is told from a failed request",
+        reason: "a bad medium is distinguished from a failed request",
     },
 ];
 

@@ -48,7 +48,7 @@ pub const SUITE: Suite = Suite {
         Test::step("flush_that_does_not_end", held_flush).within(120),
         Test::step("hibernation_image_is_read_back", hibernation::read_back).within(180),
         Test::step(
-            "hibernation_with_struct_pages_on_media",
+            "hibernation_with_struct_pages_on_medium",
             hibernation::refused,
         )
         .within(120),

@@ -10,16 +10,16 @@ use kernel::sync::atomic::{
 };
 
 /// What each request reads. It is in the cache line of the reference to the memory.
-pub struct Access {
+pub struct IoState {
     /// The logical block size of the disk, a power of two.
     pub block_size: u32,
     /// The barrier that flushes the region, if no more is needed.
     pub flush_barrier: Option<FlushBarrier>,
     /// [`Self::READ_ONLY`] or [`Self::WRITES_HELD`], or both, or 0.
-    blocked: Atomic<u32>,
+    writes_blocked: Atomic<u32>,
 }
 
-impl Access {
+impl IoState {
     /// The region is read-only.
     pub const READ_ONLY: u32 = 1;
     /// The disk is suspended.
@@ -30,34 +30,34 @@ impl Access {
         Self {
             block_size,
             flush_barrier,
-            blocked: Atomic::new(0),
+            writes_blocked: Atomic::new(0),
         }
     }
 
     /// Sets or clears a flag. Returns whether that is a change. Called with the lock of
     /// `Pmem::held`.
-    pub fn set_blocked(&self, flag: u32, set: bool) -> bool {
-        let old = self.blocked.load(Relaxed);
+    pub fn set_writes_blocked(&self, flag: u32, set: bool) -> bool {
+        let old = self.writes_blocked.load(Relaxed);
         let new = if set { old | flag } else { old & !flag };
 
-        self.blocked.store(new, Relaxed);
+        self.writes_blocked.store(new, Relaxed);
         new != old
     }
 
     /// Returns whether writes are not executed: they are refused or held.
     #[inline]
-    pub fn is_blocked(&self) -> bool {
-        read_once(&self.blocked) != 0
+    pub fn are_writes_blocked(&self) -> bool {
+        read_once(&self.writes_blocked) != 0
     }
 
     /// Returns whether writes are refused, because the region is read-only.
     #[inline]
     pub fn is_read_only(&self) -> bool {
-        read_once(&self.blocked) & Self::READ_ONLY != 0
+        read_once(&self.writes_blocked) & Self::READ_ONLY != 0
     }
 
     /// Returns whether writes are held, because the disk is suspended.
-    pub fn is_held(&self) -> bool {
-        read_once(&self.blocked) & Self::WRITES_HELD != 0
+    pub fn are_writes_held(&self) -> bool {
+        read_once(&self.writes_blocked) & Self::WRITES_HELD != 0
     }
 }
