@@ -59,6 +59,15 @@ mod request {
         pub cleared: u64,
     }
     nix::ioctl_readwrite!(clear_error, b'N', 4, ClearError);
+
+    /// `struct xfs_swapext`: version, the two files, offset, length, padding, and the state of the
+    /// first file.
+    pub type SwapExtents = [u64; 24];
+    nix::ioctl_readwrite!(swap_extents, b'X', 109, SwapExtents);
+    nix::ioctl_none!(swap_with_boot_loader, b'f', 17);
+
+    /// `cachestat(2)`, which has this number on all architectures.
+    pub const CACHESTAT: libc::c_long = 451;
 }
 
 fn iovec_count(len: usize) -> libc::c_int {
@@ -239,6 +248,43 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: the request takes a file descriptor, which is open for the whole call.
     unsafe { request::clone(to.as_raw_fd(), from.as_raw_fd()) }?;
     Ok(())
+}
+
+/// `XFS_IOC_SWAPEXT`: asks xfs to swap the blocks of two files. It refuses that at the end, because
+/// the state of the first file is not given.
+pub fn swap_extents(file: &File, other: &File) -> io::Result<()> {
+    let mut argument: request::SwapExtents = [0; 24];
+    argument[1] = u64::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
+    argument[2] = u64::try_from(other.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to an argument of the size that the request reads.
+    unsafe { request::swap_extents(file.as_raw_fd(), &mut argument) }?;
+    Ok(())
+}
+
+/// `EXT4_IOC_SWAP_BOOT`: swaps a file of ext4 with the inode of the boot loader.
+pub fn swap_with_boot_loader(file: &File) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    unsafe { request::swap_with_boot_loader(file.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `cachestat(2)` on a whole file: how many pages are in the page cache, dirty, under writeback,
+/// evicted, and recently evicted.
+pub fn page_cache_statistics(file: &File) -> io::Result<[u64; 5]> {
+    let whole = [0_u64; 2];
+    let mut found = [0_u64; 5];
+    // SAFETY: the kernel reads two numbers and writes five.
+    let result = unsafe {
+        libc::syscall(
+            request::CACHESTAT,
+            file.as_raw_fd(),
+            whole.as_ptr(),
+            found.as_mut_ptr(),
+            0,
+        )
+    };
+    Errno::result(result)?;
+    Ok(found)
 }
 
 /// `fsetxattr(2)`: sets an extended attribute of a file.

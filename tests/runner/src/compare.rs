@@ -400,7 +400,44 @@ const KNOWN_BUGS: &[Bug] = &[
         what: "a namespace of a region without driver",
         shows: |report, _| says(report, "came after the region had gone"),
     },
+    Bug {
+        test: "cachestat_reads_dax_entries",
+        what: "an oops in cachestat",
+        shows: |_, console| console.contains("Oops") && console.contains("cachestat+"),
+    },
+    Bug {
+        test: "dax_device_stays_for_a_second_holder",
+        what: "a DAX device with another number",
+        shows: |report, _| says(report, "the old DAX device still exists"),
+    },
+    Bug {
+        test: "write_to_a_shared_page_that_is_mapped",
+        what: "a warning of the DAX core during the write",
+        shows: |_, console| warns(console, "fs/dax.c:", "dax_iomap_rw"),
+    },
+    Bug {
+        test: "page_takes_the_place_of_a_shared_pmd",
+        what: "a BUG when the file is evicted",
+        shows: |_, console| console.contains("kernel BUG at fs/inode.c"),
+    },
+    Bug {
+        test: "extents_are_swapped_under_a_mapping",
+        what: "a warning when page caches are truncated",
+        shows: |_, console| warns(console, "mm/truncate.c:", "xfs_swap_extents"),
+    },
+    Bug {
+        test: "boot_loader_is_swapped_under_a_mapping",
+        what: "a warning when page caches are truncated",
+        shows: |_, console| warns(console, "mm/truncate.c:", "__ext4_ioctl"),
+    },
 ];
+
+/// Whether the kernel has warned in a file, called by a function.
+fn warns(console: &str, file: &str, caller: &str) -> bool {
+    let warned = |line: &str| line.contains("WARNING: ") && line.contains(file);
+    let mut lines = console.lines().skip_while(|line| !warned(line));
+    lines.any(|line| line.contains(&format!(" {caller}+")))
+}
 
 /// Whether a test failed with these words.
 fn says(report: &Report, words: &str) -> bool {

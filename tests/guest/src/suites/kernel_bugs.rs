@@ -4,6 +4,7 @@
 //! kernel; the runner knows the expected result. A test that passes has not triggered its bug.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,9 +14,10 @@ use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
-use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::ndctl::Mode;
+use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
+use crate::ndctl::{self, Mode};
 use crate::process::Child;
+use crate::syscall::{clone_file, page_cache_statistics, swap_extents, swap_with_boot_loader};
 
 pub const SUITE: Suite = Suite {
     name: "kernel_bugs",
@@ -29,10 +31,18 @@ pub const SUITE: Suite = Suite {
         .within(120),
         Test::new("name_of_a_disk_that_is_gone", mount_again),
         Test::new("namespace_comes_after_its_region_went", region_goes).within(120),
+        Test::new("cachestat_reads_dax_entries", read_statistics),
+        Test::new("dax_device_stays_for_a_second_holder", hold_twice).within(120),
+        Test::new("write_to_a_shared_page_that_is_mapped", write_to_shared),
+        Test::new("page_takes_the_place_of_a_shared_pmd", store_to_shared),
+        Test::new("extents_are_swapped_under_a_mapping", swap_mapped),
+        Test::new("boot_loader_is_swapped_under_a_mapping", swap_boot_loader),
     ],
 };
 
 const LEN: usize = 1 << 20;
+/// 390 and 98 MiB, each from a multiple of 2 MiB.
+const TWO_PARTITIONS: &str = "label: gpt\nstart=4096, size=800000\nstart=806912, size=200704\n";
 /// How long unbind may take.
 const UNBIND_LIMIT: Duration = Duration::from_secs(15);
 
@@ -112,4 +122,102 @@ fn region_goes(lab: &mut Lab) -> Result<()> {
     let left = region::outlive(&lab.region(0)?)?;
     ensure!(left.is_none(), "{left:?} came after the region had gone");
     Ok(())
+}
+
+/// The entries of a DAX file are taken for those of reclaimed pages.
+fn read_statistics(lab: &mut Lab) -> Result<()> {
+    let (_prepared, mount) = mounted(lab, Ext4, &[])?;
+    let file = open(&mount)?;
+    let mapping = map_and_read(&file)?;
+    println!("reading the statistics");
+    let statistics = page_cache_statistics(&file)?;
+    ensure!(statistics == [0; 5], "found pages: {statistics:?}");
+    drop((mapping, file));
+    mount.unmount()
+}
+
+/// The log of an xfs is on another partition, so that the file system asks for the DAX device of
+/// the disk twice. The number of a DAX device is free again when the device is, and the next one
+/// gets the lowest free number. Character devices show it.
+fn hold_twice(lab: &mut Lab) -> Result<()> {
+    ensure!(Mode::Devdax.is_supported(), "the kernel has no device_dax");
+    let namespace = lab.namespace(0)?;
+    let number = |namespace| -> Result<String> {
+        ndctl::reconfigure(namespace, Mode::Devdax)?;
+        Ok(fs::read_to_string("/sys/bus/dax/devices/dax0.0/dev")?)
+    };
+    let before = number(&namespace)?;
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk;
+    disk.cut(TWO_PARTITIONS)?;
+    let (data, log) = (disk.partition(1), disk.partition(2));
+    let log = format!("logdev={}", log.node_str());
+    Xfs.make_with(&data.node_str(), &["-l", &log])?;
+    Xfs.mount(&data.node_str(), &log)?.unmount()?;
+    let after = number(&namespace)?;
+    ensure!(
+        before == after,
+        "the old DAX device still exists: its number was {before}, and the new one has {after}"
+    );
+    Ok(())
+}
+
+/// Makes another file share all blocks of an open one.
+fn share(mount: &Mount, file: &File) -> Result<()> {
+    Ok(clone_file(file, &File::create(mount.path("copy"))?)?)
+}
+
+/// `write` copies the block, and deletes the entry of the old one before it unmaps it.
+fn write_to_shared(lab: &mut Lab) -> Result<()> {
+    let (_prepared, mount) = mounted(lab, Xfs, &[])?;
+    let file = open(&mount)?;
+    share(&mount, &file)?;
+    let mapping = map_and_read(&file)?;
+    println!("writing");
+    file.write_all_at(&[2], 0)?;
+    drop((mapping, file));
+    mount.unmount()
+}
+
+/// A store by a mapping without PMDs replaces an entry of 2 MiB by one of a page. When the inode is
+/// evicted, it still counts the other pages.
+fn store_to_shared(lab: &mut Lab) -> Result<()> {
+    need_huge_pages()?;
+    let (_prepared, mount) = mounted(lab, Xfs, &[])?;
+    let path = mount.path("file");
+    fs::write(&path, vec![1; PMD])?;
+    let file = open(&mount)?;
+    share(&mount, &file)?;
+    let whole = Mapping::new(&file, PMD, Sharing::Shared)?;
+    whole.load(0);
+    let pages = Mapping::of_pages(&file, PMD, Sharing::Shared, true)?;
+    println!("storing");
+    pages.store(0, 2);
+    drop((whole, pages, file));
+    println!("removing");
+    fs::remove_file(path)?;
+    mount.unmount()
+}
+
+/// Neither file system breaks layouts before it deletes entries. xfs does so before it looks at the
+/// argument, which it refuses here.
+fn swap_mapped(lab: &mut Lab) -> Result<()> {
+    let (_prepared, mount) = mounted(lab, Xfs, &[])?;
+    let file = open(&mount)?;
+    let mapping = map_and_read(&file)?;
+    fs::write(mount.path("other"), vec![2; LEN])?;
+    let other = Access::Buffered.open(&mount.path("other"))?;
+    println!("swapping");
+    println!("swapped: {:?}", swap_extents(&file, &other));
+    drop((mapping, file, other));
+    mount.unmount()
+}
+
+fn swap_boot_loader(lab: &mut Lab) -> Result<()> {
+    let (_prepared, mount) = mounted(lab, Ext4, &[])?;
+    let file = open(&mount)?;
+    let mapping = map_and_read(&file)?;
+    println!("swapping");
+    println!("swapped: {:?}", swap_with_boot_loader(&file));
+    drop((mapping, file));
+    mount.unmount()
 }
