@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::block_test::BlockTest;
 use super::{find_mark, leave_mark};
-use crate::command::run;
+use crate::command::{run, run_expecting_failure};
 use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
@@ -240,19 +240,19 @@ fn follow_remedy(lab: &Lab, region: &Device, why: &str) -> Result<()> {
     file.write_all_at(&[0; 8192], 0)?;
     file.sync_all()?;
     drop(file);
-    emptied(lab, 0)?;
 
     let mut messages = Messages::from_now()?;
-    let made = ndctl::create(region, Mode::FsdaxDev, &["-s", "320M"]);
-    ensure!(made.is_err(), "a new info block was accepted: {made:?}");
+    // A new namespace would be deleted when this fails.
+    let change = ["create-namespace", "-f", "-e", &raw.dev, "-m", "fsdax"];
+    run_expecting_failure("ndctl", &change)?;
     let said = messages.expect(&[why])?;
     println!("the kernel says: {said}");
-    let command = said.split('`').nth(1).context("it has no command")?;
-    let words: Vec<&str> = command.split(' ').collect();
-    let ["ndctl", arguments @ ..] = &words[..] else {
-        bail!("it has the command `{command}`");
-    };
+    let command = said
+        .split('`')
+        .find_map(|words| words.strip_prefix("ndctl "))
+        .context("it has no command")?;
     ensure!(command.ends_with("-m fsdax -M mem"), "it has `{command}`");
+    let arguments: Vec<&str> = command.split(' ').collect();
     let namespace = Device::named(*arguments.get(3).context("it names no namespace")?);
 
     let pfn = holder(&namespace)?;
@@ -265,7 +265,7 @@ fn follow_remedy(lab: &Lab, region: &Device, why: &str) -> Result<()> {
     })?;
     ensure!(!written, "the info block was written");
 
-    run("ndctl", arguments)?;
+    run("ndctl", &arguments)?;
     let pfn = lab.holder_in(0)?;
     pfn.expect_driver(Some(lab.driver))?;
     let disk = Disk::named(pfn.disk_name()?);
