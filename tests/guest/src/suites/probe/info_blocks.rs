@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::block_test::BlockTest;
