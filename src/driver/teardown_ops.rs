@@ -264,8 +264,8 @@ impl TeardownOps for Arc<DeviceState> {
                 c"pin"
             }
             User::PageCache => {
-                // Another thread is about to remove the entry, or all files have to be walked
-                // through again.
+                // Another thread is about to remove the entry, or writes to the file or truncates
+                // it, or all files have to be walked through again.
                 sleep(draining.pause);
                 draining.pause = draining.pause.saturating_mul(2).min(MAX_WALK_PAUSE);
                 draining.memory.revoke();

@@ -87,6 +87,8 @@ extern "C" {
     static mut window_dax_layout_busy_page_range_ops: FtraceOps;
     static mut window_kill_block_super_ops: FtraceOps;
     static mut window_down_write_ops: FtraceOps;
+    #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+    static mut window_down_write_nested_ops: FtraceOps;
     fn window_is_own(ip: c_ulong) -> bool;
     fn window_go_to(fregs: *mut FtraceRegs, ip: c_ulong);
     fn window_synchronize_rcu_tasks();
@@ -103,6 +105,8 @@ extern "C" {
     fn dax_layout_busy_page_range(mapping: *mut c_void, start: i64, end: i64) -> *mut c_void;
     fn kill_block_super(sb: *mut c_void);
     fn down_write(sem: *mut c_void);
+    #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+    fn down_write_nested(sem: *mut c_void, subclass: c_int);
 }
 
 /// The counters.
@@ -335,6 +339,23 @@ unsafe extern "C" fn down_write_detour(sem: *mut c_void) {
     drop(inside);
 }
 
+/// Without lockdep this is `down_write`.
+///
+/// # Safety
+///
+/// The requirements of the function that it replaces.
+#[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+unsafe extern "C" fn down_write_nested_detour(sem: *mut c_void, subclass: c_int) {
+    let inside = Inside::new();
+
+    if COUNT.pin_found.xchg(false, Full) {
+        hold();
+    }
+    // SAFETY: By the safety requirement.
+    unsafe { down_write_nested(sem, subclass) };
+    drop(inside);
+}
+
 /// Defines a hook's callback, which ftrace calls at the entry of a function.
 macro_rules! callback {
     ($name:ident, $detour:ident, $wanted:expr) => {
@@ -365,6 +386,12 @@ callback!(window_kill_dax_at, kill_detour, true);
 callback!(window_dax_layout_busy_page_range_at, layout_detour, true);
 callback!(window_kill_block_super_at, kill_super_detour, is_wanted());
 callback!(window_down_write_at, down_write_detour, is_wanted());
+#[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+callback!(
+    window_down_write_nested_at,
+    down_write_nested_detour,
+    is_wanted()
+);
 
 /// A function that is being detoured.
 struct Hook(*mut FtraceOps);
@@ -413,6 +440,8 @@ impl Drop for Quiet {
 /// The module. Fields are in the order in which they must be dropped.
 struct Window {
     _hooks: [Hook; 6],
+    #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+    _nested: Hook,
     _quiet: Quiet,
     _file: Pin<KBox<File<()>>>,
 }
@@ -446,6 +475,11 @@ impl kernel::Module for Window {
                 )?,
                 Hook::new(addr_of_mut!(window_down_write_ops), down_write as usize)?,
             ],
+            #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+            _nested: Hook::new(
+                addr_of_mut!(window_down_write_nested_ops),
+                down_write_nested as usize,
+            )?,
             _quiet: quiet,
             _file: file,
         })

@@ -34,6 +34,9 @@ HOOK(kill_dax);
 HOOK(dax_layout_busy_page_range);
 HOOK(kill_block_super);
 HOOK(down_write);
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+HOOK(down_write_nested);
+#endif
 
 notrace bool window_is_own(unsigned long ip)
 {

@@ -7,8 +7,9 @@
 //! So if translations are refused first, a walk that then waits for locked entries finds the result
 //! of every translation that has succeeded.
 //!
-//! Lock order: the inode lock of a file (`i_rwsem`) is outside of its invalidate lock, which is
-//! outside of locked entries, which are outside of `i_mmap_rwsem` and the lock of the page cache.
+//! Lock order: the inode lock of a file (`i_rwsem`) is outside of `mmap_lock` and of the invalidate
+//! lock of the file, which is outside of locked entries, which are outside of `i_mmap_rwsem` and the
+//! lock of the page cache.
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
@@ -83,20 +84,24 @@ impl<'a> FileMapping<'a> {
         Some(InvalidateLock(mapping, PhantomData))
     }
 
-    /// Takes the inode lock of the file for reading, unless it is held for writing or there is no
-    /// page cache. Does not sleep.
-    pub(super) fn try_lock_inode(self) -> Option<InodeLock<'a>> {
+    /// Takes the inode lock of the file for reading, if there is a page cache.
+    pub(super) fn lock_inode(self, mode: LockMode) -> Option<InodeLock<'a>> {
         let mapping = self.0?;
-        // SAFETY: By the type invariant the mapping is valid, and so is its inode. This is
-        // `inode_trylock_shared()`.
-        let inode = unsafe {
+        // SAFETY: By the type invariant the mapping is that of a referenced inode. A DAX file has
+        // its own mapping, whose host is that inode.
+        let (inode, taken) = unsafe {
             let inode = NonNull::new((*mapping.as_ptr()).host)?;
-            if bindings::down_read_trylock(addr_of_mut!((*inode.as_ptr()).i_rwsem)) == 0 {
-                return None;
-            }
-            inode
+            let lock = addr_of_mut!((*inode.as_ptr()).i_rwsem);
+            let taken = match mode {
+                LockMode::Try => bindings::down_read_trylock(lock) != 0,
+                LockMode::Wait => bindings::down_read_interruptible(lock) == 0,
+            };
+            (inode, taken)
         };
 
+        if !taken {
+            return None;
+        }
         // INVARIANT: Just taken. The inode is valid for `'a`.
         Some(InodeLock(inode, PhantomData))
     }
@@ -283,8 +288,17 @@ impl Drop for InvalidateLock<'_> {
     }
 }
 
-/// The inode lock of a file (`i_rwsem`), held for reading. Writers and truncates hold it for
-/// writing.
+/// How an [`InodeLock`] is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LockMode {
+    /// Not if a thread holds it for writing, or waits for it. Does not sleep.
+    Try,
+    /// Sleeps until it is free, or the thread has a signal.
+    Wait,
+}
+
+/// The inode lock of a file (`i_rwsem`), held for reading. Threads that write to the file, truncate
+/// it, or punch holes into it hold it for writing.
 ///
 /// While it exists, no thread waits in `dax_break_layout()` for a page of the file. Such a thread
 /// has a pointer to the `struct page` without a reference, and gives the invalidate lock up while

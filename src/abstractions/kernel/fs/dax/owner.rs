@@ -3,6 +3,7 @@
 //! The owner of a pgmap, without its state.
 
 use super::{
+    mapping::LockMode,
     revocation::Revocation,
     unmapper::Unmapper,
     walk::{
@@ -145,10 +146,9 @@ impl<T: PagemapOperations> Owner<T> {
         })
     }
 
-    /// Revokes the memory from all files once. Translations must be refused before. Otherwise pages
-    /// may be mapped again.
-    pub(super) fn revoke_files(&mut self) -> Walked {
-        self.revocation.revoke_files(&self.pgmap, &self.pool)
+    /// Revokes the memory from all files once; see [`Revocation::revoke_files`].
+    pub(super) fn revoke_files(&mut self, mode: LockMode) -> Walked {
+        self.revocation.revoke_files(&self.pgmap, &self.pool, mode)
     }
 
     /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
@@ -161,11 +161,19 @@ impl<T: PagemapOperations> Owner<T> {
     /// entry is in another file, its page stays in use ([`Self::first_user`]), the kept files yield
     /// nothing more, and all files are walked through.
     pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
+        // Once all files were walked through since the last translation has ended, all are unmapped.
+        // Entries that are left stay until a thread that holds the lock has given it up.
+        let mode = if *walk_needed {
+            LockMode::Try
+        } else {
+            LockMode::Wait
+        };
+
         if !*walk_needed && self.revocation.revoke_kept_files(&self.pgmap, &self.pool) {
             return Walked::default();
         }
         *walk_needed = !self.pgmap.is_unused();
-        self.revoke_files()
+        self.revoke_files(mode)
     }
 
     /// Puts the references to kept files that have no pinned page.

@@ -11,7 +11,8 @@ use super::{
     mapping::{
         is_idle,
         FileMapping,
-        InodeLock, //
+        InodeLock,
+        LockMode, //
     },
     walk::{
         may_put,
@@ -31,27 +32,18 @@ use crate::abstractions::kernel::{
         PagemapOperations, //
     }, //
 };
-use crate::abstractions::kernel_ext::{
-    task::cond_resched,
-    time::sleep, //
-};
+use crate::abstractions::kernel_ext::task::cond_resched;
 use core::ops::Range;
 use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
-    sync::Arc,
-    time::Msecs, //
+    sync::Arc, //
 };
 
 /// After how many walks in a row with a mismatch the memory stays mapped for good.
 const MAX_MISMATCHES: u32 = 3;
 /// How many pages are deleted at once, for which the C function holds a spinlock.
 const BATCH: u64 = 512;
-/// How often a walk tries to take the inode lock of a file. A write, which fails now, holds it for
-/// a short time.
-const LOCK_ATTEMPTS: u32 = 3;
-/// The pause between two attempts, in milliseconds.
-const LOCK_PAUSE: Msecs = 1;
 
 /// What the latest walks have found.
 #[derive(Default)]
@@ -82,15 +74,17 @@ impl Revocation {
 
 impl Revocation {
     /// Revokes the memory from all files once. Translations must be refused before. Otherwise pages
-    /// may be mapped again.
+    /// may be mapped again. As long as a file may be mapped, `mode` must be [`LockMode::Try`]: a
+    /// wait for one file would keep the others mapped.
     pub(super) fn revoke_files<T: PagemapOperations>(
         &mut self,
         pgmap: &PagemapInner<T>,
         pool: &Arc<InodePool>,
+        mode: LockMode,
     ) -> Walked {
         let mut mismatch = false;
         let walked = walk_files(pgmap, pool, |_, file, _| {
-            let revoked = file.revoke(pgmap);
+            let revoked = file.revoke(pgmap, mode);
             mismatch |= revoked.mismatch;
             revoked.nr_deleted.saturating_add(revoked.nr_kept)
         });
@@ -107,7 +101,8 @@ impl Revocation {
     }
 
     /// Revokes the memory from the kept files, unless all files have to be walked through. Returns
-    /// whether a page was deleted, and all entries match their folios.
+    /// whether a page was deleted, and all entries match their folios. Waits for threads that write
+    /// to these files or truncate them. No file may be mapped any more.
     pub(super) fn revoke_kept_files<T: PagemapOperations>(
         &self,
         pgmap: &PagemapInner<T>,
@@ -121,7 +116,7 @@ impl Revocation {
         let mut mismatch = false;
 
         pool.for_each_kept(&may_put, |inode| {
-            let revoked = FileMapping::new(inode).revoke(pgmap);
+            let revoked = FileMapping::new(inode).revoke(pgmap, LockMode::Wait);
             deleted |= revoked.nr_deleted != 0;
             mismatch |= revoked.mismatch;
         });
@@ -146,14 +141,14 @@ impl FileMapping<'_> {
     /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
     /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
     /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
-    /// marks. All entries stay while a thread writes to the file or truncates it.
+    /// marks. If the inode lock is not taken, all entries stay.
     ///
     /// This is only complete if translations are refused.
     ///
-    /// Sleeps. Takes the invalidate lock of the file, so none of the locks that are taken inside of
-    /// page faults may be held.
-    fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> FileRevoked {
-        let inode_lock = self.try_lock_inode_repeatedly();
+    /// Sleeps. Takes the inode lock and the invalidate lock of the file, so neither `mmap_lock` nor
+    /// the locks that are taken inside of page faults may be held.
+    fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>, mode: LockMode) -> FileRevoked {
+        let inode_lock = self.lock_inode(mode);
         let Some(_guard) = self.lock() else {
             return FileRevoked::default();
         };
@@ -167,17 +162,6 @@ impl FileMapping<'_> {
 
         self.write_back(pgmap);
         self.delete(&frames, inode_lock.as_ref())
-    }
-
-    /// Does not wait for the lock: a truncate may hold it until a pin ends.
-    fn try_lock_inode_repeatedly(&self) -> Option<InodeLock<'_>> {
-        for _ in 1..LOCK_ATTEMPTS {
-            if let Some(lock) = self.try_lock_inode() {
-                return Some(lock);
-            }
-            sleep(LOCK_PAUSE);
-        }
-        self.try_lock_inode()
     }
 
     /// Deletes the entries of idle pages. Without the inode lock it deletes none: a thread may wait

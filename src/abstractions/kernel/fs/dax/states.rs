@@ -164,10 +164,12 @@ pub struct Closed<T: PagemapOperations>(Owner<T>);
 impl<T: PagemapOperations> Closed<T> {
     /// Revokes the memory from all files: unmaps it everywhere, waits for page faults that are
     /// under way, writes dirty pages back, and deletes the entries of pages that are not pinned.
+    /// Entries of files that a thread writes to or truncates stay until [`Revoked::revoke`].
     ///
     /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
-    /// page faults of files that may use the memory. Takes the invalidate lock of such files, so
-    /// none of the locks that are taken inside of page faults may be held.
+    /// page faults of files that may use the memory. Takes the inode lock (`i_rwsem`) of such files
+    /// if it is free, and the invalidate lock. So neither `mmap_lock` nor the locks that are taken
+    /// inside of page faults may be held.
     pub fn revoke(self) -> (Revoked<T>, Walked) {
         let mut revoked = Revoked {
             owner: self.0,
@@ -193,6 +195,9 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Revokes the memory again, from files whose pages were pinned the last time. As
     /// [`Closed::revoke`]. If that is proved to be enough, only the files that
     /// [`Pagemap::close_to_mappings`] has kept are looked at, and the result is empty.
+    ///
+    /// Once no file is mapped any more, this also waits for threads that write to a file or
+    /// truncate it. A truncate may wait for a pin. A signal ends this wait.
     pub fn revoke(&mut self) -> Walked {
         self.owner.revoke_again(&mut self.walk_needed)
     }

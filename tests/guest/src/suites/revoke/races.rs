@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unbinding concurrently with other unbinds, `fsync`, `mkfs` and `MAP_SYNC` faults.
+//! Unbinding concurrently with other unbinds, `fsync`, writes, `mkfs` and `MAP_SYNC` faults.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use super::fixture::{Fixture, LEN, contents};
 use super::special::back_to_normal;
-use super::users::SIGNAL_LIMIT;
+use super::users::{SIGNAL_LIMIT, read_all};
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
 use crate::lab::Lab;
 use crate::mapping::{Mapping, PAGE, Sharing};
@@ -91,6 +93,46 @@ pub fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
         Ok(())
     })?;
     Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
+    user.expect_done(SIGNAL_LIMIT)?;
+    back_to_normal(fixture, Way::Unbind)
+}
+
+/// The threads of [`writers_go_on`], of which at least one always waits for the lock of the file.
+const WRITERS: usize = 4;
+
+/// Several threads write to one file, whatever the result, so that the lock of the file is never
+/// free for long. Below device-mapper the file system does not shut down, and each write takes the
+/// lock before it fails.
+pub fn writers_go_on(lab: &mut Lab) -> Result<()> {
+    let fixture = Fixture::build(lab, Fs::Xfs, Under::Linear)?;
+    let mut user = Child::start_ready("the process that writes", |link| {
+        let file = fixture.open()?;
+        let contents = contents();
+        // The pages get into the page cache.
+        read_all(&fixture.map(Sharing::Shared)?);
+        let (ends, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    while !ends.load(Ordering::Relaxed) {
+                        if file.write_all_at(&contents[..PAGE], 0).is_err() {
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            let told = link.say("ready").and_then(|()| link.wait());
+            ends.store(true, Ordering::Relaxed);
+            told
+        })?;
+        let failed = failed.into_inner();
+        println!("{failed} writes have failed");
+        ensure!(failed > WRITERS, "the writers have not gone on");
+        Ok(())
+    })?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
+    retired::expect(0)?;
+    user.go()?;
     user.expect_done(SIGNAL_LIMIT)?;
     back_to_normal(fixture, Way::Unbind)
 }

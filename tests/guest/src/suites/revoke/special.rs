@@ -15,7 +15,9 @@ use super::limits::{
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
 use super::pass_through::{export, overlay};
-use super::races::{fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once};
+use super::races::{
+    fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
+};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
     destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
@@ -40,6 +42,7 @@ pub const SUITE: Suite = Suite {
         Test::new("region_and_device_go_at_once", region_and_device),
         Test::new("fsync_loop_on_ext4", |lab| fsync_loop(lab, Fs::Ext4)),
         Test::new("fsync_loop_on_xfs", |lab| fsync_loop(lab, Fs::XfsRmap)),
+        Test::new("writers_go_on", writers_go_on),
         Test::new("mkfs_is_running", mkfs_running),
         Test::new("map_sync_faults_on_ext4", |lab| {
             map_sync_faults(lab, Fs::Ext4)

@@ -83,6 +83,11 @@ pub const SUITE: Suite = Suite {
 const HELD: Duration = Duration::from_millis(2000);
 /// How long they are blocked if the device is not killed at all.
 const HELD_AT_MOST: Duration = Duration::from_millis(4000);
+/// The same for a truncate: it is still blocked when unbind has returned.
+const HELD_TRUNCATE: Duration = Duration::from_secs(10);
+/// How long the range may stay after the truncate has ended. The driver's pauses are longer by then,
+/// but it waits for the lock of the file instead.
+const FREE_AFTER_TRUNCATE: Duration = Duration::from_secs(2);
 /// How long the threads may take to enter their faults, and to leave them.
 const FAULT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a thread may take to wait for a page.
@@ -394,7 +399,7 @@ fn being_unmounted(lab: &mut Lab) -> Result<()> {
 /// reads it again when the pin is gone. Until then the page must stay, although it is idle.
 fn truncate_after_a_pin(lab: &mut Lab, fs: Fs) -> Result<()> {
     let fixture = Fixture::build(lab, fs, Under::Whole)?;
-    let module = Module::load(Position::PinWaitedFor)?;
+    let module = Module::load_for(Position::PinWaitedFor, HELD_TRUNCATE)?;
     let used = fixture.open()?;
     let mapping = fixture.map(Sharing::Shared)?;
     let (reader, writer) = pipe()?;
@@ -411,18 +416,18 @@ fn truncate_after_a_pin(lab: &mut Lab, fs: Fs) -> Result<()> {
     drop((reader, writer));
     module.expect_blocked(1)?;
 
-    Way::Unbind.go(&fixture, HELD + UNBIND_LIMIT)?;
+    Way::Unbind.go(&fixture, UNBIND_LIMIT)?;
     retired::expect(1)?;
     expect(&module.state()?, "asleep", 1)?;
     let ended = truncated
         .join()
         .map_err(|_| anyhow!("the thread that truncates panicked"))?;
     println!("the truncate ended with {ended:?}");
+    retired::await_none(FREE_AFTER_TRUNCATE)?;
     let state = module.state()?;
     expect(&state, "at_death", 1)?;
     expect(&state, "gave_up", 0)?;
     drop((mapping, module));
-    retired::await_none(FREE_LIMIT)?;
     give_back(fixture)
 }
 
@@ -453,10 +458,14 @@ impl Module {
     const STATE: &str = "/sys/kernel/debug/window/state";
 
     fn load(position: Position) -> Result<Module> {
+        Module::load_for(position, HELD)
+    }
+
+    fn load_for(position: Position, held: Duration) -> Result<Module> {
         let parameters = [
             format!("place={}", position as u8),
-            format!("ms={}", HELD.as_millis()),
-            format!("max_ms={}", HELD_AT_MOST.as_millis()),
+            format!("ms={}", held.as_millis()),
+            format!("max_ms={}", (2 * held).as_millis()),
         ];
         let [place, ms, max_ms] = &parameters;
         run("modprobe", &[Module::NAME, place, ms, max_ms])?;

@@ -188,7 +188,7 @@ impl TeardownOps for World {
             assert!(!is_open || may_be_open, "revoked while it is open");
         }
         if self.has(Defect::WalkBeforeClose) {
-            self.walk();
+            self.walk(false);
         }
 
         self.close_access(NO_FRAMES);
@@ -259,7 +259,7 @@ impl TeardownOps for World {
         let is_complete = match self.setup.defect {
             Some(Defect::RevokedUnwalked) => false,
             Some(Defect::WalkBeforeClose) => true,
-            _ => self.walk(),
+            _ => self.walk(false),
         };
         if !is_complete {
             self.seen.note("walked early");
@@ -300,7 +300,8 @@ impl TeardownOps for World {
                     // The thread that is about to put the page runs first.
                     thread::yield_now();
                 }
-                memory.is_complete = self.walk() || self.has(Defect::TranslationsIgnored);
+                memory.is_complete =
+                    self.walk(memory.is_complete) || self.has(Defect::TranslationsIgnored);
             }
         }
     }
@@ -363,16 +364,20 @@ impl World {
     }
 
     /// The walk over the files, of which there is one. Returns whether all references to the pgmap
-    /// had been put before.
-    fn walk(&self) -> bool {
+    /// had been put before. If the file cannot be mapped any more, `waits` is for the inode lock.
+    fn walk(&self, waits: bool) -> bool {
         let is_complete = !self.references.exceeds(0);
         if !self.exposed.load(Relaxed) || !self.find_file() {
             return is_complete;
         }
 
         // A thread that waits for a pin in `dax_break_layout()` holds the lock for writing.
-        let inode_guard = self.inode_lock.try_read();
-        let may_delete = inode_guard.is_ok() || self.has(Defect::NoInodeLock);
+        let inode_guard = if waits && !self.has(Defect::NoInodeLock) {
+            self.inode_lock.read().ok()
+        } else {
+            self.inode_lock.try_read().ok()
+        };
+        let may_delete = inode_guard.is_some() || self.has(Defect::NoInodeLock);
         let locks = !self.has(Defect::NoInvalidateLock);
         let _guard = locks.then(|| self.invalidate_lock.write().unwrap());
         let rounds = if self.has(Defect::UnmappedOnce) { 1 } else { 2 };
