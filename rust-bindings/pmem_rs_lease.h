@@ -15,7 +15,7 @@ struct module;
 struct pmem_rs_lease;
 
 /**
- * struct pmem_rs_lease_ops - the notifications for the holder of a lease
+ * struct pmem_rs_lease_ops - the callbacks of the holder of a lease
  * @owner: the module of the callbacks, which is not unloaded while one of them runs; NULL if it is
  *	built in
  * @revoke: The device is going to be unbound. Called once. The holder writes back what it has, and
@@ -47,7 +47,7 @@ struct pmem_rs_lease_ops {
  * @dev: the number of the block device
  * @offset: where the range begins, in bytes; a multiple of PAGE_SIZE
  * @len: the length of the range in bytes, a multiple of PAGE_SIZE; 0 for all up to the end
- * @ops: the notifications for the holder
+ * @ops: the callbacks of the holder
  * @data: passed to the callbacks
  *
  * If the range is one piece of physical memory, its address is in the linear mapping. Several

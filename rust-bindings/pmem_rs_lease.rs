@@ -56,7 +56,7 @@ extern "C" {
     fn pmem_rs_lease_flush(lease: *const RawLease) -> c_int;
 }
 
-/// The notifications for the holder of a lease. The functions are called one at a time, may sleep,
+/// The callbacks of the holder of a lease. The functions are called one at a time, may sleep,
 /// and may drop the [`Lease`]. They may be called before [`Lease::new`] has returned.
 pub(crate) trait Holder: Send + Sync + 'static {
     /// The device is going to be unbound. The disk can be read and written until the lease is given

@@ -268,8 +268,8 @@ impl DeviceState {
         let _ = self.shared.queues.teardown.enqueue::<_, 2>(self.clone());
     }
 
-    /// Tells user space that the device is going to be torn down, and waits until nothing has its
-    /// disk open, for at most `revoke_notice_ms`.
+    /// Notifies user space that the device is going to be torn down, and waits until nothing has
+    /// its disk open, for at most `revoke_notice_ms`.
     ///
     /// Called with the device lock held. Sleeps.
     pub fn give_notice(self: &Arc<Self>) {

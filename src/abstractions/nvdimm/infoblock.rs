@@ -110,8 +110,8 @@ impl InfoBlockError {
             Self::UnreadableLog => "the log of an arena cannot be read",
             Self::SectorSize => "its sectors are of a size that does not exist",
             Self::SectorMetadata => {
-                "its sectors have metadata, and nd_btt overwrites memory if a request is large \
-                 (512 and 4096 bytes are safe)"
+                "its sectors have metadata, with which nd_btt overwrites memory if a request is \
+                 large (sectors of 512 or 4096 bytes have none)"
             }
             Self::OtherSectorSize => "its sectors are not of the sector_size of this device",
             Self::OtherMode => "the label says that the namespace has another mode",

@@ -172,7 +172,7 @@ pub trait SuspensionOps: Sized {
     /// Starts the time of a suspension, and a thread that calls [`work`]. Must not allocate.
     fn start_worker(&self);
 
-    /// Tells user space that the phase has changed.
+    /// Notifies user space that the phase has changed.
     fn announce(&self);
 
     /// Freezes all file systems on the disk.

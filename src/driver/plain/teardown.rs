@@ -151,8 +151,8 @@ pub trait TeardownOps: Sized {
     /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal.
     fn wait_until<R>(&self, condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R;
 
-    /// Tells user space that the device is going to be torn down, and whether its users are waited
-    /// for. Called once.
+    /// Notifies user space that the device is going to be torn down, and whether its users are
+    /// waited for. Called once.
     fn announce(&self, is_waited_for: bool);
 
     /// Returns whether users of a device that is leaving are to be waited for now.

@@ -8,8 +8,8 @@
 //! of every translation that has succeeded.
 //!
 //! Lock order: the inode lock of a file (`i_rwsem`) is outside of `mmap_lock` and of the invalidate
-//! lock of the file, which is outside of locked entries, which are outside of `i_mmap_rwsem` and the
-//! lock of the page cache.
+//! lock of the file. The invalidate lock is outside of locked entries, which are outside of
+//! `i_mmap_rwsem` and the lock of the page cache.
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 

@@ -161,8 +161,8 @@ impl<T: PagemapOperations> Owner<T> {
     /// entry is in another file, its page stays in use ([`Self::first_user`]), the kept files yield
     /// nothing more, and all files are walked through.
     pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        // Once all files were walked through since the last translation has ended, all are unmapped.
-        // Entries that are left stay until a thread that holds the lock has given it up.
+        // Once all files were walked through since the last translation has ended, all are
+        // unmapped. Entries that are left may stay until another thread has given the lock up.
         let mode = if *walk_needed {
             LockMode::Try
         } else {

@@ -85,8 +85,8 @@ const HELD: Duration = Duration::from_millis(2000);
 const HELD_AT_MOST: Duration = Duration::from_millis(4000);
 /// The same for a truncate: it is still blocked when unbind has returned.
 const HELD_TRUNCATE: Duration = Duration::from_secs(10);
-/// How long the range may stay after the truncate has ended. The driver's pauses are longer by then,
-/// but it waits for the lock of the file instead.
+/// How long the range may stay after the truncate has ended. The driver's pauses are longer by
+/// then, but it waits for the lock of the file instead.
 const FREE_AFTER_TRUNCATE: Duration = Duration::from_secs(2);
 /// How long the threads may take to enter their faults, and to leave them.
 const FAULT_LIMIT: Duration = Duration::from_secs(10);
