@@ -97,12 +97,12 @@ pub fn fsync_loop(lab: &mut Lab, fs: Fs) -> Result<()> {
     back_to_normal(fixture, Way::Unbind)
 }
 
-/// The threads of [`writers_go_on`], of which at least one always waits for the lock of the file.
+/// The number of threads of [`writers_go_on`].
 const WRITERS: usize = 4;
 
-/// Several threads write to one file, whatever the result, so that the lock of the file is never
-/// free for long. Below device-mapper the file system does not shut down, and each write takes the
-/// lock before it fails.
+/// Several threads write to one file, whatever the result, while the device is unbound and after
+/// that. On device-mapper the file system does not shut down, so each write takes the lock of the
+/// file before it fails.
 pub fn writers_go_on(lab: &mut Lab) -> Result<()> {
     let fixture = Fixture::build(lab, Fs::Xfs, Under::Linear)?;
     let mut user = Child::start_ready("the process that writes", |link| {
