@@ -56,12 +56,7 @@ impl<'bound> Binding<'bound> {
             let enabled = namespace
                 .enable()
                 .map_err(|err| unusable(&shared, dev, &range, err))?;
-            if shared.exceptions.has(dev, &enabled, range.start) {
-                return Err(ProbeError::silent(
-                    ENODEV,
-                    fmt!("left to other drivers, as `except` says"),
-                ));
-            }
+            shared.exceptions.check_info_block(dev, &enabled)?;
             Ok(enabled)
         };
 

@@ -437,8 +437,8 @@ impl RegisteredDevice for DeviceState {
         self.teardown.lock().is_retired()
     }
 
-    fn is_suspended(&self) -> bool {
-        self.suspension.is_suspended()
+    fn has_suspension(&self) -> bool {
+        self.suspension.has_suspension()
     }
 
     fn describe(&self) -> Description<'_> {

@@ -213,7 +213,7 @@ impl Pmem {
         }
     }
 
-    /// Executes a request whose earlier writes are durable if they have to be.
+    /// Executes a request. If it has `REQ_PREFLUSH`, the region has been flushed.
     #[inline(always)]
     fn execute(&self, bio: Bio) {
         if !bio.is_empty() {
@@ -245,7 +245,7 @@ impl Pmem {
         if bio.is_nowait() {
             return bio.end(Status::AGAIN);
         }
-        // Writes may not be held any more.
+        // The suspension may have ended since the check. Then the bio is returned.
         if let Some(bio) = self.hold_bio(bio) {
             self.execute_noinline(bio);
         }
@@ -432,7 +432,8 @@ fn read(memory: PmemSlice<'_>, bio: BioRef<'_>) -> Result {
     Ok(())
 }
 
-/// Copies from the memory of a request. Returns what was not written, if the request is shorter.
+/// Copies from the memory of a request to `memory`. Returns the rest of `memory`, which is not
+/// empty if the request has fewer bytes.
 #[inline(always)]
 fn write<'a>(memory: WritableSlice<'a>, bio: BioRef<'_>) -> WritableSlice<'a> {
     let mut rest = memory;

@@ -24,7 +24,9 @@ use crate::abstractions::nvdimm::{
     Device,
     DeviceIdentity,
     EnabledNamespace,
-    InfoBlock, //
+    InfoBlock,
+    Namespace,
+    ProbeError, //
 };
 use kernel::{
     device::Core,
@@ -101,30 +103,39 @@ impl Exceptions {
         found
     }
 
-    /// Returns whether a device is left to other drivers, and logs that it is.
-    pub fn has(
+    /// Fails if a namespace is left to other drivers for its address or for the UUID in its label.
+    pub fn check(
+        &self,
+        dev: &Device<Core<'_>>,
+        namespace: &Namespace<'_>,
+    ) -> Result<(), ProbeError> {
+        let start = namespace.range()?.start;
+
+        if self.matches(Some(start), &[namespace.uuid()]) {
+            return Err(left_to_others(dev));
+        }
+        Ok(())
+    }
+
+    /// Fails if a device is left to other drivers for the UUID in its info block. A block that
+    /// cannot be read has none.
+    pub fn check_info_block(
         &self,
         dev: &Device<Core<'_>>,
         enabled: &EnabledNamespace<'_>,
-        start: PhysAddr,
-    ) -> bool {
+    ) -> Result<(), ProbeError> {
         if self.list.lock().entries.is_empty() {
-            return false;
+            return Ok(());
         }
-        // Where the block cannot be read, the address and the label count.
-        let block = enabled.read_info_block().ok();
-        let of_block = block
-            .and_then(|bytes| InfoBlock::of(&bytes).map(|block| block.uuid()))
-            .unwrap_or_default();
+        let uuid = enabled
+            .read_info_block()
+            .ok()
+            .and_then(|bytes| InfoBlock::of(&bytes).map(|block| block.uuid()));
 
-        let found = self.matches(Some(start), &[enabled.namespace().uuid(), of_block]);
-        if found {
-            dev_info!(
-                dev,
-                "left to other drivers, as `except` says (/sys/bus/nd/drivers/pmem_rs/except)\n"
-            );
+        if uuid.is_some_and(|uuid| self.matches(None, &[uuid])) {
+            return Err(left_to_others(dev));
         }
-        found
+        Ok(())
     }
 
     /// Marks the entries that match a device which is on the bus.
@@ -161,6 +172,15 @@ impl Exceptions {
             }
         }
     }
+}
+
+/// Logs that a device is left to other drivers.
+fn left_to_others(dev: &Device<Core<'_>>) -> ProbeError {
+    dev_info!(
+        dev,
+        "left to other drivers, as `except` says (/sys/bus/nd/drivers/pmem_rs/except)\n"
+    );
+    ProbeError::silent(ENODEV, fmt!("left to other drivers, as `except` says"))
 }
 
 impl List {

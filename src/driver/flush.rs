@@ -308,10 +308,10 @@ impl Flusher {
 
         // Nothing is logged for an unbound device.
         self.region.err(fmt!(
-            "flush failed (error {}): the latest writes may not survive a failure of power or \
-             host. After a provider was unplugged that is to be expected: unmount before. Else \
-             look for errors of the storage behind it (for virtio-pmem, on the host), and write \
-             again\n",
+            "flush failed (error {}): the latest writes may not survive a failure of power or of \
+             the host. If the provider was unplugged in use, unmount first the next time. \
+             Otherwise look for errors of the storage behind the device (for virtio-pmem, on the \
+             host), and write again\n",
             err.to_errno()
         ));
     }

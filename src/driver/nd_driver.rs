@@ -46,6 +46,10 @@ impl nvdimm::Driver for NdDriver {
         }
     }
 
+    fn admit(dev: &Device<Core<'_>>, namespace: &Namespace<'_>) -> Result<(), ProbeError> {
+        SHARED.get().ok_or(ENODEV)?.exceptions.check(dev, namespace)
+    }
+
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,

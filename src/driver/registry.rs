@@ -39,7 +39,7 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     fn is_retired(&self) -> bool;
 
     /// Returns whether the disk is suspended, or is being suspended or resumed.
-    fn is_suspended(&self) -> bool;
+    fn has_suspension(&self) -> bool;
 
     /// Returns the state of the device and the users of its range. Sleeps.
     fn describe(&self) -> Description<'_>;

@@ -85,7 +85,7 @@ impl SleepGuard for SleepPolicy {
 
         if let Some(shared) = SHARED.get() {
             let mut devices = shared.devices.iter();
-            if let Some(device) = devices.find(|device| device.is_suspended()) {
+            if let Some(device) = devices.find(|device| device.has_suspension()) {
                 IS_SLEEPING.store(false, Relaxed);
                 pr_err!(
                     "the system stays awake, since the disk of {} is suspended, or is being \

@@ -431,13 +431,13 @@ impl DeviceState {
     pub(super) fn wait_resumed(&self) {
         let began = Stopwatch::start();
         let resumed = self.suspension.changed.wait_until(RESUME_TIMEOUT, || {
-            (!self.suspension.is_suspended()).then_some(())
+            (!self.suspension.has_suspension()).then_some(())
         });
 
         if resumed.is_none() {
             pr_warn!(
                 "{}: a file system on the disk could not be frozen or thawed within {} s, and is \
-                 no longer waited for\n",
+                 no longer waited for. End the programs that write to it\n",
                 *self.name,
                 RESUME_TIMEOUT / 1000
             );

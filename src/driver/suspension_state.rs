@@ -86,7 +86,7 @@ impl SuspensionState {
     }
 
     /// Returns whether the disk is suspended, or is being suspended or resumed.
-    pub fn is_suspended(&self) -> bool {
+    pub fn has_suspension(&self) -> bool {
         self.phase.lock().phase != Phase::Live
     }
 

@@ -114,7 +114,10 @@ impl TeardownOps for Arc<DeviceState> {
             let intervals = self.teardown_micros() / MESSAGE_INTERVAL;
             if intervals > messages {
                 messages = intervals;
-                pr_warn!("still waiting to unbind {}\n", self.describe());
+                pr_warn!(
+                    "still waiting to unbind {}; pmem_rs(4) says how to end the wait\n",
+                    self.describe()
+                );
             }
         }
     }

@@ -104,7 +104,7 @@ impl Registrations {
             if waited >= next_message {
                 pr_warn!(
                     "module exit waits: files of the module are open, or memory is in use ({} \
-                     registrations)\n",
+                     registrations). End the programs that use them\n",
                     self.count()
                 );
                 next_message = waited.saturating_add(MESSAGE_INTERVAL_MS);

@@ -152,7 +152,7 @@ tracepoints! {
     /// A flush of a region has ended.
     fn flush(dev: &CStr, duration_ns: u64, result: Result);
 
-    /// Memory has failed. `result` is that of telling its user.
+    /// Memory has failed. `result` is that of notifying its user.
     fn memory_failure(dev: &CStr, offset: u64, len: u64, result: Result);
 
     /// Poison was to be cleared before a write.

@@ -145,6 +145,17 @@ pub trait Driver {
         let _ = identity;
     }
 
+    /// Checks whether the driver serves a namespace at all. Called before [`Self::probe`], and
+    /// before the adapter checks that the namespace is where its labels allocate space to it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::probe`]: with [`ENODEV`] the device is left to other drivers.
+    fn admit(dev: &Device<Core<'_>>, namespace: &Namespace<'_>) -> Result<(), ProbeError> {
+        let _ = (dev, namespace);
+        Ok(())
+    }
+
     /// Binds a device to the driver.
     ///
     /// The adapter has refused namespaces that are empty, incomplete, locked, claimed by another
@@ -310,8 +321,8 @@ impl<T: Driver> Adapter<T> {
                 Ok(namespace) => {
                     let identity = Identity::of(&namespace);
                     let is_forced_raw = namespace.is_forced_raw();
-                    let result = namespace
-                        .check_place(dev)
+                    let result = T::admit(dev, &namespace)
+                        .and_then(|()| namespace.check_place(dev))
                         .and_then(|()| Self::bind(dev, namespace));
                     let refusal = match result.as_ref().map_err(ProbeError::to_error) {
                         Err(err) if err == EOPNOTSUPP => Refusal::Begins(identity),

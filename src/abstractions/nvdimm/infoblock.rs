@@ -146,15 +146,17 @@ pub struct Expected {
     pub page_struct_size: u64,
     /// The alignment that the start of a range with `struct page`s needs.
     pub start_align: u64,
-    /// The size of a section of the memory model in bytes, if the kernel allocates the `struct
-    /// page`s of a part of a section on the medium too. x86 allocates those in RAM.
+    /// The size of a memory section in bytes. A range may start or end within a section. On arm64
+    /// the kernel allocates the `struct page`s of such a part on the medium too. [`None`] on x86,
+    /// where it allocates them in RAM.
     pub section: Option<u64>,
     /// The configured sector size of a btt device, with metadata, in bytes.
     pub sector_size: Option<usize>,
 }
 
-/// The smallest offset of data whose `struct page`s are on the medium and that libnvdimm cannot
-/// handle: `nd_pfn_clear_memmap_errors()` counts the sectors before the data with an `int`.
+/// The limit of the offset of the data, if the `struct page`s are on the medium. libnvdimm cannot
+/// handle this offset or a larger one: `nd_pfn_clear_memmap_errors()` counts the sectors before the
+/// data with an `int`.
 pub(super) const TOO_FAR_FOR_MEMMAP: u64 = 1 << 40;
 
 /// The size of an arena of a btt that is followed by another one (`ARENA_MAX_SIZE`).

@@ -250,9 +250,10 @@ impl<'bound> Namespace<'bound> {
             fmt!(
                 "the labels contradict each other: {} would be at {:#x}..{:#x}, which is not what \
                  they allocate to it in {region}, and may be over other data. To read what is \
-                 there, unload pmem_rs and write the name of this device to \
-                 /sys/bus/nd/drivers/nd_pmem/bind. Save the data of the other namespaces in \
-                 {region}, then disable it and its NVDIMMs, delete all labels with `ndctl \
+                 there, add the UUID of the namespace (`ndctl list -Ni`) to \
+                 /sys/bus/nd/drivers/pmem_rs/except, write the name of this device to the file \
+                 `bind` there, and then to that of nd_pmem. Save the data of the other namespaces \
+                 in {region}, then disable it and its NVDIMMs, delete all labels with `ndctl \
                  zero-labels`, and make the namespaces anew",
                 self.name(),
                 range.start,

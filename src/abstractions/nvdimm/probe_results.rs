@@ -29,7 +29,8 @@
 //! 4. `ProbeResults::entries`.
 //! 5. The locks of a [`MemRegion`].
 //!
-//! Readers of the files in sysfs take none of these locks, so a thread may wait for them with any.
+//! Readers of the files in sysfs take none of these locks. So a thread that holds one may wait for
+//! readers.
 
 use super::{
     device::{
@@ -305,7 +306,8 @@ impl ProbeResults {
             Err(err) if err == EBUSY => {}
             Err(err) => dev_err!(
                 dev,
-                "this driver cannot be kept off a device that {} has refused (error {})\n",
+                "this driver cannot be kept off a device that {} has refused (error {}): unbind it \
+                 before anything is written to its disk\n",
                 self.name,
                 err.to_errno()
             ),

@@ -40,8 +40,8 @@ const SIGNATURES: &[(usize, &[u8], &str)] = &[
     (4086, b"SWAPSPACE2", "swap space"),
 ];
 
-/// Returns the name of what the bytes at the start of a range are the start of. [`None`] if that is
-/// not known.
+/// Returns the name of what begins at the start of a range, of which `bytes` are the first ones.
+/// [`None`] if no signature matches.
 pub fn find(bytes: &[u8]) -> Option<&'static str> {
     SIGNATURES
         .iter()

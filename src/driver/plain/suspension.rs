@@ -39,11 +39,12 @@ pub enum Cause {
 /// Why a disk is not suspended, or why [`resume`] fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure<F> {
-    /// It is suspended, or another thread is about to suspend or to resume it.
+    /// It is suspended, or another thread is about to suspend or to resume it, or no suspension may
+    /// begin now ([`SuspensionOps::may_begin`]).
     Busy,
     /// It is not suspended.
     Live,
-    /// The device is going to be torn down.
+    /// The device is going to be torn down, or the system to be shut down.
     Disabled,
     /// The calling thread was killed.
     Killed,

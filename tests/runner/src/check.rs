@@ -43,13 +43,22 @@ impl Job {
         }
     }
 
+    /// A measure of how long the job takes: its suites, or its boots if there are more.
+    fn len(&self) -> usize {
+        match self {
+            Job::Special(_) => 1,
+            Job::Boots(suite) => suite.boots.len(),
+            Job::Shared(suites) => suites.len(),
+        }
+    }
+
     fn is_alone(&self) -> bool {
         matches!(self, Job::Boots(suite) if suite.alone)
     }
 }
 
-/// Makes jobs of the selection, in its order, but those of several suites first: a long job that
-/// begins last runs alone. A suite that is run in part has its own boot.
+/// Makes jobs of the selection, in its order, but those of several suites or boots first: a long
+/// job that begins last runs alone. A suite that is run in part has its own boot.
 fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
     let mut jobs: Vec<Job> = selection.specials.into_iter().map(Job::Special).collect();
     for suite in selection.suites {
@@ -69,7 +78,7 @@ fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
             None => jobs.push(Job::Boots(suite)),
         }
     }
-    jobs.sort_by_key(|job| Reverse(job.names().len()));
+    jobs.sort_by_key(|job| Reverse(job.len()));
     jobs
 }
 

@@ -83,8 +83,8 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     ///
     /// # Safety
     ///
-    /// `dev` must be a device of a `Registration<T, P>` with pages. `dax_read_lock` must be held
-    /// for `'g`, since before the DAX core saw the device alive.
+    /// `dev` must be a device of a `Registration<T, P>` with pages. `dax_read_lock` must have been
+    /// taken before the DAX core checked that the device is alive, and must be held for `'g`.
     #[inline]
     unsafe fn of<'g>(
         dev: *mut bindings::dax_device,
@@ -256,7 +256,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
             .0
             .data
             .recovery_write(locked, pgoff, offset, len, &mut source);
-        // After more, the caller would take bytes for written that are not.
+        // With a larger number, the caller would count bytes that were not written.
         written.min(len)
     }
 }

@@ -140,7 +140,8 @@ impl InodePool {
             let stored = self.freed.wait_until(RETRY_INTERVAL, || {
                 let mut slots = self.slots.lock();
                 let mut free = slots.iter_mut().filter(|slot| slot.is_free());
-                // Before the inode is taken: an assignment evaluates its right side first.
+                // A statement of its own: `*slot = …` would take the inode before it is known
+                // whether a slot is free.
                 let slot = free.nth(spare)?;
 
                 *slot = new(inode.take()?);
@@ -151,7 +152,8 @@ impl InodePool {
             }
             if retries % RETRIES_PER_MESSAGE == 0 {
                 pr_warn!(
-                    "{}: waiting for pins: {} files have pages pinned, or cannot be closed\n",
+                    "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End the \
+                     I/O and the pipes that use them\n",
                     *self.name,
                     NR_SLOTS.saturating_sub(spare)
                 );
@@ -210,7 +212,7 @@ impl InodePool {
         }
         self.start();
         if let Some(inode) = rest {
-            // Unreachable while one walk at a time has looked at `has_room`.
+            // Unreachable if one walk runs at a time, and checks `has_room` before each inode.
             self.store(inode, 0, &|_| true, Slot::ToPut);
         }
     }

@@ -143,7 +143,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Returns whether the walk has ended early.
+    /// Returns whether the walk has ended because it would have had to wait.
     pub(super) fn is_cut_short(&self) -> bool {
         self.is_cut_short
     }

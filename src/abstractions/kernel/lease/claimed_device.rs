@@ -54,7 +54,8 @@ impl Claim {
     pub(super) fn new(dev: bindings::dev_t, holder: *const c_void) -> Result<Self> {
         let mode = bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE;
         // SAFETY: The block layer only compares the holder. The `open` operation of the disks of
-        // this module reads it as memory that may not be mapped. The operations are static.
+        // this module reads what it points to, and fails if nothing is mapped there. The operations
+        // are static.
         let file = from_err_ptr(unsafe {
             bindings::bdev_file_open_by_dev(dev, mode, holder.cast_mut(), &HOLDER_OPS)
         })?;

@@ -320,7 +320,8 @@ impl Lease {
 
         while self.idle.wait_until(MINUTE, may_end).is_none() {
             pr_warn!(
-                "a lease of the module {} is not given back before its callback returns\n",
+                "a lease cannot be given back: a callback of the module {} does not return. \
+                 Report this to the authors of that module\n",
                 CStr::from_bytes_until_nul(&self.owner()).unwrap_or(c"?")
             );
         }

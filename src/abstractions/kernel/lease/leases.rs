@@ -101,7 +101,10 @@ impl fmt::Display for LeaseHolders {
             f.write_str(", which is in a callback")?;
         }
         if self.others != 0 {
-            f.write_fmt(fmt!(", and {} more", self.others))?;
+            f.write_fmt(fmt!(
+                " (with {} more leases, of this or other modules)",
+                self.others
+            ))?;
         }
         Ok(())
     }
@@ -246,7 +249,7 @@ impl Leases {
         })
     }
 
-    /// Accepts no lease ([`EBUSY`]) until the result, and any other one, is dropped. May sleep.
+    /// Refuses leases ([`EBUSY`]) until all [`Pause`]s of this memory were dropped. May sleep.
     /// Fails with the holders if there are any.
     pub fn pause(self: &Arc<Self>) -> Result<Pause, LeaseHolders> {
         {
@@ -289,7 +292,7 @@ impl Leases {
     }
 
     /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`], and
-    /// with [`EBUSY`] after [`Self::pause`].
+    /// with [`EBUSY`] while there is a [`Pause`].
     ///
     /// # Safety
     ///
@@ -371,14 +374,17 @@ impl Drop for InstalledTable {
         let are_returned = || (!table.are_held()).then_some(());
         while table.returned.wait_until(MINUTE, are_returned).is_none() {
             match table.holders() {
-                Some(holders) => pr_warn!("the end of all leases waits for {}\n", holders),
-                None => pr_warn!("the end of all leases waits for their return\n"),
+                Some(holders) => pr_warn!(
+                    "module exit waits for leases of {}: make it give them back, or unload it\n",
+                    holders
+                ),
+                None => pr_warn!("module exit waits for leases that are being given back\n"),
             }
         }
     }
 }
 
-/// A memory, its leases, and an offset in it.
+/// The leases of a pgmap, its memory, and an offset in the memory.
 pub(super) type Found = (Arc<Leases>, Arc<dyn LeasedMemory>, usize);
 
 impl Table {

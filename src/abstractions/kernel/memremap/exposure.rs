@@ -2,9 +2,9 @@
 
 //! The record of the pages that may be in use.
 //!
-//! A page is exposed from before a translation returns its page frame number. The record has a bit
-//! for each chunk of 2 MiB, which is never cleared. A search for users looks at all exposed pages,
-//! and at no others.
+//! A page is recorded as exposed before a translation returns its page frame number. The record has
+//! a bit for each chunk of the size that a PMD maps. A bit is never cleared. A search for users
+//! looks at all exposed pages, and at no others.
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::numa::Node;

@@ -53,8 +53,9 @@ use kernel::{
 /// Whether the architecture takes failed pages out of the linear mapping.
 const UNMAPS_FAILED_PAGES: bool = cfg!(target_arch = "x86_64");
 
-/// In how many milliseconds after a failure was recorded the page is taken out of the linear
-/// mapping. In between, the C code takes locks, sends signals, and logs.
+/// The time, in milliseconds, within which the kernel is assumed to take a page out of the linear
+/// mapping, after the failure was recorded. In between, the C code takes locks, sends signals, and
+/// logs.
 const UNMAPPED_WITHIN: u64 = 1000;
 
 /// How many pages are looked up before other threads may run.
@@ -94,7 +95,8 @@ pub trait PagemapOperations: Send + Sync + 'static {
     }
 
     /// Takes note that the `len` bytes from `offset` bytes into the data on, which are about to be
-    /// given to the DAX core, are in a chunk of 2 MiB that no translation has exposed before.
+    /// given to the DAX core, are in a chunk that no translation has exposed before. A chunk is as
+    /// large as a PMD maps.
     ///
     /// Called with `dax_read_lock` held, and often with locks of a file system. Should not sleep.
     fn exposed(&self, offset: u64, len: u64) {
@@ -119,8 +121,8 @@ impl HasFailed {
     }
 }
 
-/// Returns how many pages the entry of the linear mapping maps that has a page frame, or [`None`]
-/// if the page is missing there. Does not sleep.
+/// Finds the entry of the linear mapping that maps a page frame. Returns the number of pages that
+/// the entry maps, or [`None`] if the page is missing in the linear mapping. Does not sleep.
 ///
 /// # Safety
 ///

@@ -317,7 +317,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.page_states.any_exposed()
     }
 
-    /// Returns how many bytes were ever exposed, in whole chunks of 2 MiB.
+    /// Returns how many bytes were ever exposed, in whole chunks of the size that a PMD maps.
     pub fn exposed_bytes(&self) -> u64 {
         self.page_states.exposed_bytes()
     }

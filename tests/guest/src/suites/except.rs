@@ -38,7 +38,7 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
-const ATTRIBUTE: &str = "/sys/bus/nd/drivers/pmem_rs/except";
+pub const ATTRIBUTE: &str = "/sys/bus/nd/drivers/pmem_rs/except";
 /// A UUID that no device has.
 const UNKNOWN: &str = "00000000-1111-2222-3333-444444444444";
 

@@ -2,8 +2,8 @@
 
 //! The holder of a block device: what has claimed it, or is about to.
 //!
-//! A holder may be any value, such as the address of a string. So it is read as memory that may not
-//! be mapped.
+//! A holder may be any value, such as the address of a string. So what it points to is read with a
+//! function that fails if nothing is mapped there.
 //!
 //! C source: [`block/bdev.c`](srctree/block/bdev.c)
 

@@ -238,7 +238,7 @@ impl<T: PagemapOperations> Owner<T> {
             if waited % MINUTE == 0 {
                 pr_warn!(
                     "still waiting for users of {}: its struct pages are on the medium, so it \
-                     cannot be left mapped\n",
+                     cannot be left mapped. End the programs that use it\n",
                     self.pgmap.reservation_name().first()
                 );
             }

@@ -40,8 +40,8 @@ pub(super) fn walk_files<T: PagemapOperations>(
     walk(pgmap, pool, false, f).0
 }
 
-/// The same without waiting for other references to be put. Returns [`None`] if the walk would have
-/// had to. `f` may end it.
+/// As [`walk_files`], but does not wait until references to files are put. Returns [`None`] if the
+/// walk has ended because it would have had to wait for that. `f` may end the walk too.
 pub(super) fn try_walk_files<T: PagemapOperations>(
     pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
@@ -52,7 +52,8 @@ pub(super) fn try_walk_files<T: PagemapOperations>(
     (!is_cut_short).then_some(walked)
 }
 
-/// Returns also whether the walk has ended early.
+/// Also returns whether the walk has ended because it would have had to wait. It has not if `f` has
+/// ended it.
 fn walk<T: PagemapOperations>(
     pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
@@ -82,7 +83,8 @@ fn walk<T: PagemapOperations>(
     (walked, walk.is_cut_short())
 }
 
-/// Returns whether the reference to a kept file may be put: the file has no pinned page.
+/// Returns whether the reference to a kept file may be put: the file has neither pinned pages nor
+/// locked entries.
 pub(super) fn may_put<T: PagemapOperations>(pgmap: &PagemapInner<T>, inode: &Inode) -> bool {
     !FileMapping::new(inode).count(pgmap).1
 }

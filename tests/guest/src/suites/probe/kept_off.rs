@@ -2,6 +2,7 @@
 
 //! What this driver refuses, another driver does not get.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -239,26 +240,27 @@ pub fn without_the_module(lab: &mut Lab) -> Result<()> {
     expect_kept_off(lab, &namespace)
 }
 
-/// The module is unloaded, and the provider removed, while the other driver probes.
+/// The module is unloaded while the other driver probes, and the provider removed between two of
+/// its probes.
 ///
-/// Only the probe that has begun runs beside the removal of the provider. A write to `bind` or
-/// `unbind` that ends after the region was freed makes libnvdimm use freed memory: see
-/// docs/kernel-bugs.md.
+/// The removal waits for a probe in any case, for the device lock. But a write to `bind` or `unbind`
+/// that ends after the region was freed makes libnvdimm use freed memory: see docs/kernel-bugs.md.
 pub fn races(lab: &mut Lab) -> Result<()> {
     let namespace = spoil(lab)?;
     let other = load_other(lab)?;
-    let (done, paused) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (done, offering) = (AtomicBool::new(false), Mutex::new(()));
     thread::scope(|scope| -> Result<()> {
         let offers = scope.spawn(|| {
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {
-                if paused.load(Ordering::Relaxed) {
-                    thread::sleep(Duration::from_millis(1));
-                    continue;
+                {
+                    let _offering = offering.lock();
+                    let _ = namespace.try_bind(other);
+                    let _ = namespace.try_unbind(other);
                 }
-                let _ = namespace.try_bind(other);
-                let _ = namespace.try_unbind(other);
                 count += 1;
+                // The mutex is not fair.
+                thread::sleep(Duration::from_micros(100));
             }
             count
         });
@@ -266,10 +268,9 @@ pub fn races(lab: &mut Lab) -> Result<()> {
             lab.driver.unload()?;
             lab.driver.load()?;
             if round % 2 == 0 {
-                paused.store(true, Ordering::Relaxed);
+                let _offering = offering.lock();
                 disable_provider()?;
                 enable_provider()?;
-                paused.store(false, Ordering::Relaxed);
             }
             Ok(())
         });

@@ -20,6 +20,7 @@ use crate::lab::{Lab, Prepared, holder};
 use crate::messages::Messages;
 use crate::nd::{Device, settle};
 use crate::ndctl::{self, Mode};
+use crate::suites::except;
 use crate::suites::namespaces::emptied;
 use crate::suites::platform::only_for_pmem_rs;
 use crate::sysfs;
@@ -119,12 +120,13 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     errno::expect("binding it over another one", result, &[Errno::EOPNOTSUPP])?;
     let line = messages.expect(&["the labels contradict each other"])?;
     ensure!(
-        [moved.name(), "unload pmem_rs", "ndctl zero-labels"]
+        [moved.name(), except::ATTRIBUTE, "ndctl zero-labels"]
             .iter()
             .all(|piece| line.contains(piece)),
         "the log says only `{line}`"
     );
     kept_off::expect_no_driver(lab, &moved)?;
+    read_with_other(lab, &moved)?;
     covered.bind(lab.driver)?;
     find_mark(&Disk::named(covered.disk_name()?))?;
     covered.unbind()?;
@@ -132,6 +134,23 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     while_disabled(lab, || run("ndctl", &["zero-labels", DIMM]).map(drop))?;
     ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
     lab.holder_in(0)?.expect_driver(Some(lab.driver))
+}
+
+/// Follows the remedy for a namespace that is over another one: leaves it to the other driver.
+fn read_with_other(lab: &Lab, moved: &Device) -> Result<()> {
+    let other = lab.driver.other();
+    if !other.is_available()? {
+        return Ok(());
+    }
+    other.load()?;
+    sysfs::write(except::ATTRIBUTE, moved.get("uuid")?)?;
+    let left = moved.try_bind(lab.driver);
+    errno::expect("binding a device of the list", left, &[Errno::ENODEV])?;
+    moved.bind(other)?;
+    find_mark(&Disk::named(moved.disk_name()?))?;
+    moved.unbind()?;
+    except::reset()?;
+    other.unload()
 }
 
 /// Runs `work` while the region and its NVDIMM are disabled, so that it can write labels.

@@ -103,11 +103,7 @@ pub const SUITE: Suite = Suite {
             "other_driver_gets_refused_without_the_module",
             kept_off::without_the_module,
         ),
-        Test::new(
-            "module_and_provider_go_while_another_driver_probes",
-            kept_off::races,
-        )
-        .within(120),
+        Test::new("module_goes_while_another_driver_probes", kept_off::races).within(120),
     ],
 };
 
