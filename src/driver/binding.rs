@@ -56,8 +56,10 @@ impl<'bound> Binding<'bound> {
             let enabled = namespace
                 .enable()
                 .map_err(|err| unusable(&shared, dev, &range, err))?;
-            shared.exceptions.check_info_block(dev, &enabled)?;
-            Ok(enabled)
+            shared
+                .exceptions
+                .check_info_block(dev, &enabled)
+                .map(|()| enabled)
         };
 
         // The disk can reserve the range only when the namespace is disabled again.

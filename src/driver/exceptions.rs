@@ -25,7 +25,6 @@ use crate::abstractions::nvdimm::{
     DeviceIdentity,
     EnabledNamespace,
     InfoBlock,
-    Namespace,
     ProbeError, //
 };
 use kernel::{
@@ -87,7 +86,7 @@ impl Exceptions {
         Ok(())
     }
 
-    /// Returns whether an entry matches, and marks all that do.
+    /// Marks the entries that match. Returns whether one does.
     fn matches(&self, start: Option<PhysAddr>, uuids: &[[u8; 16]]) -> bool {
         let mut found = false;
 
@@ -103,15 +102,14 @@ impl Exceptions {
         found
     }
 
-    /// Fails if a namespace is left to other drivers for its address or for the UUID in its label.
+    /// Fails if a device is left to other drivers for the address of its namespace or for the UUID
+    /// in the label.
     pub fn check(
         &self,
         dev: &Device<Core<'_>>,
-        namespace: &Namespace<'_>,
+        namespace: DeviceIdentity,
     ) -> Result<(), ProbeError> {
-        let start = namespace.range()?.start;
-
-        if self.matches(Some(start), &[namespace.uuid()]) {
+        if self.mark(namespace) {
             return Err(left_to_others(dev));
         }
         Ok(())
@@ -138,11 +136,9 @@ impl Exceptions {
         Ok(())
     }
 
-    /// Marks the entries that match a device which is on the bus.
-    pub fn mark(&self, identity: DeviceIdentity) {
-        let uuids = identity.uuid.as_slice();
-
-        self.matches(identity.start, uuids);
+    /// Marks the entries that match a device which is on the bus. Returns whether one does.
+    pub fn mark(&self, identity: DeviceIdentity) -> bool {
+        self.matches(identity.start, identity.uuid.as_slice())
     }
 
     /// Logs each entry that no device has matched so far.

@@ -46,7 +46,7 @@ impl nvdimm::Driver for NdDriver {
         }
     }
 
-    fn admit(dev: &Device<Core<'_>>, namespace: &Namespace<'_>) -> Result<(), ProbeError> {
+    fn admit(dev: &Device<Core<'_>>, namespace: DeviceIdentity) -> Result<(), ProbeError> {
         SHARED.get().ok_or(ENODEV)?.exceptions.check(dev, namespace)
     }
 

@@ -145,13 +145,27 @@ pub trait Driver {
         let _ = identity;
     }
 
-    /// Checks whether the driver serves a namespace at all. Called before [`Self::probe`], and
-    /// before the adapter checks that the namespace is where its labels allocate space to it.
+    /// Checks whether the driver serves a device at all, which has the given namespace. Called before
+    /// [`Self::probe`], and before the adapter checks that the namespace is where its labels
+    /// allocate space to it.
     ///
     /// # Errors
     ///
     /// As for [`Self::probe`]: with [`ENODEV`] the device is left to other drivers.
-    fn admit(dev: &Device<Core<'_>>, namespace: &Namespace<'_>) -> Result<(), ProbeError> {
+    ///
+    /// # Examples
+    ///
+    /// Only a namespace in its place can be reserved:
+    ///
+    /// ```compile_fail,E0599
+    /// use kernel::prelude::*;
+    /// use pmem_rs::abstractions::nvdimm::DeviceIdentity;
+    ///
+    /// fn admit(namespace: DeviceIdentity, name: CString) {
+    ///     let _ = namespace.reserve(name);
+    /// }
+    /// ```
+    fn admit(dev: &Device<Core<'_>>, namespace: DeviceIdentity) -> Result<(), ProbeError> {
         let _ = (dev, namespace);
         Ok(())
     }
@@ -321,7 +335,7 @@ impl<T: Driver> Adapter<T> {
                 Ok(namespace) => {
                     let identity = Identity::of(&namespace);
                     let is_forced_raw = namespace.is_forced_raw();
-                    let result = T::admit(dev, &namespace)
+                    let result = T::admit(dev, namespace.identity())
                         .and_then(|()| namespace.check_place(dev))
                         .and_then(|()| Self::bind(dev, namespace));
                     let refusal = match result.as_ref().map_err(ProbeError::to_error) {

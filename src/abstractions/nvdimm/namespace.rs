@@ -7,6 +7,7 @@ use super::{
         Device,
         Kind, //
     },
+    identity::DeviceIdentity,
     pfn::make_info_block,
     probe_error::ProbeError, //
 };
@@ -361,6 +362,14 @@ impl<'bound> Namespace<'bound> {
         // SAFETY: By the type invariant the namespace is valid. `uuid_store()` and `size_store()`
         // fail for a namespace that has a driver or is claimed. A deleted namespace has no uuid.
         unsafe { (*namespace.as_ptr()).uuid.as_ref() }.map_or([0; 16], |uuid| uuid.b)
+    }
+
+    /// Returns what identifies the namespace to users.
+    pub(super) fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
+            uuid: Some(self.uuid()).filter(|uuid| *uuid != [0; 16]),
+            start: self.range().ok().map(|range| range.start),
+        }
     }
 
     /// Returns whether the user has asked for info blocks to be ignored (`force_raw`).

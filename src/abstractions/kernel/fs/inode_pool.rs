@@ -125,7 +125,8 @@ impl InodePool {
     }
 
     /// Stores a reference in a slot, if more than `spare` slots are free. Otherwise puts kept
-    /// inodes for which `may_put` returns true, waits, and logs that it waits.
+    /// inodes for which `may_put` returns true, waits, and logs that it waits for more than a
+    /// second.
     fn store(
         self: &Arc<Self>,
         inode: Inode,
@@ -134,10 +135,11 @@ impl InodePool {
         new: fn(Inode) -> Slot,
     ) {
         let mut inode = Some(inode);
+        let mut limit: Msecs = 0;
         let mut retries: u32 = 0;
 
         loop {
-            let stored = self.freed.wait_until(RETRY_INTERVAL, || {
+            let stored = self.freed.wait_until(limit, || {
                 let mut slots = self.slots.lock();
                 let mut free = slots.iter_mut().filter(|slot| slot.is_free());
                 // A statement of its own: `*slot = …` would take the inode before it is known
@@ -150,6 +152,11 @@ impl InodePool {
             if stored.is_some() {
                 return;
             }
+            self.release(may_put);
+            if limit == 0 {
+                limit = RETRY_INTERVAL;
+                continue;
+            }
             if retries % RETRIES_PER_MESSAGE == 0 {
                 pr_warn!(
                     "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End the \
@@ -159,7 +166,6 @@ impl InodePool {
                 );
             }
             retries = retries.wrapping_add(1);
-            self.release(may_put);
         }
     }
 

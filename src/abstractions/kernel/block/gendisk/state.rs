@@ -11,15 +11,21 @@
 //! 3. `partitions`.
 //! 4. `bd_holder_lock` of the disk or a partition.
 
-use super::block_device::BlockDevice;
+use super::block_device::{
+    BlockDevice,
+    Claim, //
+};
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::{
     module_list::Code,
     sync::completion::Completion, //
 };
-use core::ptr::{
-    addr_of_mut,
-    NonNull, //
+use core::{
+    iter::from_fn,
+    ptr::{
+        addr_of_mut,
+        NonNull, //
+    }, //
 };
 use kernel::{
     new_mutex,
@@ -78,9 +84,12 @@ pub(in crate::abstractions) struct DiskState {
     /// disk may have got the DAX device, such as a device-mapper table, a lease, or a file system
     /// for a further device. Never reset.
     had_indirect_claim: Atomic<bool>,
+    /// The next close of the disk or of a partition may end an indirect claim. Written with
+    /// `open_mutex` of the disk held.
+    indirect_claim_may_end: Atomic<bool>,
     /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
-    /// the keeper may have an address without a claim. Never reset. Written with `open_mutex` of
-    /// the disk held.
+    /// the keeper may have an address without a claim. Reset when no keeper is in use. Written with
+    /// `open_mutex` of the disk held.
     keeper_may_lack_claim: Atomic<bool>,
     /// How often indirect claims are refused now. Changed with `open_mutex` of the disk held.
     refusals: Atomic<usize>,
@@ -119,6 +128,7 @@ impl DiskState {
                 released <- Completion::new(),
                 read_only: Atomic::new(false),
                 had_indirect_claim: Atomic::new(false),
+                indirect_claim_may_end: Atomic::new(false),
                 keeper_may_lack_claim: Atomic::new(false),
                 refusals: Atomic::new(0),
                 removal <- new_mutex!(
@@ -182,22 +192,40 @@ impl DiskState {
     }
 
     /// Records that something else than a file system on the disk itself may get the DAX device.
+    /// Called with `open_mutex` of the disk held.
     ///
     /// ORDERING: it gets the device, and translates, after that. A translation has a full barrier
     /// before it reads the access state (`AccessState`).
     pub(super) fn record_indirect_claim(&self) {
         self.had_indirect_claim.store(true, Relaxed);
+        self.indirect_claim_may_end.store(true, Relaxed);
     }
 
-    /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held.
+    /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held,
+    /// after the claim of the opener has ended. May sleep.
     ///
     /// A device-mapper table that is replaced under another table gives up its claim. The table
     /// above may be one of a keeper that has translated through it, and still has the address. The
     /// module of a keeper is in use while it has an address, so this records whether one is in use
     /// when the claim ends.
+    ///
+    /// Programs close the disk often. After the last indirect claim has ended, their closes end
+    /// none.
     pub(super) fn record_release(&self) {
-        if self.had_indirect_claim.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use) {
-            self.keeper_may_lack_claim.store(true, Relaxed);
+        let may_end = self.indirect_claim_may_end.load(Relaxed);
+
+        if may_end || self.keeper_may_lack_claim.load(Relaxed) {
+            self.keeper_may_lack_claim
+                .store(KEEPERS.iter().any(Code::is_in_use), Relaxed);
+        }
+        if may_end {
+            let mut index = 0;
+            let claims = from_fn(|| {
+                self.next_partition(&mut index)
+                    .map(|partition| partition.claim())
+            });
+            self.indirect_claim_may_end
+                .store(self.has_unknown_claim(claims), Relaxed);
         }
         self.released.complete();
     }
@@ -422,8 +450,15 @@ impl DiskState {
     fn has_claim_of_keeper(&self) -> bool {
         // A claim that has just ended, and `keeper_may_lack_claim`, are seen together.
         self.with_open_mutex(|| {
-            self.has_unknown_claim(&self.partitions.lock())
-                || self.keeper_may_lack_claim.load(Relaxed) && KEEPERS.iter().any(Code::is_in_use)
+            if self.keeper_may_lack_claim.load(Relaxed) {
+                if KEEPERS.iter().any(Code::is_in_use) {
+                    return true;
+                }
+                self.keeper_may_lack_claim.store(false, Relaxed);
+            }
+            let partitions = self.partitions.lock();
+            let claims = partitions.iter().flatten().map(BlockDevice::claim);
+            self.has_unknown_claim(claims)
         })
     }
 
@@ -433,15 +468,14 @@ impl DiskState {
     }
 
     /// Returns whether there is a claim without holder operations by code in the kernel, or a claim
-    /// of a partition that is not in the table.
-    fn has_unknown_claim(&self, partitions: &Partitions) -> bool {
+    /// of a partition other than those of the given claims.
+    fn has_unknown_claim(&self, claims: impl Iterator<Item = Claim>) -> bool {
         // The whole disk is read first. If a claim of a partition ends after that, the result is
         // true, which is the safe error.
         let part0 = self.part0.claim();
 
         let mut of_partitions: c_int = 0;
-        for partition in partitions.iter().filter_map(Option::as_ref) {
-            let claim = partition.claim();
+        for claim in claims {
             if claim.is_unknown {
                 return true;
             }
@@ -450,7 +484,7 @@ impl DiskState {
 
         // A claim of a partition also counts as a claim of the whole disk, whose holder then is the
         // same for all partitions (`bd_finish_claiming()`). If the sums differ, there is a claim of
-        // the whole disk or of a partition that is not in the table.
+        // the whole disk or of another partition.
         part0.is_unknown && part0.count != of_partitions
     }
 }

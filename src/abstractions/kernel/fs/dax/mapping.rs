@@ -62,6 +62,9 @@ impl<'a> FileMapping<'a> {
     }
 
     /// Takes the invalidate lock of the file, unless it is held or there is no page cache.
+    ///
+    /// A fault of ext4 or xfs holds the lock until it ends. Its entry is not locked all the time
+    /// (`MAP_SYNC`), and the page may not be mapped yet.
     fn try_lock(self) -> Option<InvalidateLock<'a>> {
         let mapping = self.0?;
         // SAFETY: By the type invariant the mapping is valid.
@@ -173,13 +176,17 @@ impl<'a> FileMapping<'a> {
             return (0, false);
         };
 
-        // A fault of ext4 or xfs holds the lock until it ends. Its entry is not locked all the time
-        // (`MAP_SYNC`), and the page may not be mapped yet.
         let guard = self.try_lock();
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
         unsafe { bindings::unmap_mapping_pages(mapping.as_ptr(), 0, 0, false) };
         let (count, may_be_in_use) = self.count(pgmap);
         (count, may_be_in_use || guard.is_none())
+    }
+
+    /// Returns whether the file has pinned pages of the memory, or page faults under way. Does not
+    /// sleep.
+    pub(super) fn may_be_in_use<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
+        self.0.is_some() && (self.try_lock().is_none() || self.count(pgmap).1)
     }
 
     /// Returns how many pages of the memory the file has, and whether any of them is pinned or any

@@ -226,6 +226,8 @@ impl<T: PagemapOperations> Owner<T> {
         let mut waited: Msecs = 0;
 
         loop {
+            // Kept files may hold the table that is the keeper, see `Revoked::wait_for`.
+            self.release_files();
             match self.first_user(&mut next, walk_needed) {
                 None => return,
                 Some(User::PageCache) => {

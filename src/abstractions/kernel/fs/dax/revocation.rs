@@ -102,7 +102,7 @@ impl Revocation {
 
     /// Revokes the memory from the kept files, unless all files have to be walked through. Returns
     /// whether a page was deleted, and all entries match their folios. Waits for threads that write
-    /// to these files or truncate them. No file may be mapped any more.
+    /// to a file without pins, or truncate it. No file may be mapped any more.
     pub(super) fn revoke_kept_files<T: PagemapOperations>(
         &self,
         pgmap: &PagemapInner<T>,
@@ -141,14 +141,18 @@ impl FileMapping<'_> {
     /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
     /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
     /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
-    /// marks. If the inode lock is not taken, all entries stay.
+    /// marks. If the inode lock is not taken, all entries stay. It is not waited for if the file has
+    /// pinned pages.
     ///
     /// This is only complete if translations are refused.
     ///
     /// Sleeps. Takes the inode lock and the invalidate lock of the file, so neither `mmap_lock` nor
     /// the locks that are taken inside of page faults may be held.
     fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>, mode: LockMode) -> FileRevoked {
-        let inode_lock = self.lock_inode(mode);
+        // A truncate of a file with pins may wait for them, with the lock held. Other files are not
+        // to wait for it.
+        let has_pins = mode == LockMode::Wait && self.count(pgmap).1;
+        let inode_lock = self.lock_inode(if has_pins { LockMode::Try } else { mode });
         let Some(_guard) = self.lock() else {
             return FileRevoked::default();
         };

@@ -211,16 +211,15 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Waits until a user is gone, for at most `limit` milliseconds. Sleeps. Returns at once for
     /// [`User::PageCache`].
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
+        // Kept files hold references to their file system, which may hold a device-mapper table, and
+        // that table may be the keeper. Files with pins stay: the last reference to their
+        // superblock would be put under its lock, and wait for the pins.
+        self.owner.release_files();
         match user {
             User::Reference => {
                 self.owner.pgmap().wait_timeout(limit);
             }
             User::Keeper => {
-                // Kept files hold references to their file system, which may hold the device-mapper
-                // table that is the keeper. So files without pins are released first. Files with
-                // pins stay: the last reference to their superblock would be put under its lock,
-                // and wait for the pins.
-                self.owner.release_files();
                 if let Some(host) = self.owner.pgmap().host() {
                     host.wait_released(limit);
                 }

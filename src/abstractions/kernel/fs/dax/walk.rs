@@ -84,7 +84,7 @@ fn walk<T: PagemapOperations>(
 }
 
 /// Returns whether the reference to a kept file may be put: the file has neither pinned pages nor
-/// locked entries.
+/// locked entries, and no fault is under way. Does not sleep.
 pub(super) fn may_put<T: PagemapOperations>(pgmap: &PagemapInner<T>, inode: &Inode) -> bool {
-    !FileMapping::new(inode).count(pgmap).1
+    !FileMapping::new(inode).may_be_in_use(pgmap)
 }

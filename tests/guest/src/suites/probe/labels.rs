@@ -126,7 +126,7 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
         "the log says only `{line}`"
     );
     kept_off::expect_no_driver(lab, &moved)?;
-    read_with_other(lab, &moved)?;
+    read_with_other(lab, &moved, &covered)?;
     covered.bind(lab.driver)?;
     find_mark(&Disk::named(covered.disk_name()?))?;
     covered.unbind()?;
@@ -137,13 +137,15 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
 }
 
 /// Follows the remedy for a namespace that is over another one: leaves it to the other driver.
-fn read_with_other(lab: &Lab, moved: &Device) -> Result<()> {
+fn read_with_other(lab: &Lab, moved: &Device, covered: &Device) -> Result<()> {
     let other = lab.driver.other();
     if !other.is_available()? {
         return Ok(());
     }
     other.load()?;
-    sysfs::write(except::ATTRIBUTE, moved.get("uuid")?)?;
+    covered.expect_driver(Some(other))?;
+    covered.unbind()?;
+    sysfs::write(except::ATTRIBUTE, &moved.get("uuid")?)?;
     let left = moved.try_bind(lab.driver);
     errno::expect("binding a device of the list", left, &[Errno::ENODEV])?;
     moved.bind(other)?;

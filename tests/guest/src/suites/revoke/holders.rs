@@ -4,7 +4,7 @@
 //! exists, and it cannot be revoked. Other tables keep no address, but the driver cannot tell which
 //! table holds the disk.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,14 +19,16 @@ use crate::command::run;
 use crate::disk::{Access, Disk};
 use crate::dm::Mapped;
 use crate::driver::Driver;
+use crate::filesystem::FileSystem;
 use crate::lab::{Lab, Skip};
-use crate::mapping::Sharing;
+use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::{Buffer, expect_same, stamped};
 
 /// The cache is on a partition, because dm-writecache formats its whole device.
 const CACHE: &str = "label: gpt\nstart=4096, size=131072\n";
+const CACHE_AND_ORIGIN: &str = "label: gpt\nstart=4096, size=131072\nstart=135168, size=131072\n";
 const CACHED: &str = "cached";
 const BELOW: &str = "below";
 const LEN: usize = 8 << 20;
@@ -177,6 +179,48 @@ pub fn writecache_above_a_replaced_table(lab: &mut Lab) -> Result<()> {
     expect_contents(&other, LEN, 2)?;
     retired::await_none(FREE_LIMIT)?;
     expect_no_thread_stuck()?;
+    set_writecache(false)?;
+    pmem.bound.bind(lab.driver)
+}
+
+/// dm-writecache is in use on another disk. The disk was below a table once, whose claim has ended
+/// before. Programs that open and close the disk do not delay its unbind.
+pub fn closes_beside_writecache(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    set_writecache(false)?;
+    let pmem = lab.ready(0)?;
+    let node = pmem.disk.node_str();
+    Mapped::new(BELOW, &format!("0 4096 linear {node} 0"))?.remove()?;
+
+    set_writecache(true)?;
+    let other = lab.ready(1)?.disk;
+    other.cut(CACHE_AND_ORIGIN)?;
+    other
+        .partition(1)
+        .open(Access::Direct)?
+        .write_all_at(&Buffer::new(1 << 20), 0)?;
+    let over = Mapped::new(
+        CACHED,
+        &format!(
+            "0 131072 writecache p {} {} 4096 0",
+            other.partition(2).node_str(),
+            other.partition(1).node_str()
+        ),
+    )?;
+
+    FileSystem::Ext4.make(&node)?;
+    let mount = FileSystem::Ext4.mount(&node, "dax=always")?;
+    fs::write(mount.path("file"), [1; PAGE])?;
+    let file = Access::Buffered.open(&mount.path("file"))?;
+    Mapping::of_pages(&file, PAGE, Sharing::Shared, true)?.load(0);
+    drop(file);
+    run("blockdev", &["--getsize64", &node])?;
+    mount.unmount()?;
+    run("blockdev", &["--getsize64", &node])?;
+    pmem.bound.unbind()?;
+    retired::expect(0)?;
+
+    over.remove()?;
     set_writecache(false)?;
     pmem.bound.bind(lab.driver)
 }

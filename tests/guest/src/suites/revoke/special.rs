@@ -7,7 +7,9 @@ use anyhow::Result;
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
 use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
-use super::holders::{linear, writecache, writecache_above_a_replaced_table};
+use super::holders::{
+    closes_beside_writecache, linear, writecache, writecache_above_a_replaced_table,
+};
 use super::indirect::{further_device, realtime, replaced_table};
 use super::limits::{
     eight_namespaces, killed_writer, many_files, readers_of_debugfs, timeout_is_writable,
@@ -75,6 +77,7 @@ pub const SUITE: Suite = Suite {
             "cache_of_dm_writecache_above_a_replaced_table",
             writecache_above_a_replaced_table,
         ),
+        Test::new("closes_beside_dm_writecache", closes_beside_writecache),
         Test::new("realtime_volume_of_another_xfs", realtime),
         Test::new("further_device_of_another_erofs", further_device),
         Test::new("table_above_was_replaced", replaced_table),
