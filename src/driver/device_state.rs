@@ -42,7 +42,10 @@ use super::{
 use crate::abstractions::kernel::{
     block::gendisk,
     dax,
-    fs::dax::Walked,
+    fs::dax::{
+        PinnedFiles,
+        Walked, //
+    },
     lease::Leases,
     memremap::PagesInUse,
     percpu_ref::Ref,
@@ -116,7 +119,7 @@ pub struct DeviceState {
     pub(super) shared: Ref<Shared>,
     /// The name of the device, which may be removed before the range is free.
     pub(super) name: CString,
-    namespace_range: Range<PhysAddr>,
+    pub(super) namespace_range: Range<PhysAddr>,
     pub(super) flusher: Arc<Flusher>,
     /// The name of the range in `/proc/iomem`.
     region_name: Arc<RegionName>,
@@ -127,6 +130,8 @@ pub struct DeviceState {
     pub(super) memmap_is_on_medium: bool,
     /// The leases of the memory. [`None`] if it has no `struct page`s.
     pub(super) leases: Option<Arc<Leases>>,
+    /// Files with pinned pages of other memory, which delay the removal of the disk otherwise.
+    pub(super) pinned_files: Arc<PinnedFiles>,
     /// The unbinding thread was killed. Set once.
     pub(super) unbind_killed: SetOnce<()>,
     /// Set by [`teardown::announce`].
@@ -216,6 +221,8 @@ impl DeviceState {
         let region_name = memory.reservation_name().clone();
         let first = region_name.first();
         let retired_name = CString::try_from_fmt(fmt!("{first} (retired by pmem_rs)"))?;
+        let files = shared.queues.files.try_get().ok_or(ENODEV)?;
+        let pinned_files = PinnedFiles::new(CString::try_from_fmt(fmt!("{}", *name))?, files)?;
 
         Arc::pin_init(
             try_pin_init!(Self {
@@ -229,6 +236,7 @@ impl DeviceState {
                     .pages()
                     .is_some_and(|pages| pages.memmap_is_on_medium()),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
+                pinned_files,
                 unbind_killed: SetOnce::new(),
                 announced_at: SetOnce::new(),
                 began_at: SetOnce::new(),

@@ -189,7 +189,9 @@ impl TeardownOps for Arc<DeviceState> {
     fn remove_disk(&self, disk: Self::Disk) -> RemovedDisk {
         // Holders of leases may use the disk until they have given them back.
         self.wait_for_leases();
-        self.step(TeardownStep::RemoveDisk, || disk.remove())
+        self.step(TeardownStep::RemoveDisk, || {
+            self.pinned_files.remove_disk(disk, &self.namespace_range)
+        })
     }
 
     fn close(&self, memory: Memory) -> Closed {

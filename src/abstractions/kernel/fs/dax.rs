@@ -43,6 +43,7 @@
 mod entry;
 mod mapping;
 mod owner;
+mod pinned_files;
 mod revocation;
 mod states;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -52,6 +53,7 @@ mod walk;
 
 pub use crate::abstractions::kernel::fs::dax::{
     owner::User,
+    pinned_files::PinnedFiles,
     states::{
         Closed,
         Pagemap,

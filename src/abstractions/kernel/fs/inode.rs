@@ -101,6 +101,17 @@ impl Inode {
         u32::from(frozen) == bindings::SB_FREEZE_COMPLETE || flags as u64 & bindings::SB_RDONLY != 0
     }
 
+    /// Returns whether the pages of one file may be on several devices. Those of ext4 and xfs are
+    /// on one.
+    pub(super) fn spans_devices(&self) -> bool {
+        // SAFETY: By the type invariant the superblock is valid. The type of a superblock does not
+        // change, and has a name.
+        unsafe {
+            let name = (*(*self.sb.as_ptr()).s_type).name;
+            bindings::strcmp(name, c"erofs".as_char_ptr()) == 0
+        }
+    }
+
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {
         self.sb.as_ptr() == sb
     }

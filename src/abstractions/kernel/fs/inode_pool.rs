@@ -223,6 +223,14 @@ impl InodePool {
         }
     }
 
+    /// Returns whether an inode is kept.
+    pub(super) fn has_kept(&self) -> bool {
+        self.slots
+            .lock()
+            .iter()
+            .any(|slot| matches!(slot, Slot::Kept(_)))
+    }
+
     /// Returns whether there are slots for the two inodes that a walk may have to put.
     pub(super) fn has_room(&self) -> bool {
         let slots = self.slots.lock();

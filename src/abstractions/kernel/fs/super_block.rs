@@ -83,13 +83,21 @@ const DAX_TYPES: &[FileSystemType] = &[
     },
 ];
 
-/// A walk through the inodes with DAX entries of all mounted file systems that may use the memory
-/// behind a disk, or of all if no disk is given.
-///
-/// A superblock is skipped if the disk proves that the superblock never got a DAX device through
-/// this disk ([`DiskState::may_be_used_by`]). The claims that the disk has now prove nothing: a
-/// device-mapper table that was replaced gives its claim up, while the file system above still has
-/// pages and faults under way.
+/// The superblocks of a [`Walk`], of file systems with DAX.
+#[derive(Clone, Copy)]
+pub(super) enum Supers<'a> {
+    /// All that are mounted.
+    All,
+    /// Those that may use the memory behind a disk. A superblock is skipped if the disk proves that
+    /// the superblock never got a DAX device through this disk ([`DiskState::may_be_used_by`]). The
+    /// claims that the disk has now prove nothing: a device-mapper table that was replaced gives
+    /// its claim up, while the file system above still has pages and faults under way.
+    MayUse(&'a DiskState),
+    /// Those that are shut down when a disk is removed ([`DiskState::shuts_down`]).
+    ShutDownWith(&'a DiskState),
+}
+
+/// A walk through the inodes with DAX entries of mounted file systems.
 ///
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.
@@ -97,7 +105,7 @@ const DAX_TYPES: &[FileSystemType] = &[
 /// Sleeps. Waits for mounts and unmounts of the same types of file systems that are under way.
 pub(super) struct Walk<'a> {
     pool: &'a Arc<InodePool>,
-    disk: Option<&'a DiskState>,
+    supers: Supers<'a>,
     /// Which kept inodes may be put if the pool is full.
     may_put: &'a dyn Fn(&Inode) -> bool,
     /// The index of the current type in [`DAX_TYPES`].
@@ -126,13 +134,13 @@ impl<'a> Walk<'a> {
     /// reference to a file that was deleted waits until its file system is thawed.
     pub(super) fn new(
         pool: &'a Arc<InodePool>,
-        disk: Option<&'a DiskState>,
+        supers: Supers<'a>,
         is_nonblocking: bool,
         may_put: &'a dyn Fn(&Inode) -> bool,
     ) -> Self {
         Self {
             pool,
-            disk,
+            supers,
             may_put,
             index: 0,
             cursor: None,
@@ -204,21 +212,25 @@ impl<'a> Walk<'a> {
         unsafe { walk.visit_super(sb) };
     }
 
-    /// Returns whether files of a superblock of the current type may use the memory.
+    /// Returns whether a superblock of the current type is one of the walk. May sleep.
     ///
     /// # Safety
     ///
     /// `sb` must be valid, with `s_umount` held.
-    unsafe fn may_use(&self, sb: *mut bindings::super_block) -> bool {
+    unsafe fn includes(&self, sb: *mut bindings::super_block) -> bool {
         let uses_s_bdev_only = DAX_TYPES
             .get(self.index)
             .is_some_and(|fs_type| fs_type.uses_s_bdev_only);
 
-        self.disk.is_none_or(|disk| {
-            // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
-            // that are not mounted yet, or are shut down.
-            unsafe { disk.may_be_used_by(sb, uses_s_bdev_only) }
-        })
+        // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks that
+        // are not mounted yet, or are shut down.
+        unsafe {
+            match self.supers {
+                Supers::All => true,
+                Supers::MayUse(disk) => disk.may_be_used_by(sb, uses_s_bdev_only),
+                Supers::ShutDownWith(disk) => disk.shuts_down(sb),
+            }
+        }
     }
 
     /// Finds the next inode in a superblock, unless one was found already or the superblock is
@@ -247,7 +259,7 @@ impl<'a> Walk<'a> {
             }
             _ if !self.is_behind_cursor => return,
             // SAFETY: By the safety requirements.
-            _ if !unsafe { self.may_use(sb) } => return,
+            _ if !unsafe { self.includes(sb) } => return,
             _ => {}
         }
 

@@ -159,7 +159,7 @@ impl FolioUse {
     /// # Safety
     ///
     /// As [`Self::of`].
-    pub(super) unsafe fn is_pinned(pfn: c_ulong) -> bool {
+    pub(in crate::abstractions) unsafe fn is_pinned(pfn: c_ulong) -> bool {
         // SAFETY: By the safety requirements the page exists, and so does the first page of what
         // was its folio. The function permits that this is a tail page by now.
         let mapped = |found: Self| unsafe { bindings::folio_mapcount_racy(found.folio) };

@@ -60,25 +60,40 @@ impl BlockDevice {
         unsafe { name_of(&raw const (*self.0.as_ptr()).bd_device) }
     }
 
-    /// Returns the claim of the device. May sleep.
-    pub(super) fn claim(&self) -> Claim {
+    /// Calls `f` with the lock held under which the holder changes, together with its operations.
+    /// May sleep.
+    fn with_holder<R>(&self, f: impl FnOnce(*mut bindings::block_device) -> R) -> R {
         let raw = self.0.as_ptr();
 
-        // SAFETY: By the type invariant the device is valid. Holder and holder operations change
-        // together under the lock. The count may change concurrently, hence the volatile read.
+        // SAFETY: By the type invariant the device is valid.
         unsafe {
             let lock = addr_of_mut!((*raw).bd_holder_lock);
             bindings::mutex_lock(lock);
+            let result = f(raw);
+            bindings::mutex_unlock(lock);
+            result
+        }
+    }
+
+    /// Returns the claim of the device. May sleep.
+    pub(super) fn claim(&self) -> Claim {
+        // SAFETY: By the type invariant the device is valid. The count may change concurrently,
+        // hence the volatile read.
+        self.with_holder(|raw| unsafe {
             let holder = Holder((*raw).bd_holder);
-            let claim = Claim {
+            Claim {
                 is_unknown: !holder.0.is_null()
                     && (*raw).bd_holder_ops.is_null()
                     && !holder.is_file_of((*raw).bd_mapping),
                 count: addr_of!((*raw).bd_holders).read_volatile(),
-            };
-            bindings::mutex_unlock(lock);
-            claim
-        }
+            }
+        })
+    }
+
+    /// Returns whether one of these has claimed the device. May sleep.
+    pub(super) fn has_holder(&self, holders: &[*const c_void]) -> bool {
+        // SAFETY: By the type invariant the device is valid.
+        self.with_holder(|raw| holders.contains(&unsafe { (*raw).bd_holder }.cast_const()))
     }
 }
 

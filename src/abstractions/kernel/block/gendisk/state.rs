@@ -297,6 +297,35 @@ impl DiskState {
         }
     }
 
+    /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it has
+    /// opened the disk or a partition (`fs_bdev_file_open_by_dev()`). The holder is the superblock
+    /// then, or its type. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid and mounted, with `s_umount` held.
+    pub(in crate::abstractions) unsafe fn shuts_down(
+        &self,
+        sb: *mut bindings::super_block,
+    ) -> bool {
+        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
+        // disk of a device does not change, nor does the type of a superblock.
+        let (holders, is_on_disk) = unsafe {
+            let bdev = (*sb).s_bdev;
+            let holders: [*const c_void; 2] = [sb.cast(), (*sb).s_type.cast()];
+            (
+                holders,
+                !bdev.is_null() && (*bdev).bd_disk == self.disk.as_ptr(),
+            )
+        };
+        let mut index = 0;
+
+        is_on_disk
+            || self.part0.has_holder(&holders)
+            || from_fn(|| self.next_partition(&mut index))
+                .any(|partition| partition.has_holder(&holders))
+    }
+
     /// Fills the table with the first partitions of the disk.
     ///
     /// The disk must be added, and must not be removed meanwhile.

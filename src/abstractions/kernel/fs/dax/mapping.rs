@@ -209,6 +209,17 @@ impl<'a> FileMapping<'a> {
         (count, may_be_in_use)
     }
 
+    /// Returns whether a page outside of `own` is pinned, or an entry outside of it is locked. A
+    /// page that is only mapped is not pinned. Does not sleep.
+    ///
+    /// `spans_devices` is whether the pages may be on several devices. Otherwise a file with a page
+    /// in `own` has no others.
+    pub(super) fn has_pins_outside(&self, own: &Range<u64>, spans_devices: bool) -> bool {
+        self.entries(0, bindings::XA_PRESENT)
+            .take_while(|entry| spans_devices || !entry.overlaps(own))
+            .any(|entry| !entry.overlaps(own) && (entry.is_locked() || is_pinned(&entry.frames())))
+    }
+
     /// Unmaps a file to which nothing can write, waits for the faults that are under way, and
     /// writes dirty pages back from the CPU caches. The entries stay, and so do their dirty marks.
     /// Returns how many pages of the memory the file has.
@@ -328,6 +339,28 @@ impl Drop for InodeLock<'_> {
 pub(super) fn is_idle(frames: &Range<u64>) -> bool {
     // SAFETY: The frames are those of a pgmap whose owner is borrowed.
     unsafe { FolioUse::of(frames.start as c_ulong) }.references == 0
+}
+
+/// Returns whether the folio of these page frames, which may be those of any memory, is pinned.
+fn is_pinned(frames: &Range<u64>) -> bool {
+    let Ok(first) = c_ulong::try_from(frames.start) else {
+        return false;
+    };
+    if frames.is_empty() {
+        return false;
+    }
+
+    // SAFETY: May be called for any number. If there is a pgmap, its pages stay until the reference
+    // is put. The page of an entry exists, so it was made before.
+    unsafe {
+        let pgmap = bindings::get_dev_pagemap(first);
+        if pgmap.is_null() {
+            return false;
+        }
+        let is_pinned = FolioUse::is_pinned(first);
+        bindings::put_dev_pagemap(pgmap);
+        is_pinned
+    }
 }
 
 #[kunit_tests(pmem_rs_fs_dax_mapping)]

@@ -7,7 +7,10 @@ use crate::abstractions::kernel::{
     fs::{
         inode::Inode,
         inode_pool::InodePool,
-        super_block::Walk, //
+        super_block::{
+            Supers,
+            Walk, //
+        }, //
     },
     memremap::{
         PagemapInner,
@@ -67,7 +70,8 @@ fn walk<T: PagemapOperations>(
     }
 
     let may_put = |inode: &Inode| may_put(pgmap, inode);
-    let mut walk = Walk::new(pool, pgmap.host(), is_nonblocking, &may_put);
+    let supers = pgmap.host().map_or(Supers::All, Supers::MayUse);
+    let mut walk = Walk::new(pool, supers, is_nonblocking, &may_put);
     while let Some(inode) = walk.next() {
         let file = FileMapping::new(inode);
         if !file.may_use(pgmap) {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::{find_mark, kept_off, leave_mark};
+use super::{find_mark, find_mark_at, kept_off, leave_mark};
 use crate::command::run;
 use crate::disk::Disk;
 use crate::errno;
@@ -62,6 +62,10 @@ fn write_labels(lab: &Lab, area: &[u8]) -> Result<()> {
     })
 }
 
+/// Where the first of two namespaces begins in its region, and the second, which is right behind it.
+const PLACE: u64 = 16 << 20;
+const PLACE_OF_MOVED: u64 = PLACE + (128 << 20);
+
 fn namespace_of(uuid: &str) -> Result<Device> {
     let has_it = |device: &Device| device.get("uuid").is_ok_and(|found| found == uuid);
     let mut all = Device::all_of("namespace")?.into_iter();
@@ -74,7 +78,6 @@ fn namespace_of(uuid: &str) -> Result<Device> {
 /// covers another namespace. It is refused, and the other one keeps its data. Without labels the
 /// region can be used again.
 pub fn over_another(lab: &mut Lab) -> Result<()> {
-    const MIB: u64 = 1 << 20;
     only_for_pmem_rs(lab)?;
     let region = emptied(lab, 0)?;
     let uuid_of_new = || -> Result<String> {
@@ -84,11 +87,11 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     let (covered, moved) = (uuid_of_new()?, uuid_of_new()?);
     let mut area = read_labels()?;
     let number = |value: u64| value.to_le_bytes();
-    set_in_labels(&mut area, &covered, LABEL_PLACE, &number(16 * MIB))?;
-    set_in_labels(&mut area, &moved, LABEL_PLACE, &number(144 * MIB))?;
+    set_in_labels(&mut area, &covered, LABEL_PLACE, &number(PLACE))?;
+    set_in_labels(&mut area, &moved, LABEL_PLACE, &number(PLACE_OF_MOVED))?;
     let mut messages = Messages::from_now()?;
     write_labels(lab, &area)?;
-    for (uuid, offset) in [(&covered, 16 * MIB), (&moved, 144 * MIB)] {
+    for (uuid, offset) in [(&covered, PLACE), (&moved, PLACE_OF_MOVED)] {
         let namespace = namespace_of(uuid)?;
         namespace.expect_driver(Some(lab.driver))?;
         let start = namespace.resource()?;
@@ -104,7 +107,7 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     let mut second = area[first].to_vec();
     set_in_labels(&mut area, &moved, LABEL_SET, &number(12345))?;
     second[LABEL_PLACE].copy_from_slice(&number(0));
-    second[LABEL_SIZE].copy_from_slice(&number(16 * MIB));
+    second[LABEL_SIZE].copy_from_slice(&number(PLACE));
     add_label(&mut area, &second)?;
     write_labels(lab, &area)?;
     let (covered, moved) = (namespace_of(&covered)?, namespace_of(&moved)?);
@@ -149,7 +152,7 @@ fn read_with_other(lab: &Lab, moved: &Device, covered: &Device) -> Result<()> {
     let left = moved.try_bind(lab.driver);
     errno::expect("binding a device of the list", left, &[Errno::ENODEV])?;
     moved.bind(other)?;
-    find_mark(&Disk::named(moved.disk_name()?))?;
+    find_mark_at(&Disk::named(moved.disk_name()?), PLACE)?;
     moved.unbind()?;
     except::reset()?;
     other.unload()

@@ -121,8 +121,14 @@ fn leave_mark(disk: &Disk) -> Result<()> {
 }
 
 fn find_mark(disk: &Disk) -> Result<()> {
+    find_mark_at(disk, 0)
+}
+
+/// Finds the mark of a disk that begins at this offset of another one.
+fn find_mark_at(disk: &Disk, offset: u64) -> Result<()> {
     let right = Buffer::of_pages(1 << 20, 77);
     let mut found = Buffer::of_pages(1 << 20, 0);
-    disk.open(Access::Direct)?.read_exact_at(&mut found, 4096)?;
+    disk.open(Access::Direct)?
+        .read_exact_at(&mut found, offset + 4096)?;
     expect_same("what was written at first", &found, &right)
 }

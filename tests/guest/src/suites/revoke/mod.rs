@@ -16,6 +16,7 @@ mod indirect;
 mod limits;
 mod mappings;
 mod modes;
+mod other_device;
 mod pass_through;
 mod races;
 mod reports;

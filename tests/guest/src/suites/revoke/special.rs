@@ -16,6 +16,7 @@ use super::limits::{
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
+use super::other_device::{journal, realtime_and_data};
 use super::pass_through::{export, overlay};
 use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
@@ -80,6 +81,8 @@ pub const SUITE: Suite = Suite {
         Test::new("closes_beside_dm_writecache", closes_beside_writecache),
         Test::new("realtime_volume_of_another_xfs", realtime),
         Test::new("further_device_of_another_erofs", further_device),
+        Test::new("pin_on_the_other_device_of_xfs", realtime_and_data).within(120),
+        Test::new("pin_above_an_external_journal", journal).within(120),
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
         Test::new("direct_io_all_the_time", io_all_the_time),

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files with pinned pages of other memory, whose file systems are shut down with a disk.
+//!
+//! A file system may be on several devices: an xfs with a realtime device or an external log, an
+//! ext4 with an external journal, an erofs with further devices. `del_gendisk()` shuts all file
+//! systems down that have the disk open, and evicts their files that nothing refers to
+//! (`fs_bdev_mark_dead()`). To evict a file it waits until no page of it is pinned, whatever device
+//! the page is on, without a limit.
+//!
+//! Lock order: `PinnedFiles::module` is innermost.
+//!
+//! C source: [`fs/super.c`](srctree/fs/super.c)
+
+use super::mapping::FileMapping;
+use crate::abstractions::compat::module::this_module;
+use crate::abstractions::kernel::{
+    block::gendisk::{
+        Operations,
+        Registration,
+        RemovedDisk, //
+    },
+    fs::{
+        inode::Inode,
+        inode_pool::InodePool,
+        super_block::{
+            Supers,
+            Walk, //
+        }, //
+    },
+    percpu_ref::Ref, //
+};
+use crate::abstractions::kernel_ext::{
+    module::ModuleRef,
+    time::sleep,
+    workqueue::OwnedQueue, //
+};
+use core::ops::Range;
+use kernel::{
+    impl_has_work,
+    io::PhysAddr,
+    new_mutex,
+    new_work,
+    page::PAGE_SHIFT,
+    prelude::*,
+    str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Msecs,
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// The pause between two looks at the kept files, in milliseconds.
+const INTERVAL: Msecs = 1000;
+
+/// Files with pinned pages of other memory, which are kept while a disk is removed.
+///
+/// References to them are put, by a worker, once their pages are not pinned any more.
+#[pin_data]
+pub struct PinnedFiles {
+    pool: Arc<InodePool>,
+    queue: Ref<OwnedQueue>,
+    /// Keeps the module while a file is kept.
+    #[pin]
+    module: Mutex<Option<ModuleRef>>,
+    #[pin]
+    work: Work<PinnedFiles>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for PinnedFiles { self.work }
+}
+
+impl WorkItem for PinnedFiles {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        loop {
+            this.pool.release(may_put);
+            if !this.pool.has_kept() {
+                break;
+            }
+            sleep(INTERVAL);
+        }
+        // The exit of the module waits for this work.
+        drop(this.module.lock().take());
+    }
+}
+
+impl PinnedFiles {
+    /// Allocates the room for the references, which are put on `queue`. `name` is for messages. May
+    /// sleep.
+    pub fn new(name: CString, queue: Ref<OwnedQueue>) -> Result<Arc<Self>> {
+        let of_pool = queue.clone();
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                pool: InodePool::new(name, of_pool)?,
+                queue,
+                module <- new_mutex!(None, "pmem_rs::PinnedFiles::module"),
+                work <- new_work!("pmem_rs::PinnedFiles::work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Removes a disk, as [`Registration::remove`], but without waiting for pins of memory other
+    /// than `own`. Pins of `own` are waited for, unless the files were kept before
+    /// ([`Pagemap::close_to_mappings`]).
+    ///
+    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
+    /// pins if more files are pinned than can be kept. A page that a program pins after this has
+    /// looked at its file is waited for.
+    ///
+    /// [`Pagemap::close_to_mappings`]: super::Pagemap::close_to_mappings
+    pub fn remove_disk<T: Operations>(
+        self: &Arc<Self>,
+        disk: Registration<T>,
+        own: &Range<PhysAddr>,
+    ) -> RemovedDisk {
+        let own = (own.start >> PAGE_SHIFT) as u64..(own.end >> PAGE_SHIFT) as u64;
+        let state = disk.state();
+
+        let mut walk = Walk::new(&self.pool, Supers::ShutDownWith(&state), false, &may_put);
+        while let Some(inode) = walk.next() {
+            if FileMapping::new(inode).has_pins_outside(&own, inode.spans_devices()) {
+                self.pool.keep(inode, &may_put);
+            }
+        }
+        drop(walk);
+        if self.pool.has_kept() {
+            *self.module.lock() = ModuleRef::try_get(this_module::<crate::LocalModule>());
+        }
+
+        let removed = disk.remove();
+        // An error means that the work is queued already.
+        let _ = self.queue.enqueue(self.clone());
+        removed
+    }
+}
+
+/// Returns whether the reference to a kept file may be put: no page of it is pinned. Does not sleep.
+fn may_put(inode: &Inode) -> bool {
+    !FileMapping::new(inode).has_pins_outside(&(0..0), true)
+}
