@@ -13,6 +13,7 @@ mod block_device;
 mod frozen_device;
 mod gen_disk;
 mod holder;
+mod keepers;
 mod limits;
 mod operations;
 mod state;

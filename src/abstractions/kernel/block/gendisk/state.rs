@@ -11,15 +11,15 @@
 //! 3. `partitions`.
 //! 4. `bd_holder_lock` of the disk or a partition.
 
-use super::block_device::{
-    BlockDevice,
-    Claim, //
+use super::{
+    block_device::{
+        BlockDevice,
+        Claim, //
+    },
+    keepers, //
 };
 use crate::abstractions::bindings;
-use crate::abstractions::kernel_ext::{
-    module_list::Code,
-    sync::completion::Completion, //
-};
+use crate::abstractions::kernel_ext::sync::completion::Completion;
 use core::{
     iter::from_fn,
     ptr::{
@@ -40,24 +40,6 @@ use kernel::{
     },
     time::Msecs, //
 };
-
-/// The code in this kernel that keeps an address or page frame number from `dax_direct_access()`
-/// after `dax_read_unlock()`, and cannot be notified that the memory is removed. device-mapper
-/// opens the devices of these targets without holder operations. Before Linux 7.3 erofs opens its
-/// further devices without them too. It keeps no addresses, so it is not in the list.
-///
-/// The list was vetted together with all callers (`rust-bindings/vetted`). An out-of-tree module
-/// that does the same is not known here.
-const KEEPERS: &[Code] = &[
-    Code {
-        built_in: cfg!(CONFIG_DM_WRITECACHE = "y"),
-        module: c"dm_writecache",
-    },
-    Code {
-        built_in: cfg!(CONFIG_DM_PCACHE = "y"),
-        module: c"dm_pcache",
-    },
-];
 
 /// The number of partitions whose claims are looked up one by one. A claim of any other partition
 /// counts as unknown.
@@ -209,14 +191,13 @@ impl DiskState {
     /// module of a keeper is in use while it has an address, so this records whether one is in use
     /// when the claim ends.
     ///
-    /// Programs close the disk often. After the last indirect claim has ended, their closes end
-    /// none.
+    /// After the last indirect claim has ended, the closes of programs end none.
     pub(super) fn record_release(&self) {
         let may_end = self.indirect_claim_may_end.load(Relaxed);
 
         if may_end || self.keeper_may_lack_claim.load(Relaxed) {
             self.keeper_may_lack_claim
-                .store(KEEPERS.iter().any(Code::is_in_use), Relaxed);
+                .store(keepers::is_any_in_use(), Relaxed);
         }
         if may_end {
             let mut index = 0;
@@ -447,7 +428,7 @@ impl DiskState {
 
     /// As [`Self::has_keeper`], for a disk that is not removed. The result may change.
     pub(in crate::abstractions) fn may_have_keeper(&self) -> bool {
-        if !KEEPERS.iter().any(Code::is_loaded) {
+        if !keepers::is_any_loaded() {
             return false;
         }
         let removal = self.removal.lock();
@@ -472,7 +453,7 @@ impl DiskState {
                 return true;
             }
         }
-        KEEPERS.iter().any(Code::is_loaded) && self.has_claim_of_keeper()
+        keepers::is_any_loaded() && self.has_claim_of_keeper()
     }
 
     /// Returns whether there is a claim that may be one of a keeper, or was one. Sleeps.
@@ -480,7 +461,7 @@ impl DiskState {
         // A claim that has just ended, and `keeper_may_lack_claim`, are seen together.
         self.with_open_mutex(|| {
             if self.keeper_may_lack_claim.load(Relaxed) {
-                if KEEPERS.iter().any(Code::is_in_use) {
+                if keepers::is_any_in_use() {
                     return true;
                 }
                 self.keeper_may_lack_claim.store(false, Relaxed);

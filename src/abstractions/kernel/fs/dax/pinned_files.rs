@@ -144,7 +144,8 @@ impl PinnedFiles {
     }
 }
 
-/// Returns whether the reference to a kept file may be put: no page of it is pinned. Does not sleep.
+/// Returns whether the reference to a kept file may be put: no page of it is pinned. Does not
+/// sleep.
 fn may_put(inode: &Inode) -> bool {
     !FileMapping::new(inode).has_pins_outside(&(0..0), true)
 }

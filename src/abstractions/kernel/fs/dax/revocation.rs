@@ -141,8 +141,8 @@ impl FileMapping<'_> {
     /// Revokes the memory from the file: unmaps the file everywhere, waits for the faults that are
     /// under way, writes dirty pages back from the CPU caches, and deletes the entries of pages
     /// that are not pinned. Entries of other memory stay: deleting them would lose their dirty
-    /// marks. If the inode lock is not taken, all entries stay. It is not waited for if the file has
-    /// pinned pages.
+    /// marks. If the inode lock is not taken, all entries stay. It is not waited for if the file
+    /// has pinned pages.
     ///
     /// This is only complete if translations are refused.
     ///

@@ -211,8 +211,8 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Waits until a user is gone, for at most `limit` milliseconds. Sleeps. Returns at once for
     /// [`User::PageCache`].
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
-        // Kept files hold references to their file system, which may hold a device-mapper table, and
-        // that table may be the keeper. Files with pins stay: the last reference to their
+        // Kept files hold references to their file system, which may hold a device-mapper table,
+        // and that table may be the keeper. Files with pins stay: the last reference to their
         // superblock would be put under its lock, and wait for the pins.
         self.owner.release_files();
         match user {

@@ -243,8 +243,9 @@ pub fn without_the_module(lab: &mut Lab) -> Result<()> {
 /// The module is unloaded while the other driver probes, and the provider removed between two of
 /// its probes.
 ///
-/// The removal waits for a probe in any case, for the device lock. But a write to `bind` or `unbind`
-/// that ends after the region was freed makes libnvdimm use freed memory: see docs/kernel-bugs.md.
+/// The removal waits for a probe in any case, for the device lock. But a write to `bind` or
+/// `unbind` that ends after the region was freed makes libnvdimm use freed memory: see
+/// docs/kernel-bugs.md.
 pub fn races(lab: &mut Lab) -> Result<()> {
     let namespace = spoil(lab)?;
     let other = load_other(lab)?;

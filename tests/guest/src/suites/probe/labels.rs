@@ -62,7 +62,8 @@ fn write_labels(lab: &Lab, area: &[u8]) -> Result<()> {
     })
 }
 
-/// Where the first of two namespaces begins in its region, and the second, which is right behind it.
+/// Where the first of two namespaces begins in its region, and the second, which is right behind
+/// it.
 const PLACE: u64 = 16 << 20;
 const PLACE_OF_MOVED: u64 = PLACE + (128 << 20);
 
