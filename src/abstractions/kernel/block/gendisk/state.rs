@@ -278,9 +278,9 @@ impl DiskState {
         }
     }
 
-    /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it has
-    /// opened the disk or a partition (`fs_bdev_file_open_by_dev()`). The holder is the superblock
-    /// then, or its type. May sleep.
+    /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it
+    /// has opened the disk or a partition (`fs_bdev_file_open_by_dev()`). The holder is the
+    /// superblock then, or its type. May sleep.
     ///
     /// # Safety
     ///
