@@ -75,7 +75,7 @@ impl<'bound> AttachedDisk<'bound> {
         shared: Ref<Shared>,
         dev: &Device<Core<'_>>,
         namespace: Namespace<'bound>,
-        layout: Layout,
+        layout: Layout<'bound>,
     ) -> Result<Self, ProbeError> {
         let region = dev.region();
         let node = dev.node();

@@ -117,7 +117,7 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
 pub fn setup_pfn<'bound>(
     dev: &Device<Core<'_>>,
     enabled: EnabledNamespace<'bound>,
-) -> Result<(EnabledNamespace<'bound>, PagemapConfig), ProbeError> {
+) -> Result<(EnabledNamespace<'bound>, PagemapConfig<'bound>), ProbeError> {
     let name = enabled.namespace().name();
 
     enabled

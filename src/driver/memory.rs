@@ -49,9 +49,9 @@ use kernel::{
 };
 
 /// How the memory of a device is to be mapped.
-pub enum Layout {
+pub enum Layout<'bound> {
     /// With `struct page`s.
-    Pages(PagemapConfig),
+    Pages(PagemapConfig<'bound>),
     /// Without `struct page`s, so without DAX. The addresses are those of the data.
     WithoutPages(Range<PhysAddr>),
 }
@@ -122,7 +122,7 @@ impl Memory {
     pub fn new(
         name: CString,
         reservation: MemRegion,
-        layout: Layout,
+        layout: Layout<'_>,
         node: Node,
         queue: Ref<OwnedQueue>,
     ) -> Result<Self> {

@@ -136,13 +136,26 @@ pub struct EnabledNamespace<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
-    /// sleep. Fails with [`EBUSY`] if the range is in use.
+    /// sleep. Fails with [`EBUSY`] if the range is in use, and with [`EINVAL`] if it is smaller than
+    /// [`info_block_reserve`].
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
         self.enable_bytes(info_block_reserve())
     }
 
     /// As [`Self::enable`], but maps the first `len` bytes.
     pub(super) fn enable_bytes(self, len: ResourceSize) -> Result<EnabledNamespace<'bound>> {
+        let size = self.size()?;
+        if size < len {
+            dev_err!(
+                self.device().as_ref(),
+                "{} has {} bytes, and needs {} at least: make it larger where it is configured\n",
+                self.name(),
+                size,
+                len
+            );
+            return Err(EINVAL);
+        }
+
         // SAFETY: The device is being bound. What a call that fails half-way leaves to devres is
         // released when the probe fails or the device is unbound.
         to_result(unsafe {
@@ -367,7 +380,23 @@ impl<'bound> EnabledNamespace<'bound> {
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
     ///   libnvdimm logs the reason.
     /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
-    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig), SetupError> {
+    ///
+    /// # Examples
+    ///
+    /// The result is about this binding. The next one may have another info block:
+    ///
+    /// ```compile_fail,E0521
+    /// use pmem_rs::abstractions::nvdimm::EnabledNamespace;
+    ///
+    /// fn keep<T: 'static>(_value: T) {}
+    ///
+    /// fn probe(namespace: EnabledNamespace<'_>) {
+    ///     if let Ok((_, pages)) = namespace.setup_pfn() {
+    ///         keep(pages);
+    ///     }
+    /// }
+    /// ```
+    pub fn setup_pfn(self) -> Result<(Self, PagemapConfig<'bound>), SetupError> {
         let dev = self.namespace.device();
         let data = self.data_of_pfn()?;
         // SAFETY: The device is a pfn device that is being bound, so its attributes cannot change.

@@ -78,7 +78,7 @@ pub enum ClaimClass {
 /// use pmem_rs::abstractions::kernel_ext::io::resource::MemRegion;
 /// use pmem_rs::abstractions::nvdimm::Namespace;
 ///
-/// fn layout(namespace: Namespace<'_>) -> Result<(MemRegion, PagemapConfig)> {
+/// fn layout(namespace: Namespace<'_>) -> Result<(MemRegion, PagemapConfig<'_>)> {
 ///     // The range of an enabled namespace is in use.
 ///     let (enabled, pages) = namespace.enable()?.setup_pfn()?;
 ///     let namespace = enabled.disable();

@@ -3,6 +3,7 @@
 //! The configuration of a pgmap.
 
 use crate::abstractions::bindings;
+use core::marker::PhantomData;
 use kernel::{
     io::{
         PhysAddr,
@@ -65,16 +66,18 @@ pub fn memmap_section() -> Option<ResourceSize> {
 /// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
 /// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
 /// than `len`, and no `struct page`s are stored in the pages from there on. If `pgmap` describes
-/// memory in the range for them, `memmap_is_on_medium` is true.
-pub struct PagemapConfig {
+/// memory in the range for them, `memmap_is_on_medium` is true, and for `'a` that memory may be used
+/// for them.
+pub struct PagemapConfig<'a> {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,
     len: ResourceSize,
     data_offset: ResourceSize,
     memmap_is_on_medium: bool,
+    _area: PhantomData<&'a ()>,
 }
 
-impl PagemapConfig {
+impl PagemapConfig<'_> {
     /// Describes a range of `len` bytes from `start` on, all of which is data. Its `struct page`s
     /// are allocated in System RAM.
     ///
@@ -97,6 +100,7 @@ impl PagemapConfig {
             len,
             data_offset: 0,
             memmap_is_on_medium: false,
+            _area: PhantomData,
         })
     }
 
@@ -109,7 +113,7 @@ impl PagemapConfig {
     /// # Safety
     ///
     /// `pgmap` must have been zeroed before. If it describes an altmap, this must be in the first
-    /// `data_offset` bytes of the range, which must be free to be used for it.
+    /// `data_offset` bytes of the range, which must be free to be used for it for `'a`.
     pub(in crate::abstractions) unsafe fn from_raw(
         pgmap: bindings::dev_pagemap,
         data_offset: ResourceSize,
@@ -137,6 +141,7 @@ impl PagemapConfig {
             start: range.start,
             len,
             data_offset,
+            _area: PhantomData,
         })
     }
 

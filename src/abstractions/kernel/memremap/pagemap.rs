@@ -148,7 +148,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     ///
     /// [`Self::free`] must be called before the value is dropped.
     pub(in crate::abstractions) unsafe fn new(
-        config: PagemapConfig,
+        config: PagemapConfig<'_>,
         reservation: MemRegion,
         node: Node,
         ops: impl PinInit<T, Error>,

@@ -78,7 +78,7 @@ pub(super) struct Owner<T: PagemapOperations> {
 impl<T: PagemapOperations> Owner<T> {
     /// Maps a range; see [`Pagemap::new`](super::Pagemap::new).
     pub(super) fn new(
-        config: PagemapConfig,
+        config: PagemapConfig<'_>,
         reservation: MemRegion,
         node: Node,
         ops: impl PinInit<T, Error>,

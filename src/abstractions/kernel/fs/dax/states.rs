@@ -108,7 +108,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
     /// it (`compat_align`, `start_align`), [`ENOMEM`], and the errors of the architecture.
     pub fn new(
-        config: PagemapConfig,
+        config: PagemapConfig<'_>,
         reservation: MemRegion,
         node: Node,
         ops: impl PinInit<T, Error>,

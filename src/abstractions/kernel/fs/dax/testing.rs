@@ -38,7 +38,7 @@ pub(in crate::abstractions) struct TestPagemap<T: PagemapOperations> {
 impl<T: PagemapOperations> TestPagemap<T> {
     /// Maps a range.
     pub(in crate::abstractions) fn new(
-        config: PagemapConfig,
+        config: PagemapConfig<'_>,
         reservation: MemRegion,
         ops: T,
     ) -> Result<Self> {
@@ -84,7 +84,9 @@ pub(in crate::abstractions) fn pages_on_medium() -> Result<TestPagemap<Silent>> 
     pages_with(PagemapConfig::treated_as_on_medium)
 }
 
-fn pages_with(change: impl FnOnce(PagemapConfig) -> PagemapConfig) -> Result<TestPagemap<Silent>> {
+fn pages_with(
+    change: impl FnOnce(PagemapConfig<'static>) -> PagemapConfig<'static>,
+) -> Result<TestPagemap<Silent>> {
     let start = free_range(LEN)?;
     let name = CString::try_from_fmt(fmt!("pmem_rs test"))?;
 
