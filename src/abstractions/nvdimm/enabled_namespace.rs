@@ -136,8 +136,8 @@ pub struct EnabledNamespace<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
-    /// sleep. Fails with [`EBUSY`] if the range is in use, and with [`EINVAL`] if it is smaller than
-    /// [`info_block_reserve`].
+    /// sleep. Fails with [`EBUSY`] if the range is in use, and with [`EINVAL`] if it is smaller
+    /// than [`info_block_reserve`].
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
         self.enable_bytes(info_block_reserve())
     }

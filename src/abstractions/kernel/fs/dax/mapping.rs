@@ -399,6 +399,12 @@ mod tests {
             is_locked: bool,
             pages: &PagemapInner<Silent>,
         ) -> Result<bool> {
+            self.store(frame, is_locked)?;
+            Ok(self.mapping().may_use(pages))
+        }
+
+        /// Stores the entry of page 7.
+        fn store(&self, frame: u64, is_locked: bool) -> Result {
             let entry = core::ptr::without_provenance_mut(Entry::value_of(frame, is_locked));
             // SAFETY: The array was initialised. The entry is a value.
             let old = unsafe {
@@ -410,9 +416,7 @@ mod tests {
                 )
             };
             // SAFETY: The result of `xa_store()`.
-            kernel::error::to_result(unsafe { bindings::xa_err(old) })?;
-
-            Ok(self.mapping().may_use(pages))
+            kernel::error::to_result(unsafe { bindings::xa_err(old) })
         }
     }
 
@@ -452,6 +456,34 @@ mod tests {
         assert!(own?);
         assert!(of_no_pgmap?);
         assert!(of_another_file?);
+        Ok(())
+    }
+
+    #[test]
+    fn pins_of_other_memory_are_found() -> Result {
+        let (ours, other) = (pages()?, pages()?);
+        let file = TestFile::new()?;
+        let frame = other.frames().start + 3;
+        let has_pins =
+            |own: &PagemapInner<Silent>| file.mapping().has_pins_outside(&own.frames(), true);
+
+        file.store(frame, false)?;
+        let idle = has_pins(&ours);
+        // SAFETY: The frame has a page, which nothing else knows. An idle page has no reference.
+        let count =
+            unsafe { &raw mut (*bindings::pfn_to_page(frame as c_ulong))._refcount.counter };
+        // SAFETY: As above.
+        unsafe { *count = 1 };
+        let (pinned, own) = (has_pins(&ours), has_pins(&other));
+        // SAFETY: As above.
+        unsafe { *count = 0 };
+        file.store(frame, true)?;
+        let locked = has_pins(&ours);
+
+        assert!(!idle);
+        assert!(pinned);
+        assert!(!own);
+        assert!(locked);
         Ok(())
     }
 }
