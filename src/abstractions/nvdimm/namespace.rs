@@ -253,7 +253,8 @@ impl<'bound> Namespace<'bound> {
                  they allocate to it in {region}, and may be over other data. To read what is \
                  there, add the UUID of the namespace (`ndctl list -Ni`) to \
                  /sys/bus/nd/drivers/pmem_rs/except, write the name of this device to the file \
-                 `bind` there, and then to that of nd_pmem. Save the data of the other namespaces \
+                 `bind` there, which ends in ENODEV, load nd_pmem, and write it to the file `bind` \
+                 of that driver. Save the data of the other namespaces \
                  in {region}, then disable it and its NVDIMMs, delete all labels with `ndctl \
                  zero-labels`, and make the namespaces anew",
                 self.name(),

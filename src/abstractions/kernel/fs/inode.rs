@@ -101,8 +101,8 @@ impl Inode {
         u32::from(frozen) == bindings::SB_FREEZE_COMPLETE || flags as u64 & bindings::SB_RDONLY != 0
     }
 
-    /// Returns whether the pages of one file may be on several devices. Those of ext4 and xfs are
-    /// on one.
+    /// Returns whether the pages of one file may be on several devices of its superblock. Those of
+    /// ext4 and xfs are on one, which may be a device-mapper device.
     pub(super) fn spans_devices(&self) -> bool {
         // SAFETY: By the type invariant the superblock is valid. The type of a superblock does not
         // change, and has a name.

@@ -2,7 +2,8 @@
 
 //! References to inodes that are kept, or that a worker puts.
 //!
-//! Lock order: `InodePool::slots` is innermost. Nothing that sleeps is called with it held.
+//! Lock order: with `InodePool::slots` held, only the invalidate locks of kept files are taken, and
+//! those are only tried. Nothing that sleeps is called with it held.
 
 use super::inode::Inode;
 use crate::abstractions::kernel::{

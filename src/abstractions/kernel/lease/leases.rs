@@ -102,7 +102,7 @@ impl fmt::Display for LeaseHolders {
         }
         if self.others != 0 {
             f.write_fmt(fmt!(
-                " (with {} more leases, of this or other modules)",
+                " (and further leases of this or other modules: {})",
                 self.others
             ))?;
         }

@@ -16,6 +16,8 @@ use kernel::prelude::*;
 pub(super) struct Claim {
     /// The holder has no holder operations, and is no file that a program has opened.
     pub(super) is_unknown: bool,
+    /// The holder has holder operations, as file systems do.
+    pub(super) has_operations: bool,
     /// The number of claims (`bd_holders`).
     pub(super) count: c_int,
 }
@@ -85,6 +87,7 @@ impl BlockDevice {
                 is_unknown: !holder.0.is_null()
                     && (*raw).bd_holder_ops.is_null()
                     && !holder.is_file_of((*raw).bd_mapping),
+                has_operations: !(*raw).bd_holder_ops.is_null(),
                 count: addr_of!((*raw).bd_holders).read_volatile(),
             }
         })

@@ -66,9 +66,9 @@ pub(in crate::abstractions) struct DiskState {
     /// disk may have got the DAX device, such as a device-mapper table, a lease, or a file system
     /// for a further device. Never reset.
     had_indirect_claim: Atomic<bool>,
-    /// The next close of the disk or of a partition may end an indirect claim. Written with
-    /// `open_mutex` of the disk held.
-    indirect_claim_may_end: Atomic<bool>,
+    /// The next close of the disk or of a partition may end a claim without holder operations
+    /// ([`Self::has_unknown_claim`]). Written with `open_mutex` of the disk held.
+    unknown_claim_may_end: Atomic<bool>,
     /// A claim that may have been one of device-mapper has ended while a keeper was in use, so that
     /// the keeper may have an address without a claim. Reset when no keeper is in use. Written with
     /// `open_mutex` of the disk held.
@@ -110,7 +110,7 @@ impl DiskState {
                 released <- Completion::new(),
                 read_only: Atomic::new(false),
                 had_indirect_claim: Atomic::new(false),
-                indirect_claim_may_end: Atomic::new(false),
+                unknown_claim_may_end: Atomic::new(false),
                 keeper_may_lack_claim: Atomic::new(false),
                 refusals: Atomic::new(0),
                 removal <- new_mutex!(
@@ -180,7 +180,7 @@ impl DiskState {
     /// before it reads the access state (`AccessState`).
     pub(super) fn record_indirect_claim(&self) {
         self.had_indirect_claim.store(true, Relaxed);
-        self.indirect_claim_may_end.store(true, Relaxed);
+        self.unknown_claim_may_end.store(true, Relaxed);
     }
 
     /// Records that the disk or a partition was closed. Called with `open_mutex` of the disk held,
@@ -191,9 +191,9 @@ impl DiskState {
     /// module of a keeper is in use while it has an address, so this records whether one is in use
     /// when the claim ends.
     ///
-    /// After the last indirect claim has ended, the closes of programs end none.
+    /// After the last claim without holder operations has ended, the closes of programs end none.
     pub(super) fn record_release(&self) {
-        let may_end = self.indirect_claim_may_end.load(Relaxed);
+        let may_end = self.unknown_claim_may_end.load(Relaxed);
 
         if may_end || self.keeper_may_lack_claim.load(Relaxed) {
             self.keeper_may_lack_claim
@@ -205,7 +205,7 @@ impl DiskState {
                 self.next_partition(&mut index)
                     .map(|partition| partition.claim())
             });
-            self.indirect_claim_may_end
+            self.unknown_claim_may_end
                 .store(self.has_unknown_claim(claims), Relaxed);
         }
         self.released.complete();
@@ -276,6 +276,21 @@ impl DiskState {
             disk == self.disk.as_ptr()
                 || indirect && (!uses_s_bdev_only || (*(*disk).fops).submit_bio.is_some())
         }
+    }
+
+    /// Returns whether the disk ever had an indirect claim.
+    pub(in crate::abstractions) fn had_indirect_claim(&self) -> bool {
+        self.had_indirect_claim.load(Relaxed)
+    }
+
+    /// Returns whether the removal of the disk calls the holder of the disk or of a partition, such
+    /// as a file system: it has holder operations. May sleep.
+    pub(in crate::abstractions) fn calls_holders(&self) -> bool {
+        let mut index = 0;
+
+        self.part0.claim().has_operations
+            || from_fn(|| self.next_partition(&mut index))
+                .any(|partition| partition.claim().has_operations)
     }
 
     /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it

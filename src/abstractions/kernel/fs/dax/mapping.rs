@@ -184,9 +184,18 @@ impl<'a> FileMapping<'a> {
     }
 
     /// Returns whether the file has pinned pages of the memory, or page faults under way. Does not
-    /// sleep.
+    /// sleep. Reads the entries up to the first one that is in use.
     pub(super) fn may_be_in_use<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
-        self.0.is_some() && (self.try_lock().is_none() || self.count(pgmap).1)
+        self.0.is_some() && (self.try_lock().is_none() || self.has_pins(pgmap))
+    }
+
+    /// Returns whether any page of the memory that the file has is pinned, or any entry of the file
+    /// is locked. Does not sleep. Reads the entries up to the first such one.
+    pub(super) fn has_pins<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
+        let frames = pgmap.frames();
+
+        self.entries(0, bindings::XA_PRESENT)
+            .any(|entry| is_in_use(entry, &frames))
     }
 
     /// Returns how many pages of the memory the file has, and whether any of them is pinned or any
@@ -197,13 +206,9 @@ impl<'a> FileMapping<'a> {
         let mut may_be_in_use = false;
 
         for entry in self.entries(0, bindings::XA_PRESENT) {
-            may_be_in_use |= entry.is_locked();
-            // ORDERING: pairs with the lock of the page cache, which a fault takes to unlock the
-            // entry. If the entry is unlocked, the references that the fault took are seen.
-            smp_mb(Read);
-            if let Some(own) = entry.overlap(&frames) {
+            may_be_in_use |= is_in_use(entry, &frames);
+            if entry.overlaps(&frames) {
                 count = count.saturating_add(entry.pages());
-                may_be_in_use |= !is_idle(&own);
             }
         }
         (count, may_be_in_use)
@@ -217,7 +222,7 @@ impl<'a> FileMapping<'a> {
     pub(super) fn has_pins_outside(&self, own: &Range<u64>, spans_devices: bool) -> bool {
         self.entries(0, bindings::XA_PRESENT)
             .take_while(|entry| spans_devices || !entry.overlaps(own))
-            .any(|entry| !entry.overlaps(own) && (entry.is_locked() || is_pinned(&entry.frames())))
+            .any(|entry| !entry.overlaps(own) && (is_locked(entry) || is_pinned(&entry.frames())))
     }
 
     /// Unmaps a file to which nothing can write, waits for the faults that are under way, and
@@ -339,6 +344,21 @@ impl Drop for InodeLock<'_> {
 pub(super) fn is_idle(frames: &Range<u64>) -> bool {
     // SAFETY: The frames are those of a pgmap whose owner is borrowed.
     unsafe { FolioUse::of(frames.start as c_ulong) }.references == 0
+}
+
+/// Returns whether an entry is locked, or its folio is in use, if it is one of these page frames.
+/// They must be those of the memory that is being revoked.
+fn is_in_use(entry: Entry, frames: &Range<u64>) -> bool {
+    is_locked(entry) || entry.overlap(frames).is_some_and(|own| !is_idle(&own))
+}
+
+/// Returns whether an entry is locked. If it is not, the references that a fault took are seen.
+fn is_locked(entry: Entry) -> bool {
+    let is_locked = entry.is_locked();
+
+    // ORDERING: pairs with the lock of the page cache, which a fault takes to unlock the entry.
+    smp_mb(Read);
+    is_locked
 }
 
 /// Returns whether the folio of these page frames, which may be those of any memory, is pinned.

@@ -3,17 +3,14 @@
 //! Files with pinned pages of other memory, whose file systems are shut down with a disk.
 //!
 //! A file system may be on several devices: an xfs with a realtime device or an external log, an
-//! ext4 with an external journal, an erofs with further devices. `del_gendisk()` shuts all file
+//! ext4 with an external journal, an erofs with further devices (from Linux 7.3 on). `del_gendisk()` shuts all file
 //! systems down that have the disk open, and evicts their files that nothing refers to
 //! (`fs_bdev_mark_dead()`). To evict a file it waits until no page of it is pinned, whatever device
 //! the page is on, without a limit.
 //!
-//! Lock order: `PinnedFiles::module` is innermost.
-//!
 //! C source: [`fs/super.c`](srctree/fs/super.c)
 
 use super::mapping::FileMapping;
-use crate::abstractions::compat::module::this_module;
 use crate::abstractions::kernel::{
     block::gendisk::{
         Operations,
@@ -31,23 +28,21 @@ use crate::abstractions::kernel::{
     percpu_ref::Ref, //
 };
 use crate::abstractions::kernel_ext::{
-    module::ModuleRef,
-    time::sleep,
+    time::{
+        sleep,
+        Stopwatch, //
+    },
     workqueue::OwnedQueue, //
 };
 use core::ops::Range;
 use kernel::{
     impl_has_work,
     io::PhysAddr,
-    new_mutex,
     new_work,
     page::PAGE_SHIFT,
     prelude::*,
     str::CString,
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Arc,
     time::Msecs,
     workqueue::{
         Work,
@@ -65,9 +60,6 @@ const INTERVAL: Msecs = 1000;
 pub struct PinnedFiles {
     pool: Arc<InodePool>,
     queue: Ref<OwnedQueue>,
-    /// Keeps the module while a file is kept.
-    #[pin]
-    module: Mutex<Option<ModuleRef>>,
     #[pin]
     work: Work<PinnedFiles>,
 }
@@ -81,14 +73,15 @@ impl WorkItem for PinnedFiles {
 
     fn run(this: Arc<Self>) {
         loop {
+            let began = Stopwatch::start();
             this.pool.release(may_put);
             if !this.pool.has_kept() {
-                break;
+                return;
             }
-            sleep(INTERVAL);
+            // Files may be large. This takes a tenth of the time at most.
+            let pause = Msecs::try_from(began.micros() / 100).unwrap_or(Msecs::MAX);
+            sleep(pause.max(INTERVAL));
         }
-        // The exit of the module waits for this work.
-        drop(this.module.lock().take());
     }
 }
 
@@ -102,7 +95,6 @@ impl PinnedFiles {
             try_pin_init!(Self {
                 pool: InodePool::new(name, of_pool)?,
                 queue,
-                module <- new_mutex!(None, "pmem_rs::PinnedFiles::module"),
                 work <- new_work!("pmem_rs::PinnedFiles::work"),
             }),
             GFP_KERNEL,
@@ -113,9 +105,10 @@ impl PinnedFiles {
     /// than `own`. Pins of `own` are waited for, unless the files were kept before
     /// ([`Pagemap::close_to_mappings`]).
     ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
-    /// pins if more files are pinned than can be kept. A page that a program pins after this has
-    /// looked at its file is waited for.
+    /// Sleeps. If a file system has the disk open, waits for mounts and unmounts of file systems
+    /// with DAX that are under way, and for pins if more files are pinned than can be kept. A page
+    /// that a program pins after this has looked at its file is waited for, and so are pins of a
+    /// file system that opens the disk after this has begun.
     ///
     /// [`Pagemap::close_to_mappings`]: super::Pagemap::close_to_mappings
     pub fn remove_disk<T: Operations>(
@@ -126,20 +119,23 @@ impl PinnedFiles {
         let own = (own.start >> PAGE_SHIFT) as u64..(own.end >> PAGE_SHIFT) as u64;
         let state = disk.state();
 
-        let mut walk = Walk::new(&self.pool, Supers::ShutDownWith(&state), false, &may_put);
-        while let Some(inode) = walk.next() {
-            if FileMapping::new(inode).has_pins_outside(&own, inode.spans_devices()) {
-                self.pool.keep(inode, &may_put);
+        // The walk waits for file systems that have nothing to do with the disk.
+        if state.calls_holders() {
+            let mut walk = Walk::new(&self.pool, Supers::ShutDownWith(&state), false, &may_put);
+            while let Some(inode) = walk.next() {
+                // A file above device-mapper may be on all devices of the table.
+                let spans = state.had_indirect_claim() || inode.spans_devices();
+                if FileMapping::new(inode).has_pins_outside(&own, spans) {
+                    self.pool.keep(inode, &may_put);
+                }
             }
-        }
-        drop(walk);
-        if self.pool.has_kept() {
-            *self.module.lock() = ModuleRef::try_get(this_module::<crate::LocalModule>());
         }
 
         let removed = disk.remove();
-        // An error means that the work is queued already.
-        let _ = self.queue.enqueue(self.clone());
+        if self.pool.has_kept() {
+            // An error means that the work is queued already.
+            let _ = self.queue.enqueue(self.clone());
+        }
         removed
     }
 }

@@ -22,6 +22,7 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::{
     io::resource::MemRegion,
+    time::Stopwatch,
     workqueue::OwnedQueue, //
 };
 use core::ops::Deref;
@@ -175,6 +176,7 @@ impl<T: PagemapOperations> Closed<T> {
             owner: self.0,
             walk_needed: true,
             next: 0,
+            released: None,
         };
         let walked = revoked.revoke();
 
@@ -189,6 +191,9 @@ pub struct Revoked<T: PagemapOperations> {
     walk_needed: bool,
     /// Page frames before this one are not in use.
     next: u64,
+    /// The time since kept files were looked at the last time, and the duration of that in
+    /// microseconds.
+    released: Option<(Stopwatch, u64)>,
 }
 
 impl<T: PagemapOperations> Revoked<T> {
@@ -211,10 +216,7 @@ impl<T: PagemapOperations> Revoked<T> {
     /// Waits until a user is gone, for at most `limit` milliseconds. Sleeps. Returns at once for
     /// [`User::PageCache`].
     pub fn wait_for(&mut self, user: User, limit: Msecs) {
-        // Kept files hold references to their file system, which may hold a device-mapper table,
-        // and that table may be the keeper. Files with pins stay: the last reference to their
-        // superblock would be put under its lock, and wait for the pins.
-        self.owner.release_files();
+        self.release_files();
         match user {
             User::Reference => {
                 self.owner.pgmap().wait_timeout(limit);
@@ -231,6 +233,22 @@ impl<T: PagemapOperations> Revoked<T> {
             }
             User::PageCache => {}
         }
+    }
+
+    /// Puts the references to kept files without pins. They hold their file system, which may hold
+    /// a device-mapper table, and that table may be the keeper. Files with pins stay: the last
+    /// reference to their superblock would be put under its lock, and wait for the pins.
+    fn release_files(&mut self) {
+        // Files may be large. At most a tenth of the time is spent here.
+        if let Some((last, took)) = &self.released {
+            if last.micros() < took.saturating_mul(10) {
+                return;
+            }
+        }
+
+        let began = Stopwatch::start();
+        self.owner.release_files();
+        self.released = Some((Stopwatch::start(), began.micros()));
     }
 
     /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.

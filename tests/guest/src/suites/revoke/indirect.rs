@@ -77,8 +77,15 @@ pub fn realtime(lab: &mut Lab) -> Result<()> {
 pub fn further_device(lab: &mut Lab) -> Result<()> {
     need_erofs()?;
     let goes = lab.prepare_in(0, Mode::FsdaxMem)?;
-    let main = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
-    let blob = goes.disk.node_str();
+    let mount = erofs_on(&lab.prepare_in(1, Mode::FsdaxMem)?, &goes)?;
+    unbind_below(lab, &goes, &mount, || Ok(()))?;
+    mount.unmount()?;
+    goes.bound.bind(lab.driver)
+}
+
+/// Mounts an erofs on two devices. The data of its file are on the further one.
+pub fn erofs_on(main: &Prepared, further: &Prepared) -> Result<Mount> {
+    let (main, blob) = (main.disk.node_str(), further.disk.node_str());
     let tree = Path::new("/tmp/tree");
     fs::create_dir_all(tree)?;
     fs::write(tree.join("file"), stamped(LEN, 1))?;
@@ -86,10 +93,7 @@ pub fn further_device(lab: &mut Lab) -> Result<()> {
     let layout = ["--quiet", "--chunksize=2097152", &device];
     run("mkfs.erofs", &[&layout[..], &[&main, "/tmp/tree"]].concat())?;
     fs::remove_dir_all(tree)?;
-    let mount = Mount::new("erofs", &main, &format!("dax=always,device={blob}"))?;
-    unbind_below(lab, &goes, &mount, || Ok(()))?;
-    mount.unmount()?;
-    goes.bound.bind(lab.driver)
+    Mount::new("erofs", &main, &format!("dax=always,device={blob}"))
 }
 
 /// A table of device-mapper above the device is replaced while a file is mapped, so nothing has a

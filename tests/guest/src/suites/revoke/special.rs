@@ -16,7 +16,9 @@ use super::limits::{
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
-use super::other_device::{journal, realtime_and_data};
+use super::other_device::{
+    erofs, journal, pin_on_another_partition, realtime_and_data, unused_beside_umount,
+};
 use super::pass_through::{export, overlay};
 use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
@@ -83,6 +85,9 @@ pub const SUITE: Suite = Suite {
         Test::new("further_device_of_another_erofs", further_device),
         Test::new("pin_on_the_other_device_of_xfs", realtime_and_data).within(120),
         Test::new("pin_above_an_external_journal", journal).within(120),
+        Test::new("pin_on_the_further_device_of_erofs", erofs),
+        Test::new("unused_device_beside_a_umount", unused_beside_umount),
+        Test::new("pin_on_another_partition", pin_on_another_partition),
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
         Test::new("direct_io_all_the_time", io_all_the_time),
