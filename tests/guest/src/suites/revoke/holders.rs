@@ -145,6 +145,8 @@ pub fn writecache_above_a_replaced_table(lab: &mut Lab) -> Result<()> {
         BELOW,
         &format!("0 {SECTORS} linear {} 0", pmem.disk.node_str()),
     )?;
+    // The claim of the table does not end when a program closes the disk.
+    run("blockdev", &["--getsize64", &pmem.disk.node_str()])?;
     let over = Mapped::new(
         CACHED,
         &format!(
@@ -155,8 +157,6 @@ pub fn writecache_above_a_replaced_table(lab: &mut Lab) -> Result<()> {
     )?;
     let file = over.disk().open(Access::Direct)?;
     file.write_all_at(&Buffer::stamped(LEN, 2), 0)?;
-    // The claim of the table does not end with that of a program.
-    run("blockdev", &["--getsize64", &pmem.disk.node_str()])?;
     below.replace(&format!(
         "0 {SECTORS} linear {} {origin_sectors}",
         other.node_str()
