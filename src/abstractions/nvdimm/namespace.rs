@@ -501,6 +501,13 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_namespace_that_is_smaller_than_its_info_blocks_is_not_enabled() -> Result {
+        with_namespace(0x1_0000_0000, 0x1_0000_0fff, |namespace| {
+            assert!(namespace.enable().is_err_and(|err| err == EINVAL));
+        })
+    }
+
     /// Calls `f` with a namespace that has a label with the fields that `set` sets.
     fn with_label<R>(
         set: impl FnOnce(&mut bindings::nd_namespace_pmem),

@@ -66,8 +66,8 @@ pub fn memmap_section() -> Option<ResourceSize> {
 /// `start..start + len` does not wrap and is the only range of `pgmap`. All other fields of `pgmap`
 /// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
 /// than `len`, and no `struct page`s are stored in the pages from there on. If `pgmap` describes
-/// memory in the range for them, `memmap_is_on_medium` is true. A pgmap that is made within `'a` may
-/// use that memory for them for as long as it exists, if it has the reservation of the range.
+/// memory in the range for them, `memmap_is_on_medium` is true. A pgmap that is made within `'a`
+/// may use that memory for them for as long as it exists, if it has the reservation of the range.
 pub struct PagemapConfig<'a> {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,

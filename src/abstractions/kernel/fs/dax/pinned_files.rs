@@ -3,10 +3,10 @@
 //! Files with pinned pages of other memory, whose file systems are shut down with a disk.
 //!
 //! A file system may be on several devices: an xfs with a realtime device or an external log, an
-//! ext4 with an external journal, an erofs with further devices (from Linux 7.3 on). `del_gendisk()` shuts all file
-//! systems down that have the disk open, and evicts their files that nothing refers to
-//! (`fs_bdev_mark_dead()`). To evict a file it waits until no page of it is pinned, whatever device
-//! the page is on, without a limit.
+//! ext4 with an external journal, an erofs with further devices (from Linux 7.3 on).
+//! `del_gendisk()` shuts all file systems down that have the disk open, and evicts their files that
+//! nothing refers to (`fs_bdev_mark_dead()`). To evict a file it waits until no page of it is
+//! pinned, whatever device the page is on, without a limit.
 //!
 //! C source: [`fs/super.c`](srctree/fs/super.c)
 
