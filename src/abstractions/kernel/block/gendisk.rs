@@ -17,6 +17,7 @@ mod keepers;
 mod limits;
 mod operations;
 mod state;
+mod superblocks;
 
 pub(in crate::abstractions) use block_device::BlockDevice;
 pub(in crate::abstractions) use frozen_device::FrozenDevice;

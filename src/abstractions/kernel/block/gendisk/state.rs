@@ -55,8 +55,8 @@ type Partitions = [Option<BlockDevice>; PARTITIONS];
 /// `removal.added`, and was deleted if `removal.removed`.
 #[pin_data]
 pub(in crate::abstractions) struct DiskState {
-    disk: NonNull<bindings::gendisk>,
-    part0: BlockDevice,
+    pub(super) disk: NonNull<bindings::gendisk>,
+    pub(super) part0: BlockDevice,
     /// Completed when the disk or a partition of it is closed.
     #[pin]
     pub(super) released: Completion,
@@ -65,7 +65,7 @@ pub(in crate::abstractions) struct DiskState {
     /// There was an indirect claim: something other than a file system whose `s_bdev` is on this
     /// disk may have got the DAX device, such as a device-mapper table, a lease, or a file system
     /// for a further device. Never reset.
-    had_indirect_claim: Atomic<bool>,
+    pub(super) had_indirect_claim: Atomic<bool>,
     /// The next close of the disk or of a partition may end a claim without holder operations
     /// ([`Self::has_unknown_claim`]). Written with `open_mutex` of the disk held.
     unknown_claim_may_end: Atomic<bool>,
@@ -240,44 +240,6 @@ impl DiskState {
         self.refusals.load(Relaxed) != 0
     }
 
-    /// Returns whether files of a superblock may use the memory behind this disk.
-    /// `uses_s_bdev_only` is whether its type gets a DAX device for `s_bdev` only. Does not sleep.
-    ///
-    /// Translations must be refused before, at least those that ask for a page frame number.
-    /// Otherwise a superblock that gets the DAX device meanwhile may be missed. A superblock that
-    /// is mounted after that cannot map the memory, so the result for it does not matter.
-    ///
-    /// If all claims were those of programs and of superblocks that were being mounted from the
-    /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on
-    /// other disks may, too, except such a type on a disk of blk-mq. The disk of a DAX device
-    /// (`dax_add_host()`) has `submit_bio`, unless it is a request-based device of device-mapper:
-    /// no target of those has DAX.
-    ///
-    /// [`Holder::is_indirect`]: super::holder::Holder::is_indirect
-    ///
-    /// # Safety
-    ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
-    pub(in crate::abstractions) unsafe fn may_be_used_by(
-        &self,
-        sb: *mut bindings::super_block,
-        uses_s_bdev_only: bool,
-    ) -> bool {
-        let indirect = self.had_indirect_claim.load(Relaxed);
-
-        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
-        // disk of a device does not change, and its operations are static.
-        unsafe {
-            let bdev = (*sb).s_bdev;
-            if bdev.is_null() {
-                return indirect && !uses_s_bdev_only;
-            }
-            let disk = (*bdev).bd_disk;
-            disk == self.disk.as_ptr()
-                || indirect && (!uses_s_bdev_only || (*(*disk).fops).submit_bio.is_some())
-        }
-    }
-
     /// Returns whether the disk ever had an indirect claim.
     pub(in crate::abstractions) fn had_indirect_claim(&self) -> bool {
         self.had_indirect_claim.load(Relaxed)
@@ -291,35 +253,6 @@ impl DiskState {
         self.part0.claim().has_operations
             || from_fn(|| self.next_partition(&mut index))
                 .any(|partition| partition.claim().has_operations)
-    }
-
-    /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it
-    /// has opened the disk or a partition (`fs_bdev_file_open_by_dev()`). The holder is the
-    /// superblock then, or its type. May sleep.
-    ///
-    /// # Safety
-    ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
-    pub(in crate::abstractions) unsafe fn shuts_down(
-        &self,
-        sb: *mut bindings::super_block,
-    ) -> bool {
-        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
-        // disk of a device does not change, nor does the type of a superblock.
-        let (holders, is_on_disk) = unsafe {
-            let bdev = (*sb).s_bdev;
-            let holders: [*const c_void; 2] = [sb.cast(), (*sb).s_type.cast()];
-            (
-                holders,
-                !bdev.is_null() && (*bdev).bd_disk == self.disk.as_ptr(),
-            )
-        };
-        let mut index = 0;
-
-        is_on_disk
-            || self.part0.has_holder(&holders)
-            || from_fn(|| self.next_partition(&mut index))
-                .any(|partition| partition.has_holder(&holders))
     }
 
     /// Fills the table with the first partitions of the disk.
@@ -336,7 +269,7 @@ impl DiskState {
 
     /// Returns the first partition after `index`, and sets `index` to its number. Passes over
     /// partitions that are being deleted.
-    fn next_partition(&self, index: &mut c_ulong) -> Option<BlockDevice> {
+    pub(super) fn next_partition(&self, index: &mut c_ulong) -> Option<BlockDevice> {
         loop {
             // SAFETY: By the type invariant the disk is valid. Its table contains block devices,
             // which are freed only after an RCU grace period.
@@ -374,60 +307,6 @@ impl DiskState {
         // SAFETY: The reference keeps the device.
         let part0 = unsafe { BlockDevice::get(self.part0.as_raw()) };
         Ok(list.push_within_capacity(part0.ok_or(ENXIO)?).is_ok())
-    }
-
-    /// Returns whether this disk may be below a superblock, which then is on the disk, on a
-    /// partition of it, or on a device that [`Self::device_above`] returns. Does not sleep.
-    ///
-    /// # Safety
-    ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
-    pub(in crate::abstractions) unsafe fn may_be_below(
-        &self,
-        sb: *mut bindings::super_block,
-    ) -> bool {
-        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
-        // disk of a device does not change.
-        unsafe {
-            let bdev = (*sb).s_bdev;
-            !bdev.is_null() && (*bdev).bd_disk == self.disk.as_ptr()
-                || self.device_above(sb).is_some()
-        }
-    }
-
-    /// Returns the device of a superblock, if it is a device-mapper device with DAX, and this disk
-    /// ever had an indirect claim. Does not sleep.
-    ///
-    /// This disk may or may not be below that device: a driver cannot see the devices of a
-    /// device-mapper table.
-    ///
-    /// # Safety
-    ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
-    pub(in crate::abstractions) unsafe fn device_above(
-        &self,
-        sb: *mut bindings::super_block,
-    ) -> Option<BlockDevice> {
-        const NAME: &[c_char] = &[b'd' as c_char, b'm' as c_char, b'-' as c_char];
-
-        if !self.had_indirect_claim.load(Relaxed) {
-            return None;
-        }
-        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
-        // name of a disk does not change. The features are read without the lock that protects
-        // them, as the C code does.
-        unsafe {
-            let bdev = (*sb).s_bdev;
-            if bdev.is_null() {
-                return None;
-            }
-            let disk = (*bdev).bd_disk;
-            let features = (&raw const (*(*disk).queue).limits.features).read_volatile();
-            let is_above =
-                (*disk).disk_name.starts_with(NAME) && features & bindings::BLK_FEAT_DAX != 0;
-
-            is_above.then(|| BlockDevice::get(bdev))?
-        }
     }
 
     /// Waits for all requests whose submission has begun. Sleeps.
