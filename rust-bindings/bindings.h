@@ -14,6 +14,7 @@
 #include <linux/libnvdimm.h>
 #include <linux/memremap.h>
 #include <linux/nd.h>
+#include <linux/reboot.h>
 #include <linux/vmalloc.h>
 #include "btt.h"
 #include "dax-private.h"

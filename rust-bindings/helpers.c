@@ -283,6 +283,12 @@ u64 pmem_rs_helper_nd_region_size(const struct nd_region *nd_region)
 	return nd_region->ndr_size;
 }
 
+bool pmem_rs_helper_nd_region_is_cxl(const struct nd_region *nd_region);
+bool pmem_rs_helper_nd_region_is_cxl(const struct nd_region *nd_region)
+{
+	return test_bit(ND_REGION_CXL, &nd_region->flags);
+}
+
 u16 pmem_rs_helper_nd_region_mappings(const struct nd_region *nd_region);
 u16 pmem_rs_helper_nd_region_mappings(const struct nd_region *nd_region)
 {

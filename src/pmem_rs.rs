@@ -24,6 +24,7 @@ pub mod driver;
 use abstractions::{
     kernel::{
         lease,
+        reboot::RebootNotifier,
         suspend::PmNotifier, //
     },
     kernel_ext::{
@@ -44,6 +45,7 @@ use driver::{
         Devices,
         RetiredRanges, //
     },
+    going_down::RebootPolicy,
     nd_driver::NdDriver,
     platform_driver::PlatformDriver,
     shared::{
@@ -62,6 +64,8 @@ pub struct PmemModule {
     _nd_driver: kernel::driver::Registration<nvdimm::Adapter<NdDriver>>,
     #[pin]
     _pm_notifier: PmNotifier<SleepPolicy>,
+    #[pin]
+    _reboot_notifier: RebootNotifier<RebootPolicy>,
     // Dropped after `_nd_driver`, which unbinds the devices on the nd buses of this driver one by
     // one, each with only its own device lock held. Dropping the buses then unbinds the devices
     // that other drivers have, whether they are in use or not.
@@ -89,6 +93,7 @@ impl InPlaceModule for PmemModule {
                 Arc::new(SHARED.get().ok_or(ENODEV)?, GFP_KERNEL)?,
             ),
             _pm_notifier <- PmNotifier::new(),
+            _reboot_notifier <- RebootNotifier::new(),
             _nd_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _platform_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _: {

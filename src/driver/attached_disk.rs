@@ -123,6 +123,7 @@ impl<'bound> AttachedDisk<'bound> {
             namespace_range,
             flusher.clone(),
             &memory,
+            region.is_removable(),
         )?;
         let watch = ProviderWatch::new(
             namespace.device(),

@@ -28,11 +28,17 @@ use super::{
         Memory, //
     },
     pagemap_data::PagemapData,
-    plain::teardown::{
-        self,
-        Outcome,
-        State,
-        Teardown, //
+    plain::{
+        teardown::{
+            self,
+            Outcome,
+            State,
+            Teardown, //
+        },
+        waiting::{
+            Memmap,
+            Waiting, //
+        }, //
     },
     pmem::Pmem,
     registry::RegisteredDevice,
@@ -53,15 +59,8 @@ use crate::abstractions::kernel::{
 };
 use crate::abstractions::kernel_ext::{
     io::resource::RegionName,
-    module_param::{
-        REVOKE_NOTICE_MS,
-        REVOKE_TIMEOUT_MS, //
-    },
     sync::completion::Completion,
-    time::{
-        now_ms,
-        Stopwatch, //
-    },
+    time::Stopwatch,
     tracepoint, //
 };
 use core::ops::Range;
@@ -126,8 +125,8 @@ pub struct DeviceState {
     /// The name of the range in `/proc/iomem` once it is retired.
     #[pin]
     retired_name: Mutex<Option<CString>>,
-    /// The `struct page`s are on the medium and are removed with it, so the range is never retired.
-    pub(super) memmap_is_on_medium: bool,
+    /// Where the `struct page`s are, which decides whether the range can be retired.
+    pub(super) memmap: Memmap,
     /// The leases of the memory. [`None`] if it has no `struct page`s.
     pub(super) leases: Option<Arc<Leases>>,
     /// Files with pinned pages of other memory, which delay the removal of the disk otherwise.
@@ -210,19 +209,24 @@ impl WorkItem<2> for DeviceState {
 }
 
 impl DeviceState {
-    /// Creates the data for a device with this name, physical range and memory. May sleep.
+    /// Creates the data for a device with this name, physical range and memory. `is_removable` says
+    /// whether the provider may take the medium away. May sleep.
     pub fn new(
         shared: Ref<Shared>,
         name: CString,
         namespace_range: Range<PhysAddr>,
         flusher: Arc<Flusher>,
         memory: &Memory,
+        is_removable: bool,
     ) -> Result<Arc<Self>> {
         let region_name = memory.reservation_name().clone();
         let first = region_name.first();
         let retired_name = CString::try_from_fmt(fmt!("{first} (retired by pmem_rs)"))?;
         let files = shared.queues.files.try_get().ok_or(ENODEV)?;
         let pinned_files = PinnedFiles::new(CString::try_from_fmt(fmt!("{}", *name))?, files)?;
+        let on_medium = memory
+            .pages()
+            .is_some_and(|pages| pages.memmap_is_on_medium());
 
         Arc::pin_init(
             try_pin_init!(Self {
@@ -232,9 +236,11 @@ impl DeviceState {
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
-                memmap_is_on_medium: memory
-                    .pages()
-                    .is_some_and(|pages| pages.memmap_is_on_medium()),
+                memmap: match (on_medium, is_removable) {
+                    (false, _) => Memmap::Ram,
+                    (true, false) => Memmap::Medium,
+                    (true, true) => Memmap::RemovableMedium,
+                },
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 pinned_files,
                 unbind_killed: SetOnce::new(),
@@ -328,80 +334,14 @@ impl DeviceState {
         let _ = self.flusher.flush();
     }
 
-    /// Sends a uevent with the numbers of pages and inodes that were revoked.
-    fn send_outcome_uevent(&self, outcome: Outcome) {
-        let Walked {
-            inodes,
-            nr_pages: pages,
-            ..
-        } = self.progress.lock().walked;
-        let retired = outcome == Outcome::Retired;
-        if inodes == 0 && !retired {
-            return;
-        }
-
-        let variables = || -> Result<_> {
-            Ok([
-                CString::try_from_fmt(fmt!("PMEM_RS_REVOKED={pages}"))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_INODES={inodes}"))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_RETIRED={}", u32::from(retired)))?,
-            ])
-        };
-        let sent = variables().and_then(|[pages, inodes, retired]| {
-            self.flusher
-                .region()
-                .notify_change([&*pages, &*inodes, &*retired])
-        });
-        self.report_unsent(sent);
-    }
-
-    /// Sends a uevent of the device, and one of its disk, with all that a program needs to act: the
-    /// unbinding thread holds the device lock, which some attributes need.
-    pub(super) fn send_leaving_uevent(&self, is_waited_for: bool) {
-        let notice = if is_waited_for {
-            REVOKE_NOTICE_MS.get()
-        } else {
-            0
-        };
-        let timeout = REVOKE_TIMEOUT_MS.get();
-        let deadline = now_ms().saturating_add(u64::from(notice));
-
-        tracepoint::leaving(&self.name, u64::from(notice), u64::from(timeout));
-        let variables = || -> Result<_> {
-            Ok([
-                CString::try_from_fmt(fmt!("PMEM_RS_STATE=leaving"))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_DEVICE={}", *self.name))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_NOTICE_MS={notice}"))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_DEADLINE_MS={deadline}"))?,
-                CString::try_from_fmt(fmt!("PMEM_RS_REVOKE_TIMEOUT_MS={timeout}"))?,
-            ])
-        };
-        let sent = variables().and_then(|texts| {
-            let texts = texts.each_ref().map(|text| &**text);
-            let of_device = self.flusher.region().notify_change(texts);
-            let of_disk = self.with_parts(|parts| parts.disk.notify_change(texts));
-            of_device.and(of_disk.unwrap_or(Err(ENXIO)))
-        });
-        self.report_unsent(sent);
-    }
-
-    fn report_unsent(&self, sent: Result) {
-        if let Err(err) = sent {
-            pr_warn!(
-                "{}: could not send a uevent: error {}\n",
-                *self.name,
-                err.to_errno()
-            );
-        }
-    }
-
     /// Tears down the device, in the worker.
     fn work(self: &Arc<Self>) {
         let module = teardown::work(self);
 
         self.shared.devices.remove(self);
-        if module.is_some() {
+        if let Some(module) = &module {
             pr_info!("{}: the retired range is free\n", *self.name);
+            self.send_free_uevent(module);
         }
         // The exit of the module drains this queue, so the code of this work item stays until it
         // has returned.
@@ -411,6 +351,22 @@ impl DeviceState {
     /// Returns the microseconds since the teardown began.
     pub(super) fn teardown_micros(&self) -> u64 {
         self.began_at.as_ref().map_or(0, Stopwatch::micros)
+    }
+
+    /// Returns how long a thread waits for users that has waited for `micros` microseconds so far.
+    pub(super) fn waiting(&self, micros: u64, limit_ms: u32, is_killed: bool) -> Waiting {
+        Waiting {
+            micros,
+            limit_ms,
+            is_killed,
+            is_going_down: self.is_going_down(),
+            memmap: self.memmap,
+        }
+    }
+
+    /// Returns whether the system is being rebooted or switched off.
+    fn is_going_down(&self) -> bool {
+        self.shared.going_down.as_ref().is_some()
     }
 
     /// Returns the part of [`Self::teardown_micros`] that counts for `revoke_timeout_ms`: all but
@@ -428,7 +384,7 @@ impl RegisteredDevice for DeviceState {
     }
 
     fn memmap_is_on_medium(&self) -> bool {
-        self.memmap_is_on_medium
+        self.memmap != Memmap::Ram
     }
 
     fn namespace_range(&self) -> Range<PhysAddr> {
@@ -447,6 +403,10 @@ impl RegisteredDevice for DeviceState {
 
     fn has_suspension(&self) -> bool {
         self.suspension.has_suspension()
+    }
+
+    fn wake_up(&self) {
+        self.changed.wake_up();
     }
 
     fn describe(&self) -> Description<'_> {

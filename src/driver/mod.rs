@@ -20,6 +20,7 @@
 //! - [`flush`]: flushes of the region.
 //! - [`device_state`]: the state of a device until its range is free, with
 //!   - [`teardown_ops`]: the functions that the teardown calls,
+//!   - [`uevents`]: the uevents of the teardown,
 //!   - [`suspension_ops`]: the functions that the suspension of a disk calls, and
 //!   - [`suspension_state`]: the data of the suspension.
 //! - [`state_file`]: the file in sysfs that shows the state and suspends the disk.
@@ -28,7 +29,7 @@
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
-//! - [`sleep`]: the sleep of the system.
+//! - [`sleep`]: the sleep of the system, and [`going_down`]: its end.
 //! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes,
 //!   signatures, exceptions, arithmetic.
 
@@ -52,6 +53,7 @@ pub mod device_state;
 pub mod disk;
 pub mod exceptions;
 pub mod flush;
+pub mod going_down;
 pub mod io_state;
 pub mod memory;
 pub mod messages;
@@ -68,3 +70,4 @@ pub mod state_file;
 pub mod suspension_ops;
 pub mod suspension_state;
 pub mod teardown_ops;
+pub mod uevents;

@@ -41,6 +41,9 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     /// Returns whether the disk is suspended, or is being suspended or resumed.
     fn has_suspension(&self) -> bool;
 
+    /// Wakes the threads that wait for the teardown, which look at their limits again.
+    fn wake_up(&self);
+
     /// Returns the state of the device and the users of its range. Sleeps.
     fn describe(&self) -> Description<'_>;
 }

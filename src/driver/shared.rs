@@ -11,7 +11,10 @@ use crate::abstractions::kernel_ext::{
     module::Global,
     workqueue::OwnedQueue, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::SetOnce, //
+};
 
 /// Installed before the first device is bound, until after the last one is unbound.
 ///
@@ -29,6 +32,8 @@ pub struct Shared {
     /// The namespaces that are left to other drivers.
     #[pin]
     pub exceptions: Exceptions,
+    /// The system is being rebooted or switched off. Set once.
+    pub going_down: SetOnce<()>,
 }
 
 impl Shared {
@@ -41,6 +46,7 @@ impl Shared {
             queues,
             devices <- Registry::new(),
             exceptions <- exceptions,
+            going_down: SetOnce::new(),
         }))
     }
 }

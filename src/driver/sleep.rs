@@ -8,8 +8,9 @@
 //! page`s are on a medium.
 
 use super::{
-    device_state::DeviceState, //
-    shared::SHARED,            //
+    device_state::DeviceState,
+    registry::RegisteredDevice,
+    shared::SHARED, //
 };
 use crate::abstractions::kernel::{
     pm::SleepOperations,
@@ -32,7 +33,7 @@ pub struct Sleep(pub Arc<DeviceState>);
 impl SleepOperations for Sleep {
     fn suspend(&self) -> Result {
         // Bound after the guard has looked.
-        if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_medium {
+        if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_medium() {
             return refuse(&self.0.name);
         }
         self.0.flusher.pause()

@@ -137,10 +137,10 @@ impl TeardownOps for Arc<DeviceState> {
 
     fn should_wait(&self, parts: &Parts) -> bool {
         // The value may change while an unbind waits.
-        let limit = u64::from(REVOKE_NOTICE_MS.get()).saturating_mul(1000);
         let waited = self.announced_at.as_ref().map_or(0, Stopwatch::micros);
+        let waiting = self.waiting(waited, REVOKE_NOTICE_MS.get(), fatal_signal_pending());
 
-        waited < limit && parts.disk.is_open() && !fatal_signal_pending()
+        waiting.gives_notice() && parts.disk.is_open()
     }
 
     fn start_worker(&self) {
@@ -160,13 +160,11 @@ impl TeardownOps for Arc<DeviceState> {
     }
 
     fn should_retire(&self, has_keeper: bool) -> bool {
-        if self.memmap_is_on_medium {
-            return false;
-        }
-        // 0 means without a limit. The value may change while an unbind waits.
-        let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
+        // The value may change while an unbind waits.
+        let limit = REVOKE_TIMEOUT_MS.get();
 
-        fatal_signal_pending() || (limit != 0 && (has_keeper || self.micros_for_users() >= limit))
+        self.waiting(self.micros_for_users(), limit, fatal_signal_pending())
+            .should_retire(has_keeper)
     }
 
     fn try_get_module(&self) -> Option<ModuleRef> {
@@ -311,10 +309,13 @@ impl DeviceState {
 
         self.step(TeardownStep::Leases, || {
             while !leases.wait_returned(POLL_INTERVAL) {
-                // 0 means without a limit. The value may change.
-                let limit = u64::from(REVOKE_TIMEOUT_MS.get()).saturating_mul(1000);
-                let is_over = limit != 0 && self.micros_for_users() >= limit;
-                if self.unbind_killed.as_ref().is_some() || is_over {
+                // The value may change.
+                let limit = REVOKE_TIMEOUT_MS.get();
+                let is_killed = self.unbind_killed.as_ref().is_some();
+                if self
+                    .waiting(self.micros_for_users(), limit, is_killed)
+                    .is_over()
+                {
                     if let Some(holders) = leases.holders() {
                         pr_warn!(
                             "{}: its lease is kept by {}: the disk is removed without waiting \

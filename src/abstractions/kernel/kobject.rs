@@ -14,16 +14,29 @@ use kernel::{
 /// which the path of the device and the variables of its subsystem are in as well.
 const MAX_BYTES: usize = 1024;
 
-/// Sends a `change` uevent of a device with one or more variables `NAME=value`
+/// Sends a `change` uevent of a device. As [`notify_change_of`].
+///
+/// # Safety
+///
+/// As for [`notify_change_of`].
+pub(in crate::abstractions) unsafe fn notify_change<const N: usize>(
+    dev: *mut bindings::device,
+    variables: [&CStr; N],
+) -> Result {
+    // SAFETY: By the safety requirements.
+    unsafe { notify_change_of(&raw mut (*dev).kobj, variables) }
+}
+
+/// Sends a `change` uevent of a kobject with one or more variables `NAME=value`
 /// (`kobject_uevent_env()`). May sleep. Fails with [`EINVAL`] if the variables are too long: the C
 /// side would warn.
 ///
 /// # Safety
 ///
-/// `dev` must have been added. Neither the device nor one above it may be deleted during the call:
-/// `kobject_get_path()` follows the parents without a lock or a reference.
-pub(in crate::abstractions) unsafe fn notify_change<const N: usize>(
-    dev: *mut bindings::device,
+/// `kobj` must have been added. Neither the kobject nor one above it may be deleted during the
+/// call: `kobject_get_path()` follows the parents without a lock or a reference.
+pub(in crate::abstractions) unsafe fn notify_change_of<const N: usize>(
+    kobj: *mut bindings::kobject,
     variables: [&CStr; N],
 ) -> Result {
     const { assert!(N > 0 && N <= 32) };
@@ -48,7 +61,7 @@ pub(in crate::abstractions) unsafe fn notify_change<const N: usize>(
     // which the function copies.
     to_result(unsafe {
         bindings::kobject_uevent_env(
-            &raw mut (*dev).kobj,
+            kobj,
             bindings::kobject_action_KOBJ_CHANGE,
             environment.as_flattened_mut().as_mut_ptr(),
         )

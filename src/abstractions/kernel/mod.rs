@@ -18,5 +18,6 @@ pub mod percpu_ref;
 pub mod pm;
 pub mod pmem_slice;
 pub mod ratelimit;
+pub mod reboot;
 pub mod suspend;
 pub mod wait;

@@ -8,10 +8,13 @@
 
 use crate::abstractions::bindings;
 use crate::abstractions::compat::module::this_module;
-use crate::abstractions::kernel::percpu_ref::{
-    self,
-    Counted,
-    Ref, //
+use crate::abstractions::kernel::{
+    kobject,
+    percpu_ref::{
+        self,
+        Counted,
+        Ref, //
+    }, //
 };
 use crate::abstractions::kernel_ext::time::sleep;
 use core::{
@@ -299,6 +302,20 @@ impl ModuleRef {
         // INVARIANT: The reference was just taken.
         Some(Self(module))
     }
+
+    /// Sends a `change` uevent of the module (`/module/NAME`), with one or more variables
+    /// `NAME=value`. May sleep. Fails with [`EINVAL`] if the variables are too long, and with
+    /// [`ENODEV`] if the module is built in.
+    pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
+        let module = self.0.as_ptr();
+        if module.is_null() {
+            return Err(ENODEV);
+        }
+
+        // SAFETY: By the type invariant the module stays loaded. Its kobject was added before its
+        // code runs, and is deleted when it is freed. The one above it is never deleted.
+        unsafe { kobject::notify_change_of(&raw mut (*module).mkobj.kobj, variables) }
+    }
 }
 
 impl Drop for ModuleRef {
@@ -463,6 +480,13 @@ mod tests {
         drop(unsafe { Registered::from_raw() });
         assert!(Exit::new().is_err_and(|err| err == EBUSY));
         Ok(())
+    }
+
+    #[test]
+    fn a_module_sends_uevents() -> Result {
+        let module = ModuleRef::try_get(this_module::<crate::LocalModule>()).ok_or(ENODEV)?;
+
+        module.notify_change([c"PMEM_RS_TEST=1"])
     }
 
     #[test]

@@ -91,6 +91,14 @@ impl Region {
         unsafe { bindings::is_nvdimm_sync(self.as_raw()) }
     }
 
+    /// Returns whether the provider may take the medium away while the system runs. virtio-pmem
+    /// devices can be unplugged, and the addresses of CXL regions are decoded only while the region
+    /// exists. The other providers (ACPI, e820, the device tree) cannot do that.
+    pub fn is_removable(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid. The flag does not change.
+        !self.is_synchronous() || unsafe { bindings::nd_region_is_cxl(self.as_raw()) }
+    }
+
     /// Returns whether the region is read-only: its attribute `read_only` is 1, or its DIMMs cannot
     /// be written to.
     pub fn is_read_only(&self) -> bool {

@@ -11,3 +11,4 @@ pub mod shared_flush;
 pub mod signature;
 pub mod suspension;
 pub mod teardown;
+pub mod waiting;

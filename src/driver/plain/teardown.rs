@@ -148,7 +148,8 @@ pub trait TeardownOps: Sized {
 
     /// Waits until `condition`, which is called with the lock held, returns a value.
     ///
-    /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal.
+    /// The condition is also polled, for a deadline that passes, a changed limit or a fatal signal,
+    /// and looked at when the system goes down.
     fn wait_until<R>(&self, condition: impl FnMut(&mut Teardown<Self>) -> Option<R>) -> R;
 
     /// Notifies user space that the device is going to be torn down, and whether its users are
@@ -157,7 +158,8 @@ pub trait TeardownOps: Sized {
 
     /// Returns whether users of a device that is leaving are to be waited for now.
     ///
-    /// False once none is left, the time of the notice has passed, or the thread was killed.
+    /// False once none is left, the time of the notice has passed, the thread was killed, or the
+    /// system goes down.
     fn should_wait(&self, parts: &Self::Parts) -> bool;
 
     /// Starts a thread that calls [`work`]. Must not allocate.
@@ -169,8 +171,9 @@ pub trait TeardownOps: Sized {
 
     /// Returns whether a range that is in use is to be retired now.
     ///
-    /// True once the deadline has passed or the thread was killed, and at once if there is a
-    /// deadline and `has_keeper`. Never true if the `struct page`s are on the medium (`map=dev`).
+    /// True once the deadline has passed, the thread was killed or the system goes down, and at
+    /// once if there is a deadline and `has_keeper`. If the `struct page`s are on the medium
+    /// (`map=dev`), true only when the system goes down.
     fn should_retire(&self, has_keeper: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.

@@ -45,11 +45,14 @@ pub enum Command {
         /// When done, use the devices in many ways and switch the machine off meanwhile.
         #[arg(long, conflicts_with = "hold")]
         in_use: bool,
-        /// When done, hibernate, and go on with the next suite once the machine is started again.
+        /// When done, unbind a device in use and let the machine go down meanwhile.
         #[arg(long, conflicts_with_all = ["hold", "in_use"])]
+        unbinding: bool,
+        /// When done, hibernate, and go on with the next suite once the machine is started again.
+        #[arg(long, conflicts_with_all = ["hold", "in_use", "unbinding"])]
         hibernate: bool,
         /// When done, reboot at once, without a sync.
-        #[arg(long, conflicts_with_all = ["hold", "in_use", "hibernate"])]
+        #[arg(long, conflicts_with_all = ["hold", "in_use", "unbinding", "hibernate"])]
         reboot: bool,
         /// Resume a system that has hibernated, instead of all else.
         #[arg(long)]

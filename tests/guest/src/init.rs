@@ -77,6 +77,7 @@ fn work() -> Result<()> {
             only,
             hold,
             in_use,
+            unbinding,
             hibernate,
             reboot,
             resume,
@@ -84,6 +85,7 @@ fn work() -> Result<()> {
             let ends = [
                 (hold, Ending::Hold),
                 (in_use, Ending::InUse),
+                (unbinding, Ending::Unbinding),
                 (hibernate, Ending::Hibernate),
                 (reboot, Ending::Reboot),
             ];
@@ -131,6 +133,8 @@ enum Ending {
     Hold,
     /// The machine is switched off while the devices are in use.
     InUse,
+    /// The machine goes down while a device is being unbound.
+    Unbinding,
     /// The machine is rebooted, without a sync.
     Reboot,
     /// The system hibernates while the devices are in use, and goes on with another suite.
@@ -184,6 +188,12 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
             let _users = suites::in_use::start(&Lab::new(args, 0))?;
             ktap.remark("done")?;
             power_off()
+        }
+        Ending::Unbinding => {
+            let (_users, mode) = suites::going_down::start(&Lab::new(args, 0), &names[0])?;
+            ktap.remark("done")?;
+            let error = reboot(mode).unwrap_err();
+            anyhow::bail!("the machine does not go down: {error}")
         }
         Ending::Reboot => {
             ktap.remark("done")?;

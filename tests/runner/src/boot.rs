@@ -200,6 +200,7 @@ impl Bench {
         match boot.end {
             Power::Off | Power::Lost(_) => {}
             Power::InUse => option("in-use", None),
+            Power::Unbinding => option("unbinding", None),
             Power::Hibernated => option("hibernate", None),
             Power::Rebooted => option("reboot", None),
             Power::Resumed => option("resume", None),

@@ -46,6 +46,8 @@ pub enum Power {
     Off,
     /// The guest switches itself off while processes use its devices.
     InUse,
+    /// The guest switches itself off, or reboots, while a device is being unbound.
+    Unbinding,
     /// The guest reboots without a sync, which ends QEMU.
     Rebooted,
     /// The guest hibernates while processes use its devices.
@@ -81,6 +83,13 @@ impl Boot {
         Boot {
             suite,
             end: Power::InUse,
+        }
+    }
+
+    const fn unbinding(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Unbinding,
         }
     }
 
@@ -361,6 +370,17 @@ const ALL: &[Suite] = &[
         boots: &[
             Boot::in_use("in_use_power_off"),
             Boot::off("in_use_after_power_off"),
+        ],
+    },
+    Suite {
+        name: "going_down",
+        machine: ONE,
+        alone: false,
+        boots: &[
+            Boot::unbinding("down_with_lease_on_medium"),
+            Boot::unbinding("down_with_lease_without_limit"),
+            Boot::unbinding("down_with_pin_without_limit"),
+            Boot::unbinding("down_during_notice"),
         ],
     },
     simple(CXL, &[Boot::off("cxl")]),

@@ -29,6 +29,7 @@ use crate::process::{Child, Link};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::Buffer;
 use crate::sysfs;
+use crate::uevents::Uevents;
 
 pub const SUITE: Suite = Suite {
     name: "lease",
@@ -335,8 +336,16 @@ fn silent(lab: &mut Lab) -> Result<()> {
     let busy = prepared.bound.try_bind(lab.driver);
     errno::expect("binding", busy, &[Errno::EBUSY, Errno::ENODEV])?;
 
+    let mut uevents = Uevents::from_now()?;
     cache.put()?;
     retired::await_none(FREE_LIMIT)?;
+    let event = uevents.expect(&[
+        "ACTION=change",
+        "DEVPATH=/module/pmem_rs ",
+        &format!("PMEM_RS_FREE={} ", prepared.bound.name()),
+        &format!("PMEM_RS_RANGE={:#x}-", prepared.namespace.resource()?),
+    ])?;
+    println!("uevent: {event}");
     prepared.bound.bind(lab.driver)?;
     expect_number(&prepared.disk, 0, VALUE)
 }

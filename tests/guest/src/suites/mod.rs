@@ -21,6 +21,7 @@ pub mod except;
 mod fio;
 mod flush;
 mod fuzz;
+pub mod going_down;
 mod harness;
 pub mod in_use;
 mod kdump;
@@ -169,6 +170,10 @@ const ALL: &[Suite] = &[
     crash::LAST,
     in_use::POWER_OFF,
     in_use::AFTER_POWER_OFF,
+    going_down::LEASE_ON_MEDIUM,
+    going_down::LEASE_WITHOUT_LIMIT,
+    going_down::PIN_WITHOUT_LIMIT,
+    going_down::NOTICE,
     sleep::SUITE,
     sleep::AFTER,
     #[cfg(target_arch = "x86_64")]

@@ -67,6 +67,10 @@ pub enum Defect {
     KeeperWaitedForever,
     /// A fatal signal is ignored.
     SignalIgnored,
+    /// That the system goes down is ignored.
+    GoingDownIgnored,
+    /// Nothing is woken when the system goes down.
+    NotWokenToGoDown,
     /// The call of `wake_up` with this number, counted from 0, wakes no thread.
     WakeUpLost(u32),
 

@@ -32,6 +32,7 @@ mod model;
 mod module;
 mod notice;
 mod pins;
+mod reboot;
 mod retirement;
 mod seen;
 mod setup;

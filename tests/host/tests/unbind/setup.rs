@@ -27,6 +27,8 @@ pub struct Setup {
     /// The deadline does not pass, nor does the time of the notice. Unbind returns early only if
     /// waiting is hopeless, or after a fatal signal.
     pub no_deadline: bool,
+    /// The `struct page`s are on the medium.
+    pub on_medium: bool,
     /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
     /// The module is unloaded after that; see [`World::unload`].
@@ -54,6 +56,7 @@ impl Setup {
         stuck: false,
         closing: false,
         no_deadline: false,
+        on_medium: false,
         slow_free: false,
         unloaded: false,
         unloading: false,

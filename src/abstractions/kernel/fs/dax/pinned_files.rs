@@ -116,7 +116,7 @@ impl PinnedFiles {
         disk: Registration<T>,
         own: &Range<PhysAddr>,
     ) -> RemovedDisk {
-        let own = (own.start >> PAGE_SHIFT) as u64..(own.end >> PAGE_SHIFT) as u64;
+        let own = own.start >> PAGE_SHIFT..own.end >> PAGE_SHIFT;
         let state = disk.state();
 
         // The walk waits for file systems that have nothing to do with the disk.

@@ -126,6 +126,7 @@ pub struct World {
     // State of the model itself.
     killable: Cell<Option<ThreadId>>,
     signal: AtomicBool,
+    going_down: AtomicBool,
     returned: Completion,
     announced: Cell<u32>,
     /// The provider is removed.
@@ -182,6 +183,7 @@ impl World {
             code: Memory::new(),
             killable: Cell::new(None),
             signal: AtomicBool::new(false),
+            going_down: AtomicBool::new(false),
             returned: Completion::new(),
             announced: Cell::new(u32::from(!setup.bound)),
             physical: Cell::new(false),
@@ -273,6 +275,14 @@ impl World {
     pub fn signal(&self) {
         self.signal.swap(true, AcqRel);
         self.changed.wake_up();
+    }
+
+    /// `RebootPolicy::going_down`
+    pub fn go_down(&self) {
+        self.going_down.swap(true, AcqRel);
+        if !self.has(Defect::NotWokenToGoDown) {
+            self.changed.wake_up();
+        }
     }
 
     /// The thread that kills the DAX device.

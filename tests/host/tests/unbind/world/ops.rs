@@ -13,12 +13,18 @@ use super::{
     NO_FRAMES, //
 };
 use crate::defect::Defect;
-use host::teardown::{
-    self,
-    State,
-    Teardown,
-    TeardownOps,
-    User, //
+use host::{
+    teardown::{
+        self,
+        State,
+        Teardown,
+        TeardownOps,
+        User, //
+    },
+    waiting::{
+        Memmap,
+        Waiting, //
+    }, //
 };
 use loom::{
     sync::atomic::{
@@ -124,10 +130,7 @@ impl TeardownOps for World {
 
     /// The disk is looked at again when it was closed; in the driver, by polling.
     fn should_wait(&self, Parts(()): &Parts) -> bool {
-        let killed = self.is_killed();
-
-        self.setup.no_deadline
-            && !killed
+        self.waiting().gives_notice()
             && self.openers.fetch_or(0, Acquire) != 0
             && !self.has(Defect::NoticeIgnored)
     }
@@ -159,9 +162,8 @@ impl TeardownOps for World {
         if self.has(Defect::NeverRetired) {
             return false;
         }
-        let killed = self.is_killed();
-
-        !self.setup.no_deadline || killed || (has_keeper && !self.has(Defect::KeeperWaitedForever))
+        self.waiting()
+            .should_retire(has_keeper && !self.has(Defect::KeeperWaitedForever))
     }
 
     /// `try_module_get()`
@@ -183,7 +185,9 @@ impl TeardownOps for World {
     fn close_to_mappings(&self, _memory: &mut Open) {
         assert_eq!(self.announced.get(), 1, "revoked before it was announced");
         if self.setup.opened && self.setup.no_deadline {
-            let may_be_open = self.physical.get() || self.signal.fetch_or(false, Acquire);
+            let may_be_open = self.physical.get()
+                || self.signal.fetch_or(false, Acquire)
+                || self.going_down.fetch_or(false, Acquire);
             let is_open = self.openers.fetch_or(0, Acquire) != 0;
             assert!(!is_open || may_be_open, "revoked while it is open");
         }
@@ -324,6 +328,22 @@ impl World {
         self.killable.get() == Some(thread::current().id())
             && !self.has(Defect::SignalIgnored)
             && self.signal.fetch_or(false, Acquire)
+    }
+
+    /// `DeviceState::waiting`. Without a deadline the time stands still.
+    fn waiting(&self) -> Waiting {
+        Waiting {
+            micros: if self.setup.no_deadline { 0 } else { 1000 },
+            limit_ms: 1,
+            is_killed: self.is_killed(),
+            is_going_down: !self.has(Defect::GoingDownIgnored)
+                && self.going_down.fetch_or(false, Acquire),
+            memmap: if self.setup.on_medium {
+                Memmap::Medium
+            } else {
+                Memmap::Ram
+            },
+        }
     }
 
     /// `AccessState::close_to`

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The reboot of the system, and all else after which this kernel does not run any more: power-off,
+//! halt and kexec.
+//!
+//! The driver core takes the lock of each device then (`device_shutdown()`). The unbinding thread
+//! has the locks of its device and of the region while it waits for users, and some users never go:
+//! nothing unloads the module that has a lease, or removes a device-mapper table. So from the
+//! notice on no unbind waits for users any longer, whatever its limits are
+//! ([`Waiting`](super::plain::waiting::Waiting)). A range that is in use is retired.
+//!
+//! `docs/lifetimes.md` explains why that is safe even where the `struct page`s are on the medium.
+//!
+//! Lock order: the rwsem of the notifier chain, then the mutex of the registry.
+
+use super::shared::SHARED;
+use crate::abstractions::kernel::reboot::RebootHandler;
+
+/// Ends the waits of all unbinds.
+pub struct RebootPolicy;
+
+impl RebootHandler for RebootPolicy {
+    fn going_down() {
+        let Some(shared) = SHARED.get() else {
+            return;
+        };
+
+        shared.going_down.populate(());
+        for device in shared.devices.iter() {
+            device.wake_up();
+        }
+    }
+}
