@@ -7,7 +7,7 @@ set -euo pipefail
 umask 022
 export LC_ALL=C
 # Debian's compilers, and not those of rustup or /usr/local.
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 # Here each kernel has a folder with its metadata, and a file with the reason if it has no module.
 state=/var/lib/pmem-rs-dkms
