@@ -47,7 +47,7 @@ free_space() { # FOLDER
     echo $(($(df --output=avail -k "$1" | tail -n 1) / 1024))
 }
 
-# Builds of two kernels use the same folders. Each holds this lock.
+# Builds of two kernels use the same folder of metadata. Each holds this lock.
 lock() {
     exec 9>"$state/lock"
     flock 9
@@ -67,12 +67,20 @@ lacks_headers() { # RELEASE
     ! has_headers "$1" && grep -q '^CONFIG_RUST=y' "/lib/modules/$1/config" 2>/dev/null
 }
 
+# Returns whether a kernel is installed, or unknown to dpkg. The folder in /lib/modules belongs to
+# another package, which stays after the image until `apt autoremove`.
+is_installed() { # RELEASE
+    [[ -n $(source_version "linux-image-$1")$(source_version "linux-image-$1-unsigned") ]] ||
+        ! dpkg-query -S "/usr/lib/modules/$1/kernel" >/dev/null 2>&1
+}
+
 # Prints the releases of the installed kernels that are not too old.
 kernels() {
     local folder release
     for folder in /lib/modules/*/kernel/; do
         release=$(basename "${folder%/kernel/}")
-        if [[ -d $folder ]] && ! is_older "$release"; then echo "$release"; fi
+        [[ -d $folder ]] || continue
+        if ! is_older "$release" && is_installed "$release"; then echo "$release"; fi
     done
 }
 

@@ -236,11 +236,7 @@ impl DeviceState {
                 flusher,
                 region_name,
                 retired_name <- new_mutex!(Some(retired_name), "pmem_rs::DeviceState::retired_name"),
-                memmap: match (on_medium, is_removable) {
-                    (false, _) => Memmap::Ram,
-                    (true, false) => Memmap::Medium,
-                    (true, true) => Memmap::RemovableMedium,
-                },
+                memmap: Memmap::new(on_medium, is_removable),
                 leases: memory.pages().map(|pages| pages.leases().clone()),
                 pinned_files,
                 unbind_killed: SetOnce::new(),

@@ -16,8 +16,8 @@ use kernel::{
 /// A receiver of the notice that the system is going down.
 pub trait RebootHandler: 'static {
     /// Handles that the system is about to be rebooted, halted or switched off, or to start another
-    /// kernel (`kexec`). It does not come back from that. There is no notice of an emergency
-    /// (`emergency_restart()`) or a crash.
+    /// kernel (`kexec`). It comes back only if the firmware fails to switch it off. There is no
+    /// notice of an emergency (`emergency_restart()`) or a crash.
     ///
     /// Called in process context, before `device_shutdown()`, which takes the lock of each device
     /// and calls the `shutdown` callback of its driver. User space may still run. May sleep,

@@ -444,7 +444,8 @@ impl<'bound> EnabledNamespace<'bound> {
         let data_offset = block.data_offset();
         // SAFETY: The structure was zeroed. An altmap is between the info block and the data:
         // `__nvdimm_setup_pfn()` computes it from `data_offset`, which leaves room for both. The
-        // device stays bound, with this info block, for the lifetime of the result.
+        // device stays bound, with this info block, for the lifetime of the result. After that the
+        // reservation keeps drivers away from the area.
         let pages = unsafe { PagemapConfig::from_raw(pgmap, data_offset) }?;
 
         Ok((enabled, pages))

@@ -173,7 +173,7 @@ pub trait TeardownOps: Sized {
     ///
     /// True once the deadline has passed, the thread was killed or the system goes down, and at
     /// once if there is a deadline and `has_keeper`. If the `struct page`s are on the medium
-    /// (`map=dev`), true only when the system goes down.
+    /// (`map=dev`), true only when the system goes down, and never if the medium may be taken away.
     fn should_retire(&self, has_keeper: bool) -> bool;
 
     /// Takes a reference to the module, unless it is being unloaded.

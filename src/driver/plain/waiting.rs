@@ -31,6 +31,18 @@ pub enum Memmap {
     RemovableMedium,
 }
 
+impl Memmap {
+    /// Returns where the `struct page`s are. `is_removable` says whether the provider may take the
+    /// medium away while the system runs.
+    pub fn new(is_on_medium: bool, is_removable: bool) -> Self {
+        match (is_on_medium, is_removable) {
+            (false, _) => Self::Ram,
+            (true, false) => Self::Medium,
+            (true, true) => Self::RemovableMedium,
+        }
+    }
+}
+
 impl Waiting {
     /// Returns whether users that were given notice are still waited for. A limit of 0 means that
     /// they are not.
@@ -49,8 +61,8 @@ impl Waiting {
     ///
     /// While the system runs, a range with its `struct page`s on the medium is not retired. When
     /// the system goes down, nothing binds the range again before the end. So the `struct page`s
-    /// are what they would be if the device was not being unbound: a device that is bound then is
-    /// not unbound any more, and its users keep its pages until the end.
+    /// are what they would be if the device was not being unbound: `device_shutdown()` unbinds no
+    /// device, so users of a bound device keep its pages until the kernel stops.
     pub fn should_retire(&self, has_keeper: bool) -> bool {
         match self.memmap {
             Memmap::Ram => self.is_over() || (self.limit_ms != 0 && has_keeper),

@@ -93,3 +93,19 @@ fn struct_pages_on_a_medium_stay_until_the_end_of_the_system() {
         assert!(on_medium.is_over() == waiting.is_over() && removable.is_over());
     }
 }
+
+#[test]
+fn a_medium_that_can_be_taken_away_is_waited_for_to_the_end() {
+    for (is_on_medium, is_removable, is_retired) in [
+        (false, false, true),
+        (false, true, true),
+        (true, false, true),
+        (true, true, false),
+    ] {
+        let waiting = Waiting {
+            memmap: Memmap::new(is_on_medium, is_removable),
+            ..going_down(BEGUN)
+        };
+        assert_eq!(waiting.should_retire(false), is_retired);
+    }
+}

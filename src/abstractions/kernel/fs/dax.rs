@@ -31,8 +31,8 @@
 //!
 //! In any state, a dropped owner is freed if no page was ever exposed and all references are put
 //! within 10 s. Otherwise pages, mapping and reservation are leaked, with a warning, and the module
-//! stays loaded. A memory map on the medium cannot be leaked, since it is removed with the medium.
-//! For such a pgmap the drop waits, without limit, until all proofs are there.
+//! stays loaded. A memory map on the medium is not leaked, since the medium may be taken away. For
+//! such a pgmap the drop waits, without limit, until all proofs are there.
 //!
 //! [`PagemapRef`]: crate::abstractions::kernel::memremap::PagemapRef
 //! [`dax::Registration`]: crate::abstractions::kernel::dax::Registration

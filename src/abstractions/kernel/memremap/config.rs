@@ -113,7 +113,8 @@ impl PagemapConfig<'_> {
     /// # Safety
     ///
     /// `pgmap` must have been zeroed before. If it describes an altmap, this must be in the first
-    /// `data_offset` bytes of the range, which must be free to be used for it for `'a`.
+    /// `data_offset` bytes of the range, which must be free to be used for it until a pgmap that is
+    /// made within `'a` is gone, if it has the reservation of the range.
     pub(in crate::abstractions) unsafe fn from_raw(
         pgmap: bindings::dev_pagemap,
         data_offset: ResourceSize,

@@ -307,7 +307,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.page_states.frames()
     }
 
-    /// Returns whether the `struct page`s are on the medium, so that both are removed together.
+    /// Returns whether the `struct page`s are on the medium. If the medium is taken away, so are
+    /// they.
     pub fn memmap_is_on_medium(&self) -> bool {
         self.memmap_is_on_medium
     }
