@@ -349,7 +349,7 @@ pub fn failed_flush(lab: &mut Lab) -> Result<()> {
             .filter(|message| message.contains(FAILED))
             .collect();
         ensure!(
-            said.len() == 1 && said[0].contains("storage behind it"),
+            said.len() == 1 && said[0].contains("storage behind the device"),
             "the log should have it once, with what to do; it has {said:#?}"
         );
     }
