@@ -87,8 +87,10 @@ impl TeardownStep {
             }
             Self::Leases => "",
             Self::Close => " (a work item that kills the DAX device)",
-            Self::RemoveDisk => " (a file system on the disk that does not shut down, a mount or unmount, or pins of \
-                 more files than can be kept)",
+            Self::RemoveDisk => {
+                " (a file system on the disk that does not shut down, a mount or unmount, or \
+                 pins of more files than can be kept)"
+            }
             Self::Revoke => " (files, of which one is locked, or a mount or unmount)",
             Self::Flush => " (a flush of the region that does not end)",
         }

@@ -160,8 +160,8 @@ impl InodePool {
             }
             if retries % RETRIES_PER_MESSAGE == 0 {
                 pr_warn!(
-                    "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End the \
-                     I/O and the pipes that use them\n",
+                    "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End \
+                     the I/O and the pipes that use them\n",
                     *self.name,
                     NR_SLOTS.saturating_sub(spare)
                 );

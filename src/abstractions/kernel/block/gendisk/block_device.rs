@@ -79,8 +79,8 @@ impl BlockDevice {
 
     /// Returns the claim of the device. May sleep.
     pub(super) fn claim(&self) -> Claim {
-        // SAFETY: By the type invariant the device is valid. The count may change concurrently,
-        // hence the volatile read.
+        // SAFETY: By the type invariant the device is valid. `with_holder` holds the lock of holder
+        // and operations. The count may change concurrently, hence the volatile read.
         self.with_holder(|raw| unsafe {
             let holder = Holder((*raw).bd_holder);
             Claim {
@@ -95,7 +95,7 @@ impl BlockDevice {
 
     /// Returns whether one of these has claimed the device. May sleep.
     pub(super) fn has_holder(&self, holders: &[*const c_void]) -> bool {
-        // SAFETY: By the type invariant the device is valid.
+        // SAFETY: By the type invariant the device is valid. `with_holder` holds the lock.
         self.with_holder(|raw| holders.contains(&unsafe { (*raw).bd_holder }.cast_const()))
     }
 }

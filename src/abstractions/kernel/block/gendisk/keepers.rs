@@ -5,9 +5,9 @@
 
 use crate::abstractions::kernel_ext::module_list::Code;
 
-/// device-mapper opens the devices of these targets without holder operations. Before Linux 7.3
-/// erofs opens its further devices without them too. It keeps no addresses, so it is not in the
-/// list.
+/// The targets of device-mapper that keep addresses. device-mapper opens the devices of its targets
+/// without holder operations. Before Linux 7.3 erofs opens its further devices without them too. It
+/// keeps no addresses, so it is not in the list.
 ///
 /// The list was vetted together with all callers (`rust-bindings/vetted`). An out-of-tree module
 /// that does the same is not known here.
