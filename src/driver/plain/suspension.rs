@@ -248,6 +248,7 @@ pub fn suspend<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
 pub fn resume<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
     let number = ops.with(|suspension| match suspension.phase {
         Phase::Live => Err(Failure::Live),
+        _ if suspension.is_disabled => Err(Failure::Disabled),
         _ if suspension.end.is_some() => Err(Failure::Busy),
         _ => {
             suspension.end = Some(Cause::Resumed);
