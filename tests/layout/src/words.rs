@@ -39,6 +39,8 @@ enum Kind {
     Script,
     /// All is prose except blocks of code.
     Markdown,
+    /// All is prose.
+    Prose,
 }
 
 /// A file that is written by hand.
@@ -75,11 +77,15 @@ pub fn files(folder: &Path) -> Result<Vec<File>> {
 
 fn kind(path: &Path) -> Result<Option<Kind>> {
     let extension = path.extension().and_then(|extension| extension.to_str());
+    if path.file_name().is_some_and(|name| name == "cover") {
+        return Ok(Some(Kind::Prose));
+    }
     Ok(match extension {
         Some("rs") => Some(Kind::Rust),
         Some("c" | "h" | "dts") => Some(Kind::C),
         Some("md") => Some(Kind::Markdown),
-        Some("sh" | "awk") => Some(Kind::Script),
+        Some("sh" | "awk" | "conf" | "service") => Some(Kind::Script),
+        Some("4" | "export" | "templates") => Some(Kind::Prose),
         Some(_) => None,
         None => {
             let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -138,6 +144,7 @@ fn may_be_long(kind: Kind, line: &str) -> bool {
         }
         Kind::Rust | Kind::C => line.contains('"'),
         Kind::Script => !line.starts_with('#'),
+        Kind::Prose => line.contains("://"),
     }
 }
 
@@ -162,7 +169,7 @@ pub fn persons(files: &[File]) -> Result<Vec<String>> {
 /// Returns the part of a line that is prose.
 fn prose(kind: Kind, line: &str) -> Option<&str> {
     match kind {
-        Kind::Markdown => Some(line),
+        Kind::Markdown | Kind::Prose => Some(line),
         Kind::Rust => line.find("//").map(|at| &line[at..]),
         Kind::C => ["/*", " * ", "//"]
             .iter()
@@ -197,6 +204,7 @@ mod tests {
         assert_eq!(prose(Kind::Rust, "let who = 1; // it"), Some("// it"));
         assert_eq!(prose(Kind::C, "int who; /* one */"), Some("/* one */"));
         assert_eq!(prose(Kind::Script, "echo who"), None);
+        assert_eq!(prose(Kind::Prose, "who"), Some("who"));
     }
 
     #[test]
