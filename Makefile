@@ -101,8 +101,8 @@ guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=
 	@$(runner) check --env $(env)$(KERNEL_BUILD:%=-%) --results $(results)$(KERNEL_BUILD:%=-%) $(ARGS)
 
 .PHONY: stress
-stress: build/env runner ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600
-	@$(runner) check --env $(env) --results $(results) --stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress
+stress: ## Unbind and bind devices under load: make stress STRESS_SECONDS=3600 (KERNEL_BUILD=debug: on the debug kernel)
+	@$(MAKE) --no-print-directory guests ARGS="--stress-seconds $(STRESS_SECONDS) $(ARGS) revoke_stress"
 
 .PHONY: soak
 soak: ## Run random campaigns: make soak SOAK_SECONDS=3600 SOAK_SEED=1 (ARGS=crash:stock: some)

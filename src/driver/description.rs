@@ -130,7 +130,8 @@ impl fmt::Display for Description<'_> {
                 " (a DAX read or write somewhere in the system, or a freeze or thaw, that hangs)"
             }
             Stage::Draining(Some(User::Keeper)) => " (a holder of the disk: device-mapper)",
-            Stage::Draining(_) => "",
+            Stage::Draining(None) => " (the search for pages in use)",
+            Stage::Draining(Some(User::Pin | User::PageCache)) => "",
             Stage::Freeing => " (the memory management, which is freeing it)",
         };
         f.write_str("used by")?;

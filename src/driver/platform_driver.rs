@@ -210,10 +210,12 @@ impl<'a> Source<'a> {
             dev_err!(
                 dev,
                 "[mem {:#x}-{:#x}] is left out, it is used as System RAM: take it out of the \
-                 memory nodes (`no-map` does not), reserve it by memmap=SIZE$START on a PC's \
+                 memory nodes (`no-map` does not), reserve it by memmap={:#x}${:#x} on a PC's \
                  kernel command line, or correct {}; if device-dax (kmem) has onlined it, reboot\n",
                 start,
                 last,
+                range.end.saturating_sub(start),
+                start,
                 origin
             );
             return None;

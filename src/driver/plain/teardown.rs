@@ -60,7 +60,8 @@ pub enum State<E: TeardownOps> {
     RemovingDisk(Option<E::Parts>),
     /// The worker revokes the memory from files.
     Revoking,
-    /// All files were revoked. The worker waits for the last user; this is the latest one found.
+    /// All files were revoked. The worker waits for the last user; this is the latest one found. It
+    /// is [`None`] during the first search.
     Draining(Option<User>),
     /// The unbinding thread has retired the range. The worker still waits for the last user.
     Retired {
@@ -372,19 +373,18 @@ pub fn work<E: TeardownOps>(ops: &E) -> Option<E::Module> {
     let mut memory = ops.revoke(closed);
     ops.after_revoke();
 
-    // From `Draining` on the unbinding thread may retire the range. It logs the user.
-    let mut found = ops.first_user(&mut memory, &mut disk);
-    ops.with(|teardown| teardown.state = State::Draining(found));
+    // From `Draining` on the unbinding thread may retire the range, and logs the user. The first
+    // search looks at all pages that were exposed, and may take long.
+    ops.with(|teardown| teardown.state = State::Draining(None));
     ops.wake_up();
-    while let Some(user) = found {
-        ops.wait_for(user, &mut memory, &mut disk);
-        found = ops.first_user(&mut memory, &mut disk);
+    while let Some(found) = ops.first_user(&mut memory, &mut disk) {
         ops.with(|teardown| {
             if let State::Draining(user) | State::Retired { user, .. } = &mut teardown.state {
-                *user = found;
+                *user = Some(found);
             }
         });
         ops.wake_up();
+        ops.wait_for(found, &mut memory, &mut disk);
     }
 
     ops.with(|teardown| {

@@ -197,8 +197,10 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     let range = shown(IN_USE, 0x100_0000);
     let said = messages.expect(&[&format!("{range} is left out, it is used as System RAM")])?;
     println!("the kernel says: {said}");
-    let remedy = "take it out of the memory nodes (`no-map` does not), reserve it by memmap=";
-    ensure!(said.contains(remedy), "it does not say `{remedy}`");
+    let remedy = format!(
+        "take it out of the memory nodes (`no-map` does not), reserve it by memmap=0x1000000${IN_USE:#x} on"
+    );
+    ensure!(said.contains(&remedy), "it does not say `{remedy}`");
     let found = device.ranges()?;
     ensure!(
         found == [(UNUSED_MEMORY + HALF_WRONG, 0x100_0000)],

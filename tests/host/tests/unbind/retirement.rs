@@ -100,3 +100,24 @@ fn a_range_is_retired_while_it_is_freed() {
     SLOW_FREE.finds(Defect::NeverRetired, "deadlock");
     SLOW_FREE.finds(Defect::WakeUpLost(1), "deadlock");
 }
+
+/// The first search for a user takes until unbind has returned. The range is not used.
+const SLOW_SEARCH: Model = Model {
+    setup: Setup {
+        slow_search: true,
+        ..Setup::INLINE
+    },
+    preemptions: 4,
+    run: |world| {
+        world.unbind();
+    },
+};
+
+#[test]
+fn a_range_is_retired_while_its_pages_are_searched() {
+    let seen = SLOW_SEARCH.explore();
+    seen.assert(&["retired"]);
+    seen.assert_never(&["in time"]);
+    SLOW_SEARCH.finds(Defect::NeverRetired, "deadlock");
+    SLOW_SEARCH.finds(Defect::WakeUpLost(1), "deadlock");
+}

@@ -31,6 +31,8 @@ pub struct Setup {
     pub on_medium: bool,
     /// Freeing is delayed until unbind has returned.
     pub slow_free: bool,
+    /// The first search for a user takes until unbind has returned.
+    pub slow_search: bool,
     /// The module is unloaded after that; see [`World::unload`].
     pub unloaded: bool,
     /// The module is being unloaded, so that references to it cannot be taken.
@@ -58,6 +60,7 @@ impl Setup {
         no_deadline: false,
         on_medium: false,
         slow_free: false,
+        slow_search: false,
         unloaded: false,
         unloading: false,
         killed_inline: false,

@@ -275,6 +275,9 @@ impl TeardownOps for World {
 
     /// `fs_dax::Revoked::first_user`
     fn first_user(&self, memory: &mut Revoked, disk: &mut RemovedDisk) -> Option<User> {
+        if self.setup.slow_search {
+            self.returned.wait();
+        }
         self.check_for_keepers(disk);
 
         if self.references.exceeds(u32::from(disk.has_reference))
