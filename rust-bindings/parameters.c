@@ -9,7 +9,7 @@
 unsigned int pmem_rs_revoke_timeout_ms = 10000;
 module_param_named(revoke_timeout_ms, pmem_rs_revoke_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(revoke_timeout_ms,
-		 "How long unbind waits for pinned pages, in milliseconds; 0: no limit (default: 10000)");
+		 "How long unbind waits for users of the memory, in milliseconds; 0: no limit (default: 10000)");
 
 unsigned int pmem_rs_revoke_notice_ms;
 module_param_named(revoke_notice_ms, pmem_rs_revoke_notice_ms, uint, 0644);

@@ -129,7 +129,8 @@ pub struct DeviceState {
     pub(super) memmap: Memmap,
     /// The leases of the memory. [`None`] if it has no `struct page`s.
     pub(super) leases: Option<Arc<Leases>>,
-    /// Files with pinned pages of other memory, which delay the removal of the disk otherwise.
+    /// Files with pinned pages on other devices. A reference to each keeps the removal of the disk
+    /// from waiting for the pins.
     pub(super) pinned_files: Arc<PinnedFiles>,
     /// The unbinding thread was killed. Set once.
     pub(super) unbind_killed: SetOnce<()>,

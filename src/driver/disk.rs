@@ -2,9 +2,12 @@
 
 //! The block device: `/dev/pmemN`.
 //!
-//! `submit_bio()` copies the data and ends the bio before it returns, unless the flush of the
-//! region is asynchronous (virtio). Then a work item copies a write with `REQ_PREFLUSH`, after a
-//! flush that it may share with others.
+//! `submit_bio()` copies the data and ends the bio before it returns, with two exceptions:
+//!
+//! - The flush of the region is asynchronous (virtio). Then a work item copies a write with
+//!   `REQ_PREFLUSH`, after a flush that it may share with others. A write with `REQ_FUA` is copied
+//!   at once, and ends after a later flush.
+//! - The disk is suspended. Then a write is held until the disk is resumed.
 
 use super::{
     plain::geometry::{

@@ -4,10 +4,10 @@
 //! halt and kexec.
 //!
 //! The driver core takes the lock of each device then (`device_shutdown()`). The unbinding thread
-//! has the locks of its device and of the region while it waits for users, and some users never go:
-//! nothing unloads the module that has a lease, or removes a device-mapper table. So from the
-//! notice on unbinds do not wait for users any longer, whatever their limits are
-//! ([`Waiting`](super::plain::waiting::Waiting)). A range that is in use is retired. Two cases
+//! holds the lock of its device while it waits for users. If it unbinds the region, it also holds
+//! the lock of the region. Some users never go: nothing unloads the module that has a lease, or
+//! removes a device-mapper table. So after the notice no unbind waits for users, whatever its limit
+//! is ([`Waiting`](super::plain::waiting::Waiting)). A range that is in use is retired. Two cases
 //! still wait: `map=dev` on a medium that can be taken away, and an unbind by `rmmod`.
 //!
 //! `docs/lifetimes.md` explains why that is safe even where the `struct page`s are on the medium.

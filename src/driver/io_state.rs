@@ -25,7 +25,7 @@ impl IoState {
     /// The disk is suspended.
     pub const WRITES_HELD: u32 = 2;
 
-    /// Creates those of a disk whose writes are executed.
+    /// Creates the state of a disk whose writes are executed.
     pub fn new(block_size: u32, flush_barrier: Option<FlushBarrier>) -> Self {
         Self {
             block_size,
@@ -35,7 +35,7 @@ impl IoState {
     }
 
     /// Sets or clears a flag. Returns whether that is a change. Called with the lock of
-    /// `Pmem::held`.
+    /// `Pmem::held` held.
     pub fn set_writes_blocked(&self, flag: u32, set: bool) -> bool {
         let old = self.writes_blocked.load(Relaxed);
         let new = if set { old | flag } else { old & !flag };

@@ -54,8 +54,8 @@ impl Shared {
 /// The work queues. There are several because work on one may wait for work on another.
 ///
 /// All but `files` and `suspend` have a rescuer, so they make progress while memory is too short to
-/// create a thread. Putting a reference to a file, and thawing a file system, may unmount it, which
-/// flushes queues without a rescuer; the kernel warns if a queue with one does that. Unbind waits
+/// create a thread. Work on `files` and `suspend` may unmount a file system, which flushes queues
+/// without a rescuer. The kernel warns if work on a queue with a rescuer does that. Unbind waits
 /// for `files` for at most 1 s, or for longer if no slot for a reference is free (`InodePool`). A
 /// suspension is one work item until its end. A second item runs the steps that may hang, and the
 /// first one waits for it.

@@ -32,7 +32,7 @@ pub struct Sleep(pub Arc<DeviceState>);
 
 impl SleepOperations for Sleep {
     fn suspend(&self) -> Result {
-        // Bound after the guard has looked.
+        // The device may have been bound after `prepare_hibernation` has looked for such devices.
         if IS_HIBERNATING.load(Relaxed) && self.0.memmap_is_on_medium() {
             return refuse(&self.0.name);
         }

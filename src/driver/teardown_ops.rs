@@ -204,7 +204,7 @@ impl TeardownOps for Arc<DeviceState> {
     fn revoke(&self, closed: Closed) -> Draining {
         let (memory, walked) = self.step(TeardownStep::Revoke, || closed.revoke());
         {
-            // This walk does not find files that were closed since `close_to_mappings`.
+            // This walk does not find inodes that were evicted since `close_to_mappings`.
             let mut progress = self.progress.lock();
             progress.walked.inodes = progress.walked.inodes.max(walked.inodes);
             progress.walked.nr_pages = progress.walked.nr_pages.max(walked.nr_pages);

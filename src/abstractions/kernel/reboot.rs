@@ -16,8 +16,9 @@ use kernel::{
 /// A receiver of the notice that the system is going down.
 pub trait RebootHandler: 'static {
     /// Handles that the system is about to be rebooted, halted or switched off, or to start another
-    /// kernel (`kexec`). It comes back only if the firmware fails to switch it off. There is no
-    /// notice of an emergency (`emergency_restart()`) or a crash.
+    /// kernel (`kexec`). After that, this kernel goes on running only if the firmware fails to
+    /// switch the machine off. Not called for an emergency (`emergency_restart()`), a crash, or a
+    /// kexec that returns to this kernel.
     ///
     /// Called in process context, before `device_shutdown()`, which takes the lock of each device
     /// and calls the `shutdown` callback of its driver. User space may still run. May sleep,

@@ -48,7 +48,8 @@ impl Uint {
     }
 }
 
-/// The parameter `revoke_timeout_ms`: how long unbind waits for pinned pages, in milliseconds.
+/// The parameter `revoke_timeout_ms`: how long unbind waits for leases, pinned pages and other
+/// users of the memory, in milliseconds.
 ///
 /// 0 means without a limit.
 ///

@@ -4,8 +4,8 @@
 //!
 //! This is plain Rust. `driver/teardown_ops.rs` uses it, and `tests/host` tests it.
 
-/// What an unbind that waits for users knows. It is looked at again and again, since all but the
-/// place of the `struct page`s may change.
+/// The data by which an unbind decides whether to go on waiting for users. It is made anew for each
+/// decision: all but the place of the `struct page`s may change.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiting {
     /// How long it has waited, in microseconds.
@@ -50,8 +50,8 @@ impl Waiting {
         self.micros < self.limit_micros() && !self.ends_early()
     }
 
-    /// Returns whether holders of leases have kept the removal of the disk waiting for long enough.
-    /// A limit of 0 means that there is none.
+    /// Returns whether the wait is over: the limit has passed, the thread was killed, or the system
+    /// goes down. A limit of 0 means that there is none.
     pub fn is_over(&self) -> bool {
         self.ends_early() || (self.limit_ms != 0 && self.micros >= self.limit_micros())
     }
@@ -60,9 +60,9 @@ impl Waiting {
     /// none.
     ///
     /// While the system runs, a range with its `struct page`s on the medium is not retired. When
-    /// the system goes down, nothing binds the range again before the end. So the `struct page`s
-    /// are what they would be if the device was not being unbound: `device_shutdown()` unbinds no
-    /// device, so users of a bound device keep its pages until the kernel stops.
+    /// the system goes down, nothing binds the range again before the end, so its `struct page`s
+    /// stay valid. Those of a bound device also stay in use until the kernel stops, since
+    /// `device_shutdown()` unbinds no device.
     pub fn should_retire(&self, has_keeper: bool) -> bool {
         match self.memmap {
             Memmap::Ram => self.is_over() || (self.limit_ms != 0 && has_keeper),

@@ -29,7 +29,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Why a file system was not frozen until it was thawed, or why it still is.
+/// What [`Frozen::thaw`] has found wrong with a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// Something else has thawed it.
@@ -128,9 +128,9 @@ impl Freezer {
         self.0.may_have_keeper()
     }
 
-    /// Freezes the file systems on the disk and on its partitions. If device-mapper has ever
-    /// claimed the disk, also freezes each mounted file system whose type uses DAX, and whose
-    /// device is one of device-mapper with DAX: below such a device may be this disk.
+    /// Freezes the file systems on the disk and on its partitions. If the disk ever had an indirect
+    /// claim, such as one of device-mapper, also freezes each mounted file system whose type uses
+    /// DAX, and whose device is one of device-mapper with DAX: this disk may be below that device.
     ///
     /// Until the result is dropped, programs cannot thaw the file systems with DAX, and nothing but
     /// programs and file systems on the disk itself can claim the disk ([`EBUSY`]).

@@ -27,8 +27,8 @@ pub(super) fn is_any_loaded() -> bool {
     KEEPERS.iter().any(Code::is_loaded)
 }
 
-/// Returns whether any keeper is part of the kernel image, or loaded and in use: it may have an
-/// address, of whatever memory. Does not sleep.
+/// Returns whether any keeper is part of the kernel image, or is loaded and in use. Such a keeper
+/// may have an address of any memory. Does not sleep.
 pub(super) fn is_any_in_use() -> bool {
     KEEPERS.iter().any(Code::is_in_use)
 }

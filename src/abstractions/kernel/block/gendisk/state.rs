@@ -191,7 +191,8 @@ impl DiskState {
     /// module of a keeper is in use while it has an address, so this records whether one is in use
     /// when the claim ends.
     ///
-    /// After the last claim without holder operations has ended, the closes of programs end none.
+    /// Once no claim without holder operations is left, a close by a program cannot end one, so
+    /// `unknown_claim_may_end` is reset.
     pub(super) fn record_release(&self) {
         let may_end = self.unknown_claim_may_end.load(Relaxed);
 

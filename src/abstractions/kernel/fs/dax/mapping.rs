@@ -314,7 +314,7 @@ impl Drop for InvalidateLock<'_> {
 /// How an [`InodeLock`] is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LockMode {
-    /// Not if a thread holds it for writing, or waits for it. Does not sleep.
+    /// Tries once. Fails if a thread holds the lock for writing, or waits for it. Does not sleep.
     Try,
     /// Sleeps until it is free, or the thread has a signal.
     Wait,
@@ -346,13 +346,14 @@ pub(super) fn is_idle(frames: &Range<u64>) -> bool {
     unsafe { FolioUse::of(frames.start as c_ulong) }.references == 0
 }
 
-/// Returns whether an entry is locked, or its folio is in use, if it is one of these page frames.
-/// They must be those of the memory that is being revoked.
+/// Returns whether an entry is locked, or has a folio of these page frames that is in use. The
+/// frames must be those of the memory that is being revoked.
 fn is_in_use(entry: Entry, frames: &Range<u64>) -> bool {
     is_locked(entry) || entry.overlap(frames).is_some_and(|own| !is_idle(&own))
 }
 
-/// Returns whether an entry is locked. If it is not, the references that a fault took are seen.
+/// Returns whether an entry is locked. If it is not, a later read of the folio sees the references
+/// that the fault took before it unlocked the entry.
 fn is_locked(entry: Entry) -> bool {
     let is_locked = entry.is_locked();
 

@@ -152,17 +152,22 @@ impl<T: PagemapOperations> Owner<T> {
     }
 
     /// Revokes the memory again: from the kept files if that deletes any page, otherwise from all.
-    /// `walk_needed` is whether all files have to be walked through, and is updated.
+    /// `walk_needed` says whether all files have to be walked through, and is updated.
     ///
-    /// The kept files are enough if all files were walked through since the last translation has
-    /// ended. No entry was made since. That walk has deleted all entries but those of pinned pages
-    /// and of files that a thread wrote to or truncated. All pins are older than the closing: files
-    /// with such pins, or with faults that may have led to one, were kept before the walk. If an
-    /// entry is in another file, its page stays in use ([`Self::first_user`]), the kept files yield
-    /// nothing more, and all files are walked through.
+    /// The kept files are enough if all files were walked through after the last translation had
+    /// ended:
+    ///
+    /// - No entry was made since.
+    /// - That walk has deleted all entries but those of pinned pages, and those of files that a
+    ///   thread wrote to or truncated.
+    /// - All pins are older than the closing. Files with such pins, or with faults that may have
+    ///   led to one, were kept before the walk.
+    ///
+    /// If an entry is in another file, its page stays in use ([`Self::first_user`]). Then the kept
+    /// files yield nothing more, and all files are walked through.
     pub(super) fn revoke_again(&mut self, walk_needed: &mut bool) -> Walked {
-        // Once all files were walked through since the last translation has ended, all are
-        // unmapped. Entries that are left may stay until another thread has given the lock up.
+        // Once no walk is needed, no file is mapped. Then a wait for the inode lock of one file
+        // keeps no other file mapped. Entries may stay until another thread has released that lock.
         let mode = if *walk_needed {
             LockMode::Try
         } else {

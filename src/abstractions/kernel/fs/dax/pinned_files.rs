@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files with pinned pages of other memory, whose file systems are shut down with a disk.
+//! Files whose file systems are shut down when a disk is removed, and that have pinned pages on
+//! another device.
 //!
 //! A file system may be on several devices: an xfs with a realtime device or an external log, an
 //! ext4 with an external journal, an erofs with further devices (from Linux 7.3 on).
@@ -53,9 +54,9 @@ use kernel::{
 /// The pause between two looks at the kept files, in milliseconds.
 const INTERVAL: Msecs = 1000;
 
-/// Files with pinned pages of other memory, which are kept while a disk is removed.
+/// References to files with pinned pages on other devices, held while a disk is removed.
 ///
-/// References to them are put, by a worker, once their pages are not pinned any more.
+/// A worker puts a reference once no page of the file is pinned any more.
 #[pin_data]
 pub struct PinnedFiles {
     pool: Arc<InodePool>,
@@ -101,14 +102,16 @@ impl PinnedFiles {
         )
     }
 
-    /// Removes a disk, as [`Registration::remove`], but without waiting for pins of memory other
-    /// than `own`. Pins of `own` are waited for, unless the files were kept before
-    /// ([`Pagemap::close_to_mappings`]).
+    /// Removes a disk as [`Registration::remove`] does, but does not wait for pins of memory other
+    /// than `own`. Waits for pins of `own`, unless [`Pagemap::close_to_mappings`] has kept the
+    /// files.
     ///
     /// Sleeps. If a file system has the disk open, waits for mounts and unmounts of file systems
-    /// with DAX that are under way, and for pins if more files are pinned than can be kept. A page
-    /// that a program pins after this has looked at its file is waited for, and so are pins of a
-    /// file system that opens the disk after this has begun.
+    /// with DAX that are under way. Waits for pins of other memory in three cases:
+    ///
+    /// - More files are pinned than can be kept.
+    /// - A program pins a page after this has looked at its file.
+    /// - A file system opens the disk after this has begun.
     ///
     /// [`Pagemap::close_to_mappings`]: super::Pagemap::close_to_mappings
     pub fn remove_disk<T: Operations>(
@@ -140,8 +143,8 @@ impl PinnedFiles {
     }
 }
 
-/// Returns whether the reference to a kept file may be put: no page of it is pinned. Does not
-/// sleep.
+/// Returns whether the reference to a kept file may be put: no page of it is pinned, and no entry
+/// of it is locked. Does not sleep.
 fn may_put(inode: &Inode) -> bool {
     !FileMapping::new(inode).has_pins_outside(&(0..0), true)
 }

@@ -149,8 +149,8 @@ impl FileMapping<'_> {
     /// Sleeps. Takes the inode lock and the invalidate lock of the file, so neither `mmap_lock` nor
     /// the locks that are taken inside of page faults may be held.
     fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>, mode: LockMode) -> FileRevoked {
-        // A truncate of a file with pins may wait for them, whatever memory they are of, with the
-        // lock held. Other files are not to wait for it.
+        // A truncate may wait for the pins of its file with the inode lock held, whatever memory
+        // they are of. Waiting for that lock here would delay the other files.
         let has_pins = mode == LockMode::Wait
             && (self.has_pins(pgmap) || self.has_pins_outside(&pgmap.frames(), true));
         let inode_lock = self.lock_inode(if has_pins { LockMode::Try } else { mode });

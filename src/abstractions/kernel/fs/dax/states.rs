@@ -201,8 +201,8 @@ impl<T: PagemapOperations> Revoked<T> {
     /// [`Closed::revoke`]. If that is proved to be enough, only the files that
     /// [`Pagemap::close_to_mappings`] has kept are looked at, and the result is empty.
     ///
-    /// Once no file is mapped any more, this also waits for threads that write to a file or
-    /// truncate it. A truncate may wait for a pin. A signal ends this wait.
+    /// Once no file is mapped any more, this also waits for threads that write to a file without
+    /// pinned pages, or truncate it. A signal ends this wait.
     pub fn revoke(&mut self) -> Walked {
         self.owner.revoke_again(&mut self.walk_needed)
     }

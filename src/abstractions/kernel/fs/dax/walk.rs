@@ -55,8 +55,8 @@ pub(super) fn try_walk_files<T: PagemapOperations>(
     (!is_cut_short).then_some(walked)
 }
 
-/// Also returns whether the walk has ended because it would have had to wait. It has not if `f` has
-/// ended it.
+/// Also returns whether the walk was cut short because it would have had to wait. This is false if
+/// `f` has ended the walk.
 fn walk<T: PagemapOperations>(
     pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
