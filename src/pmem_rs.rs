@@ -98,7 +98,7 @@ impl InPlaceModule for PmemModule {
             _platform_driver <- kernel::driver::Registration::new(Module::NAME, module),
             _: {
                 if let Some(shared) = SHARED.get() {
-                    shared.exceptions.report_unmatched();
+                    shared.except_list.report_unmatched();
                 }
             },
         })

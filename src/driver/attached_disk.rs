@@ -13,7 +13,7 @@ use super::{
     },
     flush::Flusher,
     memory::{
-        Layout,
+        MapKind,
         Memory, //
     },
     messages::{
@@ -75,7 +75,7 @@ impl<'bound> AttachedDisk<'bound> {
         shared: Ref<Shared>,
         dev: &Device<Core<'_>>,
         namespace: Namespace<'bound>,
-        layout: Layout<'bound>,
+        kind: MapKind<'bound>,
     ) -> Result<Self, ProbeError> {
         let region = dev.region();
         let node = dev.node();
@@ -87,7 +87,7 @@ impl<'bound> AttachedDisk<'bound> {
         let files = shared.queues.files.try_get().ok_or(ENODEV)?;
         let memory = namespace
             .reserve(range_name)
-            .and_then(|memory| Memory::new(name()?, memory, layout, node, files))
+            .and_then(|memory| Memory::new(name()?, memory, kind, node, files))
             .map_err(|err| unusable(&shared, dev, &namespace_range, err))?;
         let reference = memory.reference().ok_or(ENXIO)?;
         let pages = reference.pages().cloned();

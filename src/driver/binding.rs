@@ -11,7 +11,7 @@ use super::{
         setup_pfn, //
     },
     flush::Flusher,
-    memory::Layout,
+    memory::MapKind,
     messages::unusable,
     shared::SHARED, //
 };
@@ -57,13 +57,13 @@ impl<'bound> Binding<'bound> {
                 .enable()
                 .map_err(|err| unusable(&shared, dev, &range, err))?;
             shared
-                .exceptions
+                .except_list
                 .check_info_block(dev, &enabled)
                 .map(|()| enabled)
         };
 
         // The disk can reserve the range only when the namespace is disabled again.
-        let (namespace, layout, mode) = match dev.kind() {
+        let (namespace, map_kind, mode) = match dev.kind() {
             Kind::Btt => {
                 let flusher = Flusher::new(shared.clone(), &namespace)?;
                 let btt = setup_btt(dev, enable(namespace)?)?;
@@ -78,7 +78,7 @@ impl<'bound> Binding<'bound> {
 
                 (
                     enabled.disable(),
-                    Layout::WithoutPages(data),
+                    MapKind::WithoutPages(data),
                     c"fsdax without DAX",
                 )
             }
@@ -90,7 +90,7 @@ impl<'bound> Binding<'bound> {
                 } else {
                     c"fsdax map=mem"
                 };
-                (enabled.disable(), Layout::Pages(pages), mode)
+                (enabled.disable(), MapKind::Pages(pages), mode)
             }
             Kind::Namespace => {
                 let enabled = enable(namespace)?;
@@ -105,14 +105,14 @@ impl<'bound> Binding<'bound> {
                 if namespace.wants_pages() && !is_kdump_kernel() {
                     let len = range.end.checked_sub(range.start).ok_or(EINVAL)?;
                     let pages = PagemapConfig::new(range.start, len)?;
-                    (namespace, Layout::Pages(pages), c"raw map=mem")
+                    (namespace, MapKind::Pages(pages), c"raw map=mem")
                 } else {
-                    (namespace, Layout::WithoutPages(range.clone()), c"raw")
+                    (namespace, MapKind::WithoutPages(range.clone()), c"raw")
                 }
             }
         };
 
-        let disk = AttachedDisk::new(shared, dev, namespace, layout)?;
+        let disk = AttachedDisk::new(shared, dev, namespace, map_kind)?;
         Ok(Self::Disk(disk, mode))
     }
 

@@ -49,7 +49,7 @@ use kernel::{
 };
 
 /// How the memory of a device is to be mapped.
-pub enum Layout<'bound> {
+pub enum MapKind<'bound> {
     /// With `struct page`s.
     Pages(PagemapConfig<'bound>),
     /// Without `struct page`s, so without DAX. The addresses are those of the data.
@@ -116,25 +116,25 @@ impl<P, M> Backing<P, M> {
 }
 
 impl Memory {
-    /// Maps a reserved range of the device `name` as `layout` says. May sleep.
+    /// Maps a reserved range of the device `name` as `kind` says. May sleep.
     ///
     /// References to files are put on `queue` when the memory is revoked.
     pub fn new(
         name: CString,
         reservation: MemRegion,
-        layout: Layout<'_>,
+        kind: MapKind<'_>,
         node: Node,
         queue: Ref<OwnedQueue>,
     ) -> Result<Self> {
-        Ok(match layout {
-            Layout::Pages(config) => Self::Pages(Pagemap::new(
+        Ok(match kind {
+            MapKind::Pages(config) => Self::Pages(Pagemap::new(
                 config,
                 reservation,
                 node,
                 PagemapData::new(name),
                 queue,
             )?),
-            Layout::WithoutPages(data) => {
+            MapKind::WithoutPages(data) => {
                 Self::WithoutPages(Counted::pin_init(try_pin_init!(MemoryWithoutPages {
                     mapping: Memremap::new(reservation, &data)?,
                     badblocks <- Badblocks::new(),

@@ -9,7 +9,7 @@
 //!   - [`attached_disk`]: a disk, a DAX device and their memory.
 //! - [`claim`]: checks the info block, and decides whether the namespace itself is bound, or a btt,
 //!   pfn or dax device that libnvdimm makes for it.
-//! - [`exceptions`]: the namespaces that are left to other drivers.
+//! - [`except_list`]: the namespaces that are left to other drivers.
 //! - [`messages`]: why a device cannot be bound, and the remedy.
 //! - [`memory`]: the memory: reservation, mapping, `struct page`s.
 //! - [`pagemap_data`]: badblocks and memory failures of memory with `struct page`s.
@@ -31,7 +31,7 @@
 //! - [`debugfs_files`]: the files in debugfs.
 //! - [`sleep`]: the sleep of the system, and [`going_down`]: its end.
 //! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes,
-//!   signatures, exceptions, arithmetic.
+//!   signatures, the syntax of `except=`, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(
@@ -51,7 +51,7 @@ pub mod debugfs_files;
 pub mod description;
 pub mod device_state;
 pub mod disk;
-pub mod exceptions;
+pub mod except_list;
 pub mod flush;
 pub mod going_down;
 pub mod io_state;

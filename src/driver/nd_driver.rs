@@ -36,18 +36,22 @@ impl nvdimm::Driver for NdDriver {
     // the next time.
     const ATTRIBUTE: Option<TextAttribute> = Some(TextAttribute {
         name: c"except",
-        show: || SHARED.get().ok_or(ENODEV)?.exceptions.text(),
-        store: |list| SHARED.get().ok_or(ENODEV)?.exceptions.set(list),
+        show: || SHARED.get().ok_or(ENODEV)?.except_list.text(),
+        store: |list| SHARED.get().ok_or(ENODEV)?.except_list.set(list),
     });
 
     fn present(identity: DeviceIdentity) {
         if let Some(shared) = SHARED.get() {
-            shared.exceptions.mark(identity);
+            shared.except_list.mark(identity);
         }
     }
 
     fn admit(dev: &Device<Core<'_>>, namespace: DeviceIdentity) -> Result<(), ProbeError> {
-        SHARED.get().ok_or(ENODEV)?.exceptions.check(dev, namespace)
+        SHARED
+            .get()
+            .ok_or(ENODEV)?
+            .except_list
+            .check(dev, namespace)
     }
 
     fn probe<'bound>(

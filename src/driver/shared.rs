@@ -3,7 +3,7 @@
 //! The state that all devices share.
 
 use super::{
-    exceptions::Exceptions,
+    except_list::ExceptList,
     registry::Registry, //
 };
 use crate::abstractions::kernel::percpu_ref::Counted;
@@ -31,7 +31,7 @@ pub struct Shared {
     pub devices: Registry,
     /// The namespaces that are left to other drivers.
     #[pin]
-    pub exceptions: Exceptions,
+    pub except_list: ExceptList,
     /// The system is being rebooted or switched off. Set once.
     pub going_down: SetOnce<()>,
 }
@@ -40,12 +40,12 @@ impl Shared {
     /// Creates the queues, and an empty registry. May sleep.
     pub fn new() -> Result<Counted<Self>> {
         let queues = Queues::new()?;
-        let exceptions = Exceptions::new()?;
+        let except_list = ExceptList::new()?;
 
         Counted::pin_init(try_pin_init!(Self {
             queues,
             devices <- Registry::new(),
-            exceptions <- exceptions,
+            except_list <- except_list,
             going_down: SetOnce::new(),
         }))
     }
@@ -64,7 +64,7 @@ pub struct Queues {
     pub teardown: OwnedQueue,
     /// Kills DAX devices.
     pub kill_dax: OwnedQueue,
-    /// Puts references to files.
+    /// Puts references to files, and polls for pins of files on other devices.
     pub files: Counted<OwnedQueue>,
     /// Flushes regions for requests that do not wait for the flush.
     pub flush: OwnedQueue,

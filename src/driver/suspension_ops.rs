@@ -55,7 +55,7 @@ use crate::abstractions::kernel::{
         },
         freeze::{
             self,
-            Broken,
+            FreezeLost,
             Freezer, //
         }, //
     },
@@ -223,8 +223,8 @@ impl SuspensionOps for Arc<DeviceState> {
         let mut stayed_frozen = true;
 
         self.suspension_step(c"thaw", || {
-            frozen.frozen.thaw(|device, broken| match broken {
-                Broken::Thawed => {
+            frozen.frozen.thaw(|device, lost| match lost {
+                FreezeLost::ThawedByOther => {
                     stayed_frozen = false;
                     pr_warn!(
                         "{}: something has thawed {} while the disk was suspended: discard what \
@@ -233,7 +233,7 @@ impl SuspensionOps for Arc<DeviceState> {
                         device
                     );
                 }
-                Broken::Stays(err) => pr_err!(
+                FreezeLost::StillFrozen(err) => pr_err!(
                     "{}: {} stays frozen (error {}): thaw its mount point by fsfreeze -u\n",
                     *self.name,
                     device,

@@ -76,7 +76,7 @@ pub struct Draining {
     /// The next pause between two walks.
     pause: Msecs,
     /// The time since the pages in use were counted, and the duration of that in microseconds.
-    counted: Option<(Stopwatch, u64)>,
+    last_count: Option<(Stopwatch, u64)>,
 }
 
 impl TeardownOps for Arc<DeviceState> {
@@ -140,7 +140,7 @@ impl TeardownOps for Arc<DeviceState> {
         let waited = self.announced_at.as_ref().map_or(0, Stopwatch::micros);
         let waiting = self.waiting(waited, REVOKE_NOTICE_MS.get(), fatal_signal_pending());
 
-        waiting.gives_notice() && parts.disk.is_open()
+        waiting.notice_goes_on() && parts.disk.is_open()
     }
 
     fn start_worker(&self) {
@@ -213,7 +213,7 @@ impl TeardownOps for Arc<DeviceState> {
         Draining {
             memory,
             pause: 1,
-            counted: None,
+            last_count: None,
         }
     }
 
@@ -353,7 +353,7 @@ impl DeviceState {
         };
         // The time is proportional to the exposed memory, so at most a tenth of the time is spent
         // here.
-        if let Some((last, took)) = &draining.counted {
+        if let Some((last, took)) = &draining.last_count {
             if last.micros() < took.saturating_mul(10) {
                 return;
             }
@@ -362,6 +362,6 @@ impl DeviceState {
         let began = Stopwatch::start();
         let (used, _) = pages.count_used(0, u64::MAX);
         self.progress.lock().used = used;
-        draining.counted = Some((Stopwatch::start(), began.micros()));
+        draining.last_count = Some((Stopwatch::start(), began.micros()));
     }
 }

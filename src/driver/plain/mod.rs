@@ -5,7 +5,7 @@
 //! This file is also the root of the cargo package `host` (`tests/host`), in which proptest and
 //! loom test them. Paths in this tree are relative, so that both crates compile the same files.
 
-pub mod exception;
+pub mod excepted;
 pub mod geometry;
 pub mod shared_flush;
 pub mod signature;

@@ -46,7 +46,7 @@ impl Memmap {
 impl Waiting {
     /// Returns whether users that were given notice are still waited for. A limit of 0 means that
     /// they are not.
-    pub fn gives_notice(&self) -> bool {
+    pub fn notice_goes_on(&self) -> bool {
         self.micros < self.limit_micros() && !self.ends_early()
     }
 

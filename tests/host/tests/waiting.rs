@@ -40,18 +40,18 @@ fn going_down(waiting: Waiting) -> Waiting {
 
 #[test]
 fn a_wait_ends_at_its_limit() {
-    assert!(BEGUN.gives_notice() && !BEGUN.is_over() && !BEGUN.should_retire(false));
+    assert!(BEGUN.notice_goes_on() && !BEGUN.is_over() && !BEGUN.should_retire(false));
     let almost = Waiting {
         micros: 9_999,
         ..BEGUN
     };
-    assert!(almost.gives_notice() && !almost.is_over() && !almost.should_retire(false));
-    assert!(!LATE.gives_notice() && LATE.is_over() && LATE.should_retire(false));
+    assert!(almost.notice_goes_on() && !almost.is_over() && !almost.should_retire(false));
+    assert!(!LATE.notice_goes_on() && LATE.is_over() && LATE.should_retire(false));
 }
 
 #[test]
 fn zero_is_no_notice_and_no_limit() {
-    assert!(!WITHOUT_LIMIT.gives_notice());
+    assert!(!WITHOUT_LIMIT.notice_goes_on());
     assert!(!WITHOUT_LIMIT.is_over());
     assert!(!WITHOUT_LIMIT.should_retire(false));
     assert!(!WITHOUT_LIMIT.should_retire(true));
@@ -67,7 +67,7 @@ fn a_keeper_is_not_waited_for() {
 fn a_fatal_signal_and_the_end_of_the_system_end_every_wait() {
     for waiting in [BEGUN, WITHOUT_LIMIT] {
         for ended in [killed(waiting), going_down(waiting)] {
-            assert!(!ended.gives_notice());
+            assert!(!ended.notice_goes_on());
             assert!(ended.is_over());
             assert!(ended.should_retire(false));
         }

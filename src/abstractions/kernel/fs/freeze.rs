@@ -31,11 +31,11 @@ use kernel::{
 
 /// What [`Frozen::thaw`] has found wrong with a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum FreezeLost {
     /// Something else has thawed it.
-    Thawed,
+    ThawedByOther,
     /// It cannot be thawed.
-    Stays(Error),
+    StillFrozen(Error),
 }
 
 /// Why file systems could not be frozen.
@@ -216,29 +216,29 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Thaws all. Calls `broken` with the name of each file system or device that was not frozen
+    /// Thaws all. Calls `lost` with the name of each file system or device that was not frozen
     /// until now, or that stays frozen. Sleeps. A file system that was unmounted meanwhile is shut
     /// down.
-    pub fn thaw(mut self, broken: impl FnMut(&CStr, Broken)) {
-        self.undo(broken);
+    pub fn thaw(mut self, lost: impl FnMut(&CStr, FreezeLost)) {
+        self.undo(lost);
     }
 
-    fn undo(&mut self, mut broken: impl FnMut(&CStr, Broken)) {
+    fn undo(&mut self, mut lost: impl FnMut(&CStr, FreezeLost)) {
         // First: if a file system cannot be thawed, a program can undo the freeze that is left.
         for active in &self.supers {
             if let Err(err) = active.thaw() {
                 let why = if err == EINVAL {
-                    Broken::Thawed
+                    FreezeLost::ThawedByOther
                 } else {
-                    Broken::Stays(err)
+                    FreezeLost::StillFrozen(err)
                 };
-                broken(name_of(&active.name()), why);
+                lost(name_of(&active.name()), why);
             }
         }
         // In reverse order: what is below first.
         while let Some(mut device) = self.devices.pop() {
             if let Err(err) = device.thaw() {
-                broken(device.name(), Broken::Stays(err));
+                lost(device.name(), FreezeLost::StillFrozen(err));
             }
         }
         self.supers.clear();

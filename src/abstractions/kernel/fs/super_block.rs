@@ -113,7 +113,7 @@ pub(super) struct Walk<'a> {
     /// The current inode. It stays in the list of its superblock, since it is referenced.
     cursor: Option<Inode>,
     /// The walk has come to the superblock of the cursor.
-    is_behind_cursor: bool,
+    has_reached_cursor: bool,
     /// References are put without waiting for other references.
     is_nonblocking: bool,
     /// The walk has ended early, since it would have had to wait.
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
             may_put,
             index: 0,
             cursor: None,
-            is_behind_cursor: false,
+            has_reached_cursor: false,
             is_nonblocking,
             is_cut_short: false,
             found: None,
@@ -172,7 +172,7 @@ impl<'a> Walk<'a> {
                 self.is_cut_short = true;
                 return None;
             }
-            self.is_behind_cursor = self.cursor.is_none();
+            self.has_reached_cursor = self.cursor.is_none();
             // `get_fs_type` would load the module.
             if fs_type.code.is_loaded() {
                 self.visit_type(fs_type.name);
@@ -254,10 +254,10 @@ impl<'a> Walk<'a> {
         let mut before = head;
         match &self.cursor {
             Some(cursor) if cursor.is_of(sb) => {
-                self.is_behind_cursor = true;
+                self.has_reached_cursor = true;
                 before = cursor.list_entry().unwrap_or(head);
             }
-            _ if !self.is_behind_cursor => return,
+            _ if !self.has_reached_cursor => return,
             // SAFETY: By the safety requirements.
             _ if !unsafe { self.includes(sb) } => return,
             _ => {}

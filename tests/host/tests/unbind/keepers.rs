@@ -43,5 +43,5 @@ fn a_keeper_does_not_delay_unbind() {
     STUBBORN_KEEPER.explore().assert(&["retired"]);
     STUBBORN_KEEPER.finds(Defect::NeverRetired, "deadlock");
     STUBBORN_KEEPER.finds(Defect::KeeperWaitedForever, "deadlock");
-    STUBBORN_KEEPER.finds(Defect::WakeUpLost(1), "deadlock");
+    STUBBORN_KEEPER.finds(Defect::WakeUpLost(2), "deadlock");
 }

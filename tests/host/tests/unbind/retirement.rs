@@ -53,7 +53,7 @@ fn a_range_that_one_unbind_has_retired_does_not_delay_another() {
     let seen = TWO_UNBINDS_AND_SIGNAL.explore();
     seen.assert(&["a second unbind", "retired"]);
     seen.assert_never(&["in time"]);
-    TWO_UNBINDS_AND_SIGNAL.finds(Defect::WakeUpLost(2), "deadlock");
+    TWO_UNBINDS_AND_SIGNAL.finds(Defect::WakeUpLost(3), "deadlock");
     TWO_UNBINDS_AND_SIGNAL.finds(Defect::SignalIgnored, "deadlock");
 }
 

@@ -130,7 +130,7 @@ impl TeardownOps for World {
 
     /// The disk is looked at again when it was closed; in the driver, by polling.
     fn should_wait(&self, Parts(()): &Parts) -> bool {
-        self.waiting().gives_notice()
+        self.waiting().notice_goes_on()
             && self.openers.fetch_or(0, Acquire) != 0
             && !self.has(Defect::NoticeIgnored)
     }

@@ -2,7 +2,7 @@
 
 //! The syntax of `except=`.
 
-use host::exception::{entries, Exception};
+use host::excepted::{entries, Excepted};
 use proptest::prelude::*;
 
 fn formatted(uuid: [u8; 16]) -> String {
@@ -53,7 +53,7 @@ proptest! {
         }
         let list = format!("{text}{between}{start:#x}{between}{start}\n");
         let found: Vec<_> = entries(list.as_bytes()).collect();
-        let (uuid, start) = (Exception::Uuid(uuid), Exception::Start(start));
+        let (uuid, start) = (Excepted::Uuid(uuid), Excepted::Start(start));
         prop_assert_eq!(found, [Ok(uuid), Ok(start), Ok(start)]);
     }
 }

@@ -6,9 +6,9 @@
 //! Lock order: the mutex of the list is innermost.
 
 use super::plain::{
-    exception::{
+    excepted::{
         entries,
-        Exception, //
+        Excepted, //
     },
     geometry::aligned_inside, //
 };
@@ -41,7 +41,7 @@ use kernel::{
 
 /// The namespaces that are left to other drivers.
 #[pin_data]
-pub struct Exceptions {
+pub struct ExceptList {
     #[pin]
     list: Mutex<List>,
 }
@@ -53,12 +53,12 @@ struct List {
 
 #[derive(Clone)]
 struct Entry {
-    exception: Exception,
+    excepted: Excepted,
     /// Whether a device matches.
     matched: bool,
 }
 
-impl Exceptions {
+impl ExceptList {
     /// Creates the list of the parameter. Fails if an entry is neither a UUID nor an address.
     pub fn new() -> Result<impl PinInit<Self, Error>> {
         // The compiler cannot prove that `CStr::to_bytes` does not panic.
@@ -69,7 +69,7 @@ impl Exceptions {
         let list = List::parse(list)?;
 
         Ok(try_pin_init!(Self {
-            list <- new_mutex!(list, "pmem_rs::Exceptions::list"),
+            list <- new_mutex!(list, "pmem_rs::ExceptList::list"),
         }))
     }
 
@@ -91,10 +91,10 @@ impl Exceptions {
         let mut found = false;
 
         for entry in &mut self.list.lock().entries {
-            let matches = match &entry.exception {
+            let matches = match &entry.excepted {
                 // All zeroes mean that there is none.
-                Exception::Uuid(uuid) => *uuid != [0; 16] && uuids.contains(uuid),
-                Exception::Start(address) => start == Some(*address),
+                Excepted::Uuid(uuid) => *uuid != [0; 16] && uuids.contains(uuid),
+                Excepted::Start(address) => start == Some(*address),
             };
             entry.matched |= matches;
             found |= matches;
@@ -155,12 +155,12 @@ impl Exceptions {
             if entry.matched {
                 continue;
             }
-            match entry.exception {
-                Exception::Uuid(uuid) => pr_warn!(
+            match entry.excepted {
+                Excepted::Uuid(uuid) => pr_warn!(
                     "except: no device has the UUID {} so far; `ndctl list -Ni` has those that exist\n",
                     Uuid(uuid)
                 ),
-                Exception::Start(start) => pr_warn!(
+                Excepted::Start(start) => pr_warn!(
                     "except: no namespace starts at {:#x} so far; \
                      /sys/bus/nd/devices/namespace*/resource have those that exist\n",
                     start
@@ -184,13 +184,13 @@ impl List {
         // The compiler cannot prove that `Iterator::count` and `KVec::push` do not panic.
         let nr_entries = entries(text).fold(0_usize, |number, _| number.saturating_add(1));
         let unset = Entry {
-            exception: Exception::Start(0),
+            excepted: Excepted::Start(0),
             matched: false,
         };
         let mut list = KVec::from_elem(unset, nr_entries, GFP_KERNEL)?;
 
         for (place, entry) in list.iter_mut().zip(entries(text)) {
-            place.exception = entry.map_err(|entry| {
+            place.excepted = entry.map_err(|entry| {
                 pr_err!(
                     "except: `{}` is neither a UUID nor an address such as 0x100000000\n",
                     BStr::from_bytes(entry)

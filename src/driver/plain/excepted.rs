@@ -4,7 +4,7 @@
 
 /// An entry of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exception {
+pub enum Excepted {
     /// The UUID in the label or in the info block.
     Uuid([u8; 16]),
     /// The physical address at which the namespace starts.
@@ -17,15 +17,15 @@ pub enum Exception {
 ///
 /// Searching and parsing by `core` is not used, since it can panic in a kernel with overflow
 /// checks.
-pub fn entries(list: &[u8]) -> impl Iterator<Item = Result<Exception, &[u8]>> {
+pub fn entries(list: &[u8]) -> impl Iterator<Item = Result<Excepted, &[u8]>> {
     let mut rest = list;
 
     core::iter::from_fn(move || {
         let (entry, after) = first_entry(rest)?;
         rest = after;
 
-        let uuid = || uuid(entry).map(Exception::Uuid);
-        let start = start(entry).map(Exception::Start);
+        let uuid = || uuid(entry).map(Excepted::Uuid);
+        let start = start(entry).map(Excepted::Start);
         Some(start.or_else(uuid).ok_or(entry))
     })
 }
