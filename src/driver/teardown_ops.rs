@@ -292,6 +292,8 @@ impl TeardownOps for Arc<DeviceState> {
                 // An entry of a page cache may name a page that was idle before.
                 memory.revoke();
             }
+            // After an unmount nothing is left of a file system whose pages are not pinned.
+            self.pinned_files.put_unpinned(PUT_FILES_TIMEOUT);
         });
         // This event comes before unbind returns.
         let retired = self.with(|teardown| teardown.is_retired());

@@ -6,6 +6,8 @@
 //! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
 
 pub mod dax;
+mod dax_types;
+mod disk_users;
 pub mod freeze;
 mod frozen_super;
 mod inode;

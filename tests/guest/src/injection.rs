@@ -165,6 +165,21 @@ impl Injection {
         Ok((result, MANY - left))
     }
 
+    /// Runs `work` while every allocation of pages fails that has the driver among its callers.
+    /// Returns the result of `work`, and how many allocations failed.
+    pub fn fail_pages_of_driver<T>(&self, work: impl FnOnce() -> T) -> Result<(T, u32)> {
+        let allocator = Allocator::Pages;
+        allocator.require(self.code, DEPTH)?;
+        allocator.set("interval", "1")?;
+        allocator.set("task-filter", "N")?;
+        allocator.set("times", &MANY.to_string())?;
+        allocator.set("probability", "100")?;
+        let result = work();
+        allocator.set("probability", "0")?;
+        let left: u32 = sysfs::read(allocator.file("times"))?.parse()?;
+        Ok((result, MANY - left))
+    }
+
     /// One of `interval` allocations fails. The kernel counts them since the start of the machine,
     /// so this thread first advances the counter to a multiple of `nth`.
     fn fail_of_driver<T>(

@@ -109,6 +109,10 @@ fn each_line(files: &[File], mut f: impl FnMut(&File, usize, &str)) -> Result<()
                     continue;
                 }
             }
+            // The message of a patch ends here.
+            if file.kind == Kind::Prose && line == "---" {
+                break;
+            }
             f(file, index + 1, line);
         }
     }

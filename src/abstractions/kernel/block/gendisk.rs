@@ -19,7 +19,10 @@ mod operations;
 mod state;
 mod superblocks;
 
-pub(in crate::abstractions) use block_device::BlockDevice;
+pub(in crate::abstractions) use block_device::{
+    BlockDevice,
+    FsClaim, //
+};
 pub(in crate::abstractions) use frozen_device::FrozenDevice;
 pub use gen_disk::{
     DiskName,
@@ -36,4 +39,7 @@ pub use operations::{
     BoolAttribute,
     Operations, //
 };
-pub(in crate::abstractions) use state::DiskState;
+pub(in crate::abstractions) use state::{
+    DevicePosition,
+    DiskState, //
+};

@@ -5,16 +5,16 @@
 //! C sources: [`fs/super.c`](srctree/fs/super.c), [`block/bdev.c`](srctree/block/bdev.c)
 
 use super::{
+    disk_users::{
+        first_unfrozen,
+        users_of,
+        Users, //
+    }, //
     frozen_super::{
         name_of,
         ActiveSuper,
         SuperName, //
     },
-    super_block::{
-        first_unfrozen,
-        users_of,
-        Users, //
-    }, //
 };
 use crate::abstractions::kernel::block::gendisk::{
     BlockDevice,

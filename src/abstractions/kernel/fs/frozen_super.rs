@@ -9,10 +9,13 @@
 //! C source: [`fs/super.c`](srctree/fs/super.c)
 
 use crate::abstractions::bindings;
-use core::ptr::{
-    addr_of_mut,
-    null,
-    NonNull, //
+use core::{
+    mem::ManuallyDrop,
+    ptr::{
+        addr_of_mut,
+        null,
+        NonNull, //
+    }, //
 };
 use kernel::{
     error::to_result,
@@ -56,6 +59,15 @@ impl ActiveSuper {
         let is_active = unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) };
         // INVARIANT: The reference was just taken.
         is_active.then_some(Self(raw))
+    }
+
+    /// Returns the superblock, and leaves the reference to the caller.
+    pub(super) fn into_raw(self) -> NonNull<bindings::super_block> {
+        ManuallyDrop::new(self).0
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::super_block {
+        self.0.as_ptr()
     }
 
     pub(super) fn name(&self) -> SuperName {

@@ -2,6 +2,7 @@
 
 //! References to inodes.
 
+use super::frozen_super::ActiveSuper;
 use crate::abstractions::bindings;
 use core::ptr::{
     addr_of_mut,
@@ -30,8 +31,8 @@ impl Inode {
     ///
     /// # Safety
     ///
-    /// Both must be valid, and the inode one of the superblock, which must not be dying. Its
-    /// `s_umount` must be held.
+    /// Both must be valid, and the inode one of the superblock, which must not be dying: its
+    /// `s_umount` must be held, or an active reference to it.
     pub(super) unsafe fn try_get(
         inode: *mut bindings::inode,
         sb: *mut bindings::super_block,
@@ -42,7 +43,7 @@ impl Inode {
         // SAFETY: By the safety requirements.
         if !unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) } {
             // Unreachable: a superblock that is not dying has an active reference. The thread that
-            // puts the last one takes `s_umount` first (`deactivate_super()`).
+            // puts the last one takes `s_umount` first (`deactivate_super()`), if it is not held.
             // SAFETY: The reference was just taken. If it were the last one, this would warn.
             unsafe { bindings::iput_not_last(inode.as_ptr()) };
             return None;
@@ -54,6 +55,15 @@ impl Inode {
             // SAFETY: By the safety requirements the superblock is valid, so it is not null.
             sb: unsafe { NonNull::new_unchecked(sb) },
         })
+    }
+
+    /// Makes a reference to no inode of an active reference to a superblock.
+    pub(super) fn without_inode(active: ActiveSuper) -> Self {
+        // INVARIANT: The active reference is ours from now on.
+        Self {
+            inode: None,
+            sb: active.into_raw(),
+        }
     }
 
     /// Returns the page cache of the file, or null if the reference to the inode was put.
@@ -114,6 +124,10 @@ impl Inode {
 
     pub(super) fn is_of(&self, sb: *mut bindings::super_block) -> bool {
         self.sb.as_ptr() == sb
+    }
+
+    pub(super) fn superblock(&self) -> *mut bindings::super_block {
+        self.sb.as_ptr()
     }
 
     /// Puts the references that are not the last ones. Does not sleep. Returns what is left.

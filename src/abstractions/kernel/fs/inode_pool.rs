@@ -11,8 +11,12 @@ use crate::abstractions::kernel::{
     wait::WaitQueue, //
 };
 use crate::abstractions::kernel_ext::workqueue::OwnedQueue;
-use core::mem::replace;
+use core::mem::{
+    replace,
+    swap, //
+};
 use kernel::{
+    alloc::Flags,
     impl_has_work,
     new_mutex,
     new_work,
@@ -29,7 +33,8 @@ use kernel::{
     }, //
 };
 
-const NR_SLOTS: usize = 128;
+/// The number of slots that are allocated in advance.
+const NR_SLOTS: usize = 512;
 /// The pause, in milliseconds, after which kept inodes are checked again while no slot is free.
 const RETRY_INTERVAL: Msecs = 1000;
 /// The number of these pauses between two messages.
@@ -39,7 +44,8 @@ const RETRIES_PER_MESSAGE: u32 = 30;
 ///
 /// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
 /// may wait for a file system or for pins, so a worker puts them. The slots are allocated in
-/// advance, so that no allocation can fail later.
+/// advance, so that nothing depends on an allocation that can fail. More are allocated if more
+/// inodes have to be kept.
 #[pin_data]
 pub(super) struct InodePool {
     /// For messages.
@@ -54,7 +60,15 @@ pub(super) struct InodePool {
     work: Work<InodePool>,
 }
 
-type Slots = [Slot; NR_SLOTS];
+type Slots = KVVec<Slot>;
+
+/// Allocates at least `count` free slots.
+fn free_slots(count: usize, flags: Flags) -> Result<Slots> {
+    let mut slots = Slots::with_capacity(count, flags)?;
+
+    while slots.push_within_capacity(Slot::Free).is_ok() {}
+    Ok(slots)
+}
 
 enum Slot {
     Free,
@@ -100,14 +114,13 @@ impl WorkItem for InodePool {
 impl InodePool {
     /// Allocates the slots. May sleep.
     pub(super) fn new(name: CString, queue: Ref<OwnedQueue>) -> Result<Arc<Self>> {
+        let slots = free_slots(NR_SLOTS, GFP_KERNEL)?;
+
         Arc::pin_init(
             try_pin_init!(Self {
                 name,
                 queue,
-                slots <- new_mutex!(
-                    pin_init::pin_init_array_from_fn(|_| Slot::Free),
-                    "pmem_rs::InodePool::slots"
-                ),
+                slots <- new_mutex!(slots, "pmem_rs::InodePool::slots"),
                 freed <- WaitQueue::new(),
                 work <- new_work!("pmem_rs::InodePool::work"),
             }),
@@ -123,6 +136,25 @@ impl InodePool {
             Slot::ToPut(inode) => Some(inode),
             _ => None,
         }
+    }
+
+    /// Doubles the number of slots, if there is memory for them. Returns whether there is.
+    ///
+    /// No memory is reclaimed for them. That could evict a file, and wait for its pins.
+    fn grow(&self) -> bool {
+        let count = self.slots.lock().len().saturating_mul(2);
+        let Ok(mut larger) = free_slots(count, GFP_NOWAIT | __GFP_NOWARN) else {
+            return false;
+        };
+
+        let mut slots = self.slots.lock();
+        if slots.len() < larger.len() {
+            for (new, old) in larger.iter_mut().zip(slots.iter_mut()) {
+                swap(new, old);
+            }
+            swap(&mut *slots, &mut larger);
+        }
+        true
     }
 
     /// Stores a reference in a slot, if more than `spare` slots are free. Otherwise puts kept
@@ -153,6 +185,10 @@ impl InodePool {
             if stored.is_some() {
                 return;
             }
+            // The references that a walk puts are not kept for long, so they can wait.
+            if spare > 0 && self.grow() {
+                continue;
+            }
             self.release(may_put);
             if limit == 0 {
                 limit = RETRY_INTERVAL;
@@ -163,15 +199,15 @@ impl InodePool {
                     "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End \
                      the I/O and the pipes that use them\n",
                     *self.name,
-                    NR_SLOTS.saturating_sub(spare)
+                    self.slots.lock().len().saturating_sub(spare)
                 );
             }
             retries = retries.wrapping_add(1);
         }
     }
 
-    /// Keeps an inode until [`Self::release`]. If no slot is free, sleeps until `may_put` returns
-    /// true for a kept inode.
+    /// Keeps an inode until [`Self::release`]. If no slot is free, and there is no memory for more,
+    /// sleeps until `may_put` returns true for a kept inode.
     pub(super) fn keep(self: &Arc<Self>, inode: &Inode, may_put: &dyn Fn(&Inode) -> bool) {
         // One slot is for the references that a walk puts.
         self.store(inode.clone(), 1, may_put, Slot::Kept);
@@ -184,11 +220,20 @@ impl InodePool {
         may_put: &dyn Fn(&Inode) -> bool,
         mut f: impl FnMut(&Inode),
     ) {
-        for index in 0..NR_SLOTS {
-            let inode = match self.slots.lock().get(index) {
-                Some(Slot::Kept(inode)) => inode.clone(),
-                _ => continue,
-            };
+        let mut next: usize = 0;
+        let next_kept = |next: &mut usize| {
+            let slots = self.slots.lock();
+            let (index, inode) = (*next..)
+                .zip(slots.get(*next..)?)
+                .find_map(|(index, slot)| match slot {
+                    Slot::Kept(inode) => Some((index, inode.clone())),
+                    _ => None,
+                })?;
+            *next = index.saturating_add(1);
+            Some(inode)
+        };
+
+        while let Some(inode) = next_kept(&mut next) {
             f(&inode);
             self.put(inode, may_put);
         }

@@ -5,24 +5,30 @@
 //! No step of a walk allocates memory. Inodes are taken one at a time, and a reference that cannot
 //! be put at once goes to an [`InodePool`].
 //!
+//! A file system may hang while it is mounted or unmounted, and the kernel has no function that goes
+//! through superblocks without waiting for it. So superblocks on a disk itself are found by the
+//! claims of the disk and its partitions. Only if the disk may be used through another device, all
+//! superblocks of the types with DAX are gone through.
+//!
 //! Lock order: `s_umount` of a superblock is outside of its `s_inode_list_lock`, which is outside
 //! of `i_lock`. Neither is held while an inode is returned to the caller.
 
 use super::{
-    frozen_super::{
-        is_held,
-        ActiveSuper,
-        SuperName, //
+    dax_types::{
+        dax_types,
+        for_each_super,
+        DAX_TYPES, //
     },
+    frozen_super::ActiveSuper,
     inode::Inode,
     inode_pool::InodePool, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::block::gendisk::{
-    BlockDevice,
-    DiskState, //
+    DevicePosition,
+    DiskState,
+    FsClaim, //
 };
-use crate::abstractions::kernel_ext::module_list::Code;
 use core::ptr::{
     addr_of,
     addr_of_mut, //
@@ -32,56 +38,6 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
-
-/// A type of file system, and the code that registers it.
-struct FileSystemType {
-    name: &'static CStr,
-    code: Code,
-    /// The only block device whose DAX device it uses is `s_bdev`.
-    uses_s_bdev_only: bool,
-}
-
-const EXT4: Code = Code {
-    built_in: cfg!(CONFIG_EXT4_FS = "y"),
-    module: c"ext4",
-};
-
-/// All types whose DAX memory comes from a block device: the callers of `dax_iomap_fault()`, which
-/// are vetted (`rust-bindings/vetted`). `fs/fuse` and `device-dax` have memory of their own.
-const DAX_TYPES: &[FileSystemType] = &[
-    FileSystemType {
-        name: c"ext4",
-        code: EXT4,
-        uses_s_bdev_only: true,
-    },
-    FileSystemType {
-        name: c"ext3",
-        code: EXT4,
-        uses_s_bdev_only: true,
-    },
-    #[cfg(CONFIG_EXT4_USE_FOR_EXT2)]
-    FileSystemType {
-        name: c"ext2",
-        code: EXT4,
-        uses_s_bdev_only: true,
-    },
-    FileSystemType {
-        name: c"xfs",
-        code: Code {
-            built_in: cfg!(CONFIG_XFS_FS = "y"),
-            module: c"xfs",
-        },
-        uses_s_bdev_only: false,
-    },
-    FileSystemType {
-        name: c"erofs",
-        code: Code {
-            built_in: cfg!(CONFIG_EROFS_FS = "y"),
-            module: c"erofs",
-        },
-        uses_s_bdev_only: false,
-    },
-];
 
 /// The superblocks of a [`Walk`], of file systems with DAX.
 #[derive(Clone, Copy)]
@@ -102,14 +58,17 @@ pub(super) enum Supers<'a> {
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.
 ///
-/// Sleeps. Waits for mounts and unmounts of the same types of file systems that are under way.
+/// A superblock that is being mounted or unmounted has no mapped file. If the disk may be used
+/// through another device only, the walk waits for mounts and unmounts that are under way, of all
+/// file systems of the types in [`DAX_TYPES`]. Sleeps.
 pub(super) struct Walk<'a> {
     pool: &'a Arc<InodePool>,
     supers: Supers<'a>,
     /// Which kept inodes may be put if the pool is full.
     may_put: &'a dyn Fn(&Inode) -> bool,
-    /// The index of the current type in [`DAX_TYPES`].
-    index: usize,
+    place: Place,
+    /// All superblocks of the types are gone through after those on the disk itself.
+    needs_types: bool,
     /// The current inode. It stays in the list of its superblock, since it is referenced.
     cursor: Option<Inode>,
     /// The walk has come to the superblock of the cursor.
@@ -121,15 +80,25 @@ pub(super) struct Walk<'a> {
     found: Option<Found>,
 }
 
+/// What a walk goes through.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The superblock that has claimed the device after this position of the list of the disk's
+    /// devices.
+    Device(DevicePosition),
+    /// The superblocks of the type with this index in [`DAX_TYPES`].
+    Type(usize),
+}
+
 struct Found {
     inode: Inode,
     has_entries: bool,
 }
 
-impl<'a> Walk<'a> {
-    /// How many inodes are passed with the list locked.
-    const BATCH: u32 = 1024;
+/// How many inodes are passed with the list locked.
+const BATCH: u32 = 1024;
 
+impl<'a> Walk<'a> {
     /// A walk that is not to wait until references are put ends early instead. Putting the last
     /// reference to a file that was deleted waits until its file system is thawed.
     pub(super) fn new(
@@ -138,11 +107,24 @@ impl<'a> Walk<'a> {
         is_nonblocking: bool,
         may_put: &'a dyn Fn(&Inode) -> bool,
     ) -> Self {
+        let (place, needs_types) = match supers {
+            Supers::All => (Place::Type(0), true),
+            // A walk with `MayUse` begins after translations were refused. Until then a claim that
+            // is not seen here has not led to a page.
+            Supers::MayUse(disk) => (
+                Place::Device(DevicePosition::default()),
+                disk.had_indirect_claim() || disk.may_lack_partitions(),
+            ),
+            // The disk was not removed yet.
+            Supers::ShutDownWith(_) => (Place::Device(DevicePosition::default()), false),
+        };
+
         Self {
             pool,
             supers,
             may_put,
-            index: 0,
+            place,
+            needs_types,
             cursor: None,
             has_reached_cursor: false,
             is_nonblocking,
@@ -167,21 +149,27 @@ impl<'a> Walk<'a> {
     /// Returns the next inode, which is referenced until the next call.
     pub(super) fn next(&mut self) -> Option<&Inode> {
         loop {
-            let fs_type = DAX_TYPES.get(self.index)?;
             if self.is_nonblocking && !self.pool.has_room() {
                 self.is_cut_short = true;
                 return None;
             }
             self.has_reached_cursor = self.cursor.is_none();
-            // `get_fs_type` would load the module.
-            if fs_type.code.is_loaded() {
-                self.visit_type(fs_type.name);
-            }
+            let next = match self.place {
+                Place::Device(position) => self.visit_device(position),
+                Place::Type(index) => {
+                    let fs_type = DAX_TYPES.get(index).filter(|_| self.needs_types)?;
+                    // `get_fs_type` would load the module.
+                    if fs_type.code.is_loaded() {
+                        self.visit_type(fs_type.name);
+                    }
+                    Place::Type(index.wrapping_add(1))
+                }
+            };
 
             let found = self.found.take();
             let has_entries = found.as_ref().is_some_and(|found| found.has_entries);
             if found.is_none() {
-                self.index = self.index.wrapping_add(1);
+                self.place = next;
             }
             let old = core::mem::replace(&mut self.cursor, found.map(|found| found.inode));
             if let Some(old) = old {
@@ -191,6 +179,42 @@ impl<'a> Walk<'a> {
                 return self.cursor.as_ref();
             }
         }
+    }
+
+    /// Finds the next inode in the superblock that has claimed the device after a position. Returns
+    /// what is to be visited after that.
+    fn visit_device(&mut self, mut position: DevicePosition) -> Place {
+        let (Supers::MayUse(disk) | Supers::ShutDownWith(disk)) = self.supers else {
+            return Place::Type(0);
+        };
+        let Some(device) = disk.next_device(&mut position) else {
+            return Place::Type(0);
+        };
+
+        if let Some(cursor) = &self.cursor {
+            let (sb, before) = (cursor.superblock(), cursor.list_entry());
+            // SAFETY: The cursor is an inode in the list of its superblock, and has an active
+            // reference to it.
+            self.found = before.and_then(|before| unsafe { next_inode(sb, before) });
+            return Place::Device(position);
+        }
+        // SAFETY: The superblock is valid during the call.
+        let claim = device.with_superblock(&dax_types(), |sb| unsafe { active_if_mounted(sb) });
+        match claim {
+            FsClaim::Super(Some(active)) => {
+                let sb = active.as_raw();
+                // SAFETY: There is an active reference to the superblock.
+                if unsafe { self.includes(sb) } {
+                    // SAFETY: As above. The head of the list is a field of the superblock.
+                    self.found = unsafe { next_inode(sb, addr_of_mut!((*sb).s_inodes)) };
+                }
+                self.put(Inode::without_inode(active));
+            }
+            // Which superblock it is that has a further device cannot be seen.
+            FsClaim::Type => self.needs_types = true,
+            FsClaim::Super(None) | FsClaim::Other => {}
+        }
+        Place::Device(position)
     }
 
     fn visit_type(&mut self, name: &CStr) {
@@ -212,18 +236,21 @@ impl<'a> Walk<'a> {
         unsafe { walk.visit_super(sb) };
     }
 
-    /// Returns whether a superblock of the current type is one of the walk. May sleep.
+    /// Returns whether a superblock of one of the types is one of the walk. May sleep.
     ///
     /// # Safety
     ///
-    /// `sb` must be valid, with `s_umount` held.
+    /// `sb` must be valid and mounted, with `s_umount` held, or an active reference to it.
     unsafe fn includes(&self, sb: *mut bindings::super_block) -> bool {
-        let uses_s_bdev_only = DAX_TYPES
-            .get(self.index)
-            .is_some_and(|fs_type| fs_type.uses_s_bdev_only);
+        let uses_s_bdev_only = match self.place {
+            // Here it makes no difference: only those on the disk are asked for.
+            Place::Device(_) => true,
+            Place::Type(index) => DAX_TYPES
+                .get(index)
+                .is_some_and(|fs_type| fs_type.uses_s_bdev_only),
+        };
 
-        // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks that
-        // are not mounted yet, or are shut down.
+        // SAFETY: By the safety requirements.
         unsafe {
             match self.supers {
                 Supers::All => true,
@@ -244,13 +271,7 @@ impl<'a> Walk<'a> {
             return;
         }
         // SAFETY: By the safety requirements.
-        let (lock, head) = unsafe {
-            (
-                addr_of_mut!((*sb).s_inode_list_lock),
-                addr_of_mut!((*sb).s_inodes),
-            )
-        };
-
+        let head = unsafe { addr_of_mut!((*sb).s_inodes) };
         let mut before = head;
         match &self.cursor {
             Some(cursor) if cursor.is_of(sb) => {
@@ -258,33 +279,74 @@ impl<'a> Walk<'a> {
                 before = cursor.list_entry().unwrap_or(head);
             }
             _ if !self.has_reached_cursor => return,
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
+            // that are not mounted yet, or are shut down.
             _ if !unsafe { self.includes(sb) } => return,
             _ => {}
         }
 
-        let mut passed: u32 = 0;
-        // SAFETY: The lock is valid, and protects the list. An entry that is not the head is part
-        // of an inode, which is not freed while it is in the list and the lock is held. The inode
-        // of the cursor is in the list, since it is referenced.
-        unsafe {
-            bindings::spin_lock(lock);
-            let mut entry = (*before).next;
-            while entry != head {
-                let inode = container_of!(entry, bindings::inode, i_sb_list);
-                let has_entries = has_dax_entries(inode);
-                // Stops at any inode from time to time, so that other threads get lock and CPU.
-                passed = passed.wrapping_add(1);
-                if has_entries || passed >= Self::BATCH {
-                    if let Some(inode) = Inode::try_get(inode, sb) {
-                        self.found = Some(Found { inode, has_entries });
-                        break;
-                    }
+        // SAFETY: By the safety requirements. The inode of the cursor is in the list, since it is
+        // referenced.
+        self.found = unsafe { next_inode(sb, before) };
+    }
+}
+
+/// Finds the first inode with DAX entries in the list of a superblock, after the entry `before`.
+/// Stops at any inode from time to time, so that other threads get the lock and the CPU.
+///
+/// # Safety
+///
+/// `sb` must be valid and not dying, with `s_umount` held, or an active reference to it. `before`
+/// must be the head of its list of inodes, or the entry of an inode that is referenced.
+unsafe fn next_inode(
+    sb: *mut bindings::super_block,
+    before: *mut bindings::list_head,
+) -> Option<Found> {
+    let mut found = None;
+    let mut passed: u32 = 0;
+
+    // SAFETY: By the safety requirements. The lock protects the list. An entry that is not the head
+    // is part of an inode, which is not freed while it is in the list and the lock is held. An
+    // inode that is referenced stays in the list.
+    unsafe {
+        let lock = addr_of_mut!((*sb).s_inode_list_lock);
+        let head = addr_of_mut!((*sb).s_inodes);
+
+        bindings::spin_lock(lock);
+        let mut entry = (*before).next;
+        while entry != head {
+            let inode = container_of!(entry, bindings::inode, i_sb_list);
+            let has_entries = has_dax_entries(inode);
+            passed = passed.wrapping_add(1);
+            if has_entries || passed >= BATCH {
+                if let Some(inode) = Inode::try_get(inode, sb) {
+                    found = Some(Found { inode, has_entries });
+                    break;
                 }
-                entry = (*entry).next;
             }
-            bindings::spin_unlock(lock);
+            entry = (*entry).next;
         }
+        bindings::spin_unlock(lock);
+    }
+    found
+}
+
+/// Takes an active reference to a superblock, unless it is being mounted or unmounted. Does not
+/// sleep, nor wait for `s_umount`.
+///
+/// A superblock without an active reference has no open file. One that is being mounted must not
+/// get one: a mount that fails expects that it has the only one.
+///
+/// # Safety
+///
+/// `sb` must be valid.
+unsafe fn active_if_mounted(sb: *mut bindings::super_block) -> Option<ActiveSuper> {
+    // SAFETY: By the safety requirements. The flags are read as `super_flags()` does.
+    unsafe {
+        let flags = (&raw const (*sb).s_flags).read_volatile();
+        let is_mounted = flags as u64 & bindings::SB_BORN != 0;
+
+        is_mounted.then(|| ActiveSuper::try_get(sb))?
     }
 }
 
@@ -293,151 +355,6 @@ impl Drop for Walk<'_> {
         if let Some(inode) = self.cursor.take() {
             self.put(inode);
         }
-    }
-}
-
-/// Calls a function for each mounted superblock of a type, with its `s_umount` held for reading.
-/// Sleeps.
-///
-/// # Safety
-///
-/// The function must be callable with any such superblock and this argument.
-unsafe fn for_each_super(
-    name: &CStr,
-    callback: unsafe extern "C" fn(*mut bindings::super_block, *mut c_void),
-    argument: *mut c_void,
-) {
-    // SAFETY: The name is a string.
-    let fs_type = unsafe { bindings::get_fs_type(name.as_char_ptr()) };
-    if fs_type.is_null() {
-        return;
-    }
-
-    // SAFETY: The type is valid, and its module is referenced until it is put. By the safety
-    // requirements the function may be called.
-    unsafe {
-        bindings::iterate_supers_type(fs_type, Some(callback), argument);
-        // `put_filesystem()`
-        bindings::module_put((*fs_type).owner);
-    }
-}
-
-/// What has to be frozen for nothing to be written to a disk.
-pub(super) struct Users {
-    /// The devices above the disk ([`DiskState::device_above`]), then its partitions, then the
-    /// disk.
-    pub(super) devices: KVec<BlockDevice>,
-    /// The file systems with DAX on these devices.
-    pub(super) supers: KVec<ActiveSuper>,
-}
-
-/// The list that [`users_of`] fills.
-struct Listing<'a> {
-    disk: &'a DiskState,
-    users: Users,
-    is_full: bool,
-}
-
-impl Listing<'_> {
-    /// # Safety
-    ///
-    /// For [`for_each_super`] only: `listing` must be a `Listing` that is not used otherwise.
-    unsafe extern "C" fn add_callback(sb: *mut bindings::super_block, listing: *mut c_void) {
-        // SAFETY: By the safety requirements.
-        let listing = unsafe { &mut *listing.cast::<Listing<'_>>() };
-        let Users { devices, supers } = &mut listing.users;
-
-        // SAFETY: `for_each_super` calls this with a mounted superblock and its lock held.
-        unsafe {
-            if !listing.disk.may_be_below(sb) {
-                return;
-            }
-            if let Some(device) = listing.disk.device_above(sb) {
-                listing.is_full |= devices.push_within_capacity(device).is_err();
-            }
-            // A reference that was taken could not be put with the lock held.
-            if supers.len() >= supers.capacity() {
-                listing.is_full = true;
-            } else if let Some(active) = ActiveSuper::try_get(sb) {
-                listing.is_full |= supers.push_within_capacity(active).is_err();
-            }
-        }
-    }
-}
-
-/// Lists what has to be frozen. Sleeps. Waits for mounts and unmounts of file systems with DAX that
-/// are under way.
-pub(super) fn users_of(disk: &DiskState) -> Result<Users> {
-    let mut capacity: usize = 16;
-
-    loop {
-        // A list of this size is filled, since growing one can panic, as far as the compiler can
-        // tell.
-        let mut listing = Listing {
-            disk,
-            users: Users {
-                devices: KVec::with_capacity(capacity, GFP_KERNEL)?,
-                supers: KVec::with_capacity(capacity, GFP_KERNEL)?,
-            },
-            is_full: false,
-        };
-        let argument = addr_of_mut!(listing).cast();
-        // SAFETY: The callback is the one for the argument, which lives as long as the call.
-        unsafe { for_each_dax_super(Listing::add_callback, argument) };
-
-        if !listing.is_full && disk.add_devices(&mut listing.users.devices)? {
-            return Ok(listing.users);
-        }
-        capacity = capacity.saturating_mul(2);
-    }
-}
-
-/// What [`first_unfrozen`] looks for.
-struct Search<'a> {
-    disk: &'a DiskState,
-    found: Option<SuperName>,
-}
-
-impl Search<'_> {
-    /// # Safety
-    ///
-    /// For [`for_each_super`] only: `search` must be a `Search` that is not used otherwise.
-    unsafe extern "C" fn look_callback(sb: *mut bindings::super_block, search: *mut c_void) {
-        // SAFETY: By the safety requirements.
-        let search = unsafe { &mut *search.cast::<Search<'_>>() };
-
-        // SAFETY: `for_each_super` calls this with a mounted superblock and its lock held.
-        unsafe {
-            if search.disk.may_be_below(sb) && !is_held(sb) {
-                search.found = Some((*sb).s_id);
-            }
-        }
-    }
-}
-
-/// Returns the name of a file system with DAX on a disk that the kernel has not frozen, if there is
-/// one. Sleeps, as [`users_of`].
-pub(super) fn first_unfrozen(disk: &DiskState) -> Option<SuperName> {
-    let mut search = Search { disk, found: None };
-    let argument = addr_of_mut!(search).cast();
-
-    // SAFETY: The callback is the one for the argument, which lives as long as the call.
-    unsafe { for_each_dax_super(Search::look_callback, argument) };
-    search.found
-}
-
-/// As [`for_each_super`], for all types of [`DAX_TYPES`].
-///
-/// # Safety
-///
-/// As for [`for_each_super`].
-unsafe fn for_each_dax_super(
-    callback: unsafe extern "C" fn(*mut bindings::super_block, *mut c_void),
-    argument: *mut c_void,
-) {
-    for fs_type in DAX_TYPES.iter().filter(|fs_type| fs_type.code.is_loaded()) {
-        // SAFETY: By the safety requirements.
-        unsafe { for_each_super(fs_type.name, callback, argument) };
     }
 }
 

@@ -22,6 +22,16 @@ pub(super) struct Claim {
     pub(super) count: c_int,
 }
 
+/// What has claimed a device with holder operations.
+pub(in crate::abstractions) enum FsClaim<R> {
+    /// A superblock of one of the types, with which this was made.
+    Super(R),
+    /// One of the types itself: the device is a further device of a file system.
+    Type,
+    /// Nothing, or something else.
+    Other,
+}
+
 /// A reference to a disk or partition (`struct block_device`).
 ///
 /// # Invariants
@@ -54,6 +64,12 @@ impl BlockDevice {
 
     pub(in crate::abstractions) fn as_raw(&self) -> *mut bindings::block_device {
         self.0.as_ptr()
+    }
+
+    /// Takes a further reference. [`None`] is never returned, since the count is not zero.
+    pub(super) fn try_clone(&self) -> Option<Self> {
+        // SAFETY: By the type invariant the device is not freed.
+        unsafe { Self::get(self.as_raw()) }
     }
 
     /// Returns the name of the device in `/dev`.
@@ -89,6 +105,34 @@ impl BlockDevice {
                     && !holder.is_file_of((*raw).bd_mapping),
                 has_operations: !(*raw).bd_holder_ops.is_null(),
                 count: addr_of!((*raw).bd_holders).read_volatile(),
+            }
+        })
+    }
+
+    /// Calls `f` with the superblock that has claimed the device, if it has one of these types. May
+    /// sleep.
+    ///
+    /// The superblock is valid during the call: it ends its claim before it is freed
+    /// (`kill_block_super()`), and that takes the lock of the holder (`bd_end_claim()`). It may be
+    /// one that is being mounted or unmounted.
+    pub(in crate::abstractions) fn with_superblock<R>(
+        &self,
+        types: &[*const bindings::file_system_type],
+        f: impl FnOnce(*mut bindings::super_block) -> R,
+    ) -> FsClaim<R> {
+        self.with_holder(|raw| {
+            // SAFETY: By the type invariant the device is valid. `with_holder` holds the lock.
+            let (holder, has_operations) =
+                unsafe { ((*raw).bd_holder, !(*raw).bd_holder_ops.is_null()) };
+
+            if !has_operations {
+                FsClaim::Other
+            } else if types.contains(&holder.cast_const().cast()) {
+                FsClaim::Type
+            } else if Holder(holder).is_superblock_of(types) {
+                FsClaim::Super(f(holder.cast()))
+            } else {
+                FsClaim::Other
             }
         })
     }

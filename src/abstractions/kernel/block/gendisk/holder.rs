@@ -75,6 +75,16 @@ impl Holder {
             && number.is_some_and(|bytes| major_of(u32::from_ne_bytes(bytes)) == major)
     }
 
+    /// Returns whether the holder is a superblock of one of these types, which is none of the types
+    /// itself.
+    ///
+    /// The type is set when a superblock is allocated, and does not change. Only a superblock has a
+    /// pointer to a type at this offset.
+    pub(super) fn is_superblock_of(self, types: &[*const bindings::file_system_type]) -> bool {
+        self.pointer_at(offset_of!(bindings::super_block, s_type))
+            .is_some_and(|found| !found.is_null() && types.contains(&found.cast()))
+    }
+
     /// Returns whether an open with this mode and holder may be one that gets the DAX device for
     /// something else than a file system whose `s_bdev` is the device.
     ///
@@ -132,6 +142,23 @@ mod tests {
         assert!(holder.is_indirect(BLK_OPEN_EXCL, DISK));
         assert!(!holder.is_indirect(0, DISK));
         assert!(Holder(null()).is_indirect(BLK_OPEN_EXCL, DISK));
+        Ok(())
+    }
+
+    #[test]
+    fn a_superblock_has_one_of_the_types() -> Result {
+        let mut sb = KBox::<bindings::super_block>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+        let sb = sb.as_mut_ptr();
+        let fs_type = core::ptr::without_provenance_mut::<bindings::file_system_type>(64);
+        // A type that is not loaded is null.
+        let types = [null(), fs_type.cast_const()];
+
+        assert!(!Holder(sb.cast()).is_superblock_of(&types));
+        assert!(!Holder(null()).is_superblock_of(&types));
+        // SAFETY: The memory is valid. The field is only compared.
+        unsafe { (*sb).s_type = fs_type };
+        assert!(Holder(sb.cast()).is_superblock_of(&types));
+        assert!(!Holder(sb.cast()).is_superblock_of(&types[..1]));
         Ok(())
     }
 

@@ -81,6 +81,18 @@ pub(in crate::abstractions) struct DiskState {
     partitions: Mutex<Partitions>,
 }
 
+/// A position in the list that [`DiskState::next_device`] goes through.
+#[derive(Clone, Copy, Default)]
+pub(in crate::abstractions) enum DevicePosition {
+    /// The disk.
+    #[default]
+    Disk,
+    /// The first partition after this number.
+    Partition(c_ulong),
+    /// This one of the partitions that the disk had when it was removed.
+    Recorded(usize),
+}
+
 struct Removal {
     added: bool,
     removed: bool,
@@ -292,6 +304,41 @@ impl DiskState {
         }
     }
 
+    /// Returns the device at a position of the list of the disk and its partitions. Those that the
+    /// disk had when it was removed are in the list, too, so a partition may be in it twice.
+    ///
+    /// Begin with the default position, which this changes.
+    pub(in crate::abstractions) fn next_device(
+        &self,
+        position: &mut DevicePosition,
+    ) -> Option<BlockDevice> {
+        loop {
+            match position {
+                DevicePosition::Disk => {
+                    *position = DevicePosition::Partition(0);
+                    return self.part0.try_clone();
+                }
+                DevicePosition::Partition(index) => match self.next_partition(index) {
+                    Some(partition) => return Some(partition),
+                    None => *position = DevicePosition::Recorded(0),
+                },
+                DevicePosition::Recorded(index) => {
+                    let partitions = self.partitions.lock();
+                    let recorded = partitions.get(*index)?.as_ref()?;
+
+                    *index = index.saturating_add(1);
+                    return recorded.try_clone();
+                }
+            }
+        }
+    }
+
+    /// Returns whether the disk was removed when it had partitions that [`Self::next_device`] does
+    /// not return.
+    pub(in crate::abstractions) fn may_lack_partitions(&self) -> bool {
+        self.partitions.lock().last().is_some_and(Option::is_some)
+    }
+
     /// Adds the partitions of the disk, and then the disk, to a list. Returns whether the list had
     /// room for them.
     pub(in crate::abstractions) fn add_devices(
@@ -305,9 +352,8 @@ impl DiskState {
                 return Ok(false);
             }
         }
-        // SAFETY: The reference keeps the device.
-        let part0 = unsafe { BlockDevice::get(self.part0.as_raw()) };
-        Ok(list.push_within_capacity(part0.ok_or(ENXIO)?).is_ok())
+        let part0 = self.part0.try_clone().ok_or(ENXIO)?;
+        Ok(list.push_within_capacity(part0).is_ok())
     }
 
     /// Waits for all requests whose submission has begun. Sleeps.

@@ -106,10 +106,10 @@ impl PinnedFiles {
     /// than `own`. Waits for pins of `own`, unless [`Pagemap::close_to_mappings`] has kept the
     /// files.
     ///
-    /// Sleeps. If a file system has the disk open, waits for mounts and unmounts of file systems
-    /// with DAX that are under way. Waits for pins of other memory in three cases:
+    /// Sleeps. If an erofs has the disk as a further device, waits for mounts and unmounts of file
+    /// systems with DAX that are under way. Waits for pins of other memory in three cases:
     ///
-    /// - More files are pinned than can be kept.
+    /// - More files are pinned than there is memory to keep.
     /// - A program pins a page after this has looked at its file.
     /// - A file system opens the disk after this has begun.
     ///
@@ -122,7 +122,7 @@ impl PinnedFiles {
         let own = own.start >> PAGE_SHIFT..own.end >> PAGE_SHIFT;
         let state = disk.state();
 
-        // The walk waits for file systems that have nothing to do with the disk.
+        // Otherwise no file system is shut down.
         if state.calls_holders() {
             let mut walk = Walk::new(&self.pool, Supers::ShutDownWith(&state), false, &may_put);
             while let Some(inode) = walk.next() {
@@ -140,6 +140,13 @@ impl PinnedFiles {
             let _ = self.queue.enqueue(self.clone());
         }
         removed
+    }
+
+    /// Puts the references to files that have no pinned page any more, and waits for that for at
+    /// most `limit` milliseconds. Sleeps.
+    pub fn put_unpinned(&self, limit: Msecs) {
+        self.pool.release(may_put);
+        self.pool.wait_put(limit);
     }
 }
 

@@ -23,6 +23,7 @@ use crate::ndctl::Mode;
 use crate::process::{Child, Link};
 use crate::retired;
 use crate::sectors::{expect_same, stamped};
+use crate::suites::revoke::{make_files, pin_files};
 use crate::sysfs;
 
 /// The allocations that are made to fail. The kernel cannot refuse to unbind once the driver is
@@ -183,6 +184,53 @@ impl PageUser {
             PageUser::Pipe => user.expect_done(PATIENCE),
         }
     }
+}
+
+/// The number of files with pinned pages: more than the driver has slots for, and the number of
+/// those that are released first.
+const FILES: usize = 600;
+const FIRST: usize = 200;
+
+/// Unbinds a device with more pinned files than it has slots for, while it gets no memory for more.
+/// It waits, says so, and goes on when there are enough.
+pub fn many_files_without_memory(lab: &mut Lab) -> Result<()> {
+    let prepared = make(lab)?;
+    let bound = &prepared.bound;
+    let mount = mount(&prepared)?;
+    let root = mount.path("");
+    make_files(&root, FILES)?;
+    let mut first = Child::start_ready("the process that unpins first", |link| {
+        pin_files(&root, 0..FIRST, link)
+    })?;
+    let mut others = Child::start_ready("the process that unpins last", |link| {
+        pin_files(&root, FIRST..FILES, link)
+    })?;
+
+    let injection = Injection::new(lab.driver, ORDER)?;
+    let mut messages = Messages::from_now()?;
+    let mut unbind = Child::start_ready("the unbinding process", |link| {
+        link.say("ready")?;
+        link.wait()?;
+        Ok(bound.unbind()?)
+    })?;
+    let (waited, failed) = injection.fail_pages_of_driver(|| -> Result<()> {
+        unbind.go()?;
+        println!("kernel: {}", messages.expect(&["waiting for pins"])?);
+        ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
+        first.go()?;
+        first.expect_done(PATIENCE)?;
+        unbind.expect_done(TIMEOUT + SLACK)
+    })?;
+    drop(injection);
+    waited?;
+    ensure!(failed > 0, "no allocation has failed");
+    println!("retired: {:?}", retired::expect(1)?);
+    others.go()?;
+    others.expect_done(PATIENCE)?;
+    mount.unmount()?;
+    retired::await_none(PATIENCE)?;
+    bound.bind(lab.driver)?;
+    expect_intact(&prepared)
 }
 
 /// Unbinds a device while every allocation from the slab fails in the whole system.

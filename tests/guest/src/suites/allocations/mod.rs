@@ -43,6 +43,10 @@ pub const SUITE: Suite = Suite {
         }),
         path("unbind_while_mapped", going::while_mapped),
         Test::new("unbind_without_memory", going::without_memory),
+        Test::new(
+            "many_files_without_memory",
+            going::many_files_without_memory,
+        ),
         Test::new("unbind_beside_a_busy_thread", going::beside_a_busy_thread),
     ],
 };

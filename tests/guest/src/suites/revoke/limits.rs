@@ -24,12 +24,12 @@ use crate::disk::{Access, Disk};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, holder};
 use crate::mapping::{Mapping, PAGE, Sharing};
-use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::process::{Child, Link, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 use crate::sectors::expect_same;
+use crate::tracing::Events;
 
 /// How long a new timeout or a signal may take to have an effect: a second, and the delay of the
 /// emulator.
@@ -231,70 +231,67 @@ pub fn eight_namespaces(lab: &mut Lab) -> Result<()> {
     expect_no_thread_stuck()
 }
 
-/// The number of files with pinned pages: more than the driver has slots for (`NR_SLOTS` in
-/// `src/abstractions/kernel/fs/inode_pool.rs`), and the number of those that are released first.
-const FILES: usize = 160;
-const FIRST: usize = 60;
+/// The number of files with pinned pages: more than the driver has slots for at first (`NR_SLOTS`
+/// in `src/abstractions/kernel/fs/inode_pool.rs`).
+const FILES: usize = 1200;
+/// How many pages a pipe has room for.
+const PAGES_OF_PIPE: usize = 16;
 /// How long a process may take to read its pipes, on a busy machine under emulation.
 const READ_LIMIT: Duration = Duration::from_secs(20);
 
+/// Makes so many files for [`pin_files`].
+pub fn make_files(root: &Path, count: usize) -> Result<()> {
+    let contents = &contents()[..PAGE];
+    (0..count).try_for_each(|number| Ok(fs::write(root.join(format!("many{number}")), contents)?))
+}
+
 /// Puts a page of each file into a pipe, and closes the files.
-fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
-    let pipes = files
-        .map(|number| {
+pub fn pin_files(root: &Path, files: Range<usize>, link: &mut Link) -> Result<()> {
+    let mut pipes = Vec::new();
+    for first in files.clone().step_by(PAGES_OF_PIPE) {
+        let (reader, writer) = nix::unistd::pipe()?;
+        for number in first..files.end.min(first + PAGES_OF_PIPE) {
             let file = Access::Buffered.open(&root.join(format!("many{number}")))?;
             let mapping = Mapping::of_pages(&file, PAGE, Sharing::Shared, true)?;
-            let (reader, writer) = nix::unistd::pipe()?;
             let given = mapping.give_to_pipe(0, PAGE, &writer)?;
             ensure!(given == PAGE, "{given} bytes were put into the pipe");
-            Ok([reader, writer])
-        })
-        .collect::<Result<Vec<_>>>()?;
+        }
+        pipes.push(reader);
+    }
     link.say("ready")?;
     link.wait()?;
     let contents = contents();
-    for [reader, _writer] in pipes {
+    for reader in pipes {
+        let mut reader = File::from(reader);
         let mut found = vec![0; PAGE];
-        File::from(reader).read_exact(&mut found)?;
-        expect_same("what is in a pipe", &found, &contents[..PAGE])?;
+        while reader.read(&mut found)? != 0 {
+            expect_same("what is in a pipe", &found, &contents[..PAGE])?;
+        }
     }
     Ok(())
 }
 
-/// Very many closed files have pinned pages. Unbind waits for free slots, logs that, and goes on
-/// when there are enough.
+/// Very many closed files have pinned pages. Unbind does not wait for them longer than for one.
 pub fn many_files(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
     let bound = fixture.bound()?;
     let root = fixture.root()?.to_owned();
-    let contents = contents();
-    for number in 0..FILES {
-        fs::write(root.join(format!("many{number}")), &contents[..PAGE])?;
-    }
-    let mut first = Child::start_ready("the process that unpins first", |link| {
-        pin_files(&root, 0..FIRST, link)
-    })?;
-    let mut others = Child::start_ready("the process that unpins last", |link| {
-        pin_files(&root, FIRST..FILES, link)
+    make_files(&root, FILES)?;
+    let mut user = Child::start_ready("the process with the pipes", |link| {
+        pin_files(&root, 0..FILES, link)
     })?;
 
-    let mut messages = Messages::from_now()?;
     let mut unbind = Child::start("the unbinding process", |_| bound.unbind())?;
-    sleep(2 * TIMEOUT);
-    println!("kernel: {}", messages.expect(&["waiting for pins"])?);
-    ensure!(unbind.try_end()?.is_none(), "unbind has not waited");
-    first.go()?;
-    first.expect_done(READ_LIMIT)?;
     unbind.expect_done(UNBIND_LIMIT + TIMEOUT)?;
-    retired::expect(1)?;
-    others.go()?;
-    others.expect_done(READ_LIMIT)?;
+    println!("retired: {:?}", retired::expect(1)?);
+    user.go()?;
+    user.expect_done(READ_LIMIT)?;
     back_to_normal(fixture, Way::Unbind)
 }
 
 /// The size of a file whose pages were all exposed, so that counting them takes a while.
-const LARGE: usize = 256 << 20;
+const LARGE: usize = 64 << 20;
 /// The CPU that the readers share with a process of high priority.
 const CROWDED: &str = "2";
 const POLITE: &str = "19";
@@ -358,8 +355,14 @@ pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
         Ok(())
     })?;
     sleep(CROWD);
-    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
-    println!("gone after {} ms", took.as_millis());
+    let events = Events::start()?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT);
+    for event in ["pmem_step", "pmem_wait"] {
+        for record in events.so_far(event)? {
+            println!("{event}: {}", record.fields);
+        }
+    }
+    println!("gone after {} ms", took?.as_millis());
     for line in retired::list()? {
         println!("retired: {line}");
     }

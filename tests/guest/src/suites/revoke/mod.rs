@@ -35,6 +35,7 @@ use nix::errno::Errno;
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
 pub use fixture::Fixture;
 pub use holders::set_writecache;
+pub use limits::{make_files, pin_files};
 pub use special::SUITE as SPECIAL;
 pub use special::back_to_normal;
 pub use stress::SUITE as STRESS;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
 
 use super::fixture::need_erofs;
 use super::indirect::erofs_on;
@@ -20,14 +21,14 @@ use super::special::only_for_pmem_rs;
 use super::{FREE_LIMIT, UNBIND_LIMIT};
 use crate::command::run;
 use crate::errno;
-use crate::filesystem::FileSystem::{Ext4, Xfs};
+use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
 use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
-use crate::sectors::stamped;
+use crate::sectors::{expect_same, stamped};
 use crate::syscall::is_dax;
 
 const LEN: usize = 1 << 20;
@@ -168,29 +169,91 @@ pub fn erofs(lab: &mut Lab) -> Result<()> {
     main.bound.bind(lab.driver)
 }
 
+/// A umount of a file system on the second device, which waits for a pin.
+struct StuckUmount {
+    user: Child,
+    umount: Child,
+}
+
+impl StuckUmount {
+    fn begin(lab: &Lab, file_system: FileSystem) -> Result<StuckUmount> {
+        let node = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
+        file_system.make(&node)?;
+        let mount = file_system.mount(&node, "dax=always")?;
+        write_file(&mount)?;
+        let user = start_user(&mount.path("file"))?;
+        let point = mount.point().to_path_buf();
+        mount.leave();
+        let mut umount = Child::start("the unmounting process", |_| {
+            Ok(umount2(&point, MntFlags::empty())?)
+        })?;
+        umount.await_uninterruptible()?;
+        Ok(StuckUmount { user, umount })
+    }
+
+    /// Ends the pin. The umount has waited until now.
+    fn end(mut self) -> Result<()> {
+        ensure!(self.umount.try_end()?.is_none(), "the umount has ended");
+        self.user.go()?;
+        self.user.expect_done(PUT_LIMIT)?;
+        self.umount.expect_done(PUT_LIMIT)
+    }
+}
+
 /// A device that was never opened is unbound while the umount of a file system on another one waits
 /// for a pin.
 pub fn unused_beside_umount(lab: &mut Lab) -> Result<()> {
     only_for_pmem_rs(lab)?;
     let unused = lab.prepare_in(0, Mode::Raw)?;
-    let node = lab.prepare_in(1, Mode::FsdaxMem)?.disk.node_str();
-    Xfs.make(&node)?;
-    let mount = Xfs.mount(&node, "dax=always")?;
-    write_file(&mount)?;
-    let mut user = start_user(&mount.path("file"))?;
-    let point = mount.point().to_path_buf();
-    mount.leave();
-    let mut umount = Child::start("the unmounting process", |_| {
-        Ok(umount2(&point, MntFlags::empty())?)
-    })?;
-    umount.await_uninterruptible()?;
-
+    let umount = StuckUmount::begin(lab, Xfs)?;
     let mut unbinder = Child::start("the unbinding process", |_| unused.bound.unbind())?;
     unbinder.expect_done(UNBIND_LIMIT)?;
-    user.go()?;
-    user.expect_done(PUT_LIMIT)?;
-    umount.expect_done(PUT_LIMIT)?;
+    umount.end()?;
     unused.bound.bind(lab.driver)
+}
+
+/// A device with a mapped file is unbound while the umount of a file system of the same type on
+/// another one waits for a pin. The same for a file system without DAX.
+pub fn used_beside_umount(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    for (file_system, mode, options) in [
+        (Ext4, Mode::FsdaxMem, "dax=always"),
+        (Xfs, Mode::FsdaxMem, "dax=always"),
+        (Ext4, Mode::Raw, ""),
+    ] {
+        let used = lab.prepare_in(0, mode)?;
+        let node = used.disk.node_str();
+        file_system.make(&node)?;
+        let mount = file_system.mount(&node, options)?;
+        write_file(&mount)?;
+        let path = mount.path("file");
+        let mut user = Child::start_ready("the process with the mapping", |link| {
+            let mapping = Mapping::read_only(&File::open(&path)?, PAGE, Sharing::Shared)?;
+            mapping.load(0);
+            link.say("ready")?;
+            link.wait()?;
+            mapping.load(0);
+            Ok(())
+        })?;
+
+        let umount = StuckUmount::begin(lab, file_system)?;
+        let mut unbinder = Child::start("the unbinding process", |_| used.bound.unbind())?;
+        unbinder.expect_done(UNBIND_LIMIT)?;
+        retired::await_none(FREE_LIMIT)?;
+        user.go()?;
+        match mode {
+            Mode::Raw => user.expect_done(PUT_LIMIT)?,
+            _ => user.expect_signal(Signal::SIGBUS, PUT_LIMIT)?,
+        }
+        mount.unmount()?;
+        umount.end()?;
+        used.bound.bind(lab.driver)?;
+        let mount = file_system.mount(&node, options)?;
+        expect_same("the file", &fs::read(mount.path("file"))?, &stamped(LEN, 1))?;
+        mount.unmount()?;
+        file_system.check(&node)?;
+    }
+    expect_no_thread_stuck()
 }
 
 /// A device has two file systems, each with a pin. When the pin of one has ended, its unmount is

@@ -18,6 +18,7 @@ use super::mappings::{another_stays, read_by_other_processes, reused_range_is_no
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
 use super::other_device::{
     erofs, journal, pin_on_another_partition, realtime_and_data, unused_beside_umount,
+    used_beside_umount,
 };
 use super::pass_through::{export, overlay};
 use super::races::{
@@ -87,6 +88,7 @@ pub const SUITE: Suite = Suite {
         Test::new("pin_above_an_external_journal", journal).within(120),
         Test::new("pin_on_the_further_device_of_erofs", erofs),
         Test::new("unused_device_beside_a_umount", unused_beside_umount),
+        Test::new("used_device_beside_a_umount", used_beside_umount).within(120),
         Test::new("pin_on_another_partition", pin_on_another_partition),
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
