@@ -15,6 +15,7 @@
 //!    takes only after it has taken the disk out of the state.
 //! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
 //!    locks of [`DeviceState::suspension`]. None is taken inside of another.
+//! 4. [`DeviceState::count_lock`], which readers of debugfs take alone.
 
 use super::{
     description::{
@@ -68,6 +69,7 @@ use kernel::{
     impl_has_work,
     io::PhysAddr,
     new_mutex,
+    new_spinlock,
     new_work,
     prelude::*,
     str::CString,
@@ -78,7 +80,8 @@ use kernel::{
         },
         Arc,
         Mutex,
-        SetOnce, //
+        SetOnce,
+        SpinLock, //
     },
     workqueue::{
         Work,
@@ -86,9 +89,8 @@ use kernel::{
     }, //
 };
 
-/// How many pages of a bound device are counted before the reference to the memory is put, so that
-/// the teardown need not wait long for it.
-const COUNT_BATCH: u64 = 1 << 14;
+/// How many pages of a bound device are counted before the reference to the memory is put.
+const COUNT_BATCH: u64 = 4096;
 
 /// The parts of a bound device.
 pub struct Parts {
@@ -144,6 +146,9 @@ pub struct DeviceState {
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<DeviceState>>>,
+    /// Held while pages of the bound device are counted. Protects no data. It is the last lock.
+    #[pin]
+    count_lock: SpinLock<()>,
     /// Woken when `teardown` has changed.
     #[pin]
     pub(super) changed: WaitQueue,
@@ -245,6 +250,7 @@ impl DeviceState {
                 began_at: SetOnce::new(),
                 waited_for_resume: Atomic::new(0),
                 teardown <- new_mutex!(Teardown::detached(), "pmem_rs::DeviceState::teardown"),
+                count_lock <- new_spinlock!((), "pmem_rs::DeviceState::count_lock"),
                 changed <- WaitQueue::new(),
                 dax_killed <- Completion::new(),
                 progress <- new_mutex!(Progress::default(), "pmem_rs::DeviceState::progress"),
@@ -435,7 +441,9 @@ impl RegisteredDevice for DeviceState {
 impl DeviceState {
     /// Returns the pages in use of a bound device, and how much of it was exposed, in bytes.
     ///
-    /// Counts in batches, so that the teardown never waits long for the reference to the memory.
+    /// Counts in batches, since the teardown waits for the reference to the memory. A thread that
+    /// holds a spin lock is not preempted, so the reference is put soon, whatever the priority of
+    /// the thread is.
     fn count_bound(&self) -> (PagesInUse, u64) {
         let mut sum = PagesInUse::default();
         let mut exposed = 0;
@@ -446,8 +454,15 @@ impl DeviceState {
             let Some(Backing::Pages(pages)) = reference.flatten() else {
                 break;
             };
-            exposed = pages.exposed_bytes();
-            let (used, rest) = pages.count_used(next, COUNT_BATCH);
+            let (used, rest) = {
+                let _no_preemption = self.count_lock.lock();
+                if next == 0 {
+                    exposed = pages.exposed_bytes();
+                }
+                let result = pages.count_used(next, COUNT_BATCH);
+                drop(pages);
+                result
+            };
             sum.referenced = sum.referenced.saturating_add(used.referenced);
             sum.cached = sum.cached.saturating_add(used.cached);
             first = rest;

@@ -296,6 +296,8 @@ const LARGE: usize = 64 << 20;
 const CROWDED: &str = "2";
 const POLITE: &str = "19";
 const RUDE: &str = "-10";
+/// How long a reader may have a reference to the memory.
+const READER_LIMIT: Duration = Duration::from_millis(300);
 /// For how long they share it before unbind.
 const CROWD: Duration = Duration::from_secs(1);
 
@@ -356,15 +358,26 @@ pub fn readers_of_debugfs(lab: &mut Lab) -> Result<()> {
     })?;
     sleep(CROWD);
     let events = Events::start()?;
-    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT);
+    // The kernel waits for all threads too, when it removes a disk: they are given time.
+    let took = Way::Unbind.go(&fixture, 4 * UNBIND_LIMIT);
     for event in ["pmem_step", "pmem_wait"] {
         for record in events.so_far(event)? {
             println!("{event}: {}", record.fields);
         }
     }
     println!("gone after {} ms", took?.as_millis());
+    // It may be retired while it is freed: RCU waits for all threads that get no CPU, whatever they
+    // do.
     for line in retired::list()? {
         println!("retired: {line}");
+    }
+    for wait in events.so_far("pmem_wait")? {
+        let limit = READER_LIMIT.as_micros();
+        ensure!(
+            u128::from(wait.number("duration_us")?) < limit,
+            "it has waited: {}",
+            wait.fields
+        );
     }
     user.expect_gone()?;
     rude.go()?;
