@@ -13,7 +13,7 @@ use super::users::SIGNAL_LIMIT;
 use super::{Fs, UNBIND_LIMIT, Under, User, Way};
 use crate::driver::Driver;
 use crate::lab::Lab;
-use crate::mapping::{PAGE, Sharing};
+use crate::mapping::{Mapping, PAGE, Sharing};
 use crate::messages::Messages;
 use crate::process::{Child, Link};
 use crate::retired::{self, TIMEOUT};
@@ -89,6 +89,49 @@ pub fn stuck_in_a_copy(lab: &mut Lab) -> Result<()> {
             println!("retired: {line}");
         }
         println!("kernel: {}", messages.expect(&["retired"])?);
+    }
+    user.go()?;
+    user.hear("released", SIGNAL_LIMIT)?;
+    user.expect_done(SIGNAL_LIMIT)?;
+    back_to_normal(fixture, Way::Unbind)
+}
+
+/// Writes to a DAX file from memory that is not present. The kernel stops where it copies, and holds
+/// the inode lock too.
+fn write_from_absent(file: &File, link: &mut Link) -> Result<()> {
+    let page = Absent::new()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let writer = scope.spawn(|| page.write_to(file));
+        page.await_touch()?;
+        link.say("ready")?;
+        link.wait()?;
+        page.serve()?;
+        let written = writer
+            .join()
+            .map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+        println!("the write: {written:?}");
+        Ok(())
+    })?;
+    link.say("released")
+}
+
+pub fn write_stuck_in_a_copy(lab: &mut Lab, on: Fs) -> Result<()> {
+    let is_pmem_rs = lab.driver == Driver::PmemRs;
+    let fixture = Fixture::build(lab, on, Under::Whole)?;
+    let other = fixture.root()?.join("written");
+    fs::write(&other, contents())?;
+    let reader = User::Reader.start(&fixture)?;
+    let mut user = Child::start_ready("the process with a blocked write", |link| {
+        let file = File::options().write(true).open(&other)?;
+        let mapping = Mapping::read_only(&File::open(&other)?, PAGE, Sharing::Shared)?;
+        mapping.load(0);
+        write_from_absent(&file, link)
+    })?;
+    let took = Way::Unbind.go(&fixture, UNBIND_LIMIT + TIMEOUT)?;
+    println!("gone after {} ms", took.as_millis());
+    reader.expect_gone()?;
+    if is_pmem_rs {
+        println!("retired: {:?}", retired::expect(1)?);
     }
     user.go()?;
     user.hear("released", SIGNAL_LIMIT)?;

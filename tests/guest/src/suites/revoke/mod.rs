@@ -17,6 +17,7 @@ mod limits;
 mod mappings;
 mod modes;
 mod other_device;
+mod own_files;
 mod pass_through;
 mod races;
 mod reports;

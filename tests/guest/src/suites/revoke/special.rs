@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy};
+use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy, write_stuck_in_a_copy};
 use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
 use super::holders::{
@@ -20,6 +20,7 @@ use super::other_device::{
     erofs, journal, pin_on_another_partition, realtime_and_data, unused_beside_umount,
     used_beside_umount,
 };
+use super::own_files::{by_its_own_program, deleted_file};
 use super::pass_through::{export, overlay};
 use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
@@ -44,6 +45,24 @@ pub const SUITE: Suite = Suite {
         Test::new("xfs_is_frozen", |lab| frozen(lab, Fs::XfsRmap)),
         Test::new("read_is_stuck_in_a_copy", stuck_in_a_copy),
         Test::new("read_of_another_device_is_stuck_in_a_copy", stuck_elsewhere),
+        Test::new("write_to_ext4_is_stuck_in_a_copy", |lab| {
+            write_stuck_in_a_copy(lab, Fs::Ext4)
+        }),
+        Test::new("write_to_xfs_is_stuck_in_a_copy", |lab| {
+            write_stuck_in_a_copy(lab, Fs::XfsRmap)
+        }),
+        Test::new("ext4_has_the_program_that_unbinds", |lab| {
+            by_its_own_program(lab, Fs::Ext4)
+        }),
+        Test::new("xfs_has_the_program_that_unbinds", |lab| {
+            by_its_own_program(lab, Fs::XfsRmap)
+        }),
+        Test::new("ext4_has_a_deleted_file_with_a_pin", |lab| {
+            deleted_file(lab, Fs::Ext4)
+        }),
+        Test::new("xfs_has_a_deleted_file_with_a_pin", |lab| {
+            deleted_file(lab, Fs::XfsRmap)
+        }),
         Test::new("two_unbind_at_once", two_at_once),
         Test::new("region_and_device_go_at_once", region_and_device),
         Test::new("fsync_loop_on_ext4", |lab| fsync_loop(lab, Fs::Ext4)),
