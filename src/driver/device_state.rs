@@ -15,7 +15,7 @@
 //!    takes only after it has taken the disk out of the state.
 //! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
 //!    locks of [`DeviceState::suspension`]. None is taken inside of another.
-//! 4. [`DeviceState::count_lock`], which readers of debugfs take alone.
+//! 4. [`DeviceState::count_lock`], which a reader of debugfs takes with `teardown` held, and keeps.
 
 use super::{
     description::{
@@ -146,7 +146,8 @@ pub struct DeviceState {
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<DeviceState>>>,
-    /// Held while pages of the bound device are counted. Protects no data. It is the last lock.
+    /// Held while pages of the bound device are counted, so that the thread is not preempted.
+    /// Protects no data.
     #[pin]
     count_lock: SpinLock<()>,
     /// Woken when `teardown` has changed.
@@ -441,28 +442,26 @@ impl RegisteredDevice for DeviceState {
 impl DeviceState {
     /// Returns the pages in use of a bound device, and how much of it was exposed, in bytes.
     ///
-    /// Counts in batches, since the teardown waits for the reference to the memory. A thread that
-    /// holds a spin lock is not preempted, so the reference is put soon, whatever the priority of
-    /// the thread is.
+    /// Counts in batches, since the teardown waits for the reference to the memory. Without
+    /// PREEMPT_RT a thread that holds a spin lock is not preempted, so the reference is put soon,
+    /// whatever the priority of the thread is.
     fn count_bound(&self) -> (PagesInUse, u64) {
         let mut sum = PagesInUse::default();
         let mut exposed = 0;
         let mut first = Some(0);
 
         while let Some(next) = first {
-            let reference = self.with_parts(|parts| parts.memory.reference());
-            let Some(Backing::Pages(pages)) = reference.flatten() else {
+            let reference =
+                self.with_parts(|parts| (self.count_lock.lock(), parts.memory.reference()));
+            let Some((no_preemption, Some(Backing::Pages(pages)))) = reference else {
                 break;
             };
-            let (used, rest) = {
-                let _no_preemption = self.count_lock.lock();
-                if next == 0 {
-                    exposed = pages.exposed_bytes();
-                }
-                let result = pages.count_used(next, COUNT_BATCH);
-                drop(pages);
-                result
-            };
+            if next == 0 {
+                exposed = pages.exposed_bytes();
+            }
+            let (used, rest) = pages.count_used(next, COUNT_BATCH);
+            drop(pages);
+            drop(no_preemption);
             sum.referenced = sum.referenced.saturating_add(used.referenced);
             sum.cached = sum.cached.saturating_add(used.cached);
             first = rest;

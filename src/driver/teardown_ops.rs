@@ -292,7 +292,7 @@ impl TeardownOps for Arc<DeviceState> {
                 // An entry of a page cache may name a page that was idle before.
                 memory.revoke();
             }
-            // After an unmount nothing is left of a file system whose pages are not pinned.
+            // So that a file system that is unmounted after this is gone when umount returns.
             self.pinned_files.put_unpinned(PUT_FILES_TIMEOUT);
         });
         // This event comes before unbind returns.

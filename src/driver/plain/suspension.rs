@@ -247,8 +247,8 @@ pub fn suspend<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
 /// Ends a suspension, and waits until the disk is live. Fails if it was not suspended all the time.
 pub fn resume<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
     let number = ops.with(|suspension| match suspension.phase {
-        Phase::Live => Err(Failure::Live),
         _ if suspension.is_disabled => Err(Failure::Disabled),
+        Phase::Live => Err(Failure::Live),
         _ if suspension.end.is_some() => Err(Failure::Busy),
         _ => {
             suspension.end = Some(Cause::Resumed);

@@ -59,7 +59,8 @@ pub(super) const DAX_TYPES: &[FileSystemType] = &[
 
 /// Returns the types of [`DAX_TYPES`] that are loaded, and null pointers for the others.
 ///
-/// A type is only compared, so it need not stay. A superblock keeps the module of its type.
+/// The types are only compared with those of superblocks, which keep the modules of their types. So
+/// a type that is unloaded meanwhile is found nowhere.
 pub(super) fn dax_types() -> [*const bindings::file_system_type; DAX_TYPES.len()] {
     let mut types = [null(); DAX_TYPES.len()];
 

@@ -42,8 +42,8 @@ impl Inode {
 
         // SAFETY: By the safety requirements.
         if !unsafe { bindings::atomic_inc_not_zero(addr_of_mut!((*sb).s_active)) } {
-            // Unreachable: a superblock that is not dying has an active reference. The thread that
-            // puts the last one takes `s_umount` first (`deactivate_super()`), if it is not held.
+            // Unreachable: a superblock that is not dying has an active reference. The caller has
+            // one itself, or `s_umount`, which the thread that puts the last one takes first.
             // SAFETY: The reference was just taken. If it were the last one, this would warn.
             unsafe { bindings::iput_not_last(inode.as_ptr()) };
             return None;

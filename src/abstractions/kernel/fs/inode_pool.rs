@@ -44,8 +44,7 @@ const RETRIES_PER_MESSAGE: u32 = 30;
 ///
 /// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
 /// may wait for a file system or for pins, so a worker puts them. The slots are allocated in
-/// advance, so that nothing depends on an allocation that can fail. More are allocated if more
-/// inodes have to be kept.
+/// advance. If they do not suffice, more are allocated, or it is waited for a free one.
 #[pin_data]
 pub(super) struct InodePool {
     /// For messages.
@@ -140,7 +139,7 @@ impl InodePool {
 
     /// Doubles the number of slots, if there is memory for them. Returns whether there is.
     ///
-    /// No memory is reclaimed for them. That could evict a file, and wait for its pins.
+    /// This thread reclaims no memory for them. That could evict a file, and wait for its pins.
     fn grow(&self) -> bool {
         let count = self.slots.lock().len().saturating_mul(2);
         let Ok(mut larger) = free_slots(count, GFP_NOWAIT | __GFP_NOWARN) else {
@@ -185,11 +184,11 @@ impl InodePool {
             if stored.is_some() {
                 return;
             }
-            // The references that a walk puts are not kept for long, so they can wait.
-            if spare > 0 && self.grow() {
+            self.release(may_put);
+            // The worker puts the references of a walk soon, unless a file system hangs.
+            if (spare > 0 || limit != 0) && self.grow() {
                 continue;
             }
-            self.release(may_put);
             if limit == 0 {
                 limit = RETRY_INTERVAL;
                 continue;

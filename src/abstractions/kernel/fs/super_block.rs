@@ -45,9 +45,10 @@ pub(super) enum Supers<'a> {
     /// All that are mounted.
     All,
     /// Those that may use the memory behind a disk. A superblock is skipped if the disk proves that
-    /// the superblock never got a DAX device through this disk ([`DiskState::may_be_used_by`]). The
-    /// claims that the disk has now prove nothing: a device-mapper table that was replaced gives
-    /// its claim up, while the file system above still has pages and faults under way.
+    /// the superblock never got a DAX device through this disk ([`DiskState::may_be_used_by`]).
+    /// Once there was an indirect claim, the claims that the disk has now prove nothing: a
+    /// device-mapper table that was replaced gives its claim up, while the file system above still
+    /// has pages and faults under way.
     MayUse(&'a DiskState),
     /// Those that are shut down when a disk is removed ([`DiskState::shuts_down`]).
     ShutDownWith(&'a DiskState),
@@ -58,17 +59,18 @@ pub(super) enum Supers<'a> {
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.
 ///
-/// A superblock that is being mounted or unmounted has no mapped file. If the disk may be used
-/// through another device only, the walk waits for mounts and unmounts that are under way, of all
-/// file systems of the types in [`DAX_TYPES`]. Sleeps.
+/// A superblock that is being mounted or unmounted has no mapped file. Only if the disk may be used
+/// through another device, the walk waits for mounts and unmounts that are under way, of all file
+/// systems of the types in [`DAX_TYPES`]. Sleeps.
 pub(super) struct Walk<'a> {
     pool: &'a Arc<InodePool>,
     supers: Supers<'a>,
     /// Which kept inodes may be put if the pool is full.
     may_put: &'a dyn Fn(&Inode) -> bool,
     place: Place,
-    /// All superblocks of the types are gone through after those on the disk itself.
-    needs_types: bool,
+    /// The superblocks of the types whose bits are set are gone through after those on the disk
+    /// itself.
+    types: u32,
     /// The current inode. It stays in the list of its superblock, since it is referenced.
     cursor: Option<Inode>,
     /// The walk has come to the superblock of the cursor.
@@ -83,8 +85,8 @@ pub(super) struct Walk<'a> {
 /// What a walk goes through.
 #[derive(Clone, Copy)]
 enum Place {
-    /// The superblock that has claimed the device after this position of the list of the disk's
-    /// devices.
+    /// The superblock of the cursor, or the one that has claimed the device at this position of
+    /// the list of the disk's devices.
     Device(DevicePosition),
     /// The superblocks of the type with this index in [`DAX_TYPES`].
     Type(usize),
@@ -98,6 +100,14 @@ struct Found {
 /// How many inodes are passed with the list locked.
 const BATCH: u32 = 1024;
 
+/// The bits of all types.
+const ALL_TYPES: u32 = u32::MAX;
+
+/// Returns the bit of the type with this index in [`DAX_TYPES`].
+fn bit_of(index: usize) -> u32 {
+    1_u32.checked_shl(index as u32).unwrap_or(ALL_TYPES)
+}
+
 impl<'a> Walk<'a> {
     /// A walk that is not to wait until references are put ends early instead. Putting the last
     /// reference to a file that was deleted waits until its file system is thawed.
@@ -107,16 +117,15 @@ impl<'a> Walk<'a> {
         is_nonblocking: bool,
         may_put: &'a dyn Fn(&Inode) -> bool,
     ) -> Self {
-        let (place, needs_types) = match supers {
-            Supers::All => (Place::Type(0), true),
-            // A walk with `MayUse` begins after translations were refused. Until then a claim that
-            // is not seen here has not led to a page.
-            Supers::MayUse(disk) => (
-                Place::Device(DevicePosition::default()),
-                disk.had_indirect_claim() || disk.may_lack_partitions(),
-            ),
-            // The disk was not removed yet.
-            Supers::ShutDownWith(_) => (Place::Device(DevicePosition::default()), false),
+        let on_disk = Place::Device(DevicePosition::default());
+        let (place, types) = match supers {
+            Supers::All => (Place::Type(0), ALL_TYPES),
+            // Translations were refused before, or indirect claims are. So a claim that is not seen
+            // here has not led to a page.
+            Supers::MayUse(disk) if disk.had_indirect_claim() || disk.may_lack_partitions() => {
+                (on_disk, ALL_TYPES)
+            }
+            Supers::MayUse(_) | Supers::ShutDownWith(_) => (on_disk, 0),
         };
 
         Self {
@@ -124,7 +133,7 @@ impl<'a> Walk<'a> {
             supers,
             may_put,
             place,
-            needs_types,
+            types,
             cursor: None,
             has_reached_cursor: false,
             is_nonblocking,
@@ -157,9 +166,9 @@ impl<'a> Walk<'a> {
             let next = match self.place {
                 Place::Device(position) => self.visit_device(position),
                 Place::Type(index) => {
-                    let fs_type = DAX_TYPES.get(index).filter(|_| self.needs_types)?;
+                    let fs_type = DAX_TYPES.get(index)?;
                     // `get_fs_type` would load the module.
-                    if fs_type.code.is_loaded() {
+                    if self.types & bit_of(index) != 0 && fs_type.code.is_loaded() {
                         self.visit_type(fs_type.name);
                     }
                     Place::Type(index.wrapping_add(1))
@@ -181,13 +190,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Finds the next inode in the superblock that has claimed the device after a position. Returns
-    /// what is to be visited after that.
+    /// Finds the next inode in the superblock of the cursor, or else in the one that has claimed
+    /// the device at a position. Returns what is to be visited after that superblock.
     fn visit_device(&mut self, mut position: DevicePosition) -> Place {
         let (Supers::MayUse(disk) | Supers::ShutDownWith(disk)) = self.supers else {
-            return Place::Type(0);
-        };
-        let Some(device) = disk.next_device(&mut position) else {
             return Place::Type(0);
         };
 
@@ -198,20 +204,22 @@ impl<'a> Walk<'a> {
             self.found = before.and_then(|before| unsafe { next_inode(sb, before) });
             return Place::Device(position);
         }
+        let Some(device) = disk.next_device(&mut position) else {
+            return Place::Type(0);
+        };
+        self.place = Place::Device(position);
         // SAFETY: The superblock is valid during the call.
         let claim = device.with_superblock(&dax_types(), |sb| unsafe { active_if_mounted(sb) });
         match claim {
             FsClaim::Super(Some(active)) => {
                 let sb = active.as_raw();
-                // SAFETY: There is an active reference to the superblock.
-                if unsafe { self.includes(sb) } {
-                    // SAFETY: As above. The head of the list is a field of the superblock.
-                    self.found = unsafe { next_inode(sb, addr_of_mut!((*sb).s_inodes)) };
-                }
+                // SAFETY: There is an active reference to the superblock. The head of the list is
+                // a field of it.
+                self.found = unsafe { next_inode(sb, addr_of_mut!((*sb).s_inodes)) };
                 self.put(Inode::without_inode(active));
             }
-            // Which superblock it is that has a further device cannot be seen.
-            FsClaim::Type => self.needs_types = true,
+            // Which superblock that is is not known.
+            FsClaim::Further(index) => self.types |= bit_of(index),
             FsClaim::Super(None) | FsClaim::Other => {}
         }
         Place::Device(position)
@@ -236,26 +244,27 @@ impl<'a> Walk<'a> {
         unsafe { walk.visit_super(sb) };
     }
 
-    /// Returns whether a superblock of one of the types is one of the walk. May sleep.
+    /// Returns whether a superblock of the type with this index is to be visited with its type. May
+    /// sleep.
     ///
     /// # Safety
     ///
-    /// `sb` must be valid and mounted, with `s_umount` held, or an active reference to it.
-    unsafe fn includes(&self, sb: *mut bindings::super_block) -> bool {
-        let uses_s_bdev_only = match self.place {
-            // Here it makes no difference: only those on the disk are asked for.
-            Place::Device(_) => true,
-            Place::Type(index) => DAX_TYPES
-                .get(index)
-                .is_some_and(|fs_type| fs_type.uses_s_bdev_only),
-        };
+    /// `sb` must be valid and mounted, with `s_umount` held.
+    unsafe fn includes(&self, index: usize, sb: *mut bindings::super_block) -> bool {
+        let uses_s_bdev_only = DAX_TYPES
+            .get(index)
+            .is_some_and(|fs_type| fs_type.uses_s_bdev_only);
 
         // SAFETY: By the safety requirements.
         unsafe {
             match self.supers {
                 Supers::All => true,
-                Supers::MayUse(disk) => disk.may_be_used_by(sb, uses_s_bdev_only),
-                Supers::ShutDownWith(disk) => disk.shuts_down(sb),
+                Supers::MayUse(disk) => {
+                    // The others on the disk were visited.
+                    (!disk.has_super(sb) || disk.may_lack_partitions())
+                        && disk.may_be_used_by(sb, uses_s_bdev_only)
+                }
+                Supers::ShutDownWith(disk) => !disk.has_super(sb) && disk.shuts_down(sb),
             }
         }
     }
@@ -267,6 +276,9 @@ impl<'a> Walk<'a> {
     ///
     /// `sb` must be valid and not dying, with `s_umount` held.
     unsafe fn visit_super(&mut self, sb: *mut bindings::super_block) {
+        let Place::Type(index) = self.place else {
+            return;
+        };
         if self.found.is_some() {
             return;
         }
@@ -281,7 +293,7 @@ impl<'a> Walk<'a> {
             _ if !self.has_reached_cursor => return,
             // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
             // that are not mounted yet, or are shut down.
-            _ if !unsafe { self.includes(sb) } => return,
+            _ if !unsafe { self.includes(index, sb) } => return,
             _ => {}
         }
 
@@ -341,7 +353,8 @@ unsafe fn next_inode(
 ///
 /// `sb` must be valid.
 unsafe fn active_if_mounted(sb: *mut bindings::super_block) -> Option<ActiveSuper> {
-    // SAFETY: By the safety requirements. The flags are read as `super_flags()` does.
+    // SAFETY: By the safety requirements.
+    // ORDERING: an active reference that was taken is a full barrier after the flags were read.
     unsafe {
         let flags = (&raw const (*sb).s_flags).read_volatile();
         let is_mounted = flags as u64 & bindings::SB_BORN != 0;

@@ -24,10 +24,12 @@ pub(super) struct Claim {
 
 /// What has claimed a device with holder operations.
 pub(in crate::abstractions) enum FsClaim<R> {
-    /// A superblock of one of the types, with which this was made.
+    /// A superblock whose `s_bdev` is the device. This is what the function has returned that was
+    /// called with it.
     Super(R),
-    /// One of the types itself: the device is a further device of a file system.
-    Type,
+    /// The device is a further device of some file system of the type with this index: its log, its
+    /// realtime device, its journal.
+    Further(usize),
     /// Nothing, or something else.
     Other,
 }
@@ -66,12 +68,6 @@ impl BlockDevice {
         self.0.as_ptr()
     }
 
-    /// Takes a further reference. [`None`] is never returned, since the count is not zero.
-    pub(super) fn try_clone(&self) -> Option<Self> {
-        // SAFETY: By the type invariant the device is not freed.
-        unsafe { Self::get(self.as_raw()) }
-    }
-
     /// Returns the name of the device in `/dev`.
     pub(in crate::abstractions) fn name(&self) -> &CStr {
         // SAFETY: By the type invariant the device is valid. Disks and partitions keep their names.
@@ -79,7 +75,8 @@ impl BlockDevice {
     }
 
     /// Calls `f` with the lock held under which the holder changes, together with its operations.
-    /// May sleep.
+    /// The holder of a whole disk may also become the address of a function meanwhile
+    /// (`bd_may_claim()`). May sleep.
     fn with_holder<R>(&self, f: impl FnOnce(*mut bindings::block_device) -> R) -> R {
         let raw = self.0.as_ptr();
 
@@ -109,12 +106,16 @@ impl BlockDevice {
         })
     }
 
-    /// Calls `f` with the superblock that has claimed the device, if it has one of these types. May
-    /// sleep.
+    /// Calls `f` with the superblock that has claimed the device, if it has one of these types, and
+    /// the device is its `s_bdev`. May sleep.
     ///
-    /// The superblock is valid during the call: it ends its claim before it is freed
+    /// The superblock is valid during the call: it ends this claim before it is freed
     /// (`kill_block_super()`), and that takes the lock of the holder (`bd_end_claim()`). It may be
-    /// one that is being mounted or unmounted.
+    /// one that is being unmounted, or whose mount is not complete.
+    ///
+    /// The claim of a further device may end after its superblock was freed: if the device is
+    /// read-only, `bdev_file_open_by_path()` closes it by a deferred `fput()`. So that superblock is
+    /// only read with a function that fails if nothing is mapped there.
     pub(in crate::abstractions) fn with_superblock<R>(
         &self,
         types: &[*const bindings::file_system_type],
@@ -126,13 +127,16 @@ impl BlockDevice {
                 unsafe { ((*raw).bd_holder, !(*raw).bd_holder_ops.is_null()) };
 
             if !has_operations {
-                FsClaim::Other
-            } else if types.contains(&holder.cast_const().cast()) {
-                FsClaim::Type
-            } else if Holder(holder).is_superblock_of(types) {
-                FsClaim::Super(f(holder.cast()))
-            } else {
-                FsClaim::Other
+                return FsClaim::Other;
+            }
+            let holder_type = holder.cast_const().cast();
+            if let Some(index) = types.iter().position(|fs_type| *fs_type == holder_type) {
+                return FsClaim::Further(index);
+            }
+            match Holder(holder).superblock_type(types) {
+                Some(_) if Holder(holder).is_superblock_on(raw) => FsClaim::Super(f(holder.cast())),
+                Some(index) => FsClaim::Further(index),
+                None => FsClaim::Other,
             }
         })
     }
@@ -141,6 +145,15 @@ impl BlockDevice {
     pub(super) fn has_holder(&self, holders: &[*const c_void]) -> bool {
         // SAFETY: By the type invariant the device is valid. `with_holder` holds the lock.
         self.with_holder(|raw| holders.contains(&unsafe { (*raw).bd_holder }.cast_const()))
+    }
+}
+
+impl Clone for BlockDevice {
+    fn clone(&self) -> Self {
+        // SAFETY: By the type invariant the device is valid.
+        unsafe { bindings::get_device(addr_of_mut!((*self.0.as_ptr()).bd_device)) };
+        // INVARIANT: The reference was just taken.
+        Self(self.0)
     }
 }
 

@@ -75,14 +75,26 @@ impl Holder {
             && number.is_some_and(|bytes| major_of(u32::from_ne_bytes(bytes)) == major)
     }
 
-    /// Returns whether the holder is a superblock of one of these types, which is none of the types
-    /// itself.
+    /// Returns the index of the type of the superblock that the holder is, if it has one of these.
+    /// The holder must not be one of the types.
     ///
-    /// The type is set when a superblock is allocated, and does not change. Only a superblock has a
-    /// pointer to a type at this offset.
-    pub(super) fn is_superblock_of(self, types: &[*const bindings::file_system_type]) -> bool {
-        self.pointer_at(offset_of!(bindings::super_block, s_type))
-            .is_some_and(|found| !found.is_null() && types.contains(&found.cast()))
+    /// The type is set before the superblock is published (`sget_fc()`), and does not change. Only
+    /// a superblock has a pointer to a type at this offset.
+    pub(super) fn superblock_type(
+        self,
+        types: &[*const bindings::file_system_type],
+    ) -> Option<usize> {
+        let found = self.pointer_at(offset_of!(bindings::super_block, s_type))?;
+
+        // The types that are not loaded are null.
+        types
+            .iter()
+            .position(|fs_type| !found.is_null() && fs_type.cast() == found)
+    }
+
+    /// Returns whether the `s_bdev` of the superblock that the holder is is this device.
+    pub(super) fn is_superblock_on(self, bdev: *const bindings::block_device) -> bool {
+        self.pointer_at(offset_of!(bindings::super_block, s_bdev)) == Some(bdev.cast())
     }
 
     /// Returns whether an open with this mode and holder may be one that gets the DAX device for
@@ -153,12 +165,18 @@ mod tests {
         // A type that is not loaded is null.
         let types = [null(), fs_type.cast_const()];
 
-        assert!(!Holder(sb.cast()).is_superblock_of(&types));
-        assert!(!Holder(null()).is_superblock_of(&types));
+        let bdev = core::ptr::without_provenance_mut::<bindings::block_device>(128);
+
+        assert_eq!(Holder(sb.cast()).superblock_type(&types), None);
+        assert_eq!(Holder(null()).superblock_type(&types), None);
         // SAFETY: The memory is valid. The field is only compared.
         unsafe { (*sb).s_type = fs_type };
-        assert!(Holder(sb.cast()).is_superblock_of(&types));
-        assert!(!Holder(sb.cast()).is_superblock_of(&types[..1]));
+        assert_eq!(Holder(sb.cast()).superblock_type(&types), Some(1));
+        assert_eq!(Holder(sb.cast()).superblock_type(&[null()]), None);
+        assert!(!Holder(sb.cast()).is_superblock_on(bdev));
+        // SAFETY: As above.
+        unsafe { (*sb).s_bdev = bdev };
+        assert!(Holder(sb.cast()).is_superblock_on(bdev));
         Ok(())
     }
 

@@ -89,7 +89,7 @@ pub(in crate::abstractions) enum DevicePosition {
     Disk,
     /// The first partition after this number.
     Partition(c_ulong),
-    /// This one of the partitions that the disk had when it was removed.
+    /// The partition with this index among those that the disk had when it was removed.
     Recorded(usize),
 }
 
@@ -304,10 +304,10 @@ impl DiskState {
         }
     }
 
-    /// Returns the device at a position of the list of the disk and its partitions. Those that the
-    /// disk had when it was removed are in the list, too, so a partition may be in it twice.
+    /// Returns the device at a position of the list of the disk and its partitions. If it has none,
+    /// the list has those that it had when it was removed.
     ///
-    /// Begin with the default position, which this changes.
+    /// Begin with the default position. Each call moves it to the next device.
     pub(in crate::abstractions) fn next_device(
         &self,
         position: &mut DevicePosition,
@@ -316,25 +316,29 @@ impl DiskState {
             match position {
                 DevicePosition::Disk => {
                     *position = DevicePosition::Partition(0);
-                    return self.part0.try_clone();
+                    return Some(self.part0.clone());
                 }
-                DevicePosition::Partition(index) => match self.next_partition(index) {
-                    Some(partition) => return Some(partition),
-                    None => *position = DevicePosition::Recorded(0),
-                },
+                DevicePosition::Partition(index) => {
+                    let is_first = *index == 0;
+                    let partition = self.next_partition(index);
+                    if partition.is_some() || !is_first {
+                        return partition;
+                    }
+                    *position = DevicePosition::Recorded(0);
+                }
                 DevicePosition::Recorded(index) => {
                     let partitions = self.partitions.lock();
-                    let recorded = partitions.get(*index)?.as_ref()?;
+                    let recorded = partitions.get(*index)?.clone();
 
                     *index = index.saturating_add(1);
-                    return recorded.try_clone();
+                    return recorded;
                 }
             }
         }
     }
 
-    /// Returns whether the disk was removed when it had partitions that [`Self::next_device`] does
-    /// not return.
+    /// Returns whether [`Self::next_device`] may not return all partitions that the disk had when
+    /// it was removed: it had as many as are recorded, or more.
     pub(in crate::abstractions) fn may_lack_partitions(&self) -> bool {
         self.partitions.lock().last().is_some_and(Option::is_some)
     }
@@ -352,8 +356,7 @@ impl DiskState {
                 return Ok(false);
             }
         }
-        let part0 = self.part0.try_clone().ok_or(ENXIO)?;
-        Ok(list.push_within_capacity(part0).is_ok())
+        Ok(list.push_within_capacity(self.part0.clone()).is_ok())
     }
 
     /// Waits for all requests whose submission has begun. Sleeps.

@@ -31,7 +31,7 @@ impl DiskState {
     ///
     /// # Safety
     ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
+    /// `sb` must be valid and mounted, with `s_umount` held, or an active reference to it.
     pub(in crate::abstractions) unsafe fn may_be_used_by(
         &self,
         sb: *mut bindings::super_block,
@@ -52,13 +52,28 @@ impl DiskState {
         }
     }
 
+    /// Returns whether the `s_bdev` of a superblock is the disk or a partition of it. Does not
+    /// sleep.
+    ///
+    /// # Safety
+    ///
+    /// `sb` must be valid and mounted, with `s_umount` held, or an active reference to it.
+    pub(in crate::abstractions) unsafe fn has_super(&self, sb: *mut bindings::super_block) -> bool {
+        // SAFETY: By the safety requirements the superblock has its device open, if it has one. The
+        // disk of a device does not change.
+        unsafe {
+            let bdev = (*sb).s_bdev;
+            !bdev.is_null() && (*bdev).bd_disk == self.disk.as_ptr()
+        }
+    }
+
     /// Returns whether the removal of the disk shuts a superblock down, and evicts its files: it
     /// has opened the disk or a partition (`fs_bdev_file_open_by_dev()`). The holder is the
     /// superblock then, or its type. May sleep.
     ///
     /// # Safety
     ///
-    /// `sb` must be valid and mounted, with `s_umount` held.
+    /// `sb` must be valid and mounted, with `s_umount` held, or an active reference to it.
     pub(in crate::abstractions) unsafe fn shuts_down(
         &self,
         sb: *mut bindings::super_block,

@@ -158,8 +158,8 @@ impl<T: PagemapOperations> Owner<T> {
     /// ended:
     ///
     /// - No entry was made since.
-    /// - That walk has deleted all entries but those of pinned pages, and those of files that a
-    ///   thread wrote to or truncated.
+    /// - That walk has deleted all entries but those of pinned pages, those of files that a thread
+    ///   wrote to or truncated, and those of file systems that are being unmounted.
     /// - All pins are older than the closing. Files with such pins, or with faults that may have
     ///   led to one, were kept before the walk.
     ///

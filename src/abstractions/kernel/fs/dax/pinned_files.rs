@@ -111,7 +111,7 @@ impl PinnedFiles {
     ///
     /// - More files are pinned than there is memory to keep.
     /// - A program pins a page after this has looked at its file.
-    /// - A file system opens the disk after this has begun.
+    /// - A file system opens the disk after this has begun, or is being mounted then.
     ///
     /// [`Pagemap::close_to_mappings`]: super::Pagemap::close_to_mappings
     pub fn remove_disk<T: Operations>(

@@ -132,7 +132,8 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// which waits for pins. The number of files that can be kept is limited. If there are more,
     /// this waits and logs that it does.
     ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
+    /// systems with DAX that are under way.
     pub fn close_to_mappings(&mut self) -> Walked {
         self.0.refuse_mappings();
         self.0.unmap_files()
@@ -167,10 +168,10 @@ impl<T: PagemapOperations> Closed<T> {
     /// under way, writes dirty pages back, and deletes the entries of pages that are not pinned.
     /// Entries of files that a thread writes to or truncates stay until [`Revoked::revoke`].
     ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
-    /// page faults of files that may use the memory. Takes the inode lock (`i_rwsem`) of such files
-    /// if it is free, and the invalidate lock. So neither `mmap_lock` nor the locks that are taken
-    /// inside of page faults may be held.
+    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
+    /// systems with DAX that are under way, and for page faults of files that may use the memory.
+    /// Takes the inode lock (`i_rwsem`) of such files if it is free, and the invalidate lock. So
+    /// neither `mmap_lock` nor the locks that are taken inside of page faults may be held.
     pub fn revoke(self) -> (Revoked<T>, Walked) {
         let mut revoked = Revoked {
             owner: self.0,

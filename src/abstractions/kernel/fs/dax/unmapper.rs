@@ -66,7 +66,8 @@ pub struct Unmapper<T: PagemapOperations> {
 impl<T: PagemapOperations> Unmapper<T> {
     /// Unmaps all files that may use the memory, once. They can be mapped again.
     ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way.
+    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
+    /// systems with DAX that are under way.
     pub fn unmap_files(&self) {
         walk_files(&self.pgmap, &self.pool, |_, file, _| {
             file.unmap(&self.pgmap).0
@@ -78,8 +79,8 @@ impl<T: PagemapOperations> Unmapper<T> {
     /// but only for reading. Before each file `may_go_on` is called; the rest is left if it returns
     /// false.
     ///
-    /// Sleeps. Waits for mounts and unmounts of file systems with DAX that are under way, and for
-    /// page faults.
+    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
+    /// systems with DAX that are under way, and for page faults.
     ///
     /// # Errors
     ///
