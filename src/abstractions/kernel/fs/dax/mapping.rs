@@ -57,6 +57,15 @@ impl<'a> FileMapping<'a> {
         Self(NonNull::new(inode.mapping()), PhantomData)
     }
 
+    /// # Safety
+    ///
+    /// For `'a` the mapping must be that of an inode which is not freed.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) unsafe fn from_raw(mapping: *mut bindings::address_space) -> Self {
+        // INVARIANT: By the safety requirements. The owner of the inode stands for a reference.
+        Self(NonNull::new(mapping), PhantomData)
+    }
+
     pub(super) fn as_raw(&self) -> *mut bindings::address_space {
         self.0.map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
@@ -388,73 +397,21 @@ fn is_pinned(frames: &Range<u64>) -> bool {
 mod tests {
     use super::*;
     use crate::abstractions::kernel::fs::dax::testing::{
+        associate,
         pages,
-        Silent, //
+        Silent,
+        TestFile, //
     };
-    use kernel::types::Opaque;
 
-    /// The page cache of a file without an inode.
-    struct TestFile(Pin<KBox<Opaque<bindings::address_space>>>);
-
-    impl TestFile {
-        fn new() -> Result<Self> {
-            let init = Opaque::ffi_init(|slot: *mut bindings::address_space| {
-                // SAFETY: `slot` is valid for writing, and zeroes are a value of the type.
-                unsafe {
-                    slot.write_bytes(0, 1);
-                    bindings::xa_init_flags(addr_of_mut!((*slot).i_pages), 0);
-                }
-            });
-
-            Ok(Self(KBox::pin_init(init, GFP_KERNEL)?))
-        }
-
-        fn mapping(&self) -> FileMapping<'_> {
-            FileMapping(NonNull::new(self.0.get()), PhantomData)
-        }
-
-        /// Stores the entry of page 7, and returns whether the file may use the memory.
-        fn may_use(
-            &self,
-            frame: u64,
-            is_locked: bool,
-            pages: &PagemapInner<Silent>,
-        ) -> Result<bool> {
-            self.store(frame, is_locked)?;
-            Ok(self.mapping().may_use(pages))
-        }
-
-        /// Stores the entry of page 7.
-        fn store(&self, frame: u64, is_locked: bool) -> Result {
-            let entry = core::ptr::without_provenance_mut(Entry::value_of(frame, is_locked));
-            // SAFETY: The array was initialised. The entry is a value.
-            let old = unsafe {
-                bindings::xa_store(
-                    addr_of_mut!((*self.0.get()).i_pages),
-                    7,
-                    entry,
-                    bindings::GFP_KERNEL,
-                )
-            };
-            // SAFETY: The result of `xa_store()`.
-            kernel::error::to_result(unsafe { bindings::xa_err(old) })
-        }
-    }
-
-    impl Drop for TestFile {
-        fn drop(&mut self) {
-            // SAFETY: The array was initialised, and is not used after this.
-            unsafe { bindings::xa_destroy(addr_of_mut!((*self.0.get()).i_pages)) };
-        }
-    }
-
-    /// Associates a page frame of a pgmap with a file, or with none.
-    fn associate(frame: u64, mapping: *mut bindings::address_space) {
-        // SAFETY: The frame has a page, which nothing else knows.
-        unsafe {
-            let folio: *mut bindings::folio = bindings::pfn_to_page(frame as c_ulong).cast();
-            (*folio).__bindgen_anon_1.__bindgen_anon_1.mapping = mapping;
-        }
+    /// Stores an entry, and returns whether the file may use the memory.
+    fn may_use(
+        file: &TestFile,
+        frame: u64,
+        is_locked: bool,
+        pages: &PagemapInner<Silent>,
+    ) -> Result<bool> {
+        file.store(frame, is_locked)?;
+        Ok(file.mapping().may_use(pages))
     }
 
     #[test]
@@ -463,14 +420,14 @@ mod tests {
         let file = TestFile::new()?;
         let frame = other.frames().start + 3;
 
-        associate(frame, file.0.get());
-        let foreign = file.may_use(frame, false, &ours);
+        associate(frame, file.mapping().as_raw());
+        let foreign = may_use(&file, frame, false, &ours);
         // A fault under way may replace it by one of our frames.
-        let locked = file.may_use(frame, true, &ours);
-        let own = file.may_use(frame, false, &other);
-        let of_no_pgmap = file.may_use(0, false, &ours);
+        let locked = may_use(&file, frame, true, &ours);
+        let own = may_use(&file, frame, false, &other);
+        let of_no_pgmap = may_use(&file, 0, false, &ours);
         associate(frame, core::ptr::null_mut());
-        let of_another_file = file.may_use(frame, false, &ours);
+        let of_another_file = may_use(&file, frame, false, &ours);
 
         assert!(!foreign?);
         assert!(locked?);

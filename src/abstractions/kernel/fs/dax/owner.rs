@@ -69,9 +69,9 @@ pub enum User {
 ///
 /// The value of `pgmap` is not freed.
 pub(super) struct Owner<T: PagemapOperations> {
-    pgmap: ManuallyDrop<Counted<PagemapInner<T>>>,
+    pub(super) pgmap: ManuallyDrop<Counted<PagemapInner<T>>>,
     pool: Arc<InodePool>,
-    revocation: Revocation,
+    pub(super) revocation: Revocation,
     registered: ManuallyDrop<Registered>,
 }
 

@@ -82,13 +82,29 @@ impl Revocation {
         pool: &Arc<InodePool>,
         mode: LockMode,
     ) -> Walked {
+        self.record_walk(pgmap, mode, |revoke| {
+            let walked = walk_files(pgmap, pool, |_, file, _| {
+                let revoked = revoke(file);
+                revoked.nr_deleted.saturating_add(revoked.nr_kept)
+            });
+            pool.release(|inode| may_put(pgmap, inode));
+            walked
+        })
+    }
+
+    /// Calls `walk` with the function that revokes the memory from a file, and records the walk.
+    fn record_walk<T: PagemapOperations, R>(
+        &mut self,
+        pgmap: &PagemapInner<T>,
+        mode: LockMode,
+        walk: impl FnOnce(&mut dyn FnMut(FileMapping<'_>) -> FileRevoked) -> R,
+    ) -> R {
         let mut mismatch = false;
-        let walked = walk_files(pgmap, pool, |_, file, _| {
+        let result = walk(&mut |file| {
             let revoked = file.revoke(pgmap, mode);
             mismatch |= revoked.mismatch;
-            revoked.nr_deleted.saturating_add(revoked.nr_kept)
+            revoked
         });
-        pool.release(|inode| may_put(pgmap, inode));
 
         if self.record(mismatch) {
             pr_err!(
@@ -97,7 +113,7 @@ impl Revocation {
                 pgmap.reservation_name().first()
             );
         }
-        walked
+        result
     }
 
     /// Revokes the memory from the kept files, unless all files have to be walked through. Returns
@@ -229,4 +245,244 @@ impl FileMapping<'_> {
 fn is_associated(frames: &Range<u64>, mapping: *mut bindings::address_space) -> bool {
     // SAFETY: The frames are those of a pgmap whose owner is borrowed.
     unsafe { FolioUse::of(frames.start as c_ulong) }.is_in(mapping)
+}
+
+#[kunit_tests(pmem_rs_fs_dax_revocation)]
+mod tests {
+    use super::*;
+    use crate::abstractions::kernel::fs::dax::{
+        testing::{
+            associate,
+            associate_with_several,
+            pages,
+            Referenced,
+            Silent,
+            TestFile,
+            TestPagemap, //
+        },
+        Revoked,
+        User, //
+    };
+    use core::ptr::null_mut;
+
+    const NONE: FileRevoked = FileRevoked {
+        nr_deleted: 0,
+        nr_kept: 0,
+        mismatch: false,
+    };
+    const DELETED: FileRevoked = FileRevoked {
+        nr_deleted: 1,
+        ..NONE
+    };
+    const KEPT: FileRevoked = FileRevoked { nr_kept: 1, ..NONE };
+    const MISMATCH: FileRevoked = FileRevoked {
+        mismatch: true,
+        ..KEPT
+    };
+
+    /// Makes a walk that finds a file only.
+    pub(super) fn walk(revoked: &mut Revoked<Silent>, file: &TestFile) -> FileRevoked {
+        let owner = &mut revoked.owner;
+
+        owner
+            .revocation
+            .record_walk(&owner.pgmap, LockMode::Try, |revoke| revoke(file.mapping()))
+    }
+
+    #[test]
+    fn the_entry_of_an_idle_page_is_deleted() -> Result {
+        let ours = pages()?;
+        let file = TestFile::new()?;
+        let frame = ours.frames().start + 3;
+        let revoke = || file.mapping().revoke(&ours, LockMode::Try);
+
+        file.store(frame, false)?;
+        associate(frame, file.mapping().as_raw());
+        let of_one = revoke();
+        let is_left = file.mapping().has_frame(frame);
+        file.store(frame, false)?;
+        associate_with_several(frame, 1);
+        let of_several = revoke();
+        let again = revoke();
+
+        assert_eq!(of_one, DELETED);
+        assert!(!is_left);
+        assert_eq!(of_several, DELETED);
+        assert_eq!(again, NONE);
+        Ok(())
+    }
+
+    #[test]
+    fn the_entry_of_a_pinned_page_stays() -> Result {
+        let ours = pages()?;
+        let file = TestFile::new()?;
+        let frame = ours.frames().start + 3;
+        let revoke = || file.mapping().revoke(&ours, LockMode::Try);
+
+        file.store(frame, false)?;
+        associate(frame, file.mapping().as_raw());
+        let page = Referenced::new(&ours, 3);
+        let pinned = revoke();
+        let is_left = file.mapping().has_frame(frame);
+        drop(page);
+        let idle = revoke();
+
+        assert_eq!(pinned, KEPT);
+        assert!(is_left);
+        assert_eq!(idle, DELETED);
+        Ok(())
+    }
+
+    #[test]
+    fn an_entry_that_its_folio_does_not_confirm_stays() -> Result {
+        let ours = pages()?;
+        let (file, other) = (TestFile::new()?, TestFile::new()?);
+        let frame = ours.frames().start + 3;
+        let revoke = || file.mapping().revoke(&ours, LockMode::Try);
+
+        file.store(frame, false)?;
+        let of_none = revoke();
+        associate(frame, other.mapping().as_raw());
+        let of_another = revoke();
+        let page = Referenced::new(&ours, 3);
+        let pinned = revoke();
+        drop(page);
+        let is_left = file.mapping().has_frame(frame);
+        associate(frame, null_mut());
+
+        assert_eq!(of_none, MISMATCH);
+        assert_eq!(of_another, MISMATCH);
+        assert_eq!(pinned, MISMATCH);
+        assert!(is_left);
+        Ok(())
+    }
+
+    #[test]
+    fn an_entry_of_other_memory_keeps_its_dirty_mark() -> Result {
+        let (ours, other) = (pages()?, pages()?);
+        let file = TestFile::new()?;
+        let frame = other.frames().start + 3;
+        let revoke = || file.mapping().revoke(&ours, LockMode::Try);
+
+        file.store(frame, false)?;
+        file.set_dirty();
+        associate(frame, file.mapping().as_raw());
+        let of_one = revoke();
+        associate(frame, null_mut());
+        let of_none = revoke();
+        let is_dirty = file.is_dirty();
+
+        assert_eq!(of_one, NONE);
+        assert_eq!(of_none, NONE);
+        assert!(is_dirty);
+        Ok(())
+    }
+
+    #[test]
+    fn three_walks_in_a_row_with_a_mismatch_are_remembered() {
+        let mut revocation = Revocation::default();
+
+        for _ in 0..2 {
+            assert!(!revocation.record(true));
+            assert!(!revocation.record(true));
+            assert!(revocation.is_incomplete());
+            assert!(!revocation.record(false));
+            assert!(!revocation.is_incomplete());
+        }
+        assert!(!revocation.record(true));
+        assert!(!revocation.record(true));
+        // It is logged once.
+        assert!(revocation.record(true));
+        for mismatch in [true, false] {
+            assert!(!revocation.record(mismatch));
+            assert!(revocation.is_incomplete());
+        }
+    }
+
+    #[test]
+    fn memory_is_freed_after_a_mismatch_that_has_ended() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let file = TestFile::new()?;
+        let frame = pages.frames().start + 3;
+
+        file.store(frame, false)?;
+        pages.page_states.expose(3, 1);
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
+        revoked.revoke();
+        let mismatches = [walk(&mut revoked, &file), walk(&mut revoked, &file)];
+        let user = revoked.first_user();
+        let Err(mut revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        associate(frame, file.mapping().as_raw());
+        let deleted = walk(&mut revoked, &file);
+        let is_free = revoked.free().is_ok();
+
+        assert_eq!(mismatches, [MISMATCH; 2]);
+        assert_eq!(user, Some(User::PageCache));
+        assert_eq!(deleted, DELETED);
+        assert!(is_free);
+        drop(queue);
+        Ok(())
+    }
+}
+
+/// What these tests leak stays until reboot; see the suite `pmem_rs_x_misuse`. It also checks that
+/// the mismatches were logged.
+#[kunit_tests(pmem_rs_x_misuse_revocation)]
+mod misuse {
+    use super::{
+        tests::walk,
+        *, //
+    };
+    use crate::abstractions::kernel::fs::dax::{
+        testing::{
+            associate,
+            is_reserved,
+            pages,
+            use_page,
+            TestFile,
+            TestPagemap, //
+        },
+        User, //
+    };
+    use core::ptr::null_mut;
+
+    #[test]
+    fn memory_whose_entries_do_not_match_leaks() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let start = pages.data_start();
+        let file = TestFile::new()?;
+        let frame = pages.frames().start + 3;
+
+        file.store(frame, false)?;
+        pages.page_states.expose(3, 1);
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
+        revoked.revoke();
+        let mut mismatches = 0;
+        for _ in 0..MAX_MISMATCHES {
+            mismatches += u32::from(walk(&mut revoked, &file).mismatch);
+        }
+        // Too late: the entry that was wrong may not have been the only one.
+        associate(frame, file.mapping().as_raw());
+        let late = walk(&mut revoked, &file);
+        associate(frame, null_mut());
+        revoked.revoke();
+        let user = revoked.first_user();
+        let Err(revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        drop(revoked);
+
+        assert_eq!(mismatches, MAX_MISMATCHES);
+        assert_eq!(late.nr_deleted, 1);
+        assert_eq!(user, Some(User::PageCache));
+        assert!(is_reserved(start)?);
+        use_page(start);
+        // The leaked owner has a reference to it.
+        core::mem::forget(queue);
+        Ok(())
+    }
 }

@@ -187,7 +187,7 @@ impl<T: PagemapOperations> Closed<T> {
 
 /// The owner of a pgmap that was revoked from all files.
 pub struct Revoked<T: PagemapOperations> {
-    owner: Owner<T>,
+    pub(super) owner: Owner<T>,
     /// The last walk began while there were references to the pgmap, so another one is needed.
     walk_needed: bool,
     /// Page frames before this one are not in use.
@@ -295,10 +295,13 @@ impl<T: PagemapOperations> Deref for Revoked<T> {
 mod tests {
     use super::*;
     use crate::abstractions::{
-        bindings,
         kernel::fs::dax::testing::{
+            associate,
+            associate_with_several,
             pages,
             pages_on_medium,
+            Referenced,
+            TestFile,
             TestPagemap, //
         },
         kernel_ext::sync::completion::Completion, //
@@ -307,27 +310,6 @@ mod tests {
         str::CString,
         sync::Arc, //
     };
-
-    /// A page of a pgmap that has a reference.
-    struct Referenced(*mut bindings::page);
-
-    impl Referenced {
-        fn new<T: PagemapOperations>(pages: &PagemapInner<T>, pgoff: u64) -> Self {
-            // SAFETY: The frame has a page, which nothing else knows.
-            let page = unsafe { bindings::pfn_to_page((pages.frames().start + pgoff) as c_ulong) };
-            // SAFETY: The page stays until the test is over; the count is that of a page that was
-            // just mapped.
-            unsafe { (*page)._refcount.counter = 1 };
-            Self(page)
-        }
-    }
-
-    impl Drop for Referenced {
-        fn drop(&mut self) {
-            // SAFETY: The page is there, since it was in use until now.
-            unsafe { (*self.0)._refcount.counter = 0 };
-        }
-    }
 
     #[test]
     fn memory_that_was_never_exposed_goes_when_it_is_dropped() -> Result {
@@ -391,6 +373,37 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_a_file_keeps_revoked_memory() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let frame = pages.frames().start + 5;
+        let file = TestFile::new()?;
+
+        pages.page_states.expose(5, 1);
+        // No walk finds the file. The page has no reference.
+        associate(frame, file.mapping().as_raw());
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
+        revoked.revoke();
+        let of_a_file = revoked.first_user();
+        let Err(mut revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        associate_with_several(frame, 1);
+        let of_several = revoked.first_user();
+        let Err(revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        associate_with_several(frame, 0);
+        let is_free = revoked.free().is_ok();
+
+        assert_eq!(of_a_file, Some(User::PageCache));
+        assert_eq!(of_several, Some(User::PageCache));
+        assert!(is_free);
+        drop(queue);
+        Ok(())
+    }
+
+    #[test]
     fn dropped_memory_with_its_pages_on_the_media_waits_for_its_users() -> Result {
         let TestPagemap { pages, queue } = pages_on_medium()?;
         let (start, len) = (pages.data_start(), pages.size() as u64);
@@ -439,7 +452,6 @@ mod tests {
 mod misuse {
     use super::*;
     use crate::abstractions::{
-        bindings,
         kernel::{
             dax::{
                 self,
@@ -449,16 +461,15 @@ mod misuse {
                 ReadLocked, //
             },
             fs::dax::testing::{
+                is_reserved,
                 pages,
+                use_page,
                 TestPagemap, //
             }, //
         },
         kernel_ext::iov::IterSource, //
     };
-    use kernel::{
-        str::CString,
-        sync::Arc, //
-    };
+    use kernel::sync::Arc;
 
     struct Memory;
 
@@ -496,24 +507,6 @@ mod misuse {
 
     fn device<P: PagemapOperations>(pages: &Pagemap<P>) -> Result<dax::Registration<Memory, P>> {
         dax::Registration::new(Arc::new(Memory, GFP_KERNEL)?, pages.reference(), PROPERTIES)
-    }
-
-    /// Returns whether the range of a pgmap is still reserved, as that of a leaked one is.
-    fn is_reserved(start: u64) -> Result<bool> {
-        let name = CString::try_from_fmt(fmt!("pmem_rs test"))?;
-
-        Ok(MemRegion::request(start, 4096, name).is_err())
-    }
-
-    /// Writes to the memory map of a leaked range, as a fault between `dax_read_unlock` and
-    /// `dax_insert_entry` does.
-    fn use_page(start: u64) {
-        // SAFETY: The range was leaked, so its pages stay until reboot. No other test uses it.
-        unsafe {
-            let page = bindings::pfn_to_page((start >> kernel::page::PAGE_SHIFT) as c_ulong);
-            (*page)._refcount.counter = 1;
-            (*page)._refcount.counter = 0;
-        }
     }
 
     #[test]
