@@ -42,6 +42,21 @@ impl Code {
                 module.is_null() || unsafe { bindings::module_refcount(module) } > 0
             })
     }
+
+    /// Takes a reference to the module, if it is loaded, as something does that uses it. Does not
+    /// sleep.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(in crate::abstractions) fn get(&self) -> Option<core::ptr::NonNull<bindings::module>> {
+        let mut found = None;
+
+        find(self.module, |module| {
+            // SAFETY: The module is in sysfs. It has not been freed, or is null, which is allowed.
+            let got = unsafe { bindings::try_module_get(module) };
+            found = core::ptr::NonNull::new(module).filter(|_| got);
+            got
+        });
+        found
+    }
 }
 
 /// Returns whether sysfs has a module of this name for which `f` returns true. `f` is called under

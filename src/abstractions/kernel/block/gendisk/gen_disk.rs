@@ -440,6 +440,10 @@ pub struct RemovedDisk(());
 mod tests {
     use super::*;
     use crate::abstractions::kernel::block::gendisk::{
+        keepers::{
+            is_any_loaded,
+            testing::UsedKeeper, //
+        },
         BlockDevice,
         FrozenDevice, //
     };
@@ -456,6 +460,17 @@ mod tests {
             operations::BoolAttribute, //
         }, //
     };
+    use crate::abstractions::kernel::fs::dax::{
+        testing::{
+            pages,
+            Silent,
+            TestPagemap, //
+        },
+        Pagemap,
+        Revoked,
+        User, //
+    };
+    use core::ptr::null;
     use kernel::{
         faux,
         page::PAGE_SIZE,
@@ -643,6 +658,101 @@ mod tests {
             tries += 1;
         }
         assert!(Registered::count() <= before);
+        Ok(())
+    }
+
+    /// A claim of a disk without holder operations, as those of device-mapper.
+    struct PlainClaim(NonNull<bindings::file>);
+
+    impl PlainClaim {
+        fn new<T: Operations>(disk: &Registration<T>) -> Result<Self> {
+            let holder = c"pmem_rs test".as_char_ptr().cast_mut().cast();
+
+            // SAFETY: The disk was added. The holder is static, and is only compared.
+            let file = from_err_ptr(unsafe {
+                let number = (*(*disk.disk.as_raw()).part0).bd_dev;
+                bindings::bdev_file_open_by_dev(number, bindings::BLK_OPEN_READ, holder, null())
+            })?;
+            NonNull::new(file).map(Self).ok_or(ENXIO)
+        }
+    }
+
+    impl Drop for PlainClaim {
+        fn drop(&mut self) {
+            // SAFETY: The file was opened, and is not used after this. Tests run in threads of the
+            // kernel, with no locks held. device-mapper does the same (`close_table_device()`).
+            unsafe { bindings::__fput_sync(self.0.as_ptr()) };
+        }
+    }
+
+    /// Memory that was exposed and revoked, and was found by a disk that is removed by now.
+    fn revoked_memory(
+        pages: Pagemap<Silent>,
+        with_disk: impl FnOnce(&Registration<Counter>) -> Result,
+    ) -> Result<Revoked<Silent>> {
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let disk = disk(counter()?, 512)?;
+
+        pages.set_host(disk.state())?;
+        let disk = disk.register(faux.as_ref().as_ref())?;
+        with_disk(&disk)?;
+        pages.page_states.expose(0, 1);
+        drop(disk);
+        let (mut revoked, _) = pages.close().revoke();
+        revoked.wait_for(User::Reference, 1000);
+        revoked.revoke();
+        Ok(revoked)
+    }
+
+    #[test]
+    fn a_claim_keeps_memory_while_a_keeper_is_loaded() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let mut claim = None;
+        let mut revoked = revoked_memory(pages, |disk| {
+            claim = Some(PlainClaim::new(disk)?);
+            Ok(())
+        })?;
+
+        // A claim of other code keeps no address. The module stays loaded, and may be already.
+        let was_loaded = is_any_loaded();
+        let before = revoked.first_user();
+        let keeper = UsedKeeper::load()?;
+        let claimed = revoked.first_user();
+        let Err(mut revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        // The keeper may be above another table, by which it has got the address.
+        drop(claim);
+        let claim_has_ended = revoked.first_user();
+        let Err(mut revoked) = revoked.free() else {
+            return Err(EINVAL);
+        };
+        drop(keeper);
+        let unused = revoked.first_user();
+        let is_free = revoked.free().is_ok();
+
+        assert_eq!(before, was_loaded.then_some(User::Keeper));
+        assert_eq!(claimed, Some(User::Keeper));
+        assert_eq!(claim_has_ended, Some(User::Keeper));
+        assert_eq!(unused, None);
+        assert!(is_free);
+        drop(queue);
+        Ok(())
+    }
+
+    #[test]
+    fn a_keeper_of_something_else_keeps_no_memory() -> Result {
+        let TestPagemap { pages, queue } = pages()?;
+        let keeper = UsedKeeper::load()?;
+        let mut revoked = revoked_memory(pages, |_| Ok(()))?;
+
+        let user = revoked.first_user();
+        let is_free = revoked.free().is_ok();
+
+        assert_eq!(user, None);
+        assert!(is_free);
+        drop(keeper);
+        drop(queue);
         Ok(())
     }
 

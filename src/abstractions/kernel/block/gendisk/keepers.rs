@@ -32,3 +32,43 @@ pub(super) fn is_any_loaded() -> bool {
 pub(super) fn is_any_in_use() -> bool {
     KEEPERS.iter().any(Code::is_in_use)
 }
+
+/// A keeper, for tests.
+#[cfg(CONFIG_KUNIT = "y")]
+pub(super) mod testing {
+    use super::KEEPERS;
+    use crate::abstractions::bindings;
+    use core::ptr::NonNull;
+    use kernel::prelude::*;
+
+    /// The module of a keeper, which is loaded, and in use until this is dropped.
+    ///
+    /// # Invariants
+    ///
+    /// `self` owns one reference to the module.
+    pub(in crate::abstractions) struct UsedKeeper(NonNull<bindings::module>);
+
+    impl UsedKeeper {
+        /// Loads the module. It stays loaded.
+        pub(in crate::abstractions) fn load() -> Result<Self> {
+            let keeper = KEEPERS.first().ok_or(EINVAL)?;
+
+            // SAFETY: The name is a string, as the format needs it.
+            let status = unsafe {
+                bindings::__request_module(true, c"%s".as_char_ptr(), keeper.module.as_char_ptr())
+            };
+            if status != 0 {
+                return Err(ENODEV);
+            }
+            // INVARIANT: The reference was just taken.
+            keeper.get().map(Self).ok_or(ENODEV)
+        }
+    }
+
+    impl Drop for UsedKeeper {
+        fn drop(&mut self) {
+            // SAFETY: By the type invariant `self` owns the reference.
+            unsafe { bindings::module_put(self.0.as_ptr()) };
+        }
+    }
+}
