@@ -40,8 +40,6 @@
 //!   module that was unloaded.
 //! - Tables of devices of the kernel crate, such as `OF_ID_TABLE` of a platform driver. They are of
 //!   the safe trait `IdTable`, whose method may return any pointer.
-//! - `AsRef<device::Device>` of an nd device, which the macros for messages need. Safe code can
-//!   keep an `ARef` of it beyond the binding, and nd devices must not outlive their bus.
 //! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`].
 //!   The store is an oops then, as it is in the C driver. So is the read of a [`PmemSlice`] on CPUs
 //!   without a copy that survives machine checks.

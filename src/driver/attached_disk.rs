@@ -94,14 +94,13 @@ impl<'bound> AttachedDisk<'bound> {
         let data = reference.physical_range();
 
         let block_size = namespace.sector_size().unwrap_or_else(|asked| {
-            dev_warn!(
-                dev,
+            dev.warn(fmt!(
                 "the label asks for sectors of {} bytes, which do not exist; they have 512. \
                  `ndctl create-namespace -f -e {} --sector-size=512` recreates the namespace \
                  with 512\n",
                 asked,
                 namespace.name()
-            );
+            ));
             512
         });
         let pmem = Arc::pin_init(
@@ -155,7 +154,7 @@ impl<'bound> AttachedDisk<'bound> {
 
         let has_flush = region.has_flush().filter(|_| HAS_FLUSHCACHE);
         if has_flush.is_none() {
-            dev_warn!(dev, "unable to guarantee persistence of writes\n");
+            dev.warn(fmt!("unable to guarantee persistence of writes\n"));
         }
         let capabilities = Capabilities {
             fua: has_flush.unwrap_or(false),
@@ -166,11 +165,11 @@ impl<'bound> AttachedDisk<'bound> {
             dax.set_host(&disk)?;
         }
 
-        let disk = disk.register(dev.as_ref())?;
+        let disk = dev.add_disk(disk)?;
         disk.set_read_only(read_only);
         match disk.attribute(c"badblocks") {
             Some(attribute) => disk.data().memory.badblocks().set_attribute(attribute),
-            None => dev_warn!(dev, "'badblocks' notification disabled\n"),
+            None => dev.warn(fmt!("'badblocks' notification disabled\n")),
         }
 
         // Added before `set_bound`: from then on the worker may remove it.

@@ -74,7 +74,7 @@ impl<'bound> Binding<'bound> {
             Kind::Pfn if is_kdump_kernel() => {
                 let enabled = enable(namespace)?;
                 let data = data_of_pfn(dev, &enabled)?;
-                dev_info!(dev, "a disk without DAX, since this is a kdump kernel\n");
+                dev.info(fmt!("a disk without DAX, since this is a kdump kernel\n"));
 
                 (
                     enabled.disable(),

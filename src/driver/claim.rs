@@ -58,11 +58,10 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
         Err(err) if err == EIO && class == Some(ClaimClass::None) => {
-            dev_warn!(
-                dev,
+            dev.warn(fmt!(
                 "the medium is bad where an info block would be; \
                  the label says that there is none\n"
-            );
+            ));
             return Ok(Claim::Raw);
         }
         // If the namespace were bound as raw, a write would destroy the data.
@@ -91,11 +90,10 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
         Err(SetupError::InfoBlock(_, InfoBlockError::Foreign))
             if class == Some(ClaimClass::None) =>
         {
-            dev_info!(
-                dev,
+            dev.info(fmt!(
                 "there is an info block of another namespace; \
                  the label says that this one has none\n"
-            );
+            ));
             return Ok(Claim::Raw);
         }
         Err(SetupError::InfoBlock(_, error)) => error,

@@ -172,10 +172,9 @@ impl ExceptList {
 
 /// Logs that a device is left to other drivers.
 fn left_to_others(dev: &Device<Core<'_>>) -> ProbeError {
-    dev_info!(
-        dev,
+    dev.info(fmt!(
         "left to other drivers, as `except` says (/sys/bus/nd/drivers/pmem_rs/except)\n"
-    );
+    ));
     ProbeError::silent(ENODEV, fmt!("left to other drivers, as `except` says"))
 }
 

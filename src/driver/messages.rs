@@ -189,15 +189,14 @@ fn release(dev: &Device<Core<'_>>) -> &'static str {
 /// Logs that writes to a device are refused or permitted, because its region has changed.
 pub fn report_read_only(dev: &Device<Bound>, read_only: bool) {
     if read_only {
-        dev_info!(
-            dev,
+        dev.info(fmt!(
             "the region is read-only: writes are refused until 0 is written to \
              /sys/bus/nd/devices/{}/../read_only. If an NVDIMM is unarmed, what is written then is \
              lost when the power fails\n",
             dev.name()
-        );
+        ));
     } else {
-        dev_info!(dev, "the region is writable again\n");
+        dev.info(fmt!("the region is writable again\n"));
     }
 }
 

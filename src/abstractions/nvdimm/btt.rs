@@ -62,7 +62,7 @@ impl<'bound> Namespace<'bound> {
         // medium since: the btt device has claimed the namespace.
         to_result(unsafe { bindings::nvdimm_namespace_attach_btt(namespace.ndns().as_ptr()) })?;
 
-        let generic: &device::Device<Bound> = dev.as_ref();
+        let generic = dev.generic();
         // If this fails, the btt is detached at once.
         devres::register(generic, DetachBtt(generic.into()), GFP_KERNEL)?;
 

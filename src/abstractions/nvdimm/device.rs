@@ -5,6 +5,10 @@
 use super::region::Region;
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::{
+    block::gendisk::{
+        self,
+        GenDisk, //
+    },
     numa::Node,
     pm::{
         SleepDevice,
@@ -18,6 +22,7 @@ use kernel::{
         self,
         Bound, //
     },
+    fmt,
     prelude::*,
     sync::Arc,
     types::Opaque, //
@@ -38,6 +43,35 @@ pub enum Kind {
 ///
 /// These are the devices that [`DeviceTypes::NAMESPACE`](super::DeviceTypes::NAMESPACE) selects.
 ///
+/// The release functions of libnvdimm (`namespace_pmem_release()`, `nd_pfn_release()`,
+/// `nd_btt_release()`) write to the region. A device has no reference to its region once it was
+/// deleted. So the last reference to the device must not be put after that, and safe code gets no
+/// reference that it could keep. That is why the device is no `AsRef<device::Device>`, and why
+/// there are functions for messages in place of `dev_err!` and the like.
+///
+/// # Examples
+///
+/// ```compile_fail,E0277
+/// use kernel::{
+///     device,
+///     sync::aref::ARef, //
+/// };
+/// use pmem_rs::abstractions::nvdimm::Device;
+///
+/// fn keep(dev: &Device) -> ARef<device::Device> {
+///     AsRef::<device::Device>::as_ref(dev).into()
+/// }
+/// ```
+///
+/// ```compile_fail,E0277
+/// use kernel::sync::aref::ARef;
+/// use pmem_rs::abstractions::nvdimm::Device;
+///
+/// fn keep(dev: &Device) -> ARef<Device> {
+///     dev.into()
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// A [`Device`] represents a valid `struct device` of one of these kinds, whose parent is a region.
@@ -50,6 +84,30 @@ pub struct Device<Ctx: device::DeviceContext = device::Normal>(
 impl<Ctx: device::DeviceContext> Device<Ctx> {
     pub(super) fn as_raw(&self) -> *mut bindings::device {
         self.0.get()
+    }
+
+    /// Returns the device as one of any bus. No reference to it may be kept when it is unbound.
+    pub(super) fn generic(&self) -> &device::Device<Ctx> {
+        let ptr: *const Self = self;
+
+        // SAFETY: Both are transparent wrappers of `struct device`, and by the type invariant it is
+        // valid.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// Logs an error of the device, as `dev_err!` does.
+    pub fn err(&self, message: fmt::Arguments<'_>) {
+        self.generic().pr_err(message);
+    }
+
+    /// Logs a warning about the device, as `dev_warn!` does.
+    pub fn warn(&self, message: fmt::Arguments<'_>) {
+        self.generic().pr_warn(message);
+    }
+
+    /// Logs a message about the device, as `dev_info!` does.
+    pub fn info(&self, message: fmt::Arguments<'_>) {
+        self.generic().pr_info(message);
     }
 
     /// Returns the name, as in sysfs.
@@ -123,6 +181,14 @@ impl Device<Bound> {
         unsafe { Region::from_raw(bindings::to_nd_region((*self.as_raw()).parent)) }
     }
 
+    /// Adds a disk below the device, as [`GenDisk::register`] does.
+    pub fn add_disk<T: gendisk::Operations>(
+        &self,
+        disk: GenDisk<T>,
+    ) -> Result<gendisk::Registration<T>> {
+        disk.register(self.generic())
+    }
+
     /// Adds a [`SleepDevice`] below the device of the provider, which has registered the bus.
     /// Sleeps. Returns [`None`] if the provider has no device.
     ///
@@ -154,16 +220,6 @@ impl Device<Bound> {
 // SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic
 // argument.
 kernel::impl_device_context_deref!(unsafe { Device });
-
-impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
-    fn as_ref(&self) -> &device::Device<Ctx> {
-        let ptr: *const Self = self;
-
-        // SAFETY: Both are transparent wrappers of `struct device`, and by the type invariant it is
-        // valid.
-        unsafe { &*ptr.cast() }
-    }
-}
 
 // SAFETY: A `Device` can be released from any thread.
 unsafe impl Send for Device {}

@@ -106,7 +106,7 @@ pub enum Event {
 ///     ) -> impl PinInit<Self::Data<'bound>, ProbeError> + 'bound {
 ///         let claim = || {
 ///             if dev.kind() == Kind::Namespace && namespace.enable()?.claim()? == Claim::Claimed {
-///                 dev_info!(dev, "claimed\n");
+///                 dev.info(fmt!("claimed\n"));
 ///             }
 ///             Err(ENXIO.into())
 ///         };
@@ -119,7 +119,7 @@ pub enum Event {
 ///     }
 ///
 ///     fn notify<'bound>(dev: &'bound Device<Core<'_>>, _this: Pin<&()>, event: Event) {
-///         dev_info!(dev, "{:?}\n", event);
+///         dev.info(fmt!("{:?}\n", event));
 ///     }
 /// }
 ///
@@ -395,11 +395,11 @@ impl<T: Driver> Adapter<T> {
 
         // SAFETY: The closure does what the initializer does.
         let data = unsafe { pin_init_from_closure(slot_init) };
-        dev.as_ref()
+        dev.generic()
             .set_drvdata(data)
             .map_err(|err| failure.unwrap_or(err.into()))?;
         // SAFETY: The data was just set.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        let data = unsafe { dev.generic().drvdata_borrow::<T::Data<'_>>() };
         Ok(Shown::Bound(T::mode(data), T::state(data)))
     }
 
@@ -417,7 +417,7 @@ impl<T: Driver> Adapter<T> {
     /// [`Self::bind`] must have set the data of the device.
     unsafe fn unbind(dev: &Device<CoreInternal<'_>>) {
         // SAFETY: By the safety requirements. The driver core drops the data later.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        let data = unsafe { dev.generic().drvdata_borrow::<T::Data<'_>>() };
 
         T::unbind(dev, data);
     }
@@ -428,7 +428,7 @@ impl<T: Driver> Adapter<T> {
 
         // SAFETY: The bus calls this only for devices with a driver, so `probe_callback` has set
         // the data. The device lock is held, so the device is not unbound meanwhile.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        let data = unsafe { dev.generic().drvdata_borrow::<T::Data<'_>>() };
 
         T::shutdown(dev, data);
     }
@@ -440,7 +440,7 @@ impl<T: Driver> Adapter<T> {
             bindings::nvdimm_event_NVDIMM_REVALIDATE_POISON => Event::RevalidatePoison,
             bindings::nvdimm_event_NVDIMM_REVALIDATE_REGION => Event::RevalidateRegion,
             _ => {
-                dev_warn!(dev, "ignoring unknown event {}\n", event);
+                dev.warn(fmt!("ignoring unknown event {}\n", event));
                 return;
             }
         };
@@ -448,7 +448,7 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: `nd_device_notify()` calls this only for devices with a driver, so
         // `probe_callback` has set the data. It holds the device lock, so the device is not unbound
         // meanwhile.
-        let data = unsafe { dev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        let data = unsafe { dev.generic().drvdata_borrow::<T::Data<'_>>() };
 
         T::notify(dev, data, event);
     }

@@ -146,13 +146,12 @@ impl<'bound> Namespace<'bound> {
     pub(super) fn enable_bytes(self, len: ResourceSize) -> Result<EnabledNamespace<'bound>> {
         let size = self.size()?;
         if size < len {
-            dev_err!(
-                self.device().as_ref(),
+            self.device().err(fmt!(
                 "{} has {} bytes, and needs {} at least: make it larger where it is configured\n",
                 self.name(),
                 size,
                 len
-            );
+            ));
             return Err(EINVAL);
         }
 

@@ -27,7 +27,7 @@ pub(super) fn make_info_block(dev: &Device<Bound>) -> Result {
     let mut buffer = KBox::new([0_u8; LEN], GFP_KERNEL)?;
     let pfn_sb = buffer.as_mut_ptr().cast::<bindings::nd_pfn_sb>();
 
-    devres::register(dev.as_ref(), buffer, GFP_KERNEL)?;
+    devres::register(dev.generic(), buffer, GFP_KERNEL)?;
     // SAFETY: The device is a pfn device that is being bound. The attributes are read with the
     // device lock held, and only while there is a driver. devres frees the buffer before the device
     // has none any more, with the lock held.

@@ -23,7 +23,7 @@ impl ProbeError {
     /// Logs the reason as an error of the device. Allocates memory to keep it; if there is none,
     /// only the number of the error is shown. May sleep.
     pub fn logged(dev: &Device<Core<'_>>, err: Error, reason: fmt::Arguments<'_>) -> Self {
-        dev_err!(dev, "{}\n", reason);
+        dev.err(fmt!("{}\n", reason));
         Self::silent(err, reason)
     }
 

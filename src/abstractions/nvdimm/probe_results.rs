@@ -123,11 +123,10 @@ impl Shown {
             // SAFETY: By the safety requirements.
             .and_then(|(lines, state)| unsafe { Status::new(dev, directory, lines, state) })
             .inspect_err(|err: &Error| {
-                dev_warn!(
-                    dev,
+                dev.warn(fmt!(
                     "the result of the probe is not shown in sysfs (error {})\n",
                     err.to_errno()
-                );
+                ));
             })
             .ok()
     }
@@ -295,22 +294,20 @@ impl ProbeResults {
         match reserve() {
             Ok(reserved) => {
                 *reservation = Some(reserved);
-                dev_warn!(
-                    dev,
+                dev.warn(fmt!(
                     "this driver is kept off: {} has refused this device, and has logged the \
                      reason\n",
                     self.name
-                );
+                ));
             }
             // The other driver cannot use the range either.
             Err(err) if err == EBUSY => {}
-            Err(err) => dev_err!(
-                dev,
+            Err(err) => dev.err(fmt!(
                 "this driver cannot be kept off a device that {} has refused (error {}): unbind it \
                  before anything is written to its disk\n",
                 self.name,
                 err.to_errno()
-            ),
+            )),
         }
     }
 

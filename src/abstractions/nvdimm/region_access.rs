@@ -86,6 +86,21 @@ use kernel::{
 /// }
 /// ```
 ///
+/// The device cannot be kept either:
+///
+/// ```compile_fail,E0624
+/// use kernel::{
+///     device::Device,
+///     prelude::*,
+///     sync::aref::ARef, //
+/// };
+/// use pmem_rs::abstractions::nvdimm::RegionAccess;
+///
+/// fn keep(region: &RegionAccess) -> Result<ARef<Device>> {
+///     region.with_device(|dev| ARef::from(dev))
+/// }
+/// ```
+///
 /// The functions that send uevents need a device that is not being deleted, which a reference does
 /// not prove. So they are private:
 ///
@@ -138,7 +153,7 @@ impl RegionAccess {
             GFP_KERNEL,
         )?;
 
-        devres::register(dev.as_ref(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
+        devres::register(dev.generic(), RevokeOnUnbind(access.clone()), GFP_KERNEL)?;
         Ok(access)
     }
 
