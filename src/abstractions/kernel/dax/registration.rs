@@ -49,6 +49,18 @@ pub struct Properties {
 /// was removed or not. Otherwise `kill_dax()` would call the failure handler of the file system.
 /// That of xfs must not run while xfs is being unmounted (`docs/kernel-bugs.md`).
 ///
+/// # Examples
+///
+/// A driver cannot release the holder of a device that is alive:
+///
+/// ```compile_fail,E0624
+/// use pmem_rs::abstractions::kernel::dax::Handle;
+///
+/// fn release(device: &Handle) {
+///     device.release_holder();
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// The device of `handle` was made by `alloc_dax` with `private`, a box in its raw form, as its

@@ -85,6 +85,21 @@ use kernel::{
 /// }
 /// ```
 ///
+/// A file is revoked from by the walk only, which takes the range of the pgmap:
+///
+/// ```compile_fail,E0603
+/// use pmem_rs::abstractions::kernel::fs::dax::mapping::FileMapping;
+/// ```
+///
+/// ```compile_fail,E0061
+/// use pmem_rs::abstractions::kernel::fs::dax::Closed;
+/// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
+///
+/// fn revoke<T: PagemapOperations>(closed: Closed<T>) {
+///     let _ = closed.revoke(&(0..u64::MAX));
+/// }
+/// ```
+///
 /// A closed pgmap cannot be used as an open one:
 ///
 /// ```compile_fail,E0382
