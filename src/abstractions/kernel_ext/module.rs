@@ -503,3 +503,19 @@ mod tests {
         Ok(())
     }
 }
+
+/// After this the module cannot be unloaded to the end, so it has a boot of its own (suite
+/// `misuse`), which checks that the exit waits and logs it.
+#[kunit_tests(pmem_rs_x_exit)]
+mod misuse {
+    use super::*;
+
+    #[test]
+    fn a_forgotten_registration_is_counted() -> Result {
+        let before = REGISTRATIONS.count();
+
+        core::mem::forget(Registered::new()?);
+        assert!(REGISTRATIONS.count() > before);
+        Ok(())
+    }
+}

@@ -18,6 +18,8 @@ pub const SUITE: Suite = Suite {
 };
 /// The suite that retires ranges until reboot.
 pub const MISUSE: &str = "misuse";
+/// The suite that forgets a registration.
+pub const MISUSE_EXIT: &str = "misuse_exit";
 
 /// The kernel's results, one folder for each suite. Suites of the kernel are there too.
 const RESULTS: &str = "/sys/kernel/debug/kunit";
@@ -50,7 +52,7 @@ impl Case {
 
 /// Whether the kernel runs test cases of the module when a suite loads it.
 pub fn is_run_by(suite: &Suite) -> bool {
-    [SUITE.name, MISUSE].contains(&suite.name)
+    [SUITE.name, MISUSE, MISUSE_EXIT].contains(&suite.name)
 }
 
 /// Returns the results of all test cases of the module that have run.

@@ -67,6 +67,8 @@ impl Boot {
             "kunit.filter_glob=pmem_rs_[!x]*"
         } else if self.suite == MISUSE.name {
             "kunit.filter_glob=pmem_rs_x_misuse*"
+        } else if self.suite == MISUSE_EXIT {
+            "kunit.filter_glob=pmem_rs_x_exit*"
         } else {
             WITHOUT_KUNIT
         }
@@ -292,13 +294,18 @@ const WITH_RESERVED_NODE: Machine = Machine {
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
 /// KUnit suites that leak ranges until reboot, and two kinds of persistent memory that must stay
 /// intact.
-const MISUSE: Suite = simple(
-    Machine {
+const MISUSE: Suite = Suite {
+    name: "misuse",
+    machine: Machine {
         kernel_words: "memmap=512M!1G",
         ..ONE
     },
-    &[Boot::off("misuse")],
-);
+    alone: false,
+    boots: &[Boot::off("misuse"), Boot::off(MISUSE_EXIT)],
+};
+/// The boot of the KUnit suite after which the module cannot be unloaded to the end.
+const MISUSE_EXIT: &str = "misuse_exit";
+
 /// In the order of their run: the basic suites come first. Not every kernel can run all
 /// (`needs.rs`).
 const ALL: &[Suite] = &[

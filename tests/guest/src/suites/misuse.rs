@@ -3,15 +3,19 @@
 //! A kernel in which safe code of the module was wrong: it has run the KUnit suite
 //! `pmem_rs_x_misuse`, which drops and forgets values in the wrong order. Leaked ranges stay until
 //! reboot, so the module does too, and everything else works.
+//!
+//! In another boot it has run `pmem_rs_x_exit`, which forgets a registration without a range.
 
 use std::fs;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::{Suite, Test};
-use crate::command::{run, run_expecting_failure};
+use crate::command::{command, run, run_expecting_failure};
 use crate::disk::{Access, Disk};
 use crate::filesystem::FileSystem::Ext4;
 use crate::kunit;
@@ -29,10 +33,17 @@ pub const SUITE: Suite = Suite {
     name: kunit::MISUSE,
     tests: &[
         Test::new("ranges_stay", ranges_stay),
+        Test::new("mismatches_are_logged", mismatches_are_logged),
         Test::new("module_stays", module_stays),
         Test::new("pages_fail", pages_fail),
         Test::new("devices_work", devices_work),
     ],
+};
+
+pub const EXIT: Suite = Suite {
+    name: kunit::MISUSE_EXIT,
+    // The module cannot be loaded again after it.
+    tests: &[Test::step("exit_waits", exit_waits)],
 };
 
 /// The name and the size in `/proc/iomem` of the ranges of the module's own tests.
@@ -41,6 +52,14 @@ const LEN: u64 = 128 << 20;
 /// The warning of the module about a leaked range, unless the range was forgotten.
 const WARNING: &str =
     "may be in use and was not revoked: it stays mapped and reserved until reboot";
+
+/// The message about a range whose entries in page caches do not match its folios.
+const MISMATCH: &str = "entries of page caches do not match their folios. The range stays mapped \
+                        and reserved until reboot";
+/// The message about an unloading that waits.
+const WAITING: &str = "module exit waits: ";
+/// How long an unloading may take until it waits.
+const UNLOAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// The start addresses of leaked ranges.
 fn ranges() -> Result<Vec<u64>> {
@@ -84,6 +103,17 @@ fn ranges_stay(_: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// One case leaks its range because of mismatches, and the log says so, once.
+fn mismatches_are_logged(_: &mut Lab) -> Result<()> {
+    let log = run("busybox", &["dmesg"])?;
+    let found: Vec<_> = log.lines().filter(|line| line.contains(MISMATCH)).collect();
+    ensure!(
+        matches!(found[..], [line] if line.contains(&format!("{NAME}: "))),
+        "the mismatches of one range were logged as {found:#?}"
+    );
+    Ok(())
+}
+
 /// The number of warnings about leaked ranges.
 fn warnings() -> Result<usize> {
     let log = run("busybox", &["dmesg"])?;
@@ -117,6 +147,44 @@ fn module_stays(lab: &mut Lab) -> Result<()> {
     for region in &regions {
         region.enable_region()?;
     }
+    Ok(())
+}
+
+/// A module with a forgotten registration is unloaded, but for its text: its exit waits for ever,
+/// and the log says so.
+fn exit_waits(lab: &mut Lab) -> Result<()> {
+    ensure!(!lab.driver.devices()?.is_empty(), "there are no devices");
+    let mut messages = Messages::from_now()?;
+    // It cannot be killed, and is not waited for.
+    let mut rmmod = command("rmmod").arg(lab.driver.name()).spawn()?;
+    let deadline = Instant::now() + UNLOAD_LIMIT;
+    let said = loop {
+        let mut lines = messages.so_far()?.iter();
+        if let Some(said) = lines.find(|line| line.contains(WAITING)) {
+            break said.clone();
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the exit of the module does not say that it waits"
+        );
+        sleep(Duration::from_millis(20));
+    };
+    ensure!(
+        said.contains("(1 registrations)"),
+        "one registration was forgotten, but the log says `{said}`"
+    );
+    ensure!(
+        lab.driver.devices()?.is_empty(),
+        "a module that is being unloaded has devices"
+    );
+    sleep(Duration::from_secs(2));
+    ensure!(
+        rmmod.try_wait()?.is_none(),
+        "the module was unloaded in spite of its registration"
+    );
+    let module = Path::new("/sys/module").join(lab.driver.name());
+    let state = sysfs::read(module.join("initstate"))?;
+    ensure!(state == "going", "the module is `{state}`");
     Ok(())
 }
 

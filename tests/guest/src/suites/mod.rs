@@ -140,6 +140,7 @@ const ALL: &[Suite] = &[
     platform::SUITE,
     kunit::SUITE,
     misuse::SUITE,
+    misuse::EXIT,
     device_tree::SUITE,
     device_tree::RESERVED,
     virtio::SUITE,
