@@ -41,11 +41,8 @@ use kernel::{
     time::Msecs, //
 };
 
-/// The number of partitions whose claims are looked up one by one. A claim of any other partition
-/// counts as unknown.
-const PARTITIONS: usize = 16;
-
-type Partitions = [Option<BlockDevice>; PARTITIONS];
+/// The largest number of partitions of a disk.
+const PARTITIONS: usize = bindings::DISK_MAX_PARTS as usize - 1;
 
 /// The state of a disk.
 ///
@@ -77,8 +74,9 @@ pub(in crate::abstractions) struct DiskState {
     refusals: Atomic<usize>,
     #[pin]
     removal: Mutex<Removal>,
+    /// Has room for all partitions.
     #[pin]
-    partitions: Mutex<Partitions>,
+    partitions: Mutex<KVec<BlockDevice>>,
 }
 
 /// A position in the list that [`DiskState::next_device`] goes through.
@@ -114,6 +112,8 @@ impl DiskState {
         // SAFETY: By the safety requirements the disk is valid, and a disk always has `part0`.
         let part0 = unsafe { BlockDevice::get((*disk.as_ptr()).part0) }.ok_or(ENXIO)?;
 
+        let partitions = KVec::with_capacity(PARTITIONS, GFP_KERNEL)?;
+
         // INVARIANT: The reference was just taken, and the disk was not added.
         Arc::pin_init(
             try_pin_init!(Self {
@@ -132,10 +132,7 @@ impl DiskState {
                     },
                     "pmem_rs::DiskState::removal"
                 ),
-                partitions <- new_mutex!(
-                    [const { None }; PARTITIONS],
-                    "pmem_rs::DiskState::partitions"
-                ),
+                partitions <- new_mutex!(partitions, "pmem_rs::DiskState::partitions"),
             }),
             GFP_KERNEL,
         )
@@ -163,6 +160,11 @@ impl DiskState {
         unsafe { bindings::del_gendisk(self.disk.as_ptr()) };
         // INVARIANT: The disk was just deleted.
         removal.removed = true;
+
+        self.part0.revoke_cache();
+        for partition in self.partitions.lock().iter() {
+            partition.revoke_cache();
+        }
     }
 
     /// Calls `f` with the disk if it was added and not removed. The disk is not removed meanwhile.
@@ -268,15 +270,18 @@ impl DiskState {
                 .any(|partition| partition.claim().has_operations)
     }
 
-    /// Fills the table with the first partitions of the disk.
+    /// Fills the table with the partitions of the disk.
     ///
     /// The disk must be added, and must not be removed meanwhile.
     fn find_partitions(&self) {
         let mut partitions = self.partitions.lock();
         let mut index = 0;
 
-        for entry in partitions.iter_mut() {
-            *entry = self.next_partition(&mut index);
+        partitions.clear();
+        while let Some(partition) = self.next_partition(&mut index) {
+            if partitions.push_within_capacity(partition).is_err() {
+                break;
+            }
         }
     }
 
@@ -324,7 +329,7 @@ impl DiskState {
                 },
                 DevicePosition::Recorded(index) => {
                     let partitions = self.partitions.lock();
-                    let recorded = partitions.get(*index)?.as_ref()?;
+                    let recorded = partitions.get(*index)?;
 
                     *index = index.saturating_add(1);
                     return recorded.try_clone();
@@ -336,7 +341,7 @@ impl DiskState {
     /// Returns whether the disk was removed when it had partitions that [`Self::next_device`] does
     /// not return.
     pub(in crate::abstractions) fn may_lack_partitions(&self) -> bool {
-        self.partitions.lock().last().is_some_and(Option::is_some)
+        self.partitions.lock().len() == PARTITIONS
     }
 
     /// Adds the partitions of the disk, and then the disk, to a list. Returns whether the list had
@@ -408,7 +413,7 @@ impl DiskState {
                 self.keeper_may_lack_claim.store(false, Relaxed);
             }
             let partitions = self.partitions.lock();
-            let claims = partitions.iter().flatten().map(BlockDevice::claim);
+            let claims = partitions.iter().map(BlockDevice::claim);
             self.has_unknown_claim(claims)
         })
     }

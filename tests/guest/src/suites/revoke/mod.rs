@@ -20,6 +20,7 @@ mod other_device;
 mod own_files;
 mod pass_through;
 mod races;
+mod raw_mappings;
 mod reports;
 mod retirement;
 mod special;

@@ -25,6 +25,7 @@ use super::pass_through::{export, overlay};
 use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
 };
+use super::raw_mappings::{disk_is_mapped, mounted_disk_is_mapped, partition_is_mapped};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
     destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
@@ -93,6 +94,9 @@ pub const SUITE: Suite = Suite {
         Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
+        Test::new("raw_disk_is_mapped", disk_is_mapped),
+        Test::new("partition_is_mapped", partition_is_mapped),
+        Test::new("mounted_disk_is_mapped", mounted_disk_is_mapped),
         Test::new("sector_disk_in_use", sector_disk).within(120),
         Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
