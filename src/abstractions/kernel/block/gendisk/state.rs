@@ -8,15 +8,17 @@
 //!
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
 //! 2. `open_mutex` of the disk.
-//! 3. `partitions`.
-//! 4. `bd_holder_lock` of the disk or a partition.
+//! 3. `RemovedDisks::disks`.
+//! 4. `partitions`.
+//! 5. `bd_holder_lock` of the disk or a partition.
 
 use super::{
     block_device::{
         BlockDevice,
         Claim, //
     },
-    keepers, //
+    keepers,
+    removed, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::sync::completion::Completion;
@@ -28,6 +30,13 @@ use core::{
     }, //
 };
 use kernel::{
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        ListLinks,
+        TryNewListArc, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -77,6 +86,19 @@ pub(in crate::abstractions) struct DiskState {
     /// Has room for all partitions.
     #[pin]
     partitions: Mutex<KVec<BlockDevice>>,
+    /// In the list of removed disks.
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    in_list: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for DiskState { tracked_by in_list: AtomicTracker; }
+}
+
+impl_list_item! {
+    impl ListItem<0> for DiskState { using ListLinks { self.links }; }
 }
 
 /// A position in the list that [`DiskState::next_device`] goes through.
@@ -133,6 +155,8 @@ impl DiskState {
                     "pmem_rs::DiskState::removal"
                 ),
                 partitions <- new_mutex!(partitions, "pmem_rs::DiskState::partitions"),
+                links <- ListLinks::new(),
+                in_list <- AtomicTracker::new(),
             }),
             GFP_KERNEL,
         )
@@ -149,7 +173,7 @@ impl DiskState {
     }
 
     /// Removes the disk if it was added and not removed yet. Sleeps, see `Registration::remove()`.
-    pub(super) fn remove(&self) {
+    pub(super) fn remove(self: &Arc<Self>) {
         let mut removal = self.removal.lock();
         if !removal.added || removal.removed {
             return;
@@ -165,6 +189,7 @@ impl DiskState {
         for partition in self.partitions.lock().iter() {
             partition.revoke_cache();
         }
+        removed::add(self);
     }
 
     /// Calls `f` with the disk if it was added and not removed. The disk is not removed meanwhile.
@@ -421,6 +446,27 @@ impl DiskState {
     /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
     pub(in crate::abstractions) fn wait_released(&self, limit: Msecs) {
         self.released.wait_idle_timeout(limit);
+    }
+
+    /// Returns whether the disk, or one of its partitions, has this name and is claimed with holder
+    /// operations, as by a file system. To be called for a disk that was removed. May sleep.
+    pub(super) fn has_file_system_on(&self, name: &CStr) -> bool {
+        let has = |device: &BlockDevice| device.name() == name && device.claim().has_operations;
+
+        has(&self.part0) || self.partitions.lock().iter().any(has)
+    }
+
+    /// Returns the disk or the partition with this number. Called with `open_mutex` of the disk
+    /// held.
+    pub(super) fn device_with_number(&self, number: bindings::dev_t) -> Option<BlockDevice> {
+        // SAFETY: A reference keeps the device, whose number does not change.
+        let has_number = |device: &BlockDevice| unsafe { (*device.as_raw()).bd_dev == number };
+        let mut index = 0;
+
+        if has_number(&self.part0) {
+            return self.part0.try_clone();
+        }
+        from_fn(|| self.next_partition(&mut index)).find(has_number)
     }
 
     /// Returns whether there is a claim without holder operations by code in the kernel, or a claim

@@ -16,6 +16,7 @@ mod indirect;
 mod limits;
 mod mappings;
 mod modes;
+mod names;
 mod other_device;
 mod own_files;
 mod pass_through;

@@ -16,6 +16,7 @@ use super::limits::{
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
+use super::names::name_is_taken;
 use super::other_device::{
     erofs, journal, pin_on_another_partition, realtime_and_data, unused_beside_umount,
     used_beside_umount,
@@ -116,6 +117,13 @@ pub const SUITE: Suite = Suite {
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
         Test::new("direct_io_all_the_time", io_all_the_time),
+        Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
+            name_is_taken(lab, Fs::Ext4)
+        }),
+        Test::new("name_of_a_disk_that_is_gone_on_xfs", |lab| {
+            name_is_taken(lab, Fs::XfsRmap)
+        })
+        .within(120),
         Test::new("overlayfs", overlay),
         Test::new("nfs_export", export).within(120),
         // It divides the region, so it comes last.
