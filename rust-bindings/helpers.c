@@ -347,6 +347,12 @@ void pmem_rs_helper_cond_resched(void)
 	cond_resched();
 }
 
+void pmem_rs_helper_i_size_write(struct inode *inode, loff_t i_size);
+void pmem_rs_helper_i_size_write(struct inode *inode, loff_t i_size)
+{
+	i_size_write(inode, i_size);
+}
+
 u64 pmem_rs_helper_bdev_nr_bytes(struct block_device *bdev);
 u64 pmem_rs_helper_bdev_nr_bytes(struct block_device *bdev)
 {

@@ -23,6 +23,7 @@ pub mod driver;
 
 use abstractions::{
     kernel::{
+        block::gendisk::RemovedDisks,
         lease,
         reboot::RebootNotifier,
         suspend::PmNotifier, //
@@ -74,6 +75,7 @@ pub struct PmemModule {
     _devices: File<Devices>,
     _retired: File<RetiredRanges>,
     _leases: lease::InstalledTable,
+    _removed_disks: Installed<RemovedDisks>,
     _shared: Installed<Shared>,
 }
 
@@ -81,6 +83,7 @@ impl InPlaceModule for PmemModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _shared: SHARED.install(Shared::new()?)?,
+            _removed_disks: RemovedDisks::install()?,
             _leases: lease::Table::install()?,
             _devices: File::new(
                 &Dir::new(c"pmem_rs")?,

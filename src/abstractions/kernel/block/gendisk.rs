@@ -16,6 +16,7 @@ mod holder;
 mod keepers;
 mod limits;
 mod operations;
+mod removed;
 mod state;
 mod superblocks;
 
@@ -39,6 +40,7 @@ pub use operations::{
     BoolAttribute,
     Operations, //
 };
+pub use removed::RemovedDisks;
 pub(in crate::abstractions) use state::{
     DevicePosition,
     DiskState, //

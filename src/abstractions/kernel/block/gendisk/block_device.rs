@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References to block devices, and their claims.
+//! References to block devices, their claims, and their page cache.
 
 use super::holder::Holder;
 use crate::abstractions::bindings;
@@ -139,6 +139,45 @@ impl BlockDevice {
                 None => FsClaim::Other,
             }
         })
+    }
+
+    /// Takes the pages of the device's own page cache from the processes that have mapped them.
+    /// Each access raises SIGBUS from now on. Sleeps.
+    ///
+    /// The size of the device becomes zero, which a fault checks with its page locked. A fault that
+    /// has checked it before has inserted its page when the truncation gets the lock of the page.
+    /// The removal of a disk has made the size of the whole disk zero (`set_capacity()`), but not
+    /// that of partitions.
+    ///
+    /// The cache of a device with holder operations stays, since a file system has its buffers
+    /// there. The pages are unmapped all the same. A page of a partition can be mapped again then.
+    ///
+    /// The disk must have been removed, so nothing new claims the device. The removal has written
+    /// back what was stored before it. What was stored later is lost, so `fsync` fails.
+    pub(super) fn revoke_cache(&self) {
+        let bdev = self.0.as_ptr();
+        let has_file_system = self.claim().has_operations;
+
+        // SAFETY: By the type invariant the device is valid, and it keeps its inode and mapping.
+        // The lock protects the size. The functions need no lock of the caller: without
+        // `i_rwsem` and `invalidate_lock` pages may be added concurrently, but with a size of zero
+        // only by calls that have begun before.
+        unsafe {
+            let mapping = (*bdev).bd_mapping;
+
+            if !has_file_system {
+                bindings::spin_lock(addr_of_mut!((*bdev).bd_size_lock));
+                bindings::i_size_write((*mapping).host, 0);
+                (*bdev).bd_nr_sectors = 0;
+                bindings::spin_unlock(addr_of_mut!((*bdev).bd_size_lock));
+            }
+            // Pages that a private mapping has copied do not belong to the device.
+            bindings::unmap_mapping_pages(mapping, 0, 0, false);
+            if !has_file_system {
+                bindings::__filemap_set_wb_err(mapping, EIO.to_errno());
+                bindings::truncate_inode_pages(mapping, 0);
+            }
+        }
     }
 
     /// Returns whether one of these has claimed the device. May sleep.

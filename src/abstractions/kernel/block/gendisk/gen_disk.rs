@@ -7,6 +7,7 @@ use super::{
     holder::Holder,
     limits::Limits,
     operations::Operations,
+    removed,
     state::DiskState, //
 };
 use crate::abstractions::bindings;
@@ -238,17 +239,30 @@ unsafe extern "C" fn open_callback(
         (holder, (*part0).bd_dev)
     };
 
+    // SAFETY: By the safety requirements the disk is added. So by the type invariant of `GenDisk`
+    // the data of its queue is a `DiskState`.
+    let state = unsafe { &*(*(*disk).queue).queuedata.cast::<DiskState>() };
+
     if holder.is_indirect(mode, number) {
-        // SAFETY: By the safety requirements the disk is added. So by the type invariant of
-        // `GenDisk` the data of its queue is a `DiskState`.
-        let state = unsafe { &*(*(*disk).queue).queuedata.cast::<DiskState>() };
         if state.refuses_indirect() {
             return EBUSY.to_errno();
         }
         state.record_indirect_claim();
+    } else if mode & MOUNT == MOUNT {
+        // SAFETY: A claim that is not indirect is one of a program, which cannot restrict writes
+        // (`file_to_blk_mode()`), or of a superblock that is being mounted, which its opener keeps.
+        // The number by which it opens does not change.
+        let opened = unsafe { (*holder.0.cast::<bindings::super_block>()).s_dev };
+        let device = state.device_with_number(opened);
+        if device.is_some_and(|device| removed::has_name_of(&device)) {
+            return EBUSY.to_errno();
+        }
     }
     0
 }
+
+/// What the mode of an open by a superblock has (`sb_open_mode()`).
+const MOUNT: bindings::blk_mode_t = bindings::BLK_OPEN_EXCL | bindings::BLK_OPEN_RESTRICT_WRITES;
 
 /// # Safety
 ///
@@ -261,6 +275,7 @@ unsafe extern "C" fn release_callback(disk: *mut bindings::gendisk) {
         let state = (*(*disk).queue).queuedata.cast::<DiskState>();
         (*state).record_release();
         if (*disk).private_data.is_null() && !is_open(disk) {
+            removed::forget(&*state);
             drop(Arc::from_raw(state.cast_const()));
         }
     }
@@ -322,6 +337,7 @@ impl<T: Operations> Drop for GenDisk<T> {
             let is_open = is_open(raw);
             bindings::mutex_unlock(mutex);
             if !is_open {
+                removed::forget(&*state);
                 drop(Arc::from_raw(state.cast_const()));
             }
 

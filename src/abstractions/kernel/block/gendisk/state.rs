@@ -8,15 +8,17 @@
 //!
 //! 1. `removal`. It is held across `del_gendisk()`, so it is outside all locks of file systems.
 //! 2. `open_mutex` of the disk.
-//! 3. `partitions`.
-//! 4. `bd_holder_lock` of the disk or a partition.
+//! 3. `RemovedDisks::disks`.
+//! 4. `partitions`.
+//! 5. `bd_holder_lock` of the disk or a partition.
 
 use super::{
     block_device::{
         BlockDevice,
         Claim, //
     },
-    keepers, //
+    keepers,
+    removed, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::sync::completion::Completion;
@@ -28,6 +30,13 @@ use core::{
     }, //
 };
 use kernel::{
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        ListLinks,
+        TryNewListArc, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -41,11 +50,8 @@ use kernel::{
     time::Msecs, //
 };
 
-/// The number of partitions whose claims are looked up one by one. A claim of any other partition
-/// counts as unknown.
-const PARTITIONS: usize = 16;
-
-type Partitions = [Option<BlockDevice>; PARTITIONS];
+/// The largest number of partitions of a disk.
+const PARTITIONS: usize = bindings::DISK_MAX_PARTS as usize - 1;
 
 /// The state of a disk.
 ///
@@ -77,8 +83,22 @@ pub(in crate::abstractions) struct DiskState {
     refusals: Atomic<usize>,
     #[pin]
     removal: Mutex<Removal>,
+    /// Has room for all partitions.
     #[pin]
-    partitions: Mutex<Partitions>,
+    partitions: Mutex<KVec<BlockDevice>>,
+    /// In the list of removed disks.
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    in_list: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for DiskState { tracked_by in_list: AtomicTracker; }
+}
+
+impl_list_item! {
+    impl ListItem<0> for DiskState { using ListLinks { self.links }; }
 }
 
 /// A position in the list that [`DiskState::next_device`] goes through.
@@ -114,6 +134,8 @@ impl DiskState {
         // SAFETY: By the safety requirements the disk is valid, and a disk always has `part0`.
         let part0 = unsafe { BlockDevice::get((*disk.as_ptr()).part0) }.ok_or(ENXIO)?;
 
+        let partitions = KVec::with_capacity(PARTITIONS, GFP_KERNEL)?;
+
         // INVARIANT: The reference was just taken, and the disk was not added.
         Arc::pin_init(
             try_pin_init!(Self {
@@ -132,10 +154,9 @@ impl DiskState {
                     },
                     "pmem_rs::DiskState::removal"
                 ),
-                partitions <- new_mutex!(
-                    [const { None }; PARTITIONS],
-                    "pmem_rs::DiskState::partitions"
-                ),
+                partitions <- new_mutex!(partitions, "pmem_rs::DiskState::partitions"),
+                links <- ListLinks::new(),
+                in_list <- AtomicTracker::new(),
             }),
             GFP_KERNEL,
         )
@@ -152,7 +173,7 @@ impl DiskState {
     }
 
     /// Removes the disk if it was added and not removed yet. Sleeps, see `Registration::remove()`.
-    pub(super) fn remove(&self) {
+    pub(super) fn remove(self: &Arc<Self>) {
         let mut removal = self.removal.lock();
         if !removal.added || removal.removed {
             return;
@@ -163,6 +184,12 @@ impl DiskState {
         unsafe { bindings::del_gendisk(self.disk.as_ptr()) };
         // INVARIANT: The disk was just deleted.
         removal.removed = true;
+
+        self.part0.revoke_cache();
+        for partition in self.partitions.lock().iter() {
+            partition.revoke_cache();
+        }
+        removed::add(self);
     }
 
     /// Calls `f` with the disk if it was added and not removed. The disk is not removed meanwhile.
@@ -268,15 +295,18 @@ impl DiskState {
                 .any(|partition| partition.claim().has_operations)
     }
 
-    /// Fills the table with the first partitions of the disk.
+    /// Fills the table with the partitions of the disk.
     ///
     /// The disk must be added, and must not be removed meanwhile.
     fn find_partitions(&self) {
         let mut partitions = self.partitions.lock();
         let mut index = 0;
 
-        for entry in partitions.iter_mut() {
-            *entry = self.next_partition(&mut index);
+        partitions.clear();
+        while let Some(partition) = self.next_partition(&mut index) {
+            if partitions.push_within_capacity(partition).is_err() {
+                break;
+            }
         }
     }
 
@@ -331,7 +361,7 @@ impl DiskState {
                     let recorded = partitions.get(*index)?.clone();
 
                     *index = index.saturating_add(1);
-                    return recorded;
+                    return Some(recorded);
                 }
             }
         }
@@ -340,7 +370,7 @@ impl DiskState {
     /// Returns whether [`Self::next_device`] may not return all partitions that the disk had when
     /// it was removed: it had as many as are recorded, or more.
     pub(in crate::abstractions) fn may_lack_partitions(&self) -> bool {
-        self.partitions.lock().last().is_some_and(Option::is_some)
+        self.partitions.lock().len() == PARTITIONS
     }
 
     /// Adds the partitions of the disk, and then the disk, to a list. Returns whether the list had
@@ -411,7 +441,7 @@ impl DiskState {
                 self.keeper_may_lack_claim.store(false, Relaxed);
             }
             let partitions = self.partitions.lock();
-            let claims = partitions.iter().flatten().map(BlockDevice::claim);
+            let claims = partitions.iter().map(BlockDevice::claim);
             self.has_unknown_claim(claims)
         })
     }
@@ -419,6 +449,27 @@ impl DiskState {
     /// Waits for at most `limit` milliseconds until the disk or a partition is closed. Sleeps.
     pub(in crate::abstractions) fn wait_released(&self, limit: Msecs) {
         self.released.wait_idle_timeout(limit);
+    }
+
+    /// Returns whether the disk, or one of its partitions, has this name and is claimed with holder
+    /// operations, as by a file system. To be called for a disk that was removed. May sleep.
+    pub(super) fn has_file_system_on(&self, name: &CStr) -> bool {
+        let has = |device: &BlockDevice| device.name() == name && device.claim().has_operations;
+
+        has(&self.part0) || self.partitions.lock().iter().any(has)
+    }
+
+    /// Returns the disk or the partition with this number. Called with `open_mutex` of the disk
+    /// held.
+    pub(super) fn device_with_number(&self, number: bindings::dev_t) -> Option<BlockDevice> {
+        // SAFETY: A reference keeps the device, whose number does not change.
+        let has_number = |device: &BlockDevice| unsafe { (*device.as_raw()).bd_dev == number };
+        let mut index = 0;
+
+        if has_number(&self.part0) {
+            return Some(self.part0.clone());
+        }
+        from_fn(|| self.next_partition(&mut index)).find(has_number)
     }
 
     /// Returns whether there is a claim without holder operations by code in the kernel, or a claim

@@ -48,7 +48,7 @@ pub fn need_erofs() -> Result<()> {
 
 impl Fs {
     /// The name that `mount -t` takes.
-    fn kind(self) -> &'static str {
+    pub fn kind(self) -> &'static str {
         match self {
             Fs::Ext4 | Fs::Ext4NoJournal => "ext4",
             Fs::Xfs | Fs::XfsRmap | Fs::XfsReflink => "xfs",

@@ -16,6 +16,7 @@ use super::limits::{
 };
 use super::mappings::{another_stays, read_by_other_processes, reused_range_is_not_visible};
 use super::modes::{pages_on_the_media, raw_disk, sector_disk};
+use super::names::name_is_taken;
 use super::other_device::{
     erofs, journal, pin_on_another_partition, realtime_and_data, unused_beside_umount,
     used_beside_umount,
@@ -25,6 +26,7 @@ use super::pass_through::{export, overlay};
 use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
 };
+use super::raw_mappings::{disk_is_mapped, mounted_disk_is_mapped, partition_is_mapped};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
     destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
@@ -93,6 +95,9 @@ pub const SUITE: Suite = Suite {
         Test::new("debugfs_readers", readers_of_debugfs).within(120),
         Test::new("struct_pages_on_the_media", pages_on_the_media),
         Test::new("raw_disk_in_use", raw_disk),
+        Test::new("raw_disk_is_mapped", disk_is_mapped),
+        Test::new("partition_is_mapped", partition_is_mapped),
+        Test::new("mounted_disk_is_mapped", mounted_disk_is_mapped),
         Test::new("sector_disk_in_use", sector_disk).within(120),
         Test::new("dm_linear_does_not_hold_the_range", linear),
         Test::new("cache_of_dm_writecache", writecache),
@@ -112,6 +117,13 @@ pub const SUITE: Suite = Suite {
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
         Test::new("direct_io_all_the_time", io_all_the_time),
+        Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
+            name_is_taken(lab, Fs::Ext4)
+        }),
+        Test::new("name_of_a_disk_that_is_gone_on_xfs", |lab| {
+            name_is_taken(lab, Fs::XfsRmap)
+        })
+        .within(120),
         Test::new("overlayfs", overlay),
         Test::new("nfs_export", export).within(120),
         // It divides the region, so it comes last.
