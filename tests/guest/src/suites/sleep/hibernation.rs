@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::{POWER, Prepared, Suite, Test, set, test_level, under_load, virtio_regions};
+use super::{POWER, Prepared, Suite, Test, clock, set, test_level, under_load, virtio_regions};
 use crate::command::run;
 use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
@@ -111,7 +111,6 @@ fn s3(lab: &mut Lab) -> Result<()> {
     let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
     ensure!(offered.contains("deep"), "the machine offers {offered}");
     set("mem_sleep", "deep")?;
-    let clock = || -> Result<u64> { Ok(sysfs::read("/sys/class/rtc/rtc0/since_epoch")?.parse()?) };
     under_load(lab, || {
         let before = clock()?;
         sysfs::write(ALARM, "0")?;
