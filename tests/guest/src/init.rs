@@ -22,7 +22,9 @@ use crate::lab::Lab;
 use crate::mapping::{PAGE, check_page_size};
 use crate::ndctl::Mode;
 use crate::platform::PLATFORM_MODULE;
-use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
+use crate::{
+    checkers, coverage, kexec, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs,
+};
 
 /// The file with the name of the driver under test, for processes that are not given it as an
 /// argument.
@@ -80,6 +82,7 @@ fn work() -> Result<()> {
             unbinding,
             hibernate,
             reboot,
+            kexec,
             resume,
         } => {
             let ends = [
@@ -88,6 +91,7 @@ fn work() -> Result<()> {
                 (unbinding, Ending::Unbinding),
                 (hibernate, Ending::Hibernate),
                 (reboot, Ending::Reboot),
+                (kexec, Ending::Kexec),
             ];
             let end = ends.into_iter().find(|(asked, _)| *asked);
             let end = end.map_or(Ending::Orderly, |(_, end)| end);
@@ -137,6 +141,8 @@ enum Ending {
     Unbinding,
     /// The machine is rebooted, without a sync.
     Reboot,
+    /// The kernel that a test has loaded is started, without a sync.
+    Kexec,
     /// The system hibernates while the devices are in use, and goes on with another suite.
     Hibernate,
 }
@@ -195,7 +201,12 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
             let error = reboot(mode).unwrap_err();
             anyhow::bail!("the machine does not go down: {error}")
         }
-        Ending::Reboot => {
+        // The kernel that is started says that all is done.
+        Ending::Kexec if kexec::is_loaded()? => {
+            let error = reboot(RebootMode::RB_KEXEC).unwrap_err();
+            anyhow::bail!("no other kernel starts: {error}")
+        }
+        Ending::Reboot | Ending::Kexec => {
             ktap.remark("done")?;
             let error = reboot(RebootMode::RB_AUTOBOOT).unwrap_err();
             anyhow::bail!("the machine does not reboot: {error}")

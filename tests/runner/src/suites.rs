@@ -50,6 +50,8 @@ pub enum Power {
     Unbinding,
     /// The guest reboots without a sync, which ends QEMU.
     Rebooted,
+    /// The guest starts another kernel without a sync. That kernel reboots, which ends QEMU.
+    Kexec,
     /// The guest hibernates while processes use its devices.
     Hibernated,
     /// The guest goes on with what the boot before has left, and reboots, which ends QEMU.
@@ -97,6 +99,13 @@ impl Boot {
         Boot {
             suite,
             end: Power::Rebooted,
+        }
+    }
+
+    pub const fn kexec(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Kexec,
         }
     }
 
@@ -442,6 +451,12 @@ pub const WATCHED: Machine = Machine {
     cpus: 1,
     kernel_words: "nokaslr",
     ..ONE
+};
+
+/// The same with another kernel to start.
+pub const WATCHED_KEXEC: Machine = Machine {
+    kernel_on_disk: true,
+    ..WATCHED
 };
 
 /// The tests of `ordering` as a suite that does not judge what the plugin sees.
