@@ -7,7 +7,8 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::{POWER, Prepared, Suite, Test, clock, set, test_level, under_load, virtio_regions};
+use super::load::write_disk_once;
+use super::{POWER, Prepared, RAW, Suite, Test, clock, set, test_level, under_load, virtio_regions};
 use crate::command::run;
 use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
@@ -54,8 +55,8 @@ pub fn read_back(lab: &mut Lab) -> Result<()> {
 
 /// The memory map of a device is on its medium, where the kernel that resumes would overwrite it.
 pub fn refused(lab: &mut Lab) -> Result<()> {
-    let [_, raw] = virtio_regions(lab)?;
-    let bound = lab.prepare_in(raw, Mode::FsdaxDev)?.bound;
+    let [_, bare] = virtio_regions(lab)?;
+    let bound = lab.prepare_in(bare, Mode::FsdaxDev)?.bound;
     let mut messages = Messages::from_now()?;
     let refused = sysfs::try_write(format!("{POWER}/state"), "disk");
     errno::expect("hibernation", refused, &[Errno::EBUSY])?;
@@ -69,7 +70,7 @@ pub fn refused(lab: &mut Lab) -> Result<()> {
     bound.unbind()?;
     test_level("freezer", "disk")?;
     bound.bind(lab.driver)?;
-    lab.prepare_in(raw, Mode::FsdaxMem).map(drop)
+    lab.prepare_in(bare, Mode::FsdaxMem).map(drop)
 }
 
 /// Hibernates with the devices in use. Returns in the second boot.
@@ -123,7 +124,12 @@ fn s3(lab: &mut Lab) -> Result<()> {
 }
 
 fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {
-    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    let Prepared {
+        bare,
+        raw,
+        xfs,
+        ext4,
+    } = Prepared::find(lab)?;
     // The devices can still be unbound, bound and used.
     for (mount, fs) in [(xfs, Xfs), (ext4, Ext4)] {
         let node = mount.node().to_owned();
@@ -131,8 +137,12 @@ fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {
         fs.check(&node)?;
         fs.mount(&node, "dax=always").and_then(Mount::unmount)?;
     }
-    let bound = lab.holder_in(virtio_regions(lab)?[1])?;
-    bound.unbind()?;
-    bound.bind(lab.driver)?;
-    super::load::write_disk_once(&raw, 7)
+    let [_, with_bare] = virtio_regions(lab)?;
+    for (region, disk) in [(with_bare, bare), (RAW, raw)] {
+        let bound = lab.holder_in(region)?;
+        bound.unbind()?;
+        bound.bind(lab.driver)?;
+        write_disk_once(&disk, 7)?;
+    }
+    Ok(())
 }

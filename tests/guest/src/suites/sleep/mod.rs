@@ -44,7 +44,7 @@ use load::Load;
 pub const SUITE: Suite = Suite {
     name: "sleep",
     tests: &[
-        Test::step("prepare", prepare),
+        Test::step("prepare", prepare).within(120),
         Test::step("pm_test_devices_five_times", devices).within(120),
         Test::step("pm_test_other_levels", other_levels).within(120),
         Test::step("pm_test_s2idle", pm_test_s2idle),
@@ -63,19 +63,24 @@ pub const SUITE: Suite = Suite {
 
 const POWER: &str = "/sys/power";
 
-/// The index of the NVDIMM's region, in the order of addresses.
+/// The indexes of the NVDIMMs' regions, in the order of addresses. The second NVDIMM is in mode raw,
+/// without struct pages.
 const NVDIMM: u32 = 0;
+const RAW: u32 = 1;
 
 /// Makes the file systems that all tests use, and leaves them mounted.
 fn prepare(lab: &mut Lab) -> Result<()> {
     sysfs::write("/sys/module/suspend/parameters/pm_test_delay", "1")?;
-    let [with_ext4, raw] = virtio_regions(lab)?;
+    let [with_ext4, bare] = virtio_regions(lab)?;
     for (region, fs) in [(NVDIMM, Xfs), (with_ext4, Ext4)] {
         let node = lab.prepare_in(region, Mode::FsdaxMem)?.disk.node_str();
         fs.make(&node)?;
         fs.mount(&node, "dax=always")?.leave();
     }
-    lab.prepare_in(raw, Mode::FsdaxMem).map(drop)
+    for (region, mode) in [(bare, Mode::FsdaxMem), (RAW, Mode::Raw)] {
+        lab.prepare_in(region, mode)?;
+    }
+    Ok(())
 }
 
 /// The indexes of the regions of virtio-pmem: one with a file system, and one without.
@@ -92,6 +97,9 @@ fn virtio_regions(lab: &Lab) -> Result<[u32; 2]> {
 
 /// What [`prepare`] has made.
 struct Prepared {
+    /// The disk of a virtio-pmem device without a file system.
+    bare: Disk,
+    /// The disk of the NVDIMM in mode raw.
     raw: Disk,
     xfs: Mount,
     ext4: Mount,
@@ -99,18 +107,19 @@ struct Prepared {
 
 impl Prepared {
     fn find(lab: &Lab) -> Result<Prepared> {
-        let [with_ext4, raw] = virtio_regions(lab)?;
+        let [with_ext4, bare] = virtio_regions(lab)?;
         let disk =
             |region| Ok::<_, anyhow::Error>(Disk::named(lab.holder_in(region)?.disk_name()?));
         Ok(Prepared {
-            raw: disk(raw)?,
+            bare: disk(bare)?,
+            raw: disk(RAW)?,
             xfs: Mount::of(&disk(NVDIMM)?.node_str()),
             ext4: Mount::of(&disk(with_ext4)?.node_str()),
         })
     }
 
     fn load(&self) -> Result<Load> {
-        Load::start(&self.raw, &[&self.xfs, &self.ext4])
+        Load::start(&[&self.bare, &self.raw], &[&self.xfs, &self.ext4])
     }
 
     /// Leaves the file systems mounted.
@@ -125,7 +134,7 @@ fn under_load(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let prepared = Prepared::find(lab)?;
     let mut messages = Messages::from_now()?;
     let load = prepared.load()?;
-    // Then the writes of the disk are in flight most of the time.
+    // Then the writes of the disks are in flight most of the time.
     let slow = Disturbed::slow()?;
     let result = work();
     slow.end()?;
@@ -235,11 +244,13 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// While the host flushes, a thread in fsync cannot be frozen. The system sleeps after that.
 fn late_fsync(lab: &mut Lab) -> Result<()> {
-    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    let Prepared {
+        bare, xfs, ext4, ..
+    } = Prepared::find(lab)?;
     [xfs, ext4].into_iter().for_each(Mount::leave);
     let late = Disturbed::late()?;
     let mut fsync = Child::start_ready("fsync", |link| {
-        let file = raw.open(Access::Direct)?;
+        let file = bare.open(Access::Direct)?;
         file.write_all_at(&Buffer::stamped(PAGE, 1), 0)?;
         link.say("ready")?;
         Ok(file.sync_all()?)
@@ -252,9 +263,9 @@ fn late_fsync(lab: &mut Lab) -> Result<()> {
 }
 
 /// A thread in io_getevents is frozen while its writes wait for a flush.
-fn start_writer(raw: &Disk) -> Result<Child> {
+fn start_writer(disk: &Disk) -> Result<Child> {
     let flushes = CallCount::of(&["nvdimm_flush"])?;
-    let writer = Child::start("the writer of the disk", |_| load::write_disk_once(raw, 1))?;
+    let writer = Child::start("the writer of the disk", |_| load::write_disk_once(disk, 1))?;
     let deadline = Instant::now() + SOON;
     while flushes.so_far()? == 0 {
         ensure!(Instant::now() < deadline, "the disk is not flushed");
@@ -276,11 +287,13 @@ fn sleep_without_sync() -> Result<io::Result<()>> {
 
 /// A flush is in progress when the device is suspended, and ends before.
 fn late_flush(lab: &mut Lab) -> Result<()> {
-    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    let Prepared {
+        bare, xfs, ext4, ..
+    } = Prepared::find(lab)?;
     [xfs, ext4].into_iter().for_each(Mount::leave);
     nix::unistd::sync();
     let late = Disturbed::late()?;
-    let mut writer = start_writer(&raw)?;
+    let mut writer = start_writer(&bare)?;
     let start = Instant::now();
     let slept = sleep_without_sync()?;
     late.end()?;
@@ -293,11 +306,13 @@ fn late_flush(lab: &mut Lab) -> Result<()> {
 /// If the device slept while the host does not end the flush, the writes would fail. So the system
 /// stays awake.
 fn held_flush(lab: &mut Lab) -> Result<()> {
-    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    let Prepared {
+        bare, xfs, ext4, ..
+    } = Prepared::find(lab)?;
     [xfs, ext4].into_iter().for_each(Mount::leave);
     nix::unistd::sync();
     let held = Disturbed::held()?;
-    let mut writer = start_writer(&raw)?;
+    let mut writer = start_writer(&bare)?;
     let mut messages = Messages::from_now()?;
     let refused = sleep_without_sync()?;
     ensure!(
