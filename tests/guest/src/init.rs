@@ -96,7 +96,8 @@ fn work() -> Result<()> {
             let end = ends.into_iter().find(|(asked, _)| *asked);
             let end = end.map_or(Ending::Orderly, |(_, end)| end);
             if resume {
-                let failed = suites::sleep::resume();
+                let failed =
+                    load(args.driver).and_then(|()| suites::sleep::resume(&Lab::new(&args, 0)));
                 println!("pmem-rs guest: nothing was resumed: {failed:?}");
             }
             run_suites(&suites, &args, &only, end)
