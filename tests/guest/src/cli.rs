@@ -54,6 +54,9 @@ pub enum Command {
         /// When done, reboot at once, without a sync.
         #[arg(long, conflicts_with_all = ["hold", "in_use", "unbinding", "hibernate"])]
         reboot: bool,
+        /// When done, start the kernel that a test has loaded at once, without a sync.
+        #[arg(long, conflicts_with_all = ["hold", "in_use", "unbinding", "hibernate", "reboot"])]
+        kexec: bool,
         /// Resume a system that has hibernated, instead of all else.
         #[arg(long)]
         resume: bool,

@@ -22,7 +22,9 @@ use crate::lab::Lab;
 use crate::mapping::{PAGE, check_page_size};
 use crate::ndctl::Mode;
 use crate::platform::PLATFORM_MODULE;
-use crate::{checkers, coverage, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs};
+use crate::{
+    checkers, coverage, kexec, kmemleak, kunit, ndctl, suites, supervisor, syscall, sysfs,
+};
 
 /// The file with the name of the driver under test, for processes that are not given it as an
 /// argument.
@@ -80,6 +82,7 @@ fn work() -> Result<()> {
             unbinding,
             hibernate,
             reboot,
+            kexec,
             resume,
         } => {
             let ends = [
@@ -88,11 +91,13 @@ fn work() -> Result<()> {
                 (unbinding, Ending::Unbinding),
                 (hibernate, Ending::Hibernate),
                 (reboot, Ending::Reboot),
+                (kexec, Ending::Kexec),
             ];
             let end = ends.into_iter().find(|(asked, _)| *asked);
             let end = end.map_or(Ending::Orderly, |(_, end)| end);
             if resume {
-                let failed = suites::sleep::resume();
+                let failed =
+                    load(args.driver).and_then(|()| suites::sleep::resume(&Lab::new(&args, 0)));
                 println!("pmem-rs guest: nothing was resumed: {failed:?}");
             }
             run_suites(&suites, &args, &only, end)
@@ -137,6 +142,8 @@ enum Ending {
     Unbinding,
     /// The machine is rebooted, without a sync.
     Reboot,
+    /// The kernel that a test has loaded is started, without a sync.
+    Kexec,
     /// The system hibernates while the devices are in use, and goes on with another suite.
     Hibernate,
 }
@@ -195,7 +202,12 @@ fn run_suites(names: &[String], args: &TestArgs, only: &[String], ending: Ending
             let error = reboot(mode).unwrap_err();
             anyhow::bail!("the machine does not go down: {error}")
         }
-        Ending::Reboot => {
+        // The kernel that is started says that all is done.
+        Ending::Kexec if kexec::is_loaded()? => {
+            let error = reboot(RebootMode::RB_KEXEC).unwrap_err();
+            anyhow::bail!("no other kernel starts: {error}")
+        }
+        Ending::Reboot | Ending::Kexec => {
             ktap.remark("done")?;
             let error = reboot(RebootMode::RB_AUTOBOOT).unwrap_err();
             anyhow::bail!("the machine does not reboot: {error}")

@@ -40,6 +40,7 @@ mod init;
 mod injection;
 mod injector;
 mod kallsyms;
+mod kexec;
 mod kmemleak;
 mod ktap;
 mod kunit;

@@ -78,6 +78,23 @@ fn file_offset(offset: u64) -> libc::off_t {
     libc::off_t::try_from(offset).expect("an offset that no file has")
 }
 
+/// `kexec_file_load(2)`: loads another kernel with its initramfs and its command line.
+pub fn kexec_file_load(kernel: &File, initramfs: &File, line: &str) -> io::Result<()> {
+    let line = CString::new(line)?;
+    // SAFETY: the line is a C string, and its length includes the end.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initramfs.as_raw_fd(),
+            line.as_bytes_with_nul().len(),
+            line.as_ptr(),
+            0 as libc::c_ulong,
+        )
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
 /// `preadv2(2)`: a vectored read at an offset, with `RWF_` flags.
 pub fn preadv2(
     file: &File,

@@ -203,6 +203,7 @@ impl Bench {
             Power::Unbinding => option("unbinding", None),
             Power::Hibernated => option("hibernate", None),
             Power::Rebooted => option("reboot", None),
+            Power::Kexec => option("kexec", None),
             Power::Resumed => option("resume", None),
             Power::Cut => option("hold", None),
         }
@@ -250,6 +251,7 @@ impl Bench {
                 None => &self.kernel,
                 Some(_) => &self.env.kernel,
             },
+            packed_kernel: &self.env.kernel,
             image: &self.image,
             device_tree: None,
             loaded: None,

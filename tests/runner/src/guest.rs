@@ -58,6 +58,15 @@ const REGISTERS: &str = r#"{"execute": "human-monitor-command",
 const DONE: &str = "# done";
 /// The line with which the guest asks for a power cut.
 const HOLDING: &str = "# waiting for the power to be cut";
+/// The line of a test that puts the machine to sleep until its power button is pressed.
+const ASLEEP: &str = "    # asleep until the power button is pressed";
+/// The time between that line and the first press, in which the machine falls asleep, and between
+/// presses. A press that comes too early wakes nothing.
+const PRESS_INTERVAL: Duration = Duration::from_secs(15);
+const PRESS: [&str; 2] = [
+    r#"{"execute": "qmp_capabilities"}"#,
+    r#"{"execute": "system_powerdown"}"#,
+];
 
 /// When a guest loses its power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +151,7 @@ impl Guest {
     fn follow_to_end(&mut self, mut on_line: impl FnMut(&str)) -> Result<End> {
         let mut finished = None;
         let mut cut_at = None;
+        let mut press_at = None;
         loop {
             self.cpu = cpu_time(self.qemu.id()).unwrap_or(self.cpu);
             // The process is checked first, so that all lines of an ended guest are read after the
@@ -156,6 +166,8 @@ impl Guest {
                 if let Some(cut) = self.cut.take_if(|cut| cut.line == line) {
                     cut_at = Some(Instant::now() + cut.after);
                 }
+                // The next line means that the machine is awake.
+                press_at = (line == ASLEEP).then(|| Instant::now() + PRESS_INTERVAL);
                 match line.as_str() {
                     DONE => finished = Some(Instant::now()),
                     HOLDING => return Ok(End::Orderly),
@@ -168,6 +180,10 @@ impl Guest {
                     (true, None) => End::Died,
                     (false, None) => End::DiedBooting,
                 });
+            }
+            if press_at.is_some_and(|at| at <= Instant::now()) {
+                self.order(&PRESS);
+                press_at = Some(Instant::now() + PRESS_INTERVAL);
             }
             if let Some(reason) = self.overdue(finished) {
                 if !self.up {
@@ -191,6 +207,16 @@ impl Guest {
                 return Ok(End::Orderly);
             }
             sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
+        }
+    }
+
+    /// Sends commands to QEMU's monitor, whose answers nothing reads before the guest hangs.
+    fn order(&mut self, commands: &[&str]) {
+        if let Some(input) = self.qemu.stdin.as_mut() {
+            for command in commands {
+                // An error means that QEMU has just ended.
+                let _ = writeln!(input, "{command}").and_then(|()| input.flush());
+            }
         }
     }
 

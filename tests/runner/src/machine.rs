@@ -26,6 +26,8 @@ pub struct Machine {
     /// The size in MiB of a virtio disk, whose contents are in a file. The firmware of a machine
     /// with one supports S3 and S4.
     pub disk: Option<u64>,
+    /// Whether a virtio disk that cannot be written has the packed kernel as its contents.
+    pub kernel_on_disk: bool,
     /// The size in MiB of a CXL memory device, whose memory is persistent. It has a label area.
     pub cxl: Option<u64>,
     /// Whether there are two NUMA nodes, each with half of the memory. Then each NVDIMM is on the
@@ -63,6 +65,7 @@ pub const PLAIN: Machine = Machine {
     virtio: &[],
     spares: &[],
     disk: None,
+    kernel_on_disk: false,
     cxl: None,
     numa: false,
     kernel_words: "",
@@ -149,6 +152,8 @@ pub struct Software<'a> {
     /// The firmware of a machine that does not start the kernel without one.
     pub firmware: Option<&'a Path>,
     pub kernel: &'a Path,
+    /// The kernel as it is installed, which `kernel` need not be.
+    pub packed_kernel: &'a Path,
     pub image: &'a Path,
     /// The device tree, in the binary form that QEMU passes to the kernel.
     pub device_tree: Option<&'a Path>,
@@ -319,6 +324,11 @@ impl Machine {
             for state in ["s3", "s4"] {
                 qemu.args(["-global", &format!("ICH9-LPC.disable_{state}=0")]);
             }
+        }
+        if self.kernel_on_disk {
+            let file = software.packed_kernel.display();
+            let drive = format!("if=none,id=kernel,format=raw,readonly=on,file={file}");
+            qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=kernel"]);
         }
         if let Some(mib) = self.cxl {
             let memory = format!("memory-backend-ram,id=cxl,size={mib}M");

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::boot::{Bench, numbers_and_text, seen};
 use crate::report::Report;
 use crate::selftest::Findings;
-use crate::suites::{self, Boot, Special};
+use crate::suites::{self, Boot, Power, Special};
 
 /// The state of a range of memory at one time, as the plugin saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,16 +77,46 @@ impl fmt::Display for Look {
     }
 }
 
-/// Boots a guest that states what must be durable and when. A test of it has passed if the guest
-/// reports that and all its expectations are met.
+/// The only test of the second boot.
+const KEXEC: &str = "kexec";
+
+/// Boots guests that state what must be durable and when. A test has passed if the guest reports
+/// that and all its expectations are met.
 pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
     let bench = bench.with_plugin("ordering")?;
-    let boot = Boot::rebooted(Special::Ordering.name());
-    let dir = bench.results.join(boot.suite);
-    let report = bench.boot_some(&suites::WATCHED, &dir, &boot, only, |_| {})?;
-    let all = seen(&dir, Look::parse)?;
-
     let mut findings = Findings::default();
+    let (mut reports, mut troubles) = (Vec::new(), Vec::new());
+    let (mut looks, mut skipped) = (0, 0);
+    for (machine, boot) in [
+        (&suites::WATCHED, Boot::rebooted(Special::Ordering.name())),
+        (&suites::WATCHED_KEXEC, Boot::kexec("ordering_kexec")),
+    ] {
+        let is_kexec = boot.end == Power::Kexec;
+        let is_wanted = |test: &String| (test == KEXEC) == is_kexec;
+        if !only.is_empty() && !only.iter().any(is_wanted) {
+            continue;
+        }
+        let dir = bench.results.join(boot.suite);
+        let mut report = bench.boot_some(machine, &dir, &boot, only, |_| {})?;
+        // A test that the guest has skipped asks for nothing.
+        skipped += report.skipped();
+        if report.skipped() == 0 {
+            looks += judge(&mut findings, &report, &seen(&dir, Look::parse)?);
+        }
+        troubles.append(&mut report.troubles);
+        reports.push(report);
+    }
+    let mut judged = findings.report(Special::Ordering.name(), reports)?;
+    judged.troubles = troubles;
+    judged.counts.skipped = skipped;
+    judged
+        .measured
+        .push(format!("looked {looks} times at what is durable"));
+    Ok(judged)
+}
+
+/// Compares what a guest has reported with what the plugin has seen. Returns how often that looked.
+fn judge(findings: &mut Findings, report: &Report, all: &[Look]) -> usize {
     for (test, passed) in &report.tests {
         let looks: Vec<&Look> = all.iter().filter(|look| look.test == *test).collect();
         let mut complaints: Vec<String> = report
@@ -102,13 +132,7 @@ pub fn run(bench: &Bench, only: &[String]) -> Result<Report> {
         }
         findings.expect(test, *passed && complaints.is_empty(), complaints);
     }
-    let troubles = report.troubles.clone();
-    let mut judged = findings.report(Special::Ordering.name(), vec![report])?;
-    judged.troubles = troubles;
-    judged
-        .measured
-        .push(format!("looked {} times at what is durable", all.len()));
-    Ok(judged)
+    all.len()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub fn run(setup: &Setup) -> Result<bool> {
         arch: env.arch,
         firmware: env.firmware.as_deref(),
         kernel: &env.kernel,
+        packed_kernel: &env.kernel,
         image: &image,
         device_tree: None,
         loaded: None,

@@ -50,6 +50,8 @@ pub enum Power {
     Unbinding,
     /// The guest reboots without a sync, which ends QEMU.
     Rebooted,
+    /// The guest starts another kernel without a sync. That kernel reboots, which ends QEMU.
+    Kexec,
     /// The guest hibernates while processes use its devices.
     Hibernated,
     /// The guest goes on with what the boot before has left, and reboots, which ends QEMU.
@@ -99,6 +101,13 @@ impl Boot {
         Boot {
             suite,
             end: Power::Rebooted,
+        }
+    }
+
+    pub const fn kexec(suite: &'static str) -> Boot {
+        Boot {
+            suite,
+            end: Power::Kexec,
         }
     }
 
@@ -217,10 +226,10 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
-/// A machine that can sleep, with what outlives it: an NVDIMM, two virtio-pmem devices and a disk
+/// A machine that can sleep, with what outlives it: three NVDIMMs, two virtio-pmem devices and a disk
 /// for the image.
 const SLEEPING: Machine = Machine {
-    nvdimms: &[Nvdimm::kept(512)],
+    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(128), Nvdimm::kept(128)],
     virtio: &[256, 128],
     disk: Some(2048),
     ..PLAIN
@@ -449,6 +458,12 @@ pub const WATCHED: Machine = Machine {
     cpus: 1,
     kernel_words: "nokaslr",
     ..ONE
+};
+
+/// The same with another kernel to start.
+pub const WATCHED_KEXEC: Machine = Machine {
+    kernel_on_disk: true,
+    ..WATCHED
 };
 
 /// The tests of `ordering` as a suite that does not judge what the plugin sees.

@@ -180,6 +180,7 @@ const ALL: &[Suite] = &[
     #[cfg(target_arch = "x86_64")]
     bench::counting::SUITE,
     ordering::SUITE,
+    ordering::KEXEC,
     bench::TIME,
     bench::COUNT,
     bench::WHOLE,

@@ -19,6 +19,7 @@ use super::{Suite, Test};
 use crate::disk::Access;
 use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
+use crate::kexec;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Flush, Mapping, PAGE, Sharing};
 use crate::ndctl::Mode;
@@ -40,6 +41,15 @@ pub const SUITE: Suite = Suite {
         Test::new("unbind_below_dm", unbind_below_dm),
         // PID 1 reboots after it.
         Test::step("reboot", reboot),
+    ],
+};
+
+/// The tests of a second boot.
+pub const KEXEC: Suite = Suite {
+    name: "ordering_kexec",
+    tests: &[
+        // PID 1 starts the other kernel after it.
+        Test::step("kexec", kexec).within(120),
     ],
 };
 
@@ -279,17 +289,29 @@ fn unbind_below_dm(lab: &mut Lab) -> Result<()> {
     unbind_used(&watch, &prepared, &file)
 }
 
-/// Stores through a mapping that were not synced before `reboot(2)`.
+/// Stores that were not synced before `reboot(2)`.
 fn reboot(lab: &mut Lab) -> Result<()> {
+    leave_dirty(lab, "reboot")
+}
+
+/// Stores that were not synced before `reboot(2)` with `LINUX_REBOOT_CMD_KEXEC`. The kernel that is
+/// started has no driver of the device, so what it finds does not change any more.
+fn kexec(lab: &mut Lab) -> Result<()> {
+    kexec::load()?;
+    leave_dirty(lab, "kexec")
+}
+
+/// Leaves stores through a mapping that only the end of this kernel makes durable.
+fn leave_dirty(lab: &mut Lab, test: &'static str) -> Result<()> {
     let bench = Bench::new(lab, Ext4, Mode::FsdaxMem)?;
     let file = bench.allocated("file", USED)?;
     let mapping = Mapping::new(&file, USED, Sharing::Shared)?;
     file.sync_all()?;
-    let watch = Watch::region(lab, "reboot", Fences::OfTheRegion)?;
+    let watch = Watch::region(lab, test, Fences::OfTheRegion)?;
     mapping.write(0, &stamped(USED, 1));
     let places = physical(&mapping, 0..USED)?;
     watch.expect(Dirty, &places, "after stores");
-    watch.expect_finally(Durable, &places, "after stores and reboot");
+    watch.expect_finally(Durable, &places, &format!("after stores and {test}"));
     let Bench { mount, .. } = bench;
     mount.leave();
     Ok(())

@@ -7,8 +7,13 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::{POWER, Prepared, Suite, Test, set, test_level, under_load, virtio_regions};
+use super::load::{expect_round, write_disk_once};
+use super::{
+    ON_MEDIUM, POWER, Prepared, RAW, REGIONS, Suite, Test, clock, set, test_level, under_load,
+    virtio_regions,
+};
 use crate::command::run;
+use crate::disk::Disk;
 use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
@@ -33,6 +38,8 @@ const SWAP: &str = "/dev/vda";
 /// Where PID 1 keeps what the processes have said after the resume.
 const OUTCOME: &str = "/run/slept";
 const GOOD: &str = "good";
+/// What is written to the device with its memory map on its medium.
+const ON_MEDIUM_ROUND: u64 = 9;
 
 /// Makes the swap space, unless it is there, and enables it.
 fn enable_swap() -> Result<()> {
@@ -54,8 +61,8 @@ pub fn read_back(lab: &mut Lab) -> Result<()> {
 
 /// The memory map of a device is on its medium, where the kernel that resumes would overwrite it.
 pub fn refused(lab: &mut Lab) -> Result<()> {
-    let [_, raw] = virtio_regions(lab)?;
-    let bound = lab.prepare_in(raw, Mode::FsdaxDev)?.bound;
+    let [_, bare] = virtio_regions(lab)?;
+    let bound = lab.prepare_in(bare, Mode::FsdaxDev)?.bound;
     let mut messages = Messages::from_now()?;
     let refused = sysfs::try_write(format!("{POWER}/state"), "disk");
     errno::expect("hibernation", refused, &[Errno::EBUSY])?;
@@ -69,7 +76,15 @@ pub fn refused(lab: &mut Lab) -> Result<()> {
     bound.unbind()?;
     test_level("freezer", "disk")?;
     bound.bind(lab.driver)?;
-    lab.prepare_in(raw, Mode::FsdaxMem).map(drop)
+    lab.prepare_in(bare, Mode::FsdaxMem).map(drop)
+}
+
+/// A device with its memory map on its medium, which is not bound while the system hibernates. The
+/// kernel that resumes it binds the device, and writes a memory map there.
+pub fn leave_unbound(lab: &mut Lab) -> Result<()> {
+    let prepared = lab.prepare_in(ON_MEDIUM, Mode::FsdaxDev)?;
+    write_disk_once(&prepared.disk, ON_MEDIUM_ROUND)?;
+    prepared.bound.unbind()
 }
 
 /// Hibernates with the devices in use. Returns in the second boot.
@@ -90,8 +105,17 @@ pub fn hibernate(lab: &Lab) -> Result<()> {
     fs::write(OUTCOME, outcome).context("writing the outcome")
 }
 
-/// Resumes what the first boot has left. Returns only if that fails.
-pub fn resume() -> Result<()> {
+/// Resumes what the first boot has left. The devices are bound, also the one with its memory map on
+/// its medium. Returns only if that fails.
+pub fn resume(lab: &Lab) -> Result<()> {
+    for region in 0..REGIONS {
+        let bound = lab.holder_in(region)?;
+        bound.expect_driver(Some(lab.driver))?;
+        if region == ON_MEDIUM {
+            ensure!(bound.get("mode")? == "pmem", "{bound} is not map=dev");
+        }
+        println!("pmem-rs guest: {bound} is bound while a resume is pending");
+    }
     run("modprobe", &["-a", "virtio_pci", "virtio_blk"])?;
     let number = sysfs::read("/sys/class/block/vda/dev")?;
     set("resume", &number)
@@ -111,7 +135,6 @@ fn s3(lab: &mut Lab) -> Result<()> {
     let offered = sysfs::read(format!("{POWER}/mem_sleep"))?;
     ensure!(offered.contains("deep"), "the machine offers {offered}");
     set("mem_sleep", "deep")?;
-    let clock = || -> Result<u64> { Ok(sysfs::read("/sys/class/rtc/rtc0/since_epoch")?.parse()?) };
     under_load(lab, || {
         let before = clock()?;
         sysfs::write(ALARM, "0")?;
@@ -124,7 +147,12 @@ fn s3(lab: &mut Lab) -> Result<()> {
 }
 
 fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {
-    let Prepared { raw, xfs, ext4 } = Prepared::find(lab)?;
+    let Prepared {
+        bare,
+        raw,
+        xfs,
+        ext4,
+    } = Prepared::find(lab)?;
     // The devices can still be unbound, bound and used.
     for (mount, fs) in [(xfs, Xfs), (ext4, Ext4)] {
         let node = mount.node().to_owned();
@@ -132,8 +160,16 @@ fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {
         fs.check(&node)?;
         fs.mount(&node, "dax=always").and_then(Mount::unmount)?;
     }
-    let bound = lab.holder_in(virtio_regions(lab)?[1])?;
-    bound.unbind()?;
-    bound.bind(lab.driver)?;
-    super::load::write_disk_once(&raw, 7)
+    let [_, with_bare] = virtio_regions(lab)?;
+    let unbound = lab.holder_in(ON_MEDIUM)?;
+    unbound.expect_driver(None)?;
+    unbound.bind(lab.driver)?;
+    expect_round(&Disk::named(unbound.disk_name()?), ON_MEDIUM_ROUND)?;
+    for (region, disk) in [(with_bare, bare), (RAW, raw)] {
+        let bound = lab.holder_in(region)?;
+        bound.unbind()?;
+        bound.bind(lab.driver)?;
+        write_disk_once(&disk, 7)?;
+    }
+    Ok(())
 }

@@ -27,12 +27,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Load(Vec<Child>);
 
 impl Load {
-    /// Starts a process with durable asynchronous writes to `disk`, and for each file system one
-    /// that writes and calls fsync, and one that stores to a mapping and calls msync.
-    pub fn start(disk: &Disk, mounts: &[&Mount]) -> Result<Load> {
-        let mut children = vec![Child::start_ready("the writer of the disk", |link| {
-            write_disk(disk, link)
-        })?];
+    /// Starts a process for each disk with durable asynchronous writes to it, and for each file
+    /// system one that writes and calls fsync, and one that stores to a mapping and calls msync.
+    pub fn start(disks: &[&Disk], mounts: &[&Mount]) -> Result<Load> {
+        let mut children = Vec::new();
+        for disk in disks {
+            children.push(Child::start_ready(
+                format!("the writer of {disk}"),
+                |link| write_disk(disk, link),
+            )?);
+        }
         for mount in mounts {
             let (written, mapped) = (mount.path("by-write"), mount.path("by-store"));
             let of = mount.point().display();
@@ -92,6 +96,11 @@ pub fn write_disk_once(disk: &Disk, round: u64) -> Result<()> {
     let file = open_durably(disk)?;
     let last = write_round(&file, round)?;
     expect_on_disk(&file, &last)
+}
+
+/// Compares the disk with what [`write_disk_once`] has written.
+pub fn expect_round(disk: &Disk, round: u64) -> Result<()> {
+    expect_on_disk(&open_durably(disk)?, &Buffer::stamped(DEPTH * PAGE, round))
 }
 
 fn expect_on_disk(file: &File, last: &Buffer) -> Result<()> {
