@@ -4,9 +4,12 @@
 //!
 //! C source: [`fs/dax.c`](srctree/fs/dax.c)
 
-use super::walk::{
-    may_put,
-    Walked, //
+use super::{
+    mapping::LockMode,
+    walk::{
+        may_put,
+        Walked, //
+    }, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::{
@@ -38,11 +41,13 @@ impl Revocation {
     /// Revokes the memory from all files once. Translations must be refused, or pages may be mapped
     /// again.
     ///
-    /// The files and pages are not counted. `Owner::unmap_files` has counted them before.
+    /// The files and pages are not counted. `Owner::unmap_files` has counted them before. The
+    /// function chooses itself whether it waits for the inode lock of a file.
     pub(super) fn revoke_files<T: PagemapOperations>(
         &mut self,
         pgmap: &PagemapInner<T>,
         pool: &Arc<InodePool>,
+        _mode: LockMode,
     ) -> Walked {
         let mut pinned: c_ulong = 0;
 
