@@ -222,14 +222,13 @@ impl InodePool {
         let mut next: usize = 0;
         let next_kept = |next: &mut usize| {
             let slots = self.slots.lock();
-            let (index, inode) = (*next..)
-                .zip(slots.get(*next..)?)
-                .find_map(|(index, slot)| match slot {
-                    Slot::Kept(inode) => Some((index, inode.clone())),
-                    _ => None,
-                })?;
-            *next = index.saturating_add(1);
-            Some(inode)
+            loop {
+                let slot = slots.get(*next)?;
+                *next = next.saturating_add(1);
+                if let Slot::Kept(inode) = slot {
+                    return Some(inode.clone());
+                }
+            }
         };
 
         while let Some(inode) = next_kept(&mut next) {

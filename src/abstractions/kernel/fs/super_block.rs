@@ -5,10 +5,10 @@
 //! No step of a walk allocates memory. Inodes are taken one at a time, and a reference that cannot
 //! be put at once goes to an [`InodePool`].
 //!
-//! A file system may hang while it is mounted or unmounted, and the kernel has no function that goes
-//! through superblocks without waiting for it. So superblocks on a disk itself are found by the
-//! claims of the disk and its partitions. Only if the disk may be used through another device, all
-//! superblocks of the types with DAX are gone through.
+//! A file system may hang while it is mounted or unmounted, and the kernel has no function that
+//! goes through superblocks without waiting for it. So superblocks on a disk itself are found by
+//! the claims of the disk and its partitions. Only if the disk may be used through another device,
+//! all superblocks of the types with DAX are gone through.
 //!
 //! Lock order: `s_umount` of a superblock is outside of its `s_inode_list_lock`, which is outside
 //! of `i_lock`. Neither is held while an inode is returned to the caller.

@@ -114,8 +114,8 @@ impl BlockDevice {
     /// one that is being unmounted, or whose mount is not complete.
     ///
     /// The claim of a further device may end after its superblock was freed: if the device is
-    /// read-only, `bdev_file_open_by_path()` closes it by a deferred `fput()`. So that superblock is
-    /// only read with a function that fails if nothing is mapped there.
+    /// read-only, `bdev_file_open_by_path()` closes it by a deferred `fput()`. So that superblock
+    /// is only read with a function that fails if nothing is mapped there.
     pub(in crate::abstractions) fn with_superblock<R>(
         &self,
         types: &[*const bindings::file_system_type],

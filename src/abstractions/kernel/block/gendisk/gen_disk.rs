@@ -359,7 +359,7 @@ struct RemoveOnUnbind {
 
 impl Drop for RemoveOnUnbind {
     fn drop(&mut self) {
-        self.state.remove();
+        removed::remove(&self.state);
     }
 }
 
@@ -445,7 +445,7 @@ impl<T: Operations> Registration<T> {
 impl<T: Operations> Drop for Registration<T> {
     fn drop(&mut self) {
         // The `GenDisk` is dropped after this.
-        self.disk.state.remove();
+        removed::remove(&self.disk.state);
     }
 }
 

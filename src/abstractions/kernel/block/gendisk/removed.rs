@@ -55,8 +55,11 @@ impl RemovedDisks {
     }
 }
 
-/// Adds a disk that was removed, until [`forget`]. May sleep.
-pub(super) fn add(state: &Arc<DiskState>) {
+/// Removes a disk, and adds it to the list until [`forget`]. Sleeps, see `Registration::remove()`.
+pub(super) fn remove(state: &Arc<DiskState>) {
+    if !state.remove() {
+        return;
+    }
     if let (Some(removed), Ok(entry)) = (REMOVED.get(), ListArc::try_from_arc(state.clone())) {
         removed.disks.lock().push_back(entry);
     }

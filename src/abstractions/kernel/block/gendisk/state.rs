@@ -17,8 +17,7 @@ use super::{
         BlockDevice,
         Claim, //
     },
-    keepers,
-    removed, //
+    keepers, //
 };
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::sync::completion::Completion;
@@ -172,11 +171,12 @@ impl DiskState {
         self.removal.lock().added = true;
     }
 
-    /// Removes the disk if it was added and not removed yet. Sleeps, see `Registration::remove()`.
-    pub(super) fn remove(self: &Arc<Self>) {
+    /// Removes the disk if it was added and not removed yet. Returns whether it has. Sleeps, see
+    /// `Registration::remove()`.
+    pub(super) fn remove(&self) -> bool {
         let mut removal = self.removal.lock();
         if !removal.added || removal.removed {
-            return;
+            return false;
         }
 
         self.find_partitions();
@@ -189,7 +189,7 @@ impl DiskState {
         for partition in self.partitions.lock().iter() {
             partition.revoke_cache();
         }
-        removed::add(self);
+        true
     }
 
     /// Calls `f` with the disk if it was added and not removed. The disk is not removed meanwhile.

@@ -211,7 +211,7 @@ pub fn many_files_without_memory(lab: &mut Lab) -> Result<()> {
     let mut unbind = Child::start_ready("the unbinding process", |link| {
         link.say("ready")?;
         link.wait()?;
-        Ok(bound.unbind()?)
+        bound.unbind()
     })?;
     let (waited, failed) = injection.fail_pages_of_driver(|| -> Result<()> {
         unbind.go()?;

@@ -96,8 +96,8 @@ pub fn stuck_in_a_copy(lab: &mut Lab) -> Result<()> {
     back_to_normal(fixture, Way::Unbind)
 }
 
-/// Writes to a DAX file from memory that is not present. The kernel stops where it copies, and holds
-/// the inode lock too.
+/// Writes to a DAX file from memory that is not present. The kernel stops where it copies, and
+/// holds the inode lock too.
 fn write_from_absent(file: &File, link: &mut Link) -> Result<()> {
     let page = Absent::new()?;
     std::thread::scope(|scope| -> Result<()> {
