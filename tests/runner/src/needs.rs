@@ -64,6 +64,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("container_images", &[VirtioPmem]),
     ("sequences", &[VirtioPmem]),
     ("sleep", &[Sleep, VirtioPmem]),
+    ("sleep_idle", &[Sleep, VirtioPmem]),
     ("revoke_erofs", &[SmallPages]),
     // Under all checkers the programs would take minutes, and KASAN has no memory left beside
     // 16 GiB.

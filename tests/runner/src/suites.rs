@@ -413,6 +413,7 @@ const ALL: &[Suite] = &[
             Boot::resumed("sleep_after_hibernation"),
         ],
     },
+    simple(SLEEPING, &[Boot::off("sleep_idle")]),
 ];
 
 /// Disables KUnit in the other suites. Otherwise the kernel runs those tests whenever the module is

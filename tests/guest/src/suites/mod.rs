@@ -177,6 +177,7 @@ const ALL: &[Suite] = &[
     going_down::NOTICE,
     sleep::SUITE,
     sleep::AFTER,
+    sleep::IDLE,
     #[cfg(target_arch = "x86_64")]
     bench::counting::SUITE,
     ordering::SUITE,
