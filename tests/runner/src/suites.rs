@@ -226,10 +226,10 @@ const KEPT: Machine = Machine {
     ..PLAIN
 };
 
-/// A machine that can sleep, with what outlives it: three NVDIMMs, two virtio-pmem devices and a
-/// disk for the image.
+/// A machine that can sleep, with what outlives it: two NVDIMMs, two virtio-pmem devices and a disk
+/// for the image.
 const SLEEPING: Machine = Machine {
-    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(128), Nvdimm::kept(128)],
+    nvdimms: &[Nvdimm::kept(512), Nvdimm::kept(128)],
     virtio: &[256, 128],
     disk: Some(2048),
     ..PLAIN

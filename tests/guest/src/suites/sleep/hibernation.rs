@@ -7,13 +7,11 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
-use super::load::{expect_round, write_disk_once};
+use super::load::write_disk_once;
 use super::{
-    ON_MEDIUM, POWER, Prepared, RAW, REGIONS, Suite, Test, clock, set, test_level, under_load,
-    virtio_regions,
+    POWER, Prepared, RAW, Suite, Test, clock, set, test_level, under_load, virtio_regions,
 };
 use crate::command::run;
-use crate::disk::Disk;
 use crate::errno;
 use crate::filesystem::FileSystem::{Ext4, Xfs};
 use crate::filesystem::Mount;
@@ -38,8 +36,6 @@ const SWAP: &str = "/dev/vda";
 /// Where PID 1 keeps what the processes have said after the resume.
 const OUTCOME: &str = "/run/slept";
 const GOOD: &str = "good";
-/// What is written to the device with its memory map on its medium.
-const ON_MEDIUM_ROUND: u64 = 9;
 
 /// Makes the swap space, unless it is there, and enables it.
 fn enable_swap() -> Result<()> {
@@ -79,14 +75,6 @@ pub fn refused(lab: &mut Lab) -> Result<()> {
     lab.prepare_in(bare, Mode::FsdaxMem).map(drop)
 }
 
-/// A device with its memory map on its medium, which is not bound while the system hibernates. The
-/// kernel that resumes it binds the device, and writes a memory map there.
-pub fn leave_unbound(lab: &mut Lab) -> Result<()> {
-    let prepared = lab.prepare_in(ON_MEDIUM, Mode::FsdaxDev)?;
-    write_disk_once(&prepared.disk, ON_MEDIUM_ROUND)?;
-    prepared.bound.unbind()
-}
-
 /// Hibernates with the devices in use. Returns in the second boot.
 pub fn hibernate(lab: &Lab) -> Result<()> {
     enable_swap()?;
@@ -105,17 +93,8 @@ pub fn hibernate(lab: &Lab) -> Result<()> {
     fs::write(OUTCOME, outcome).context("writing the outcome")
 }
 
-/// Resumes what the first boot has left. The devices are bound, also the one with its memory map on
-/// its medium. Returns only if that fails.
-pub fn resume(lab: &Lab) -> Result<()> {
-    for region in 0..REGIONS {
-        let bound = lab.holder_in(region)?;
-        bound.expect_driver(Some(lab.driver))?;
-        if region == ON_MEDIUM {
-            ensure!(bound.get("mode")? == "pmem", "{bound} is not map=dev");
-        }
-        println!("pmem-rs guest: {bound} is bound while a resume is pending");
-    }
+/// Resumes what the first boot has left. Returns only if that fails.
+pub fn resume() -> Result<()> {
     run("modprobe", &["-a", "virtio_pci", "virtio_blk"])?;
     let number = sysfs::read("/sys/class/block/vda/dev")?;
     set("resume", &number)
@@ -161,10 +140,6 @@ fn file_systems_are_in_order(lab: &mut Lab) -> Result<()> {
         fs.mount(&node, "dax=always").and_then(Mount::unmount)?;
     }
     let [_, with_bare] = virtio_regions(lab)?;
-    let unbound = lab.holder_in(ON_MEDIUM)?;
-    unbound.expect_driver(None)?;
-    unbound.bind(lab.driver)?;
-    expect_round(&Disk::named(unbound.disk_name()?), ON_MEDIUM_ROUND)?;
     for (region, disk) in [(with_bare, bare), (RAW, raw)] {
         let bound = lab.holder_in(region)?;
         bound.unbind()?;

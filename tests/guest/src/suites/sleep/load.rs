@@ -98,11 +98,6 @@ pub fn write_disk_once(disk: &Disk, round: u64) -> Result<()> {
     expect_on_disk(&file, &last)
 }
 
-/// Compares the disk with what [`write_disk_once`] has written.
-pub fn expect_round(disk: &Disk, round: u64) -> Result<()> {
-    expect_on_disk(&open_durably(disk)?, &Buffer::stamped(DEPTH * PAGE, round))
-}
-
 fn expect_on_disk(file: &File, last: &Buffer) -> Result<()> {
     let mut found = Buffer::new(last.len());
     file.read_exact_at(&mut found, 0)?;

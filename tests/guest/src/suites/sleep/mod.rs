@@ -8,7 +8,7 @@
 //! one, so the runner presses it.
 //!
 //! After the last step of the first boot PID 1 hibernates, with processes that go on. The second
-//! boot binds all devices, as an initramfs does, and resumes, so it continues the first.
+//! boot resumes, so it continues the first.
 
 mod hibernation;
 mod load;
@@ -57,10 +57,6 @@ pub const SUITE: Suite = Suite {
             hibernation::refused,
         )
         .within(120),
-        Test::step(
-            "struct_pages_on_medium_are_left",
-            hibernation::leave_unbound,
-        ),
     ],
 };
 
@@ -77,12 +73,9 @@ pub const IDLE: Suite = Suite {
 const POWER: &str = "/sys/power";
 
 /// The indexes of the NVDIMMs' regions, in the order of addresses. The second NVDIMM is in mode
-/// raw, without struct pages. The third one is for a namespace with its struct pages on the medium.
+/// raw, without struct pages.
 const NVDIMM: u32 = 0;
 const RAW: u32 = 1;
-const ON_MEDIUM: u32 = 2;
-/// How many regions there are.
-const REGIONS: u32 = 5;
 
 /// Makes the file systems that all tests use, and leaves them mounted.
 fn prepare(lab: &mut Lab) -> Result<()> {
