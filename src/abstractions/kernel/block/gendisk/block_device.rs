@@ -2,7 +2,10 @@
 
 //! References to block devices, their claims, and their page cache.
 
-use super::holder::Holder;
+use super::holder::{
+    major_of,
+    Holder, //
+};
 use crate::abstractions::bindings;
 use crate::abstractions::kernel_ext::device::name_of;
 use core::ptr::{
@@ -133,7 +136,11 @@ impl BlockDevice {
             if let Some(index) = types.iter().position(|fs_type| *fs_type == holder_type) {
                 return FsClaim::Further(index);
             }
+            // SAFETY: As above. The number of a device does not change.
+            let major = major_of(unsafe { (*raw).bd_dev });
             match Holder(holder).superblock_type(types) {
+                // It has no inodes yet.
+                Some(_) if Holder(holder).is_new_superblock(major) => FsClaim::Other,
                 Some(_) if Holder(holder).is_superblock_on(raw) => FsClaim::Super(f(holder.cast())),
                 Some(index) => FsClaim::Further(index),
                 None => FsClaim::Other,
@@ -167,8 +174,12 @@ impl BlockDevice {
 
             if !has_file_system {
                 bindings::spin_lock(addr_of_mut!((*bdev).bd_size_lock));
-                bindings::i_size_write((*mapping).host, 0);
-                (*bdev).bd_nr_sectors = 0;
+                // A write that is under way may have set the size again. Then it stays: the write
+                // expects that the size does not become smaller.
+                if (*bdev).bd_nr_sectors != 0 {
+                    bindings::i_size_write((*mapping).host, 0);
+                    (*bdev).bd_nr_sectors = 0;
+                }
                 bindings::spin_unlock(addr_of_mut!((*bdev).bd_size_lock));
             }
             // Pages that a private mapping has copied do not belong to the device.

@@ -66,7 +66,7 @@ impl Holder {
     ///
     /// Another holder has all three by chance only: a pointer to itself, a null pointer, and the
     /// number of the disk, at offsets that have no meaning for it.
-    fn is_new_superblock(self, major: u32) -> bool {
+    pub(super) fn is_new_superblock(self, major: u32) -> bool {
         let list = offset_of!(bindings::super_block, s_inodes);
         let number = self.bytes_at(offset_of!(bindings::super_block, s_dev));
 
@@ -123,7 +123,7 @@ impl Holder {
 
 /// Returns the major number of a device (`MAJOR()`). A disk and its partitions have the same, or
 /// that of extended numbers (`BLOCK_EXT_MAJOR`), if the disk has no range of its own.
-const fn major_of(number: bindings::dev_t) -> u32 {
+pub(super) const fn major_of(number: bindings::dev_t) -> u32 {
     number >> 20
 }
 

@@ -57,12 +57,11 @@ impl RemovedDisks {
 
 /// Removes a disk, and adds it to the list until [`forget`]. Sleeps, see `Registration::remove()`.
 pub(super) fn remove(state: &Arc<DiskState>) {
-    if !state.remove() {
-        return;
-    }
-    if let (Some(removed), Ok(entry)) = (REMOVED.get(), ListArc::try_from_arc(state.clone())) {
-        removed.disks.lock().push_back(entry);
-    }
+    state.remove(|| {
+        if let (Some(removed), Ok(entry)) = (REMOVED.get(), ListArc::try_from_arc(state.clone())) {
+            removed.disks.lock().push_back(entry);
+        }
+    });
 }
 
 /// Takes a disk off the list, if it is there: nothing has it open any more. May sleep.

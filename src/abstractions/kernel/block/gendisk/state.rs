@@ -171,12 +171,12 @@ impl DiskState {
         self.removal.lock().added = true;
     }
 
-    /// Removes the disk if it was added and not removed yet. Returns whether it has. Sleeps, see
-    /// `Registration::remove()`.
-    pub(super) fn remove(&self) -> bool {
+    /// Removes the disk if it was added and not removed yet, and calls `then`. Another call waits
+    /// until this one has ended. Sleeps, see `Registration::remove()`.
+    pub(super) fn remove(&self, then: impl FnOnce()) {
         let mut removal = self.removal.lock();
         if !removal.added || removal.removed {
-            return false;
+            return;
         }
 
         self.find_partitions();
@@ -189,7 +189,7 @@ impl DiskState {
         for partition in self.partitions.lock().iter() {
             partition.revoke_cache();
         }
-        true
+        then();
     }
 
     /// Calls `f` with the disk if it was added and not removed. The disk is not removed meanwhile.
