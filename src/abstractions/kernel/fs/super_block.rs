@@ -122,9 +122,7 @@ impl<'a> Walk<'a> {
             Supers::All => (Place::Type(0), ALL_TYPES),
             // Translations were refused before, or indirect claims are. So a claim that is not seen
             // here has not led to a page.
-            Supers::MayUse(disk) if disk.had_indirect_claim() || disk.may_lack_partitions() => {
-                (on_disk, ALL_TYPES)
-            }
+            Supers::MayUse(disk) if disk.had_indirect_claim() => (on_disk, ALL_TYPES),
             Supers::MayUse(_) | Supers::ShutDownWith(_) => (on_disk, 0),
         };
 
@@ -261,8 +259,7 @@ impl<'a> Walk<'a> {
                 Supers::All => true,
                 Supers::MayUse(disk) => {
                     // The others on the disk were visited.
-                    (!disk.has_super(sb) || disk.may_lack_partitions())
-                        && disk.may_be_used_by(sb, uses_s_bdev_only)
+                    !disk.has_super(sb) && disk.may_be_used_by(sb, uses_s_bdev_only)
                 }
                 Supers::ShutDownWith(disk) => !disk.has_super(sb) && disk.shuts_down(sb),
             }

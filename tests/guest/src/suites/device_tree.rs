@@ -198,7 +198,8 @@ fn wrong_range(lab: &mut Lab) -> Result<()> {
     let said = messages.expect(&[&format!("{range} is left out, it is used as System RAM")])?;
     println!("the kernel says: {said}");
     let remedy = format!(
-        "take it out of the memory nodes (`no-map` does not), reserve it by memmap=0x1000000${IN_USE:#x} on"
+        "take it out of the memory nodes (`no-map` does not), reserve it by \
+         memmap=0x1000000${IN_USE:#x} on"
     );
     ensure!(said.contains(&remedy), "it does not say `{remedy}`");
     let found = device.ranges()?;

@@ -140,7 +140,9 @@ impl BlockDevice {
             let major = major_of(unsafe { (*raw).bd_dev });
             match Holder(holder).superblock_type(types) {
                 // It has no inodes yet.
-                Some(_) if Holder(holder).is_new_superblock(major) => FsClaim::Other,
+                Some(_) if Holder(holder).number_of_new_superblock(major).is_some() => {
+                    FsClaim::Other
+                }
                 Some(_) if Holder(holder).is_superblock_on(raw) => FsClaim::Super(f(holder.cast())),
                 Some(index) => FsClaim::Further(index),
                 None => FsClaim::Other,
@@ -149,7 +151,8 @@ impl BlockDevice {
     }
 
     /// Takes the pages of the device's own page cache from the processes that have mapped them.
-    /// Each access raises SIGBUS from now on. Sleeps.
+    /// Each access raises SIGBUS from now on, except to what a `write` that is under way stores
+    /// later. Sleeps.
     ///
     /// The size of the device becomes zero, which a fault checks with its page locked. A fault that
     /// has checked it before has inserted its page when the truncation gets the lock of the page.

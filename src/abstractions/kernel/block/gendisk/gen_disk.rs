@@ -4,7 +4,10 @@
 
 use super::{
     attribute::Tables,
-    holder::Holder,
+    holder::{
+        major_of,
+        Holder, //
+    },
     limits::Limits,
     operations::Operations,
     removed,
@@ -248,21 +251,16 @@ unsafe extern "C" fn open_callback(
             return EBUSY.to_errno();
         }
         state.record_indirect_claim();
-    } else if mode & MOUNT == MOUNT {
-        // SAFETY: A claim that is not indirect is one of a program, which cannot restrict writes
-        // (`file_to_blk_mode()`), or of a superblock that is being mounted, which its opener keeps.
-        // The number by which it opens does not change.
-        let opened = unsafe { (*holder.0.cast::<bindings::super_block>()).s_dev };
-        let device = state.device_with_number(opened);
+    } else if mode & bindings::BLK_OPEN_EXCL != 0 {
+        let device = holder
+            .number_of_new_superblock(major_of(number))
+            .and_then(|opened| state.device_with_number(opened));
         if device.is_some_and(|device| removed::has_name_of(&device)) {
             return EBUSY.to_errno();
         }
     }
     0
 }
-
-/// What the mode of an open by a superblock has (`sb_open_mode()`).
-const MOUNT: bindings::blk_mode_t = bindings::BLK_OPEN_EXCL | bindings::BLK_OPEN_RESTRICT_WRITES;
 
 /// # Safety
 ///

@@ -58,21 +58,22 @@ impl Holder {
         self.pointer_at(offset_of!(bindings::file, private_data)) == Some(self.0)
     }
 
-    /// Returns whether the holder is a superblock that is being mounted from a device with this
-    /// major number, and has not opened it yet.
+    /// Returns the number of the device that the holder opens, if it is a superblock that is being
+    /// mounted from a device with this major number, and has not opened it yet.
     ///
     /// `setup_bdev_super()` opens the device before it sets `s_bdev`. There are no inodes yet, so
     /// the head of their list points to itself. `s_dev` is the number by which it opens.
     ///
     /// Another holder has all three by chance only: a pointer to itself, a null pointer, and the
     /// number of the disk, at offsets that have no meaning for it.
-    pub(super) fn is_new_superblock(self, major: u32) -> bool {
+    pub(super) fn number_of_new_superblock(self, major: u32) -> Option<bindings::dev_t> {
         let list = offset_of!(bindings::super_block, s_inodes);
-        let number = self.bytes_at(offset_of!(bindings::super_block, s_dev));
-
-        self.pointer_at(list) == Some(self.0.wrapping_byte_add(list))
+        let number = u32::from_ne_bytes(self.bytes_at(offset_of!(bindings::super_block, s_dev))?);
+        let is_new = self.pointer_at(list) == Some(self.0.wrapping_byte_add(list))
             && self.pointer_at(offset_of!(bindings::super_block, s_bdev)) == Some(null())
-            && number.is_some_and(|bytes| major_of(u32::from_ne_bytes(bytes)) == major)
+            && major_of(number) == major;
+
+        is_new.then_some(number)
     }
 
     /// Returns the index of the type of the superblock that the holder is, if it has one of these.
@@ -117,7 +118,7 @@ impl Holder {
     pub(super) fn is_indirect(self, mode: bindings::blk_mode_t, number: bindings::dev_t) -> bool {
         mode & bindings::BLK_OPEN_EXCL != 0
             && !self.is_opening_file()
-            && !self.is_new_superblock(major_of(number))
+            && self.number_of_new_superblock(major_of(number)).is_none()
     }
 }
 

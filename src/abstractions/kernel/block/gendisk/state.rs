@@ -49,7 +49,7 @@ use kernel::{
     time::Msecs, //
 };
 
-/// The largest number of partitions of a disk.
+/// The largest number of partitions of a disk: `add_partition()` refuses larger numbers.
 const PARTITIONS: usize = bindings::DISK_MAX_PARTS as usize - 1;
 
 /// The state of a disk.
@@ -365,12 +365,6 @@ impl DiskState {
                 }
             }
         }
-    }
-
-    /// Returns whether [`Self::next_device`] may not return all partitions that the disk had when
-    /// it was removed: it had as many as are recorded, or more.
-    pub(in crate::abstractions) fn may_lack_partitions(&self) -> bool {
-        self.partitions.lock().len() == PARTITIONS
     }
 
     /// Adds the partitions of the disk, and then the disk, to a list. Returns whether the list had
