@@ -36,7 +36,7 @@ pub const SUITE: Suite = Suite {
             "region_that_cannot_be_made_is_left_out",
             region_cannot_be_made,
         )
-        .within(120),
+        .within(240),
         Test::new("same_regions_as_with_of_pmem", same_regions_as_with_of_pmem),
         Test::new("unbind_in_use", goes_in_use),
         Test::new("volatile_memory_in_use", volatile_goes),
@@ -284,10 +284,16 @@ fn volatile_goes(lab: &mut Lab) -> Result<()> {
     expect_no_thread_stuck()
 }
 
-/// Once each region has been left out, not every allocation is made to fail, which would take
-/// minutes. The bus is made by the first allocations, which all are.
-const STRIDE: u32 = 8;
+/// The last allocations of a probe, which make the regions, and the first ones, which make the bus.
+/// Each of them is made to fail. Of those between, one of `STRIDE` is.
+const LAST: u32 = 32;
 const FIRST: u32 = 24;
+const STRIDE: usize = 8;
+/// The number of allocations differs from probe to probe by less than this. An allocation from the
+/// slab also allocates a page if no slab has a free object.
+const SPREAD: u32 = 16;
+/// How often the last allocations are made to fail until each region has been left out.
+const PASSES: usize = 4;
 
 /// Allocations of a probe fail, one at a time. If only the region of one range cannot be made, the
 /// other one is there, and the log says which is not. If the bus cannot be made, the probe fails.
@@ -310,36 +316,43 @@ fn region_cannot_be_made(lab: &mut Lab) -> Result<()> {
     settle()?;
     device.unbind()?;
 
+    let count = count.context("allocations of a thread can be counted")?;
     let mut failures = 0;
     let mut seen = BTreeSet::new();
-    let mut nth = count.context("allocations of a thread can be counted")?;
-    while nth > 0 {
+    let mut fail = |nth, seen: &mut BTreeSet<_>| -> Result<()> {
         let mut messages = Messages::from_now()?;
         let (result, _) = injection.fail(Scope::ThreadInDriver, nth, || device.try_bind(driver))?;
         settle()?;
         if result.is_err() {
             errno::expect("binding it", result, &[Errno::ENOMEM, Errno::ENODEV])?;
-            device.expect_driver(None)?;
             failures += 1;
-        } else {
-            let found = device.ranges()?;
-            for (start, len) in &all {
-                let said = format!("{} is left out", shown(*start, *len));
-                if !found.contains(&(*start, *len)) {
-                    // libnvdimm adds the device of a region later, and logs a failure itself.
-                    messages.expect(&[&said, "nd_async_device_register: failed"])?;
-                }
-            }
-            seen.insert(found);
-            device.unbind()?;
+            return device.expect_driver(None);
         }
-        let each_left_out = seen.contains(&all[..1]) && seen.contains(&all[1..]);
-        let stride = if each_left_out && nth >= FIRST + STRIDE {
-            STRIDE
-        } else {
-            1
-        };
-        nth = nth.saturating_sub(stride);
+        let found = device.ranges()?;
+        for (start, len) in &all {
+            let said = format!("{} is left out", shown(*start, *len));
+            if !found.contains(&(*start, *len)) {
+                // libnvdimm adds the device of a region later, and logs a failure itself.
+                messages.expect(&[&said, "nd_async_device_register: failed"])?;
+            }
+        }
+        seen.insert(found);
+        device.unbind()
+    };
+    let last = count.saturating_sub(LAST).max(FIRST);
+    for _ in 0..PASSES {
+        for nth in (last + 1..=count + SPREAD).rev() {
+            fail(nth, &mut seen)?;
+        }
+        if seen.contains(&all[..1]) && seen.contains(&all[1..]) {
+            break;
+        }
+    }
+    for nth in (FIRST + 1..=last).step_by(STRIDE) {
+        fail(nth, &mut seen)?;
+    }
+    for nth in 1..=FIRST {
+        fail(nth, &mut seen)?;
     }
     device.bind(driver)?;
     for right in [&all[..1], &all[1..]] {
