@@ -97,6 +97,16 @@ impl TeardownStep {
     }
 }
 
+impl Description<'_> {
+    /// Returns what to do about a range that is retired.
+    pub fn remedy(&self) -> &'static str {
+        match self.stage {
+            Stage::Draining(None) | Stage::Freeing => "Wait until it ends",
+            Stage::Draining(Some(_)) | Stage::TearingDown(_) | Stage::Bound => "End these users",
+        }
+    }
+}
+
 impl fmt::Display for Description<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

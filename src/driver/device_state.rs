@@ -313,9 +313,11 @@ impl DeviceState {
             self.flush();
             let PagesInUse { referenced, cached } = self.progress.lock().used;
             tracepoint::retire(&self.name, referenced, cached, self.teardown_micros());
+            let description = self.describe();
             pr_warn!(
-                "retired {}. End these users: the range is freed then, and can be bound again\n",
-                self.describe()
+                "retired {}. {}: the range is freed then, and can be bound again\n",
+                description,
+                description.remedy()
             );
         }
         self.send_outcome_uevent(outcome);
