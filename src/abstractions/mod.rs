@@ -14,7 +14,8 @@
 //! The rule for every API here:
 //!
 //! > Safe code on top of the abstractions cannot cause undefined behaviour, whatever it calls,
-//! > drops or forgets, in whatever order. What cannot be proved is leaked, with a warning.
+//! > drops or forgets, in whatever order. What cannot be proved to be unused is leaked, with a
+//! > warning.
 //!
 //! Leaking is sound, freeing is not. The rule rests on the following:
 //!

@@ -20,7 +20,7 @@ use super::{
         report_read_only,
         unusable, //
     },
-    plain::shared_flush::end_sleep,
+    plain::shared_flush::permit_for_good,
     pmem::Pmem,
     registry::Registry,
     removal_watcher::RemovalWatcher,
@@ -233,7 +233,7 @@ impl Drop for AttachedDisk<'_> {
         // The device stays in use meanwhile.
         self.device.give_notice();
         // The teardown flushes, also if the system is going to sleep.
-        end_sleep(self.sleep.take(), || self.device.flusher.unpause());
+        permit_for_good(self.sleep.take(), || self.device.flusher.unpause());
         self.device.tear_down();
     }
 }

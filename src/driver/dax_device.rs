@@ -122,8 +122,8 @@ impl Pmem {
     /// Returns how many of the `nr_pages` pages from `pgoff` on can be accessed. At least one page
     /// is checked. The end of the data limits the number.
     ///
-    /// Returns [`None`] if there is no such page, or if one of them is bad. For a recovery write it
-    /// returns the number of pages before the first bad one then, but at least 1.
+    /// Returns [`None`] if there is no such page, or if one of them is bad. For a recovery write a
+    /// bad page is no error: the number of pages before the first bad one is returned, at least 1.
     #[cold]
     fn pages_up_to_bad(&self, pgoff: usize, nr_pages: usize, mode: AccessMode) -> Option<usize> {
         let rest = Span::from_page(pgoff, PAGE_SHIFT, self.memory.size())?;

@@ -359,7 +359,8 @@ impl DeviceState {
         self.began_at.as_ref().map_or(0, Stopwatch::micros)
     }
 
-    /// Returns how long a thread waits for users that has waited for `micros` microseconds so far.
+    /// Returns the data by which a thread decides whether to go on waiting for users. It has waited
+    /// for `micros` microseconds so far.
     pub(super) fn waiting(&self, micros: u64, limit_ms: u32, is_killed: bool) -> Waiting {
         Waiting {
             micros,

@@ -4,9 +4,9 @@
 //!
 //! Most regions are flushed by the submitting thread. A flush of a virtio region takes as long as
 //! the storage of the host needs. Threads that wait for one at the same time share flushes
-//! ([`SharedFlush`]). A flush request waits for it. Writes do not make their submitter wait: one
-//! with `REQ_PREFLUSH` waits on a work queue (`disk.rs`), and one with `REQ_FUA` is added to a
-//! list, all bios of which end after the next flush on that queue.
+//! ([`SharedFlush`]). The submitter of a flush request waits for one, that of a write does not. A
+//! write with `REQ_PREFLUSH` waits on a work queue (`disk.rs`). One with `REQ_FUA` is added to a
+//! list. Work on the same queue flushes, and then ends all bios of the list.
 //!
 //! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
 //! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.

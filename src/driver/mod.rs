@@ -29,9 +29,9 @@
 //! - [`shared`]: the state that all devices share: work queues, and
 //!   - [`registry`]: the devices that are bound or retired.
 //! - [`debugfs_files`]: the files in debugfs.
-//! - [`sleep`]: the sleep of the system, and [`going_down`]: its end.
-//! - [`plain`]: code without the kernel: the states of teardown and suspension, shared flushes,
-//!   signatures, the syntax of `except=`, arithmetic.
+//! - [`sleep`]: the sleep of the system, and [`going_down`]: its reboot or power-off.
+//! - [`plain`]: code that does not use the kernel: the states of teardown and suspension, shared
+//!   flushes, signatures, the syntax of `except=`, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(

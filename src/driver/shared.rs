@@ -16,7 +16,7 @@ use kernel::{
     sync::SetOnce, //
 };
 
-/// Installed before the first device is bound, until after the last one is unbound.
+/// Installed from before the first device is bound until after the last one is unbound.
 ///
 /// Probe takes a reference, and gives it to the objects that it creates.
 pub static SHARED: Global<Shared> = Global::new();

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::abstractions::kernel::{
     pm::SleepOperations,
-    suspend::SleepGuard, //
+    suspend::SleepHandler, //
 };
 use kernel::{
     prelude::*,
@@ -80,7 +80,7 @@ pub fn is_system_sleeping() -> bool {
 /// suspended: threads that wait for frozen file systems cannot be frozen themselves.
 pub struct SleepPolicy;
 
-impl SleepGuard for SleepPolicy {
+impl SleepHandler for SleepPolicy {
     fn prepare_sleep() -> Result {
         IS_SLEEPING.store(true, Relaxed);
 

@@ -32,7 +32,7 @@ impl nvdimm::StateAttribute for StateFile {
             return c"leaving";
         }
 
-        match self.0.suspension.phase.lock().phase {
+        match self.0.suspension.machine.lock().phase {
             Phase::Live | Phase::Suspending => c"live",
             Phase::Suspended | Phase::Resuming => c"suspended",
         }

@@ -21,7 +21,7 @@
 //! of the suspension, such as one that mounts a file system. So another thread executes these steps
 //! ([`DeviceState::delegate`]), which is not waited for once the suspension has to end.
 //!
-//! Lock order: `SuspensionState::phase`, `SuspensionState::step` and the lock of the held writes
+//! Lock order: `SuspensionState::machine`, `SuspensionState::step` and the lock of the held writes
 //! are innermost. The worker takes `DeviceState::teardown` to get the parts of the device. Neither
 //! thread holds a lock while it freezes, unmaps, waits or thaws. Device locks are not taken.
 
@@ -84,7 +84,7 @@ use kernel::{
 
 /// How often threads poll the limit and signals.
 const POLL_INTERVAL: Msecs = 100;
-/// How long pages that are pinned are waited for: as long as direct I/O may take.
+/// How long a page may stay pinned before the suspension fails: as long as direct I/O may take.
 const PIN_TIMEOUT: Msecs = 1000;
 /// The pause between two looks at a pinned page.
 const PIN_INTERVAL: Msecs = 10;
@@ -116,7 +116,7 @@ impl SuspensionOps for Arc<DeviceState> {
     type Failure = Error;
 
     fn with<R>(&self, f: impl FnOnce(&mut Suspension<Error>) -> R) -> R {
-        f(&mut self.suspension.phase.lock())
+        f(&mut self.suspension.machine.lock())
     }
 
     fn wake_up(&self) {
@@ -445,7 +445,7 @@ impl DeviceState {
         self.waited_for_resume.store(began.micros(), Relaxed);
     }
 
-    /// Resumes the disk, if it is suspended, and lets it be suspended no more. Sleeps for a limited
+    /// Resumes the disk, if it is suspended, and refuses further suspensions. Sleeps for a limited
     /// time.
     pub(super) fn end_suspensions(self: &Arc<Self>) {
         suspension::disable(self);

@@ -49,7 +49,7 @@ pub enum SuspensionStep {
     Settle,
 }
 
-/// The step that another thread executes, so that the limit ends a suspension while it hangs.
+/// The step that another thread executes, so that the limit can end a suspension whose step hangs.
 #[derive(Default)]
 pub struct PendingStep {
     /// The number of the last step.
@@ -64,7 +64,7 @@ pub struct PendingStep {
 #[pin_data]
 pub struct SuspensionState {
     #[pin]
-    pub(super) phase: Mutex<Suspension<Error>>,
+    pub(super) machine: Mutex<Suspension<Error>>,
     #[pin]
     pub(super) step: Mutex<PendingStep>,
     /// Woken when `phase` or `step` has changed.
@@ -78,7 +78,7 @@ impl SuspensionState {
     /// Creates the data of a disk that is not suspended.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            phase <- new_mutex!(Suspension::default(), "pmem_rs::SuspensionState::phase"),
+            machine <- new_mutex!(Suspension::default(), "pmem_rs::SuspensionState::machine"),
             step <- new_mutex!(PendingStep::default(), "pmem_rs::SuspensionState::step"),
             changed <- WaitQueue::new(),
             began_at_ms: Atomic::new(0),
@@ -87,7 +87,7 @@ impl SuspensionState {
 
     /// Returns whether the disk is suspended, or is being suspended or resumed.
     pub fn has_suspension(&self) -> bool {
-        self.phase.lock().phase != Phase::Live
+        self.machine.lock().phase != Phase::Live
     }
 
     /// Returns the milliseconds since the last suspension has begun.

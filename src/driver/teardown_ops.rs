@@ -131,7 +131,7 @@ impl TeardownOps for Arc<DeviceState> {
         self.send_leaving_uevent(is_waited_for);
         // The holders may still read and write in their callbacks.
         if let Some(leases) = &self.leases {
-            leases.revoke();
+            leases.request_return();
         }
     }
 
@@ -206,7 +206,7 @@ impl TeardownOps for Arc<DeviceState> {
         {
             // This walk does not find inodes that were evicted since `close_to_mappings`.
             let mut progress = self.progress.lock();
-            progress.walked.inodes = progress.walked.inodes.max(walked.inodes);
+            progress.walked.nr_inodes = progress.walked.nr_inodes.max(walked.nr_inodes);
             progress.walked.nr_pages = progress.walked.nr_pages.max(walked.nr_pages);
         }
 
@@ -221,7 +221,7 @@ impl TeardownOps for Arc<DeviceState> {
         self.step(TeardownStep::Flush, || self.flush());
 
         let Walked {
-            inodes,
+            nr_inodes: inodes,
             nr_pages: pages,
             ..
         } = self.progress.lock().walked;
@@ -302,8 +302,9 @@ impl TeardownOps for Arc<DeviceState> {
 }
 
 impl DeviceState {
-    /// Waits until the leases of the memory were given back, or until a range that is in use is to
-    /// be retired. The memory then stays for the holders.
+    /// Waits until the leases of the memory were given back, for at most `revoke_timeout_ms`. The
+    /// wait also ends if the unbinding thread is killed or the system goes down. The memory then
+    /// stays for the holders.
     fn wait_for_leases(&self) {
         let Some(leases) = self.leases.as_ref().filter(|leases| leases.are_held()) else {
             return;

@@ -27,7 +27,7 @@ impl DeviceState {
     /// Sends a uevent with the numbers of pages and inodes that were revoked.
     pub(super) fn send_outcome_uevent(&self, outcome: Outcome) {
         let Walked {
-            inodes,
+            nr_inodes: inodes,
             nr_pages: pages,
             ..
         } = self.progress.lock().walked;

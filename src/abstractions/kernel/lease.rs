@@ -2,8 +2,8 @@
 
 //! Leases: another module holds a range of a DAX disk for long, at one contiguous kernel address.
 //!
-//! The holder is notified before the device is unbound ([`Leases::revoke`]) and of memory that
-//! fails, and gives the lease back. The API for it is in C; `rust-bindings/pmem_rs_lease.h`
+//! The holder is notified before the device is unbound ([`Leases::request_return`]) and of memory
+//! that fails, and gives the lease back. The API for it is in C; `rust-bindings/pmem_rs_lease.h`
 //! documents it.
 //!
 //! - A lease claims its block device, with holder operations of its own.
@@ -13,7 +13,7 @@
 //!   in none of these belongs to another driver.
 //!
 //! A callback is called from a work item of its lease, one at a time ([`handover`]). Only
-//! [`Leases::wait_returned`] and the end of the lease wait for a holder.
+//! [`Leases::wait_returned`], the end of the lease and the end of the [`Table`] wait for a holder.
 //!
 //! Lock order, outermost first:
 //!

@@ -14,9 +14,9 @@ use kernel::{
 };
 
 /// A receiver of notices.
-pub trait SleepGuard: 'static {
-    /// Handles that the system is about to sleep, in whichever way. After an error it does not. In
-    /// the same context as [`Self::prepare_hibernation`], and before it.
+pub trait SleepHandler: 'static {
+    /// Called when the system is about to suspend or to hibernate. After an error it does not.
+    /// Called in the same context as [`Self::prepare_hibernation`], and before it.
     fn prepare_sleep() -> Result {
         Ok(())
     }
@@ -37,20 +37,20 @@ pub trait SleepGuard: 'static {
     fn hibernation_ended();
 }
 
-/// A registration of a [`SleepGuard`]. Without `CONFIG_PM_SLEEP` there are no notices.
+/// A registration of a [`SleepHandler`]. Without `CONFIG_PM_SLEEP` there are no notices.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::prelude::*;
 /// use pmem_rs::abstractions::kernel::suspend::{
-///     SleepGuard,
+///     SleepHandler,
 ///     PmNotifier, //
 /// };
 ///
 /// struct Never;
 ///
-/// impl SleepGuard for Never {
+/// impl SleepHandler for Never {
 ///     fn prepare_hibernation() -> Result {
 ///         Err(EBUSY)
 ///     }
@@ -67,20 +67,20 @@ pub trait SleepGuard: 'static {
 ///
 /// The notifier is registered.
 #[pin_data(PinnedDrop)]
-pub struct PmNotifier<T: SleepGuard> {
+pub struct PmNotifier<T: SleepHandler> {
     #[pin]
     nb: Opaque<bindings::notifier_block>,
     _registered: Registered,
-    _guard: PhantomData<fn() -> T>,
+    _handler: PhantomData<fn() -> T>,
 }
 
 // SAFETY: A notifier may be registered and unregistered by any thread.
-unsafe impl<T: SleepGuard> Send for PmNotifier<T> {}
+unsafe impl<T: SleepHandler> Send for PmNotifier<T> {}
 
 // SAFETY: The rwsem of the chain protects the notifier.
-unsafe impl<T: SleepGuard> Sync for PmNotifier<T> {}
+unsafe impl<T: SleepHandler> Sync for PmNotifier<T> {}
 
-impl<T: SleepGuard> PmNotifier<T> {
+impl<T: SleepHandler> PmNotifier<T> {
     /// Registers the guard. Sleeps.
     pub fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
@@ -97,7 +97,7 @@ impl<T: SleepGuard> PmNotifier<T> {
                 // SAFETY: The notifier is initialised, and stays until it is unregistered.
                 to_result(unsafe { bindings::register_pm_notifier(slot) })
             }),
-            _guard: PhantomData,
+            _handler: PhantomData,
         })
     }
 
@@ -138,7 +138,7 @@ impl<T: SleepGuard> PmNotifier<T> {
 }
 
 #[pinned_drop]
-impl<T: SleepGuard> PinnedDrop for PmNotifier<T> {
+impl<T: SleepHandler> PinnedDrop for PmNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // Waits for calls that are in progress.
         //
@@ -159,7 +159,7 @@ mod tests {
 
     struct Busy;
 
-    impl SleepGuard for Busy {
+    impl SleepHandler for Busy {
         fn prepare_hibernation() -> Result {
             Err(EBUSY)
         }

@@ -32,7 +32,8 @@ use super::infoblock::{
 /// A namespace without a block, or with one that is damaged or of another namespace, passes: the
 /// btt driver makes new arenas. It does so only for the first block.
 ///
-/// Ends: each arena but the last has the largest size, and all are within the namespace.
+/// The loop ends, because each arena but the last has the largest size, and all are within the
+/// namespace.
 pub(super) fn check_arenas<E: From<InfoBlockError>>(
     expected: &Expected,
     block: &mut [u8; LEN],

@@ -145,8 +145,8 @@ pub trait Driver {
         let _ = identity;
     }
 
-    /// Checks whether the driver serves a device at all, which has the given namespace. Called
-    /// before [`Self::probe`], and before the adapter checks that the namespace is where its labels
+    /// Checks whether the driver serves a device with this namespace at all. Called before
+    /// [`Self::probe`], and before the adapter checks that the namespace is where its labels
     /// allocate space to it.
     ///
     /// # Errors

@@ -76,8 +76,8 @@ pub enum SetupError {
     InfoBlock(NamespaceMode, InfoBlockError),
     /// The medium is bad where the `struct page`s would be, and could not be cleared.
     BadMemmap,
-    /// libnvdimm would take a bad sector at this address, where no `struct page`s are, for one of
-    /// them, and would overwrite memory or fail.
+    /// There is a bad sector at this address, outside of the `struct page`s. libnvdimm would take
+    /// it for one among them, and would overwrite memory or fail.
     BadOutside(PhysAddr),
     /// The btt driver would flush the region with a spinlock held, and such a flush may sleep.
     SleepingFlush,
@@ -273,8 +273,8 @@ impl<'bound> EnabledNamespace<'bound> {
         self.read_info_block().map_err(unreadable)
     }
 
-    /// Checks the info blocks and the logs of a btt device, as the btt driver believes them. May
-    /// sleep. All of the namespace must be mapped.
+    /// Checks the info blocks and the logs of a btt device, which the btt driver trusts. May sleep.
+    /// All of the namespace must be mapped.
     pub(super) fn check_arenas(&self) -> Result<(), SetupError> {
         let mut block = KBox::new([0; INFO_BLOCK_SIZE], GFP_KERNEL)?;
 

@@ -240,8 +240,9 @@ impl ProbeResults {
         *registered = None;
     }
 
-    /// Removes the entry of a device, releases the range, and removes the files.
-    fn forget(&self, dev: usize) -> Option<Entry> {
+    /// Removes and returns the entry of a device, whose drop releases the range and removes the
+    /// files.
+    fn take(&self, dev: usize) -> Option<Entry> {
         let node = self.entries.lock().remove_node(&dev);
 
         node.map(|node| node.to_key_value().1)
@@ -343,7 +344,7 @@ impl ProbeResults {
                 this.end_binding(data.addr());
             }
             bindings::bus_notifier_event_BUS_NOTIFY_DRIVER_NOT_BOUND => this.release(data.addr()),
-            bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE => drop(this.forget(data.addr())),
+            bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE => drop(this.take(data.addr())),
             _ => {}
         }
         bindings::NOTIFY_DONE as c_int
@@ -387,7 +388,7 @@ impl Probe<'_> {
     pub(super) fn end(self, shown: Option<Shown>, refusal: Refusal) {
         let key = self.dev.as_raw().addr();
         // The old files are removed before there are new ones.
-        let old = self.results.forget(key).and_then(|entry| entry.refused);
+        let old = self.results.take(key).and_then(|entry| entry.refused);
         let refused = match refusal {
             Refusal::Begins(identity) => Some(identity),
             Refusal::Ends => None,

@@ -93,8 +93,9 @@ impl Region {
 
     /// Returns whether the provider may take the medium away while the system runs. virtio-pmem
     /// devices can be unplugged, and the addresses of CXL regions are decoded only while the region
-    /// exists. Those of NVDIMMs (ACPI), e820, device trees and ramdax cannot do that. The one of
-    /// POWER hypervisors can, and is not supported: the module is built for x86-64 and arm64 only.
+    /// exists. The providers for NVDIMMs (ACPI), e820, device trees and ramdax cannot do that. The
+    /// one for POWER hypervisors can, and is not supported: the module is built for x86-64 and
+    /// arm64 only.
     pub fn is_removable(&self) -> bool {
         // SAFETY: By the type invariant the region is valid. The flag does not change.
         !self.is_synchronous() || unsafe { bindings::nd_region_is_cxl(self.as_raw()) }

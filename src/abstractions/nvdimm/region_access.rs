@@ -263,8 +263,8 @@ impl RegionAccess {
     /// Clears the poison in a range of the data, and returns how many bytes were cleared. May
     /// sleep, calls into the provider (for NFIT an ACPI method).
     ///
-    /// Clearing poison overwrites it. In the namespace may also be an info block, and the `struct
-    /// page`s of the data (`map=dev`), which are in no [`DataRange`].
+    /// Clearing poison overwrites it. The namespace may also contain an info block, and the `struct
+    /// page`s of the data (`map=dev`). No [`DataRange`] contains these.
     ///
     /// # Errors
     ///

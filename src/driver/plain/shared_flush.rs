@@ -3,8 +3,8 @@
 //! Flushes that several threads share.
 //!
 //! A flush makes durable what was written before it started. So a thread can share a flush that
-//! another thread starts after the first thread has arrived, and none that was in progress. Its
-//! result is there after two flushes at most.
+//! another thread starts later, but not one that is in progress when the thread arrives. A thread
+//! waits for two flushes at most.
 //!
 //! If a flush fails, what it should have made durable may be lost: a later flush that succeeds says
 //! nothing about it. So a thread that has arrived while a flush was in progress gets its error too.
@@ -155,12 +155,12 @@ impl<E: Copy> Default for SharedFlush<E> {
     }
 }
 
-/// Lets flushes start for good, before the teardown of a device, which flushes and may begin while
-/// the system sleeps.
+/// Permits flushes for good. Called before the teardown of a device, because the teardown flushes,
+/// and may begin while the system sleeps.
 ///
 /// The drop of `sleep_device` waits for a callback in progress, and there is none after it. So
 /// nothing pauses the flushes after `unpause`.
-pub fn end_sleep<D>(sleep_device: D, unpause: impl FnOnce()) {
+pub fn permit_for_good<D>(sleep_device: D, unpause: impl FnOnce()) {
     drop(sleep_device);
     unpause();
 }

@@ -15,8 +15,8 @@
 //!   until the disk is live.
 //! - The worker runs [`work`], from the freeze of the file systems until they are thawed. So what
 //!   ends a suspension needs no memory and no other thread.
-//! - [`disable`] ends a suspension and refuses further ones, before a teardown or a shutdown,
-//!   without a wait.
+//! - A thread that is going to tear the device down, or to shut the system down, calls [`disable`].
+//!   This ends a suspension, refuses further ones, and does not wait.
 //!
 //! The state is one value under one lock, [`SuspensionOps::with`].
 //!
@@ -52,8 +52,8 @@ pub enum Failure<F> {
     Ended(Cause),
     /// A step of the worker has failed.
     Failed(F),
-    /// A file system was thawed by something else while the disk was suspended. Or that is not
-    /// known any more, because [`RESULTS`] suspensions have ended since.
+    /// A file system was thawed by something else while the disk was suspended. Or the result is
+    /// not known any more, since only those of the last [`RESULTS`] suspensions are kept.
     Thawed,
 }
 
@@ -97,7 +97,7 @@ fn slot_of(number: u64) -> usize {
 struct Ended<F> {
     /// The number of the suspension.
     number: u64,
-    /// Why it has ended, if it was not by a failure.
+    /// Why it had to end. [`None`] if it ended only because a step has failed.
     cause: Option<Cause>,
     result: Result<(), Failure<F>>,
 }
@@ -164,7 +164,7 @@ pub trait SuspensionOps: Sized {
     /// Returns whether a suspension may begin now.
     fn may_begin(&self) -> bool;
 
-    /// Returns whether the time of the suspension has not passed.
+    /// Returns whether the suspension has time left.
     fn has_time(&self) -> bool;
 
     /// Returns whether the calling thread was killed.
@@ -244,7 +244,8 @@ pub fn suspend<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
     result
 }
 
-/// Ends a suspension, and waits until the disk is live. Fails if it was not suspended all the time.
+/// Ends a suspension, and waits until the disk is live. Fails if the disk is live already, or did
+/// not stay suspended. A suspension that is still beginning is cancelled, which is no error.
 pub fn resume<E: SuspensionOps>(ops: &E) -> Result<(), Failure<E::Failure>> {
     let number = ops.with(|suspension| match suspension.phase {
         _ if suspension.is_disabled => Err(Failure::Disabled),

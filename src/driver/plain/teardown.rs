@@ -294,8 +294,8 @@ pub fn begin<E: TeardownOps>(ops: &E) -> bool {
     begun
 }
 
-/// Begins the teardown. Returns whether it had not begun yet, or [`None`] if the device is not
-/// announced yet.
+/// Begins the teardown. Returns whether this call has begun it, or [`None`] while the device is
+/// being announced.
 fn try_begin<E: TeardownOps>(teardown: &mut Teardown<E>) -> Option<bool> {
     let state = core::mem::replace(&mut teardown.state, State::RemovingDisk(None));
 

@@ -51,13 +51,12 @@ impl Waiting {
     }
 
     /// Returns whether the wait is over: the limit has passed, the thread was killed, or the system
-    /// goes down. A limit of 0 means that there is none.
+    /// goes down. A limit of 0 means no limit.
     pub fn is_over(&self) -> bool {
         self.ends_early() || (self.limit_ms != 0 && self.micros >= self.limit_micros())
     }
 
-    /// Returns whether a range that is in use is to be retired. A limit of 0 means that there is
-    /// none.
+    /// Returns whether a range that is in use is to be retired. A limit of 0 means no limit.
     ///
     /// While the system runs, a range with its `struct page`s on the medium is not retired. When
     /// the system goes down, nothing binds the range again before the end, so its `struct page`s

@@ -51,7 +51,7 @@ impl Holdings {
         for cache in sysfs::names(SLAB_CACHES)? {
             let path = format!("{SLAB_CACHES}/{cache}/shrink");
             match sysfs::try_write(&path, "1") {
-                // A module has destroyed the cache, and the kernel keeps the second name of one.
+                // A module has destroyed the cache. The kernel leaves links with its other names.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.with_context(|| format!("writing to {path}"))?,
             }

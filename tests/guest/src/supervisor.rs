@@ -45,7 +45,7 @@ enum End {
 
 /// How much longer everything takes on a debug kernel. The runner has the same factor.
 const DEBUG_PATIENCE: u32 = 4;
-/// The test that comes last on a debug kernel.
+/// The tests that come last on a debug kernel, in this order.
 const LEAKS_NOTHING: &str = "leaks_nothing";
 const CHECKERS_ARE_ON: &str = "checkers_are_on";
 /// A test after all others. Returns the problems that it found.
@@ -70,7 +70,7 @@ pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> 
 
     let mut closing: Vec<(&str, Closing)> = vec![(CHECKERS_ARE_ON, checkers_off)];
     if suite.name != kunit::MISUSE {
-        // Other suites leak nothing on purpose.
+        // Only `misuse` leaks on purpose.
         closing.insert(0, (LEAKS_NOTHING, || Ok(leaks())));
     }
     ktap.begin(suite.name, cases.len() + tests.len() + closing.len())?;
@@ -166,17 +166,17 @@ fn judge(end: &End, last_line: String, ktap: &mut Ktap) -> Result<Outcome> {
 
 /// Looks for warnings and taints of the kernel that the test may not have noticed.
 fn kernel_is_clean(before: Taint, messages: &mut Messages, ktap: &mut Ktap) -> Result<bool> {
-    let mut content = true;
+    let mut clean = true;
     let new = taint()?.since(before).unexpected();
     if !new.is_clean() {
         ktap.note(&format!("the kernel became tainted: {new}"))?;
-        content = false;
+        clean = false;
     }
     for (_, message) in klog::troubles(messages.so_far()?, String::as_str) {
         ktap.note(&format!("the kernel complains: {message}"))?;
-        content = false;
+        clean = false;
     }
-    Ok(content)
+    Ok(clean)
 }
 
 fn taint() -> Result<Taint> {

@@ -57,8 +57,8 @@ impl Job {
     }
 }
 
-/// Makes jobs of the selection, in its order, but those of several suites or boots first: a long
-/// job that begins last runs alone. A suite that is run in part has its own boot.
+/// Makes jobs of the selection. Those with more suites or boots come first, because a long job that
+/// began last would run alone at the end. A suite that is run in part has its own boot.
 fn jobs(selection: Selection, only: &[String]) -> Vec<Job> {
     let mut jobs: Vec<Job> = selection.specials.into_iter().map(Job::Special).collect();
     for suite in selection.suites {
@@ -93,7 +93,7 @@ enum Outcome {
 struct Run<'a> {
     bench: &'a Bench,
     only: &'a [String],
-    /// When the last guest may start, and all running guests are ended.
+    /// The time after which no guest starts, and at which running guests are ended.
     deadline: Option<SystemTime>,
 }
 

@@ -14,7 +14,8 @@ pub struct Suite {
     pub name: &'static str,
     pub machine: Machine,
     pub boots: &'static [Boot],
-    /// Whether tests judge durations. Then no other guest may run at the same time.
+    /// Whether the suite shares no boot, and no other guest runs at the same time: its tests judge
+    /// durations, or leave what other suites cannot use.
     pub alone: bool,
 }
 
@@ -293,7 +294,7 @@ const WITH_DEVICE_TREE: Machine = Machine {
     ..PLAIN
 };
 
-/// The same after what the log says about a node in System RAM was done.
+/// The same, with the memory of a node taken out of System RAM, as the log advises.
 const WITH_RESERVED_NODE: Machine = Machine {
     kernel_words: "memmap=16M$512M",
     ..WITH_DEVICE_TREE
@@ -312,7 +313,7 @@ const MISUSE: Suite = Suite {
     alone: false,
     boots: &[Boot::off("misuse"), Boot::off(MISUSE_EXIT)],
 };
-/// The boot of the KUnit suite after which the module cannot be unloaded to the end.
+/// The boot of the KUnit suite after which an unload of the module never ends.
 const MISUSE_EXIT: &str = "misuse_exit";
 
 /// In the order of their run: the basic suites come first. Not every kernel can run all
@@ -499,7 +500,7 @@ pub fn find(name: &str) -> Option<&'static Suite> {
     all.find(|suite| suite.name == name)
 }
 
-/// Selects suites by name. No name means all.
+/// Selects suites by name. No name means all but [`BY_NAME`].
 pub fn select(names: &[String], platform: &Platform) -> Result<Selection> {
     let mut selection = Selection::default();
     let all = ALL.iter().map(|suite| suite.name);

@@ -2,9 +2,9 @@
 
 //! An index of a list of bad sectors, so that most good sectors are recognised without a search.
 //!
-//! C code changes the list without a notice: sysfs does, and the region. So the index has the
-//! sequence number of the list that it was made from, and is valid only while the list has that
-//! number. A change of the list makes it another number
+//! C code (sysfs, the region) changes the list without a notice. So the index has the sequence
+//! number of the list that it was made from, and is valid only while the list has that number. Each
+//! change of the list changes the number
 //! ([`block/badblocks.c`](srctree/block/badblocks.c) writes with the seqlock held).
 //!
 //! The model in `tests/host/tests/atomics` has one change of the list. The number has 32 bits:

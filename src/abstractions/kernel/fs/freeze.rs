@@ -224,7 +224,8 @@ impl Frozen {
     }
 
     fn undo(&mut self, mut lost: impl FnMut(&CStr, FreezeLost)) {
-        // First: if a file system cannot be thawed, a program can undo the freeze that is left.
+        // The freezes of the kernel are undone first, since programs cannot undo them. If a device
+        // cannot be thawed after that, a program can thaw its file system.
         for active in &self.supers {
             if let Err(err) = active.thaw() {
                 let why = if err == EINVAL {

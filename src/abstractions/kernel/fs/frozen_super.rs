@@ -22,7 +22,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// The kernel freezes it, as often as it likes.
+/// A freeze by the kernel, which may be nested.
 const KERNEL: bindings::freeze_holder =
     bindings::freeze_holder_FREEZE_HOLDER_KERNEL | bindings::freeze_holder_FREEZE_MAY_NEST;
 

@@ -44,7 +44,7 @@ const RETRIES_PER_MESSAGE: u32 = 30;
 ///
 /// The last reference to an inode may evict it, and the last one to a superblock unmounts it. Both
 /// may wait for a file system or for pins, so a worker puts them. The slots are allocated in
-/// advance. If they do not suffice, more are allocated, or it is waited for a free one.
+/// advance. If they do not suffice, more are allocated, or the caller waits for a free one.
 #[pin_data]
 pub(super) struct InodePool {
     /// For messages.
@@ -157,8 +157,8 @@ impl InodePool {
     }
 
     /// Stores a reference in a slot, if more than `spare` slots are free. Otherwise puts kept
-    /// inodes for which `may_put` returns true, waits, and logs that it waits for more than a
-    /// second.
+    /// inodes for which `may_put` returns true, allocates more slots if it can, and waits. Logs a
+    /// wait of more than a second.
     fn store(
         self: &Arc<Self>,
         inode: Inode,

@@ -3,7 +3,7 @@
 //! The calls that the holder of a lease has to get, and which thread makes them.
 //!
 //! Callbacks are called by one thread at a time. Once a lease was given back, no callback begins.
-//! The thread that gives it back waits for the callback that runs, unless it is in it.
+//! The thread that gives it back waits for a callback that runs in another thread.
 //!
 //! This is plain Rust, to be used under a lock. `tests/host` has a model of it for loom.
 
@@ -65,7 +65,7 @@ impl<T: Copy + PartialEq> Handover<T> {
 
     /// Requests the call that the device is going to be unbound. Returns whether that is a new
     /// request.
-    pub(super) fn revoke(&mut self) -> bool {
+    pub(super) fn request_return(&mut self) -> bool {
         if self.given_back || self.revoke != Revoke::No {
             return false;
         }
@@ -91,8 +91,8 @@ impl<T: Copy + PartialEq> Handover<T> {
         true
     }
 
-    /// Begins the next call, in this thread. `pin` keeps the code of the holder; if it fails, the
-    /// code is about to go, and nothing is called any more.
+    /// Begins the next call, in this thread. `pin` keeps the code of the holder. If it fails, the
+    /// module of that code is being unloaded, and nothing is called any more.
     ///
     /// If another thread is in a callback, it makes the call afterwards.
     pub(super) fn begin<P>(

@@ -167,7 +167,7 @@ impl Lease {
         let start = start.checked_add(offset).ok_or(ERANGE)?;
         let len = usize::try_from(len)?;
         let pieces = Pieces::find(&lease.table, &dax, start, len)?;
-        // A device above the disk does not say so.
+        // A device above the disk does not report that the disk is read-only.
         if pieces.are_read_only() {
             return Err(EACCES);
         }
@@ -392,8 +392,8 @@ impl Lease {
 }
 
 impl ListedLease for Lease {
-    fn revoke(self: Arc<Self>) {
-        let is_new = self.handover.lock().revoke();
+    fn request_return(self: Arc<Self>) {
+        let is_new = self.handover.lock().request_return();
 
         if is_new {
             self.queue();
@@ -405,7 +405,7 @@ impl ListedLease for Lease {
         let Ok(parts) = (unsafe { self.parts() }) else {
             return false;
         };
-        // Without a callback the failure is not handled, nor if the module is going.
+        // The failure is not handled without a callback, or while the module is being unloaded.
         if self.ops.bad_memory.is_none() || self.pin().is_none() {
             return false;
         }
@@ -517,7 +517,7 @@ mod tests {
                 // SAFETY: The lease is held, and nothing else uses it.
                 unsafe { Lease::give_back_to(&TEST_TABLE, Arc::into_raw(lease.clone())) };
                 // No call is permitted any more.
-                if is_closed && !lease.handover.lock().revoke() {
+                if is_closed && !lease.handover.lock().request_return() {
                     GIVEN_BACK.fetch_add(1, Relaxed);
                 }
             }

@@ -61,11 +61,11 @@ pub(in crate::abstractions) trait LeasedMemory: Send + Sync {
 pub(super) trait ListedLease: Send + Sync {
     /// Queues the callback that notifies the holder that the device is going to be unbound. Does
     /// not wait for it.
-    fn revoke(self: Arc<Self>);
+    fn request_return(self: Arc<Self>);
 
-    /// Reports a memory failure to the holder. The `len` bytes from `offset` bytes into the data of
-    /// the pgmap of `leases` on have failed. Returns whether the callback is going to be called,
-    /// which it is not if none of them is in the lease.
+    /// Reports a memory failure to the holder: the `len` bytes at `offset` in the data of the pgmap
+    /// of `leases` have failed. Returns whether the callback is going to be called: false if none
+    /// of the bytes is in the lease.
     ///
     /// # Safety
     ///
@@ -131,8 +131,8 @@ impl Drop for Pause {
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
 /// /// Notifies the holders of leases, and waits for a second. Returns those with one.
-/// fn revoke<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
-///     pages.leases().revoke();
+/// fn stop<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
+///     pages.leases().request_return();
 ///     pages.leases().wait_returned(1000);
 ///     pages.leases().holders()
 /// }
@@ -183,7 +183,7 @@ impl Leases {
 
     /// Accepts leases of this memory, if there is a [`Table`]. May sleep.
     ///
-    /// [`Self::revoke`] must be called before the references to the memory are waited for.
+    /// [`Self::request_return`] must be called before the references to the memory are waited for.
     pub(in crate::abstractions) fn accept(
         self: &Arc<Self>,
         memory: Arc<dyn LeasedMemory>,
@@ -203,7 +203,7 @@ impl Leases {
 
     /// Removes the memory from the table. It is about to be freed, and its addresses may then be
     /// those of other memory. May sleep.
-    pub(in crate::abstractions) fn forget(&self) {
+    pub(in crate::abstractions) fn remove_from_table(&self) {
         if let Some(table) = TABLE.get() {
             table.remove(self);
         }
@@ -211,11 +211,11 @@ impl Leases {
 
     /// Closes the list to new leases, and queues the `revoke` callback of each lease. Does not wait
     /// for a callback, but may sleep. Only the first call has an effect.
-    pub fn revoke(&self) {
+    pub fn request_return(&self) {
         let memory = {
             let mut state = self.state.lock();
             for lease in state.held.values() {
-                lease.clone().revoke();
+                lease.clone().request_return();
             }
             state.memory.take()
         };
@@ -278,8 +278,8 @@ impl Leases {
         any
     }
 
-    /// Returns the memory and the offset in it of a kernel address, if it is one of this memory.
-    /// Fails with [`ENXIO`] after [`Self::revoke`].
+    /// Returns the memory, and the offset of a kernel address in it. [`None`] if the address is not
+    /// in this memory. Fails with [`ENXIO`] after [`Self::request_return`].
     fn find(&self, addr: usize) -> Option<Result<(Arc<dyn LeasedMemory>, usize)>> {
         let state = self.state.lock();
         let offset = addr.checked_sub(state.addresses.start)?;
@@ -291,8 +291,8 @@ impl Leases {
         Some(memory.map(|memory| (memory, offset)))
     }
 
-    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after [`Self::revoke`], and
-    /// with [`EBUSY`] while there is a [`Pause`].
+    /// Adds a lease, unless it is there already. Fails with [`ENXIO`] after
+    /// [`Self::request_return`], and with [`EBUSY`] while there is a [`Pause`].
     ///
     /// # Safety
     ///
@@ -368,8 +368,8 @@ impl Drop for InstalledTable {
     fn drop(&mut self) {
         let table = &*self.0;
 
-        // INVARIANT: No lease is held after this, and the pointer is cleared after that. A lease
-        // that was given back may still have a reference to the table, which is waited for then.
+        // INVARIANT: No lease is held after the loop, and the pointer is cleared only then. A lease
+        // that was given back may still have a reference to the table. Clearing waits for that.
         table.held.lock().is_closed = true;
         let are_returned = || (!table.are_held()).then_some(());
         while table.returned.wait_until(MINUTE, are_returned).is_none() {
@@ -484,7 +484,7 @@ mod tests {
     struct Nothing;
 
     impl ListedLease for Nothing {
-        fn revoke(self: Arc<Self>) {}
+        fn request_return(self: Arc<Self>) {}
 
         unsafe fn fail(self: Arc<Self>, _leases: &Leases, _offset: u64, _len: u64) -> bool {
             false

@@ -39,8 +39,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Returns the part of the piece, in the range, that is in the `len` bytes from `offset` bytes
-    /// into the data of the memory on.
+    /// Returns the part of the piece that is in the `len` bytes at `offset` in the data of the
+    /// memory, as offsets in the range.
     pub(super) fn overlap(&self, offset: u64, len: u64) -> Option<Range<u64>> {
         let at = self.at as u64;
         let first = offset.max(at);

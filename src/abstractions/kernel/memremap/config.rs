@@ -67,7 +67,7 @@ pub fn memmap_section() -> Option<ResourceSize> {
 /// are zero, except those that describe the memory for the `struct page`s. `data_offset` is less
 /// than `len`, and no `struct page`s are stored in the pages from there on. If `pgmap` describes
 /// memory in the range for them, `memmap_is_on_medium` is true. A pgmap that is made within `'a`
-/// may use that memory for them for as long as it exists, if it has the reservation of the range.
+/// and has the reservation of the range may keep its `struct page`s there for as long as it exists.
 pub struct PagemapConfig<'a> {
     pgmap: bindings::dev_pagemap,
     start: PhysAddr,

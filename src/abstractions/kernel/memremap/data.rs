@@ -85,12 +85,12 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Returns whether no page has ever failed. Callable from any context.
     ///
-    /// A page that failed and was repaired may yet be taken out of the mapping: x86 does that after
-    /// it has reported the failure, and reports only that. So [`Self::first_failed`] is to be asked
-    /// from then on.
+    /// x86 takes a page out of the mapping after it has reported the failure, and does not report
+    /// when. So a page that failed and was repaired may still be taken out later, and once this has
+    /// returned false, [`Self::first_failed`] must be called for each access.
     #[inline]
     pub fn none_failed(&self) -> bool {
-        !self.has_failed.get()
+        !self.any_failed.get()
     }
 
     /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
@@ -139,7 +139,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// data.
     pub fn set_failed(&self, offset: usize, len: usize) -> Result {
         self.failed
-            .add(&self.has_failed, self.whole_pages(offset, len)?)
+            .add(&self.any_failed, self.whole_pages(offset, len)?)
     }
 
     /// Returns the pages that are wholly in the `len` bytes from `offset` on. Fails if the bytes

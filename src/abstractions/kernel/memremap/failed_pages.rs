@@ -106,9 +106,9 @@ pub trait PagemapOperations: Send + Sync + 'static {
 
 /// Whether any page was ever added to [`FailedPages`]. It is apart from the list, so that the pgmap
 /// has it in the cache line that each request reads.
-pub(super) struct HasFailed(Atomic<bool>);
+pub(super) struct AnyFailed(Atomic<bool>);
 
-impl HasFailed {
+impl AnyFailed {
     pub(super) const fn new() -> Self {
         Self(Atomic::new(false))
     }
@@ -156,7 +156,7 @@ unsafe fn pages_of_entry(pfn: u64) -> Option<u64> {
 ///
 /// # Safety
 ///
-/// None. It is that of the other architecture.
+/// None. The function is unsafe because the one for x86 is.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn pages_of_entry(_pfn: u64) -> Option<u64> {
     Some(1)
@@ -197,7 +197,7 @@ impl Failures {
 ///
 /// Each page that `memory_failure()` has taken out of the linear mapping, or is going to, is in
 /// `list`, or was put back by a repair that has waited for that. `list` may have other pages. It is
-/// empty until the [`HasFailed`] of the same pgmap is set. The data starts at page frame
+/// empty until the [`AnyFailed`] of the same pgmap is set. The data starts at page frame
 /// `first_pfn`. `frames` are those of the pgmap.
 #[pin_data]
 pub(super) struct FailedPages {
@@ -338,7 +338,7 @@ impl FailedPages {
         Ok(())
     }
 
-    /// Removes a page from the list that was put back, if there were `count` failures before and
+    /// Removes a page that was put back from the list, if there were `count` failures before and
     /// none since.
     fn unlist(&self, page: u64, count: u64) -> Result {
         let failures = self.failures.lock();
@@ -352,9 +352,9 @@ impl FailedPages {
     }
 
     /// Adds pages that have failed, or that were put back and not repaired. Fails if the list is
-    /// full. `has_failed` must be that of the same pgmap.
-    pub(super) fn add(&self, has_failed: &HasFailed, pages: Range<u64>) -> Result {
-        has_failed.0.store(true, Relaxed);
+    /// full. `any_failed` must be that of the same pgmap.
+    pub(super) fn add(&self, any_failed: &AnyFailed, pages: Range<u64>) -> Result {
+        any_failed.0.store(true, Relaxed);
         self.list
             .add(pages.start, pages.end.saturating_sub(pages.start))
     }
@@ -400,11 +400,11 @@ impl FailedPages {
     ///
     /// # Safety
     ///
-    /// The page frame must be the first one of `failure`. `self` and `has_failed` must be those of
+    /// The page frame must be the first one of `failure`. `self` and `any_failed` must be those of
     /// the pgmap.
     pub(super) unsafe fn handle<T: PagemapOperations>(
         &self,
-        has_failed: &HasFailed,
+        any_failed: &AnyFailed,
         ops: &T,
         pfn: c_ulong,
         failure: &Failure<'_>,
@@ -421,7 +421,7 @@ impl FailedPages {
         // (`uc_decode_notifier()`). So they are listed first, and removed again if it does.
         let was_listed = self.list.check(first, nr_pages).is_some();
         let pages = first..first.saturating_add(nr_pages);
-        let is_listed = was_listed || self.add(has_failed, pages.clone()).is_ok();
+        let is_listed = was_listed || self.add(any_failed, pages.clone()).is_ok();
 
         let mut result = ops.memory_failure(failure);
         let is_notified = notify_others();
@@ -447,7 +447,7 @@ impl FailedPages {
             let mut failures = self.failures.lock();
             failures.add();
             if !self.list.contains(first, nr_pages) {
-                self.add(has_failed, pages).map_err(|_| ENOSPC)?;
+                self.add(any_failed, pages).map_err(|_| ENOSPC)?;
             }
         } else if !was_listed {
             // If they cannot be removed from the list, they are neither read nor written.

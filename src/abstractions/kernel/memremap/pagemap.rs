@@ -10,8 +10,8 @@ use super::{
     },
     exposure::Exposure,
     failed_pages::{
+        AnyFailed,
         FailedPages,
-        HasFailed,
         PagemapOperations, //
     },
     failure::Failure,
@@ -100,7 +100,7 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 /// `memremap_pages` mapped the range of `pgmap`. The data, `len` bytes, is mapped at `data`, is at
 /// `data_start` in physical memory, and has `struct page`s. `page_states` are its whole pages if it
 /// starts at a page boundary, and none otherwise. Pages whose frame numbers were returned are
-/// recorded in `page_states`. `has_failed` is set before the first page of the data is taken out of
+/// recorded in `page_states`. `any_failed` is set before the first page of the data is taken out of
 /// the mapping.
 // What each request reads is in the first cache line, with the start of `ops`.
 #[pin_data]
@@ -108,7 +108,7 @@ pub type PagemapRef<T> = Ref<PagemapInner<T>>;
 pub struct PagemapInner<T: PagemapOperations> {
     pub(super) data: NonNull<u8>,
     pub(super) len: usize,
-    pub(super) has_failed: HasFailed,
+    pub(super) any_failed: AnyFailed,
     #[pin]
     ops: T,
     pub(in crate::abstractions) page_states: Pages,
@@ -179,7 +179,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
             pgmap: Opaque::new(pgmap),
             data_start,
             len: data_len,
-            has_failed: HasFailed::new(),
+            any_failed: AnyFailed::new(),
             failed <- FailedPages::new(all_frames, frames.start),
             ops <- ops,
             memmap_is_on_medium,
@@ -250,7 +250,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// under way or begin, and nothing may have an address of the data. The value must not be used
     /// after this, but to be dropped.
     pub(in crate::abstractions) unsafe fn free(&self) {
-        self.leases.forget();
+        self.leases.remove_from_table();
         // SAFETY: By the type invariant `memremap_pages` has succeeded, and by the safety
         // requirements there is no user, and this is called once.
         unsafe {
@@ -421,9 +421,9 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
         // SAFETY: The page frame is the one that the failure was made of.
         let result = unsafe {
-            let (failed, has_failed) = (&inner.failed, &inner.has_failed);
+            let (failed, any_failed) = (&inner.failed, &inner.any_failed);
             let notify_others = || inner.leases.fail(failure.offset(), failure.len());
-            failed.handle(has_failed, &inner.ops, pfn, &failure, notify_others)
+            failed.handle(any_failed, &inner.ops, pfn, &failure, notify_others)
         };
         match result {
             Ok(()) => 0,

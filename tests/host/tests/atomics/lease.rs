@@ -193,8 +193,8 @@ impl Lease {
     }
 
     /// The unbind, and the work item that it queues.
-    fn revoke(&self) {
-        if self.handover.lock().unwrap().revoke() {
+    fn request_return(&self) {
+        if self.handover.lock().unwrap().request_return() {
             self.make_calls(WORKER);
         }
     }
@@ -225,7 +225,7 @@ fn revoked_while(
         lease.open();
         let unbind = spawn(&lease, |lease| {
             lease.handover.lock().unwrap().fail(0, 1);
-            lease.revoke();
+            lease.request_return();
             lease.await_returned();
         });
         work(&lease);
@@ -237,7 +237,7 @@ fn revoked_while(
 fn revoked_while_taken(defect: Defect) -> impl Fn() + Sync + Send + 'static {
     move || {
         let lease = Lease::new(defect, true);
-        let unbind = spawn(&lease, Lease::revoke);
+        let unbind = spawn(&lease, Lease::request_return);
         lease.open();
         unbind.join().unwrap();
         lease.await_returned();
@@ -295,6 +295,6 @@ fn many_failures_are_told_in_few_calls() {
     }
 
     handover.give_back();
-    assert!(!handover.fail(0, 1) && !handover.revoke());
+    assert!(!handover.fail(0, 1) && !handover.request_return());
     assert!(handover.begin(WORKER, || Some(())).is_none());
 }

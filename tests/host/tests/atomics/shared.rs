@@ -10,7 +10,7 @@ use crate::{
     spawn, //
 };
 use host::shared_flush::{
-    end_sleep,
+    permit_for_good,
     FlushStep, //
     Queue,
     SharedFlush,
@@ -221,7 +221,7 @@ impl Flusher {
                 self.resume();
                 drop(SleepDevice(self));
             }
-            _ => end_sleep(SleepDevice(self), || self.resume()),
+            _ => permit_for_good(SleepDevice(self), || self.resume()),
         }
         match self.flush_shared(writer) {
             Ok(()) => assert!(

@@ -297,8 +297,9 @@ unsafe extern "C" fn set_read_only_callback(
     0
 }
 
-/// Ends the count for the operations of the disk: `disk_release()` reads them, which the last
-/// reference to the disk calls. An opener that has put its reference to the module may have it.
+/// Ends the count for the operations of the disk. `disk_release()` reads them when the last
+/// reference to the disk is put. That may be the reference of an opener that has put its reference
+/// to the module before.
 ///
 /// # Safety
 ///

@@ -76,8 +76,8 @@ impl Holder {
         is_new.then_some(number)
     }
 
-    /// Returns the index of the type of the superblock that the holder is, if it has one of these.
-    /// The holder must not be one of the types.
+    /// Returns the index in `types` of the holder's type, if the holder is a superblock of one of
+    /// these types. The holder must not be one of the types.
     ///
     /// The type is set before the superblock is published (`sget_fc()`), and does not change. Only
     /// a superblock has a pointer to a type at this offset.
@@ -93,7 +93,7 @@ impl Holder {
             .position(|fs_type| !found.is_null() && fs_type.cast() == found)
     }
 
-    /// Returns whether the `s_bdev` of the superblock that the holder is is this device.
+    /// Returns whether the holder, which is a superblock, has this device as its `s_bdev`.
     pub(super) fn is_superblock_on(self, bdev: *const bindings::block_device) -> bool {
         self.pointer_at(offset_of!(bindings::super_block, s_bdev)) == Some(bdev.cast())
     }

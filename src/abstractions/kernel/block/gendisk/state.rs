@@ -334,8 +334,8 @@ impl DiskState {
         }
     }
 
-    /// Returns the device at a position of the list of the disk and its partitions. If it has none,
-    /// the list has those that it had when it was removed.
+    /// Returns the device at a position of the list of the disk and its partitions. If the disk has
+    /// no partitions, the list has those that it had when it was removed.
     ///
     /// Begin with the default position. Each call moves it to the next device.
     pub(in crate::abstractions) fn next_device(

@@ -23,9 +23,9 @@ impl DiskState {
     ///
     /// If all claims were those of programs and of superblocks that were being mounted from the
     /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on
-    /// other disks may, too, except such a type on a disk of blk-mq. The disk of a DAX device
-    /// (`dax_add_host()`) has `submit_bio`, unless it is a request-based device of device-mapper:
-    /// no target of those has DAX.
+    /// other disks may too, except, with `uses_s_bdev_only`, those on a disk of blk-mq. The disk of
+    /// a DAX device (`dax_add_host()`) has `submit_bio`, unless it is a request-based device of
+    /// device-mapper: no target of those has DAX.
     ///
     /// [`Holder::is_indirect`]: super::holder::Holder::is_indirect
     ///

@@ -188,19 +188,19 @@ impl<'a> FileMapping<'a> {
         let guard = self.try_lock();
         // SAFETY: By the type invariant the mapping is valid. The length 0 stands for all.
         unsafe { bindings::unmap_mapping_pages(mapping.as_ptr(), 0, 0, false) };
-        let (count, may_be_in_use) = self.count(pgmap);
-        (count, may_be_in_use || guard.is_none())
+        let (count, may_be_busy) = self.count(pgmap);
+        (count, may_be_busy || guard.is_none())
     }
 
     /// Returns whether the file has pinned pages of the memory, or page faults under way. Does not
     /// sleep. Reads the entries up to the first one that is in use.
-    pub(super) fn may_be_in_use<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
-        self.0.is_some() && (self.try_lock().is_none() || self.has_pins(pgmap))
+    pub(super) fn may_be_busy<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
+        self.0.is_some() && (self.try_lock().is_none() || self.has_busy_entries(pgmap))
     }
 
     /// Returns whether any page of the memory that the file has is pinned, or any entry of the file
     /// is locked. Does not sleep. Reads the entries up to the first such one.
-    pub(super) fn has_pins<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
+    pub(super) fn has_busy_entries<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
         let frames = pgmap.frames();
 
         self.entries(0, bindings::XA_PRESENT)
@@ -212,15 +212,15 @@ impl<'a> FileMapping<'a> {
     pub(super) fn count<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> (u64, bool) {
         let frames = pgmap.frames();
         let mut count: u64 = 0;
-        let mut may_be_in_use = false;
+        let mut may_be_busy = false;
 
         for entry in self.entries(0, bindings::XA_PRESENT) {
-            may_be_in_use |= is_in_use(entry, &frames);
+            may_be_busy |= is_in_use(entry, &frames);
             if entry.overlaps(&frames) {
                 count = count.saturating_add(entry.pages());
             }
         }
-        (count, may_be_in_use)
+        (count, may_be_busy)
     }
 
     /// Returns whether a page outside of `own` is pinned, or an entry outside of it is locked. A
@@ -228,7 +228,7 @@ impl<'a> FileMapping<'a> {
     ///
     /// `spans_devices` is whether the pages may be on several devices. Otherwise a file with a page
     /// in `own` has no others.
-    pub(super) fn has_pins_outside(&self, own: &Range<u64>, spans_devices: bool) -> bool {
+    pub(super) fn has_busy_entries_outside(&self, own: &Range<u64>, spans_devices: bool) -> bool {
         self.entries(0, bindings::XA_PRESENT)
             .take_while(|entry| spans_devices || !entry.overlaps(own))
             .any(|entry| !entry.overlaps(own) && (is_locked(entry) || is_pinned(&entry.frames())))
@@ -442,21 +442,22 @@ mod tests {
         let (ours, other) = (pages()?, pages()?);
         let file = TestFile::new()?;
         let frame = other.frames().start + 3;
-        let has_pins =
-            |own: &PagemapInner<Silent>| file.mapping().has_pins_outside(&own.frames(), true);
+        let is_busy = |own: &PagemapInner<Silent>| {
+            file.mapping().has_busy_entries_outside(&own.frames(), true)
+        };
 
         file.store(frame, false)?;
-        let idle = has_pins(&ours);
+        let idle = is_busy(&ours);
         // SAFETY: The frame has a page, which nothing else knows. An idle page has no reference.
         let count =
             unsafe { &raw mut (*bindings::pfn_to_page(frame as c_ulong))._refcount.counter };
         // SAFETY: As above.
         unsafe { *count = 1 };
-        let (pinned, own) = (has_pins(&ours), has_pins(&other));
+        let (pinned, own) = (is_busy(&ours), is_busy(&other));
         // SAFETY: As above.
         unsafe { *count = 0 };
         file.store(frame, true)?;
-        let locked = has_pins(&ours);
+        let locked = is_busy(&ours);
 
         assert!(!idle);
         assert!(pinned);

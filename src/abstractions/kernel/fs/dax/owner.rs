@@ -122,7 +122,7 @@ impl<T: PagemapOperations> Owner<T> {
 
     /// Refuses new references to the pgmap, and queues the callbacks of the holders of leases.
     fn refuse_references(&mut self) {
-        self.pgmap.leases().revoke();
+        self.pgmap.leases().request_return();
         self.pgmap.kill();
     }
 
@@ -130,8 +130,8 @@ impl<T: PagemapOperations> Owner<T> {
     /// [`Pagemap::close_to_mappings`](super::Pagemap::close_to_mappings).
     pub(super) fn unmap_files(&self) -> Walked {
         walk_files(&self.pgmap, &self.pool, |inode, file, may_put| {
-            let (count, may_be_in_use) = file.unmap(&self.pgmap);
-            if may_be_in_use {
+            let (count, may_be_busy) = file.unmap(&self.pgmap);
+            if may_be_busy {
                 self.pool.keep(inode, may_put);
             }
             count

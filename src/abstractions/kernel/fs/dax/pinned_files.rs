@@ -128,7 +128,7 @@ impl PinnedFiles {
             while let Some(inode) = walk.next() {
                 // A file above device-mapper may be on all devices of the table.
                 let spans = state.had_indirect_claim() || inode.spans_devices();
-                if FileMapping::new(inode).has_pins_outside(&own, spans) {
+                if FileMapping::new(inode).has_busy_entries_outside(&own, spans) {
                     self.pool.keep(inode, &may_put);
                 }
             }
@@ -153,5 +153,5 @@ impl PinnedFiles {
 /// Returns whether the reference to a kept file may be put: no page of it is pinned, and no entry
 /// of it is locked. Does not sleep.
 fn may_put(inode: &Inode) -> bool {
-    !FileMapping::new(inode).has_pins_outside(&(0..0), true)
+    !FileMapping::new(inode).has_busy_entries_outside(&(0..0), true)
 }

@@ -42,7 +42,7 @@ use kernel::{
 
 /// After how many walks in a row with a mismatch the memory stays mapped for good.
 const MAX_MISMATCHES: u32 = 3;
-/// How many pages are deleted at once, for which the C function holds a spinlock.
+/// How many pages are deleted at once. The C function holds a spinlock meanwhile.
 const BATCH: u64 = 512;
 
 /// What the latest walks have found.
@@ -167,9 +167,10 @@ impl FileMapping<'_> {
     fn revoke<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>, mode: LockMode) -> FileRevoked {
         // A truncate may wait for the pins of its file with the inode lock held, whatever memory
         // they are of. Waiting for that lock here would delay the other files.
-        let has_pins = mode == LockMode::Wait
-            && (self.has_pins(pgmap) || self.has_pins_outside(&pgmap.frames(), true));
-        let inode_lock = self.lock_inode(if has_pins { LockMode::Try } else { mode });
+        let is_busy = mode == LockMode::Wait
+            && (self.has_busy_entries(pgmap)
+                || self.has_busy_entries_outside(&pgmap.frames(), true));
+        let inode_lock = self.lock_inode(if is_busy { LockMode::Try } else { mode });
         let Some(_guard) = self.lock() else {
             return FileRevoked::default();
         };

@@ -85,7 +85,7 @@ use kernel::{
 /// }
 /// ```
 ///
-/// A file is revoked from by the walk only, which takes the range of the pgmap:
+/// Only the walk revokes memory from files. Its range is that of the pgmap, and cannot be chosen:
 ///
 /// ```compile_fail,E0603
 /// use pmem_rs::abstractions::kernel::fs::dax::mapping::FileMapping;
@@ -140,7 +140,7 @@ impl<T: PagemapOperations> Pagemap<T> {
     }
 
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
-    /// files that may use the memory. Returns the number of these files, and of their pages of it.
+    /// files that may use the memory. Returns how many files have pages of it, and how many pages.
     ///
     /// No page can be pinned after this that is not pinned already. Files with pinned pages or
     /// faults under way are kept, because the removal of a disk evicts files without a reference,
@@ -213,9 +213,9 @@ pub struct Revoked<T: PagemapOperations> {
 }
 
 impl<T: PagemapOperations> Revoked<T> {
-    /// Revokes the memory again, from files whose pages were pinned the last time. As
-    /// [`Closed::revoke`]. If that is proved to be enough, only the files that
-    /// [`Pagemap::close_to_mappings`] has kept are looked at, and the result is empty.
+    /// Revokes the memory again, as [`Closed::revoke`], from files whose pages were pinned the last
+    /// time. If the files that [`Pagemap::close_to_mappings`] has kept are proved to be enough,
+    /// only those are looked at, and the result is empty.
     ///
     /// Once no file is mapped any more, this also waits for threads that write to a file without
     /// pinned pages, or truncate it. A signal ends this wait.

@@ -53,7 +53,7 @@ pub enum Obstacle {
     /// A file has pages of the memory, and its file system is not frozen.
     NotFrozen(FileId),
     /// Too many files were closed meanwhile: the last reference to a file that was deleted cannot
-    /// be put while its file system is frozen, nor can those after it.
+    /// be put while its file system is frozen, nor can the references that are queued after it.
     TooManyFiles,
 }
 

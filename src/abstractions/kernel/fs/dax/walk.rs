@@ -24,7 +24,7 @@ use kernel::sync::Arc;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
     /// The number of files with pages of the memory.
-    pub inodes: u64,
+    pub nr_inodes: u64,
     /// The number of these pages, pinned or not.
     pub nr_pages: u64,
 }
@@ -82,7 +82,7 @@ fn walk<T: PagemapOperations>(
             break;
         };
         walked.nr_pages = walked.nr_pages.saturating_add(of_file);
-        walked.inodes = walked.inodes.saturating_add(u64::from(of_file != 0));
+        walked.nr_inodes = walked.nr_inodes.saturating_add(u64::from(of_file != 0));
     }
     (walked, walk.is_cut_short())
 }
@@ -90,5 +90,5 @@ fn walk<T: PagemapOperations>(
 /// Returns whether the reference to a kept file may be put: the file has neither pinned pages nor
 /// locked entries, and no fault is under way. Does not sleep.
 pub(super) fn may_put<T: PagemapOperations>(pgmap: &PagemapInner<T>, inode: &Inode) -> bool {
-    !FileMapping::new(inode).may_be_in_use(pgmap)
+    !FileMapping::new(inode).may_be_busy(pgmap)
 }
