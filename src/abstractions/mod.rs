@@ -2,9 +2,8 @@
 
 //! Safe Rust APIs for the C subsystems that the driver uses.
 //!
-//! All `unsafe` code of the module is here, and the raw bindings are private to this tree. Each
-//! file stands for one C subsystem and is written like the files of `rust/kernel/`, to be sent
-//! there:
+//! All `unsafe` code of the module is here, and the raw bindings are private to this tree. The
+//! files are written like those of `rust/kernel/`, and most are to be sent there:
 //!
 //! - [`kernel`] has what the kernel crate does not have, at the paths that it would have there;
 //! - [`kernel_ext`] has additions to modules of the kernel crate;
@@ -28,7 +27,7 @@
 //!   last state only, after all proofs were checked ([`kernel::fs::dax`]). An owner that is dropped
 //!   earlier leaks, or waits if leaking is not possible.
 //! - Callbacks of the C side (bio, DAX, sysfs, memory failure) reach only data that their
-//!   registration owns, or that checks at run time whether it still exists
+//!   registration owns, or check at run time whether the data still exists
 //!   ([`nvdimm::RegionAccess`]). A leaked registration leaks this data with it. It also keeps the
 //!   module: each registration is [`Registered`], and the module is not unloaded while one exists.
 //! - The private C code that this relies on was read. The module does not build for a kernel with

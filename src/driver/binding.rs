@@ -42,7 +42,7 @@ pub enum Binding<'bound> {
     /// A btt device, whose namespace is attached to the btt driver. That driver creates the disk,
     /// and flushes each of its writes, so nothing has to be flushed at unbind.
     Btt(Btt<'bound>, Arc<Flusher>),
-    /// A raw namespace or a pfn device, of which this driver creates the disk, and its mode.
+    /// The disk that this driver creates for a raw namespace or a pfn device, and the mode.
     Disk(AttachedDisk<'bound>, &'static CStr),
 }
 

@@ -435,8 +435,8 @@ impl Pmem {
             .map_err(|_| ENODATA)
     }
 
-    /// Marks the pages of `span` as failed again that were restored and not overwritten. All
-    /// sectors of such a page are in the badblocks ([`Self::list_failed_page`]).
+    /// Marks the whole pages of `span` as failed whose sectors are all in the badblocks. Pages that
+    /// were restored and not overwritten are among them ([`Self::list_failed_page`]).
     fn mark_failed_again(&self, span: Span) {
         let _ = self.for_each_bad_page(span, |page| {
             let (first, sectors) = page.sectors();

@@ -56,9 +56,9 @@ impl Shared {
 /// All but `files` and `suspend` have a rescuer, so they make progress while memory is too short to
 /// create a thread. Work on `files` and `suspend` may unmount a file system, which flushes queues
 /// without a rescuer. The kernel warns if work on a queue with a rescuer does that. Unbind waits
-/// for `files` for at most 1 s, or for longer if no slot for a reference is free (`InodePool`). A
-/// suspension is one work item until its end. A second item runs the steps that may hang, and the
-/// first one waits for it.
+/// for `files` for at most 1 s at a time, or longer if no slot for a reference is free
+/// (`InodePool`). A suspension is one work item until its end. A second item runs the steps that
+/// may hang, and the first one waits for it.
 pub struct Queues {
     /// Runs the teardown of devices.
     pub teardown: OwnedQueue,
