@@ -5,7 +5,7 @@
 //!
 //! The module `window` blocks faults there until the DAX device has been killed. Entries that they
 //! insert later must not stay: after unbind, no page of the file can be reached through the
-//! mapping. `docs/lifetimes.md` says which part of the driver each test is about.
+//! mapping. `docs/window.md` says which part of the driver each test is about.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
