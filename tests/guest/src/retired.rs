@@ -22,6 +22,9 @@ const OPTIONS: &str = "/etc/modprobe.d/revoke-timeout.conf";
 /// The module parameter with the timeout, in milliseconds.
 const PARAMETER: &str = "/sys/module/pmem_rs/parameters/revoke_timeout_ms";
 
+/// The default of the parameter.
+const DEFAULT: &str = "10000";
+
 /// The timeout of most tests.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -38,6 +41,17 @@ pub fn set_timeout(driver: Driver, timeout: Duration) -> Result<()> {
     );
     fs::write(OPTIONS, options)?;
     sysfs::write(PARAMETER, &milliseconds)
+}
+
+/// Undoes [`set_timeout`].
+pub fn reset_timeout() -> Result<()> {
+    if Path::new(OPTIONS).exists() {
+        fs::remove_file(OPTIONS)?;
+    }
+    if Path::new(PARAMETER).exists() {
+        sysfs::write(PARAMETER, DEFAULT)?;
+    }
+    Ok(())
 }
 
 /// The lines of the driver's list.

@@ -105,6 +105,7 @@ fn reset_attributes() -> Result<()> {
     except::reset()?;
     notice::reset()?;
     suspend::reset()?;
+    retired::reset_timeout()?;
     if Path::new("/sys/module/ramoops").exists() {
         run("rmmod", &["ramoops"])?;
     }
