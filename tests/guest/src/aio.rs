@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
+use crate::mapping::Mapping;
+
 /// One of several requests.
 pub enum Request<'a> {
     /// Fills the bytes from this offset on.
@@ -19,6 +21,10 @@ pub enum Request<'a> {
     /// Makes durable what was written before.
     Sync,
 }
+
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const SYNC: u16 = 2;
 
 /// `struct iocb` of `linux/aio_abi.h`, on little-endian machines.
 #[repr(C)]
@@ -51,9 +57,6 @@ struct Event {
 /// Submits all requests at once and waits for them. Returns the result of each: the number of bytes
 /// moved, or a negative error number.
 pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
-    const READ: u16 = 0;
-    const WRITE: u16 = 1;
-    const SYNC: u16 = 2;
     let mut blocks = Vec::with_capacity(requests.len());
     for (number, request) in requests.iter_mut().enumerate() {
         let (opcode, buffer, len, offset) = match request {
@@ -98,6 +101,37 @@ pub fn run(file: &File, requests: &mut [Request<'_>]) -> io::Result<Vec<i64>> {
     Ok(results)
 }
 
+/// A write that was submitted.
+pub struct Pending(Context);
+
+impl Pending {
+    /// Submits a write of a part of a mapping to the start of a file. With `O_DIRECT` the device
+    /// accesses the pages themselves, also after they were unmapped.
+    pub fn write(mapping: &Mapping, from: usize, len: usize, file: &File) -> io::Result<Pending> {
+        let context = Context::new(1)?;
+        let block = Iocb {
+            opcode: WRITE,
+            file: u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?,
+            buffer: mapping.address_of(from, len) as u64,
+            len: len as u64,
+            ..Iocb::default()
+        };
+        let blocks = [&raw const block];
+        // SAFETY: The pointer is to one request, of which the kernel makes a copy. The kernel only
+        // reads the buffer, to which no reference exists.
+        let result = unsafe { libc::syscall(libc::SYS_io_submit, context.0, 1, blocks.as_ptr()) };
+        Errno::result(result)?;
+        Ok(Pending(context))
+    }
+
+    /// Waits for its end, and returns the number of bytes written.
+    pub fn wait(self) -> io::Result<usize> {
+        let events = self.0.wait(1);
+        let result = events.first().map_or(0, |event| event.result);
+        usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result as i32))
+    }
+}
+
 /// The kernel's context for a set of requests.
 struct Context(libc::c_ulong);
 
@@ -138,7 +172,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: The context is this object's, and no request of it is under way.
+        // SAFETY: The context is this object's, and the call waits for its requests.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
     }
 }

@@ -210,6 +210,11 @@ impl Mapping {
         self.start.as_ptr() as usize
     }
 
+    /// The address of a part of the mapping.
+    pub fn address_of(&self, offset: usize, len: usize) -> usize {
+        self.at(offset, len) as usize
+    }
+
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(
             offset <= self.len && len <= self.len - offset,
@@ -278,6 +283,17 @@ impl Mapping {
         // SAFETY: `part` names bytes of the mapping, which the kernel reads.
         let given = unsafe { libc::vmsplice(pipe.as_raw_fd(), &part, 1, 0) };
         Ok(Errno::result(given)? as usize)
+    }
+
+    /// Sends a part of the mapping with `MSG_ZEROCOPY`, without waiting for room, and returns how
+    /// many bytes were accepted. The socket, which has `SO_ZEROCOPY`, uses the pages themselves
+    /// until the other side has received them.
+    pub fn send(&self, from: usize, len: usize, socket: &impl AsRawFd) -> io::Result<usize> {
+        let bytes = self.at(from, len).cast::<c_void>();
+        let flags = libc::MSG_ZEROCOPY | libc::MSG_DONTWAIT;
+        // SAFETY: `bytes` has that many bytes, and no reference into the mapping exists.
+        let sent = unsafe { libc::send(socket.as_raw_fd(), bytes, len, flags) };
+        Ok(Errno::result(sent)? as usize)
     }
 
     /// `madvise(MADV_HWPOISON)` on a page: the kernel treats it as having a hardware memory error.

@@ -390,6 +390,26 @@ pub fn uevent_socket() -> io::Result<File> {
     Ok(socket)
 }
 
+/// Sets an option of a socket (`SOL_SOCKET`) that is a number.
+pub fn set_socket_option(
+    socket: &impl AsRawFd,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe a number.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Runs `work` in a child process and returns how it ended: for accesses that may raise a signal.
 pub fn in_child(work: impl FnOnce()) -> io::Result<WaitStatus> {
     Ok(waitpid(start_child(work)?, None)?)

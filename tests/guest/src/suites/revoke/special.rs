@@ -4,6 +4,7 @@
 
 use anyhow::Result;
 
+use super::asynchronous::{pages_to_be_sent, write_in_flight};
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy, write_stuck_in_a_copy};
 use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
@@ -117,6 +118,8 @@ pub const SUITE: Suite = Suite {
         Test::new("table_above_was_replaced", replaced_table),
         Test::new("another_disk_reads_into_pages", read_into_pages),
         Test::new("direct_io_all_the_time", io_all_the_time),
+        Test::new("asynchronous_write_is_in_flight", write_in_flight),
+        Test::new("pages_of_a_connection_are_to_be_sent", pages_to_be_sent),
         Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
             name_is_taken(lab, Fs::Ext4)
         }),
