@@ -180,12 +180,24 @@ impl Child {
 
     /// Waits until the child is in an uninterruptible sleep, as during disk I/O.
     pub fn await_uninterruptible(&mut self) -> Result<()> {
+        self.await_sleep("for I/O", |pid| state(pid) == Some('D'))
+    }
+
+    /// Waits until the child sleeps in a function of the kernel with such a name.
+    pub fn await_sleep_in(&mut self, function: &str) -> Result<()> {
+        self.await_sleep(&format!("in {function}"), |pid| {
+            let place = fs::read_to_string(format!("/proc/{pid}/wchan"));
+            place.is_ok_and(|place| place.contains(function))
+        })
+    }
+
+    fn await_sleep(&mut self, how: &str, sleeps: impl Fn(Pid) -> bool) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
-        while state(self.pid) != Some('D') {
+        while !sleeps(self.pid) {
             ensure!(self.try_end()?.is_none(), "{} has ended", self.what);
             ensure!(
                 Instant::now() < deadline,
-                "{} does not wait for I/O; {}",
+                "{} does not wait {how}; {}",
                 self.what,
                 self.whereabouts()
             );

@@ -23,7 +23,7 @@ use crate::nd::{Device, enable_all};
 use crate::platform::{self, PlatformDevice};
 use crate::retired;
 use crate::stacked::{detach_loops, stop_arrays};
-use crate::suites::{except, notice, suspend};
+use crate::suites::{except, notice, revoke, suspend};
 
 /// How long a step is retried: processes that used the resources have just been killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -105,6 +105,7 @@ fn reset_attributes() -> Result<()> {
     except::reset()?;
     notice::reset()?;
     suspend::reset()?;
+    revoke::reset_core_dumps()?;
     retired::reset_timeout()?;
     if Path::new("/sys/module/ramoops").exists() {
         run("rmmod", &["ramoops"])?;

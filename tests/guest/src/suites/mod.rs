@@ -45,7 +45,7 @@ mod probe;
 mod programs;
 mod providers;
 mod region;
-mod revoke;
+pub mod revoke;
 mod revoke_time;
 mod scale;
 mod sequences;

@@ -10,6 +10,7 @@
 mod asynchronous;
 mod blocked;
 mod cells;
+mod core_dump;
 mod direct_io;
 mod fixture;
 mod holders;
@@ -37,6 +38,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 pub use cells::{EROFS, EXT4, EXT4_NO_JOURNAL, XFS, XFS_REFLINK, XFS_RMAP};
+pub use core_dump::reset as reset_core_dumps;
 pub use fixture::Fixture;
 pub use holders::set_writecache;
 pub use limits::{make_files, pin_files};

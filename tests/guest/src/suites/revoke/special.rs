@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::asynchronous::{pages_to_be_sent, write_in_flight};
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy, write_stuck_in_a_copy};
+use super::core_dump::{after_the_unbind, during_the_dump};
 use super::direct_io::{io_all_the_time, read_into_pages};
 use super::fixture::Fixture;
 use super::holders::{
@@ -120,6 +121,8 @@ pub const SUITE: Suite = Suite {
         Test::new("direct_io_all_the_time", io_all_the_time),
         Test::new("asynchronous_write_is_in_flight", write_in_flight),
         Test::new("pages_of_a_connection_are_to_be_sent", pages_to_be_sent),
+        Test::new("core_dump_after_the_unbind", after_the_unbind),
+        Test::new("core_dump_during_the_unbind", during_the_dump),
         Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
             name_is_taken(lab, Fs::Ext4)
         }),
