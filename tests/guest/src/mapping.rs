@@ -19,7 +19,9 @@ use std::ptr::NonNull;
 use anyhow::ensure;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, msync, munmap};
+use nix::sys::mman::{
+    MapFlags, MsFlags, ProtFlags, mlock, mmap, mmap_anonymous, mprotect, msync, munmap,
+};
 
 use crate::arch;
 pub use crate::arch::Flush;
@@ -90,6 +92,20 @@ impl Sharing {
             Sharing::Private => MapFlags::MAP_PRIVATE,
         }
     }
+}
+
+/// What `madvise(2)` can be told about a mapping.
+#[derive(Clone, Copy, Debug)]
+#[repr(i32)]
+pub enum Advice {
+    /// The pages will not be used soon.
+    Cold = libc::MADV_COLD,
+    /// The pages are to be reclaimed; anonymous ones go to swap.
+    PageOut = libc::MADV_PAGEOUT,
+    /// The page table entries are to be dropped. Anonymous memory is zero afterwards.
+    DontNeed = libc::MADV_DONTNEED,
+    /// All pages are to be faulted in for reading.
+    PopulateRead = libc::MADV_POPULATE_READ,
 }
 
 /// A readable and writable mapping of the first bytes of a file.
@@ -197,12 +213,66 @@ impl Mapping {
         Ok(())
     }
 
-    /// Makes the kernel reclaim the pages; anonymous ones go to swap.
-    pub fn page_out(&self) -> io::Result<()> {
-        // SAFETY: by the invariant the range is mapped; its contents stay.
-        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, libc::MADV_PAGEOUT) };
+    /// Gives the kernel advice about the whole mapping.
+    pub fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: by the invariant the range is mapped, and it stays mapped.
+        let result = unsafe { libc::madvise(self.start.as_ptr(), self.len, advice as libc::c_int) };
         Errno::result(result)?;
         Ok(())
+    }
+
+    /// Changes whether stores are allowed. One that is not allowed is a segmentation fault.
+    pub fn protect(&self, writable: bool) -> io::Result<()> {
+        let mut prot = ProtFlags::PROT_READ;
+        prot.set(ProtFlags::PROT_WRITE, writable);
+        // SAFETY: by the invariant the range is mapped, and no reference into it exists.
+        unsafe { mprotect(self.start, self.len, prot) }?;
+        Ok(())
+    }
+
+    /// Moves the pages to another address, of the kernel's choice.
+    pub fn moved(self) -> io::Result<Mapping> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+        // SAFETY: by the invariant the range is mapped, and no reference into it exists. It stays
+        // mapped, without pages, until this object is dropped.
+        let start = unsafe {
+            let anywhere = std::ptr::null_mut::<c_void>();
+            libc::mremap(self.start.as_ptr(), self.len, self.len, flags, anywhere)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start).ok_or(io::ErrorKind::InvalidInput)?;
+        // INVARIANT: the range was just mapped, and the new object owns it from here on.
+        Ok(Mapping {
+            start,
+            len: self.len,
+        })
+    }
+
+    /// Reads a word, as a futex has it.
+    pub fn word(&self, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
+
+    /// `futex(FUTEX_WAIT)`: waits at a word while it has this value.
+    pub fn await_futex(&self, offset: usize, value: u32) -> io::Result<()> {
+        self.futex(offset, libc::FUTEX_WAIT, value).map(drop)
+    }
+
+    /// `futex(FUTEX_WAKE)`: wakes one thread that waits at a word, and returns how many there were.
+    pub fn wake_futex(&self, offset: usize) -> io::Result<usize> {
+        self.futex(offset, libc::FUTEX_WAKE, 1)
+    }
+
+    fn futex(&self, offset: usize, operation: libc::c_int, value: u32) -> io::Result<usize> {
+        let word = self.at(offset, size_of::<u32>());
+        let forever = std::ptr::null::<libc::timespec>();
+        // SAFETY: the word is within the mapping, to which no reference exists.
+        let result = unsafe { libc::syscall(libc::SYS_futex, word, operation, value, forever) };
+        Ok(Errno::result(result)? as usize)
     }
 
     /// The start of the mapping in this process, for other processes that access it.

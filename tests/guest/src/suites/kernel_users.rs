@@ -20,7 +20,7 @@ use crate::dm::Mapped;
 use crate::errno;
 use crate::filesystem::FileSystem::Ext4;
 use crate::lab::{Lab, Prepared, Skip};
-use crate::mapping::{Mapping, PAGE, PMD, Sharing};
+use crate::mapping::{Advice, Mapping, PAGE, PMD, Sharing};
 use crate::nd::Device;
 use crate::ndctl::Mode;
 use crate::process::{Child, expect_no_thread_stuck};
@@ -206,7 +206,7 @@ fn swapped(disk: &Disk) -> Result<usize> {
 fn swap_out(disk: &Disk) -> Result<Mapping> {
     let memory = Mapping::anonymous(SWAPPED)?;
     memory.write(0, &stamped(SWAPPED, 1));
-    memory.page_out()?;
+    memory.advise(Advice::PageOut)?;
     ensure!(
         swapped(disk)? >= SWAPPED / 2,
         "only {} bytes were swapped out",
@@ -226,7 +226,7 @@ pub fn swap(lab: &mut Lab) -> Result<()> {
             &memory.to_vec(0, SWAPPED),
             &stamped(SWAPPED, 1),
         )?;
-        memory.page_out()?;
+        memory.advise(Advice::PageOut)?;
         run("busybox", &["swapoff", &disk.node_str()])?;
         expect_same(
             "after swapoff",

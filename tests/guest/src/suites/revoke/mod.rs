@@ -7,6 +7,7 @@
 //! start the user, remove the device, check the user's end, unmount, add the device again, and
 //! check that everything is intact.
 
+mod address_space;
 mod asynchronous;
 mod blocked;
 mod cells;

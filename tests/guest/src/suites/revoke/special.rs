@@ -4,6 +4,7 @@
 
 use anyhow::Result;
 
+use super::address_space::{calls, futex};
 use super::asynchronous::{pages_to_be_sent, write_in_flight};
 use super::blocked::{frozen, stuck_elsewhere, stuck_in_a_copy, write_stuck_in_a_copy};
 use super::core_dump::{after_the_unbind, during_the_dump};
@@ -123,6 +124,11 @@ pub const SUITE: Suite = Suite {
         Test::new("pages_of_a_connection_are_to_be_sent", pages_to_be_sent),
         Test::new("core_dump_after_the_unbind", after_the_unbind),
         Test::new("core_dump_during_the_unbind", during_the_dump),
+        Test::new("address_space_of_ext4_changes", |lab| calls(lab, Fs::Ext4)),
+        Test::new("address_space_of_xfs_changes", |lab| {
+            calls(lab, Fs::XfsRmap)
+        }),
+        Test::new("futex_has_a_waiter", futex),
         Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
             name_is_taken(lab, Fs::Ext4)
         }),
