@@ -72,6 +72,8 @@ mod tidy;
 mod tracing;
 mod uevents;
 #[allow(unsafe_code)]
+mod uring;
+#[allow(unsafe_code)]
 mod userfault;
 
 use std::process::ExitCode;

@@ -2,8 +2,8 @@
 
 //! System calls that neither the standard library nor `nix` wraps safely.
 //!
-//! Together with [`crate::mapping`], [`crate::aio`], [`crate::userfault`], [`crate::bus_error`] and
-//! [`crate::counter`] this is all the unsafe code of the guest.
+//! Together with [`crate::mapping`], [`crate::aio`], [`crate::uring`], [`crate::userfault`],
+//! [`crate::bus_error`] and [`crate::counter`] this is all the unsafe code of the guest.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -351,6 +351,24 @@ pub fn request_early_memory_failure_signals() -> io::Result<()> {
             0,
         )
     };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// `swapon(2)`: swaps to a file.
+pub fn swap_on(path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the name is a C string.
+    let result = unsafe { libc::swapon(name.as_ptr(), 0) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// `swapoff(2)`: undoes [`swap_on`].
+pub fn swap_off(path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the name is a C string.
+    let result = unsafe { libc::swapoff(name.as_ptr()) };
     Errno::result(result)?;
     Ok(())
 }

@@ -25,6 +25,7 @@ mod own_files;
 mod pass_through;
 mod races;
 mod raw_mappings;
+mod refused;
 mod reports;
 mod retirement;
 mod special;

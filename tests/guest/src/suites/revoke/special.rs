@@ -30,6 +30,7 @@ use super::races::{
     fsync_loop, map_sync_faults, mkfs_running, region_and_device, two_at_once, writers_go_on,
 };
 use super::raw_mappings::{disk_is_mapped, mounted_disk_is_mapped, partition_is_mapped};
+use super::refused::{long_term_pins, swap_file, uprobe};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
     destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
@@ -129,6 +130,15 @@ pub const SUITE: Suite = Suite {
             calls(lab, Fs::XfsRmap)
         }),
         Test::new("futex_has_a_waiter", futex),
+        Test::new("long_term_pins_are_refused", long_term_pins),
+        Test::new("swap_file_on_ext4_is_refused", |lab| {
+            swap_file(lab, Fs::Ext4)
+        }),
+        Test::new("swap_file_on_xfs_is_refused", |lab| {
+            swap_file(lab, Fs::XfsRmap)
+        }),
+        Test::new("uprobe_on_ext4_is_refused", |lab| uprobe(lab, Fs::Ext4)),
+        Test::new("uprobe_on_xfs_is_refused", |lab| uprobe(lab, Fs::XfsRmap)),
         Test::new("name_of_a_disk_that_is_gone_on_ext4", |lab| {
             name_is_taken(lab, Fs::Ext4)
         }),
