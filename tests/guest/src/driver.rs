@@ -2,10 +2,13 @@
 
 //! The driver under test, as a module that can be loaded and removed.
 
+use std::ffi::CString;
+use std::io;
 use std::path::Path;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use nix::kmod::{DeleteModuleFlags, delete_module};
 
 use crate::command::run;
 use crate::coverage;
@@ -53,6 +56,17 @@ impl Driver {
     /// Removes the module, which unbinds it from all its devices.
     pub fn unload(self) -> Result<()> {
         run("rmmod", &[self.name()])?;
+        coverage::unloaded();
+        Ok(())
+    }
+
+    /// Removes the module although it is in use, as `rmmod -f` does. The kernel is tainted then.
+    pub fn unload_by_force(self) -> io::Result<()> {
+        let name = CString::new(self.name())?;
+        delete_module(
+            &name,
+            DeleteModuleFlags::O_NONBLOCK | DeleteModuleFlags::O_TRUNC,
+        )?;
         coverage::unloaded();
         Ok(())
     }

@@ -52,7 +52,12 @@ impl Messages {
 
     /// Checks that a message with one of `pieces` has arrived or arrives within a moment.
     pub fn expect(&mut self, pieces: &[&str]) -> Result<String> {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        self.expect_within(pieces, Duration::from_secs(2))
+    }
+
+    /// As [`Messages::expect`], but waits for so long.
+    pub fn expect_within(&mut self, pieces: &[&str], limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
         loop {
             let says = |message: &&String| pieces.iter().any(|piece| message.contains(piece));
             if let Some(found) = self.so_far()?.iter().find(says) {

@@ -122,6 +122,8 @@ pub fn troubles<'a, T>(
 pub struct Taint(u64);
 
 impl Taint {
+    /// A module was unloaded by force. Expected: only one test does that.
+    pub const UNLOADED_BY_FORCE: Taint = Taint(1 << 3);
     /// An out-of-tree module was loaded. Expected: the driver is one.
     pub const OUT_OF_TREE: Taint = Taint(1 << 12);
     /// An unsigned module was loaded. Expected: a test build is not signed.
@@ -140,7 +142,8 @@ impl Taint {
 
     /// Returns the flags that loading the module under test does not explain.
     pub fn unexpected(self) -> Taint {
-        Taint(self.0 & !(Self::OUT_OF_TREE.0 | Self::UNSIGNED.0 | Self::TEST.0))
+        let module = Self::OUT_OF_TREE.0 | Self::UNSIGNED.0 | Self::UNLOADED_BY_FORCE.0;
+        Taint(self.0 & !(module | Self::TEST.0))
     }
 
     /// Returns the flags that are set here and were not set in `before`.

@@ -15,6 +15,7 @@ use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, User, Way};
 use crate::command::{run, run_expecting_failure};
 use crate::errno;
 use crate::lab::{Lab, Skip};
+use crate::messages::Messages;
 use crate::nd::Device;
 use crate::ndctl::{self, Mode};
 use crate::process::{Child, expect_no_thread_stuck};
@@ -75,6 +76,40 @@ pub fn module_goes(lab: &mut Lab) -> Result<()> {
         lab.driver.load()?;
     }
     retired::set_timeout(lab.driver, TIMEOUT)
+}
+
+/// The module is unloaded by force while a file system is mounted. Its exit revokes the files, and
+/// waits until the file system is unmounted, which calls the module.
+pub fn module_is_forced(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let driver = lab.driver;
+    let mut fixture = Fixture::build(lab, Fs::Ext4, Under::Whole)?;
+    let bound = fixture.bound()?;
+    let user = User::Reader.start(&fixture)?;
+    let mut messages = Messages::from_now()?;
+    let mut unload = Child::start("the unloading process", |link| {
+        match driver.unload_by_force() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => link.say("refused"),
+            result => Ok(result?),
+        }
+    })?;
+    while bound.driver().is_some() {
+        if unload.try_end()?.is_some() {
+            unload.hear("refused", Duration::ZERO)?;
+            return Err(Skip("the kernel does not unload modules by force").into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    user.expect_gone()?;
+    let waits = messages.expect_within(&["module exit waits: "], UNBIND_LIMIT)?;
+    println!("kernel: {waits}");
+    ensure!(unload.try_end()?.is_none(), "the exit has not waited");
+
+    fixture.remove_devices()?;
+    unload.expect_done(FREE_LIMIT)?;
+    driver.load()?;
+    fixture.expect_intact()?;
+    expect_no_thread_stuck()
 }
 
 pub fn retired_range_is_exclusive(lab: &mut Lab) -> Result<()> {

@@ -33,7 +33,8 @@ use super::raw_mappings::{disk_is_mapped, mounted_disk_is_mapped, partition_is_m
 use super::refused::{long_term_pins, swap_file, uprobe};
 use super::reports::{listed, retirement_is_reported};
 use super::retirement::{
-    destroyed, module_goes, module_stays, retired_range_is_exclusive, umount_waits, without_timeout,
+    destroyed, module_goes, module_is_forced, module_stays, retired_range_is_exclusive,
+    umount_waits, without_timeout,
 };
 use super::{FREE_LIMIT, Fs, Way};
 use crate::driver::Driver;
@@ -90,6 +91,7 @@ pub const SUITE: Suite = Suite {
         Test::new("umount_waits_for_a_pin", umount_waits),
         Test::new("module_stays_while_a_range_is_retired", module_stays),
         Test::new("module_goes_when_time_is_short", module_goes),
+        Test::new("module_is_unloaded_by_force", module_is_forced),
         Test::new("retired_range_is_exclusive", retired_range_is_exclusive),
         Test::new("namespace_of_a_retired_range_is_destroyed", destroyed),
         Test::new("without_a_timeout_it_waits", without_timeout),
