@@ -43,7 +43,7 @@ fn unbind_beside(
         println!("kernel: {}", messages.expect(&["pins: "])?);
     }
     end(&mut user)?;
-    user.expect_done(SIGNAL_LIMIT)?;
+    user.expect_done(4 * SIGNAL_LIMIT)?;
     back_to_normal(fixture, Way::Unbind)
 }
 

@@ -21,6 +21,9 @@ use crate::ndctl::{self, Mode};
 use crate::process::{Child, expect_no_thread_stuck};
 use crate::retired::{self, TIMEOUT};
 
+/// How long an unloading may take after its last wait. It waits for RCU several times.
+const UNLOAD_LIMIT: Duration = Duration::from_secs(30);
+
 /// Unbinds a device with pages in a pipe.
 fn retire(lab: &Lab, fs: Fs) -> Result<(Fixture<'_>, Running)> {
     only_for_pmem_rs(lab)?;
@@ -106,7 +109,7 @@ pub fn module_is_forced(lab: &mut Lab) -> Result<()> {
     ensure!(unload.try_end()?.is_none(), "the exit has not waited");
 
     fixture.remove_devices()?;
-    unload.expect_done(FREE_LIMIT)?;
+    unload.expect_done(UNLOAD_LIMIT)?;
     driver.load()?;
     fixture.expect_intact()?;
     expect_no_thread_stuck()
