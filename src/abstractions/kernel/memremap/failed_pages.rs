@@ -338,7 +338,7 @@ impl FailedPages {
         Ok(())
     }
 
-    /// Removes a page that was put back from the list, if there were `count` failures before and
+    /// Removes from the list a page that was put back, if there were `count` failures before and
     /// none since.
     fn unlist(&self, page: u64, count: u64) -> Result {
         let failures = self.failures.lock();
