@@ -22,6 +22,9 @@ use crate::{Setup, image};
 const CONSOLE_TAIL: usize = 40;
 /// How many complaints of the kernel are shown.
 const COMPLAINTS: usize = 10;
+/// How long a CPU has been silent at least, in seconds of the guest, when RCU complains about it:
+/// `CONFIG_RCU_CPU_STALL_TIMEOUT` of all kernels that are booted here.
+const RCU_STALL_TIMEOUT: f64 = 21.0;
 
 /// Parses a line of numbers and a text, separated by tabs.
 pub fn numbers_and_text<const N: usize>(line: &str) -> Result<([u64; N], &str)> {
@@ -122,9 +125,10 @@ impl Bench {
         }
     }
 
-    /// Boots once, and again if the guest dies before its init runs, or if QEMU itself no longer
-    /// answers. The emulator is known to fail while the guest boots, in about one of a hundred
-    /// boots. Any other failure is a result.
+    /// Boots once, and again if the guest dies before its init runs, if QEMU itself no longer
+    /// answers, or if a guest hangs whose kernel stalled before the driver was loaded. The emulator
+    /// is known to fail while the guest boots, in about one of a hundred boots. Any other failure
+    /// is a result.
     pub fn boot(
         &self,
         machine: &Machine,
@@ -169,6 +173,10 @@ impl Bench {
             let failure = match end {
                 End::DiedBooting => Some("died-booting"),
                 End::EmulatorHung(_) => Some("emulator-hung"),
+                End::Hung(_) if self.subject.driver == "pmem_rs" => {
+                    let console = read(&dir.join("console.log"))?;
+                    stalled_without_driver(&console).then_some("stalled-booting")
+                }
                 _ => None,
             };
             if let Some(failure) = failure.filter(|_| boots == 1) {
@@ -360,6 +368,20 @@ impl Bench {
     }
 }
 
+/// Whether RCU has complained about a CPU that was silent since before the driver was loaded.
+fn stalled_without_driver(console: &str) -> bool {
+    // A line begins with the seconds since the kernel has started, in brackets.
+    let first = |texts: &[&str]| {
+        let mut lines = console.lines();
+        let line = lines.find(|line| texts.iter().all(|text| line.contains(text)))?;
+        let (seconds, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
+        seconds.trim().parse::<f64>().ok()
+    };
+    let loaded = first(&["pmem_rs: loading out-of-tree module"]);
+    first(&["rcu: INFO:", "stall"])
+        .is_some_and(|seen| loaded.is_none_or(|loaded| seen - RCU_STALL_TIMEOUT < loaded))
+}
+
 /// Returns the complaints of the kernel on the console.
 fn complaints(console: &Path) -> Result<Vec<String>> {
     let text = read(console)?;
@@ -386,4 +408,30 @@ fn tail(console: &Path) -> Result<String> {
 fn read(console: &Path) -> Result<String> {
     let bytes = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOADED: &str = "[    2.689788] pmem_rs: loading out-of-tree module taints kernel.\n";
+
+    #[test]
+    fn a_guest_stalls_before_the_driver_is_loaded() {
+        let stalled = "[   23.137516] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n";
+        assert!(stalled_without_driver(&format!("{LOADED}{stalled}")));
+        assert!(stalled_without_driver(&format!("{stalled}{LOADED}")));
+        assert!(stalled_without_driver(stalled));
+        let expedited = "[   23.5] rcu: INFO: rcu_preempt detected expedited stalls on CPUs: { 1 }";
+        assert!(stalled_without_driver(&format!("{LOADED}{expedited}")));
+    }
+
+    #[test]
+    fn a_guest_stalls_after_the_driver_was_loaded() {
+        let stalled = "[   23.8] rcu: INFO: rcu_preempt self-detected stall on CPU\n";
+        assert!(!stalled_without_driver(&format!("{LOADED}{stalled}")));
+        let other = "[   23.1] rcu: INFO: rcu_tasks changed its mode";
+        assert!(!stalled_without_driver(&format!("{LOADED}{other}")));
+        assert!(!stalled_without_driver(LOADED));
+    }
 }

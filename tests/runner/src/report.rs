@@ -61,7 +61,7 @@ pub struct GuestTime {
 pub struct Report {
     pub suite: &'static str,
     pub subject: Subject,
-    /// How often the machine was booted: twice if the first guest died before its init ran.
+    /// How often the machine was booted: twice if the emulator failed (see `Bench::boot`).
     pub boots: u32,
     /// The duration. For the first suite of a boot it includes the guest's start and end.
     pub seconds: f64,
@@ -130,7 +130,10 @@ impl Report {
             );
         }
         if *boots > 1 {
-            println!("  booted {boots} times: a guest died before its init ran, or QEMU hung");
+            println!(
+                "  booted {boots} times: a guest died before its init ran or stalled before the \
+                 driver was loaded, or QEMU hung"
+            );
         }
         for figure in &self.measured {
             println!("  {figure}");
