@@ -25,7 +25,8 @@
 //!   namespace, and the memory of a region ([`PmemResource`]) from the firmware or a bound device.
 //! - The owner of a pgmap goes through states that consume each other. Pages are freed from the
 //!   last state only, after all proofs were checked ([`kernel::fs::dax`]). An owner that is dropped
-//!   earlier leaks, or waits if leaking is not possible.
+//!   earlier frees them only if none was ever exposed and no reference is left. Otherwise it leaks
+//!   them, or waits if leaking is not possible.
 //! - Callbacks of the C side (bio, DAX, sysfs, memory failure) reach only data that their
 //!   registration owns, or check at run time whether the data still exists
 //!   ([`nvdimm::RegionAccess`]). A leaked registration leaks this data with it. It also keeps the

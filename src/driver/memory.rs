@@ -147,7 +147,7 @@ impl Memory {
     pub fn reference(&self) -> Option<MemoryRef> {
         Some(match self {
             Self::Pages(pages) => Backing::Pages(pages.reference()?),
-            Self::WithoutPages(plain) => Backing::WithoutPages(plain.try_get()?),
+            Self::WithoutPages(mapped) => Backing::WithoutPages(mapped.try_get()?),
         })
     }
 
@@ -155,7 +155,7 @@ impl Memory {
     pub fn reservation_name(&self) -> &Arc<RegionName> {
         match self {
             Self::Pages(pages) => pages.reservation_name(),
-            Self::WithoutPages(plain) => plain.mapping.reservation_name(),
+            Self::WithoutPages(mapped) => mapped.mapping.reservation_name(),
         }
     }
 
@@ -163,8 +163,8 @@ impl Memory {
     pub fn close_to_mappings(&mut self) -> fs_dax::Walked {
         match self {
             Self::Pages(pages) => pages.close_to_mappings(),
-            Self::WithoutPages(plain) => {
-                plain.kill();
+            Self::WithoutPages(mapped) => {
+                mapped.kill();
                 fs_dax::Walked::default()
             }
         }
@@ -179,7 +179,7 @@ impl Memory {
     pub fn close(self) -> Closed {
         match self {
             Self::Pages(pages) => Backing::Pages(pages.close()),
-            Self::WithoutPages(plain) => Backing::WithoutPages(plain),
+            Self::WithoutPages(mapped) => Backing::WithoutPages(mapped),
         }
     }
 }
@@ -192,7 +192,9 @@ impl Closed {
                 let (pages, walked) = pages.revoke();
                 (Backing::Pages(pages), walked)
             }
-            Self::WithoutPages(plain) => (Backing::WithoutPages(plain), fs_dax::Walked::default()),
+            Self::WithoutPages(mapped) => {
+                (Backing::WithoutPages(mapped), fs_dax::Walked::default())
+            }
         }
     }
 }
@@ -209,7 +211,7 @@ impl Revoked {
     pub fn first_user(&mut self) -> Option<fs_dax::User> {
         match self {
             Self::Pages(pages) => pages.first_user(),
-            Self::WithoutPages(plain) => (!plain.is_unused()).then_some(fs_dax::User::Reference),
+            Self::WithoutPages(mapped) => (!mapped.is_unused()).then_some(fs_dax::User::Reference),
         }
     }
 
@@ -217,8 +219,8 @@ impl Revoked {
     pub fn wait_for(&mut self, user: fs_dax::User, limit: Msecs) {
         match self {
             Self::Pages(pages) => pages.wait_for(user, limit),
-            Self::WithoutPages(plain) => {
-                plain.wait_timeout(limit);
+            Self::WithoutPages(mapped) => {
+                mapped.wait_timeout(limit);
             }
         }
     }
@@ -231,8 +233,8 @@ impl Revoked {
                 pages.wait_put(limit);
                 pages.free().map_err(Self::Pages)
             }
-            Self::WithoutPages(plain) => {
-                drop(plain);
+            Self::WithoutPages(mapped) => {
+                drop(mapped);
                 Ok(())
             }
         }
@@ -245,7 +247,7 @@ impl MemoryRef {
     pub fn badblocks(&self) -> &Badblocks {
         match self {
             Self::Pages(pages) => &pages.ops().badblocks,
-            Self::WithoutPages(plain) => plain.badblocks(),
+            Self::WithoutPages(mapped) => mapped.badblocks(),
         }
     }
 
@@ -254,7 +256,7 @@ impl MemoryRef {
     pub fn size(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.size(),
-            Self::WithoutPages(plain) => plain.slice().len(),
+            Self::WithoutPages(mapped) => mapped.slice().len(),
         }
     }
 
@@ -262,7 +264,7 @@ impl MemoryRef {
     pub fn physical_range(&self) -> Range<PhysAddr> {
         let start = match self {
             Self::Pages(pages) => pages.data_start(),
-            Self::WithoutPages(plain) => plain.mapping.data_start(),
+            Self::WithoutPages(mapped) => mapped.mapping.data_start(),
         };
 
         start..start.saturating_add(self.size() as u64)
@@ -272,7 +274,7 @@ impl MemoryRef {
     pub fn data_range(&self, span: Span) -> Option<DataRange<'_>> {
         match self {
             Self::Pages(pages) => pages.data_range(span.offset, span.len),
-            Self::WithoutPages(plain) => plain.mapping.data_range(span.offset, span.len),
+            Self::WithoutPages(mapped) => mapped.mapping.data_range(span.offset, span.len),
         }
     }
 
@@ -288,7 +290,7 @@ impl MemoryRef {
     ) -> Option<(Span, WritableSlice<'_>)> {
         let (data, badblocks) = match self {
             Self::Pages(pages) => (pages.writable_all()?, &pages.ops().badblocks),
-            Self::WithoutPages(plain) => plain.writable(),
+            Self::WithoutPages(mapped) => mapped.writable(),
         };
         let span = span_in(data.len())?;
         if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
@@ -308,7 +310,7 @@ impl MemoryRef {
     ) -> Option<(Span, PmemSlice<'_>)> {
         let (data, badblocks) = match self {
             Self::Pages(pages) => (pages.readable_all()?, &pages.ops().badblocks),
-            Self::WithoutPages(plain) => (plain.slice(), plain.badblocks()),
+            Self::WithoutPages(mapped) => (mapped.slice(), mapped.badblocks()),
         };
         let span = span_in(data.len())?;
         if !badblocks.is_known_good(span.offset as u64, span.len as u64) {
@@ -330,7 +332,7 @@ impl MemoryRef {
     pub fn readable(&self, span: Span) -> Option<PmemSlice<'_>> {
         match self {
             Self::Pages(pages) => pages.readable(span.offset, span.len),
-            Self::WithoutPages(plain) => plain.mapping.slice().get(span.offset, span.len),
+            Self::WithoutPages(mapped) => mapped.mapping.slice().get(span.offset, span.len),
         }
     }
 
@@ -339,7 +341,7 @@ impl MemoryRef {
     pub fn writable(&self, span: Span) -> Option<WritableSlice<'_>> {
         match self {
             Self::Pages(pages) => pages.writable(span.offset, span.len),
-            Self::WithoutPages(plain) => plain.mapping.writable().get(span.offset, span.len),
+            Self::WithoutPages(mapped) => mapped.mapping.writable().get(span.offset, span.len),
         }
     }
 

@@ -135,7 +135,7 @@ impl<'a> Source<'a> {
         if node.is_some() {
             return Ok(Self::DeviceTree(dev));
         }
-        // Not `to_bytes`: it leaves a panic symbol.
+        // Not `to_bytes`: the compiler cannot prove that it does not panic.
         let name = platform::name(dev).to_bytes_with_nul();
         if name.strip_suffix(&[0]) == Some(LEGACY.as_slice()) {
             return Ok(Self::MemoryMap(dev));

@@ -60,7 +60,7 @@ pub struct Pmem {
     message_limits: Pin<KBox<MessageLimits>>,
     /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
-    held: SpinLock<Held>,
+    held: SpinLock<WriteState>,
     /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
     /// work item executes it, after a flush.
     #[pin]
@@ -69,7 +69,7 @@ pub struct Pmem {
 
 /// What a suspension of the disk needs to know about writes.
 #[derive(Default)]
-struct Held {
+struct WriteState {
     /// The writes that are held.
     bios: BioList,
     /// The number of deferred writes that are being executed. A freeze of the queue does not wait
@@ -137,7 +137,7 @@ impl Pmem {
             flusher,
             dax: SetOnce::new(),
             message_limits: KBox::pin_init(MessageLimits::new(), GFP_KERNEL)?,
-            held <- new_spinlock!(Held::default(), "pmem_rs::Pmem::held"),
+            held <- new_spinlock!(WriteState::default(), "pmem_rs::Pmem::held"),
             deferred_done <- WaitQueue::new(),
         })
     }

@@ -73,7 +73,7 @@ impl Registry {
                     tree: RBTree::new(),
                     next_key: 0,
                 },
-                "pmem_rs::devices"
+                "pmem_rs::Registry::entries"
             ),
         })
     }

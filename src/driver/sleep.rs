@@ -48,7 +48,8 @@ impl SleepOperations for Sleep {
     }
 }
 
-/// The system saves its memory. A system that is started to resume another one does not.
+/// The system is about to hibernate, or does: it saves its memory. Not set in the kernel that is
+/// started to resume another one.
 ///
 /// ORDERING: none is needed. The thread that stores it suspends the devices after that, itself or
 /// by work that it queues.

@@ -6,16 +6,17 @@
 //! functions that it calls. `suspension_state.rs` has the data, and `state_file.rs` the file in
 //! sysfs.
 //!
-//! Nothing may sleep in a translation of the DAX core. So writers are stopped one after the other,
-//! each where it can wait:
+//! A translation of the DAX core must not wait for the end of a suspension: its caller holds
+//! `dax_read_lock`, and often locks of the file. So writers are stopped one after the other, each
+//! where it can wait:
 //!
 //! 1. All file systems on the disk are frozen. A store to a mapping that needs a write fault waits
 //!    in the file system, before any lock of the DAX core.
 //! 2. All pages are unmapped, so that each store needs such a fault.
 //! 3. Write requests are held, in a list.
 //!
-//! The contents are those of the moment at which the list begins: what was stopped before has not
-//! changed anything since.
+//! The contents are those of the moment at which the last write that is not held has ended: what
+//! was stopped before has not changed anything since.
 //!
 //! The worker freezes and thaws. What it does in between may wait for threads that wait for the end
 //! of the suspension, such as one that mounts a file system. So another thread executes these steps

@@ -67,7 +67,7 @@ pub struct SuspensionState {
     pub(super) machine: Mutex<Suspension<Error>>,
     #[pin]
     pub(super) step: Mutex<PendingStep>,
-    /// Woken when `phase` or `step` has changed.
+    /// Woken when `machine` or `step` has changed.
     #[pin]
     pub(super) changed: WaitQueue,
     /// When the last suspension has begun, in milliseconds of the monotonic clock.

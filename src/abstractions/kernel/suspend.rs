@@ -81,7 +81,7 @@ unsafe impl<T: SleepHandler> Send for PmNotifier<T> {}
 unsafe impl<T: SleepHandler> Sync for PmNotifier<T> {}
 
 impl<T: SleepHandler> PmNotifier<T> {
-    /// Registers the guard. Sleeps.
+    /// Registers the handler. Sleeps.
     pub fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registered: Registered::new()?,

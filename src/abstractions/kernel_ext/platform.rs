@@ -3,7 +3,8 @@
 //! Platform drivers that match devices by a table of names (`id_table`).
 //!
 //! The kernel crate matches device tree nodes, ACPI nodes, and devices with the name of the driver.
-//! With a table of names a driver need not have the name of its devices, which the C driver has.
+//! With a table of names a driver can have another name than its devices, whose name the in-tree
+//! driver has.
 //!
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)
@@ -205,7 +206,7 @@ fn raw<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> *mut bindings
 
 /// Returns the name of a device in sysfs (`dev_name()`).
 ///
-/// Not `device::Device::name()`: it leaves a panic symbol.
+/// Not `device::Device::name()`: the compiler cannot prove that it does not panic.
 pub fn name<Ctx: device::DeviceContext>(dev: &platform::Device<Ctx>) -> &CStr {
     // SAFETY: The device is valid and was added, so its name does not change.
     unsafe { name_of(raw(dev)) }

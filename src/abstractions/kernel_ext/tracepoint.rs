@@ -130,7 +130,8 @@ tracepoints! {
     /// User space is notified that a device is going to be torn down.
     fn leaving(dev: &CStr, notice_ms: u64, timeout_ms: u64);
 
-    /// A step of the teardown of a device has ended. `age_us` is the time since the teardown began.
+    /// A step of the teardown of a device, or of a suspension of its disk, has ended. `age_us` is
+    /// the time since the teardown or the suspension began.
     fn step(dev: &CStr, step: &CStr, duration_us: u64, age_us: u64);
 
     /// The teardown of a device has waited for a user of its range.

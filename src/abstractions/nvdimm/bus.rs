@@ -158,7 +158,8 @@ impl BusRegistration {
     }
 }
 
-/// Unregisters a bus when its parent is unbound, which is counted until then.
+/// Unregisters a bus when its parent is unbound. Until then this is a registration of the module
+/// ([`Registered`]).
 struct UnregisterOnUnbind {
     registration: Arc<BusRegistration>,
     // Dropped last.
@@ -198,7 +199,7 @@ impl<'bound> Bus<'bound> {
         // INVARIANT: There is no bus yet.
         let registration = Arc::pin_init(
             try_pin_init!(BusRegistration {
-                bus <- new_mutex!(None, "nvdimm::Bus"),
+                bus <- new_mutex!(None, "nvdimm::BusRegistration::bus"),
                 descriptor,
                 _provider: provider,
             }),

@@ -205,7 +205,7 @@ impl Watchers {
                     notifier_call: Some(Self::notify_callback),
                     ..Default::default()
                 }),
-                entries <- new_mutex!(List::new(), "nvdimm::Watchers"),
+                entries <- new_mutex!(List::new(), "nvdimm::Watchers::entries"),
             }),
             GFP_KERNEL,
         )

@@ -70,7 +70,7 @@ impl Handle {
         let handle = slot.pin_init_with(pin_init!(Self {
             dev,
             pgmap,
-            is_released <- new_mutex!(false, "pmem_rs::dax_holder"),
+            is_released <- new_mutex!(false, "pmem_rs::Handle::is_released"),
         }));
         match handle {
             Ok(handle) => Ok(handle.into()),

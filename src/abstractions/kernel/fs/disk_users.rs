@@ -67,8 +67,7 @@ pub(super) fn users_of(disk: &DiskState) -> Result<Users> {
     let mut capacity: usize = 16;
 
     loop {
-        // A list of this size is filled, since growing one can panic, as far as the compiler can
-        // tell.
+        // The lists do not grow: the compiler cannot prove that growing one does not panic.
         let mut listing = Listing {
             disk,
             users: Users {

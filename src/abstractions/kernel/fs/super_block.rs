@@ -2,8 +2,8 @@
 
 //! Walks through the DAX files of all superblocks.
 //!
-//! No step of a walk allocates memory. Inodes are taken one at a time, and a reference that cannot
-//! be put at once goes to an [`InodePool`].
+//! No step of a walk depends on an allocation. Inodes are taken one at a time, and a reference that
+//! cannot be put at once goes to an [`InodePool`], which tries to allocate slots if it is full.
 //!
 //! A file system may hang while it is mounted or unmounted, and the kernel has no function that
 //! goes through superblocks without waiting for it. So superblocks on a disk itself are found by
@@ -120,8 +120,9 @@ impl<'a> Walk<'a> {
         let on_disk = Place::Device(DevicePosition::default());
         let (place, types) = match supers {
             Supers::All => (Place::Type(0), ALL_TYPES),
-            // Translations were refused before, or indirect claims are. So a claim that is not seen
-            // here has not led to a page.
+            // Before a revocation translations were refused, and during a suspension indirect
+            // claims are. So a claim that is not seen here has not led to a page. When a disk has
+            // become read-only, neither is refused, but a claim that comes later cannot write.
             Supers::MayUse(disk) if disk.had_indirect_claim() => (on_disk, ALL_TYPES),
             Supers::MayUse(_) | Supers::ShutDownWith(_) => (on_disk, 0),
         };
@@ -343,8 +344,8 @@ unsafe fn next_inode(
 /// Takes an active reference to a superblock, unless it is being mounted or unmounted. Does not
 /// sleep, nor wait for `s_umount`.
 ///
-/// A superblock without an active reference has no open file. One that is being mounted must not
-/// get one: a mount that fails expects that it has the only one.
+/// A superblock without an active reference has no open file. No active reference is taken to a
+/// superblock that is being mounted: a mount that fails expects that its own is the only one.
 ///
 /// # Safety
 ///

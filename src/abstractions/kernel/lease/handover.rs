@@ -91,26 +91,26 @@ impl<T: Copy + PartialEq> Handover<T> {
         true
     }
 
-    /// Begins the next call, in this thread. `pin` keeps the code of the holder. If it fails, the
+    /// Begins the next call, in this thread. `get` keeps the code of the holder. If it fails, the
     /// module of that code is being unloaded, and nothing is called any more.
     ///
     /// If another thread is in a callback, it makes the call afterwards.
     pub(super) fn begin<P>(
         &mut self,
         thread: T,
-        pin: impl FnOnce() -> Option<P>,
+        get: impl FnOnce() -> Option<P>,
     ) -> Option<(Call, P)> {
         if !self.open || self.given_back || self.caller.is_some() {
             return None;
         }
         let call = self.next()?;
-        let Some(pin) = pin() else {
+        let Some(module) = get() else {
             self.used = 0;
             return None;
         };
 
         self.caller = Some(thread);
-        Some((call, pin))
+        Some((call, module))
     }
 
     fn next(&mut self) -> Option<Call> {

@@ -354,8 +354,8 @@ impl Lease {
         let thread = this_thread();
 
         loop {
-            let next = self.handover.lock().begin(thread, || self.pin());
-            let Some((call, pin)) = next else {
+            let next = self.handover.lock().begin(thread, || self.try_get_module());
+            let Some((call, module)) = next else {
                 return;
             };
             let lease = core::ptr::from_ref(self).cast_mut().cast();
@@ -375,8 +375,9 @@ impl Lease {
                     }
                 }
             }
-            // First: the module can be unloaded as soon as the lease was given back.
-            drop(pin);
+            // Put before the call ends: then the lease may be given back, and after that `rmmod` of
+            // the holder must not fail because of this reference.
+            drop(module);
             self.handover.lock().end();
             self.idle.wake_up();
         }
@@ -384,7 +385,7 @@ impl Lease {
 
     /// Keeps the module of the holder, unless it is being unloaded. Its exit gives the lease back
     /// then. The lease must not have been given back.
-    fn pin(&self) -> Option<KeptModule> {
+    fn try_get_module(&self) -> Option<KeptModule> {
         // SAFETY: By the type invariant it is null, for which the function returns true, or a
         // module, which is not freed before the lease was given back.
         unsafe { bindings::try_module_get(self.ops.owner) }.then(|| KeptModule(self.ops.owner))
@@ -406,7 +407,7 @@ impl ListedLease for Lease {
             return false;
         };
         // The failure is not handled without a callback, or while the module is being unloaded.
-        if self.ops.bad_memory.is_none() || self.pin().is_none() {
+        if self.ops.bad_memory.is_none() || self.try_get_module().is_none() {
             return false;
         }
         let mut handover = self.handover.lock();

@@ -265,7 +265,7 @@ impl Leases {
     }
 
     /// Queues callbacks for the failure of the `len` bytes from `offset` bytes into the data on.
-    /// May sleep. Returns whether there is one.
+    /// May sleep. Returns whether any callback is going to be called.
     pub(in crate::abstractions) fn fail(&self, offset: u64, len: u64) -> bool {
         let state = self.state.lock();
         let mut any = false;
@@ -342,7 +342,7 @@ pub struct Table {
     #[pin]
     lists: Mutex<RBTree<usize, Arc<Leases>>>,
     #[pin]
-    held: Mutex<Held>,
+    held: Mutex<HeldLeases>,
     /// Woken when a lease was given back.
     #[pin]
     returned: WaitQueue,
@@ -351,7 +351,7 @@ pub struct Table {
 }
 
 /// The leases of a [`Table`] that are held.
-struct Held {
+struct HeldLeases {
     /// Their addresses, to check what C code gives back.
     addresses: RBTree<usize, ()>,
     /// No lease is added any more.
@@ -401,7 +401,7 @@ impl Table {
         let table = Counted::pin_init(try_pin_init!(Self {
             lists <- new_mutex!(RBTree::new(), "pmem_rs::Table::lists"),
             held <- new_mutex!(
-                Held {
+                HeldLeases {
                     addresses: RBTree::new(),
                     is_closed: false,
                 },

@@ -27,8 +27,8 @@ pub(super) struct Claim {
 
 /// What has claimed a device with holder operations.
 pub(in crate::abstractions) enum FsClaim<R> {
-    /// A superblock whose `s_bdev` is the device. This is what the function has returned that was
-    /// called with it.
+    /// A superblock whose `s_bdev` is the device. The value is the result of the function that
+    /// [`BlockDevice::with_superblock`] has called with the superblock.
     Super(R),
     /// The device is a further device of some file system of the type with this index: its log, its
     /// realtime device, its journal.

@@ -24,8 +24,9 @@ pub(in crate::abstractions) struct FrozenDevice {
 }
 
 impl FrozenDevice {
-    /// Freezes the file systems on a device, and writes its page cache. If a device is frozen
-    /// already, it is so once more. Sleeps. Waits for threads that write to the file systems.
+    /// Freezes the file systems on a device, and writes its page cache. If the device is frozen
+    /// already, the freeze is only counted. Sleeps. Waits for threads that write to the file
+    /// systems.
     ///
     /// The caller must not hold a lock that is taken inside of such a write.
     pub(in crate::abstractions) fn new(bdev: BlockDevice) -> Result<Self, (BlockDevice, Error)> {

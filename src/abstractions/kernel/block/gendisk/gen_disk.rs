@@ -297,9 +297,9 @@ unsafe extern "C" fn set_read_only_callback(
     0
 }
 
-/// Ends the count for the operations of the disk. `disk_release()` reads them when the last
-/// reference to the disk is put. That may be the reference of an opener that has put its reference
-/// to the module before.
+/// Drops the [`Registered`] that keeps the operations of the disk. `disk_release()` reads them when
+/// the last reference to the disk is put. That may be the reference of an opener that has put its
+/// reference to the module before.
 ///
 /// # Safety
 ///
@@ -349,7 +349,8 @@ impl<T: Operations> Drop for GenDisk<T> {
 /// Removes a disk when its parent is unbound.
 ///
 /// The parent may be bound to a driver of another module, which is not unbound when this one is
-/// unloaded. So this is counted for as long as devres may drop it, even if the disk was removed.
+/// unloaded. So this is a registration of the module ([`Registered`]) for as long as devres may
+/// drop it, even if the disk was removed.
 struct RemoveOnUnbind {
     state: Arc<DiskState>,
     // Dropped last.

@@ -34,7 +34,7 @@ use kernel::{
 /// Installed while the module is loaded.
 static REMOVED: Global<RemovedDisks> = Global::new();
 
-/// The removed disks that something may have open. The module's own type keeps it.
+/// The list of the removed disks that something may have open. `PmemModule` owns it.
 #[pin_data]
 pub struct RemovedDisks {
     #[pin]

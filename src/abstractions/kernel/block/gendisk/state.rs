@@ -78,7 +78,8 @@ pub(in crate::abstractions) struct DiskState {
     /// the keeper may have an address without a claim. Reset when no keeper is in use. Written with
     /// `open_mutex` of the disk held.
     keeper_may_lack_claim: Atomic<bool>,
-    /// How often indirect claims are refused now. Changed with `open_mutex` of the disk held.
+    /// The number of [`Self::refuse_indirect`] that were not ended yet. Indirect claims are refused
+    /// while it is not 0. Changed with `open_mutex` of the disk held.
     refusals: Atomic<usize>,
     #[pin]
     removal: Mutex<Removal>,

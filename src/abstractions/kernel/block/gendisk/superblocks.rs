@@ -17,9 +17,9 @@ impl DiskState {
     /// Returns whether files of a superblock may use the memory behind this disk.
     /// `uses_s_bdev_only` is whether its type gets a DAX device for `s_bdev` only. Does not sleep.
     ///
-    /// Translations must be refused before, at least those that ask for a page frame number.
-    /// Otherwise a superblock that gets the DAX device meanwhile may be missed. A superblock that
-    /// is mounted after that cannot map the memory, so the result for it does not matter.
+    /// If translations that ask for a page frame number were not refused before, a superblock that
+    /// gets the DAX device meanwhile may be missed. If they were, a superblock that is mounted
+    /// after that cannot map the memory, so the result for it does not matter.
     ///
     /// If all claims were those of programs and of superblocks that were being mounted from the
     /// disk ([`Holder::is_indirect`]), only superblocks on the disk itself may. Otherwise those on

@@ -5,7 +5,7 @@
 //! C source: [`fs/dax.c`](srctree/fs/dax.c). The encoding is private to it, and the constants here
 //! repeat it. The repeated text is vetted when the module is built (`rust-bindings/vetted`): with
 //! wrong constants, memory could be freed under a page fault. There are two more checks at run
-//! time. An entry is only passed over as foreign if its folio says so too. Nothing is unmapped
+//! time. An entry is only passed over as foreign if its folio says so too. Nothing is freed
 //! while any folio of the range is associated with a file (`PagemapInner::first_used`).
 
 use crate::abstractions::bindings;

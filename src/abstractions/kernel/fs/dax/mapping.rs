@@ -5,7 +5,9 @@
 //! An entry of the page cache has the page frames of a part of the file. A page fault locks the
 //! entry before it translates the part, and unlocks it after it has inserted the page table entry.
 //! So if translations are refused first, a walk that then waits for locked entries finds the result
-//! of every translation that has succeeded.
+//! of each fault whose translation has succeeded. A synchronous fault (`MAP_SYNC`) unlocks its
+//! entry before it inserts the page table entry. ext4 and xfs hold the invalidate lock of the file
+//! until it has ended, so the walk takes that lock too.
 //!
 //! Lock order: the inode lock of a file (`i_rwsem`) is outside of `mmap_lock` and of the invalidate
 //! lock of the file. The invalidate lock is outside of locked entries, which are outside of

@@ -106,8 +106,10 @@ impl PinnedFiles {
     /// than `own`. Waits for pins of `own`, unless [`Pagemap::close_to_mappings`] has kept the
     /// files.
     ///
-    /// Sleeps. If an erofs has the disk as a further device, waits for mounts and unmounts of file
-    /// systems with DAX that are under way. Waits for pins of other memory in three cases:
+    /// Sleeps. If a file system has the disk as a further device (the log or the realtime device of
+    /// an xfs, the journal of an ext4, a further device of an erofs), waits for mounts and unmounts
+    /// of file systems of this type that are under way. Waits for pins of other memory in three
+    /// cases:
     ///
     /// - More files are pinned than there is memory to keep.
     /// - A program pins a page after this has looked at its file.

@@ -183,8 +183,8 @@ impl<T: PagemapOperations> Closed<T> {
     /// under way, writes dirty pages back, and deletes the entries of pages that are not pinned.
     /// Entries of files that a thread writes to or truncates stay until [`Revoked::revoke`].
     ///
-    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
-    /// systems with DAX that are under way, and for page faults of files that may use the memory.
+    /// Sleeps. Waits for page faults of files that may use the memory, and, if the disk ever had an
+    /// indirect claim, for mounts and unmounts of file systems with DAX that are under way.
     /// Takes the inode lock (`i_rwsem`) of such files if it is free, and the invalidate lock. So
     /// neither `mmap_lock` nor the locks that are taken inside of page faults may be held.
     pub fn revoke(self) -> (Revoked<T>, Walked) {

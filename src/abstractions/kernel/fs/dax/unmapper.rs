@@ -79,8 +79,8 @@ impl<T: PagemapOperations> Unmapper<T> {
     /// but only for reading. Before each file `may_go_on` is called; the rest is left if it returns
     /// false.
     ///
-    /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
-    /// systems with DAX that are under way, and for page faults.
+    /// Sleeps. Waits for page faults, and, if the disk ever had an indirect claim, for mounts and
+    /// unmounts of file systems with DAX that are under way.
     ///
     /// # Errors
     ///
