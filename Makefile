@@ -22,7 +22,8 @@ KDIR ?=
 # Additional arguments for the program that a verb runs.
 ARGS ?=
 
-# `debug` for the debug kernel in `make guests`.
+# `debug` for the debug kernel in `make guests`, and `patched` there and in `make compare` for a
+# kernel with the patches of upstream/.
 KERNEL_BUILD ?=
 
 # The namespaces that `make bench-metal` uses, and `yes` if it may overwrite data on them.
@@ -94,7 +95,7 @@ check-patches: ## Build what each of these patches changes, and run checkpatch (
 	@tests/patches/build $(ARGS)
 
 .PHONY: guests
-guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=debug: on the debug kernel)
+guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=debug: on the debug kernel; patched: with the driver and the patches of upstream/)
 	@tests/programs
 	@mkdir -p build
 	@qemu/env $(KERNEL_BUILD) >/dev/null
@@ -113,8 +114,10 @@ coverage: build/env runner ## Write the lines of the driver that guest tests rea
 	@$(runner) coverage --env $(env) --results $(results) $(ARGS)
 
 .PHONY: compare
-compare: build/env runner ## Unbind devices in use with both drivers, for docs/compare.md (ARGS=reader: some cells)
-	@$(runner) compare --env $(env) --results $(results) $(ARGS)
+compare: runner ## Unbind devices in use with both drivers, for docs/compare.md (ARGS=reader: some cells)
+	@mkdir -p build
+	@qemu/env $(KERNEL_BUILD) >/dev/null
+	@$(runner) compare --env $(env)$(KERNEL_BUILD:%=-%) --results $(results)$(KERNEL_BUILD:%=-%) $(ARGS)
 
 .PHONY: bench
 bench: build/env runner ## Measure the cost of both drivers on a quiet machine, for docs/bench.md (ARGS=read_4k: some cases)

@@ -54,7 +54,7 @@ impl Injector {
                     region.unbind()?;
                 }
             }
-            run("rmmod", &[Self::NAME])?;
+            Injector(()).unload()?;
         }
         let (start, size) = (format!("start={START}"), format!("size={SIZE}"));
         run("modprobe", &[Self::NAME, &start, &size])?;
@@ -102,6 +102,18 @@ impl Injector {
                 })
             })
             .collect()
+    }
+
+    /// Opens a file of the module.
+    pub fn open_file(&self) -> Result<File> {
+        let path = Self::file("clears");
+        File::open(&path).with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Unloads the module.
+    pub fn unload(&self) -> Result<()> {
+        run("rmmod", &[Self::NAME])?;
+        Ok(())
     }
 
     fn file(name: &str) -> PathBuf {

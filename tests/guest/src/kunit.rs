@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the tests inside the module, which the kernel runs when the module is loaded. Their
-//! results are read from debugfs, and each is reported as a test of this program's stream.
+//! KUnit: the tests inside the module, which the kernel runs when the module is loaded, and those of
+//! the kernel crate, which it runs when it boots. Their results are read from debugfs, and each is
+//! reported as a test of this program's stream.
 
 use std::fs;
 use std::path::Path;
@@ -16,6 +17,11 @@ pub const SUITE: Suite = Suite {
     name: "kunit",
     tests: &[],
 };
+/// The suites of the kernel crate, in a kernel with the patches of `upstream/`.
+pub const ABSTRACTIONS: Suite = Suite {
+    name: "kunit_abstractions",
+    tests: &[],
+};
 /// The suite that retires ranges until reboot.
 pub const MISUSE: &str = "misuse";
 /// The suite that forgets a registration.
@@ -24,7 +30,9 @@ pub const MISUSE_EXIT: &str = "misuse_exit";
 /// The kernel's results, one folder for each suite. Suites of the kernel are there too.
 const RESULTS: &str = "/sys/kernel/debug/kunit";
 /// The prefix of the names of the module's suites.
-const PREFIX: &str = "pmem_rs_";
+pub const MODULE: &str = "pmem_rs_";
+/// The prefix of the names of the kernel crate's suites.
+const CRATE: &str = "rust_";
 
 /// Lines that structure a suite's own stream. They would corrupt the stream that quotes them.
 const FORM: &[&str] = &["KTAP version", "Subtest:", "speed:", "1.."];
@@ -50,27 +58,31 @@ impl Case {
     }
 }
 
-/// Whether the kernel runs test cases of the module when a suite loads it.
-pub fn is_run_by(suite: &Suite) -> bool {
-    [SUITE.name, MISUSE, MISUSE_EXIT].contains(&suite.name)
+/// Returns the prefix of the KUnit suites that the kernel has run for a suite of this program.
+pub fn prefix(suite: &Suite) -> Option<&'static str> {
+    match suite.name {
+        name if name == ABSTRACTIONS.name => Some(CRATE),
+        name if [SUITE.name, MISUSE, MISUSE_EXIT].contains(&name) => Some(MODULE),
+        _ => None,
+    }
 }
 
-/// Returns the results of all test cases of the module that have run.
-pub fn cases() -> Result<Vec<Case>> {
+/// Returns the results of all test cases that have run of the KUnit suites with a prefix.
+pub fn cases(prefix: &str) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     let mut suites = Vec::new();
     for entry in fs::read_dir(RESULTS).with_context(|| format!("reading {RESULTS}"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.starts_with(PREFIX) {
+        if name.starts_with(prefix) {
             suites.push(name);
         }
     }
     suites.sort();
-    ensure!(!suites.is_empty(), "the module has no KUnit suites");
+    ensure!(!suites.is_empty(), "there are no KUnit suites {prefix}*");
     for suite in suites {
         let path = Path::new(RESULTS).join(&suite).join("results");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path:?}"))?;
-        let found = cases_of(&suite, &text);
+        let found = cases_of(suite.trim_start_matches(prefix), &text);
         ensure!(!found.is_empty(), "{suite} has no results:\n{text}");
         cases.extend(found);
     }
@@ -101,7 +113,7 @@ fn cases_of(suite: &str, text: &str) -> Vec<Case> {
         };
         let name = rest.split(' ').nth(1).unwrap_or(rest);
         cases.push(Case {
-            name: format!("{}.{name}", suite.trim_start_matches(PREFIX)),
+            name: format!("{suite}.{name}"),
             passed,
             notes: std::mem::take(&mut notes),
         });

@@ -56,28 +56,25 @@ type Closing = fn() -> Result<String>;
 pub fn run(suite: &Suite, args: &TestArgs, only: &[String], ktap: &mut Ktap) -> Result<bool> {
     let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
     let tests: Vec<&Test> = suite.tests.iter().filter(wanted).collect();
-    let mut cases = if kunit::is_run_by(suite) {
-        kunit::cases()?
-    } else {
-        Vec::new()
+    let mut cases = match kunit::prefix(suite) {
+        Some(prefix) => kunit::cases(prefix)?,
+        None => Vec::new(),
     };
     cases.retain(|case| only.is_empty() || only.contains(&case.name));
-    if checkers::configured()?.is_empty() {
-        ktap.begin(suite.name, tests.len())?;
-        run_tests(suite, &tests, args, ktap, 1)?;
-        return ktap.end(suite.name);
-    }
-
-    let mut closing: Vec<(&str, Closing)> = vec![(CHECKERS_ARE_ON, checkers_off)];
-    if suite.name != kunit::MISUSE {
-        // Only `misuse` leaks on purpose.
-        closing.insert(0, (LEAKS_NOTHING, || Ok(leaks())));
+    let (mut patience, mut closing): (_, Vec<(&str, Closing)>) = (1, Vec::new());
+    if !checkers::configured()?.is_empty() {
+        patience = DEBUG_PATIENCE;
+        if suite.name != kunit::MISUSE {
+            // Only `misuse` leaks on purpose.
+            closing.push((LEAKS_NOTHING, || Ok(leaks())));
+        }
+        closing.push((CHECKERS_ARE_ON, checkers_off));
     }
     ktap.begin(suite.name, cases.len() + tests.len() + closing.len())?;
     for case in &cases {
         case.report(ktap)?;
     }
-    run_tests(suite, &tests, args, ktap, DEBUG_PATIENCE)?;
+    run_tests(suite, &tests, args, ktap, patience)?;
     for (test, complaints) in closing {
         let complaints = complaints()?;
         ktap.note(&complaints)?;

@@ -43,10 +43,10 @@ const FAILURE_MARK: &str = "failed: ";
 
 /// The first oops has all information, so the guest ends with it.
 const UNTIL_OOPS: &str = "oops=panic";
-/// The in-tree driver hangs if there is no line for so long. A test detects a hang itself after 30
+/// The in-tree driver hangs if there is no line for so long. A test detects a hang itself after 35
 /// s, but cleaning up after the test may hang as well.
 const LIMITS: Limits = Limits {
-    silence: Duration::from_secs(45),
+    silence: Duration::from_secs(50),
     total: Duration::from_secs(180),
 };
 
@@ -56,6 +56,8 @@ const LIMITS: Limits = Limits {
 enum Verdict {
     Holds,
     Fails(String),
+    /// The removal waits for users of the memory, and names them on the console.
+    Waits(String),
     /// The driver lacks the feature that the cell is about.
     DoesNotApply(String),
 }
@@ -70,6 +72,7 @@ impl Verdict {
                 let reason = reason.split("; its state is").next().unwrap_or_default();
                 format!("**{}**", reason.replace('|', "\\|"))
             }
+            Verdict::Waits(message) => format!("waits: \"{message}\""),
             Verdict::DoesNotApply(_) => "–".to_owned(),
         }
     }
@@ -117,7 +120,7 @@ pub fn tests_of(suite: &str) -> Result<Vec<String>> {
 
 /// Runs the `compare` command: all cells, or those whose names contain one of `wanted`. Returns
 /// whether all of them hold with pmem_rs. If nothing was left out, the table is also written to
-/// `docs`.
+/// `docs`. On the kernel with the patches of `upstream/` the table is another document.
 pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<bool> {
     let start = Instant::now();
     let mut rows = Vec::new();
@@ -136,9 +139,14 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<b
     ensure!(!rows.is_empty(), "no cell is called like {wanted:?}");
     let ours = bench(setup, Driver::PmemRs, "compare", seed)?;
     let mut theirs = fragile_bench(setup, "compare", seed)?;
+    let [document, introduction] = if ours.subject.release.ends_with("-patched") {
+        ["compare-patched.md", INTRODUCTION_OF_PATCHED]
+    } else {
+        ["compare.md", INTRODUCTION]
+    };
     let results = fs::canonicalize(&setup.results)?;
     println!(
-        "{} cells on {}, seed {seed}, results in {}/compare.md",
+        "{} cells on {}, seed {seed}, results in {}/{document}",
         rows.len(),
         ours.subject.release,
         results.display()
@@ -146,10 +154,7 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<b
     let subjects = [&theirs.subject, &ours.subject].map(Subject::clone);
     let keep = |rows: &[Row]| -> Result<()> {
         let text = markdown(&ours.subject, rows)?;
-        fs::write(
-            results.join("compare.md"),
-            format!("{INTRODUCTION}\n{text}"),
-        )?;
+        fs::write(results.join(document), format!("{introduction}\n{text}"))?;
         let comparison = Comparison {
             subjects: &subjects,
             rows,
@@ -176,7 +181,7 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<b
     let text = markdown(&ours.subject, &rows)?;
     println!("\n{text}");
     if wanted.is_empty() {
-        fs::write(docs.join("compare.md"), format!("{INTRODUCTION}\n{text}"))?;
+        fs::write(docs.join(document), format!("{introduction}\n{text}"))?;
     }
     println!("It took {} minutes.", start.elapsed().as_secs() / 60);
     Ok(rows
@@ -220,10 +225,24 @@ fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
 /// Runs a cell in a separate guest.
 fn one(bench: &Bench, suite: &'static str, cell: &str) -> Result<Verdict> {
     let (report, mut outcomes) = boot(bench, suite, &[cell.to_owned()])?;
-    Ok(match outcomes.remove(cell) {
-        Some(verdict) if report.failed() == 0 => verdict,
-        _ => Verdict::Fails(reason(bench, &report, suite)?),
+    if let (Some(verdict), 0) = (outcomes.remove(cell), report.failed()) {
+        return Ok(verdict);
+    }
+    let reason = reason(bench, &report, suite)?;
+    let console = fs::read(bench.results.join(suite).join("console.log"))?;
+    Ok(match wait(&String::from_utf8_lossy(&console)) {
+        Some(message) if reason.contains(HAS_NOT_ENDED) => Verdict::Waits(message),
+        _ => Verdict::Fails(reason),
     })
+}
+
+/// What the guest's program says about a process that hangs.
+const HAS_NOT_ENDED: &str = "has not ended within";
+
+/// Returns what a removal waits for, as nd_pmem says it with the patches of `upstream/`.
+fn wait(console: &str) -> Option<String> {
+    let mut lines = console.lines();
+    lines.find_map(|line| Some(line.split_once("removal waits for ")?.1.trim().to_owned()))
 }
 
 /// Boots, and returns the result of each test that began.
@@ -232,7 +251,7 @@ fn boot(
     suite: &'static str,
     only: &[String],
 ) -> Result<(Report, HashMap<String, Verdict>)> {
-    let machine = suites::find(suite).map_or(&suites::ONE, |known| &known.machine);
+    let machine = suites::find(suite).map_or(&suites::RESERVED, |known| &known.machine);
     let mut outcomes = HashMap::new();
     let backing = bench.results.join(suite);
     let report = bench.boot_some(machine, &backing, &Boot::off(suite), only, |line| {
@@ -328,6 +347,8 @@ fn without_numbers(text: &str) -> String {
 
 /// The head of the document.
 const INTRODUCTION: &str = include_str!("compare.md");
+/// The same for the kernel with the patches of `upstream/`.
+const INTRODUCTION_OF_PATCHED: &str = include_str!("compare_patched.md");
 
 /// Returns the table and its sums.
 fn markdown(subject: &Subject, rows: &[Row]) -> Result<String> {
@@ -352,12 +373,17 @@ fn markdown(subject: &Subject, rows: &[Row]) -> Result<String> {
 }
 
 fn summary<'a>(driver: &str, verdicts: impl Iterator<Item = &'a Verdict>) -> String {
-    let (mut hold, mut all) = (0, 0);
+    let (mut hold, mut wait, mut all) = (0, 0, 0);
     for verdict in verdicts {
         hold += u32::from(*verdict == Verdict::Holds);
+        wait += u32::from(matches!(verdict, Verdict::Waits(_)));
         all += u32::from(!matches!(verdict, Verdict::DoesNotApply(_)));
     }
-    format!("{driver}: {hold} of {all} cells hold")
+    let mut text = format!("{driver}: {hold} of {all} cells hold");
+    if wait > 0 {
+        text += &format!(", and in {wait} the removal waits, and says for what");
+    }
+    text
 }
 
 /// A bug, and how it is detected.
@@ -430,6 +456,11 @@ const KNOWN_BUGS: &[Bug] = &[
         what: "a warning when page caches are truncated",
         shows: |_, console| warns(console, "mm/truncate.c:", "__ext4_ioctl"),
     },
+    Bug {
+        test: "file_is_closed_after_its_module_went",
+        what: "an oops when a debugfs file is closed",
+        shows: |_, console| console.contains("Oops") && console.contains("full_proxy_release+"),
+    },
 ];
 
 /// Whether the kernel has warned in a file, called by a function.
@@ -496,6 +527,25 @@ mod tests {
             "BUG: unable to handle page fault, in dax_layout_busy_page_range"
         );
         assert_eq!(complaint("[    1.0] fine\n"), None);
+    }
+
+    #[test]
+    fn a_wait_is_told_from_a_hang() {
+        let console = "[    1.0] fine\n\
+            [   35.2] nd_pmem pfn0.0: removal waits for 1 pinned pages\r\n\
+            [   65.2] nd_pmem pfn0.0: removal waits for 1 pinned pages\r\n";
+        assert_eq!(wait(console).unwrap(), "1 pinned pages");
+        assert_eq!(wait("[    1.0] fine\n"), None);
+        let verdicts = [
+            Verdict::Holds,
+            Verdict::Waits("1 pinned pages".to_owned()),
+            Verdict::Fails("it hangs".to_owned()),
+            Verdict::DoesNotApply("nd_pmem has none".to_owned()),
+        ];
+        assert_eq!(
+            summary("nd_pmem", verdicts.iter()),
+            "nd_pmem: 1 of 3 cells hold, and in 1 the removal waits, and says for what"
+        );
     }
 
     #[test]

@@ -37,6 +37,8 @@ enum Need {
     NoCheckers,
     /// KUnit.
     KUnit,
+    /// The patches of `upstream/`.
+    Patches,
     /// Allocations that fail on demand.
     FailingAllocations,
 }
@@ -48,6 +50,7 @@ const TABLE: &[(&str, &[Need])] = &[
     ("counting", &[Plugin, NoCheckers]),
     ("ordering", &[Plugin, NoCheckers]),
     ("kunit", &[KUnit]),
+    ("kunit_abstractions", &[KUnit, Patches]),
     ("misuse", &[KUnit, DeclaredMemory]),
     ("allocations", &[FailingAllocations]),
     ("allocations_more", &[FailingAllocations]),
@@ -144,6 +147,10 @@ impl Platform {
                 "takes too long, or too much memory, under all checkers",
             ),
             KUnit => (self.has("CONFIG_KUNIT"), "the kernel has no CONFIG_KUNIT"),
+            Patches => (
+                self.has("CONFIG_BLK_DEV_PMEM_RUST"),
+                "only make guests KERNEL_BUILD=patched has a kernel with the patches",
+            ),
             FailingAllocations => (
                 self.has("CONFIG_FAILSLAB"),
                 "the kernel has no CONFIG_FAILSLAB",

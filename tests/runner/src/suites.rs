@@ -68,6 +68,8 @@ impl Boot {
     pub fn kernel_words(&self) -> &'static str {
         if self.suite == KUNIT.name {
             "kunit.filter_glob=pmem_rs_[!x]*"
+        } else if self.suite == KUNIT_ABSTRACTIONS.name {
+            "kunit.filter_glob=rust_*"
         } else if self.suite == MISUSE.name {
             "kunit.filter_glob=pmem_rs_x_misuse*"
         } else if self.suite == MISUSE_EXIT {
@@ -166,7 +168,7 @@ const METAL: Machine = Machine {
     ..PLAIN
 };
 /// Memory that the kernel leaves unused, for the module `injector`, and an NVDIMM.
-const RESERVED: Machine = Machine {
+pub const RESERVED: Machine = Machine {
     nvdimms: &[Nvdimm::volatile(512)],
     unused_mib: Some(512),
     ..PLAIN
@@ -302,6 +304,8 @@ const WITH_RESERVED_NODE: Machine = Machine {
 
 /// KUnit suites that leak nothing.
 const KUNIT: Suite = simple(ONE, &[Boot::off("kunit")]);
+/// KUnit suites of the kernel crate.
+const KUNIT_ABSTRACTIONS: Suite = simple(ONE, &[Boot::off("kunit_abstractions")]);
 /// KUnit suites that leak ranges until reboot, and two kinds of persistent memory that must stay
 /// intact.
 const MISUSE: Suite = Suite {
@@ -320,6 +324,7 @@ const MISUSE_EXIT: &str = "misuse_exit";
 /// (`needs.rs`).
 const ALL: &[Suite] = &[
     KUNIT,
+    KUNIT_ABSTRACTIONS,
     MISUSE,
     simple(WITH_DEVICE_TREE, &[Boot::off("device_tree")]),
     simple(WITH_RESERVED_NODE, &[Boot::off("device_tree_reserved")]),

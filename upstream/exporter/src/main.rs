@@ -12,6 +12,7 @@
 //! of files that rustfmt has to format. `upstream/generate` makes diffs of them.
 
 mod c;
+mod document;
 mod imports;
 mod manifest;
 mod paths;

@@ -19,6 +19,7 @@
 //! | `bindgen LINE` | adds a line to the parameters of bindgen |
 //! | `maintain SECTION` | puts the new files into this section of MAINTAINERS |
 //! | `driver PATH…` | adds files of the checkout below `drivers/nvdimm/pmem_rs` |
+//! | `documents NAME…` | adds documents of `docs`, in which links to other documents become text |
 //! | `skip FILE` | a file of `src/abstractions` that the kernel needs in no form |
 //! | `copy FILE DEST` | adds a file of the checkout as it is |
 //! | `cut FILE TEXT` | removes the end of a file, from a text on |

@@ -22,6 +22,7 @@ use anyhow::{
 
 use crate::{
     c,
+    document,
     manifest::Manifest,
     paths::{
         Paths, //
@@ -191,6 +192,11 @@ impl<'a> Tree<'a> {
                 self.set(file, format!("{}\n", text[..at].trim_end()))
             }
             ("driver", _) => words.iter().try_for_each(|path| self.driver(path)),
+            ("documents", _) => words.iter().try_for_each(|name| {
+                let path = format!("docs/{name}");
+                let text = document::without_links(&self.source(&path)?, &words);
+                self.set(&format!("{DRIVER}{path}"), text)
+            }),
             ("use", [file, path]) => self.import(file, path),
             ("maintain", [..]) => self.maintain(arguments),
             ("path" | "public" | "replace" | "skip", _) => Ok(()),

@@ -13,6 +13,7 @@ use super::{Suite, Test, probe, region};
 use crate::disk::Access;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
+use crate::injector::Injector;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::ndctl::{self, Mode};
@@ -37,6 +38,7 @@ pub const SUITE: Suite = Suite {
         Test::new("page_takes_the_place_of_a_shared_pmd", store_to_shared),
         Test::new("extents_are_swapped_under_a_mapping", swap_mapped),
         Test::new("boot_loader_is_swapped_under_a_mapping", swap_boot_loader),
+        Test::new("file_is_closed_after_its_module_went", close_late),
     ],
 };
 
@@ -220,4 +222,15 @@ fn swap_boot_loader(lab: &mut Lab) -> Result<()> {
     println!("swapped: {:?}", swap_with_boot_loader(&file));
     drop((mapping, file));
     mount.unmount()
+}
+
+/// A file that a module made by the debugfs of the kernel crate is closed after the module was
+/// unloaded. With the bug mended, the module cannot be unloaded before.
+fn close_late(_: &mut Lab) -> Result<()> {
+    let injector = Injector::new()?;
+    let file = injector.open_file()?;
+    let unloaded = injector.unload();
+    println!("unloading: {unloaded:?}; closing the file");
+    drop(file);
+    unloaded.or_else(|_| injector.unload())
 }

@@ -85,7 +85,7 @@ fn ranges() -> Result<Vec<u64>> {
 
 /// Every case leaks a range, and the log reports it.
 fn ranges_stay(_: &mut Lab) -> Result<()> {
-    let cases = kunit::cases()?;
+    let cases = kunit::cases(kunit::MODULE)?;
     let leaked = ranges()?;
     println!("{} cases have leaked {leaked:#x?}", cases.len());
     ensure!(
@@ -210,7 +210,10 @@ fn pages_fail(_: &mut Lab) -> Result<()> {
         }
     }
     run("rmmod", &["hwpoison_inject"])?;
-    ensure!(ranges()?.len() == kunit::cases()?.len(), "a range has gone");
+    ensure!(
+        ranges()?.len() == kunit::cases(kunit::MODULE)?.len(),
+        "a range has gone"
+    );
     Ok(())
 }
 

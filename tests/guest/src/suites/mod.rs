@@ -139,6 +139,7 @@ const ALL: &[Suite] = &[
     media::SUITE,
     platform::SUITE,
     kunit::SUITE,
+    kunit::ABSTRACTIONS,
     misuse::SUITE,
     misuse::EXIT,
     device_tree::SUITE,
