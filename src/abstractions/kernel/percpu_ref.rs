@@ -3,7 +3,7 @@
 //! Values whose references are counted per CPU.
 //!
 //! A [`Counted`] owns a value, and a [`Ref`] is a reference to it. Taking or putting a reference
-//! touches no cache line that CPUs share, until the owner kills the count. [`Counted::kill`]
+//! writes to no cache line that CPUs share, until the owner kills the count. [`Counted::kill`]
 //! refuses new references, and the owner can free the value when the last reference has been put.
 //!
 //! A leaked reference keeps the value for ever, and so does a leaked owner.

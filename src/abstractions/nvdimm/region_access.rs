@@ -50,8 +50,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// Inside of a read-side section of `srcu`, `dev` is null, or a device of an nd region that is
-/// bound. `range` is that of its namespace.
+/// Inside of a read-side section of `srcu`, `dev` is null, or a bound device in an nd region.
+/// `range` is that of its namespace.
 ///
 /// # Examples
 ///
@@ -219,8 +219,8 @@ impl RegionAccess {
     ///
     /// [`ENXIO`] if the device was unbound, [`EINVAL`] if the variables have more than 1 KiB.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
-        // SAFETY: `with` passes a bound device. It is unbound before it is deleted, and so are the
-        // region and the bus above it, which remove it first.
+        // SAFETY: `with` passes a bound device. It is unbound before it is deleted. The region and
+        // the bus above it remove it before they are deleted.
         self.with(|dev, _| unsafe { kobject::notify_change(dev, variables) })?
     }
 
@@ -269,8 +269,8 @@ impl RegionAccess {
     /// # Errors
     ///
     /// - The provider's error.
-    /// - [`ENXIO`] if the device was unbound.
-    /// - [`EINVAL`] if the range is not all in the namespace.
+    /// - [`ENXIO`] if the device or its region was unbound.
+    /// - [`EINVAL`] if the range is not all in the namespace, or has 4 GiB or more.
     pub fn clear_poison(&self, data: &DataRange<'_>) -> Result<usize> {
         let range = data.physical_range();
         if range.start < self.range.start || range.end > self.range.end {

@@ -64,22 +64,23 @@ const LOOKED_UP_AT_ONCE: u64 = 1 << 15;
 /// The operations of a pgmap, implemented by the code that owns its
 /// [`Pagemap`](crate::abstractions::kernel::fs::dax::Pagemap).
 ///
-/// They are called by `memory_failure()` in process context, with `mf_mutex` and a reference to the
-/// pgmap held, and may sleep.
+/// `memory_failure()` calls [`Self::memory_failure`] and [`Self::record_failure`] in process
+/// context, with `mf_mutex` and a reference to the pgmap held. These two may sleep.
 pub trait PagemapOperations: Send + Sync + 'static {
     /// Notifies the users of memory that it has failed, which
     /// [`dax::Handle`](crate::abstractions::kernel::dax::Handle::notify_failure) does.
     ///
     /// # Errors
     ///
-    /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. After any other
-    /// error the memory stays in the linear mapping.
+    /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. [`ENXIO`] is
+    /// handled in the same way if other users in the kernel were notified. After any other error
+    /// the memory stays in the linear mapping.
     fn memory_failure(&self, failure: &Failure<'_>) -> Result;
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
-    /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before the
-    /// memory management takes the pages out of the linear mapping. Not called for a simulated
-    /// failure.
+    /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before x86
+    /// takes the pages out of the linear mapping. Not called for a simulated failure, nor for one
+    /// that could not be handled.
     fn record_failure(&self, offset: u64, len: u64);
 
     /// Returns whether any of the `len` bytes from `offset` bytes into the data on is known to be
@@ -94,9 +95,8 @@ pub trait PagemapOperations: Send + Sync + 'static {
         false
     }
 
-    /// Takes note that the `len` bytes from `offset` bytes into the data on, which are about to be
-    /// given to the DAX core, are in a chunk that no translation has exposed before. A chunk is as
-    /// large as a PMD maps.
+    /// Takes note that the `len` bytes from `offset` bytes into the data on are exposed now, and
+    /// that a chunk of theirs was not exposed before. A chunk is as large as a PMD maps.
     ///
     /// Called with `dax_read_lock` held, and often with locks of a file system. Should not sleep.
     fn exposed(&self, offset: u64, len: u64) {
@@ -113,8 +113,9 @@ impl AnyFailed {
         Self(Atomic::new(false))
     }
 
-    /// ORDERING: what is read next is not older. So a page that is repaired meanwhile is not passed
-    /// as good by a list of bad sectors that was read before.
+    /// ORDERING: what is read next is not older. A check for bad memory reads the list of bad
+    /// sectors next. A failed page is added to that list before it is repaired, so it is found in
+    /// one of the two.
     #[inline]
     pub(super) fn get(&self) -> bool {
         read_acquire(&self.0)
@@ -195,7 +196,7 @@ impl Failures {
 ///
 /// # Invariants
 ///
-/// Each page that `memory_failure()` has taken out of the linear mapping, or is going to, is in
+/// Each page that x86 has taken out of the linear mapping after a failure, or is going to, is in
 /// `list`, or was put back by a repair that has waited for that. `list` may have other pages. It is
 /// empty until the [`AnyFailed`] of the same pgmap is set. The data starts at page frame
 /// `first_pfn`. `frames` are those of the pgmap.
@@ -203,7 +204,8 @@ impl Failures {
 pub(super) struct FailedPages {
     #[pin]
     list: Badblocks,
-    /// A page is removed from `list` under this lock, and only if no page has failed meanwhile.
+    /// A repaired page is removed from `list` under this lock, and only if no page has failed
+    /// meanwhile.
     #[pin]
     failures: SpinLock<Failures>,
     first_pfn: u64,
@@ -294,8 +296,8 @@ impl FailedPages {
     }
 
     /// Clears the hwpoison mark of these pages, and puts those that have failed back into the
-    /// linear mapping. Sleeps, if the last failure was recorded less than a second ago and the page
-    /// is still there.
+    /// linear mapping. May sleep. Waits if a page that has failed is still in the linear mapping
+    /// and the last failure was recorded less than a second ago.
     ///
     /// # Errors
     ///
@@ -390,7 +392,8 @@ impl FailedPages {
     }
 
     /// Handles a failure of whole pages from frame `pfn` on, for `memory_failure()`. Sleeps. Fails
-    /// as [`PagemapOperations::memory_failure`], and with [`ENOSPC`] if the pages cannot be listed.
+    /// as [`PagemapOperations::memory_failure`], with [`ENOSPC`] if the pages cannot be listed, and
+    /// with [`EBUSY`] if neither a file nor another user has them.
     ///
     /// `notify_others` notifies other users in the kernel, and returns whether there are any. They
     /// handle the failure of a page that is associated with no file.
@@ -417,8 +420,9 @@ impl FailedPages {
         let (offset, len) = (failure.offset(), failure.len());
         let (first, nr_pages) = (offset >> PAGE_SHIFT, len >> PAGE_SHIFT);
 
-        // The caller takes the pages out of the linear mapping only if this does not fail
-        // (`uc_decode_notifier()`). So they are listed first, and removed again if it does.
+        // The pages are taken out of the linear mapping only if `memory_failure()` succeeds
+        // (`uc_decode_notifier()`). So they are listed first. They are removed from the list again
+        // if the failure is not handled.
         let was_listed = self.list.check(first, nr_pages).is_some();
         let pages = first..first.saturating_add(nr_pages);
         let is_listed = was_listed || self.add(any_failed, pages.clone()).is_ok();
