@@ -22,8 +22,8 @@ KDIR ?=
 # Additional arguments for the program that a verb runs.
 ARGS ?=
 
-# `debug` for the debug kernel in `make guests`, and `patched` there and in `make compare` for a
-# kernel with the patches of upstream/.
+# `debug` for the debug kernel in `make guests`, and `patched` there, in `make compare` and in `make
+# kernel-bugs` for a kernel with the patches of upstream/ (docs/testing.md).
 KERNEL_BUILD ?=
 
 # The namespaces that `make bench-metal` uses, and `yes` if it may overwrite data on them.
@@ -95,7 +95,7 @@ check-patches: ## Build what each of these patches changes, and run checkpatch (
 	@tests/patches/build $(ARGS)
 
 .PHONY: guests
-guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=debug: on the debug kernel; patched: with the driver and the patches of upstream/)
+guests: ## Run some guest suites: make guests ARGS="window lease" (KERNEL_BUILD=debug: on the debug kernel)
 	@tests/programs
 	@mkdir -p build
 	@qemu/env $(KERNEL_BUILD) >/dev/null
@@ -131,8 +131,10 @@ bench-metal: ## Measure both drivers on this machine (docs/bench.md): sudo make 
 		--module "build/$$(uname -r)/pmem_rs.ko" --results build/results-metal $(ARGS)
 
 .PHONY: kernel-bugs
-kernel-bugs: build/env runner ## Check whether nd_pmem still has the bugs of docs/kernel-bugs.md
-	@$(runner) kernel-bugs --env $(env) --results $(results)
+kernel-bugs: runner ## Check whether nd_pmem still has the bugs of docs/kernel-bugs.md
+	@mkdir -p build
+	@qemu/env $(KERNEL_BUILD) >/dev/null
+	@$(runner) kernel-bugs --env $(env)$(KERNEL_BUILD:%=-%) --results $(results)$(KERNEL_BUILD:%=-%)
 
 .PHONY: shell
 shell: build/env runner ## Boot a guest with the module loaded and a prompt (ARGS=--help: options)

@@ -20,10 +20,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
-    debugfs::{
-        Dir,
-        File, //
-    },
+    debugfs::File,
     device,
     error::to_result,
     faux,
@@ -44,6 +41,12 @@ use kernel::{
     },
     uaccess::UserSliceReader, //
 };
+
+/// With the patches of `upstream/`, a folder knows the module that its files belong to.
+#[cfg(CONFIG_BLK_DEV_PMEM_RUST)]
+type Dir = kernel::debugfs::Dir<LocalModule>;
+#[cfg(not(CONFIG_BLK_DEV_PMEM_RUST))]
+use kernel::debugfs::Dir;
 
 /// `struct nvdimm_bus` and other types, only the addresses of which are used.
 #[repr(C)]

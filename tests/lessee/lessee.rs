@@ -23,10 +23,7 @@
 mod pmem_rs_lease;
 
 use kernel::{
-    debugfs::{
-        Dir,
-        File, //
-    },
+    debugfs::File,
     fmt,
     new_mutex,
     page::PAGE_SIZE,
@@ -49,6 +46,12 @@ use pmem_rs_lease::{
     Holder,
     Lease, //
 };
+
+/// With the patches of `upstream/`, a folder knows the module that its files belong to.
+#[cfg(CONFIG_BLK_DEV_PMEM_RUST)]
+type Dir = kernel::debugfs::Dir<LocalModule>;
+#[cfg(not(CONFIG_BLK_DEV_PMEM_RUST))]
+use kernel::debugfs::Dir;
 
 /// The number of holders.
 const SLOTS: usize = 2;

@@ -17,10 +17,7 @@ use core::{
     ptr::addr_of_mut, //
 };
 use kernel::{
-    debugfs::{
-        Dir,
-        File, //
-    },
+    debugfs::File,
     error::to_result,
     fmt,
     prelude::*,
@@ -39,6 +36,12 @@ use kernel::{
         Monotonic, //
     },
 };
+
+/// With the patches of `upstream/`, a folder knows the module that its files belong to.
+#[cfg(CONFIG_BLK_DEV_PMEM_RUST)]
+type Dir = kernel::debugfs::Dir<LocalModule>;
+#[cfg(not(CONFIG_BLK_DEV_PMEM_RUST))]
+use kernel::debugfs::Dir;
 
 /// The name of the threads that are blocked.
 const THREAD_NAME: &[u8] = b"window\0";

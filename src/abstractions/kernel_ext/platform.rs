@@ -3,8 +3,8 @@
 //! Platform drivers that match devices by a table of names (`id_table`).
 //!
 //! The kernel crate matches device tree nodes, ACPI nodes, and devices with the name of the driver.
-//! With a table of names a driver can have another name than its devices, whose name the in-tree
-//! driver has.
+//! With a table of names a driver can have a name of its own. Its devices are named after the
+//! in-tree driver.
 //!
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/mod_devicetable.h`](srctree/include/linux/mod_devicetable.h)

@@ -48,12 +48,6 @@ impl Injector {
     /// Loads the provider. If it was loaded already, it is reloaded, and its memory has no errors.
     pub fn new() -> Result<Injector> {
         if Self::is_loaded() {
-            // Bound devices hold a reference to the provider.
-            for region in Device::all_of("region")? {
-                if region.driver().is_some() {
-                    region.unbind()?;
-                }
-            }
             Injector(()).unload()?;
         }
         let (start, size) = (format!("start={START}"), format!("size={SIZE}"));
@@ -112,6 +106,12 @@ impl Injector {
 
     /// Unloads the module.
     pub fn unload(&self) -> Result<()> {
+        // Bound devices hold a reference to the provider.
+        for region in Device::all_of("region")? {
+            if region.driver().is_some() {
+                region.unbind()?;
+            }
+        }
         run("rmmod", &[Self::NAME])?;
         Ok(())
     }

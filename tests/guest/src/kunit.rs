@@ -82,7 +82,7 @@ pub fn cases(prefix: &str) -> Result<Vec<Case>> {
     for suite in suites {
         let path = Path::new(RESULTS).join(&suite).join("results");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path:?}"))?;
-        let found = cases_of(suite.trim_start_matches(prefix), &text);
+        let found = cases_of(suite.strip_prefix(prefix).unwrap_or(&suite), &text);
         ensure!(!found.is_empty(), "{suite} has no results:\n{text}");
         cases.extend(found);
     }
@@ -130,7 +130,7 @@ mod tests {
         let text = "KTAP version 1\n\n1..1\n    KTAP version 1\n    # Subtest: pmem_rs_x\n    1..2\n    \
                     ok 1 good\n    # bad: ASSERTION FAILED at x.rs:1\n    not ok 2 bad\n\
                     # pmem_rs_x: pass:1 fail:1 skip:0 total:2\nnot ok 1 pmem_rs_x\n";
-        let cases = cases_of("pmem_rs_x", text);
+        let cases = cases_of("x", text);
         assert_eq!(cases.len(), 2);
         assert_eq!(cases[0].name, "x.good");
         assert!(cases[0].passed);

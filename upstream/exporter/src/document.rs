@@ -11,7 +11,8 @@ pub fn without_links(text: &str, documents: &[&str]) -> String {
             break;
         };
         let file = target.split('#').next().unwrap_or_default();
-        let leads_out = file.ends_with(".md") && !documents.contains(&file);
+        let leads_out =
+            file.ends_with(".md") && !file.contains("://") && !documents.contains(&file);
         match before.rsplit_once('[') {
             Some((head, label)) if leads_out => out.extend([head, label]),
             _ => out.extend([before, "](", target, ")"]),

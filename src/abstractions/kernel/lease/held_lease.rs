@@ -375,8 +375,8 @@ impl Lease {
                     }
                 }
             }
-            // Put before the call ends: then the lease may be given back, and after that `rmmod` of
-            // the holder must not fail because of this reference.
+            // Put before `end`. After it the lease may be given back, and `rmmod` of the holder must
+            // not fail then because of this reference.
             drop(module);
             self.handover.lock().end();
             self.idle.wake_up();

@@ -14,7 +14,7 @@ use crate::process::Child;
 
 /// A step that takes longer hangs. With the patches of `upstream/`, nd_pmem says after 30 s what it
 /// waits for.
-const HANGS: Duration = Duration::from_secs(35);
+const HANGS: Duration = Duration::from_secs(45);
 
 impl Way {
     /// The number of ranges that are removed.
