@@ -20,7 +20,6 @@ use super::{
         report_read_only,
         unusable, //
     },
-    plain::shared_flush::permit_for_good,
     pmem::Pmem,
     registry::Registry,
     removal_watcher::RemovalWatcher,
@@ -108,7 +107,9 @@ impl<'bound> AttachedDisk<'bound> {
             GFP_KERNEL,
         )?;
         region.populate_badblocks(pmem.memory.badblocks(), &data);
-        // The lock of the device is held, so no change of the region is missed.
+        // The lock of the device is held, so a notice of a later change waits for the probe. There
+        // is no notice while libnvdimm adds the device: it is no child of the region yet
+        // (`device_add()`).
         let read_only = region.is_read_only();
         if pmem.set_read_only(read_only) {
             report_read_only(dev, read_only);
@@ -233,7 +234,8 @@ impl Drop for AttachedDisk<'_> {
         // The device stays in use meanwhile.
         self.device.give_notice();
         // The teardown flushes, also if the system is going to sleep.
-        permit_for_good(self.sleep.take(), || self.device.flusher.unpause());
+        self.device.flusher.permit_for_good();
+        self.sleep = None;
         self.device.tear_down();
     }
 }

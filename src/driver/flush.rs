@@ -8,8 +8,9 @@
 //! write with `REQ_PREFLUSH` waits on a work queue (`disk.rs`). One with `REQ_FUA` is added to a
 //! list. Work on the same queue flushes, and then ends all bios of the list.
 //!
-//! While the system sleeps, a virtio region cannot be flushed. Threads of user space and most
-//! threads of the kernel are frozen by then. Flushes of the others wait until the region is back.
+//! While the system sleeps, a virtio region cannot be flushed. Threads of user space, and those of
+//! the kernel that are freezable, are frozen by then. Flushes of the others wait until the region
+//! is back.
 //! The work queue is not freezable: if it was frozen first, a thread that waits for it could not be
 //! frozen any more.
 //!
@@ -89,7 +90,7 @@ pub struct Flusher {
     even: CondVar,
     #[pin]
     odd: CondVar,
-    /// Woken at the end of a flush while flushes are paused.
+    /// Woken at the end of a flush while flushes are paused, and when they are permitted for good.
     #[pin]
     idle: WaitQueue,
     /// Bios whose data was written, and which end after the next flush.
@@ -191,17 +192,18 @@ impl Flusher {
     }
 
     /// Lets no flush of an asynchronous region start until [`Self::unpause`], and waits for one
-    /// that is in progress. Sleeps. Does nothing for other regions.
+    /// that is in progress. Sleeps. Does nothing for other regions, and after
+    /// [`Self::permit_for_good`].
     ///
     /// Fails with [`EBUSY`] if that flush takes too long. Then flushes can start as before.
     pub fn pause(&self) -> Result {
-        if !self.is_asynchronous {
+        if !self.is_asynchronous || !self.shared_flush.lock().pause() {
             return Ok(());
         }
-        self.shared_flush.lock().pause();
 
         let idle = self.idle.wait_until(PAUSE_TIMEOUT, || {
-            (!self.shared_flush.lock().is_flushing()).then_some(())
+            let shared = self.shared_flush.lock();
+            (!shared.is_flushing() || !shared.is_paused()).then_some(())
         });
         idle.ok_or_else(|| {
             self.unpause();
@@ -218,6 +220,14 @@ impl Flusher {
         self.shared_flush.lock().unpause();
         self.even.notify_all();
         self.odd.notify_all();
+    }
+
+    /// Ends a [pause](Self::pause), and lets none begin any more.
+    pub fn permit_for_good(&self) {
+        self.shared_flush.lock().permit_for_good();
+        self.even.notify_all();
+        self.odd.notify_all();
+        self.idle.wake_up();
     }
 
     /// Flushes the region, and logs a change of the result.

@@ -28,6 +28,8 @@ pub struct SharedFlush<E> {
     failed: Option<(u64, E)>,
     /// The region cannot be flushed.
     is_paused: bool,
+    /// Flushes cannot be paused any more.
+    is_permitted: bool,
 }
 
 /// The flushes that matter to a thread.
@@ -86,13 +88,16 @@ impl<E: Copy> SharedFlush<E> {
             ended: 0,
             failed: None,
             is_paused: false,
+            is_permitted: false,
         }
     }
 
     /// Lets no flush start until [`Self::unpause`]. The system may sleep once none
-    /// [is in progress](Self::is_flushing).
-    pub fn pause(&mut self) {
-        self.is_paused = true;
+    /// [is in progress](Self::is_flushing). Does nothing after [`Self::permit_for_good`]. Returns
+    /// whether flushes are paused.
+    pub fn pause(&mut self) -> bool {
+        self.is_paused = !self.is_permitted;
+        self.is_paused
     }
 
     /// Lets flushes start again. After this all threads in both queues have to be woken.
@@ -100,7 +105,16 @@ impl<E: Copy> SharedFlush<E> {
         self.is_paused = false;
     }
 
-    /// Returns whether [`Self::pause`] was called last.
+    /// Permits flushes for good. Called before the teardown of a device, because the teardown
+    /// flushes, and may begin while the system goes to sleep. The PM core may still call for a
+    /// pause, and would not call for its end, as the device is in none of its lists any more. After
+    /// this all threads that wait for a flush, or for a pause, have to be woken.
+    pub fn permit_for_good(&mut self) {
+        self.is_permitted = true;
+        self.is_paused = false;
+    }
+
+    /// Returns whether flushes are paused.
     pub fn is_paused(&self) -> bool {
         self.is_paused
     }
@@ -153,14 +167,4 @@ impl<E: Copy> Default for SharedFlush<E> {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Permits flushes for good. Called before the teardown of a device, because the teardown flushes,
-/// and may begin while the system sleeps.
-///
-/// The drop of `sleep_device` waits for a callback in progress, and there is none after it. So
-/// nothing pauses the flushes after `unpause`.
-pub fn permit_for_good<D>(sleep_device: D, unpause: impl FnOnce()) {
-    drop(sleep_device);
-    unpause();
 }

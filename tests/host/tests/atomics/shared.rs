@@ -10,7 +10,6 @@ use crate::{
     spawn, //
 };
 use host::shared_flush::{
-    permit_for_good,
     FlushStep, //
     Queue,
     SharedFlush,
@@ -43,10 +42,10 @@ enum Defect {
     NotWokenAfterSleep,
     /// The teardown does not let flushes start.
     TornDownAsleep,
-    /// The teardown lets flushes start while the sleep can still suspend them.
-    ResumedTooEarly,
-    /// The teardown does not wait for a callback in progress.
-    CallbackNotWaitedFor,
+    /// The teardown lets flushes start, and does not keep the sleep from pausing them.
+    OnlyUnpaused,
+    /// The teardown does not wake the sleep, which waits for a flush in progress.
+    PauseNotWoken,
 }
 
 /// The flush that fails, unless there is a defect or a sleep.
@@ -70,17 +69,8 @@ struct Flusher {
     fails: bool,
     /// The device sleeps.
     asleep: AtomicBool,
-    /// The lock of the device by which the PM core calls back, and whether that device exists.
-    sleep_device: Mutex<bool>,
-}
-
-/// `SleepDevice`
-struct SleepDevice<'a>(&'a Flusher);
-
-impl Drop for SleepDevice<'_> {
-    fn drop(&mut self) {
-        *self.0.sleep_device.lock().unwrap() = false;
-    }
+    /// Whether the device by which the PM core calls back is in its lists.
+    has_sleep_device: AtomicBool,
 }
 
 impl Flusher {
@@ -98,7 +88,7 @@ impl Flusher {
             flushes: AtomicU32::new(0),
             fails,
             asleep: AtomicBool::new(false),
-            sleep_device: Mutex::new(true),
+            has_sleep_device: AtomicBool::new(true),
         })
     }
 
@@ -181,8 +171,8 @@ impl Flusher {
         if self.defect != Defect::NotSuspended {
             shared.pause();
         }
-        let waits = shared.is_paused() && self.defect != Defect::NotWaitedFor;
-        while waits && shared.is_flushing() {
+        let waits = self.defect != Defect::NotWaitedFor;
+        while waits && shared.is_paused() && shared.is_flushing() {
             shared = self.idle.wait(shared).unwrap();
         }
     }
@@ -195,34 +185,36 @@ impl Flusher {
         }
     }
 
-    /// The PM core calls back with the lock of the device held, as long as there is the device.
-    fn call_back(&self, callback: impl FnOnce()) {
-        let exists = self.sleep_device.lock().unwrap();
-        let is_called = *exists;
-        let _held = (self.defect != Defect::CallbackNotWaitedFor).then_some(exists);
-        if is_called {
-            callback();
+    /// The PM core may call a device that it has found before the device was removed. It does not
+    /// find one later.
+    fn sleep(&self) {
+        self.suspend();
+        self.asleep.store(true, Relaxed);
+        self.asleep.store(false, Relaxed);
+        if self.has_sleep_device.load(Relaxed) {
+            self.resume();
         }
     }
 
-    fn sleep(&self) {
-        self.call_back(|| self.suspend());
-        self.asleep.store(true, Relaxed);
-        self.asleep.store(false, Relaxed);
-        self.call_back(|| self.resume());
+    /// `Flusher::permit_for_good`
+    fn permit_for_good(&self) {
+        self.shared.lock().unwrap().permit_for_good();
+        self.even.notify_all();
+        self.odd.notify_all();
+        if self.defect != Defect::PauseNotWoken {
+            self.idle.notify_all();
+        }
     }
 
     /// `AttachedDisk::drop`. A flush while the device sleeps fails, but ends.
     fn tear_down(&self, writer: usize) {
         self.written[writer].store(true, Relaxed);
         match self.defect {
-            Defect::TornDownAsleep => drop(SleepDevice(self)),
-            Defect::ResumedTooEarly => {
-                self.resume();
-                drop(SleepDevice(self));
-            }
-            _ => permit_for_good(SleepDevice(self), || self.resume()),
+            Defect::TornDownAsleep => {}
+            Defect::OnlyUnpaused => self.resume(),
+            _ => self.permit_for_good(),
         }
+        self.has_sleep_device.store(false, Relaxed);
         match self.flush_shared(writer) {
             Ok(()) => assert!(
                 self.durable[writer].load(Relaxed),
@@ -322,8 +314,8 @@ fn a_teardown_beside_a_sleep_ends() {
 fn defects_of_a_teardown_beside_a_sleep_are_found() {
     for defect in [
         Defect::TornDownAsleep,
-        Defect::ResumedTooEarly,
-        Defect::CallbackNotWaitedFor,
+        Defect::OnlyUnpaused,
+        Defect::PauseNotWoken,
     ] {
         exploration::finds("the defect", "deadlock", || {
             exploration::explore(2, teardown_beside_sleep(defect));
