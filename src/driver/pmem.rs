@@ -61,8 +61,8 @@ pub struct Pmem {
     /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
     held: SpinLock<WriteState>,
-    /// Woken when the last deferred write has ended while writes are held. A write is deferred if a
-    /// work item executes it, after a flush.
+    /// Woken when the last deferred write has ended. A write is deferred if a work item executes
+    /// it, after a flush.
     #[pin]
     deferred_done: WaitQueue,
 }
@@ -183,13 +183,14 @@ impl Pmem {
         execute(bio);
         let mut held = self.held.lock();
         held.deferred = held.deferred.saturating_sub(1);
-        if held.deferred == 0 && self.io_state.are_writes_held() {
+        if held.deferred == 0 {
             drop(held);
             self.deferred_done.wake_up();
         }
     }
 
-    /// Waits for the deferred writes that are being executed. Writes must be held. Sleeps.
+    /// Waits for the deferred writes that are being executed. If writes are not held, more may
+    /// begin meanwhile, which are waited for as well. Sleeps.
     pub fn wait_deferred(&self) {
         let is_done = || (self.held.lock().deferred == 0).then_some(());
 
@@ -220,8 +221,8 @@ impl Pmem {
         EROFS
     }
 
-    /// Returns the start of the first bad range that overlaps `span`. It may be before `span`. A
-    /// failed page is bad as a whole, even if its sectors are not in the badblocks.
+    /// Returns the first sector of the first bad range that overlaps `span`. It may be before
+    /// `span`. A failed page is bad as a whole, even if its sectors are not in the badblocks.
     #[cold]
     pub fn first_bad(&self, span: Span) -> Option<u64> {
         let (first, sectors) = span.sectors();

@@ -5,7 +5,7 @@
 use super::{
     dax_types::for_each_dax_super,
     frozen_super::{
-        is_held,
+        is_frozen_by_kernel,
         ActiveSuper,
         SuperName, //
     }, //
@@ -103,15 +103,15 @@ impl Search<'_> {
 
         // SAFETY: `for_each_dax_super` calls this with a mounted superblock and its lock held.
         unsafe {
-            if search.disk.may_be_below(sb) && !is_held(sb) {
+            if search.disk.may_be_below(sb) && !is_frozen_by_kernel(sb) {
                 search.found = Some((*sb).s_id);
             }
         }
     }
 }
 
-/// Returns the name of a file system with DAX on a disk that the kernel has not frozen, if there is
-/// one. Sleeps, as [`users_of`].
+/// Returns the name of a file system with DAX that may be on the disk, that the kernel has not
+/// frozen, and that is not read-only, if there is one. Sleeps, as [`users_of`].
 pub(super) fn first_unfrozen(disk: &DiskState) -> Option<SuperName> {
     let mut search = Search { disk, found: None };
     let argument = addr_of_mut!(search).cast();

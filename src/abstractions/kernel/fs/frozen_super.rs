@@ -34,7 +34,8 @@ pub(super) fn name_of(name: &SuperName) -> &CStr {
     CStr::from_bytes_until_nul(name).unwrap_or(c"?")
 }
 
-/// An active reference to a superblock. It is not shut down meanwhile.
+/// An active reference to a superblock. An unmount is not completed meanwhile
+/// (`generic_shutdown_super()`).
 ///
 /// Dropping it may shut the file system down, if that was unmounted. Sleeps.
 ///
@@ -98,23 +99,15 @@ impl Drop for ActiveSuper {
     }
 }
 
-/// Returns whether nothing can write to a file system, whatever programs do: the kernel has frozen
-/// it, or it is read-only.
+/// Returns whether the kernel has frozen a file system, so that nothing can write to it, whatever
+/// programs do. One that is read-only and not frozen could be remounted.
 ///
 /// # Safety
 ///
 /// `sb` must be valid, with `s_umount` held.
-pub(super) unsafe fn is_held(sb: *mut bindings::super_block) -> bool {
-    // SAFETY: By the safety requirements. The lock protects the fields, except the flags, which are
-    // read as the C code does.
-    let (frozen, count, flags) = unsafe {
-        (
-            (*sb).s_writers.frozen,
-            (*sb).s_writers.freeze_kcount,
-            (&raw const (*sb).s_flags).read_volatile(),
-        )
-    };
+pub(super) unsafe fn is_frozen_by_kernel(sb: *mut bindings::super_block) -> bool {
+    // SAFETY: By the safety requirements. The lock protects the fields.
+    let (frozen, count) = unsafe { ((*sb).s_writers.frozen, (*sb).s_writers.freeze_kcount) };
 
     u32::from(frozen) == bindings::SB_FREEZE_COMPLETE && count > 0
-        || flags as u64 & bindings::SB_RDONLY != 0
 }
