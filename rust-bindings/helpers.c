@@ -311,6 +311,16 @@ const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region,
 	return ndd && ndd == mapping->ndd ? &ndd->dpa : NULL;
 }
 
+u32 pmem_rs_helper_nd_region_label_size(struct nd_region *nd_region, u16 index);
+u32 pmem_rs_helper_nd_region_label_size(struct nd_region *nd_region, u16 index)
+{
+	struct nd_mapping *mapping = &nd_region->mapping[index];
+	struct nvdimm_drvdata *ndd = to_ndd(mapping);
+
+	/* As in nd_region_dpa. */
+	return ndd && ndd == mapping->ndd ? ndd->nslabel_size : 0;
+}
+
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region)
 {

@@ -47,7 +47,9 @@ fn mode_of(class: ClaimClass) -> Option<NamespaceMode> {
 /// # Errors
 ///
 /// [`EOPNOTSUPP`] if the info block cannot be used or read, or is missing although the label says
-/// that there is one.
+/// that there is one. With `force_raw` any block is ignored. If there is a label that records no
+/// mode, a block of another namespace is ignored, and, if the label could record one, also a block
+/// that cannot be read.
 pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<Claim, ProbeError> {
     let namespace = enabled.namespace();
     if namespace.is_forced_raw() {
@@ -57,14 +59,18 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
     let class = namespace.claim_class();
     let bytes = match enabled.read_info_block() {
         Ok(bytes) => bytes,
-        Err(err) if err == EIO && class == Some(ClaimClass::None) => {
+        Err(err)
+            if err == EIO
+                && class == Some(ClaimClass::None)
+                && namespace.label_has_claim_class() =>
+        {
             dev.warn(fmt!(
                 "the medium is bad where an info block would be; \
                  the label says that there is none\n"
             ));
             return Ok(Claim::Raw);
         }
-        // If the namespace were bound as raw, a write would destroy the data.
+        // There may be a block. If the namespace were bound as raw, a write would destroy the data.
         Err(err) if err == EIO => {
             return Err(unreadable(dev, namespace.name()));
         }
@@ -92,7 +98,7 @@ pub fn claim(dev: &Device<Core<'_>>, enabled: &EnabledNamespace<'_>) -> Result<C
         {
             dev.info(fmt!(
                 "there is an info block of another namespace; \
-                 the label says that this one has none\n"
+                 the label of this one records no mode\n"
             ));
             return Ok(Claim::Raw);
         }
@@ -163,7 +169,7 @@ pub fn setup_btt<'bound>(
 /// Logs why a pfn or btt device cannot be set up.
 fn setup_error(dev: &Device<Core<'_>>, name: &CStr, err: SetupError) -> ProbeError {
     match err {
-        // libnvdimm would refuse it too, but without a message.
+        // libnvdimm would refuse it too. Of a pfn device it would not log why.
         SetupError::Unreadable => unreadable(dev, name),
         SetupError::InfoBlock(mode, error) => info_block_error(dev, name, mode, error),
         SetupError::BadMemmap => bad_memmap(dev, name),

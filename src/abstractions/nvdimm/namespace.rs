@@ -62,7 +62,8 @@ pub enum ClaimClass {
 
 /// The namespace behind a device that is being bound or is bound.
 ///
-/// It cannot be resized, reconfigured or claimed by another device meanwhile. The
+/// It cannot be resized or reconfigured meanwhile, except for `force_raw`. Another device may claim
+/// a namespace that is bound itself, but that device cannot be bound then. The
 /// [`Adapter`](super::Adapter) makes one for each call of [`Driver::probe`](super::Driver::probe).
 /// The methods that enable or attach the namespace consume it, so that it is in one state at a
 /// time.
@@ -137,7 +138,8 @@ impl<'bound> Namespace<'bound> {
     /// # Errors
     ///
     /// - [`ENODEV`] if the device is an empty seed, or the namespace is too small or incomplete.
-    /// - [`EBUSY`] or [`ENXIO`] if another device has claimed the namespace.
+    /// - [`EBUSY`] if the device is a pfn or btt device whose namespace is bound itself.
+    /// - [`ENXIO`] if another device has claimed the namespace.
     /// - [`ENXIO`] if the region is not bound. The log has the remedy.
     /// - [`EACCES`] if the media are locked.
     /// - [`EOPNOTSUPP`] if the range cannot be mapped because of its alignment. The log has the
@@ -338,7 +340,7 @@ impl<'bound> Namespace<'bound> {
     ///
     /// # Errors
     ///
-    /// The size in the label, if it is neither 512 nor 4096. 512 is to be used then.
+    /// The size in the label, if it is not 0, 512 or 4096. 512 is to be used then.
     pub fn sector_size(&self) -> Result<u32, u64> {
         let asked = match self.labelled() {
             // SAFETY: By the type invariant the namespace is valid; it is not reconfigured.
@@ -400,6 +402,12 @@ impl<'bound> Namespace<'bound> {
         })
     }
 
+    /// Returns whether there is a label, and it has a place for a claim class. If there is none, or
+    /// this is not known, [`ClaimClass::None`] does not say that there is no info block. Sleeps.
+    pub fn label_has_claim_class(&self) -> bool {
+        self.labelled().is_some() && self.device().region().labels_have_claim_class()
+    }
+
     /// Returns the name of the disk to be created. Fails if the namespace cannot have a disk.
     pub fn disk_name(&self) -> Result<DiskName> {
         let mut name = DiskName([0; bindings::DISK_NAME_LEN as usize]);
@@ -417,7 +425,8 @@ impl<'bound> Namespace<'bound> {
     }
 
     /// Returns whether the provider asks for `struct page`s for raw namespaces, as the legacy one
-    /// does (`pmem_should_map_pages()`).
+    /// does (`pmem_should_map_pages()`). False if the namespace has `force_raw`, or is partly
+    /// System RAM.
     pub fn wants_pages(&self) -> bool {
         if self.dev.kind() != Kind::Namespace {
             return false;

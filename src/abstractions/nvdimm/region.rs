@@ -11,7 +11,10 @@ use crate::abstractions::nvdimm::placement::{
     is_within,
     Part, //
 };
-use core::ops::Range;
+use core::{
+    mem::offset_of,
+    ops::Range, //
+};
 use kernel::{
     block::SECTOR_SIZE,
     io::PhysAddr,
@@ -63,8 +66,8 @@ impl Region {
         }
     }
 
-    /// Returns whether a flush of the region is only the write barrier in `nvdimm_flush()`
-    /// (`drivers/nvdimm/region_devs.c`).
+    /// Returns whether a flush of the region is known to be only the write barrier in
+    /// `nvdimm_flush()` (`drivers/nvdimm/region_devs.c`). False for a region without DIMMs.
     ///
     /// On such a platform the stores that have left the CPU are durable (ADR).
     pub(super) fn is_flushed_by_barrier(&self) -> bool {
@@ -85,7 +88,7 @@ impl Region {
     }
 
     /// Returns whether writes are durable once the CPU caches were flushed (`MAP_SYNC` is
-    /// possible).
+    /// possible). Also true for a volatile region.
     pub fn is_synchronous(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
         unsafe { bindings::is_nvdimm_sync(self.as_raw()) }
@@ -101,8 +104,8 @@ impl Region {
         !self.is_synchronous() || unsafe { bindings::nd_region_is_cxl(self.as_raw()) }
     }
 
-    /// Returns whether the region is read-only: its attribute `read_only` is 1, or its DIMMs cannot
-    /// be written to.
+    /// Returns whether the region is read-only: its attribute `read_only` is 1. At first it is 1 if
+    /// a DIMM of the region is unarmed (`NDD_UNARMED`).
     pub fn is_read_only(&self) -> bool {
         // SAFETY: By the type invariant the region is valid.
         unsafe { bindings::nd_region_is_read_only(self.as_raw()) }
@@ -148,6 +151,22 @@ impl Region {
         let _guard = BusLock::new(self);
         // SAFETY: The region has this many NVDIMMs, and the bus lock is held.
         Ok((0..nvdimms).all(|index| unsafe { self.is_allocated_on(index, &part, &owner) }))
+    }
+
+    /// Returns whether the labels of the NVDIMMs have a place for a claim class: those of version
+    /// 1.1 have none. False if there are no labels, or if the first NVDIMM was disabled since the
+    /// region was bound. Sleeps.
+    pub(super) fn labels_have_claim_class(&self) -> bool {
+        // SAFETY: By the type invariant the region is valid. The number does not change.
+        if unsafe { bindings::nd_region_mappings(self.as_raw()) } == 0 {
+            return false;
+        }
+
+        let _guard = BusLock::new(self);
+        // SAFETY: By the type invariant the region is valid. It has an NVDIMM, which is not
+        // disabled with the bus lock held.
+        let size = unsafe { bindings::nd_region_label_size(self.as_raw(), 0) };
+        size as usize > offset_of!(bindings::nvdimm_efi_label, abstraction_guid)
     }
 
     /// Returns whether a part is all that an NVDIMM has allocated to `owner`. True if the NVDIMM

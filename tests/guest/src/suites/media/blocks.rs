@@ -16,14 +16,14 @@ use crate::disk::{Access, Disk};
 use crate::errno;
 use crate::infoblock::Field;
 use crate::injector::{Injector, Watch};
-use crate::lab::Lab;
+use crate::lab::{Lab, holder};
 use crate::messages::Messages;
 use crate::nd::Device;
-use crate::ndctl::Mode;
+use crate::ndctl::{self, Mode};
 use crate::sectors::{Buffer, Model, SECTOR, expect_same};
 use crate::suites::block::expect_no_wait;
 use crate::suites::platform::only_for_pmem_rs;
-use crate::suites::probe::BlockTest;
+use crate::suites::probe::{BlockTest, labels};
 use crate::syscall::{self, preadv2, pwritev2};
 use crate::sysfs;
 
@@ -110,6 +110,51 @@ pub fn bad_info_block(lab: &mut Lab) -> Result<()> {
     bound.expect_driver(Some(lab.driver))?;
     ensure!(bound.name().starts_with("pfn"), "{bound} is not fsdax");
     Ok(())
+}
+
+/// A label of version 1.1 cannot record a mode. So a namespace with such a label whose info block
+/// cannot be read is refused, as one without a label. A label of version 1.2 says that a namespace
+/// is raw.
+///
+/// Leaves a bad sector at the start of the region, which the firmware of QEMU cannot clear.
+pub fn bad_info_block_with_label(lab: &mut Lab) -> Result<()> {
+    only_for_pmem_rs(lab)?;
+    let injector = Injector::new()?;
+    let region = lab.region(1)?;
+    if region.driver().is_none() {
+        region.enable_region()?;
+    }
+    let relabel = |version| {
+        labels::while_disabled(&region, || {
+            run("ndctl", &["init-labels", "-f", "-V", version, labels::DIMM]).map(drop)
+        })
+    };
+    let make = |mode| -> Result<Device> {
+        Ok(Device::named(
+            ndctl::create(&region, mode, &[])?.show()?.dev,
+        ))
+    };
+    relabel("1.1")?;
+    let namespace = make(Mode::FsdaxMem)?;
+    let pfn = holder(&namespace)?;
+    let disk = Disk::named(pfn.disk_name()?);
+    injector.inject_elsewhere(&disk, namespace.resource()? + 4096, 512)?;
+    // libnvdimm keeps the mode that ndctl has set until it reads the label again.
+    let mut messages = Messages::from_now()?;
+    region.try_unbind_region()?;
+    region.enable_region()?;
+    messages.expect(&["the medium is bad where the info block"])?;
+    let namespace = lab.namespace(1)?;
+    namespace.expect_driver(None)?;
+    ensure!(!disk.exists(), "there is a disk");
+    let result = namespace.try_bind(lab.driver);
+    errno::expect("binding it", result, &[Errno::EOPNOTSUPP])?;
+
+    relabel("1.2")?;
+    let mut messages = Messages::from_now()?;
+    let namespace = make(Mode::Raw)?;
+    messages.expect(&["the label says that there is none"])?;
+    namespace.expect_driver(Some(lab.driver))
 }
 
 /// The padding at the start and at the end is not part of the disk, bad or not.

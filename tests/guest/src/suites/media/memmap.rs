@@ -150,7 +150,7 @@ pub fn not_cleared(lab: &mut Lab) -> Result<()> {
 /// Bad sectors of another namespace, which libnvdimm would take for those of the struct pages: the
 /// device is not bound, and the other namespace keeps its contents.
 ///
-/// Leaves a bad sector, which the firmware of QEMU cannot clear. So this is the last test.
+/// Leaves bad sectors, which the firmware of QEMU cannot clear.
 pub fn of_the_namespace_before(lab: &mut Lab) -> Result<()> {
     let injector = Injector::new()?;
     let region = lab.region(1)?;

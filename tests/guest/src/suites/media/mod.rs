@@ -87,6 +87,10 @@ pub const SUITE: Suite = Suite {
             "bad_sectors_before_the_namespace",
             memmap::of_the_namespace_before,
         ),
+        Test::new(
+            "bad_info_block_with_label",
+            blocks::bad_info_block_with_label,
+        ),
     ],
 };
 

@@ -29,7 +29,7 @@ use crate::sysfs;
 /// says that it is raw is raw.
 pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     lab.ready(0)?;
-    while_disabled(lab, || {
+    while_disabled(&lab.region(0)?, || {
         run("ndctl", &["init-labels", "-f", "-V", "1.2", DIMM]).map(drop)
     })?;
     let mut messages = Messages::from_now()?;
@@ -42,7 +42,7 @@ pub fn outlived_its_label(lab: &mut Lab) -> Result<()> {
     find_mark(&disk)
 }
 
-const DIMM: &str = "nmem0";
+pub const DIMM: &str = "nmem0";
 const DIMM_DRIVER: &str = "/sys/bus/nd/drivers/nvdimm";
 
 /// Label areas as ndctl reads and writes them.
@@ -57,7 +57,7 @@ fn read_labels() -> Result<Vec<u8>> {
 
 fn write_labels(lab: &Lab, area: &[u8]) -> Result<()> {
     fs::write(AREA, area)?;
-    while_disabled(lab, || {
+    while_disabled(&lab.region(0)?, || {
         run("ndctl", &["write-labels", "-s", LEN, "-i", AREA, DIMM]).map(drop)
     })
 }
@@ -135,7 +135,9 @@ pub fn over_another(lab: &mut Lab) -> Result<()> {
     find_mark(&Disk::named(covered.disk_name()?))?;
     covered.unbind()?;
 
-    while_disabled(lab, || run("ndctl", &["zero-labels", DIMM]).map(drop))?;
+    while_disabled(&lab.region(0)?, || {
+        run("ndctl", &["zero-labels", DIMM]).map(drop)
+    })?;
     ndctl::create(&lab.region(0)?, Mode::Raw, &[])?;
     lab.holder_in(0)?.expect_driver(Some(lab.driver))
 }
@@ -160,8 +162,7 @@ fn read_with_other(lab: &Lab, moved: &Device, covered: &Device) -> Result<()> {
 }
 
 /// Runs `work` while the region and its NVDIMM are disabled, so that it can write labels.
-fn while_disabled(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let region = lab.region(0)?;
+pub fn while_disabled(region: &Device, work: impl FnOnce() -> Result<()>) -> Result<()> {
     region.try_unbind_region()?;
     sysfs::write(format!("{DIMM_DRIVER}/unbind"), DIMM)?;
     work()?;

@@ -8,7 +8,7 @@ mod block_test;
 mod claims;
 mod info_blocks;
 mod kept_off;
-mod labels;
+pub mod labels;
 mod lost_blocks;
 mod recovery;
 
