@@ -20,6 +20,7 @@ use crate::abstractions::compat::error::code::EOPNOTSUPP;
 use crate::abstractions::kernel::{
     badblocks,
     memremap::{
+        compat_align,
         memmap_section,
         start_align,
         PagemapConfig,
@@ -42,7 +43,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// The direction of an access (`include/linux/fs.h`).
+/// The direction of an access (`include/linux/types.h`).
 const READ: c_int = 0;
 const WRITE: c_int = 1;
 
@@ -60,7 +61,8 @@ pub fn info_block_reserve() -> ResourceSize {
 /// The result of [`EnabledNamespace::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// There is no info block: the namespace is raw.
+    /// libnvdimm has made no device. The namespace is raw, unless it has an info block that
+    /// libnvdimm refuses.
     Raw,
     /// There is an info block. libnvdimm has made a device for its mode, which has claimed the
     /// namespace.
@@ -136,8 +138,8 @@ pub struct EnabledNamespace<'bound> {
 
 impl<'bound> Namespace<'bound> {
     /// Maps the start of the namespace, so that libnvdimm can read and write the info block. May
-    /// sleep. Fails with [`EBUSY`] if the range is in use, and with [`EINVAL`] if it is smaller
-    /// than [`info_block_reserve`].
+    /// sleep. Fails with [`EBUSY`] if a part of that start is in use, and with [`EINVAL`] if the
+    /// namespace is smaller than [`info_block_reserve`].
     pub fn enable(self) -> Result<EnabledNamespace<'bound>> {
         self.enable_bytes(info_block_reserve())
     }
@@ -161,8 +163,8 @@ impl<'bound> Namespace<'bound> {
             bindings::devm_namespace_enable(self.device().as_raw(), self.ndns().as_ptr(), len)
         })?;
 
-        // INVARIANT: It has just been enabled. `Namespace::probe`, which is the only function that
-        // returns a namespace to other modules, has made the buffer.
+        // INVARIANT: It has just been enabled. A driver gets a namespace only from
+        // `Namespace::probe`, which has made the buffer.
         Ok(EnabledNamespace { namespace: self })
     }
 }
@@ -187,7 +189,7 @@ impl<'bound> EnabledNamespace<'bound> {
     pub fn info_block_start(&self) -> ResourceSize {
         // SAFETY: By the type invariant the namespace is valid.
         match unsafe { (*self.namespace.ndns().as_ptr()).claim_class } {
-            // Only a btt of version 2, which needs a label, starts at the first page.
+            // Only a btt of version 2 starts at the first page.
             bindings::nvdimm_claim_class_NVDIMM_CCLASS_BTT2 => 0,
             _ => INFO_BLOCK_SIZE as ResourceSize,
         }
@@ -206,13 +208,15 @@ impl<'bound> EnabledNamespace<'bound> {
             page_size: PAGE_SIZE as u64,
             page_struct_size: PAGE_STRUCT_SIZE as u64,
             start_align: start_align(),
+            compat_align: compat_align(),
             section: memmap_section(),
             sector_size: self.namespace.btt_sector_size(),
         })
     }
 
-    /// Reads or writes bytes at an offset in the namespace. May sleep. Fails with [`EIO`] if the
-    /// medium is bad there, for a write if it cannot be cleared.
+    /// Reads or writes bytes at an offset in the namespace. May sleep. A read fails with [`EIO`] if
+    /// the medium is bad there, a write if less than all of it was cleared. If the provider returns
+    /// an error, the write succeeds, and the sectors stay bad (`nsio_rw_bytes()`).
     fn access(&self, offset: ResourceSize, bytes: &mut [u8], direction: c_int) -> Result {
         let ndns = self.namespace.ndns().as_ptr();
 
@@ -253,8 +257,9 @@ impl<'bound> EnabledNamespace<'bound> {
         }
     }
 
-    /// Writes bytes at an offset in the namespace, which are then not bad any more. May sleep.
-    /// Fails with [`EIO`] if the medium is bad there and cannot be cleared.
+    /// Writes bytes at an offset in the namespace. May sleep. Bad sectors there may stay bad
+    /// without an error (see [`Self::access`]), so the caller has to look at [`Self::is_bad`]
+    /// afterwards.
     pub(super) fn write(&self, offset: ResourceSize, bytes: &mut [u8]) -> Result {
         self.access(offset, bytes, WRITE)
     }
@@ -346,8 +351,9 @@ impl<'bound> EnabledNamespace<'bound> {
         let dev = self.namespace.device().as_raw();
         let ndns = self.namespace.ndns().as_ptr();
 
-        // Each probe function returns zero if its info block is there and has been claimed,
-        // `EOPNOTSUPP` if it is there and cannot be used, another error if it is not there.
+        // Each probe function returns zero if its info block is there and has been claimed. It
+        // returns `EOPNOTSUPP` if the block is there and cannot be used. It returns another error
+        // if there is no such block, no memory, another claim class, or `force_raw`.
         //
         // SAFETY: The namespace is enabled, by the type invariant, for a device that is valid.
         let btt = unsafe { bindings::nd_btt_probe(dev, ndns) };
@@ -375,10 +381,11 @@ impl<'bound> EnabledNamespace<'bound> {
     ///
     /// - As in [`SetupError`], also for a new block that this kernel could not use. It is not
     ///   written.
-    /// - [`ENODEV`] if the device is not a pfn, or is not fully configured.
+    /// - [`ENODEV`] if the device is not a pfn, or has no uuid.
     /// - [`EOPNOTSUPP`] if the info block does not fit this kernel or the device's configuration.
     ///   libnvdimm logs the reason.
-    /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent.
+    /// - [`ENXIO`], [`EINVAL`] if the info block cannot be read or written, or is inconsistent, or
+    ///   if a new device has no mode.
     ///
     /// # Examples
     ///

@@ -59,7 +59,8 @@ pub enum InfoBlockError {
     PageSize,
     /// The medium has too little room for the `struct page`s.
     PageStructSize,
-    /// The data overlap the info block, or are not in the namespace.
+    /// The data overlap the info block, are not in the namespace, do not begin at a page, or begin
+    /// too far away (`TOO_FAR_FOR_MEMMAP`).
     DataOffset,
     /// The data do not have the alignment in the block.
     Alignment,
@@ -146,6 +147,9 @@ pub struct Expected {
     pub page_struct_size: u64,
     /// The alignment that the start of a range with `struct page`s needs.
     pub start_align: u64,
+    /// The alignment that libnvdimm gives to such a range (`memremap_compat_align()`). At most the
+    /// other one.
+    pub compat_align: u64,
     /// The size of a memory section in bytes. A range may start or end within a section. On arm64
     /// the kernel allocates the `struct page`s of such a part on the medium too. [`None`] on x86,
     /// where it allocates them in RAM.
@@ -155,8 +159,8 @@ pub struct Expected {
 }
 
 /// The limit of the offset of the data, if the `struct page`s are on the medium. libnvdimm cannot
-/// handle this offset or a larger one: `nd_pfn_clear_memmap_errors()` counts the sectors before the
-/// data with an `int`.
+/// handle offsets from 8 KiB above this on: `nd_pfn_clear_memmap_errors()` counts the sectors
+/// between the info block and the data with an `int`.
 pub(super) const TOO_FAR_FOR_MEMMAP: u64 = 1 << 40;
 
 /// The size of an arena of a btt that is followed by another one (`ARENA_MAX_SIZE`).
@@ -302,7 +306,7 @@ impl<'a> InfoBlock<'a> {
             .size
             .checked_sub(expected.offset)
             .ok_or(InfoBlockError::Arena)?;
-        // The last arena ends where the namespace does. Any other one has the largest size.
+        // The last arena ends within the namespace. Any other one has the largest size.
         let has_end =
             nextoff == 0 || (nextoff == LARGEST_ARENA && nextoff <= room.saturating_sub(SMALLEST));
         let end = if nextoff == 0 { room } else { nextoff };
@@ -316,7 +320,7 @@ impl<'a> InfoBlock<'a> {
             && fits(dataoff, mapoff, internal_nlba, internal_lbasize)
             && fits(mapoff, logoff, external_nlba, MAP_ENTRY)
             && fits(logoff, info2off, nfree, LOG_GROUP)
-            // A map entry cannot address a block beyond the largest size.
+            // No arena is larger. A map entry has 30 bits, for 512 GiB of blocks of 512 bytes.
             && fits(info2off, end.min(LARGEST_ARENA), 1, LEN as u64)
             && [dataoff, mapoff, logoff, info2off]
                 .iter()

@@ -79,7 +79,7 @@ impl EnabledNamespace<'_> {
             None if self.can_be_new()? => self.expected()?.new_data_offset(align),
             None => None,
         };
-        // There is no room for data, which libnvdimm checks next and refuses.
+        // There is no room for data, or the device cannot be new. libnvdimm refuses both next.
         let Some(end) = end else { return Ok(self) };
         if end >= TOO_FAR_FOR_MEMMAP {
             let error = InfoBlockError::DataOffset;
@@ -92,7 +92,10 @@ impl EnabledNamespace<'_> {
             Some(bad) => {
                 let this = self.disable().enable_bytes(end)?;
                 this.zero_bad_blocks(&bad, START..end)
-                    .map_err(|_| SetupError::BadMemmap)?;
+                    .map_err(|err| match err {
+                        ENOMEM => SetupError::Other(err),
+                        _ => SetupError::BadMemmap,
+                    })?;
                 this
             }
         };

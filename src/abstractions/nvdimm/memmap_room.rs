@@ -103,7 +103,7 @@ impl Expected {
     /// (`end_trunc`).
     fn new_len(&self, align: u64) -> Option<u64> {
         let end = self.start.checked_add(self.size)?;
-        let rest = end.checked_rem(align.max(self.start_align))?;
+        let rest = end.checked_rem(align.max(self.compat_align))?;
 
         end.checked_sub(rest)?.checked_sub(self.start)
     }
@@ -120,7 +120,7 @@ impl Expected {
             .checked_mul(self.page_struct_size.max(MAX_STRUCT_PAGE_SIZE))?;
         let end = self.start.checked_add(RESERVED)?.checked_add(pages)?;
         let offset = end
-            .checked_next_multiple_of(align.max(self.start_align))?
+            .checked_next_multiple_of(align.max(self.compat_align))?
             .checked_sub(self.start)?;
 
         (offset < self.new_len(align)?).then_some(offset)

@@ -27,6 +27,7 @@ const EXPECTED: Expected = Expected {
     page_size: 4096,
     page_struct_size: 64,
     start_align: 2 * MIB,
+    compat_align: 2 * MIB,
     section: None,
     sector_size: None,
 };
@@ -421,6 +422,26 @@ fn struct_pages_of_parts_of_sections_need_room_on_arm64() {
     needs(of_16_kib(64 * MIB, 2 * SECTION), 16 * KIB + 1024 * KIB);
     // The parts of 2 MiB need 8 KiB, and get a page.
     needs(of_16_kib(0, SECTION + 2 * MIB), 32 * KIB + 512 * KIB);
+}
+
+/// libnvdimm aligns the data of a new device to 2 MiB, also where a range has to start at a
+/// multiple of 4 MiB. With the greater alignment there would be room.
+#[test]
+fn a_new_device_has_the_alignment_of_libnvdimm() {
+    let expected = Expected {
+        start: 4 << 30,
+        size: 510 * MIB,
+        page_size: 16384,
+        reserve: 16384,
+        start_align: 4 * MIB,
+        section: Some(128 * MIB),
+        ..EXPECTED
+    };
+    assert_eq!(expected.new_data_offset(16384), Some(2 * MIB));
+    assert_eq!(
+        expected.check_new(16384, true),
+        Err(InfoBlockError::PageStructSize)
+    );
 }
 
 /// Kata Containers and pmem-csi write version 0.2, without uuids, npfns and sizes of pages.
