@@ -73,7 +73,8 @@ impl ExceptList {
         }))
     }
 
-    /// Returns the list as it was written.
+    /// Returns the list as it was written, without white space at its ends. Characters that are not
+    /// printable are escaped.
     pub fn text(&self) -> Result<CString> {
         CString::try_from(&*self.list.lock().text).map_err(Error::from)
     }
@@ -197,8 +198,16 @@ impl List {
                 EINVAL
             })?;
         }
+        // Written again, it is the same list: white space other than a space would be escaped.
+        let text = text.trim_ascii();
+        let mut shown = KVec::from_elem(b' ', text.len(), GFP_KERNEL)?;
+        for (to, from) in shown.iter_mut().zip(text) {
+            if !from.is_ascii_whitespace() {
+                *to = *from;
+            }
+        }
         Ok(Self {
-            text: CString::try_from_fmt(fmt!("{}", BStr::from_bytes(text.trim_ascii())))?,
+            text: CString::try_from_fmt(fmt!("{}", BStr::from_bytes(&shown)))?,
             entries: list,
         })
     }

@@ -33,6 +33,7 @@ pub const SUITE: Suite = Suite {
         Test::new("ends_a_refusal", ends_refusal),
         Test::new("while_the_module_is_loaded", at_load),
         Test::new("wrong_entries_are_refused", wrong_entries),
+        Test::new("list_can_be_written_as_it_reads", read_and_write),
         Test::new("ndctl_offers_namespaces_to_pmem_rs_first", ndctl_order),
         Test::new("driver_that_registered_first_binds", first_registered),
     ],
@@ -95,6 +96,20 @@ fn expect_left(lab: &Lab, namespace: &Device, entry: &str) -> Result<()> {
     lab.driver.unload()?;
     lab.driver.load()?;
     holder(namespace)?.expect_driver(Some(lab.driver))
+}
+
+/// White space other than spaces separates entries as well.
+fn read_and_write(lab: &mut Lab) -> Result<()> {
+    both(lab)?;
+    sysfs::write(ATTRIBUTE, &format!("0x100000000\n0x200000000\t{UNKNOWN}\n"))?;
+    let list = sysfs::read(ATTRIBUTE)?;
+    ensure!(
+        list == format!("0x100000000 0x200000000 {UNKNOWN}"),
+        "the list is shown as `{list}`"
+    );
+    sysfs::write(ATTRIBUTE, &list)?;
+    ensure!(sysfs::read(ATTRIBUTE)? == list, "the list has changed");
+    reset()
 }
 
 fn by_label(lab: &mut Lab) -> Result<()> {
