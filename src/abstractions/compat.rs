@@ -3,7 +3,10 @@
 //! What Linux 7.3 has and older kernels lack.
 //!
 //! The module is written for the kernel crate of Linux 7.3. Each item here has the name that it has
-//! there, at the same path below this module. If the kernel has the item, it is the kernel's.
+//! there, at the same path below this module ([`pin_init::raw_try_init`] is in the crate
+//! `pin_init`). If the kernel has the item, it is the kernel's. Only [`bvec_iter_offset`] is no
+//! item of the kernel crate: it reads a field of a C structure whose name has changed.
+//!
 //! `src/Kbuild` searches the source of the kernel, and sets the cfg `kernel_has_…` for what it has.
 //!
 //! | item | cfg | kernels without it |
@@ -17,7 +20,7 @@
 //! | [`bvec_iter_offset`]: `bi_offset`, before that `bi_bvec_done` | `kernel_has_bi_offset` | 7.2 |
 //!
 //! When no kernel without an item is supported any more, the item and its cfg can go, and its users
-//! can name the kernel's: `kernel::` instead of `crate::abstractions::compat::`.
+//! can name the kernel's: `kernel::` (or `::pin_init`) instead of `crate::abstractions::compat::`.
 //!
 //! Private C code that differs is in `rust-bindings/vetted`.
 //!
@@ -68,7 +71,7 @@ pub mod error {
                 }
             }
 
-            // The kernel crate makes the same of a number.
+            // The kernel crate represents an error number in the same way.
             const _: () = assert!(matches!(from_number(bindings::EIO), EIO));
 
             /// Operation canceled.
@@ -379,7 +382,7 @@ pub mod device_id {
             }
 
             fn id(&self, index: usize) -> &T::RawType {
-                // SAFETY: The offset is that of an entry, or of the last one. `RawDeviceId`
+                // SAFETY: The offset is that of one of the `N` entries, or of `end`. `RawDeviceId`
                 // guarantees the layout, and an entry of zeroes is valid.
                 unsafe { &*self.as_ptr().add(index.min(N)) }
             }

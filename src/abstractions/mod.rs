@@ -36,9 +36,9 @@
 //!
 //! The rule does not cover:
 //!
-//! - Registrations of the kernel crate itself, such as its debugfs files and closures on the queues
-//!   of the system. They are not counted. If safe code forgets one, the C side may call into a
-//!   module that was unloaded.
+//! - Registrations of the kernel crate itself, such as its debugfs files, and closures on the
+//!   queues of the system. They are not counted. The C side may call into a module that was
+//!   unloaded if safe code forgets a registration, or if a closure has not run before.
 //! - Tables of devices of the kernel crate, such as `OF_ID_TABLE` of a platform driver. They are of
 //!   the safe trait `IdTable`, whose method may return any pointer.
 //! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`].

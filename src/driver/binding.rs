@@ -47,8 +47,8 @@ pub enum Binding<'bound> {
 }
 
 impl<'bound> Binding<'bound> {
-    /// Binds a device. Refuses a namespace with an info block: libnvdimm makes another device for
-    /// it, which is bound instead.
+    /// Binds a device. Refuses a namespace with an info block, unless [`claim`] ignores the block:
+    /// libnvdimm makes another device for it, which is bound instead.
     pub fn new(dev: &Device<Core<'_>>, namespace: Namespace<'bound>) -> Result<Self, ProbeError> {
         let shared = SHARED.get().ok_or(ENODEV)?;
         let range = namespace.range()?;

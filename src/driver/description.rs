@@ -41,7 +41,7 @@ pub enum Stage {
     TearingDown(Option<TeardownStep>),
     /// The range may have a user.
     Draining(Option<User>),
-    /// The range is being freed.
+    /// The range is being freed, or is free.
     Freeing,
 }
 

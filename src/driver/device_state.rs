@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The state of a device from its probe until its range is free: the data of its teardown and of
-//! the suspension of its disk, and the entry points of the threads of both.
+//! the suspension of its disk, and the entry points of the threads of the teardown.
 //!
 //! [`teardown`] is the state machine of the teardown, and `teardown_ops.rs` has the functions that
 //! it calls. `plain/suspension.rs` and `suspension_ops.rs` are those of the suspension.
@@ -10,9 +10,10 @@
 //! Lock order, outermost first:
 //!
 //! 1. The device lock of the nd device. The unbinding thread holds it. The worker never takes it.
-//! 2. [`DeviceState::teardown`]. It protects the state. Two calls under it may sleep: one sets the
-//!    disk read-only, the other sends its uevents. Both take `DiskState::removal`, which the worker
-//!    takes only after it has taken the disk out of the state.
+//! 2. [`DeviceState::teardown`]. It protects the state. Apart from taking `progress`, two calls
+//!    under it may sleep: one sets the disk read-only, the other sends its uevents. Both take
+//!    `DiskState::removal`, which the worker takes only after it has taken the disk out of the
+//!    state.
 //! 3. [`DeviceState::progress`], [`DeviceState::retired_name`], the mutex of the registry, and the
 //!    locks of [`DeviceState::suspension`]. None is taken inside of another.
 //! 4. [`DeviceState::count_lock`], which a reader of debugfs takes with `teardown` held, and keeps.
@@ -102,7 +103,7 @@ pub struct Parts {
     pub memory: Memory,
 }
 
-/// The step, what was revoked, and the pages in use, for messages.
+/// The step, what was revoked, and the pages in use, for messages, uevents and tracepoints.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Progress {
     /// The step that the worker has begun last.
@@ -146,11 +147,11 @@ pub struct DeviceState {
     pub(super) waited_for_resume: Atomic<u64>,
     #[pin]
     pub(super) teardown: Mutex<Teardown<Arc<DeviceState>>>,
-    /// Held while pages of the bound device are counted, so that the thread is not preempted.
-    /// Protects no data.
+    /// Held while pages of the bound device are counted, so that the thread is not preempted
+    /// (except with PREEMPT_RT). Protects no data.
     #[pin]
     count_lock: SpinLock<()>,
-    /// Woken when `teardown` has changed.
+    /// Woken when `teardown` has changed, and when the system goes down.
     #[pin]
     pub(super) changed: WaitQueue,
     /// Completed when the DAX device was killed.
@@ -173,7 +174,8 @@ pub struct DeviceState {
     /// Suspends the disk and resumes it.
     #[pin]
     suspend_work: Work<DeviceState, 3>,
-    /// Runs the steps of a suspension that may hang ([`DeviceState::run_step`]).
+    /// Runs the steps of a suspension that may wait for threads which wait for its end
+    /// ([`DeviceState::run_step`]).
     #[pin]
     step_work: Work<DeviceState, 4>,
 }

@@ -5,8 +5,9 @@
 //! `submit_bio()` copies the data and ends the bio before it returns, with two exceptions:
 //!
 //! - The flush of the region is asynchronous (virtio). Then a work item copies a write with
-//!   `REQ_PREFLUSH`, after a flush that it may share with others. A write with `REQ_FUA` is copied
-//!   at once, and ends after a later flush.
+//!   `REQ_PREFLUSH`, after a flush that it may share with others. A write with `REQ_FUA` and no
+//!   `REQ_PREFLUSH` is copied at once. With `REQ_FUA` a write ends after a flush that follows the
+//!   copy.
 //! - The disk is suspended. Then a write is held until the disk is resumed.
 
 use super::{
@@ -70,7 +71,7 @@ use kernel::{
 
 /// The optional features of the disk.
 pub struct Capabilities {
-    /// The region can be flushed, so `REQ_FUA` is supported.
+    /// Writes need a flush of the region to be durable, so `REQ_FUA` is announced.
     pub fua: bool,
     /// File systems can use the DAX device.
     pub dax: bool,
@@ -177,8 +178,9 @@ impl WorkItem for Preflush {
 }
 
 impl Pmem {
-    /// Executes a request after a flush of the region. Does not wait for an asynchronous flush if
-    /// there is data, or if the request must not wait.
+    /// Executes a request after a flush of the region. If the flush is asynchronous and there is
+    /// data, a work item waits for it. If the flush is asynchronous and the request must not wait,
+    /// the request fails.
     #[cold]
     #[inline(never)]
     fn submit_preflush(this: ArcBorrow<'_, Self>, bio: Bio) {
@@ -301,7 +303,8 @@ impl Pmem {
         }
     }
 
-    /// As [`Self::refuse_write`], for a request. Returns [`HOLD_WRITE`] if the disk is suspended.
+    /// As [`Self::refuse_write`], for a request. Returns [`HOLD_WRITE`] if the region is not
+    /// read-only: the disk is suspended, or just was.
     #[cold]
     #[inline(never)]
     fn refuse_write_of(&self, bio: BioRef<'_>) -> Error {

@@ -143,7 +143,7 @@ impl Memory {
         })
     }
 
-    /// Returns a reference to the memory, or [`None`] once the teardown has begun.
+    /// Returns a reference to the memory, or [`None`] after [`Self::close_to_mappings`].
     pub fn reference(&self) -> Option<MemoryRef> {
         Some(match self {
             Self::Pages(pages) => Backing::Pages(pages.reference()?),
@@ -345,7 +345,8 @@ impl MemoryRef {
         }
     }
 
-    /// Returns the offset of the first failed page that `span` overlaps. It may be before the span.
+    /// Returns the offset of the first failed page that `span` overlaps. If a run of failed pages
+    /// begins before the span, returns the offset of the run.
     pub fn first_failed(&self, span: Span) -> Option<usize> {
         self.pages()?.first_failed(span.offset, span.len)
     }

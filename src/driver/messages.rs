@@ -155,7 +155,8 @@ pub fn sleeping_flush(dev: &Device<Core<'_>>, name: &CStr) -> ProbeError {
     )
 }
 
-/// Logs that libnvdimm cannot set up a pfn or btt device whose info block is valid.
+/// Logs that a pfn or btt device cannot be set up, although its info block is valid or is to be
+/// written.
 pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError {
     let (mode, overwrites) = match dev.kind() {
         Kind::Btt => (" -m sector", ", and all data of it are lost"),
@@ -166,7 +167,7 @@ pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError
         dev,
         err,
         fmt!(
-            "cannot be set up (error {}); libnvdimm has logged why. \
+            "cannot be set up (error {}); the lines before may say why. \
              `ndctl create-namespace -f -e {}{}` recreates the namespace{}",
             err.to_errno(),
             name,
@@ -176,7 +177,8 @@ pub fn not_set_up(dev: &Device<Core<'_>>, name: &CStr, err: Error) -> ProbeError
     )
 }
 
-/// Returns the step that releases the namespace of a device, as the start of a sentence.
+/// Returns the step that releases the namespace of a device, as text to be put before the next
+/// step. Empty for a namespace.
 fn release(dev: &Device<Core<'_>>) -> &'static str {
     match dev.kind() {
         Kind::Pfn | Kind::Btt => {
@@ -186,7 +188,8 @@ fn release(dev: &Device<Core<'_>>) -> &'static str {
     }
 }
 
-/// Logs that writes to a device are refused or permitted, because its region has changed.
+/// Logs that writes to a device are refused or permitted, because its region is read-only or has
+/// become writable.
 pub fn report_read_only(dev: &Device<Bound>, read_only: bool) {
     if read_only {
         dev.info(fmt!(

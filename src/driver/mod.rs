@@ -27,11 +27,11 @@
 //! - [`removal_watcher`]: what a device does when its provider is removed.
 //! - [`description`]: the state of a device as text.
 //! - [`shared`]: the state that all devices share: work queues, and
-//!   - [`registry`]: the devices that are bound or retired.
+//!   - [`registry`]: the devices, from bind until their range is free.
 //! - [`debugfs_files`]: the files in debugfs.
 //! - [`sleep`]: the sleep of the system, and [`going_down`]: its reboot or power-off.
-//! - [`plain`]: code that does not use the kernel: the states of teardown and suspension, shared
-//!   flushes, signatures, the syntax of `except=`, arithmetic.
+//! - [`plain`]: code that does not use the kernel: the states of teardown and suspension, how long
+//!   an unbind waits, shared flushes, signatures, the syntax of `except=`, arithmetic.
 
 #![forbid(unsafe_code)]
 #![deny(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registry of the devices, from bind until their range is free.
+//! The registry of the devices with a disk of this driver, from bind until their range is free.
 //!
 //! Lock order: the mutex of the registry is innermost. It is taken for one device at a time, and is
 //! not held while a method of a device is called.
@@ -35,7 +35,7 @@ pub trait RegisteredDevice: Send + Sync + 'static {
     /// Returns whether the device is bound, or is being torn down and has not been retired.
     fn is_bound_or_unbinding(&self) -> bool;
 
-    /// Returns whether the device was unbound, and its range is still in use.
+    /// Returns whether the range was retired, and is not free yet.
     fn is_retired(&self) -> bool;
 
     /// Returns whether the disk is suspended, or is being suspended or resumed.

@@ -26,7 +26,7 @@ pub static SHARED: Global<Shared> = Global::new();
 pub struct Shared {
     /// The work queues.
     pub queues: Queues,
-    /// The devices that are bound or retired.
+    /// The devices, from bind until their range is free.
     #[pin]
     pub devices: Registry,
     /// The namespaces that are left to other drivers.
@@ -37,7 +37,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Creates the queues, and an empty registry. May sleep.
+    /// Creates the queues, an empty registry, and the list of the parameter `except`. Fails if an
+    /// entry of that list is malformed. May sleep.
     pub fn new() -> Result<Counted<Self>> {
         let queues = Queues::new()?;
         let except_list = ExceptList::new()?;
@@ -57,10 +58,10 @@ impl Shared {
 /// create a thread. Work on `files` and `suspend` may unmount a file system, which flushes queues
 /// without a rescuer. The kernel warns if work on a queue with a rescuer does that. Unbind waits
 /// for `files` for at most 1 s at a time, or longer if no slot for a reference is free
-/// (`InodePool`). A suspension is one work item until its end. A second item runs the steps that
-/// may hang, and the first one waits for it.
+/// (`InodePool`). A suspension is one work item until its end. A second item runs two of its steps
+/// (`SuspensionStep`), and the first one waits for it until the suspension has to end.
 pub struct Queues {
-    /// Runs the teardown of devices.
+    /// Tears down devices, and unmaps files when a region has become read-only.
     pub teardown: OwnedQueue,
     /// Kills DAX devices.
     pub kill_dax: OwnedQueue,

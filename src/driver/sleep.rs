@@ -51,8 +51,8 @@ impl SleepOperations for Sleep {
 /// The system is about to hibernate, or does: it saves its memory. Not set in the kernel that is
 /// started to resume another one.
 ///
-/// ORDERING: none is needed. The thread that stores it suspends the devices after that, itself or
-/// by work that it queues.
+/// ORDERING: none is needed. The devices are suspended after the store: by the same thread, by one
+/// that takes `system_transition_mutex` after it (`/dev/snapshot`), or by work that these queue.
 static IS_HIBERNATING: Atomic<bool> = Atomic::new(false);
 
 /// Logs why the system cannot hibernate, and returns an error.
@@ -69,7 +69,8 @@ fn refuse(device: &CStr) -> Result {
 /// The system is about to sleep, or sleeps. No disk is suspended then.
 ///
 /// ORDERING: the locks of the suspensions order it: it is stored before they are taken to look for
-/// one, and it is loaded with the lock held to begin one.
+/// one, and it is loaded with the lock held to begin one. For a device that is added after the
+/// look, the mutex of the registry orders it.
 static IS_SLEEPING: Atomic<bool> = Atomic::new(false);
 
 /// Returns whether the system is about to sleep, or sleeps.

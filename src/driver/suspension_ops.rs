@@ -91,7 +91,7 @@ const PIN_TIMEOUT: Msecs = 1000;
 const PIN_INTERVAL: Msecs = 10;
 /// The upper limit of `suspend_limit_ms`. After 120 s the kernel reports threads that hang.
 const MAX_LIMIT: u32 = 100_000;
-/// How long a teardown waits until the disk is resumed.
+/// How long a teardown or a shutdown waits until the disk is resumed.
 const RESUME_TIMEOUT: Msecs = 10_000;
 
 /// Frozen file systems, and what the steps need.
@@ -327,7 +327,8 @@ impl DeviceState {
             SuspensionStep::Unmap => self.unmap_files(&parts),
             SuspensionStep::Settle => self.settle_writes(&parts),
         };
-        // Dropped before the result is published, so that the worker drops the last reference.
+        // Dropped before the result is published, so that a worker that gets the result drops the
+        // last reference.
         drop(parts);
         self.suspension.step.lock().done = Some((number, result));
         self.suspension.changed.wake_up();
@@ -391,8 +392,8 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Waits until no page is pinned, or the suspension has to end. A pin may be that of a device
-    /// that writes.
+    /// Waits until no page is pinned, or the suspension has to end. Fails if the same page stays
+    /// pinned for longer than [`PIN_TIMEOUT`]: a pin may be that of a device that writes.
     fn wait_for_pins(self: &Arc<Self>, unmapper: &Unmapper<PagemapData>) -> Result {
         let mut timer = PinTimer::default();
         let mut next = 0;
@@ -427,8 +428,8 @@ impl DeviceState {
 
     /// Waits until the disk is live, for a limited time. Sleeps.
     ///
-    /// If the worker hangs, because a file system cannot be frozen or thawed, the caller goes on
-    /// without it. The worker has references to all that it uses.
+    /// If the worker hangs, because a file system cannot be frozen or thawed, or because a mount
+    /// does not end, the caller goes on without it. The worker has references to all that it uses.
     pub(super) fn wait_resumed(&self) {
         let began = Stopwatch::start();
         let resumed = self.suspension.changed.wait_until(RESUME_TIMEOUT, || {
@@ -437,8 +438,9 @@ impl DeviceState {
 
         if resumed.is_none() {
             pr_warn!(
-                "{}: a file system on the disk could not be frozen or thawed within {} s, and is \
-                 no longer waited for. End the programs that write to it\n",
+                "{}: the disk was not resumed within {} s, because a file system could not be \
+                 frozen or thawed, or a mount does not end, and is no longer waited for. End the \
+                 programs that write to the disk\n",
                 *self.name,
                 RESUME_TIMEOUT / 1000
             );

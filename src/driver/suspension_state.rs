@@ -56,7 +56,7 @@ pub struct PendingStep {
     pub(super) number: u64,
     /// The step, until the thread takes it.
     pub(super) wanted: Option<(SuspensionStep, Arc<StepParts>)>,
-    /// The number and the result of the last step that was taken.
+    /// The number and the result of the last step that has ended.
     pub(super) done: Option<(u64, Result)>,
 }
 

@@ -57,7 +57,8 @@ use kernel::{
     time::Msecs, //
 };
 
-/// How often the unbinding thread polls the deadline, the limit, and signals.
+/// How often the unbinding thread polls the deadline, the limit, and signals, and the worker the
+/// limit while it waits for leases.
 const POLL_INTERVAL: Msecs = 100;
 /// How long the worker waits for a user before it looks for the first one again.
 const USER_TIMEOUT: Msecs = 1000;
@@ -65,7 +66,8 @@ const USER_TIMEOUT: Msecs = 1000;
 const KILL_DAX_TIMEOUT: Msecs = 200;
 /// The longest pause between two walks through the files.
 const MAX_WALK_PAUSE: Msecs = 10_000;
-/// How long the worker waits for references to files to be put. Nothing depends on that.
+/// How long the worker waits for references to files to be put, before and after it frees the
+/// range. The range does not depend on that.
 const PUT_FILES_TIMEOUT: Msecs = 1000;
 /// The time between two messages about a wait, in microseconds.
 const MESSAGE_INTERVAL: u64 = 30_000_000;
@@ -295,16 +297,16 @@ impl TeardownOps for Arc<DeviceState> {
             // So that a file system that is unmounted after this is gone when umount returns.
             self.pinned_files.put_unpinned(PUT_FILES_TIMEOUT);
         });
-        // This event comes before unbind returns.
+        // If the range is not retired, this event comes before unbind returns.
         let retired = self.with(|teardown| teardown.is_retired());
         tracepoint::free(&self.name, retired, self.teardown_micros());
     }
 }
 
 impl DeviceState {
-    /// Waits until the leases of the memory were given back, for at most `revoke_timeout_ms`. The
-    /// wait also ends if the unbinding thread is killed or the system goes down. The memory then
-    /// stays for the holders.
+    /// Waits until the leases of the memory were given back, or `revoke_timeout_ms` has passed
+    /// since the teardown began. The wait also ends if the unbinding thread is killed or the system
+    /// goes down. The memory then stays for the holders.
     fn wait_for_leases(&self) {
         let Some(leases) = self.leases.as_ref().filter(|leases| leases.are_held()) else {
             return;

@@ -24,7 +24,8 @@ use kernel::{
 };
 
 impl DeviceState {
-    /// Sends a uevent with the numbers of pages and inodes that were revoked.
+    /// Sends a uevent with the numbers of pages and inodes that were revoked, and whether the range
+    /// was retired. Sends none if nothing was revoked and the range is free.
     pub(super) fn send_outcome_uevent(&self, outcome: Outcome) {
         let Walked {
             nr_inodes: inodes,

@@ -38,16 +38,17 @@ const MAX_SECTORS: u64 = 1 << 54;
 
 /// The number of sectors that the C functions can count.
 ///
-/// They take 64-bit numbers of sectors, but count with an `int`. From 1 TiB on they warn, and may
-/// never return (`_badblocks_check()` in `block/badblocks.c`).
+/// They take 64-bit numbers of sectors, but `_badblocks_check()` and `_badblocks_clear()` in
+/// `block/badblocks.c` store them in an `int`. From 1 TiB on the first may warn, and both may never
+/// return.
 const MAX_CHUNK: u64 = 1 << 30;
 
-/// A run of bad sectors that a [`Badblocks::check`] found.
+/// An entry of the list that a [`Badblocks::check`] found: a run of bad sectors, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRange {
-    /// The first bad sector. It may be before the sectors that were checked.
+    /// The first sector of the entry. It may be before the sectors that were checked.
     pub first: u64,
-    /// The number of bad sectors from there on.
+    /// The number of sectors of the entry, at most 512. The sectors after them may be bad too.
     pub sectors: u64,
 }
 
@@ -110,8 +111,8 @@ impl Badblocks {
         })
     }
 
-    /// Sets the sysfs attribute that shows the list, whose pollers are woken by changes. Only the
-    /// first call has an effect.
+    /// Sets the sysfs attribute that shows the list, whose pollers [`Self::add`], [`Self::clear`]
+    /// and [`Self::notify`] wake. Changes by C code do not. Only the first call has an effect.
     pub fn set_attribute(&self, attribute: Dirent) {
         self.attribute.populate(attribute);
     }
@@ -128,8 +129,9 @@ impl Badblocks {
     /// The list may change before the caller sees the result, as with C users of
     /// `badblocks::count`.
     ///
-    /// ORDERING: what is read next is not older. So the medium is not read as it was before a bad
-    /// sector was written and removed.
+    /// ORDERING: what is read after this is not older than the count. A bad sector is overwritten
+    /// first, and then removed from the list. So if the list is seen empty, what was written to the
+    /// sector is read.
     #[inline]
     pub fn is_empty(&self) -> bool {
         // SAFETY: By the type invariant the field is initialised. It is written under a lock that
@@ -212,7 +214,7 @@ impl Badblocks {
         })
     }
 
-    /// Returns the first run of bad sectors among the `sectors` ones from `first` on.
+    /// Returns the first entry that has any of the `sectors` sectors from `first` on.
     pub fn check(&self, first: u64, sectors: u64) -> Option<BadRange> {
         self.update_index();
         if self.is_empty() || self.index.is_good(self.sequence(), (first, sectors)) {
@@ -224,7 +226,8 @@ impl Badblocks {
     }
 
     /// Leaves out the sectors after the last bad one, so that a loop over the [`chunks`] ends soon.
-    /// Returns the number of sectors from `first` on that are left.
+    /// Returns the number of sectors from `first` on that are left: all, if they are one chunk, or
+    /// if the list is being changed.
     fn within(&self, first: u64, sectors: u64) -> u64 {
         if sectors <= MAX_CHUNK {
             return sectors;
@@ -252,8 +255,8 @@ impl Badblocks {
     ///
     /// # Errors
     ///
-    /// - [`ENOSPC`] if the list is full (some hundred runs), even if the sectors are on it already.
-    ///   Some of them may be added.
+    /// - [`ENOSPC`] if the list is full (`MAX_BADBLOCKS` entries of at most 512 sectors), even if
+    ///   the sectors are on it already. Some of them may be added.
     /// - [`EINVAL`] if the numbers of some sectors are 2^54 or more: the C side would add others.
     pub fn add(&self, first: u64, sectors: u64) -> Result {
         if first
@@ -362,8 +365,8 @@ unsafe fn check_chunk(
     (found != 0).then_some(bad)
 }
 
-/// Splits a request into parts that the C functions can handle. They warn about an empty one.
-/// Leaves out sectors that cannot be on a list.
+/// Splits a request into parts that the C functions can handle. None is empty, for which
+/// `badblocks_check()` warns. Leaves out sectors that cannot be on a list.
 fn chunks(first: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
     let mut rest = sectors.min(MAX_SECTORS.saturating_sub(first));
     let mut next = first;

@@ -10,8 +10,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// The number of bytes of all variables, with their terminators. The buffer of an event has 2 KiB,
-/// which the path of the device and the variables of its subsystem are in as well.
+/// The most bytes that all variables may have, with their terminators. The buffer of an event has
+/// 2 KiB, and also has the path of the device and the variables of its subsystem.
 const MAX_BYTES: usize = 1024;
 
 /// Sends a `change` uevent of a device. As [`notify_change_of`].

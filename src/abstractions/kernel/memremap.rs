@@ -6,8 +6,8 @@
 //! driver. The mapping owns the reservation of its range, so the range cannot be mapped or used a
 //! second time meanwhile.
 //!
-//! Memory may fail while it is mapped. The architecture then takes the page out of the linear
-//! mapping, so that it is not read by speculation. An ordinary access to such a page is an oops.
+//! Memory may fail while it is mapped. x86 then takes the page out of the linear mapping, so that
+//! it is not read by speculation. An ordinary access to such a page is an oops.
 //! [`PagemapInner`] lists these pages ([`PagemapInner::first_failed`]) until they are
 //! [repaired](PagemapInner::unpoison). All of them are put back before the range is freed: a
 //! page that is missing then would still be missing when the range is mapped again.

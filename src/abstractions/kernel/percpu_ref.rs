@@ -60,8 +60,8 @@ impl Count {
 #[pinned_drop]
 impl PinnedDrop for Count {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the count is initialised. There is no reference when the
-        // structure that contains it is dropped.
+        // SAFETY: By the type invariant the count is initialised. When it is dropped there is no
+        // reference, or only the first one, if the value could not be made.
         unsafe { bindings::percpu_ref_exit(self.as_raw()) };
     }
 }

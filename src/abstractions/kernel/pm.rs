@@ -29,17 +29,20 @@ use kernel::{
 /// All methods are called in process context, with the device lock of the [`SleepDevice`] held.
 /// They may sleep.
 pub trait SleepOperations: Send + Sync + 'static {
-    /// Prepares for the sleep, or for the image of the memory, before the parent does. The threads
-    /// of user space are frozen.
+    /// Prepares for the sleep, for the image of the memory, or for the resume of a hibernated
+    /// kernel, before the parent does. The threads of user space are frozen.
     ///
     /// After an error the system stays awake, and [`Self::resume`] is not called. A hibernating
     /// system is switched off nevertheless, unless the error is [`EBUSY`] or [`EAGAIN`].
     fn suspend(&self) -> Result;
 
-    /// Handles the end of the sleep, after the parent has.
+    /// Handles the end of the sleep, after the parent has. Also called before the image of the
+    /// memory is saved, and if the system stays awake after [`Self::suspend`] has succeeded.
     fn resume(&self);
 
-    /// Handles that a hibernating system is switched off. [`Self::suspend`] follows.
+    /// Handles that the platform switches a hibernating system off (`platform` in
+    /// `/sys/power/disk`). [`Self::suspend`] follows. In the modes `shutdown` and `reboot` the
+    /// drivers' `shutdown` callbacks are called instead.
     fn power_off(&self);
 }
 
@@ -238,7 +241,7 @@ impl<'a, T: SleepOperations> SleepDevice<'a, T> {
     }
 
     extern "C" fn release_callback(dev: *mut bindings::device) {
-        // SAFETY: The driver core calls this once, when there is no reference. `new` has made the
+        // SAFETY: The driver core calls this once, when there is no reference. `below` has made the
         // box.
         drop(unsafe { KBox::from_raw(dev.cast::<Inner<T>>()) });
     }

@@ -4,10 +4,9 @@
 //!
 //! A store to persistent memory is durable only once it has left the CPU caches, so writes use the
 //! cache-flushing copies. A load from a failed cell raises a machine check, so reads use the copies
-//! that survive it where the CPU has them. Elsewhere, as on arm64 and on x86 without fast strings
-//! (`X86_FEATURE_ERMS`), such a load is an oops, and only what is known to be bad can be refused
-//! before it is read. [`RegionAccess::flush`]
-//! flushes the buffers between CPU and memory.
+//! that survive it where the CPU has them. Elsewhere such a load is an oops (on arm64) or a panic
+//! (on x86 without fast strings, `X86_FEATURE_ERMS`), and only what is known to be bad can be
+//! refused before it is read. [`RegionAccess::flush`] flushes the buffers between CPU and memory.
 //!
 //! C headers: [`include/linux/string.h`](srctree/include/linux/string.h) (`memcpy_flushcache`),
 //! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h) (`copy_mc_to_kernel`),
@@ -58,10 +57,11 @@ use kernel::{
 /// }
 /// ```
 ///
-/// The kernel takes a page that fails out of the linear mapping. So the mapping makes one of these
-/// only after it has checked for failed pages ([`PagemapInner::readable`], [`Memremap::slice`]). A
-/// page may still fail after that. A read of it then fails if the CPU has a copy that survives
-/// machine checks, and is an oops otherwise, as in the C driver.
+/// The kernel takes a page that fails out of the linear mapping. So a pgmap makes one of these only
+/// after it has checked for failed pages ([`PagemapInner::readable`]). A page may still fail after
+/// that. A read of it then fails if the CPU has a copy that survives machine checks, and is an oops
+/// otherwise, as in the C driver. [`Memremap::slice`] is not in the linear mapping, and needs no
+/// check.
 ///
 /// It cannot be written to; [`WritableSlice`] can:
 ///
@@ -197,9 +197,10 @@ impl<'a> PmemSlice<'a> {
 
 /// A part of a mapped range of persistent memory that can be written to, borrowed for `'a`.
 ///
-/// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So
-/// the mapping makes one of these only after it has checked for failed pages
-/// ([`PagemapInner::writable`], [`Memremap::writable`]).
+/// The kernel takes a page that fails out of the linear mapping, and a store to it is an oops. So a
+/// pgmap makes one of these only after it has checked for failed pages
+/// ([`PagemapInner::writable`]). [`Memremap::writable`] is not in the linear mapping, and needs no
+/// check.
 ///
 /// A page may still fail between that check and the store, or while this is kept. The store is an
 /// oops then, as it is in the C driver. No other memory is touched.
@@ -350,8 +351,8 @@ impl<'a> WritableSlice<'a> {
     /// For use after poison was cleared, so that poisoned lines are not read from the caches.
     pub fn invalidate(&self) {
         // SAFETY: By the type invariants the bytes are mapped, and no page had failed when the
-        // mapping checked. Changes that are only in the caches are lost, but no Rust reference to
-        // the memory exists that could see that.
+        // mapping checked. On arm64 changes that are only in the caches are lost, but no Rust
+        // reference to the memory exists that could see that.
         unsafe { bindings::arch_invalidate_pmem(self.0.addr.as_ptr().cast(), self.len()) };
     }
 }

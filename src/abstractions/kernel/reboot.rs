@@ -17,8 +17,9 @@ use kernel::{
 pub trait RebootHandler: 'static {
     /// Handles that the system is about to be rebooted, halted or switched off, or to start another
     /// kernel (`kexec`). After that, this kernel goes on running only if the firmware fails to
-    /// switch the machine off. Not called for an emergency (`emergency_restart()`), a crash, or a
-    /// kexec that returns to this kernel.
+    /// switch the machine off. Not called for an emergency (`emergency_restart()`), a crash, a
+    /// kexec that returns to this kernel, or a hibernation that the platform ends (`platform` in
+    /// `/sys/power/disk`).
     ///
     /// Called in process context, before `device_shutdown()`, which takes the lock of each device
     /// and calls the `shutdown` callback of its driver. User space may still run. May sleep,

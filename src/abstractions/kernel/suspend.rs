@@ -22,7 +22,7 @@ pub trait SleepHandler: 'static {
     }
 
     /// Handles the end of a sleep, or that the system did not sleep, also after an error of
-    /// [`Self::prepare_hibernation`].
+    /// [`Self::prepare_hibernation`]. Not called after an error of [`Self::prepare_sleep`].
     fn sleep_ended() {}
 
     /// Handles that the system is about to hibernate: to save its memory and to be switched off.
@@ -128,7 +128,8 @@ impl<T: SleepHandler> PmNotifier<T> {
         };
         match result {
             Ok(()) => bindings::NOTIFY_OK as c_int,
-            // `notifier_from_errno()`: the other notifiers are notified that the sleep is over.
+            // `notifier_from_errno()`: the notifiers that were called before this one are notified
+            // that the sleep is over.
             Err(err) => {
                 let errno = (bindings::NOTIFY_OK as c_int).wrapping_sub(err.to_errno());
                 bindings::NOTIFY_STOP_MASK as c_int | errno

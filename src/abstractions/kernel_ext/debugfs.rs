@@ -89,7 +89,8 @@ pub trait Contents: 'static {
     /// The module that implements the file. It cannot be unloaded while the file is open.
     type OwnerModule: ModuleMetadata;
 
-    /// Writes the contents. Called on each read of the file; may sleep.
+    /// Writes the contents. Called when the file is read from its start; may sleep. Later reads of
+    /// the open file get the rest of these contents.
     ///
     /// If the contents do not fit into the buffer, they are discarded, and this is called again.
     fn show(data: &Self::Data, f: &mut fmt::Formatter<'_>) -> fmt::Result;

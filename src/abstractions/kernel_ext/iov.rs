@@ -34,7 +34,7 @@ use kernel::{
 pub struct IterSource<'a> {
     iter: *mut bindings::iov_iter,
     _borrow: PhantomData<&'a mut bindings::iov_iter>,
-    /// User memory is mapped for the current thread only.
+    /// User memory is that of the current process.
     _not_send: NotThreadSafe,
 }
 

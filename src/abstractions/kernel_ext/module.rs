@@ -152,7 +152,7 @@ impl Registered {
     /// Keeps the module loaded forever, for a registration that is leaked on purpose. Callable from
     /// any context.
     ///
-    /// Takes a reference to the module too, so unloading fails with `EBUSY`. If the module is
+    /// Takes a reference to the module too, so unloading fails with `EWOULDBLOCK`. If the module is
     /// already being unloaded there is no such reference, and unloading waits forever.
     pub fn leak(self) {
         core::mem::forget(ModuleRef::try_get(this_module::<crate::LocalModule>()));

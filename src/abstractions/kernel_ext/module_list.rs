@@ -103,7 +103,7 @@ mod tests {
             module: c"pmem_rs",
         };
         assert!(this.is_loaded());
-        // `modprobe` waits for the init that runs this test.
+        // Loading the module runs this test, and has a reference meanwhile.
         assert!(this.is_in_use());
         for (built_in, there) in [(true, true), (false, false)] {
             let other = Code {

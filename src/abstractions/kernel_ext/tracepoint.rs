@@ -4,8 +4,8 @@
 //!
 //! They are defined in C, in `rust-bindings/tracepoints.h`, and described in `docs/tracing.md`. The
 //! functions here do what `tracepoint::declare_trace!` of the kernel crate does, whose tracepoints
-//! must be in the bindings of that crate. A tracepoint that is off is a NOP, and does nothing in a
-//! kernel without `CONFIG_TRACEPOINTS`.
+//! must be in the bindings of that crate. A tracepoint that is off is a NOP. In a kernel without
+//! `CONFIG_TRACEPOINTS` the functions do nothing.
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 //!
@@ -124,7 +124,9 @@ macro_rules! tracepoints {
 }
 
 tracepoints! {
-    /// A probe of a device has ended. `mode` is what the device is bound as; empty after an error.
+    /// A driver's probe of a device has ended. `mode` is what the device is bound as; empty after
+    /// an error. Not recorded if [`Adapter`](crate::abstractions::nvdimm::Adapter) has refused the
+    /// device before.
     fn bind(dev: &CStr, mode: &CStr, start: u64, len: u64, result: Result);
 
     /// User space is notified that a device is going to be torn down.
@@ -153,7 +155,7 @@ tracepoints! {
     /// A flush of a region has ended.
     fn flush(dev: &CStr, duration_ns: u64, result: Result);
 
-    /// Memory has failed. `result` is that of notifying its user.
+    /// Memory has failed, or its failure was simulated. `result` is that of notifying its user.
     fn memory_failure(dev: &CStr, offset: u64, len: u64, result: Result);
 
     /// Poison was to be cleared before a write.

@@ -39,7 +39,7 @@ pub(super) fn check_arenas<E: From<InfoBlockError>>(
     block: &mut [u8; LEN],
     mut read: impl FnMut(u64, &mut [u8; LEN]) -> Result<(), E>,
 ) -> Result<(), E> {
-    // New arenas have the configured size. libnvdimm may have read it from a block.
+    // New arenas have sectors of the configured size. libnvdimm may have read it from a block.
     if let Some(size) = expected.sector_size {
         check_sector_size(size as u64)?;
     }

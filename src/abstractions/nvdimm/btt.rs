@@ -33,8 +33,9 @@ impl<'bound> Namespace<'bound> {
     /// sleep. That driver writes an info block if the device is new.
     ///
     /// The info blocks and the logs of all arenas are checked before. The region must be one whose
-    /// flush does not sleep: the btt driver flushes each write of its metadata with a spinlock held
-    /// (`lock_map()` in `drivers/nvdimm/btt.c`).
+    /// flush does not sleep: for each sector that is written, the btt driver writes the log and the
+    /// map with a spinlock held, and flushes each time (`btt_write_pg()` in
+    /// `drivers/nvdimm/btt.c`).
     ///
     /// When the device is unbound, the disk is removed after the driver's data was dropped.
     ///
@@ -74,8 +75,9 @@ impl<'bound> Namespace<'bound> {
 impl Btt<'_> {
     /// Sets the disk read-only or writable, as the region is. May sleep.
     ///
-    /// The C function `nvdimm_check_and_set_ro()` does nothing if a user has set the disk read-only
-    /// before, and later the user can make it writable.
+    /// The C function `nvdimm_check_and_set_ro()` is not used here: if the region becomes read-only
+    /// while a user has set the disk read-only, it does nothing, and the user can make the disk
+    /// writable later.
     pub fn sync_read_only(&self) {
         let read_only = self.dev.region().is_read_only();
 

@@ -60,8 +60,9 @@ pub enum Persistence {
 /// ```
 #[derive(Clone)]
 pub struct RegionDesc<'a> {
-    /// The memory. It should be [aligned](crate::abstractions::kernel::memremap::compat_align):
-    /// otherwise it gets no `struct page`s.
+    /// The memory. Its start and its end should be
+    /// [aligned](crate::abstractions::kernel::memremap::compat_align): otherwise its namespace is
+    /// refused unless it has `force_raw`.
     pub memory: PmemResource<'a>,
     /// The online node that is nearest to the memory.
     pub node: Node,
@@ -73,9 +74,10 @@ pub struct RegionDesc<'a> {
 
 /// A registered bus. The driver of the parent device provides the memory on it.
 ///
-/// The regions belong to the bus. Dropping the bus unbinds all devices on it, then removes the
-/// regions. No operation returns a region, so none can outlive its bus. The bus borrows the binding
-/// of the parent device. If it was forgotten, devres unregisters it when the parent is unbound.
+/// The regions belong to the bus. Dropping the bus removes one region after the other, and unbinds
+/// the devices in each of them before. No operation returns a region, so none can outlive its bus.
+/// The bus borrows the binding of the parent device. If it was forgotten, devres unregisters it
+/// when the parent is unbound.
 ///
 /// Regions hold no reference to the module of the provider (`nvdimm_bus_descriptor.module`): they
 /// use only the bus, which is unregistered before the module is unloaded. So the module can be
@@ -127,7 +129,7 @@ pub struct Bus<'bound> {
 /// # Invariants
 ///
 /// `bus` is [`None`], or a registered bus that is bound to its driver. It was registered with
-/// `descriptor`, which points to `provider`. Neither moves.
+/// `descriptor`, which points to `_provider`. Neither moves.
 #[pin_data]
 struct BusRegistration {
     // Held while the bus is unregistered, so it is outside of the device locks of the bus and of
@@ -175,8 +177,8 @@ impl Drop for UnregisterOnUnbind {
 impl<'bound> Bus<'bound> {
     /// Registers a bus as a child of `parent`. Sleeps.
     ///
-    /// `provider` is the name in sysfs. The bus and its regions get the device tree node of
-    /// `parent`.
+    /// The attribute `provider` of the bus shows `provider`. The bus and its regions get the device
+    /// tree node of `parent`.
     ///
     /// # Errors
     ///
@@ -529,8 +531,8 @@ mod tests {
             sleep(10);
         }
         assert!(!region.is_null());
-        // The devices below it are registered asynchronously too. libnvdimm does not wait for that
-        // when it unbinds the region.
+        // The devices below it are registered asynchronously too. When libnvdimm unbinds the
+        // region, it waits for that only if the region has a child already.
         for prefix in [c"namespace", c"btt", c"pfn", c"dax"] {
             let mut tries = 0;
             // SAFETY: The region is valid for as long as the bus is registered.

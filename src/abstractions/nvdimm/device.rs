@@ -143,9 +143,9 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 
     /// Returns whether the region that the device is in is bound to its driver.
     ///
-    /// A device that libnvdimm adds while the region is being unbound stays below a region without
-    /// a driver (`nd_region_remove()` unregisters the devices that are there). A region that was
-    /// bound may be unbound at any time.
+    /// A device that libnvdimm adds while the region is being unbound may stay below a region
+    /// without a driver (`nd_region_remove()` unregisters the devices that are there). A region
+    /// that was bound may be unbound at any time.
     pub(super) fn has_bound_region(&self) -> bool {
         // SAFETY: By the type invariant the parent is a region, which is kept by its child.
         unsafe { is_region_bound((*self.as_raw()).parent) }
@@ -159,7 +159,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 }
 
 /// Returns whether a region has the data that its driver attaches to it (`nd_region_activate()`).
-/// Its functions that flush dereference this.
+/// `generic_nvdimm_flush()` dereferences this.
 ///
 /// # Safety
 ///
@@ -212,7 +212,8 @@ impl Device<Bound> {
         }
 
         // SAFETY: It is the device that was passed to `nvdimm_bus_register()`. A provider
-        // unregisters the bus before its device is deleted, and so unbinds `self`.
+        // unregisters the bus before its device is deleted, and so unbinds `self`. For the
+        // exception see `docs/kernel-bugs.md`.
         unsafe { SleepDevice::below(provider, name, ops) }.map(Some)
     }
 }

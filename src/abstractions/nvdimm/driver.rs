@@ -73,7 +73,8 @@ pub enum Event {
 
 /// A driver of devices on the `nd` bus.
 ///
-/// All callbacks are called in process context with the device lock held. They may sleep.
+/// All callbacks are called in process context, and all but [`Driver::present`] with the device
+/// lock held. They may sleep.
 ///
 /// # Examples
 ///
@@ -177,16 +178,17 @@ pub trait Driver {
     ///
     /// # Errors
     ///
-    /// After any error the bus offers the device to the next driver.
+    /// After any error the bus offers the device to the next driver, unless user space has asked
+    /// for this one (`bind` in sysfs).
     ///
     /// After [`EOPNOTSUPP`] the adapter keeps drivers of other modules off the device. A namespace
     /// is free for them while it has `force_raw`. The refusal ends when the device is bound without
-    /// `force_raw`, when this function returns [`ENXIO`] or [`ENODEV`], or when the namespace is
-    /// recreated or gets another claim class.
+    /// `force_raw`, when this function returns [`ENXIO`] or [`ENODEV`], or when a namespace with a
+    /// label is recreated or gets another claim class.
     ///
-    /// After [`EOPNOTSUPP`] the bus creates a new seed (an empty device of the same kind for user
-    /// space to configure), as it does after success. Therefore empty seeds must be refused with
-    /// another error.
+    /// If the device is the seed (an empty device of its kind for user space to configure), the bus
+    /// creates a new one after [`EOPNOTSUPP`], as it does after success. Therefore empty seeds must
+    /// be refused with another error.
     fn probe<'bound>(
         dev: &'bound Device<Core<'_>>,
         namespace: Namespace<'bound>,
@@ -196,8 +198,9 @@ pub trait Driver {
     /// the device's directory that has the name of the driver.
     fn mode<'bound>(this: Pin<&Self::Data<'bound>>) -> &'static CStr;
 
-    /// Returns the state of the device. It is shown in the same directory until the driver's data
-    /// was dropped, in the file [`STATE_FILE`](super::STATE_FILE).
+    /// Returns the state of the device. It is shown in the same directory, in the file
+    /// [`STATE_FILE`](super::STATE_FILE), until the driver's data was dropped. If the device is
+    /// deleted while it is bound, the file is removed before the device is unbound.
     fn state<'bound>(this: Pin<&Self::Data<'bound>>) -> Option<Arc<dyn StateAttribute>> {
         let _ = this;
         None
@@ -598,12 +601,11 @@ mod tests {
         // A later kernel may have more events.
         Callbacks::notify_callback(dev, 1000);
         Callbacks::shutdown_callback(dev);
-        // SAFETY: The device is valid, and `bind` has set its data. It has another driver, so
-        // `remove_callback` cannot be called.
+        // SAFETY: The device is valid, and `bind` has set its data.
         unsafe { Callbacks::unbind(&*dev.cast::<Device<CoreInternal<'_>>>()) };
 
         // SAFETY: The device is valid, and `bind` has stored a `Log` in it. The driver core does
-        // not take that, since the device is not bound.
+        // not drop that: the device has a C driver, without `post_unbind_rust`.
         let log = unsafe {
             let data = bindings::dev_get_drvdata(dev);
             bindings::dev_set_drvdata(dev, core::ptr::null_mut());

@@ -13,7 +13,8 @@ use kernel::{
 /// What identifies a device on the nd bus to users, whatever its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceIdentity {
-    /// The uuid in the label of a namespace, or in the info block of a pfn or btt device.
+    /// The uuid in the label of a namespace, or that of a pfn or btt device, which is also in its
+    /// info block unless the device is new.
     pub uuid: Option<[u8; 16]>,
     /// The physical address at which a namespace starts.
     pub start: Option<PhysAddr>,

@@ -15,7 +15,7 @@
 
 use core::ops::Range;
 
-/// Returns whether a namespace that is not empty is within its region.
+/// Returns whether a namespace is within its region. An empty one is not.
 pub(super) fn is_within(namespace: &Range<u64>, region: &Range<u64>) -> bool {
     region.start <= namespace.start
         && namespace.start < namespace.end
@@ -33,8 +33,8 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Returns the part of a namespace in a region of so many NVDIMMs, as
-    /// `nd_namespace_pmem_set_resource()` computes it backwards. [`None`] if there is none.
+    /// Returns the part of a namespace in a region of so many NVDIMMs: the inverse of what
+    /// `nd_namespace_pmem_set_resource()` computes. [`None`] if there is none.
     pub(super) fn of(namespace: &Range<u64>, region_start: u64, nvdimms: u64) -> Option<Self> {
         let share = |bytes: u64| {
             (bytes.checked_rem(nvdimms)? == 0)

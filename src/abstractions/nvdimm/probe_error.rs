@@ -20,8 +20,8 @@ pub struct ProbeError {
 }
 
 impl ProbeError {
-    /// Logs the reason as an error of the device. Allocates memory to keep it; if there is none,
-    /// only the number of the error is shown. May sleep.
+    /// Logs the reason as an error of the device. Allocates memory to keep it. If there is none,
+    /// the reason is not shown. May sleep.
     pub fn logged(dev: &Device<Core<'_>>, err: Error, reason: fmt::Arguments<'_>) -> Self {
         dev.err(fmt!("{}\n", reason));
         Self::silent(err, reason)
@@ -40,7 +40,7 @@ impl ProbeError {
         self.err
     }
 
-    /// Returns what is shown to users. That is the number of the error if there is no reason, and
+    /// Returns what is shown to users: the reason. Without one it is the number of the error, or
     /// nothing if the device is not for this driver ([`ENODEV`], [`ENXIO`]).
     pub(super) fn into_shown_reason(self) -> Option<CString> {
         let err = self.err;

@@ -2,7 +2,7 @@
 
 //! The result of the last probe of each device.
 //!
-//! While there is a result, the device has a directory in sysfs with the name of the driver. Its
+//! A device that is bound or was refused has a directory in sysfs with the name of the driver. Its
 //! files say what is bound, or what was refused and why.
 //!
 //! Other drivers are kept off a device that was refused because of its contents. After a failed
@@ -75,8 +75,9 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What identifies the contents of a namespace, so that a refusal ends with them. It changes if the
-/// namespace is recreated, or if a user has changed its claim class.
+/// What identifies the contents of a namespace, so that a refusal ends with them. With a label, it
+/// changes if the namespace is recreated, or if a user has changed its claim class. Without a
+/// label, it is only the range.
 #[derive(PartialEq, Eq)]
 pub(super) struct Identity {
     range: Option<Range<PhysAddr>>,
@@ -134,8 +135,8 @@ impl Shown {
 
 /// The result of the last probe of a device.
 struct Entry {
-    /// The files in sysfs. [`None`] if they could not be made, or if the device was unbound or is
-    /// bound to another driver.
+    /// The files in sysfs. [`None`] if there is nothing to show or they could not be made, or if
+    /// the device was unbound or is bound to another driver.
     status: Option<Status>,
     /// The contents that other drivers are kept off. [`None`] if they may bind the device.
     refused: Option<Identity>,
@@ -326,8 +327,8 @@ impl ProbeResults {
 
         // CAST: The values of the enumeration are small.
         match action as bindings::bus_notifier_event {
-            // SAFETY: `really_probe()` sends this with the device lock held, after it has set the
-            // driver.
+            // SAFETY: `driver_sysfs_add()` sends this with the device lock held, after
+            // `really_probe()` has set the driver.
             bindings::bus_notifier_event_BUS_NOTIFY_BIND_DRIVER => unsafe {
                 this.keep_off(data.cast())
             },

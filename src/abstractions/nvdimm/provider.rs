@@ -296,7 +296,8 @@ impl Watchers {
 #[repr(C)]
 pub struct RawDriver {
     pub(super) nd: bindings::nd_device_driver,
-    /// From [`Arc::into_raw`], or null before the driver is registered.
+    /// Null until [`Adapter`](super::Adapter) begins to register the driver. A registered driver
+    /// has a reference ([`Arc::into_raw`]).
     pub(super) watchers: *const Watchers,
     /// As `watchers`.
     pub(super) results: *const ProbeResults,

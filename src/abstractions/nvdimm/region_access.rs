@@ -44,7 +44,8 @@ use kernel::{
 /// nothing refers to the device: nd devices must not outlive their bus. For the same reason no
 /// operation returns the device, so that a driver cannot keep a reference to it.
 ///
-/// A flush that is only a barrier does not use the region, and always succeeds.
+/// A flush for which [`Self::flush_barrier`] returns a barrier does not use the region, and always
+/// succeeds.
 ///
 /// Modelled in `tests/host/tests/atomics`.
 ///
@@ -220,7 +221,8 @@ impl RegionAccess {
     /// [`ENXIO`] if the device was unbound, [`EINVAL`] if the variables have more than 1 KiB.
     pub fn notify_change<const N: usize>(&self, variables: [&CStr; N]) -> Result {
         // SAFETY: `with` passes a bound device. It is unbound before it is deleted. The region and
-        // the bus above it remove it before they are deleted.
+        // the bus above it remove it before they are deleted. For the exception see
+        // `docs/kernel-bugs.md`.
         self.with(|dev, _| unsafe { kobject::notify_change(dev, variables) })?
     }
 
@@ -242,7 +244,7 @@ impl RegionAccess {
     /// # Errors
     ///
     /// [`EIO`] or [`ENOMEM`] if the flush failed, [`ENXIO`] if the device or its region was
-    /// unbound. A flush that is only a barrier cannot fail.
+    /// unbound. A flush by [`Self::flush_barrier`] cannot fail.
     #[inline]
     pub fn flush(&self) -> Result {
         if let Some(barrier) = self.flush_barrier() {
@@ -338,7 +340,7 @@ mod tests {
     }
 
     fn data(start: PhysAddr, len: usize) -> DataRange<'static> {
-        // SAFETY: Nothing is mapped, and no poison is cleared: the device is on no bus.
+        // SAFETY: Nothing is mapped, and no poison is cleared: the calls fail before that.
         unsafe { DataRange::from_raw(start..start + len as u64) }
     }
 

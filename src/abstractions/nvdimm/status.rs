@@ -23,7 +23,8 @@ pub trait StateAttribute: Send + Sync {
 
     /// Sets the state to what a program has written to the file, without spaces around it. May
     /// sleep. Must not take the device lock. The unbinding of the device waits for this, once the
-    /// driver's data was dropped.
+    /// driver's data was dropped. The deletion of a bound device waits for it before the device is
+    /// unbound.
     fn set_state(&self, state: &[u8]) -> Result {
         let _ = state;
         Err(EINVAL)

@@ -197,7 +197,7 @@ pub trait SuspensionOps: Sized {
     /// Thaws the file systems. Returns whether all of them were frozen until now.
     fn thaw(&self, frozen: Self::Frozen) -> bool;
 
-    /// Logs why a suspension has ended.
+    /// Logs why a suspension has to end.
     fn report(&self, cause: Cause, was_suspended: bool);
 }
 

@@ -12,16 +12,18 @@
 //!
 //! - An unbinding thread calls [`give_notice`], which announces that the device is going to be torn
 //!   down, and waits for its users. Then it calls [`begin`], which starts the worker. Then it calls
-//!   [`wait`]. This returns when the range is free, or at the deadline, when it retires the range:
-//!   `Draining` becomes `Retired`. A state `Retired` has a reference to the module, because the
-//!   worker runs the code of the module after unbind has returned. If a region or a bus is unbound,
-//!   its thread calls [`announce`] and [`begin`] for each device first (`removal_watcher.rs`).
+//!   [`wait`]. This returns when the range is free, or when it retires the range
+//!   ([`TeardownOps::should_retire`]): `Draining` becomes `Retired`, and `Freeing` gets the
+//!   reference to the module that `Retired` has. The worker needs it, because it runs the code of
+//!   the module after unbind has returned. If a region or a bus is unbound, its thread calls
+//!   [`announce`] and [`begin`] for each device first (`removal_watcher.rs`).
 //! - The worker runs [`work`], which makes all other transitions: it removes the disk, revokes the
 //!   memory, waits for the last user, and frees the range.
 //! - A thread that the worker starts runs [`kill_dax`].
 //!
-//! The state is one value under one lock, [`TeardownOps::with`]. Each state owns what is left of
-//! the device; between two states the worker owns it.
+//! The state is one value under one lock, [`TeardownOps::with`]. `Bound`, `Leaving` and
+//! `RemovingDisk` own the parts of the device, until the worker takes them. After that the worker
+//! owns the disk and the memory.
 //!
 //! `driver/device_state.rs` has the lock order. No function of [`TeardownOps`] that may sleep is
 //! called with this lock held.
@@ -32,8 +34,9 @@
 /// A user of a range whose files were revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// A reference to the pgmap. These have one: a DAX device that is not dead, a disk, a request
-    /// that waits for a flush, a suspension whose worker hangs, a lease, and an unmapping of files.
+    /// A reference to the memory. These have one: a DAX device that is not dead, a disk, a request
+    /// that waits for a flush, a suspension whose worker hangs, a lease, an unmapping of files, a
+    /// shutdown, and a reader of debugfs.
     Reference,
     /// A keeper: a holder of the disk that may keep an address of the memory.
     Keeper,
@@ -70,7 +73,7 @@ pub enum State<E: TeardownOps> {
         /// The latest user found.
         user: Option<User>,
     },
-    /// The range has no user. The worker frees it.
+    /// No user was found. The worker looks once more, and frees the range.
     Freeing {
         /// Keeps the code of the worker, if the unbinding thread has retired the range.
         module: Option<E::Module>,

@@ -61,7 +61,8 @@ impl Waiting {
     /// While the system runs, a range with its `struct page`s on the medium is not retired. When
     /// the system goes down, nothing binds the range again before the end, so its `struct page`s
     /// stay valid. Those of a bound device also stay in use until the kernel stops, since
-    /// `device_shutdown()` unbinds no device.
+    /// `device_shutdown()` unbinds no device. If the medium may be taken away, so may they, and the
+    /// range is never retired.
     pub fn should_retire(&self, has_keeper: bool) -> bool {
         match self.memmap {
             Memmap::Ram => self.is_over() || (self.limit_ms != 0 && has_keeper),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the tests inside the module, which the kernel runs when the module is loaded, and those of
-//! the kernel crate, which it runs when it boots. Their results are read from debugfs, and each is
-//! reported as a test of this program's stream.
+//! KUnit: the tests inside the module, which the kernel runs when the module is loaded, and those
+//! of the kernel crate, which it runs when it boots. Their results are read from debugfs, and each
+//! is reported as a test of this program's stream.
 
 use std::fs;
 use std::path::Path;

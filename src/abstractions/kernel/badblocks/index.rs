@@ -175,8 +175,9 @@ impl Index {
         let end = end.saturating_mul(1 << SECTOR_SHIFT);
 
         self.sequence.store(INVALID, Relaxed);
-        // ORDERING: pairs with the barriers in `is_of()` and `is_good()`. A reader that sees one
-        // of the new words does not see the old number after it.
+        // ORDERING: pairs with the barrier in `is_good()`: a reader that sees one of the new words
+        // does not see the old number after it. The release below pairs with `is_of()`: a reader
+        // that sees the new number sees all new words.
         smp_mb(Write);
         self.shift.store(shift, Relaxed);
         self.end.store(end, Relaxed);

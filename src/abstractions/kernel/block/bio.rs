@@ -67,7 +67,8 @@ pub enum Operation {
 /// # Invariants
 ///
 /// `self.0` is a valid `struct bio` that was submitted to a disk and has not ended. Nothing
-/// else uses it.
+/// else uses it, except requests that are chained to it (`bio_chain()`): when one ends, that may
+/// change its status and its count of them.
 pub struct Bio(NonNull<bindings::bio>);
 
 // SAFETY: A `struct bio` may be used and ended by any thread.
@@ -180,7 +181,9 @@ impl Bio {
 
     /// Ends the request (`bio_endio()`).
     ///
-    /// Calls the completion of the submitter in the context of the caller.
+    /// Calls the completion of the submitter, unless other requests that are chained to this one
+    /// have not ended yet. In an atomic context the completion may be deferred to a work item
+    /// (`BIO_COMPLETE_IN_TASK`).
     #[inline]
     pub fn end(self, status: Status) {
         let bio = self.into_raw().as_ptr();

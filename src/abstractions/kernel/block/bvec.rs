@@ -115,7 +115,7 @@ impl<'a> Iterator for SegmentsToFill<'a> {
 
 /// A physically contiguous segment of the memory of a request.
 ///
-/// It may be larger than a page (a multi-page bvec). No architecture with persistent memory has
+/// It may be larger than a page (a multi-page bvec). The module does not build for kernels with
 /// highmem, so the segment is also contiguous in the linear mapping of the kernel.
 ///
 /// # Invariants

@@ -9,6 +9,9 @@ use kernel::prelude::*;
 
 /// The status with which a request ends (`blk_status_t`).
 ///
+/// What user space sees, it sees with direct I/O. A read through the page cache fails with `EIO` in
+/// all cases.
+///
 /// # Examples
 ///
 /// ```

@@ -34,7 +34,7 @@ pub(super) struct Private<T, P: PagemapOperations> {
     data: Arc<T>,
 }
 
-/// The private data of a device that is not being killed.
+/// The private data of a device that was alive when it was looked up.
 ///
 /// # Invariants
 ///

@@ -94,13 +94,15 @@ impl Handle {
         unsafe { bindings::dax_write_cache(self.as_raw(), enabled) };
     }
 
-    /// Notifies the holder of the device, a file system or a mapped device, that memory of the
-    /// device has failed. May sleep. Takes locks of the holder.
+    /// Notifies the holder of the device that memory of the device has failed. Only xfs becomes a
+    /// holder: ext4, erofs and device-mapper pass none to `fs_dax_get_by_bdev()`. May sleep. Takes
+    /// locks of the holder.
     ///
     /// # Errors
     ///
-    /// [`EOPNOTSUPP`] if there is no holder or it does not handle failures, [`ENXIO`] if the device
-    /// is dead, [`EINVAL`] if other memory has failed, and the errors of the holder.
+    /// [`EOPNOTSUPP`] if there is no holder, it was released, or it does not handle failures,
+    /// [`ENXIO`] if the device is dead and no holder was released, [`EINVAL`] if other memory has
+    /// failed, and the errors of the holder.
     pub fn notify_failure(&self, failure: &Failure<'_>) -> Result {
         if !failure.is_of(self.pgmap) {
             return Err(EINVAL);

@@ -12,8 +12,9 @@ use kernel::{
 /// The proof that this thread holds `dax_read_lock` for `'g`.
 ///
 /// The lock is an SRCU read-side section that all DAX devices of the system share. Sleeping is
-/// allowed inside, and `kill_dax()` of any device waits for it. The DAX core takes the lock around
-/// every call of [`Operations`](super::Operations), which is where this type comes from.
+/// allowed inside, and `kill_dax()` of any device waits for it. All functions of the DAX core that
+/// call [`Operations`](super::Operations) are called with the lock held, which is where this type
+/// comes from.
 ///
 /// # Invariants
 ///
@@ -87,7 +88,7 @@ impl<'g> Extent<'g> {
         }
     }
 
-    /// Returns whether the first page may be accessed. Callable from any context.
+    /// Returns whether the pages may be accessed. Callable from any context.
     #[inline]
     pub(super) fn permits_access(&self) -> bool {
         self.pages.access.permits_access()

@@ -18,7 +18,8 @@ use kernel::prelude::*;
 pub enum AccessMode {
     /// An ordinary access, which must not reach bad memory.
     Normal,
-    /// A write that clears the poison of bad memory, by [`Operations::recovery_write`].
+    /// A write that clears the poison of bad memory, by [`Operations::recovery_write`]. Leases use
+    /// it too, because it also translates bad pages. No recovery write follows then.
     RecoveryWrite,
 }
 
@@ -77,7 +78,7 @@ pub enum AccessMode {
 ///     }
 /// }
 ///
-/// // The device keeps the pgmap. If the pgmap is dropped first, it is leaked, with a warning.
+/// // The device keeps the pgmap. If the pgmap is dropped first, it may be leaked, with a warning.
 /// fn register<P: PagemapOperations>(
 ///     memory: Arc<Memory>,
 ///     pages: &Pagemap<P>,
@@ -101,8 +102,10 @@ pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
 
     /// Translates `nr_pages` pages. `extent` has all pages of `pgmap` from the first of these on.
     ///
-    /// Returns the pages from the first on that may be accessed. These may be more than `nr_pages`,
-    /// or fewer if bad memory follows, but at least one.
+    /// Returns the pages from the first on that may be accessed, at least one. These may be more
+    /// than `nr_pages`. They are fewer at the end of the data, and, if `mode` is
+    /// [`AccessMode::RecoveryWrite`], before a bad page that follows. The first page may be bad
+    /// then.
     ///
     /// # Errors
     ///

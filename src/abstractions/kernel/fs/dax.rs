@@ -9,12 +9,14 @@
 //! - [`Pagemap`]: translations succeed, or at least those without page frame numbers.
 //!   [`Pagemap::close`] makes it a
 //! - [`Closed`]: all translations fail. [`Closed::revoke`] makes it a
-//! - [`Revoked`]: no file maps any page. Pinned pages are still in page caches.
+//! - [`Revoked`]: no file maps any page. Pinned pages are still in page caches, and so may be those
+//!   of files that a thread wrote to or truncated, and of file systems that were being unmounted,
+//!   until [`Revoked::revoke`].
 //!
 //! # Proofs
 //!
-//! Pages, mapping and reservation are freed by [`Revoked::free`] alone. It checks four proofs, or
-//! returns the owner:
+//! Pages, mapping and reservation are freed by [`Revoked::free`], or by a drop (see below).
+//! [`Revoked::free`] checks four proofs, or returns the owner:
 //!
 //! - Revoked: all files were walked through after translations were refused. The type proves it.
 //! - Dead: there is no [`PagemapRef`]. [`dax::Registration`] puts its reference after `kill_dax()`,

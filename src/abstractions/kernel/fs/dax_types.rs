@@ -59,8 +59,9 @@ pub(super) const DAX_TYPES: &[FileSystemType] = &[
 
 /// Returns the types of [`DAX_TYPES`] that are loaded, and null pointers for the others.
 ///
-/// The types are only compared with those of superblocks, which keep the modules of their types. So
-/// a type that is unloaded meanwhile is found nowhere.
+/// The types are only compared: with the types of superblocks, which keep the modules of their
+/// types, and with holders of block devices, one of which is the type of a mounted erofs. So a type
+/// that is unloaded meanwhile is found nowhere.
 pub(super) fn dax_types() -> [*const bindings::file_system_type; DAX_TYPES.len()] {
     let mut types = [null(); DAX_TYPES.len()];
 

@@ -135,7 +135,8 @@ impl Freezer {
     /// Until the result is dropped, programs cannot thaw the file systems with DAX, and nothing but
     /// programs and file systems on the disk itself can claim the disk ([`EBUSY`]).
     ///
-    /// Sleeps. Waits for threads that write to a file system, without a limit.
+    /// Sleeps. Waits for threads that write to a file system, without a limit, and for mounts and
+    /// unmounts of file systems with DAX that are under way.
     ///
     /// # Errors
     ///
@@ -177,15 +178,15 @@ impl Freezer {
         Ok(frozen)
     }
 
-    /// Returns a file system that [`Self::freeze`] would freeze now and that is not frozen, if
-    /// there is one. Sleeps. Waits for mounts and unmounts of file systems with DAX that are under
-    /// way.
+    /// Returns a file system with DAX that [`Self::freeze`] would freeze now, that the kernel has
+    /// not frozen, and that is not read-only, if there is one. Sleeps. Waits for mounts and
+    /// unmounts of file systems with DAX that are under way.
     pub fn first_unfrozen(&self) -> Option<FileSystemName> {
         first_unfrozen(&self.0).map(FileSystemName)
     }
 
-    /// Waits for all requests whose submission to the disk has begun. Requests that are submitted
-    /// meanwhile wait for that. Sleeps.
+    /// Waits until the calls of [`Operations::submit_bio`] that have begun have returned. Requests
+    /// that are submitted meanwhile wait for that. Sleeps.
     pub fn drain(&self) {
         self.0.drain();
     }
@@ -216,9 +217,9 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Thaws all. Calls `lost` with the name of each file system or device that was not frozen
-    /// until now, or that stays frozen. Sleeps. A file system that was unmounted meanwhile is shut
-    /// down.
+    /// Thaws all. Calls `lost` with the name of each file system with DAX that was not frozen until
+    /// now, and of each file system with DAX or device that stays frozen. Sleeps. A file system
+    /// that was unmounted meanwhile is shut down.
     pub fn thaw(mut self, lost: impl FnMut(&CStr, FreezeLost)) {
         self.undo(lost);
     }

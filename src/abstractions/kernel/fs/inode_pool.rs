@@ -205,8 +205,9 @@ impl InodePool {
         }
     }
 
-    /// Keeps an inode until [`Self::release`]. If no slot is free, and there is no memory for more,
-    /// sleeps until `may_put` returns true for a kept inode.
+    /// Keeps an inode until [`Self::release`]. If fewer than two slots are free, and there is no
+    /// memory for more, sleeps until that changes. Meanwhile kept inodes for which `may_put`
+    /// returns true are released.
     pub(super) fn keep(self: &Arc<Self>, inode: &Inode, may_put: &dyn Fn(&Inode) -> bool) {
         // One slot is for the references that a walk puts.
         self.store(inode.clone(), 1, may_put, Slot::Kept);
@@ -304,7 +305,8 @@ impl InodePool {
         self.start();
     }
 
-    /// Waits, for at most `limit` milliseconds, until the worker has put all references. Sleeps.
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references that are
+    /// not kept. Sleeps.
     pub(super) fn wait_put(&self, limit: Msecs) {
         self.freed.wait_until(limit, || {
             let slots = self.slots.lock();

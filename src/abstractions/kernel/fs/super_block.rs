@@ -59,9 +59,11 @@ pub(super) enum Supers<'a> {
 /// An inode that is being evicted is not found; `PagemapInner::first_used` finds its pages. An
 /// inode that gets its first entry after the walk began may be missed.
 ///
-/// A superblock that is being mounted or unmounted has no mapped file. Only if the disk may be used
-/// through another device, the walk waits for mounts and unmounts that are under way, of all file
-/// systems of the types in [`DAX_TYPES`]. Sleeps.
+/// A superblock that is being mounted or unmounted has no mapped file. If superblocks are found by
+/// their types, the walk waits for mounts and unmounts of file systems of these types that are
+/// under way. [`Supers::All`] has all types of [`DAX_TYPES`], and so has [`Supers::MayUse`] if the
+/// disk ever had an indirect claim. [`Supers::ShutDownWith`] has those types that have claimed the
+/// disk as a further device. Sleeps.
 pub(super) struct Walk<'a> {
     pool: &'a Arc<InodePool>,
     supers: Supers<'a>,
@@ -217,7 +219,7 @@ impl<'a> Walk<'a> {
                 self.found = unsafe { next_inode(sb, addr_of_mut!((*sb).s_inodes)) };
                 self.put(Inode::without_inode(active));
             }
-            // Which superblock that is is not known.
+            // It is not known which superblock that is.
             FsClaim::Further(index) => self.types |= bit_of(index),
             FsClaim::Super(None) | FsClaim::Other => {}
         }
@@ -289,8 +291,8 @@ impl<'a> Walk<'a> {
                 before = cursor.list_entry().unwrap_or(head);
             }
             _ if !self.has_reached_cursor => return,
-            // SAFETY: By the safety requirements. `iterate_supers_type` passes over superblocks
-            // that are not mounted yet, or are shut down.
+            // SAFETY: By the safety requirements. `iterate_supers_type` waits until a superblock is
+            // mounted, and passes over those that are shut down.
             _ if !unsafe { self.includes(index, sb) } => return,
             _ => {}
         }

@@ -50,12 +50,15 @@ impl Claim {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if it is claimed, [`EACCES`] if it is read-only, [`ENXIO`] if there is none.
+    /// [`EBUSY`] if it is claimed, or its disk refuses claims ([`Freezer::freeze`]), [`EACCES`] if
+    /// it is read-only, [`ENXIO`] if there is none.
+    ///
+    /// [`Freezer::freeze`]: crate::abstractions::kernel::fs::freeze::Freezer::freeze
     pub(super) fn new(dev: bindings::dev_t, holder: *const c_void) -> Result<Self> {
         let mode = bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE;
         // SAFETY: The block layer only compares the holder. The `open` operation of the disks of
-        // this module reads what it points to, and fails if nothing is mapped there. The operations
-        // are static.
+        // this module reads what it points to, by a function that fails if nothing is mapped there.
+        // The operations are static.
         let file = from_err_ptr(unsafe {
             bindings::bdev_file_open_by_dev(dev, mode, holder.cast_mut(), &HOLDER_OPS)
         })?;

@@ -15,7 +15,8 @@ const RANGES: usize = 4;
 pub(super) enum Call {
     /// The device is going to be unbound.
     Revoke,
-    /// The `len` bytes from `offset` on have failed.
+    /// The `len` bytes from `offset` on have failed. They may include good bytes between two
+    /// failures.
     BadMemory {
         /// Where they begin in the lease.
         offset: u64,

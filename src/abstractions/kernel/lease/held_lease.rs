@@ -375,8 +375,8 @@ impl Lease {
                     }
                 }
             }
-            // Put before `end`. After it the lease may be given back, and `rmmod` of the holder must
-            // not fail then because of this reference.
+            // Put before `end`. After it the lease may be given back, and `rmmod` of the holder
+            // must not fail then because of this reference.
             drop(module);
             self.handover.lock().end();
             self.idle.wake_up();
@@ -384,7 +384,7 @@ impl Lease {
     }
 
     /// Keeps the module of the holder, unless it is being unloaded. Its exit gives the lease back
-    /// then. The lease must not have been given back.
+    /// then. [`Self::give_back`] must not have returned for the lease.
     fn try_get_module(&self) -> Option<KeptModule> {
         // SAFETY: By the type invariant it is null, for which the function returns true, or a
         // module, which is not freed before the lease was given back.

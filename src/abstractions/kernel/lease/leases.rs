@@ -65,7 +65,8 @@ pub(super) trait ListedLease: Send + Sync {
 
     /// Reports a memory failure to the holder: the `len` bytes at `offset` in the data of the pgmap
     /// of `leases` have failed. Returns whether the callback is going to be called: false if none
-    /// of the bytes is in the lease.
+    /// of the bytes is in the lease, if there is no callback, if the module of the holder is being
+    /// unloaded, or if the lease was given back.
     ///
     /// # Safety
     ///
@@ -130,7 +131,7 @@ impl Drop for Pause {
 /// use pmem_rs::abstractions::kernel::lease::LeaseHolders;
 /// use pmem_rs::abstractions::kernel::memremap::PagemapOperations;
 ///
-/// /// Notifies the holders of leases, and waits for a second. Returns those with one.
+/// /// Notifies the holders of leases, and waits for a second. Returns those that still have one.
 /// fn stop<T: PagemapOperations>(pages: &Pagemap<T>) -> Option<LeaseHolders> {
 ///     pages.leases().request_return();
 ///     pages.leases().wait_returned(1000);

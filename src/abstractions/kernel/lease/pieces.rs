@@ -81,7 +81,8 @@ fn walk(
     Ok(())
 }
 
-/// The largest copy that survives machine checks: its result is a 32-bit number.
+/// How many bytes are read by one call. The copy that survives machine checks takes a length of 32
+/// bits.
 const MAX_COPY: usize = 1 << 30;
 /// The largest allocation that the kernel makes without a warning (`kvmalloc()`).
 const MAX_ALLOCATION: usize = c_int::MAX as usize;
@@ -130,8 +131,9 @@ impl Pieces {
     ///
     /// # Errors
     ///
-    /// Those of [`Table::find`] and of the translation, and [`E2BIG`] if several pieces are too
-    /// large for [`Address::new`].
+    /// Those of [`Table::find`] and of the translation, [`E2BIG`] if several pieces are too large
+    /// for [`Address::new`], [`EAGAIN`] if the table of a device-mapper device has changed
+    /// meanwhile, [`EIO`] if a piece is not all in the data, and [`ENOMEM`].
     pub(super) fn find(table: &Table, dax: &DaxDevice, start: u64, len: usize) -> Result<Self> {
         // The first walk counts.
         let mut count: usize = 0;
@@ -481,7 +483,7 @@ mod tests {
 
         pages.close_to_mappings();
         assert!(table.find(addr).is_err_and(|err| err == ENXIO));
-        // Nothing of it has a reference, once the count has ended.
+        // No lease has a reference. The killed count becomes zero after a grace period.
         let (mut revoked, _) = pages.close().revoke();
         revoked.wait_for(User::Reference, 1000);
         assert!(revoked.free().is_ok());

@@ -47,7 +47,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Returns the `len` bytes from `offset` on, to be read, or [`None`] if any of their pages has
-    /// failed, or they are not all in the data. Callable from any context.
+    /// failed, or they are not all in the data. Callable where [`Self::first_failed`] is.
     ///
     /// A page may fail between this check and the read, see [`PmemSlice`].
     #[inline]
@@ -72,7 +72,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     }
 
     /// Returns the `len` bytes from `offset` on, to be written to, or [`None`] if any of their
-    /// pages has failed, or they are not all in the data. Callable from any context.
+    /// pages has failed, or they are not all in the data. Callable where [`Self::first_failed`] is.
     ///
     /// A page may fail between this check and the write, see [`WritableSlice`].
     #[inline]
@@ -95,7 +95,10 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Returns the offset of the first page of the `len` bytes from `offset` on that has failed and
     /// was not repaired since, or is missing in the linear mapping. If a run of failed pages begins
-    /// before `offset`, it is the offset of the run. Callable from any context.
+    /// before `offset`, it is the offset of the run.
+    ///
+    /// Not callable from NMI. With PREEMPT_RT, only callable where a `spinlock_t` may be taken: the
+    /// list has a seqlock.
     #[cold]
     pub fn first_failed(&self, offset: usize, len: usize) -> Option<usize> {
         if self.none_failed() {
@@ -105,8 +108,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         unsafe { self.failed.first(offset, len) }
     }
 
-    /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable from any
-    /// context.
+    /// Returns whether any page of the `len` bytes from `offset` on has failed. Callable where
+    /// [`Self::first_failed`] is.
     #[inline]
     pub fn has_failed(&self, offset: usize, len: usize) -> bool {
         !self.none_failed() && self.first_failed(offset, len).is_some()
@@ -123,6 +126,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     ///
     /// [`ENOSPC`] if a page cannot be removed from the list of failed pages, which is full.
     /// [`EAGAIN`] if a page has failed meanwhile. [`EINVAL`] if the bytes are not all in the data.
+    /// Or the error with which a page could not be mapped.
     pub fn unpoison(&self, offset: usize, len: usize) -> Result {
         let pages = self.whole_pages(offset, len)?;
 

@@ -4,7 +4,7 @@
 //!
 //! A page is recorded as exposed before a translation returns its page frame number. The record has
 //! a bit for each chunk of the size that a PMD maps. A bit is never cleared. A search for users
-//! looks at all exposed pages, and at no others.
+//! looks at all pages of the chunks with exposed pages, and at no others.
 
 use crate::abstractions::bindings;
 use crate::abstractions::kernel::numa::Node;

@@ -72,15 +72,16 @@ pub trait PagemapOperations: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory. [`ENXIO`] is
-    /// handled in the same way if other users in the kernel were notified. After any other error
-    /// the memory stays in the linear mapping.
+    /// After [`EOPNOTSUPP`] the caller kills all processes that map the memory, if exactly one file
+    /// has it. Otherwise the failure is handled only if other users in the kernel were notified.
+    /// [`ENXIO`] is handled in the same way if they were. After any other error the memory stays in
+    /// the linear mapping.
     fn memory_failure(&self, failure: &Failure<'_>) -> Result;
 
     /// Records that the `len` bytes from `offset` bytes into the data on have
     /// [failed](super::PagemapInner::has_failed). Called after [`Self::memory_failure`], before x86
     /// takes the pages out of the linear mapping. Not called for a simulated failure, nor for one
-    /// that could not be handled.
+    /// that is not handled. After [`EOPNOTSUPP`] the memory management may still fail to handle it.
     fn record_failure(&self, offset: u64, len: u64);
 
     /// Returns whether any of the `len` bytes from `offset` bytes into the data on is known to be
@@ -393,10 +394,11 @@ impl FailedPages {
 
     /// Handles a failure of whole pages from frame `pfn` on, for `memory_failure()`. Sleeps. Fails
     /// as [`PagemapOperations::memory_failure`], with [`ENOSPC`] if the pages cannot be listed, and
-    /// with [`EBUSY`] if neither a file nor another user has them.
+    /// with [`EBUSY`] instead of [`EOPNOTSUPP`] if neither exactly one file nor another user has
+    /// them.
     ///
     /// `notify_others` notifies other users in the kernel, and returns whether there are any. They
-    /// handle the failure of a page that is associated with no file.
+    /// handle the failure of a page that is associated with no file, or with several.
     ///
     /// A simulated failure (`MF_SW_SIMULATED`) is only passed on: the medium is good, and the pages
     /// stay in the linear mapping, because only handlers of machine checks take them out.
@@ -433,8 +435,8 @@ impl FailedPages {
         if is_notified && result == Err(ENXIO) {
             result = Err(EOPNOTSUPP);
         }
-        // The memory management kills the users of a page that is associated with a file, and fails
-        // otherwise (`mf_generic_kill_procs()`).
+        // The memory management kills the users of a page that is associated with exactly one file,
+        // and fails otherwise (`mf_generic_kill_procs()`).
         // SAFETY: By the safety requirements.
         if result == Err(EOPNOTSUPP) && !unsafe { FolioUse::of(pfn) }.has_mapping() {
             result = if is_notified { Ok(()) } else { Err(EBUSY) };

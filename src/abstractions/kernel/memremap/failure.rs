@@ -16,8 +16,8 @@ use kernel::{
 
 /// A failure of memory, while `memory_failure()` handles it.
 ///
-/// Nothing else makes one. So failure handlers of file systems are not called with good memory, nor
-/// at a time at which nothing has failed:
+/// Nothing else makes one, but tests. So failure handlers of file systems are not called with good
+/// memory, unless the failure is simulated, nor at a time at which nothing has failed:
 ///
 /// ```compile_fail,E0451
 /// use kernel::prelude::*;
@@ -50,7 +50,7 @@ pub struct Failure<'a> {
 impl<'a> Failure<'a> {
     /// Makes the failure of the `nr_pages` pages from frame `pfn` on, as far as they are in the
     /// data: the `data_len` bytes from the physical address `data_start` on. Returns [`None`] if
-    /// the first one is not.
+    /// the first one is not, or if `nr_pages` is 0.
     ///
     /// # Safety
     ///

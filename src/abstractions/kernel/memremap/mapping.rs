@@ -107,10 +107,11 @@ impl Memremap {
 
     /// Returns all of the memory, to be written to.
     ///
-    /// `memory_failure()` takes no page out of this mapping, since it has no `struct page`s.
+    /// A page that fails is not taken out of this mapping, but out of the linear mapping.
     #[inline]
     pub fn writable(&self) -> WritableSlice<'_> {
-        // SAFETY: `memory_failure()` knows pages by their `struct page`s, of which there are none.
+        // SAFETY: Only x86 takes pages out, and only of the linear mapping (`set_mce_nospec()`).
+        // On x86 `memremap()` of memory that is not RAM makes another mapping.
         unsafe { WritableSlice::new(self.slice()) }
     }
 
@@ -126,7 +127,8 @@ impl Memremap {
 /// # Errors
 ///
 /// - [`EBUSY`] if any of the bytes is reserved.
-/// - [`EINVAL`] if the resource has fewer bytes.
+/// - [`EINVAL`] if the resource has fewer bytes, or `buffer` has none.
+/// - [`ENXIO`] if the bytes cannot be mapped.
 /// - [`ENODATA`] if the medium raised a machine check.
 ///
 /// # Examples

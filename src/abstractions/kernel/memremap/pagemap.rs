@@ -235,14 +235,16 @@ impl<T: PagemapOperations> PagemapInner<T> {
         // The thread that put the last reference to a page may still read its `struct page`
         // (`free_zone_device_folio()`), in a section that can be preempted, but does not sleep.
         // Lockless walkers of page tables are in RCU read-side sections. A page that was seen idle
-        // may have been in `dax_delete_mapping_range()`, which holds the lock of its page cache.
-        // The grace periods of both pass at the same time, and those of other devices that go now.
+        // may have been in `dax_delete_mapping_range()`, which holds the spin lock of its page
+        // cache, so RCU waits for it as well. The grace periods of RCU and of RCU-tasks pass at the
+        // same time, and those of other devices that go now.
         // SAFETY: May sleep here.
         unsafe { bindings::synchronize_rcu_and_tasks() };
     }
 
-    /// Frees the pages and the mapping of the range. Sleeps: waits for references of the C side to
-    /// the pgmap, for up to a second if a page has just failed, and takes the memory hotplug lock.
+    /// Frees the pages and the mapping of the range. Sleeps: waits for up to a second if a page has
+    /// just failed. Then waits, without a limit, for references of the C side to the pgmap, and
+    /// takes the memory hotplug lock.
     ///
     /// # Safety
     ///
@@ -349,7 +351,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
     /// Counts the pages in use among `limit` exposed ones, from page `first` of the data on. Also
     /// returns the page to continue with, if there are more. Does not sleep.
     ///
-    /// While translations succeed, the result is not a snapshot.
+    /// The result is not a snapshot: the use of pages may change during the call.
     pub fn count_used(&self, first: u64, limit: u64) -> (PagesInUse, Option<u64>) {
         self.page_states.count_used(first, limit)
     }
@@ -414,7 +416,8 @@ impl<T: PagemapOperations> PagemapInner<T> {
         let data = (inner.data_start, inner.len);
         // SAFETY: By the safety requirements.
         let failure = unsafe { Failure::new(&inner.pgmap, data, pfn, nr_pages, flags) };
-        // `PagemapOperations` only knows the data. The memory management handles the rest.
+        // `PagemapOperations` only knows the data. For the rest the memory management fails: no
+        // file has these pages.
         let Some(failure) = failure else {
             return EOPNOTSUPP.to_errno();
         };

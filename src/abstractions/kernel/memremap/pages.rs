@@ -148,7 +148,7 @@ impl Pages {
     }
 
     /// Returns whether a page has a reference or is in the page cache of a file. The result may
-    /// change at any time while translations succeed.
+    /// change at any time.
     pub(super) fn is_used(&self, pfn: u64) -> bool {
         self.frames().contains(&pfn) && {
             // SAFETY: By the type invariant the frame has a `struct page`.
@@ -186,10 +186,10 @@ impl Pages {
 
     /// Returns the folio of a page of these.
     fn used_page(&self, found: FolioUse) -> Option<UsedPage<'_>> {
-        // SAFETY: All pages of a folio belong to one file, so the folio is within the pages too.
-        // Its size is only read, and is right as long as no folio is being made. The page is the
-        // first one of the folio. `self`, and with it the pgmap, is borrowed for as long as the
-        // result lives.
+        // SAFETY: The DAX core makes a folio of pages that one translation has returned
+        // (`dax_iomap_direct_access()`), so the folio is within the pages too. Its size is only
+        // read, and is right as long as no folio is being made. The page is the first one of the
+        // folio. `self`, and with it the pgmap, is borrowed for as long as the result lives.
         unsafe {
             let page = addr_of_mut!((*found.folio).__bindgen_anon_1.page);
             let first = bindings::page_to_pfn(page) as u64;

@@ -2,8 +2,8 @@
 
 //! Reservations in the physical address space.
 //!
-//! `kernel::io::resource::Region` can be requested only from a `Resource` of a device. A namespace
-//! has no resource, so [`MemRegion`] reserves its range.
+//! `kernel::io::resource::Region` can be requested only inside of a `Resource`. The resource of a
+//! namespace is not in the tree of resources, so [`MemRegion`] reserves the range in the root.
 //!
 //! A driver cannot name a physical range by numbers. A [`MemRegion`] comes from a namespace. A
 //! [`PmemResource`] comes from the firmware or from a bound device.
@@ -42,7 +42,7 @@ use kernel::{
 
 /// A reserved range of physical addresses, as `/proc/iomem` shows it.
 ///
-/// It owns its name. It cannot overlap System RAM, which is reserved at boot. Dropping it releases
+/// It owns its name. It cannot overlap System RAM, which is always reserved. Dropping it releases
 /// the range.
 ///
 /// A mapping of a reservation is writable. So a driver gets one only from [`Namespace::reserve`],

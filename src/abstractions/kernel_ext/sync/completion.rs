@@ -91,7 +91,8 @@ impl Completion {
 
     /// Returns whether a wait would return at once. Callable from any context.
     ///
-    /// If so, a concurrent `complete()` or `complete_all()` no longer uses the completion.
+    /// If so, the `complete()` or `complete_all()` that has made it done no longer uses the
+    /// completion.
     pub fn is_done(&self) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
         unsafe { bindings::completion_done(self.inner.get()) }
@@ -108,7 +109,8 @@ impl Completion {
 
     /// Waits like [`Self::wait_timeout`], but does not count as load.
     ///
-    /// For kernel threads, whose waits may take days.
+    /// For kernel threads, whose waits may take days. In a thread that gets a signal the wait
+    /// begins again, for `limit` milliseconds, and counts as load.
     pub fn wait_idle_timeout(&self, limit: Msecs) -> bool {
         // SAFETY: By the type invariant `inner` is initialised.
         let rest = unsafe {

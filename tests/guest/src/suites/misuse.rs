@@ -50,8 +50,7 @@ pub const EXIT: Suite = Suite {
 const NAME: &str = "pmem_rs test";
 const LEN: u64 = 128 << 20;
 /// The warning of the module about a leaked range, unless the range was forgotten.
-const WARNING: &str =
-    "may be in use and was not revoked: it stays mapped and reserved until reboot";
+const WARNING: &str = "may be in use and was not freed: it stays mapped and reserved until reboot";
 
 /// The message about a range whose entries in page caches do not match its folios.
 const MISMATCH: &str = "entries of page caches do not match their folios. The range stays mapped \

@@ -78,8 +78,9 @@ impl BlockDevice {
     }
 
     /// Calls `f` with the lock held under which the holder changes, together with its operations.
-    /// The holder of a whole disk may also become the address of a function meanwhile
-    /// (`bd_may_claim()`). May sleep.
+    /// The holder of a whole disk may also become the address of a function (`bd_may_claim()`) or
+    /// null meanwhile: claims of partitions change it without this lock, and so does a further
+    /// claim by the same holder, for a moment. May sleep.
     fn with_holder<R>(&self, f: impl FnOnce(*mut bindings::block_device) -> R) -> R {
         let raw = self.0.as_ptr();
 
@@ -114,7 +115,8 @@ impl BlockDevice {
     ///
     /// The superblock is valid during the call: it ends this claim before it is freed
     /// (`kill_block_super()`), and that takes the lock of the holder (`bd_end_claim()`). It may be
-    /// one that is being unmounted, or whose mount is not complete.
+    /// one that is being unmounted, or whose mount is not complete. **Not covered**: an xfs whose
+    /// log device is the same device, if the claim for the log ends late, as described below.
     ///
     /// The claim of a further device may end after its superblock was freed: if the device is
     /// read-only, `bdev_file_open_by_path()` closes it by a deferred `fput()`. So that superblock

@@ -53,7 +53,8 @@ use kernel::{
 /// The name of a disk in `/dev`.
 pub struct DiskName(pub(in crate::abstractions) [c_char; bindings::DISK_NAME_LEN as usize]);
 
-/// A disk that was not added yet, so it cannot be opened.
+/// A disk. It cannot be opened until [`Self::register`] has added it and put it into a
+/// [`Registration`].
 ///
 /// # Invariants
 ///
@@ -103,7 +104,7 @@ impl<T: Operations> GenDisk<T> {
         let mut lim = bindings::queue_limits {
             logical_block_size: limits.logical_block_size,
             physical_block_size: limits.physical_block_size,
-            // Memory can be copied in segments of any size.
+            // Memory can be copied in requests of any size.
             max_hw_sectors: u32::MAX,
             max_write_zeroes_sectors: limits.max_write_zeroes >> bindings::SECTOR_SHIFT,
             features: limits.features.0,
@@ -234,8 +235,9 @@ unsafe extern "C" fn open_callback(
     disk: *mut bindings::gendisk,
     mode: bindings::blk_mode_t,
 ) -> c_int {
-    // SAFETY: By the safety requirements the disk is valid. If the claim is not that of the opener,
-    // it is not looked at. The number of a device does not change.
+    // SAFETY: By the safety requirements the disk is valid. The claim may change concurrently,
+    // hence the volatile read. It is that of the opener, and used below, only if `mode` has
+    // `BLK_OPEN_EXCL`. The number of a device does not change.
     let (holder, number) = unsafe {
         let part0 = (*disk).part0;
         let holder = Holder(addr_of!((*part0).bd_claiming).read_volatile());
@@ -325,9 +327,9 @@ impl<T: Operations> Drop for GenDisk<T> {
         let raw = self.disk.as_ptr();
 
         // SAFETY: By the type invariant `self` owns the disk. The disk was not added, or was
-        // deleted, so it cannot be opened and the block layer no longer uses the private data. An
-        // opener that is left closes the disk under the mutex, finds no private data, and drops the
-        // state.
+        // deleted, so it cannot be opened and the block layer no longer uses the private data. If
+        // openers are left, the last one closes the disk under the mutex, finds no private data,
+        // and drops the state.
         unsafe {
             let mutex = addr_of_mut!((*raw).open_mutex);
             bindings::mutex_lock(mutex);
@@ -366,9 +368,9 @@ impl Drop for RemoveOnUnbind {
 /// The registration of a disk.
 ///
 /// Dropping it [removes](Self::remove) the disk. The unbinding of the parent removes it too. A
-/// removal waits for requests and for readers of attributes. So neither may drop it, nor call
-/// [`Self::set_read_only`], [`Self::attribute`] or [`Self::notify_change`], which wait for a
-/// removal: the two would wait for each other for ever.
+/// removal waits for threads that execute a request, or read or write an attribute. So none of them
+/// may drop it, nor call [`Self::set_read_only`], [`Self::attribute`] or [`Self::notify_change`],
+/// which wait for a removal: the two would wait for each other for ever.
 ///
 /// # Invariants
 ///
@@ -400,7 +402,7 @@ impl<T: Operations> Registration<T> {
     /// Returns a sysfs attribute of the disk, for notifications.
     ///
     /// Returns [`None`] if there is no such attribute, if the disk was removed, or if there are
-    /// more than 65536 such references in the module.
+    /// 65536 such references in the module already.
     pub fn attribute(&self, name: &CStr) -> Option<Dirent> {
         self.disk.state.with_added(|_| {
             // SAFETY: The disk was added, and is not deleted during the call.
@@ -701,7 +703,7 @@ mod tests {
         }
     }
 
-    /// Memory that was exposed and revoked, and was found by a disk that is removed by now.
+    /// Memory that was exposed and revoked. The disk that was its host is removed by now.
     fn revoked_memory(
         pages: Pagemap<Silent>,
         with_disk: impl FnOnce(&Registration<Counter>) -> Result,

@@ -122,8 +122,9 @@ impl Holder {
     }
 }
 
-/// Returns the major number of a device (`MAJOR()`). A disk and its partitions have the same, or
-/// that of extended numbers (`BLOCK_EXT_MAJOR`), if the disk has no range of its own.
+/// Returns the major number of a device (`MAJOR()`). The disks of this module have no range of
+/// numbers of their own, so they and their partitions have that of extended numbers
+/// (`BLOCK_EXT_MAJOR`).
 pub(super) const fn major_of(number: bindings::dev_t) -> u32 {
     number >> 20
 }

@@ -96,7 +96,8 @@ pub trait Operations: Send + Sync + Sized + 'static {
     ///
     /// Called in process context; may sleep. Several threads may call it concurrently. The request
     /// may end after this returns. The first calls come while the disk is being added, since the
-    /// block layer reads the partition table. The last calls come before the disk is removed.
+    /// block layer reads the partition table. The last calls come while the disk is being removed,
+    /// since file systems sync then, and have returned when it is.
     fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio);
 
     /// An additional sysfs attribute of the disk.

@@ -109,7 +109,7 @@ pub(in crate::abstractions) enum DevicePosition {
     Disk,
     /// The first partition after this number.
     Partition(c_ulong),
-    /// The partition with this index among those that the disk had when it was removed.
+    /// The partition with this index among those that [`DiskState::find_partitions`] has found.
     Recorded(usize),
 }
 
@@ -336,7 +336,8 @@ impl DiskState {
     }
 
     /// Returns the device at a position of the list of the disk and its partitions. If the disk has
-    /// no partitions, the list has those that it had when it was removed.
+    /// no partitions, the list has those that [`Self::find_partitions`] has found last: when the
+    /// disk was removed, or for a suspension before.
     ///
     /// Begin with the default position. Each call moves it to the next device.
     pub(in crate::abstractions) fn next_device(
@@ -384,7 +385,8 @@ impl DiskState {
         Ok(list.push_within_capacity(self.part0.clone()).is_ok())
     }
 
-    /// Waits for all requests whose submission has begun. Sleeps.
+    /// Waits until all calls of `submit_bio` that have begun have returned. Their requests may end
+    /// later, such as a write that waits for a flush. Sleeps.
     pub(in crate::abstractions) fn drain(&self) {
         // SAFETY: By the type invariant the disk is valid, and it keeps its queue. The queue is
         // thawed again, by the same thread.
@@ -412,7 +414,8 @@ impl DiskState {
     ///
     /// All translations must be refused before, so that code that is loaded later gets no address.
     /// Once this has returned false, nothing has an address. A later call may return true all the
-    /// same, if a keeper is used for something else. Returns true for a disk that was not removed.
+    /// same, if a keeper is used for something else. Returns true for a disk that was added and not
+    /// removed. A completion of `released` from before this call is lost.
     pub(in crate::abstractions) fn has_keeper(&self) -> bool {
         self.released.reinit();
 
@@ -470,8 +473,8 @@ impl DiskState {
     /// Returns whether there is a claim without holder operations by code in the kernel, or a claim
     /// of a partition other than those of the given claims.
     fn has_unknown_claim(&self, claims: impl Iterator<Item = Claim>) -> bool {
-        // The whole disk is read first. If a claim of a partition ends after that, the result is
-        // true, which is the safe error.
+        // The callers hold `open_mutex` of the disk, so no claim begins or ends meanwhile
+        // (`bd_finish_claiming()`, `bd_end_claim()`).
         let part0 = self.part0.claim();
 
         let mut of_partitions: c_int = 0;

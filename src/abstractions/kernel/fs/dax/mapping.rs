@@ -167,7 +167,7 @@ impl<'a> FileMapping<'a> {
         };
 
         // SAFETY: May be called for any number. If there is a pgmap, its pages stay until the
-        // reference is put. The page of an entry exists, so it was made before.
+        // reference is put. The `struct page` is initialised, since the entry refers to it.
         unsafe {
             let other = bindings::get_dev_pagemap(first);
             if other.is_null() {
@@ -180,8 +180,9 @@ impl<'a> FileMapping<'a> {
         }
     }
 
-    /// Unmaps the whole file. Returns how many pages of the memory the file has, and whether it has
-    /// pinned pages or page faults under way. Sleeps. Does not wait for faults.
+    /// Unmaps the whole file. Returns how many pages of the memory the file has, and whether it may
+    /// have pinned pages or page faults under way: a page has a reference, an entry is locked, or
+    /// another thread holds the invalidate lock. Sleeps. Does not wait for faults.
     pub(super) fn unmap<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> (u64, bool) {
         let Some(mapping) = self.0 else {
             return (0, false);
@@ -194,14 +195,16 @@ impl<'a> FileMapping<'a> {
         (count, may_be_busy || guard.is_none())
     }
 
-    /// Returns whether the file has pinned pages of the memory, or page faults under way. Does not
-    /// sleep. Reads the entries up to the first one that is in use.
+    /// Returns whether the file may have pinned pages of the memory, or page faults under way: a
+    /// page has a reference, an entry is locked, or another thread holds the invalidate lock. A
+    /// page that is mapped has references. Does not sleep. Reads the entries up to the first one
+    /// that is in use.
     pub(super) fn may_be_busy<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
         self.0.is_some() && (self.try_lock().is_none() || self.has_busy_entries(pgmap))
     }
 
-    /// Returns whether any page of the memory that the file has is pinned, or any entry of the file
-    /// is locked. Does not sleep. Reads the entries up to the first such one.
+    /// Returns whether any page of the memory that the file has is pinned or mapped, or any entry
+    /// of the file is locked. Does not sleep. Reads the entries up to the first such one.
     pub(super) fn has_busy_entries<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> bool {
         let frames = pgmap.frames();
 
@@ -209,8 +212,8 @@ impl<'a> FileMapping<'a> {
             .any(|entry| is_in_use(entry, &frames))
     }
 
-    /// Returns how many pages of the memory the file has, and whether any of them is pinned or any
-    /// entry of the file is locked. Does not sleep.
+    /// Returns how many pages of the memory the file has, and whether any of them is pinned or
+    /// mapped, or any entry of the file is locked. Does not sleep.
     pub(super) fn count<T: PagemapOperations>(&self, pgmap: &PagemapInner<T>) -> (u64, bool) {
         let frames = pgmap.frames();
         let mut count: u64 = 0;
@@ -289,7 +292,7 @@ impl<'a> FileMapping<'a> {
 
             // The function has stopped at the entry of a pinned page, which it returns, after it
             // has waited for all entries up to that one. Continue after this entry. If it is not
-            // found, because the page has become idle, continue after the first entry.
+            // found, because it was deleted or replaced since, continue after the first entry.
             // SAFETY: The page is one of a pgmap, so there is a frame number; it is only a number.
             let frame = unsafe { bindings::page_to_pfn(busy) } as u64;
             let folio = frame..frame.saturating_add(1);
@@ -308,7 +311,7 @@ impl<'a> FileMapping<'a> {
 }
 
 /// The invalidate lock of a file, held for writing. Page faults of ext4 and xfs hold it for
-/// reading.
+/// reading; a write fault of xfs during a remap, for writing.
 ///
 /// # Invariants
 ///
@@ -383,7 +386,7 @@ fn is_pinned(frames: &Range<u64>) -> bool {
     }
 
     // SAFETY: May be called for any number. If there is a pgmap, its pages stay until the reference
-    // is put. The page of an entry exists, so it was made before.
+    // is put. The `struct page` is initialised, since the entry refers to it.
     unsafe {
         let pgmap = bindings::get_dev_pagemap(first);
         if pgmap.is_null() {

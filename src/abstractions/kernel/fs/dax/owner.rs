@@ -54,7 +54,7 @@ pub enum User {
     /// There is a reference to the pgmap: of a DAX device that is not dead, of a disk or one of its
     /// requests, of a lease, or of an [`Unmapper`].
     Reference,
-    /// A holder of the disk may keep an address.
+    /// A holder of the disk may keep an address, or the disk was not removed.
     Keeper,
     /// A page has a reference.
     Pin,
@@ -160,8 +160,9 @@ impl<T: PagemapOperations> Owner<T> {
     /// - No entry was made since.
     /// - That walk has deleted all entries but those of pinned pages, those of files that a thread
     ///   wrote to or truncated, and those of file systems that are being unmounted.
-    /// - All pins are older than the closing. Files with such pins, or with faults that may have
-    ///   led to one, were kept before the walk.
+    /// - No idle page was pinned since. Files whose pages were pinned when
+    ///   [`close_to_mappings`](super::Pagemap::close_to_mappings) was called, or that had faults
+    ///   under way, were kept by it.
     ///
     /// If an entry is in another file, its page stays in use ([`Self::first_user`]). Then the kept
     /// files yield nothing more, and all files are walked through.
@@ -186,7 +187,8 @@ impl<T: PagemapOperations> Owner<T> {
         self.pool.release(|inode| may_put(&self.pgmap, inode));
     }
 
-    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files
+    /// that are not kept.
     pub(super) fn wait_put(&self, limit: Msecs) {
         self.pool.wait_put(limit);
     }
@@ -231,7 +233,7 @@ impl<T: PagemapOperations> Owner<T> {
         let mut waited: Msecs = 0;
 
         loop {
-            // Kept files may hold the table that is the keeper, see `Revoked::wait_for`.
+            // Kept files may hold the table that is the keeper, see `Revoked::release_files`.
             self.release_files();
             match self.first_user(&mut next, walk_needed) {
                 None => return,
@@ -298,7 +300,7 @@ impl<T: PagemapOperations> Drop for Owner<T> {
             }
         } else if self.pgmap.is_exposed() || !self.pgmap.wait_timeout(DROP_TIMEOUT) {
             pr_warn!(
-                "{} may be in use and was not revoked: it stays mapped and reserved until reboot\n",
+                "{} may be in use and was not freed: it stays mapped and reserved until reboot\n",
                 self.pgmap.reservation_name().first()
             );
             // SAFETY: The field is not used after this. `pgmap` is leaked.

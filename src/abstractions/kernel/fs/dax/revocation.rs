@@ -42,7 +42,8 @@ use kernel::{
 
 /// After how many walks in a row with a mismatch the memory stays mapped for good.
 const MAX_MISMATCHES: u32 = 3;
-/// How many pages are deleted at once. The C function holds a spinlock meanwhile.
+/// How many pages are deleted at once, unless one entry has more. The C function holds a spinlock
+/// meanwhile.
 const BATCH: u64 = 512;
 
 /// What the latest walks have found.
@@ -146,7 +147,8 @@ impl Revocation {
 struct FileRevoked {
     /// Pages whose entries were deleted.
     nr_deleted: u64,
-    /// Pages whose entries were kept, because they are pinned, or a thread may wait for them.
+    /// Pages whose entries were kept, because they are pinned, a thread may wait for them, or the
+    /// folio does not match.
     nr_kept: u64,
     /// An entry and its folio disagree about the association. The two are read one after the other,
     /// so a mismatch may be transient.
@@ -482,7 +484,8 @@ mod misuse {
         assert_eq!(user, Some(User::PageCache));
         assert!(is_reserved(start)?);
         use_page(start);
-        // The leaked owner has a reference to it.
+        // Leaked like the memory. Only an owner that was forgotten would still have a reference to
+        // it.
         core::mem::forget(queue);
         Ok(())
     }

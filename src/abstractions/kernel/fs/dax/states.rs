@@ -31,7 +31,8 @@ use kernel::{
     time::Msecs, //
 };
 
-/// The owner of a pgmap whose translations succeed.
+/// The owner of a pgmap whose translations succeed. After [`Self::close_to_mappings`] only those
+/// without page frame numbers do.
 ///
 /// It dereferences to [`PagemapInner`]. Offsets are those in the data.
 ///
@@ -122,7 +123,8 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// # Errors
     ///
     /// [`EINVAL`] if the range is not in the reservation, or is not aligned as the memory map needs
-    /// it (`compat_align`, `start_align`), [`ENOMEM`], and the errors of the architecture.
+    /// it (`compat_align`, `start_align`), [`ENODEV`] while the module is being unloaded,
+    /// [`ENOMEM`], and the errors of `ops` and of the architecture.
     pub fn new(
         config: PagemapConfig<'_>,
         reservation: MemRegion,
@@ -142,10 +144,10 @@ impl<T: PagemapOperations> Pagemap<T> {
     /// Refuses translations that ask for a page frame number, and new references, and unmaps all
     /// files that may use the memory. Returns how many files have pages of it, and how many pages.
     ///
-    /// No page can be pinned after this that is not pinned already. Files with pinned pages or
-    /// faults under way are kept, because the removal of a disk evicts files without a reference,
-    /// which waits for pins. The number of files that can be kept is limited. If there are more,
-    /// this waits and logs that it does.
+    /// No page can be pinned after this that is not pinned already, unless a fault that is under
+    /// way maps it. Files with pinned pages or faults under way are kept, because the removal of a
+    /// disk evicts files without a reference, which waits for pins. If there is no memory to keep
+    /// more files, this waits and logs that it does.
     ///
     /// Sleeps. If the disk ever had an indirect claim, waits for mounts and unmounts of file
     /// systems with DAX that are under way.
@@ -205,7 +207,7 @@ pub struct Revoked<T: PagemapOperations> {
     pub(super) owner: Owner<T>,
     /// The last walk began while there were references to the pgmap, so another one is needed.
     walk_needed: bool,
-    /// Page frames before this one are not in use.
+    /// Page frames before this one were idle when they were last checked.
     next: u64,
     /// The time since kept files were looked at the last time, and the duration of that in
     /// microseconds.
@@ -213,9 +215,9 @@ pub struct Revoked<T: PagemapOperations> {
 }
 
 impl<T: PagemapOperations> Revoked<T> {
-    /// Revokes the memory again, as [`Closed::revoke`], from files whose pages were pinned the last
-    /// time. If the files that [`Pagemap::close_to_mappings`] has kept are proved to be enough,
-    /// only those are looked at, and the result is empty.
+    /// Revokes the memory again, as [`Closed::revoke`], from files that still have entries. If that
+    /// deletes pages of the files that [`Pagemap::close_to_mappings`] has kept, only those are
+    /// looked at, and the result is empty.
     ///
     /// Once no file is mapped any more, this also waits for threads that write to a file without
     /// pinned pages, or truncate it. A signal ends this wait.
@@ -267,8 +269,8 @@ impl<T: PagemapOperations> Revoked<T> {
         self.released = Some((Stopwatch::start(), began.micros()));
     }
 
-    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files.
-    /// Sleeps.
+    /// Waits, for at most `limit` milliseconds, until the worker has put all references to files
+    /// that are not kept. Sleeps.
     pub fn wait_put(&self, limit: Msecs) {
         self.owner.wait_put(limit);
     }
@@ -535,7 +537,8 @@ mod misuse {
         drop(pages);
         assert!(is_reserved(start)?);
         use_page(start);
-        // The leaked owner has a reference to it.
+        // Leaked like the memory. Only an owner that was forgotten would still have a reference to
+        // it.
         core::mem::forget(queue);
         Ok(())
     }

@@ -86,7 +86,8 @@ impl PagemapOperations for Silent {
     fn record_failure(&self, _offset: u64, _len: u64) {}
 }
 
-/// A section of the memory map, which all architectures can map.
+/// A section of the memory map on x86-64, and on arm64 with pages of 4 or 16 KiB. A range of this
+/// size can be mapped with larger pages too.
 pub(in crate::abstractions) const LEN: ResourceSize = 128 << 20;
 
 /// Makes pages of a range without memory. It must not be read or written.
@@ -160,7 +161,7 @@ pub(super) fn associate(frame: u64, mapping: *mut bindings::address_space) {
     }
 }
 
-/// Associates a page frame of a pgmap with so many files of which the folio knows none.
+/// Associates a page frame of a pgmap with `share` files. The folio points to none of them.
 pub(super) fn associate_with_several(frame: u64, share: c_ulong) {
     associate(frame, null_mut());
     // SAFETY: The frame has a page, which nothing else knows.
