@@ -73,8 +73,8 @@ impl ExceptList {
         }))
     }
 
-    /// Returns the list as it was written, without white space at its ends. Characters that are not
-    /// printable are escaped.
+    /// Returns the list as it was written, without white space at its ends. Other white space is
+    /// shown as spaces.
     pub fn text(&self) -> Result<CString> {
         CString::try_from(&*self.list.lock().text).map_err(Error::from)
     }

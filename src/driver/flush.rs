@@ -192,27 +192,34 @@ impl Flusher {
     }
 
     /// Lets no flush of an asynchronous region start until [`Self::unpause`], and waits for one
-    /// that is in progress. Sleeps. Does nothing for other regions, and after
-    /// [`Self::permit_for_good`].
+    /// that is in progress. Sleeps. Does nothing for other regions.
     ///
-    /// Fails with [`EBUSY`] if that flush takes too long. Then flushes can start as before.
+    /// Fails with [`EBUSY`] if that flush takes too long, and after [`Self::permit_for_good`]. Then
+    /// flushes can start as before.
     pub fn pause(&self) -> Result {
-        if !self.is_asynchronous || !self.shared_flush.lock().pause() {
+        if !self.is_asynchronous {
             return Ok(());
         }
+        self.shared_flush.lock().pause();
 
         let idle = self.idle.wait_until(PAUSE_TIMEOUT, || {
             let shared = self.shared_flush.lock();
-            (!shared.is_flushing() || !shared.is_paused()).then_some(())
+            (!shared.is_flushing() || !shared.is_paused()).then(|| shared.is_paused())
         });
-        idle.ok_or_else(|| {
-            self.unpause();
-            self.region.err(fmt!(
-                "the system stays awake, since the host has not flushed within {PAUSE_TIMEOUT} \
-                 ms: wait until its storage is less busy, and try again\n"
-            ));
-            EBUSY
-        })
+        match idle {
+            Some(true) => return Ok(()),
+            Some(false) => self.region.err(fmt!(
+                "the system stays awake, since the device is being unbound: try again\n"
+            )),
+            None => {
+                self.unpause();
+                self.region.err(fmt!(
+                    "the system stays awake, since the host has not flushed within \
+                     {PAUSE_TIMEOUT} ms: wait until its storage is less busy, and try again\n"
+                ));
+            }
+        }
+        Err(EBUSY)
     }
 
     /// Lets flushes start again. Callable without [`Self::pause`] before it.

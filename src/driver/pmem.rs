@@ -61,8 +61,8 @@ pub struct Pmem {
     /// Its lock also protects changes of `io_state.writes_blocked`.
     #[pin]
     held: SpinLock<WriteState>,
-    /// Woken when the last deferred write has ended. A write is deferred if a work item executes
-    /// it, after a flush.
+    /// Woken when the last deferred write has ended, and when writes are not held any more. A write
+    /// is deferred if a work item executes it, after a flush.
     #[pin]
     deferred_done: WaitQueue,
 }
@@ -152,10 +152,13 @@ impl Pmem {
     /// Holds no further writes, and returns those that were held.
     pub fn stop_holding(&self) -> BioList {
         let mut held = self.held.lock();
-
         self.io_state
             .set_writes_blocked(IoState::WRITES_HELD, false);
-        core::mem::take(&mut held.bios)
+        let bios = core::mem::take(&mut held.bios);
+        drop(held);
+
+        self.deferred_done.wake_up();
+        bios
     }
 
     /// Keeps a write until [`Self::stop_holding`], or returns it if writes are not held.
@@ -189,10 +192,13 @@ impl Pmem {
         }
     }
 
-    /// Waits for the deferred writes that are being executed. If writes are not held, more may
-    /// begin meanwhile, which are waited for as well. Sleeps.
+    /// Waits for the deferred writes that are being executed, or until writes are not held any
+    /// more. Sleeps.
     pub fn wait_deferred(&self) {
-        let is_done = || (self.held.lock().deferred == 0).then_some(());
+        let is_done = || {
+            let held = self.held.lock();
+            (held.deferred == 0 || !self.io_state.are_writes_held()).then_some(())
+        };
 
         while self.deferred_done.wait_until(MINUTE, is_done).is_none() {}
     }

@@ -32,7 +32,8 @@ pub trait SleepOperations: Send + Sync + 'static {
     /// Prepares for the sleep, for the image of the memory, or for the resume of a hibernated
     /// kernel, before the parent does. The threads of user space are frozen.
     ///
-    /// After an error the system stays awake, and [`Self::resume`] is not called. A hibernating
+    /// After an error the system stays awake, and [`Self::resume`] is not called, nor if the
+    /// [`SleepDevice`] was dropped meanwhile. A hibernating
     /// system is switched off nevertheless, unless the error is [`EBUSY`] or [`EAGAIN`].
     fn suspend(&self) -> Result;
 
@@ -55,7 +56,9 @@ pub trait SleepOperations: Send + Sync + 'static {
 /// It does not outlive the binding of the parent. One that is forgotten stays for good, and so do
 /// the memory of the parent and this module.
 ///
-/// Dropping it waits for a call in progress. So no call may do that: it would wait for itself.
+/// Dropping it waits for a call in progress. So no call may do that: it would wait for itself. A
+/// call that the PM core is about to make may come after that, and has no counterpart
+/// (`dpm_suspend()` calls a device after it has released its list).
 ///
 /// # Examples
 ///

@@ -153,20 +153,20 @@ impl Region {
         Ok((0..nvdimms).all(|index| unsafe { self.is_allocated_on(index, &part, &owner) }))
     }
 
-    /// Returns whether the labels of the NVDIMMs have a place for a claim class: those of version
-    /// 1.1 have none. False if there are no labels, or if the first NVDIMM was disabled since the
-    /// region was bound. Sleeps.
+    /// Returns whether the labels of all NVDIMMs have a place for a claim class: those of version
+    /// 1.1 have none. False if one of them was disabled since the region was bound. Sleeps.
     pub(super) fn labels_have_claim_class(&self) -> bool {
         // SAFETY: By the type invariant the region is valid. The number does not change.
-        if unsafe { bindings::nd_region_mappings(self.as_raw()) } == 0 {
-            return false;
-        }
+        let nvdimms = unsafe { bindings::nd_region_mappings(self.as_raw()) };
 
         let _guard = BusLock::new(self);
-        // SAFETY: By the type invariant the region is valid. It has an NVDIMM, which is not
-        // disabled with the bus lock held.
-        let size = unsafe { bindings::nd_region_label_size(self.as_raw(), 0) };
-        size as usize > offset_of!(bindings::nvdimm_efi_label, abstraction_guid)
+        nvdimms > 0
+            && (0..nvdimms).all(|index| {
+                // SAFETY: The region has this many NVDIMMs. None is disabled with the bus lock
+                // held.
+                let size = unsafe { bindings::nd_region_label_size(self.as_raw(), index) };
+                size as usize > offset_of!(bindings::nvdimm_efi_label, abstraction_guid)
+            })
     }
 
     /// Returns whether a part is all that an NVDIMM has allocated to `owner`. True if the NVDIMM

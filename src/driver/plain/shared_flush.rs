@@ -93,11 +93,9 @@ impl<E: Copy> SharedFlush<E> {
     }
 
     /// Lets no flush start until [`Self::unpause`]. The system may sleep once none
-    /// [is in progress](Self::is_flushing). Does nothing after [`Self::permit_for_good`]. Returns
-    /// whether flushes are paused.
-    pub fn pause(&mut self) -> bool {
+    /// [is in progress](Self::is_flushing). Does nothing after [`Self::permit_for_good`].
+    pub fn pause(&mut self) {
         self.is_paused = !self.is_permitted;
-        self.is_paused
     }
 
     /// Lets flushes start again. After this all threads in both queues have to be woken.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::arch::Arch;
 use crate::device_tree::{self, DeviceTree};
 use crate::env::Env;
-use crate::guest::{End, Guest, Limits};
+use crate::guest::{End, Guest, HUNG, Limits};
 use crate::ktap::{self, Section, Stream};
 use crate::machine::{Machine, Plugin, Serial, Software};
 use crate::report::{GuestTime, Report, Subject};
@@ -180,8 +180,12 @@ impl Bench {
                 _ => None,
             };
             if let Some(failure) = failure.filter(|_| boots == 1) {
-                for file in ["console.log", "ktap.log"] {
-                    fs::rename(dir.join(file), dir.join(format!("{failure}-{file}")))?;
+                for file in ["console.log", "ktap.log", HUNG] {
+                    let log = dir.join(file);
+                    // A guest that ended by itself was not examined.
+                    if log.exists() {
+                        fs::rename(log, dir.join(format!("{failure}-{file}")))?;
+                    }
                 }
                 continue;
             }

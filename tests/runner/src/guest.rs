@@ -54,6 +54,8 @@ const QUESTIONS: [&str; 4] = [
 const REGISTERS: &str = r#"{"execute": "human-monitor-command",
     "arguments": {"command-line": "info registers -a"}}"#;
 
+/// The file for what QEMU says about a hung guest, beside the console.
+pub const HUNG: &str = "hung.log";
 /// The line of the guest after the last test.
 const DONE: &str = "# done";
 /// The line with which the guest asks for a power cut.
@@ -82,7 +84,8 @@ pub struct Cut {
 pub enum End {
     /// It ran all tests, and ended or was ended as planned.
     Orderly,
-    /// It ended before its init had run, which can be a failure of the emulator.
+    /// It ended, or was ended without progress, before its init had run, which can be a failure of
+    /// the emulator.
     DiedBooting,
     /// It was ended without progress, and QEMU did not answer either. The reason names the limit.
     EmulatorHung(String),
@@ -137,7 +140,7 @@ impl Guest {
             up: false,
             cut,
             cpu: Duration::ZERO,
-            hung: console.with_file_name("hung.log"),
+            hung: console.with_file_name(HUNG),
         })
     }
 
@@ -186,10 +189,10 @@ impl Guest {
                 press_at = Some(Instant::now() + PRESS_INTERVAL);
             }
             if let Some(reason) = self.overdue(finished) {
-                if !self.up {
-                    return Ok(End::DiedBooting);
-                }
-                return Ok(if self.examine()? {
+                let answered = self.examine()?;
+                return Ok(if !self.up {
+                    End::DiedBooting
+                } else if answered {
                     End::Hung(reason)
                 } else {
                     End::EmulatorHung(reason)

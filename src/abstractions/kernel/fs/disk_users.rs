@@ -110,8 +110,8 @@ impl Search<'_> {
     }
 }
 
-/// Returns the name of a file system with DAX that may be on the disk, that the kernel has not
-/// frozen, and that is not read-only, if there is one. Sleeps, as [`users_of`].
+/// Returns the name of a file system with DAX that may be on the disk and that the kernel has not
+/// frozen, if there is one. Sleeps, as [`users_of`].
 pub(super) fn first_unfrozen(disk: &DiskState) -> Option<SuperName> {
     let mut search = Search { disk, found: None };
     let argument = addr_of_mut!(search).cast();

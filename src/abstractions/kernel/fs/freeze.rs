@@ -178,9 +178,10 @@ impl Freezer {
         Ok(frozen)
     }
 
-    /// Returns a file system with DAX that [`Self::freeze`] would freeze now, that the kernel has
-    /// not frozen, and that is not read-only, if there is one. Sleeps. Waits for mounts and
-    /// unmounts of file systems with DAX that are under way.
+    /// Returns a file system with DAX that [`Self::freeze`] would freeze now, and that the kernel
+    /// has not frozen, if there is one. One that is read-only counts too, since it could be
+    /// remounted. Sleeps. Waits for mounts and unmounts of file systems with DAX that are under
+    /// way.
     pub fn first_unfrozen(&self) -> Option<FileSystemName> {
         first_unfrozen(&self.0).map(FileSystemName)
     }

@@ -95,20 +95,14 @@ impl Inode {
         }
     }
 
-    /// Returns whether nothing can write to the file system: it is frozen or read-only. May change
-    /// after that.
+    /// Returns whether nothing can write to the file system: it is frozen, or is an erofs, which
+    /// cannot be remounted for writing. May change after that.
     pub(super) fn is_frozen(&self) -> bool {
-        // SAFETY: By the type invariant the superblock is valid. The fields are read without the
-        // lock that protects them, as the C code does.
-        let (frozen, flags) = unsafe {
-            let sb = self.sb.as_ptr();
-            (
-                (&raw const (*sb).s_writers.frozen).read_volatile(),
-                (&raw const (*sb).s_flags).read_volatile(),
-            )
-        };
+        // SAFETY: By the type invariant the superblock is valid. The field is read without the lock
+        // that protects it, as the C code does.
+        let frozen = unsafe { (&raw const (*self.sb.as_ptr()).s_writers.frozen).read_volatile() };
 
-        u32::from(frozen) == bindings::SB_FREEZE_COMPLETE || flags as u64 & bindings::SB_RDONLY != 0
+        u32::from(frozen) == bindings::SB_FREEZE_COMPLETE || self.spans_devices()
     }
 
     /// Returns whether the pages of one file may be on several devices of its superblock. Those of

@@ -166,7 +166,8 @@ impl Flusher {
         }
     }
 
-    fn suspend(&self) {
+    /// Returns whether the device may sleep.
+    fn suspend(&self) -> bool {
         let mut shared = self.shared.lock().unwrap();
         if self.defect != Defect::NotSuspended {
             shared.pause();
@@ -175,6 +176,7 @@ impl Flusher {
         while waits && shared.is_paused() && shared.is_flushing() {
             shared = self.idle.wait(shared).unwrap();
         }
+        shared.is_paused() || self.defect == Defect::NotSuspended
     }
 
     fn resume(&self) {
@@ -188,7 +190,9 @@ impl Flusher {
     /// The PM core may call a device that it has found before the device was removed. It does not
     /// find one later.
     fn sleep(&self) {
-        self.suspend();
+        if !self.suspend() {
+            return;
+        }
         self.asleep.store(true, Relaxed);
         self.asleep.store(false, Relaxed);
         if self.has_sleep_device.load(Relaxed) {
