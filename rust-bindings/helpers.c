@@ -301,24 +301,29 @@ u64 pmem_rs_helper_nd_region_mapping_start(const struct nd_region *nd_region, u1
 	return nd_region->mapping[index].start;
 }
 
-const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index);
-const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index)
+/* The NVDIMM, if it was not disabled: the region has a reference to the one it was bound with. */
+static struct nvdimm_drvdata *nd_region_ndd(struct nd_region *nd_region, u16 index)
 {
 	struct nd_mapping *mapping = &nd_region->mapping[index];
 	struct nvdimm_drvdata *ndd = to_ndd(mapping);
 
-	/* The region has a reference to the one that it was bound with. */
-	return ndd && ndd == mapping->ndd ? &ndd->dpa : NULL;
+	return ndd == mapping->ndd ? ndd : NULL;
+}
+
+const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index);
+const struct resource *pmem_rs_helper_nd_region_dpa(struct nd_region *nd_region, u16 index)
+{
+	struct nvdimm_drvdata *ndd = nd_region_ndd(nd_region, index);
+
+	return ndd ? &ndd->dpa : NULL;
 }
 
 u32 pmem_rs_helper_nd_region_label_size(struct nd_region *nd_region, u16 index);
 u32 pmem_rs_helper_nd_region_label_size(struct nd_region *nd_region, u16 index)
 {
-	struct nd_mapping *mapping = &nd_region->mapping[index];
-	struct nvdimm_drvdata *ndd = to_ndd(mapping);
+	struct nvdimm_drvdata *ndd = nd_region_ndd(nd_region, index);
 
-	/* As in nd_region_dpa. */
-	return ndd && ndd == mapping->ndd ? ndd->nslabel_size : 0;
+	return ndd ? ndd->nslabel_size : 0;
 }
 
 bool pmem_rs_helper_nd_region_is_read_only(const struct nd_region *nd_region);
