@@ -29,6 +29,8 @@ use crate::abstractions::kernel::{
             Bio,
             BioRef,
             Operation,
+            Segments,
+            SegmentsToFill,
             Status, //
         },
         gendisk::{
@@ -281,18 +283,18 @@ impl Pmem {
             move |size| Span::of_request(bio.sector(), bio.len(), self.io_state.block_size, size);
 
         // A `match` would first convert the number of the operation to the enum.
-        if bio.operation() == Operation::Read {
+        if let Some(segments) = bio.segments_to_fill() {
             match self.memory.find_good(find) {
-                Some((_, memory)) => read(memory, bio),
+                Some((_, memory)) => read(memory, segments),
                 None => self.read_checked(bio),
             }
-        } else if bio.operation() == Operation::Write {
+        } else if let Some(segments) = bio.segments() {
             // The block layer only warns about writes to a read-only disk.
             if self.io_state.are_writes_blocked() {
                 return Err(self.refuse_write_of(bio));
             }
             match self.memory.find_writable(find) {
-                Some((_, memory)) if write(memory, bio).is_empty() => Ok(()),
+                Some((_, memory)) if write(memory, segments).is_empty() => Ok(()),
                 Some(_) => Err(EIO),
                 None => self.write_checked(bio),
             }
@@ -351,7 +353,8 @@ impl Pmem {
                 return Err(ENODATA);
             }
             // A page may have failed since.
-            read(self.memory.readable(span).ok_or(ENODATA)?, bio)
+            let segments = bio.segments_to_fill().ok_or(EIO)?;
+            read(self.memory.readable(span).ok_or(ENODATA)?, segments)
         };
 
         read_good().map_err(|err| self.refuse(c"read", bio, err))
@@ -367,6 +370,7 @@ impl Pmem {
 
     fn repair_and_write(&self, bio: BioRef<'_>) -> Result {
         let span = self.span(bio).ok_or(EIO)?;
+        let segments = bio.segments().ok_or(EIO)?;
         let may_sleep = !bio.is_nowait();
         let overwrite = match self.start_overwrite(span, may_sleep) {
             Some(overwrite) => overwrite,
@@ -375,7 +379,7 @@ impl Pmem {
             None => return Err(ENODATA),
         };
 
-        let rest = write(overwrite.memory, bio);
+        let rest = write(overwrite.memory, segments);
         self.finish_overwrite(overwrite, span.len.saturating_sub(rest.len()));
         if !rest.is_empty() {
             return Err(EIO);
@@ -427,10 +431,10 @@ impl Pmem {
 /// Copies to the memory of a request. Where the copy survives machine checks, it fails for poison
 /// that is not in the badblocks.
 #[inline(always)]
-fn read(memory: PmemSlice<'_>, bio: BioRef<'_>) -> Result {
+fn read(memory: PmemSlice<'_>, segments: SegmentsToFill<'_>) -> Result {
     let mut rest = memory;
 
-    for mut segment in bio.segments_to_fill() {
+    for mut segment in segments {
         let (memory, after) = rest.split_at(segment.len()).ok_or(EIO)?;
         memory.read_into(&mut segment)?;
         rest = after;
@@ -441,10 +445,10 @@ fn read(memory: PmemSlice<'_>, bio: BioRef<'_>) -> Result {
 /// Copies from the memory of a request to `memory`. Returns the rest of `memory`, which is not
 /// empty if the request has fewer bytes.
 #[inline(always)]
-fn write<'a>(memory: WritableSlice<'a>, bio: BioRef<'_>) -> WritableSlice<'a> {
+fn write<'a>(memory: WritableSlice<'a>, segments: Segments<'_>) -> WritableSlice<'a> {
     let mut rest = memory;
 
-    for segment in bio.segments() {
+    for segment in segments {
         let Some((memory, after)) = rest.split_at(segment.len()) else {
             break;
         };

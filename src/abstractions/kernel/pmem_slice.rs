@@ -46,7 +46,7 @@ use kernel::{
 /// fn read(memory: PmemSlice<'_>, bio: &Bio) -> Result {
 ///     let mut offset = usize::try_from(bio.sector())?.checked_mul(512).ok_or(EIO)?;
 ///
-///     for mut segment in bio.segments_to_fill() {
+///     for mut segment in bio.segments_to_fill().ok_or(EIO)? {
 ///         memory
 ///             .get(offset, segment.len())
 ///             .ok_or(EIO)?

@@ -11,6 +11,9 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -19,6 +22,7 @@ use serde::Serialize;
 use crate::boot::Bench;
 use crate::guest::Limits;
 use crate::ktap::{Event, event};
+use crate::machine::MAX_COMMAND_LINE;
 use crate::needs::Platform;
 use crate::report::{Report, Subject};
 use crate::suites::{self, Boot};
@@ -50,6 +54,15 @@ const LIMITS: Limits = Limits {
     silence: Duration::from_secs(60),
     total: Duration::from_secs(180),
 };
+
+/// How many guests of the in-tree driver run in parallel. Most of them wait for something that
+/// hangs.
+const GUESTS: usize = 2;
+const NO_PANIC: &str = "no worker panics";
+
+/// The largest sum of the lengths of the names of the cells of a guest. They are in its command
+/// line, which has other words, too.
+const NAMES: usize = MAX_COMMAND_LINE / 2;
 
 /// The result of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -174,20 +187,37 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<b
     };
 
     for &suite in SUITES {
-        many(&ours, suite, &mut rows)?;
+        let mut suites = rows.chunk_by_mut(|a, b| a.suite == b.suite);
+        let cells = suites.find(|cells| cells[0].suite == suite);
+        for batch in batches(cells.unwrap_or_default()) {
+            many(&ours, suite, batch)?;
+        }
         keep(&rows)?;
     }
-    let alone = theirs.results.join("nd_pmem");
-    for index in 0..rows.len() {
-        let Some(row) = rows.get_mut(index) else {
-            break;
-        };
-        theirs.results = alone.join(&row.cell);
-        let verdict = one(&theirs, row.suite, &row.cell)?;
-        println!("{:<44} {}", row.cell, verdict.markdown());
-        row.nd_pmem = Some(verdict);
-        keep(&rows)?;
-    }
+    theirs.results.push("nd_pmem");
+    let (next, shared) = (AtomicUsize::new(0), Mutex::new(&mut rows));
+    let work = || -> Result<()> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (suite, cell) = match shared.lock().expect(NO_PANIC).get(index) {
+                Some(row) => (row.suite, row.cell.clone()),
+                None => return Ok(()),
+            };
+            let mut theirs = theirs.clone();
+            theirs.results.push(&cell);
+            let verdict = one(&theirs, suite, &cell)?;
+            println!("{cell:<44} {}", verdict.markdown());
+            let mut rows = shared.lock().expect(NO_PANIC);
+            rows[index].nd_pmem = Some(verdict);
+            keep(&rows)?;
+        }
+    };
+    thread::scope(|scope| {
+        let workers = [(); GUESTS].map(|()| scope.spawn(work));
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect(NO_PANIC))
+    })?;
     let text = markdown(&ours.subject, &rows)?;
     println!("\n{text}");
     if wanted.is_empty() {
@@ -199,18 +229,28 @@ pub fn run(setup: &Setup, seed: u64, docs: &Path, wanted: &[String]) -> Result<b
         .all(|row| !matches!(row.pmem_rs, Some(Verdict::Fails(_)))))
 }
 
-/// Runs the cells of a suite in one guest, on pmem_rs, which survives them.
-fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
-    let only: Vec<String> = rows
-        .iter()
-        .filter(|row| row.suite == suite)
-        .map(|row| row.cell.clone())
-        .collect();
-    if only.is_empty() {
-        return Ok(());
+/// Splits the cells of a suite into those of one guest each.
+fn batches(mut cells: &mut [Row]) -> Vec<&mut [Row]> {
+    let mut batches = Vec::new();
+    while !cells.is_empty() {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.cell.len() + ",".len();
+            bytes <= NAMES
+        };
+        let count = cells.iter().take_while(fits).count().max(1);
+        let (batch, rest) = cells.split_at_mut(count);
+        batches.push(batch);
+        cells = rest;
     }
+    batches
+}
+
+/// Runs cells of a suite in one guest, on pmem_rs, which survives them.
+fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
+    let only: Vec<String> = rows.iter().map(|row| row.cell.clone()).collect();
     let (report, mut outcomes) = boot(bench, suite, &only)?;
-    for row in rows.iter_mut().filter(|row| row.suite == suite) {
+    for row in rows.iter_mut() {
         let reason = "the guest died in an earlier cell";
         let outcome = outcomes
             .remove(&row.cell)
@@ -219,12 +259,11 @@ fn many(bench: &Bench, suite: &'static str, rows: &mut [Row]) -> Result<()> {
     }
     // A failure that no test detected happened after the last one.
     if let (true, Some(trouble)) = (report.failures.is_empty(), report.troubles.first()) {
-        let last = rows.iter_mut().rev().find(|row| row.suite == suite);
-        if let Some(last) = last {
+        if let Some(last) = rows.last_mut() {
             last.pmem_rs = Some(Verdict::Fails(first_line(trouble)));
         }
     }
-    for row in rows.iter().filter(|row| row.suite == suite) {
+    for row in rows {
         if let Some(verdict) = &row.pmem_rs {
             println!("{:<44} {}", row.cell, verdict.markdown());
         }
@@ -572,6 +611,28 @@ mod tests {
             "BUG: unable to handle page fault, in dax_layout_busy_page_range"
         );
         assert_eq!(complaint("[    1.0] fine\n"), None);
+    }
+
+    #[test]
+    fn the_cells_of_a_guest_fit_in_its_command_line() {
+        let row = |letters: usize| Row {
+            suite: "revoke_special",
+            cell: "x".repeat(letters),
+            nd_pmem: None,
+            pmem_rs: None,
+        };
+        let lengths = |letters: &[usize]| {
+            let mut rows: Vec<Row> = letters.iter().copied().map(row).collect();
+            let mut lengths = Vec::new();
+            for batch in batches(&mut rows) {
+                lengths.push(batch.len());
+            }
+            lengths
+        };
+        assert!(lengths(&[]).is_empty());
+        assert_eq!(lengths(&[9, NAMES - 11]), [2]);
+        assert_eq!(lengths(&[9, NAMES - 10, 1, 9]), [1, 2, 1]);
+        assert_eq!(lengths(&[NAMES, 1]), [1, 1]);
     }
 
     #[test]

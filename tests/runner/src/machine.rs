@@ -50,6 +50,9 @@ pub struct Machine {
 /// The kernel makes no region of CXL memory on a virtual CPU, whose caches it cannot write back
 /// (`cpu_cache_has_invalidate_memregion`). So the CPU must not say that it is virtual.
 const CPU_FOR_CXL: &str = "hypervisor=off,vendor=GenuineIntel";
+/// The largest number of bytes of a command line (`COMMAND_LINE_SIZE` without the final zero). A
+/// guest with a longer one does not come up, and says nothing.
+pub const MAX_COMMAND_LINE: usize = 2047;
 /// What costs a fifth of the work of a guest: clearing allocated memory, accounting of stalled
 /// tasks, loading the keys of modules (without them no signature is checked), and preparing the
 /// entries of ftrace and the formats of trace events.
@@ -383,6 +386,12 @@ impl Machine {
         .join(" ");
         let words = software.words.join(" ");
         let line = format!("loglevel=5 panic=-1 {kernel_words} rdinit=/pmem-rs/guest -- {words}");
+        ensure!(
+            line.len() <= MAX_COMMAND_LINE,
+            "the command line of the guest has {} bytes, and {MAX_COMMAND_LINE} at most are \
+             possible. Name fewer tests",
+            line.len()
+        );
         qemu.args(["-append", &line]);
         Ok(qemu)
     }

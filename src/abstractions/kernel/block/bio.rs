@@ -144,13 +144,13 @@ impl Bio {
 
     /// As [`BioRef::segments`].
     #[inline]
-    pub fn segments(&self) -> Segments<'_> {
+    pub fn segments(&self) -> Option<Segments<'_>> {
         self.borrow().segments()
     }
 
     /// As [`BioRef::segments_to_fill`].
     #[inline]
-    pub fn segments_to_fill(&self) -> SegmentsToFill<'_> {
+    pub fn segments_to_fill(&self) -> Option<SegmentsToFill<'_>> {
         self.borrow().segments_to_fill()
     }
 
@@ -275,31 +275,39 @@ impl<'a> BioRef<'a> {
         self.len() == 0
     }
 
-    /// Returns the memory of a write, in order. Other requests have none.
+    /// Returns the memory of a write, in order. [`None`] if the request is not a write.
     #[inline]
-    pub fn segments(self) -> Segments<'a> {
-        self.segments_of(Operation::Write)
-    }
-
-    /// Returns the memory of a read, in order, to be written. Other requests have none.
-    #[inline]
-    pub fn segments_to_fill(self) -> SegmentsToFill<'a> {
-        let segments = self.segments_of(Operation::Read);
-
-        // SAFETY: If the request is no read, there are no segments.
-        unsafe { SegmentsToFill::new(segments) }
-    }
-
-    #[inline]
-    fn segments_of(self, operation: Operation) -> Segments<'a> {
-        let mut iter = self.iter();
-        if self.operation() != operation {
-            iter.bi_size = 0;
+    pub fn segments(self) -> Option<Segments<'a>> {
+        if self.operation() != Operation::Write {
+            return None;
         }
 
+        // SAFETY: The request is a write.
+        Some(unsafe { self.data() })
+    }
+
+    /// Returns the memory of a read, in order, to be written. [`None`] if the request is not a
+    /// read.
+    #[inline]
+    pub fn segments_to_fill(self) -> Option<SegmentsToFill<'a>> {
+        if self.operation() != Operation::Read {
+            return None;
+        }
+
+        // SAFETY: The request is a read.
+        Some(unsafe { SegmentsToFill::new(self.data()) })
+    }
+
+    /// Returns the memory of a read or write, in order.
+    ///
+    /// # Safety
+    ///
+    /// The request must be a read or a write.
+    #[inline]
+    unsafe fn data(self) -> Segments<'a> {
         // SAFETY: By the type invariant the request is valid, and does not end while it is
         // borrowed. A read or write has the `bi_size` bytes that its iterator counts.
-        unsafe { Segments::new((*self.0.as_ptr()).bi_io_vec, &iter) }
+        unsafe { Segments::new((*self.0.as_ptr()).bi_io_vec, &self.iter()) }
     }
 }
 
@@ -520,7 +528,7 @@ mod tests {
     /// Returns address and length of the segments of a write.
     fn segments(bio: &Bio) -> Result<KVec<(usize, usize)>> {
         let mut segments = KVec::new();
-        for segment in bio.segments() {
+        for segment in bio.segments().ok_or(EINVAL)? {
             segments.push((segment.as_ptr().addr(), segment.len()), GFP_KERNEL)?;
         }
         Ok(segments)
@@ -600,8 +608,8 @@ mod tests {
         assert!(bio.is_preflush());
         assert!(!bio.is_fua());
         assert!(bio.is_empty());
-        assert!(bio.segments().next().is_none());
-        assert!(bio.segments_to_fill().next().is_none());
+        assert!(segments(&bio)?.is_empty());
+        assert!(bio.segments_to_fill().is_none());
         drop(bio);
         outcome(raw);
         Ok(())
@@ -632,8 +640,8 @@ mod tests {
             assert!(bio.operation() == operation);
             assert_eq!(bio.is_fua(), opf & bindings::REQ_FUA != 0);
             assert_eq!(bio.is_nowait(), opf & bindings::REQ_NOWAIT != 0);
-            assert_eq!(bio.segments().next().is_some(), from);
-            assert_eq!(bio.segments_to_fill().next().is_some(), to);
+            assert_eq!(bio.segments().is_some(), from);
+            assert_eq!(bio.segments_to_fill().is_some(), to);
             drop(bio);
             outcome(raw);
         }

@@ -73,9 +73,9 @@ impl<'a> Iterator for Segments<'a> {
             _bio: PhantomData,
         };
 
-        // INVARIANT: Either the entry is used up or nothing remains. The index does not wrap, since
-        // an array of `usize::MAX` entries does not fit in memory.
-        self.remaining = self.remaining.saturating_sub(len);
+        // INVARIANT: Either the entry is used up or nothing remains. Nothing wraps: `len` is at most
+        // `remaining`, and an array of `usize::MAX` entries does not fit in memory.
+        self.remaining = self.remaining.wrapping_sub(len);
         self.index = self.index.wrapping_add(1);
         self.done = 0;
 

@@ -122,9 +122,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
             return ENXIO.to_errno() as c_long;
         };
         // `dax_direct_access` refuses a negative number.
-        let nr_pages = nr_pages as usize;
-
-        if T::are_known_good(pgmap, pgoff, nr_pages) {
+        if T::are_known_good(pgmap, pgoff, nr_pages as usize) {
             // SAFETY: By the safety requirements.
             return unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) };
         }
@@ -144,11 +142,12 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     unsafe fn direct_access_checked(
         private: WithPages<'_, T, P>,
         pgoff: usize,
-        nr_pages: usize,
+        nr_pages: c_long,
         mode: bindings::dax_access_mode,
         kaddr: *mut *mut c_void,
         pfn: *mut c_ulong,
     ) -> c_long {
+        let data = &private.0.data;
         let mode = match mode {
             bindings::dax_access_mode_DAX_RECOVERY_WRITE => AccessMode::RecoveryWrite,
             _ => AccessMode::Normal,
@@ -159,7 +158,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         let pgmap = private.pgmap();
         let result = Extent::new(locked, &pgmap.page_states, pgoff)
             .ok_or(ENXIO)
-            .and_then(|extent| private.0.data.direct_access(pgmap, extent, nr_pages, mode));
+            .and_then(|extent| data.direct_access(pgmap, extent, nr_pages as usize, mode));
         match result {
             // SAFETY: By the safety requirements.
             Ok(extent) => unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) },
@@ -177,7 +176,7 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
     unsafe fn translate(
         pgmap: &PagemapInner<P>,
         extent: &Extent<'_>,
-        nr_pages: usize,
+        nr_pages: c_long,
         kaddr: *mut *mut c_void,
         pfn: *mut c_ulong,
     ) -> c_long {

@@ -103,9 +103,10 @@ impl<'g> Extent<'g> {
     /// Calls `report` with the offset and the length of these pages in bytes if a chunk of theirs
     /// was not exposed before.
     #[inline]
-    pub(super) fn expose(&self, nr_pages: usize, report: impl FnOnce(u64, u64)) -> Option<usize> {
+    pub(super) fn expose(&self, nr_pages: isize, report: impl FnOnce(u64, u64)) -> Option<usize> {
         // SAFETY: By the type invariant page `pgoff` exists.
         if !unsafe { self.pages.are_exposed(self.pgoff, nr_pages) } {
+            let nr_pages = usize::try_from(nr_pages).unwrap_or(0);
             Self::record(self.pages, self.pgoff, nr_pages.min(self.nr_pages), report);
         }
         if !self.pages.access.permits_mapping() {

@@ -16,7 +16,6 @@ use core::mem::{
     swap, //
 };
 use kernel::{
-    alloc::Flags,
     impl_has_work,
     new_mutex,
     new_work,
@@ -59,14 +58,23 @@ pub(super) struct InodePool {
     work: Work<InodePool>,
 }
 
+/// The slots that have been used. There is memory for more: each unit of the capacity is a slot.
 type Slots = KVVec<Slot>;
 
-/// Allocates at least `count` free slots.
-fn free_slots(count: usize, flags: Flags) -> Result<Slots> {
-    let mut slots = Slots::with_capacity(count, flags)?;
+/// Returns the number of free slots.
+fn nr_free(slots: &Slots) -> usize {
+    let nr_used = slots.iter().filter(|slot| !slot.is_free()).count();
 
-    while slots.push_within_capacity(Slot::Free).is_ok() {}
-    Ok(slots)
+    slots.capacity().saturating_sub(nr_used)
+}
+
+/// Returns a free slot, if there is one.
+fn free_slot(slots: &mut Slots) -> Option<&mut Slot> {
+    if let Some(index) = slots.iter().position(Slot::is_free) {
+        return slots.get_mut(index);
+    }
+    slots.push_within_capacity(Slot::Free).ok()?;
+    slots.last_mut()
 }
 
 enum Slot {
@@ -113,7 +121,7 @@ impl WorkItem for InodePool {
 impl InodePool {
     /// Allocates the slots. May sleep.
     pub(super) fn new(name: CString, queue: Ref<OwnedQueue>) -> Result<Arc<Self>> {
-        let slots = free_slots(NR_SLOTS, GFP_KERNEL)?;
+        let slots = Slots::with_capacity(NR_SLOTS, GFP_KERNEL)?;
 
         Arc::pin_init(
             try_pin_init!(Self {
@@ -141,15 +149,16 @@ impl InodePool {
     ///
     /// This thread reclaims no memory for them. That could evict a file, and wait for its pins.
     fn grow(&self) -> bool {
-        let count = self.slots.lock().len().saturating_mul(2);
-        let Ok(mut larger) = free_slots(count, GFP_NOWAIT | __GFP_NOWARN) else {
+        let count = self.slots.lock().capacity().saturating_mul(2);
+        let Ok(mut larger) = Slots::with_capacity(count, GFP_NOWAIT | __GFP_NOWARN) else {
             return false;
         };
 
         let mut slots = self.slots.lock();
-        if slots.len() < larger.len() {
-            for (new, old) in larger.iter_mut().zip(slots.iter_mut()) {
-                swap(new, old);
+        if slots.capacity() < larger.capacity() {
+            for slot in slots.iter_mut() {
+                // Never fails: the larger one has more slots.
+                let _ = larger.push_within_capacity(replace(slot, Slot::Free));
             }
             swap(&mut *slots, &mut larger);
         }
@@ -173,10 +182,12 @@ impl InodePool {
         loop {
             let stored = self.freed.wait_until(limit, || {
                 let mut slots = self.slots.lock();
-                let mut free = slots.iter_mut().filter(|slot| slot.is_free());
+                if nr_free(&slots) <= spare {
+                    return None;
+                }
                 // A statement of its own: `*slot = …` would take the inode before it is known
                 // whether a slot is free.
-                let slot = free.nth(spare)?;
+                let slot = free_slot(&mut slots)?;
 
                 *slot = new(inode.take()?);
                 Some(())
@@ -198,7 +209,7 @@ impl InodePool {
                     "{}: waiting for pins: {} files have pages pinned, or cannot be closed. End \
                      the I/O and the pipes that use them\n",
                     *self.name,
-                    self.slots.lock().len().saturating_sub(spare)
+                    self.slots.lock().capacity().saturating_sub(spare)
                 );
             }
             retries = retries.wrapping_add(1);
@@ -256,7 +267,7 @@ impl InodePool {
         };
 
         let mut rest = Some(rest);
-        if let Some(slot) = self.slots.lock().iter_mut().find(|slot| slot.is_free()) {
+        if let Some(slot) = free_slot(&mut self.slots.lock()) {
             if let Some(inode) = rest.take() {
                 *slot = Slot::ToPut(inode);
             }
@@ -278,9 +289,7 @@ impl InodePool {
 
     /// Returns whether there are slots for the two inodes that a walk may have to put.
     pub(super) fn has_room(&self) -> bool {
-        let slots = self.slots.lock();
-
-        slots.iter().filter(|slot| slot.is_free()).nth(1).is_some()
+        nr_free(&self.slots.lock()) >= 2
     }
 
     fn start(self: &Arc<Self>) {

@@ -24,7 +24,8 @@ pub(in crate::abstractions) struct AccessState(Atomic<u32>);
 impl AccessState {
     const ALL: u32 = 0;
     const NO_MAPPINGS: u32 = 1;
-    const NONE: u32 = 2;
+    const NO_ACCESS: u32 = 2;
+    const NONE: u32 = Self::NO_MAPPINGS | Self::NO_ACCESS;
 
     /// Returns the state in which all translations may succeed.
     pub(super) const fn new() -> Self {
@@ -59,7 +60,7 @@ impl AccessState {
     /// Returns whether a translation for an access may succeed. Callable from any context.
     #[inline]
     pub(in crate::abstractions) fn permits_access(&self) -> bool {
-        read_once(&self.0) != Self::NONE
+        read_once(&self.0) & Self::NO_ACCESS == 0
     }
 
     /// Returns whether a translation may return page frame numbers. They must have been recorded as

@@ -74,19 +74,20 @@ impl Exposure {
     }
 
     /// Returns whether the `nr_pages` page frames from `frame` on, which is counted from
-    /// [`Self::start`], were added before. Returns false if they are in more than one chunk, or if
-    /// `nr_pages` is 0.
+    /// [`Self::start`], were added before. Returns false if they are in more than one chunk. If
+    /// `nr_pages` is not positive, true means that `frame` was added.
     ///
     /// # Safety
     ///
     /// The record must have been made for `frame`.
     #[inline]
-    pub(super) unsafe fn has(&self, frame: usize, nr_pages: usize) -> bool {
+    pub(super) unsafe fn has(&self, frame: usize, nr_pages: isize) -> bool {
         const MASK: usize = (1 << Exposure::SHIFT) - 1;
-        let rest_of_chunk = !frame & MASK;
+        // An `isize` is at most half of all numbers, so a sum that wraps is in another chunk.
+        let last = frame.wrapping_add_signed(nr_pages).wrapping_sub(1);
         let bit = frame >> Self::SHIFT;
 
-        nr_pages.wrapping_sub(1) <= rest_of_chunk && {
+        frame ^ last <= MASK && {
             // SAFETY: By the safety requirements and the type invariant, its chunk has a bit.
             let word = unsafe { self.bits.get_unchecked(bit / Self::BITS) };
             read_once(word) & (1 << (bit % Self::BITS)) != 0
@@ -176,9 +177,9 @@ mod tests {
         assert!(!has(page, 1));
         assert!(exposure.add(page, 1));
         assert!(!exposure.add(page, 1));
-        assert!(has(page, 1) && has(page, CHUNK as usize - 3));
-        // Some of the next chunk, too, and none.
-        assert!(!has(page, CHUNK as usize - 2) && !has(page, usize::MAX) && !has(page, 0));
+        assert!(has(page, 1) && has(page, CHUNK as isize - 3));
+        // Some of the next chunk, too.
+        assert!(!has(page, CHUNK as isize - 2) && !has(page, isize::MAX));
         assert!(!has(page - CHUNK as usize, 1) && !has(page + CHUNK as usize, 1));
         assert_eq!(exposure.next(start), Some(start + 70 * CHUNK as usize));
         assert_eq!(

@@ -111,7 +111,7 @@ impl Pages {
     pub(in crate::abstractions) unsafe fn are_exposed(
         &self,
         pgoff: usize,
-        nr_pages: usize,
+        nr_pages: isize,
     ) -> bool {
         // SAFETY: By the type invariant the record was made for all frames, and by the safety
         // requirements the page has one of them.

@@ -467,7 +467,6 @@ mod tests {
     };
     use crate::abstractions::kernel::block::{
         bio::{
-            Operation,
             Status, //
         },
         gendisk::{
@@ -523,12 +522,12 @@ mod tests {
         });
 
         fn submit_bio(this: ArcBorrow<'_, Self>, bio: Bio) {
-            if bio.operation() == Operation::Read {
+            if let Some(segments) = bio.segments_to_fill() {
                 this.reads.fetch_add(1, Relaxed);
                 // The memory of a read is accessible in one direction only.
-                let from: usize = bio.segments().map(|segment| segment.len()).sum();
-                let to: usize = bio.segments_to_fill().map(|segment| segment.len()).sum();
-                if from != 0 || to != bio.len() || bio.is_preflush() || bio.is_fua() {
+                let to: usize = segments.map(|segment| segment.len()).sum();
+                if bio.segments().is_some() || to != bio.len() || bio.is_preflush() || bio.is_fua()
+                {
                     this.odd.fetch_add(1, Relaxed);
                 }
                 this.bytes.fetch_add(to as u64, Relaxed);
