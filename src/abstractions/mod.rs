@@ -18,9 +18,9 @@
 //!
 //! Leaking is sound, freeing is not. The rule rests on the following:
 //!
-//! - A driver gets no address of persistent memory. It gets [`PmemSlice`]s and [`WritableSlice`]s,
-//!   which copy, zero and flush, and [`Extent`]s, which live no longer than the `dax_read_lock`
-//!   under which they were made.
+//! - A driver gets no kernel address of persistent memory, and no page frame number of a
+//!   translation. It gets [`PmemSlice`]s and [`WritableSlice`]s, which copy, zero and flush, and
+//!   [`Extent`]s, which live no longer than the `dax_read_lock` under which they were made.
 //! - A driver cannot choose a physical range by numbers. A reservation ([`MemRegion`]) comes from a
 //!   namespace, and the memory of a region ([`PmemResource`]) from the firmware or a bound device.
 //! - The owner of a pgmap goes through states that consume each other. Pages are freed from the
@@ -36,14 +36,16 @@
 //!
 //! The rule does not cover:
 //!
-//! - Registrations of the kernel crate itself, such as its debugfs files, and closures on the
-//!   queues of the system. They are not counted. The C side may call into a module that was
-//!   unloaded if safe code forgets a registration, or if a closure has not run before.
+//! - Registrations of the kernel crate itself, such as its debugfs files, and closures and work
+//!   items on the queues of the system. They are not counted. The C side may call into a module
+//!   that was unloaded if safe code forgets a registration, or if a closure has not run before.
+//! - Code that sleeps where it must not: with a spinlock, or in an RCU read-side section. Types do
+//!   not show the context. The debug kernel does.
 //! - Tables of devices of the kernel crate, such as `OF_ID_TABLE` of a platform driver. They are of
 //!   the safe trait `IdTable`, whose method may return any pointer.
-//! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`].
-//!   The store is an oops then, as it is in the C driver. So is the read of a [`PmemSlice`] on CPUs
-//!   without a copy that survives machine checks.
+//! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`],
+//!   or of the DAX core after a translation. The store is an oops then, as it is with the C driver.
+//!   So is the read of a [`PmemSlice`] on CPUs without a copy that survives machine checks.
 //! - An out-of-tree module that keeps addresses of DAX memory. The memory may be freed while the
 //!   module uses it.
 //! - A device that libnvdimm adds while it unbinds the region, and leaves there

@@ -34,9 +34,8 @@ impl dax::Operations<PagemapData> for Pmem {
     fn are_known_good(pages: &PagemapInner<PagemapData>, pgoff: usize, nr_pages: usize) -> bool {
         let badblocks = &pages.ops().badblocks;
 
-        // Failed pages are looked for first: a failed page is added to the badblocks before it is
-        // repaired.
-        pages.none_failed() && badblocks.are_pages_known_good(pgoff as u64, nr_pages as u64)
+        // A failed page is added to the badblocks before it is repaired.
+        badblocks.are_pages_known_good(pgoff as u64, nr_pages as u64)
     }
 
     fn direct_access<'g>(

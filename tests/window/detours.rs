@@ -72,6 +72,9 @@ mod place {
     /// Not a fault: a truncate has waited for a pin, and is about to take the invalidate lock
     /// again.
     pub(crate) const PIN_WAITED_FOR: u8 = 4;
+    /// A write fault on a shared block has translated both blocks, and is about to copy. The entry
+    /// is locked, and `dax_read_lock` is not held.
+    pub(crate) const COPYING: u8 = 5;
 }
 
 /// `struct ftrace_ops`, only the address of which is used.
@@ -135,6 +138,8 @@ struct Count {
     walk_held: Atomic<bool>,
     /// Whether a thread that is to be blocked has found a pinned page. It sleeps next.
     pin_found: Atomic<bool>,
+    /// Whether a thread that is to be blocked has translated the block that it writes to.
+    translated: Atomic<bool>,
 }
 
 static COUNT: Count = Count {
@@ -148,6 +153,7 @@ static COUNT: Count = Count {
     rounds: Atomic::new(0),
     walk_held: Atomic::new(false),
     pin_found: Atomic::new(false),
+    translated: Atomic::new(false),
 };
 
 /// One line each: a name and a number.
@@ -245,7 +251,7 @@ unsafe extern "C" fn read_unlock_detour(id: c_int) {
     }
     // SAFETY: By the safety requirement.
     unsafe { dax_read_unlock(id) };
-    if place == place::TRANSLATED {
+    if place == place::TRANSLATED || place == place::COPYING && COUNT.translated.xchg(true, Full) {
         hold();
     }
     drop(inside);
@@ -498,7 +504,7 @@ module! {
     params: {
         place: u8 {
             default: 1,
-            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super, 4: a truncate after the wait for a pin",
+            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super, 4: a truncate after the wait for a pin, 5: before a write fault copies a shared block",
         },
         ms: u32 {
             default: 1000,

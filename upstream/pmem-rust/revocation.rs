@@ -51,8 +51,7 @@ impl Revocation {
     ) -> Walked {
         let mut pinned: c_ulong = 0;
 
-        // Memory that was never exposed has no users.
-        if pgmap.is_exposed() {
+        if pgmap.is_reachable_by_faults() {
             // SAFETY: The owner keeps the pgmap. The function waits for users with a limit, which
             // is none here, and changes only what it locks.
             let result =

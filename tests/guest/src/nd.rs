@@ -63,6 +63,19 @@ impl Device {
         sysfs::write(self.path(attribute), value)
     }
 
+    /// The bytes that were exposed since pmem_rs was bound to the device.
+    pub fn exposed(&self) -> Result<usize> {
+        let devices = sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
+        let name = format!("{} ", self.0);
+        let line = devices
+            .lines()
+            .find(|line| line.starts_with(&name))
+            .with_context(|| format!("{name} is not in {devices:?}"))?;
+        let (_, rest) = line.split_once("exposed: ").context("no size")?;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        Ok(digits.parse::<usize>()? << 10)
+    }
+
     /// The name of the driver that is bound to the device.
     pub fn driver(&self) -> Option<String> {
         let link = fs::read_link(self.path("driver")).ok()?;

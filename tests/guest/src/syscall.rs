@@ -66,6 +66,28 @@ mod request {
     nix::ioctl_readwrite!(swap_extents, b'X', 109, SwapExtents);
     nix::ioctl_none!(swap_with_boot_loader, b'f', 17);
 
+    /// `struct fiemap` of `linux/fiemap.h` with room for one extent.
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct FirstExtent {
+        pub start: u64,
+        pub len: u64,
+        pub flags: u32,
+        pub nr_mapped: u32,
+        pub nr_extents: u32,
+        pub reserved: u32,
+        pub logical: u64,
+        pub physical: u64,
+        pub rest: [u64; 5],
+    }
+    /// The size in the number of the request is that without extents.
+    const FIEMAP: usize = 32;
+    nix::ioctl_readwrite_bad!(
+        first_extent,
+        nix::request_code_readwrite!(b'f', 11, FIEMAP),
+        FirstExtent
+    );
+
     /// `cachestat(2)`, which has this number on all architectures.
     pub const CACHESTAT: libc::c_long = 451;
 }
@@ -258,6 +280,22 @@ pub fn block_of_file(file: &File, block: u32) -> io::Result<u64> {
     // SAFETY: the pointer is to a number of the type that the request reads and fills in.
     unsafe { request::block_of_file(file.as_raw_fd(), &mut number) }?;
     u64::try_from(number).map_err(io::Error::other)
+}
+
+/// `FS_IOC_FIEMAP`: where a file begins, in bytes of its device. `FIBMAP` refuses files with shared
+/// blocks.
+pub fn start_of_file(file: &File) -> io::Result<u64> {
+    let mut extent = request::FirstExtent {
+        len: u64::MAX,
+        nr_extents: 1,
+        ..Default::default()
+    };
+    // SAFETY: the pointer is to a structure with room for the one extent that it asks for.
+    unsafe { request::first_extent(file.as_raw_fd(), &mut extent) }?;
+    if extent.nr_mapped == 0 || extent.logical != 0 {
+        return Err(io::Error::other("the file begins with a hole"));
+    }
+    Ok(extent.physical)
 }
 
 /// `FICLONE`: makes a file share all of its blocks with another one.

@@ -370,7 +370,7 @@ const ALL: &[Suite] = &[
     simple(TWO, &[Boot::off("revoke_erofs")]),
     simple(TWO, &[Boot::off("revoke_special")]),
     simple(TWO, &[Boot::off("revoke_stress")]),
-    simple(ONE, &[Boot::off("window")]),
+    simple(TWO, &[Boot::off("window")]),
     // It leaves a region that cannot be used.
     alone(ONE, &[Boot::off("region")]),
     alone(LARGE, &[Boot::off("revoke_time")]),

@@ -13,6 +13,7 @@ use super::{
     }, //
 };
 use crate::abstractions::bindings;
+use crate::abstractions::compat::error::code::EHWPOISON;
 use crate::abstractions::kernel::memremap::{
     PagemapInner,
     PagemapOperations,
@@ -121,8 +122,9 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         let Some(extent) = Extent::new(locked, &pgmap.page_states, pgoff) else {
             return ENXIO.to_errno() as c_long;
         };
-        // `dax_direct_access` refuses a negative number.
-        if T::are_known_good(pgmap, pgoff, nr_pages as usize) {
+        // Failed pages are looked for first: the driver knows that a page is bad before it is
+        // repaired. `dax_direct_access` refuses a negative number.
+        if pgmap.none_failed() && T::are_known_good(pgmap, pgoff, nr_pages as usize) {
             // SAFETY: By the safety requirements.
             return unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) };
         }
@@ -158,7 +160,14 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
         let pgmap = private.pgmap();
         let result = Extent::new(locked, &pgmap.page_states, pgoff)
             .ok_or(ENXIO)
-            .and_then(|extent| data.direct_access(pgmap, extent, nr_pages as usize, mode));
+            .and_then(|extent| data.direct_access(pgmap, extent, nr_pages as usize, mode))
+            .and_then(|extent| {
+                // A failed page may be missing in the linear mapping, to which the address belongs.
+                if mode == AccessMode::Normal && extent.has_failed(pgmap, nr_pages) {
+                    return Err(EHWPOISON);
+                }
+                Ok(extent)
+            });
         match result {
             // SAFETY: By the safety requirements.
             Ok(extent) => unsafe { Self::translate(pgmap, &extent, nr_pages, kaddr, pfn) },

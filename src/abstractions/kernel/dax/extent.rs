@@ -2,7 +2,11 @@
 
 //! The result of a translation.
 
-use crate::abstractions::kernel::memremap::Pages;
+use crate::abstractions::kernel::memremap::{
+    PagemapInner,
+    PagemapOperations,
+    Pages, //
+};
 use core::marker::PhantomData;
 use kernel::{
     page::PAGE_SHIFT,
@@ -86,6 +90,23 @@ impl<'g> Extent<'g> {
             nr_pages: self.nr_pages.min(nr_pages),
             ..self
         }
+    }
+
+    /// Returns whether any of the first `nr_pages` pages has failed; at least one is looked at. The
+    /// extent must be of `pgmap`.
+    #[cold]
+    pub(super) fn has_failed<T: PagemapOperations>(
+        &self,
+        pgmap: &PagemapInner<T>,
+        nr_pages: isize,
+    ) -> bool {
+        let nr_pages = usize::try_from(nr_pages).unwrap_or(0).max(1);
+
+        // No bit is shifted out: these are pages of the data.
+        pgmap.has_failed(
+            self.pgoff << PAGE_SHIFT,
+            nr_pages.min(self.nr_pages) << PAGE_SHIFT,
+        )
     }
 
     /// Returns whether the pages may be accessed. Callable from any context.

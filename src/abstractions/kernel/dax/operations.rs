@@ -93,7 +93,8 @@ pub enum AccessMode {
 /// ```
 pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
     /// Returns whether all of the `nr_pages` pages from `pgoff` on are known to be good. Then they
-    /// are translated without a call of [`Self::direct_access`]. Page `pgoff` exists.
+    /// are translated without a call of [`Self::direct_access`]. Page `pgoff` exists, and no page
+    /// of the pgmap has ever failed.
     ///
     /// This is for a check that takes a few instructions. It may return false for any pages.
     fn are_known_good(_pages: &PagemapInner<P>, _pgoff: usize, _nr_pages: usize) -> bool {
@@ -101,6 +102,9 @@ pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
     }
 
     /// Translates `nr_pages` pages. `extent` has all pages of `pgmap` from the first of these on.
+    ///
+    /// If one of the `nr_pages` pages [has failed](PagemapInner::has_failed), and `mode` is
+    /// [`AccessMode::Normal`], the translation fails with [`EHWPOISON`], whatever this returns.
     ///
     /// Returns the pages from the first on that may be accessed, at least one. These may be more
     /// than `nr_pages`. They are fewer at the end of the data, and, if `mode` is

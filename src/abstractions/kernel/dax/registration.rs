@@ -334,6 +334,32 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_page_is_not_translated() -> Result {
+        let lab = Lab::new()?;
+        let handle = lab.device.handle();
+        let (normal, recovery) = (
+            bindings::dax_access_mode_DAX_ACCESS,
+            bindings::dax_access_mode_DAX_RECOVERY_WRITE,
+        );
+        let ehwpoison = EHWPOISON.to_errno() as c_long;
+
+        assert_eq!(access(&handle, 0, normal).0, 4);
+        let pgmap = lab.memory.as_raw().cast_mut();
+        // SAFETY: The pgmap stays during the call. The memory management calls it like this.
+        unsafe {
+            let report = (*(*pgmap).ops).memory_failure.ok_or(EINVAL)?;
+            report(pgmap, (lab.first() + 3) as c_ulong, 1, 0);
+        }
+        // The driver would translate it.
+        assert_eq!(access(&handle, 0, normal).0, ehwpoison);
+        assert_eq!(access(&handle, 3, normal).0, ehwpoison);
+        assert!(access(&handle, 4, normal) == (4, lab.first() + 4));
+        // What the driver says about a recovery write stands.
+        assert_eq!(access(&handle, 4, recovery).0, ehwpoison);
+        lab.end()
+    }
+
+    #[test]
     fn page_frame_numbers_are_refused_before_access() -> Result {
         let lab = Lab::new()?;
         let normal = bindings::dax_access_mode_DAX_ACCESS;

@@ -320,6 +320,14 @@ impl<T: PagemapOperations> PagemapInner<T> {
         self.page_states.any_exposed()
     }
 
+    /// Returns whether a page fault may have used the memory: a page was exposed, or the disk had
+    /// an indirect claim. Above device-mapper, a write fault on a shared block may copy from memory
+    /// that was not exposed to that of another device (`dax_iomap_copy_around`). Meanwhile it holds
+    /// the lock of an entry, and no `dax_read_lock`.
+    pub(in crate::abstractions) fn is_reachable_by_faults(&self) -> bool {
+        self.is_exposed() || self.host().is_some_and(DiskState::had_indirect_claim)
+    }
+
     /// Returns how many bytes were ever exposed, in whole chunks of the size that a PMD maps.
     pub fn exposed_bytes(&self) -> u64 {
         self.page_states.exposed_bytes()
@@ -373,7 +381,7 @@ impl<T: PagemapOperations> PagemapInner<T> {
 
     /// Writes the CPU caches back for these page frames, as far as they are in the data and have
     /// not failed.
-    pub fn write_back(&self, pfns: Range<u64>) {
+    pub(in crate::abstractions) fn write_back(&self, pfns: Range<u64>) {
         let frames = self.frames();
         let (start, end) = (pfns.start.max(frames.start), pfns.end.min(frames.end));
 

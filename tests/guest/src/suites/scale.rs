@@ -23,12 +23,10 @@ use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing};
-use crate::nd::Device;
 use crate::ndctl::Mode::FsdaxMem;
 use crate::process::Child;
 use crate::retired;
 use crate::stacked::Loop;
-use crate::sysfs;
 use crate::tracing::CallCount;
 
 const MIB: usize = 1 << 20;
@@ -381,19 +379,6 @@ fn pins_one_by_one(lab: &mut Lab) -> Result<()> {
 const SCATTERED: usize = 1000;
 const DISTANCE: usize = 14 * MIB;
 
-/// The bytes of a bound device that were exposed, from its line in debugfs.
-fn exposed(device: &Device) -> Result<usize> {
-    let devices = sysfs::read("/sys/kernel/debug/pmem_rs/devices")?;
-    let name = format!("{} ", device.name());
-    let line = devices
-        .lines()
-        .find(|line| line.starts_with(&name))
-        .with_context(|| format!("{name} is not in {devices:?}"))?;
-    let (_, rest) = line.split_once("exposed: ").context("no size")?;
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Ok(digits.parse::<usize>()? << 10)
-}
-
 /// A device of 16 GiB of which a thousand pages are exposed: as many chunks of 2 MiB.
 fn scattered(lab: &mut Lab) -> Result<()> {
     let prepared = lab.prepare_in(2, FsdaxMem)?;
@@ -414,7 +399,7 @@ fn scattered(lab: &mut Lab) -> Result<()> {
     drop((mapping, file));
     mount.unmount()?;
 
-    let chunks = exposed(&prepared.bound)? / PMD;
+    let chunks = prepared.bound.exposed()? / PMD;
     let start = Instant::now();
     prepared.bound.unbind()?;
     let took = start.elapsed();

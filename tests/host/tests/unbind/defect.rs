@@ -24,6 +24,8 @@ pub enum Defect {
     WalkBeforeClose,
     /// `revoke` returns before the files were walked, which happens later.
     RevokedUnwalked,
+    /// The files are walked only if a page was exposed.
+    CopiesIgnored,
 
     // The access state.
     /// The access state is ignored. The device refuses only when it is not alive.

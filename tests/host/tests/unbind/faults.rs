@@ -108,6 +108,45 @@ fn defects_of_the_access_state_are_found() {
     }
 }
 
+/// A fault copies from the device to another one. No page of the device is ever exposed.
+const COPYING_FAULT: Model = Model {
+    setup: Setup {
+        indirect: true,
+        ..Setup::INLINE
+    },
+    preemptions: 3,
+    run: |world| {
+        world.spawn(|world| world.copying_fault());
+        world.unbind();
+    },
+};
+
+/// The same while another reader hangs in its section until unbind has returned.
+const COPYING_FAULT_AND_HANGING_READER: Model = Model {
+    setup: Setup {
+        indirect: true,
+        ..FAULT_AND_HANGING_READER.setup
+    },
+    preemptions: 2,
+    run: |world| {
+        world.spawn(|world| world.copying_fault());
+        world.unbind();
+        world.leave();
+    },
+};
+
+#[test]
+fn memory_stays_while_a_fault_copies_from_it() {
+    COPYING_FAULT.explore().assert(&["copied", "in time"]);
+    COPYING_FAULT_AND_HANGING_READER
+        .explore()
+        .assert(&["copied", "retired"]);
+    for model in [COPYING_FAULT, COPYING_FAULT_AND_HANGING_READER] {
+        model.finds(Defect::CopiesIgnored, "Causality violation");
+        model.finds(Defect::LockedEntriesIgnored, "Causality violation");
+    }
+}
+
 /// A page fault of a `MAP_SYNC` mapping: its entry is not locked all the time, and what it inserts
 /// last was translated long before. Only the invalidate lock, which it holds all the time, makes
 /// the walk wait for it.

@@ -20,6 +20,8 @@ pub struct Setup {
     pub evicting: bool,
     /// The disk has a keeper with the address of the memory; see [`World::use_by_keeper`].
     pub held: bool,
+    /// The memory may be below device-mapper; see [`World::copying_fault`].
+    pub indirect: bool,
     /// A reader is inside of a read-side section until unbind has returned; see [`World::leave`].
     pub stuck: bool,
     /// The file may be closed while the disk is removed; see [`World::pin_and_close`].
@@ -55,6 +57,7 @@ impl Setup {
         pinned: false,
         evicting: false,
         held: false,
+        indirect: false,
         stuck: false,
         closing: false,
         no_deadline: false,

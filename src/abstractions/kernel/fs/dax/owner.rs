@@ -200,14 +200,13 @@ impl<T: PagemapOperations> Owner<T> {
         if !self.pgmap.is_unused() {
             return Some(User::Reference);
         }
-        // Memory that was not exposed has no other users, and never will.
-        if !self.pgmap.is_exposed() {
-            return None;
-        }
-        if self.pgmap.host().is_some_and(|host| host.has_keeper()) {
+        // Nothing that was not exposed will be. A keeper asks for a page frame number.
+        let is_exposed = self.pgmap.is_exposed();
+        if is_exposed && self.pgmap.host().is_some_and(|host| host.has_keeper()) {
             return Some(User::Keeper);
         }
-        if walk_needed || self.revocation.is_incomplete() {
+        let is_incomplete = walk_needed || self.revocation.is_incomplete();
+        if is_incomplete && self.pgmap.is_reachable_by_faults() {
             return Some(User::PageCache);
         }
         let page = self.first_used(next)?;
@@ -298,7 +297,7 @@ impl<T: PagemapOperations> Drop for Owner<T> {
                     break;
                 }
             }
-        } else if self.pgmap.is_exposed() || !self.pgmap.wait_timeout(DROP_TIMEOUT) {
+        } else if self.pgmap.is_reachable_by_faults() || !self.pgmap.wait_timeout(DROP_TIMEOUT) {
             pr_warn!(
                 "{} may be in use and was not freed: it stays mapped and reserved until reboot\n",
                 self.pgmap.reservation_name().first()
@@ -310,8 +309,8 @@ impl<T: PagemapOperations> Drop for Owner<T> {
         }
 
         // SAFETY: Translations are refused. Either there was no user before and after the grace
-        // periods; or no page was ever exposed and no reference is left. The fields are not used
-        // after this.
+        // periods; or no fault has reached the memory and no reference is left. The fields are not
+        // used after this.
         unsafe {
             self.free_pages();
             ManuallyDrop::drop(&mut self.registered);

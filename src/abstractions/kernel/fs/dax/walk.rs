@@ -64,8 +64,7 @@ fn walk<T: PagemapOperations>(
     mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> (Walked, bool) {
     let mut walked = Walked::default();
-    // A translation that returns a page frame number records the exposure first.
-    if !pgmap.is_exposed() {
+    if !pgmap.is_reachable_by_faults() {
         return (walked, false);
     }
 

@@ -11,6 +11,7 @@ mod address_space;
 mod asynchronous;
 mod blocked;
 mod cells;
+mod copying;
 mod core_dump;
 mod direct_io;
 mod fixture;

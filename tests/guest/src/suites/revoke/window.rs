@@ -20,6 +20,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::pipe;
 
+use super::copying::copy_from_another_device;
 use super::fixture::{Fixture, LEN, contents};
 use super::users::SIGNAL_LIMIT;
 use super::{FREE_LIMIT, Fs, UNBIND_LIMIT, Under, Way};
@@ -48,6 +49,7 @@ macro_rules! tests {
             Test::new("xfs_being_unmounted", being_unmounted),
             Test::new("ext4_truncate_after_a_pin", |lab| truncate_after_a_pin(lab, Fs::Ext4)),
             Test::new("xfs_truncate_after_a_pin", |lab| truncate_after_a_pin(lab, Fs::Xfs)),
+            Test::new("copy_from_another_device", copy_from_another_device),
         ]
     };
 }
@@ -80,7 +82,7 @@ pub const SUITE: Suite = Suite {
 
 /// How long faults are blocked after the device was killed: longer than the driver waits for pinned
 /// pages.
-const HELD: Duration = Duration::from_millis(2000);
+pub(super) const HELD: Duration = Duration::from_millis(2000);
 /// How long they are blocked if the device is not killed at all.
 const HELD_AT_MOST: Duration = Duration::from_millis(4000);
 /// The same for a truncate: it is still blocked when unbind has returned.
@@ -89,16 +91,16 @@ const HELD_TRUNCATE: Duration = Duration::from_secs(10);
 /// then, but it waits for the lock of the file instead.
 const FREE_AFTER_TRUNCATE: Duration = Duration::from_secs(2);
 /// How long the threads may take to enter their faults, and to leave them.
-const FAULT_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const FAULT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a thread may take to wait for a page.
 const QUEUE_TIME: Duration = Duration::from_millis(200);
 
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The maximum number of reachable pages that are listed.
 const SHOWN: usize = 8;
 
 /// The name of threads that the module blocks.
-const HELD_NAME: &str = "window";
+pub(super) const HELD_NAME: &str = "window";
 /// The name of a thread that it does not block.
 const QUEUED_NAME: &str = "queued";
 
@@ -120,12 +122,13 @@ enum Size {
 
 /// Where faults, unmounts or truncates are blocked; the numbers are the module's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Position {
+pub(super) enum Position {
     Translating = 0,
     Translated = 1,
     Synced = 2,
     Unmounted = 3,
     PinWaitedFor = 4,
+    Copying = 5,
 }
 
 /// Whether faults are still blocked when the device is killed.
@@ -441,7 +444,7 @@ fn give_back(mut fixture: Fixture<'_>) -> Result<()> {
 }
 
 /// Checks one of the module's counters.
-fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<()> {
+pub(super) fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<()> {
     let found = state.get(name).copied();
     ensure!(
         found == Some(wanted),
@@ -451,13 +454,13 @@ fn expect(state: &HashMap<String, usize>, name: &str, wanted: usize) -> Result<(
 }
 
 /// The module `window`, while it is loaded.
-struct Module(());
+pub(super) struct Module(());
 
 impl Module {
     const NAME: &str = "window";
     const STATE: &str = "/sys/kernel/debug/window/state";
 
-    fn load(position: Position) -> Result<Module> {
+    pub(super) fn load(position: Position) -> Result<Module> {
         Module::load_for(position, HELD)
     }
 
@@ -473,7 +476,7 @@ impl Module {
     }
 
     /// Its counters.
-    fn state(&self) -> Result<HashMap<String, usize>> {
+    pub(super) fn state(&self) -> Result<HashMap<String, usize>> {
         let text = sysfs::read(Module::STATE)?;
         text.lines()
             .map(|line| {
@@ -484,7 +487,7 @@ impl Module {
     }
 
     /// Waits until this number of threads are blocked.
-    fn expect_blocked(&self, count: usize) -> Result<()> {
+    pub(super) fn expect_blocked(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + FAULT_LIMIT;
         loop {
             let state = self.state()?;

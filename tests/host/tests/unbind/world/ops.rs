@@ -196,7 +196,7 @@ impl TeardownOps for World {
         }
 
         self.close_access(NO_FRAMES);
-        if !self.exposed.load(Relaxed) || !self.find_file() {
+        if !self.is_reachable_by_faults() || !self.find_file() {
             return;
         }
 
@@ -370,6 +370,13 @@ impl World {
         }
     }
 
+    /// `PagemapInner::is_reachable_by_faults`. `DiskState::had_indirect_claim` is constant here.
+    fn is_reachable_by_faults(&self) -> bool {
+        let is_copied = self.setup.indirect && !self.has(Defect::CopiesIgnored);
+
+        self.exposed.load(Relaxed) || is_copied
+    }
+
     /// `Pagemap::first_used`
     fn first_page_user(&self) -> Option<User> {
         if !self.exposed.load(Relaxed) {
@@ -390,7 +397,7 @@ impl World {
     /// had been put before. If the file cannot be mapped any more, `waits` is for the inode lock.
     fn walk(&self, waits: bool) -> bool {
         let is_complete = !self.references.exceeds(0);
-        if !self.exposed.load(Relaxed) || !self.find_file() {
+        if !self.is_reachable_by_faults() || !self.find_file() {
             return is_complete;
         }
 

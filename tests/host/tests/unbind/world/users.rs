@@ -101,6 +101,18 @@ impl World {
         self.seen.note(if mapped { "mapped" } else { "SIGBUS" });
     }
 
+    /// A write fault that copies a shared block of this device to a page of another one
+    /// (`dax_iomap_copy_around()`): the entry, which is going to name that page, is locked from
+    /// before the translation until the end of the copy.
+    pub fn copying_fault(&self) {
+        self.entry.lock();
+        if self.translate(Reader::Fault, false, || ()) {
+            self.memory.access();
+            self.seen.note("copied");
+        }
+        self.entry.unlock();
+    }
+
     /// A page fault of a `MAP_SYNC` mapping (ext4, xfs): the entry is not locked while the file
     /// system makes its metadata durable, and nothing is translated after that. The invalidate lock
     /// is held all the time.
