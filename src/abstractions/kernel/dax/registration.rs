@@ -185,6 +185,7 @@ mod tests {
             },
             fs::dax::testing::{
                 pages,
+                pages_that_may_fail,
                 Silent,
                 TestPagemap, //
                 LEN,
@@ -224,10 +225,10 @@ mod tests {
 
     struct Memory;
 
-    impl Operations<Silent> for Memory {
+    impl<P: PagemapOperations> Operations<P> for Memory {
         fn direct_access<'g>(
             &'g self,
-            _pages: &'g PagemapInner<Silent>,
+            _pages: &'g PagemapInner<P>,
             extent: Extent<'g>,
             _nr_pages: usize,
             mode: AccessMode,
@@ -265,14 +266,19 @@ mod tests {
     type Callbacks = Private<Memory, Silent>;
 
     /// A device, and its memory. Exposed memory has to be revoked before the drop.
-    struct Lab {
-        device: Device,
-        memory: TestPagemap<Silent>,
+    struct Lab<P: PagemapOperations = Silent> {
+        device: Registration<Memory, P>,
+        memory: TestPagemap<P>,
     }
 
     impl Lab {
         fn new() -> Result<Self> {
-            let memory = pages()?;
+            Self::of(pages()?)
+        }
+    }
+
+    impl<P: PagemapOperations> Lab<P> {
+        fn of(memory: TestPagemap<P>) -> Result<Self> {
             let device = Registration::new(
                 Arc::new(Memory, GFP_KERNEL)?,
                 memory.pages.reference(),
@@ -335,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_failed_page_is_not_translated() -> Result {
-        let lab = Lab::new()?;
+        let lab = Lab::of(pages_that_may_fail()?)?;
         let handle = lab.device.handle();
         let (normal, recovery) = (
             bindings::dax_access_mode_DAX_ACCESS,

@@ -92,24 +92,41 @@ pub(in crate::abstractions) const LEN: ResourceSize = 128 << 20;
 
 /// Makes pages of a range without memory. It must not be read or written.
 pub(in crate::abstractions) fn pages() -> Result<TestPagemap<Silent>> {
-    pages_with(|config| config)
+    pages_with(|config| config, Silent)
+}
+
+/// Handles every failure.
+pub(in crate::abstractions) struct Handling;
+
+impl PagemapOperations for Handling {
+    fn memory_failure(&self, _failure: &Failure<'_>) -> Result {
+        Ok(())
+    }
+
+    fn record_failure(&self, _offset: u64, _len: u64) {}
+}
+
+/// As [`pages`], with failures that are handled.
+pub(in crate::abstractions) fn pages_that_may_fail() -> Result<TestPagemap<Handling>> {
+    pages_with(|config| config, Handling)
 }
 
 /// As [`pages`], but the `struct page`s are said to be on the medium.
 pub(in crate::abstractions) fn pages_on_medium() -> Result<TestPagemap<Silent>> {
-    pages_with(PagemapConfig::treated_as_on_medium)
+    pages_with(PagemapConfig::treated_as_on_medium, Silent)
 }
 
-fn pages_with(
+fn pages_with<T: PagemapOperations>(
     change: impl FnOnce(PagemapConfig<'static>) -> PagemapConfig<'static>,
-) -> Result<TestPagemap<Silent>> {
+    ops: T,
+) -> Result<TestPagemap<T>> {
     let start = free_range(LEN)?;
     let name = CString::try_from_fmt(fmt!("pmem_rs test"))?;
 
     TestPagemap::new(
         change(PagemapConfig::new(start, LEN)?),
         MemRegion::request(start, LEN, name)?,
-        Silent,
+        ops,
     )
 }
 
