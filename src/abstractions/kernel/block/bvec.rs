@@ -73,8 +73,8 @@ impl<'a> Iterator for Segments<'a> {
             _bio: PhantomData,
         };
 
-        // INVARIANT: Either the entry is used up or nothing remains. Nothing wraps: `len` is at most
-        // `remaining`, and an array of `usize::MAX` entries does not fit in memory.
+        // INVARIANT: Either the entry is used up or nothing remains. Neither wraps: `len` is at
+        // most `remaining`, and an array of `usize::MAX` entries does not fit in memory.
         self.remaining = self.remaining.wrapping_sub(len);
         self.index = self.index.wrapping_add(1);
         self.done = 0;

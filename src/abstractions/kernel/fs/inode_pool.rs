@@ -63,9 +63,10 @@ type Slots = KVVec<Slot>;
 
 /// Returns the number of free slots.
 fn nr_free(slots: &Slots) -> usize {
-    let nr_used = slots.iter().filter(|slot| !slot.is_free()).count();
+    let used = slots.iter().filter(|slot| !slot.is_free());
 
-    slots.capacity().saturating_sub(nr_used)
+    // `count()` checks for an overflow.
+    used.fold(slots.capacity(), |nr, _| nr.saturating_sub(1))
 }
 
 /// Returns a free slot, if there is one.
