@@ -25,8 +25,8 @@
 //!   namespace, and the memory of a region ([`PmemResource`]) from the firmware or a bound device.
 //! - The owner of a pgmap goes through states that consume each other. Pages are freed from the
 //!   last state only, after all proofs were checked ([`kernel::fs::dax`]). An owner that is dropped
-//!   earlier frees them only if none was ever exposed and no reference is left. Otherwise it leaks
-//!   them, or waits if leaking is not possible.
+//!   earlier frees them only if none was ever exposed, the disk had no indirect claim, and no
+//!   reference is left. Otherwise it leaks them, or waits if leaking is not possible.
 //! - Callbacks of the C side (bio, DAX, sysfs, memory failure) reach only data that their
 //!   registration owns, or check at run time whether the data still exists
 //!   ([`nvdimm::RegionAccess`]). A leaked registration leaks this data with it. It also keeps the
@@ -45,6 +45,8 @@
 //!   the safe trait `IdTable`, whose method may return any pointer.
 //! - A page that leaves the linear mapping between the check and the store of a [`WritableSlice`],
 //!   or of the DAX core after a translation. The store is an oops then, as it is with the C driver.
+//!   The DAX core also stores to a page that has failed if it copies a block before a recovery
+//!   write (`dax_iomap_iter()`), or more than was translated (`dax_iomap_copy_around()`).
 //!   So is the read of a [`PmemSlice`] on CPUs without a copy that survives machine checks.
 //! - An out-of-tree module that keeps addresses of DAX memory. The memory may be freed while the
 //!   module uses it.

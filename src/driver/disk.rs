@@ -282,7 +282,7 @@ impl Pmem {
         let find =
             move |size| Span::of_request(bio.sector(), bio.len(), self.io_state.block_size, size);
 
-        // A `match` would first convert the number of the operation to the enum.
+        // A `match` of the operation would first convert its number to the enum.
         if let Some(segments) = bio.segments_to_fill() {
             match self.memory.find_good(find) {
                 Some((_, memory)) => read(memory, segments),

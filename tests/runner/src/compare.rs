@@ -530,6 +530,12 @@ const KNOWN_BUGS: &[Bug] = &[
         what: "an oops when a debugfs file is closed",
         shows: |_, console| console.contains("Oops") && console.contains("full_proxy_release+"),
     },
+    Bug {
+        test: "copy_of_a_shared_block_is_too_long",
+        has_patch: false,
+        what: "bytes of the old blocks behind the new ones",
+        shows: |report, _| says(report, "behind the new blocks were overwritten"),
+    },
 ];
 
 /// Whether the kernel has warned in a file, called by a function.

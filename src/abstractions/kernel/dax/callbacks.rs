@@ -21,7 +21,10 @@ use crate::abstractions::kernel::memremap::{
 };
 use crate::abstractions::kernel_ext::iov::IterSource;
 use kernel::{
-    page::PAGE_MASK,
+    page::{
+        PAGE_MASK,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::Arc, //
 };
@@ -163,7 +166,10 @@ impl<T: Operations<P>, P: PagemapOperations> Private<T, P> {
             .and_then(|extent| data.direct_access(pgmap, extent, nr_pages as usize, mode))
             .and_then(|extent| {
                 // A failed page may be missing in the linear mapping, to which the address belongs.
-                if mode == AccessMode::Normal && extent.has_failed(pgmap, nr_pages) {
+                // All requested pages are looked at: some callers ignore how many are translated.
+                let len = (nr_pages as usize).max(1).saturating_mul(PAGE_SIZE);
+                let offset = pgoff.saturating_mul(PAGE_SIZE);
+                if mode == AccessMode::Normal && pgmap.has_failed(offset, len) {
                     return Err(EHWPOISON);
                 }
                 Ok(extent)

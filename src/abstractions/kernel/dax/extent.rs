@@ -2,11 +2,7 @@
 
 //! The result of a translation.
 
-use crate::abstractions::kernel::memremap::{
-    PagemapInner,
-    PagemapOperations,
-    Pages, //
-};
+use crate::abstractions::kernel::memremap::Pages;
 use core::marker::PhantomData;
 use kernel::{
     page::PAGE_SHIFT,
@@ -92,23 +88,6 @@ impl<'g> Extent<'g> {
         }
     }
 
-    /// Returns whether any of the first `nr_pages` pages has failed; at least one is looked at. The
-    /// extent must be of `pgmap`.
-    #[cold]
-    pub(super) fn has_failed<T: PagemapOperations>(
-        &self,
-        pgmap: &PagemapInner<T>,
-        nr_pages: isize,
-    ) -> bool {
-        let nr_pages = usize::try_from(nr_pages).unwrap_or(0).max(1);
-
-        // No bit is shifted out: these are pages of the data.
-        pgmap.has_failed(
-            self.pgoff << PAGE_SHIFT,
-            nr_pages.min(self.nr_pages) << PAGE_SHIFT,
-        )
-    }
-
     /// Returns whether the pages may be accessed. Callable from any context.
     #[inline]
     pub(super) fn permits_access(&self) -> bool {
@@ -119,7 +98,7 @@ impl<'g> Extent<'g> {
     /// frame number, if mappings are permitted. Page tables, page caches and pins may refer to
     /// exposed pages after the lock was released.
     ///
-    /// If `nr_pages` is 0, the first page is exposed.
+    /// If `nr_pages` is not positive, the first page is exposed.
     ///
     /// Calls `report` with the offset and the length of these pages in bytes if a chunk of theirs
     /// was not exposed before.

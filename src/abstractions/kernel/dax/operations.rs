@@ -104,7 +104,7 @@ pub trait Operations<P: PagemapOperations>: Send + Sync + 'static {
     /// Translates `nr_pages` pages. `extent` has all pages of `pgmap` from the first of these on.
     ///
     /// If one of the `nr_pages` pages [has failed](PagemapInner::has_failed), and `mode` is
-    /// [`AccessMode::Normal`], the translation fails with [`EHWPOISON`], whatever this returns.
+    /// [`AccessMode::Normal`], the translation fails with [`EHWPOISON`], even if this succeeds.
     ///
     /// Returns the pages from the first on that may be accessed, at least one. These may be more
     /// than `nr_pages`. They are fewer at the end of the data, and, if `mode` is

@@ -31,10 +31,11 @@
 //!
 //! # Drops
 //!
-//! In any state, a dropped owner is freed if no page was ever exposed and all references are put
-//! within 10 s. Otherwise pages, mapping and reservation are leaked, with a warning, and the module
-//! stays loaded. A memory map on the medium is not leaked, since the medium may be taken away. For
-//! such a pgmap the drop waits, without limit, until all proofs are there.
+//! In any state, a dropped owner is freed if no page was ever exposed, the disk had no indirect
+//! claim, and all references are put within 10 s. Otherwise pages, mapping and reservation are
+//! leaked, with a warning, and the module stays loaded. A memory map on the medium is not leaked,
+//! since the medium may be taken away. For such a pgmap the drop waits, without limit, until all
+//! proofs are there.
 //!
 //! [`PagemapRef`]: crate::abstractions::kernel::memremap::PagemapRef
 //! [`dax::Registration`]: crate::abstractions::kernel::dax::Registration

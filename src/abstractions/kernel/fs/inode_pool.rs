@@ -65,7 +65,7 @@ type Slots = KVVec<Slot>;
 fn nr_free(slots: &Slots) -> usize {
     let used = slots.iter().filter(|slot| !slot.is_free());
 
-    // `count()` checks for an overflow.
+    // `count()` has a check for overflow, which can panic.
     used.fold(slots.capacity(), |nr, _| nr.saturating_sub(1))
 }
 

@@ -83,7 +83,7 @@ impl Exposure {
     #[inline]
     pub(super) unsafe fn has(&self, frame: usize, nr_pages: isize) -> bool {
         const MASK: usize = (1 << Exposure::SHIFT) - 1;
-        // An `isize` is at most half of all numbers, so a sum that wraps is in another chunk.
+        // If the sum wraps, it is in another chunk: an `isize` is less than half of the numbers.
         let last = frame.wrapping_add_signed(nr_pages).wrapping_sub(1);
         let bit = frame >> Self::SHIFT;
 
@@ -178,6 +178,8 @@ mod tests {
         assert!(exposure.add(page, 1));
         assert!(!exposure.add(page, 1));
         assert!(has(page, 1) && has(page, CHUNK as isize - 3));
+        // The chunk of the page, if none is asked for, unless that is the previous one.
+        assert!(has(page, 0) && has(page, -1) && !has(page - 3, 0));
         // Some of the next chunk, too.
         assert!(!has(page, CHUNK as isize - 2) && !has(page, isize::MAX));
         assert!(!has(page - CHUNK as usize, 1) && !has(page + CHUNK as usize, 1));

@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{Suite, Test, probe, region};
+use crate::command::run;
 use crate::disk::Access;
+use crate::dm::Mapped;
 use crate::filesystem::FileSystem::{self, Ext4, Xfs};
 use crate::filesystem::Mount;
 use crate::injector::Injector;
@@ -18,7 +20,9 @@ use crate::lab::{Lab, Prepared};
 use crate::mapping::{Mapping, PAGE, PMD, Sharing, need_huge_pages};
 use crate::ndctl::{self, Mode};
 use crate::process::Child;
-use crate::syscall::{clone_file, page_cache_statistics, swap_extents, swap_with_boot_loader};
+use crate::syscall::{
+    clone_file, page_cache_statistics, start_of_file, swap_extents, swap_with_boot_loader,
+};
 
 pub const SUITE: Suite = Suite {
     name: "kernel_bugs",
@@ -39,6 +43,7 @@ pub const SUITE: Suite = Suite {
         Test::new("extents_are_swapped_under_a_mapping", swap_mapped),
         Test::new("boot_loader_is_swapped_under_a_mapping", swap_boot_loader),
         Test::new("file_is_closed_after_its_module_went", close_late),
+        Test::new("copy_of_a_shared_block_is_too_long", copy_too_much).within(120),
     ],
 };
 
@@ -178,6 +183,52 @@ fn write_to_shared(lab: &mut Lab) -> Result<()> {
     file.write_all_at(&[2], 0)?;
     drop((mapping, file));
     mount.unmount()
+}
+
+/// `write` first copies all of a shared extent to the first chunk of the new one, however long that
+/// chunk is. It goes on in memory that belongs to something else.
+fn copy_too_much(lab: &mut Lab) -> Result<()> {
+    let disk = lab.prepare(Mode::FsdaxMem)?.disk.node_str();
+    let (start, half, chunk) = (4096, 160_u64 << 11, 128);
+    let (len, second) = (2 * half, start + half);
+    let table = format!("0 {len} striped 2 {chunk} {disk} {start} {disk} {second}");
+    let over = Mapped::new("over", &table)?;
+    let node = over.disk().node_str();
+    // Where the file system stores nothing, these bytes stay.
+    let all = over.disk().open(Access::Buffered)?;
+    let free = vec![0xaa; LEN];
+    for offset in (0..len << 9).step_by(LEN) {
+        all.write_all_at(&free, offset)?;
+    }
+    all.sync_all()?;
+    Xfs.make_with(&node, &["-K"])?;
+    let mount = Xfs.mount(&node, "dax=always")?;
+    fs::write(mount.path("file"), vec![1; LEN])?;
+    let file = open(&mount)?;
+    share(&mount, &file)?;
+    let copy = Access::Buffered.open(&mount.path("copy"))?;
+    copy.write_all_at(&vec![2; LEN], 0)?;
+    copy.sync_all()?;
+    let [old, new] = [&file, &copy].map(start_of_file);
+    let (old, behind) = (old?, new? + LEN as u64);
+    drop((file, copy));
+    mount.unmount()?;
+
+    ensure!(
+        old.abs_diff(behind) >= LEN as u64,
+        "the blocks that were shared come right behind the new ones"
+    );
+    run("blockdev", &["--flushbufs", &node])?;
+    let mut found = vec![0; LEN];
+    all.read_exact_at(&mut found, behind)?;
+    let strays = found.iter().filter(|byte| **byte == 1).count();
+    drop(all);
+    over.remove()?;
+    ensure!(
+        strays == 0,
+        "{strays} bytes behind the new blocks were overwritten with those of the old ones"
+    );
+    Ok(())
 }
 
 /// A store by a mapping without PMDs replaces an entry of 2 MiB by one of a page. When the inode is

@@ -16,7 +16,7 @@ use super::{
     },
     walk::{
         may_put,
-        walk_files,
+        walk_files_and_copies,
         Walked, //
     }, //
 };
@@ -84,7 +84,7 @@ impl Revocation {
         mode: LockMode,
     ) -> Walked {
         self.record_walk(pgmap, mode, |revoke| {
-            let walked = walk_files(pgmap, pool, |_, file, _| {
+            let walked = walk_files_and_copies(pgmap, pool, |_, file, _| {
                 let revoked = revoke(file);
                 revoked.nr_deleted.saturating_add(revoked.nr_kept)
             });

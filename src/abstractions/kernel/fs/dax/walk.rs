@@ -29,13 +29,29 @@ pub struct Walked {
     pub nr_pages: u64,
 }
 
-/// Calls `f` for each file that may use the memory. `f` returns the number of pages that the file
-/// has.
+/// Calls `f` for each file that may use pages of the memory. `f` returns the number of pages that
+/// the file has.
 pub(super) fn walk_files<T: PagemapOperations>(
+    pgmap: &PagemapInner<T>,
+    pool: &Arc<InodePool>,
+    f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
+) -> Walked {
+    if !pgmap.is_exposed() {
+        return Walked::default();
+    }
+    walk_files_and_copies(pgmap, pool, f)
+}
+
+/// As [`walk_files`], also if only page faults that copy may use the memory
+/// ([`PagemapInner::is_reachable_by_faults`]).
+pub(super) fn walk_files_and_copies<T: PagemapOperations>(
     pgmap: &PagemapInner<T>,
     pool: &Arc<InodePool>,
     mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> u64,
 ) -> Walked {
+    if !pgmap.is_reachable_by_faults() {
+        return Walked::default();
+    }
     let f = |inode: &Inode, file: FileMapping<'_>, may_put: &dyn Fn(&Inode) -> bool| {
         ControlFlow::Continue(f(inode, file, may_put))
     };
@@ -50,6 +66,9 @@ pub(super) fn try_walk_files<T: PagemapOperations>(
     pool: &Arc<InodePool>,
     f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> Option<Walked> {
+    if !pgmap.is_exposed() {
+        return Some(Walked::default());
+    }
     let (walked, is_cut_short) = walk(pgmap, pool, true, f);
 
     (!is_cut_short).then_some(walked)
@@ -64,10 +83,6 @@ fn walk<T: PagemapOperations>(
     mut f: impl FnMut(&Inode, FileMapping<'_>, &dyn Fn(&Inode) -> bool) -> ControlFlow<(), u64>,
 ) -> (Walked, bool) {
     let mut walked = Walked::default();
-    if !pgmap.is_reachable_by_faults() {
-        return (walked, false);
-    }
-
     let may_put = |inode: &Inode| may_put(pgmap, inode);
     let supers = pgmap.host().map_or(Supers::All, Supers::MayUse);
     let mut walk = Walk::new(pool, supers, is_nonblocking, &may_put);
