@@ -773,6 +773,41 @@ mod tests {
         Ok(())
     }
 
+    /// Returns the users of memory of which nothing was exposed: after a walk that began while
+    /// there was a reference, and after another one. Frees it.
+    fn users_of_unexposed_memory(claimed: bool) -> Result<[Option<User>; 2]> {
+        let TestPagemap { pages, queue } = pages()?;
+        let faux = faux::Registration::new(c"pmem_rs_gendisk", None)?;
+        let disk = disk(counter()?, 512)?;
+
+        pages.set_host(disk.state())?;
+        let disk = disk.register(faux.as_ref().as_ref())?;
+        if claimed {
+            drop(PlainClaim::new(&disk)?);
+        }
+        let reference = pages.reference();
+        drop(disk);
+        let (mut revoked, _) = pages.close().revoke();
+        drop(reference);
+        revoked.wait_for(User::Reference, 1000);
+        let early = revoked.first_user();
+        revoked.revoke();
+        let late = revoked.first_user();
+        revoked.free().map_err(|_| EBUSY)?;
+        drop(queue);
+        Ok([early, late])
+    }
+
+    #[test]
+    fn memory_below_another_device_is_walked_if_nothing_was_exposed() -> Result {
+        assert_eq!(users_of_unexposed_memory(false)?, [None, None]);
+        assert_eq!(
+            users_of_unexposed_memory(true)?,
+            [Some(User::PageCache), None]
+        );
+        Ok(())
+    }
+
     #[test]
     fn a_freeze_that_something_else_has_put_is_not_put_again() -> Result {
         let disk = disk(counter()?, 512)?;
