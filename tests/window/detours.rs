@@ -504,7 +504,7 @@ module! {
     params: {
         place: u8 {
             default: 1,
-            description: "0: before dax_read_unlock, 1: after it, 2: after the sync of a MAP_SYNC fault, 3: after kill_block_super, 4: a truncate after the wait for a pin, 5: before a write fault copies a shared block",
+            description: "Where threads are blocked: a number of `mod place` in detours.rs",
         },
         ms: u32 {
             default: 1000,

@@ -466,9 +466,7 @@ mod tests {
         FrozenDevice, //
     };
     use crate::abstractions::kernel::block::{
-        bio::{
-            Status, //
-        },
+        bio::Status,
         gendisk::{
             limits::{
                 Features,

@@ -196,7 +196,7 @@ impl TeardownOps for World {
         }
 
         self.close_access(NO_FRAMES);
-        if !self.is_reachable_by_faults() || !self.find_file() {
+        if !self.exposed.load(Relaxed) || !self.find_file() {
             return;
         }
 
